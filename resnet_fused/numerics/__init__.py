@@ -1,0 +1,50 @@
+"""The float64 oracle and the error bounds that every implementation of an op is held to.
+
+All tolerances of the project live in `tolerances`; loosening one needs a measured reason there.
+Three tiers judge an output ``y`` in a dtype of unit roundoff ``u`` against the oracle ``R``, the
+unfused computation in float64 on the very values that the op was given:
+
+1. *exact*: on small integers every sum is exact, so ``y`` must be ``R`` rounded once, bit for bit;
+2. *bound*: every element obeys a bound made of its own operands (`conv_bn_act_bound`);
+3. *relative*: the error's norm is compared with that of the unfused chain in the same dtype.
+
+A whole-tensor tolerance would not do: a default ``assert_close`` rejects a correct fused kernel in
+bfloat16, while a norm of the difference passes truncation, low-precision sums and a zeroed channel.
+The model of rounding is Higham, Accuracy and Stability of Numerical Algorithms, chapters 2 and 3.
+"""
+
+from resnet_fused.numerics.bounds import (
+    ACCUMULATIONS,
+    ROUNDINGS,
+    bn_act_bound,
+    conv_bn_act_bound,
+)
+from resnet_fused.numerics.checks import (
+    BoundCheck,
+    RelativeCheck,
+    check_bound,
+    gradient_check,
+    relative_check,
+)
+from resnet_fused.numerics.exact import ExactInputs, exact_expected, exact_inputs
+from resnet_fused.numerics.oracle import bn_act_oracle, conv_bn_act_oracle
+from resnet_fused.numerics.tolerances import accumulator_dtype, unit_roundoff
+
+__all__ = [
+    "ACCUMULATIONS",
+    "ROUNDINGS",
+    "BoundCheck",
+    "ExactInputs",
+    "RelativeCheck",
+    "accumulator_dtype",
+    "bn_act_bound",
+    "bn_act_oracle",
+    "check_bound",
+    "conv_bn_act_bound",
+    "conv_bn_act_oracle",
+    "exact_expected",
+    "exact_inputs",
+    "gradient_check",
+    "relative_check",
+    "unit_roundoff",
+]
