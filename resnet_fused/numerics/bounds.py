@@ -94,7 +94,7 @@ def conv_bn_act_bound(
     n = weight[0].numel() if weight.shape[0] else 0
     enlarge = 1.0 + (n + 2) * 2.0 * unit_roundoff(acc)
     xm, wm = _magnitude(x, acc), _magnitude(weight, acc)
-    a = channels(scale).abs()
+    a = _magnitude(channels(scale))
     total = convolve(xm, wm, *geometry).double().mul_(a * enlarge)
     check_like("oracle", oracle, "the convolution", total.shape)
     total += _magnitude(channels(shift))
@@ -149,7 +149,7 @@ def _stored_error(
     # float32 is enough: its error of 2^-24 S is far below the accumulation term.
     conv = convolve(x.to(acc), weight.to(acc), *geometry).double().nan_to_num_(0.0, 0.0, 0.0)
     half = half_subnormal(dtype)
-    error = (conv.abs().mul_(u).add_(half)).mul_(channels(scale).abs())
+    error = (conv.abs().mul_(u).add_(half)).mul_(_magnitude(channels(scale)))
     most = conv.abs()
     if shift is not None:
         bn = conv.mul_(channels(scale)).add_(channels(shift)).nan_to_num_(0.0, 0.0, 0.0).abs_()

@@ -18,9 +18,9 @@ BN_ACT_STEPS = 2.0
 # Folding rounds each weight once. The n errors are independent, with a standard deviation of 0.41 u
 # (mantissas spread evenly), so their sum over a window is close to normal with 0.41 u |scale|
 # sqrt(conv(x^2, w^2)). 1.5% of the outputs exceed that root, and a tensor of 1e7 reaches 5.4
-# deviations, 2.2 roots. Measured worst beyond u (|R| + |shift|): 1.84 roots, over 1e6 .. 1e7 outputs
-# each of n = 9, 64, 576, 4608 in bfloat16 and float16. Weights that are all alike, whose errors are
-# not independent, are outside of this model.
+# deviations, 2.2 roots. Measured worst beyond u (|R| + |shift|): 1.84 roots, in 1e6 to 1e7 outputs
+# for each n of 9, 64, 576, 4608, in bfloat16 and float16. Weights that are all alike, whose errors
+# are not independent, are outside of this model.
 FOLD_DEVIATIONS = 3.0
 # The relative tier: a fused chain in 16 bits rounds less often than the unfused one and must be no
 # worse; in float32 both are at the mercy of the order of sums.
