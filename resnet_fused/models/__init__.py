@@ -1,0 +1,48 @@
+"""ResNet, ResNeXt and Wide ResNet built from fused layers, under torchvision's names.
+
+The networks hold the same parameters under the same names as ``torchvision.models``, start from
+the same random numbers and compute the same function; only the layers in between are fused.
+torchvision itself is imported only when trained weights are asked for.
+"""
+
+from .resnet import (
+    ARCHITECTURES,
+    CLASSES,
+    Architecture,
+    PlainResNet,
+    ResNet,
+    get_model,
+    get_model_weights,
+    list_models,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+    resnext50_32x4d,
+    resnext101_32x8d,
+    resnext101_64x4d,
+    wide_resnet50_2,
+    wide_resnet101_2,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "CLASSES",
+    "Architecture",
+    "PlainResNet",
+    "ResNet",
+    "get_model",
+    "get_model_weights",
+    "list_models",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+]
