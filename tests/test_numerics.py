@@ -49,7 +49,7 @@ def simulate(
     a, b = column(scale), column(shift)
     if rounding == "folded":
         weight = (weight.to(acc) * scale.view(-1, 1, 1, 1)).to(dtype)
-        a, b = torch.ones_like(a), b.to(dtype).to(acc)
+        a = torch.ones_like(a)
     z = F.conv2d(x.to(acc), weight.to(acc), **case.geometry)
     if rounding in ("stored_conv", "modules"):
         z = z.to(dtype).to(acc)

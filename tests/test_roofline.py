@@ -17,9 +17,15 @@ BY_NAME = {case.name: case for case in CONV_CASES}
 GMAC = {18: 1.814, 34: 3.664, 50: 4.089, 101: 7.801, 152: 11.514}
 
 
+def network(depth: int) -> nn.Module:
+    """On meta: weights are not made, only their sizes."""
+    with torch.device("meta"):
+        return getattr(torchvision.models, f"resnet{depth}")()
+
+
 @pytest.mark.parametrize("depth", GMAC)
 def test_gmac_of_torchvisions_resnets(depth: int) -> None:
-    model = getattr(torchvision.models, f"resnet{depth}")()
+    model = network(depth)
     cost = roofline.model_cost(model, (1, 3, 224, 224))
     assert round(cost.gmac, 3) == GMAC[depth]
     convs = sum(isinstance(m, nn.Conv2d) for m in model.modules())
@@ -27,9 +33,9 @@ def test_gmac_of_torchvisions_resnets(depth: int) -> None:
 
 
 def test_conv_outputs_of_resnet50() -> None:
-    cost = roofline.model_cost(torchvision.models.resnet50(), (1, 3, 224, 224))
+    cost = roofline.model_cost(network(50), (1, 3, 224, 224))
     assert round(cost.conv_outputs / 1e6, 2) == 11.11
-    twice = roofline.model_cost(torchvision.models.resnet50(), (2, 3, 224, 224))
+    twice = roofline.model_cost(network(50), (2, 3, 224, 224))
     assert twice.conv_outputs == 2 * cost.conv_outputs and twice.gmac == 2 * cost.gmac
 
 
@@ -55,7 +61,7 @@ def test_a_stride_beyond_the_filter_skips_pixels() -> None:
 
 
 def test_layers_of_the_list_are_those_of_the_model() -> None:
-    cost = roofline.model_cost(torchvision.models.resnet50(), (1, 3, 224, 224))
+    cost = roofline.model_cost(network(50), (1, 3, 224, 224))
     convs = sum(layer.macs for layer in cost.layers if layer.kind == "conv")
     assert convs == sum(case.count * case.macs for case in RESNET50_LAYERS)
 
@@ -91,7 +97,7 @@ def test_fused_traffic_by_hand() -> None:
 
 
 def test_resnet50_fuses_to_one_kernel_a_convolution() -> None:
-    cost = roofline.model_cost(torchvision.models.resnet50(), (256, 3, 224, 224), dtype=torch.half)
+    cost = roofline.model_cost(network(50), (256, 3, 224, 224), dtype=torch.half)
     assert cost.kernels(fused=True) == 53 + 3, "and max pool, average pool, the linear layer"
     machine = {"peak_flops": 790e12, "bandwidth": 4.3e12}
     # The analytic limits of an H200 at batch 256: 24.3k images/s as eager, 60.2k fused.

@@ -28,10 +28,11 @@ from resnet_fused.numerics.checks import (
 )
 from resnet_fused.numerics.exact import ExactInputs, exact_expected, exact_inputs
 from resnet_fused.numerics.oracle import bn_act_oracle, conv_bn_act_oracle
-from resnet_fused.numerics.tolerances import accumulator_dtype, unit_roundoff
+from resnet_fused.numerics.tolerances import END_TO_END_LIMIT, accumulator_dtype, unit_roundoff
 
 __all__ = [
     "ACCUMULATIONS",
+    "END_TO_END_LIMIT",
     "ROUNDINGS",
     "BoundCheck",
     "ExactInputs",

@@ -42,6 +42,7 @@ def conv_bn_act_bound(
     accumulation: str = "nearest",
     k: int = 16,
     tf32: bool = False,
+    shift_magnitude: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """How far each element of a correct ``conv_bn_act`` may be from `conv_bn_act_oracle`.
@@ -57,22 +58,24 @@ def conv_bn_act_bound(
         x: [N, C, H, W]; its dtype sets u for what is stored on the way.
         weight: [K, C / groups, R, S].
         scale: [K].
-        shift: [K]; where the shift is a difference that cancels (beta - mean * scale), give the sum
-            of the magnitudes, since rounding follows those.
+        shift: [K].
         residual: [N, K, P, Q] or None.
         oracle: what `conv_bn_act_oracle` returned.
         stride: of the convolution, as are padding, dilation and groups.
         padding: see stride.
         dilation: see stride.
         groups: see stride.
-        rounding: "fused", one rounding; "folded", scale and shift rounded into the weights and the
-            bias, which adds 3 u |scale| sqrt(conv(x^2, w^2)) + u |shift|; "stored_conv", the
-            convolution rounded before the affine, which adds u |scale conv|; "modules", conv, BN
-            and add rounded one after the other.
+        rounding: "fused", one rounding; "folded", scale rounded into the weights, which adds
+            3 u |scale| sqrt(conv(x^2, w^2)), and with a residual u |shift|, because the shift is
+            then a bias in x's dtype; "stored_conv", the convolution rounded before the
+            affine, which adds u |scale conv|; "modules", conv, BN and add rounded one after the
+            other.
         accumulation: "nearest", or "truncate" for units that cut their sums, a bias that grows with
             the number of steps: n / k in place of sqrt(n).
         k: depth of such a unit's instruction.
         tf32: operands cut to 11 bits: adds 2 * 2^-11 S.
+        shift_magnitude: [K], in place of |shift| in S; where the implementation computes the shift
+            as a difference that cancels, |beta| + |mean * scale|, since rounding follows those.
         out_dtype: dtype of the output; x's by default.
 
     Returns:
@@ -97,7 +100,7 @@ def conv_bn_act_bound(
     a = _magnitude(channels(scale))
     total = convolve(xm, wm, *geometry).double().mul_(a * enlarge)
     check_like("oracle", oracle, "the convolution", total.shape)
-    total += _magnitude(channels(shift))
+    total += _magnitude(channels(shift if shift_magnitude is None else shift_magnitude))
     if residual is not None:
         total += _magnitude(residual.double())
     steps = (math.sqrt(n) if accumulation == "nearest" else n / k) + EPILOGUE_STEPS
@@ -105,7 +108,9 @@ def conv_bn_act_bound(
     error = total * factor
     if rounding == "folded":
         error += _folded_error(xm, wm, a, enlarge, geometry, dtype)
-        error += u * _magnitude(channels(shift))
+        if residual is not None:
+            # oneDNN's add takes its bias in the activations' dtype alone.
+            error += u * _magnitude(channels(shift))
     elif rounding in ("stored_conv", "modules"):
         both = rounding == "modules" and residual is not None
         error += _stored_error(x, weight, scale, shift if both else None, geometry)
