@@ -1,0 +1,269 @@
+"""Which implementation serves a call, and why.
+
+A registry: ops enter their implementations themselves, in order of preference. `choose` asks each
+one in turn and keeps every refusal with its reason; the user's word comes first, then the
+environment variable `RESNET_FUSED_BACKEND`, then the order of preference. `recording` collects what
+the layers of a model took, for `explain` and `verify`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger("resnet_fused")
+
+BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+ENVIRONMENT = "RESNET_FUSED_BACKEND"
+
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an implementation is asked to serve: facts about the arguments, no tensors.
+
+    Attributes:
+        op: name of the op, such as "conv_bn_act".
+        device: device type, "cpu" or "cuda".
+        dtype: dtype of the activations.
+        grad: whether gradients are wanted.
+        residual: whether there is a residual.
+        act: "relu" or "none".
+    """
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    grad: bool = False
+    residual: bool = False
+    act: str = "relu"
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One implementation of one op.
+
+    Attributes:
+        op: the op that it implements.
+        name: overload name and what `explain` prints.
+        backends: the words in `BACKENDS` that ask for it.
+        about: one line for `info`.
+        supports: returns None when it can serve the call, else the reason why not.
+        rounding: which error bound of `numerics` it is held to.
+    """
+
+    op: str
+    name: str
+    backends: tuple[str, ...]
+    about: str
+    supports: Callable[[Call], str | None]
+    rounding: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The implementation that serves a call, why, and what was refused on the way."""
+
+    implementation: Implementation
+    why: str
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class Route:
+    """What one conv-BN of a fused module did in one forward pass.
+
+    Attributes:
+        conv: the convolution; its name in the model names the layer.
+        bn: the normalisation behind it.
+        act: the activation that was fused, or None.
+        pattern: "conv+bn", "conv+bn+relu", "conv+bn+add" or "conv+bn+add+relu".
+        op: the op of `resnet_fused` that ran, or "-" where PyTorch's own modules ran.
+        implementation: "cpu", "split", "reference", "triton", "cuda" or "modules".
+        why: why this one.
+        refused: (implementation, reason) of those preferred over it.
+        rounding: "fused", "folded", "stored_conv" or "modules": the error bound that applies.
+        x: the layer's input [N, C, H, W], kept by `recording(keep=True)`.
+        residual: the tensor added before the activation [N, K, P, Q], likewise.
+        y: the layer's output [N, K, P, Q], likewise.
+    """
+
+    conv: nn.Module
+    bn: nn.Module
+    act: nn.Module | None
+    pattern: str
+    op: str
+    implementation: str
+    why: str
+    refused: tuple[tuple[str, str], ...] = ()
+    rounding: str = "modules"
+    x: Tensor | None = None
+    residual: Tensor | None = None
+    y: Tensor | None = None
+
+
+@dataclass
+class _Recorder:
+    keep: bool
+    routes: list[Route] = field(default_factory=list)
+
+
+_recorder: contextvars.ContextVar[_Recorder | None] = contextvars.ContextVar(
+    "recorder", default=None
+)
+_registry: dict[str, list[Implementation]] = {}
+_warned: set[tuple[str, str]] = set()
+
+
+def register(implementation: Implementation) -> None:
+    """Enters an implementation; those entered first are preferred.
+
+    Raises:
+        ValueError: the op has one of this name already.
+    """
+    known = _registry.setdefault(implementation.op, [])
+    if any(other.name == implementation.name for other in known):
+        raise ValueError(f"{implementation.op} has an implementation {implementation.name!r}")
+    known.append(implementation)
+    _choose.cache_clear()
+
+
+def implementations(op: str | None = None) -> tuple[Implementation, ...]:
+    """The implementations of one op, or of all, in order of preference."""
+    if op is not None:
+        return tuple(_registry.get(op, ()))
+    return tuple(entry for entries in _registry.values() for entry in entries)
+
+
+def _check_name(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        accepted = ", ".join(BACKENDS)
+        raise ValueError(f"{source}: unknown backend {name!r}; accepted are {accepted}")
+    return name
+
+
+def requested() -> tuple[str, str]:
+    """The backend that is asked for, and who asks: ("auto", "default") if nobody does.
+
+    Raises:
+        ValueError: the environment variable holds no backend's name.
+    """
+    name = _chosen.get()
+    if name is not None:
+        return name, "rf.backend"
+    name = os.environ.get(ENVIRONMENT)
+    if name:
+        return _check_name(name, f"environment variable {ENVIRONMENT}"), ENVIRONMENT
+    return "auto", "default"
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Asks for a backend within a `with` block, in this thread or task only.
+
+    A call that the backend can't serve runs on PyTorch's own ops, with one warning that says why.
+
+    Args:
+        name: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Raises:
+        ValueError: another name.
+    """
+    token = _chosen.set(_check_name(name, "backend(name)"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose(call: Call, wanted: str, source: str) -> Choice:
+    refused: list[tuple[str, str]] = []
+    entries = _registry[call.op]
+    for entry in entries:
+        if wanted != "auto" and wanted not in entry.backends:
+            continue
+        reason = entry.supports(call)
+        if reason is None:
+            why = f"{source} asks for it" if wanted != "auto" else "first that serves the call"
+            return Choice(entry, why, tuple(refused))
+        refused.append((entry.name, reason))
+    if wanted in ("auto", "reference"):
+        raise RuntimeError(f"no implementation serves {call}: {refused}")
+    if not refused:
+        refused.append((wanted, f"{call.op} has no implementation for it in this version"))
+    fallback = next(entry for entry in entries if "reference" in entry.backends)
+    name, reason = refused[0]
+    return Choice(fallback, f"{source} asks for {wanted}, but: {reason}", tuple(refused))
+
+
+def choose(call: Call) -> Choice:
+    """Picks the implementation for a call: the user's word, the environment, then preference.
+
+    Args:
+        call: the facts of the call.
+
+    Returns:
+        The choice, with its reason and every refusal before it. A requested backend that cannot
+        serve gives the plain PyTorch implementation and one warning in the log.
+
+    Raises:
+        ValueError: the environment variable holds no backend's name.
+    """
+    wanted, source = requested()
+    choice = _choose(call, wanted, source)
+    if wanted != "auto" and wanted not in choice.implementation.backends:
+        key = (call.op, choice.why)
+        if key not in _warned:
+            _warned.add(key)
+            logger.warning("%s runs on PyTorch's own ops: %s", call.op, choice.why)
+    return choice
+
+
+@contextlib.contextmanager
+def recording(*, keep: bool = False) -> Iterator[list[Route]]:
+    """Collects the routes of all fused layers that run in the block, in order of execution.
+
+    Args:
+        keep: keep each layer's input, residual and output tensors too.
+
+    Yields:
+        The list that fills while the block runs.
+    """
+    recorder = _Recorder(keep)
+    token = _recorder.set(recorder)
+    try:
+        yield recorder.routes
+    finally:
+        _recorder.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether somebody collects routes: layers skip the bookkeeping otherwise."""
+    return _recorder.get() is not None
+
+
+def record(
+    route: Route,
+    x: Tensor | None = None,
+    residual: Tensor | None = None,
+    y: Tensor | None = None,
+) -> None:
+    """Adds a route to the current recording, with its tensors if those are kept."""
+    recorder = _recorder.get()
+    if recorder is None:
+        return
+    if recorder.keep and x is not None and y is not None:
+        # Copies: a later module may work in place.
+        route.x, route.y = x.detach().clone(), y.detach().clone()
+        route.residual = None if residual is None else residual.detach().clone()
+    recorder.routes.append(route)

@@ -1,0 +1,7 @@
+"""Fused layers and blocks; real `nn.Conv2d` and `nn.BatchNorm2d` children hold the parameters."""
+
+from ._blocks import Sequential
+from ._prepared import drop as refresh
+from .blocks import BasicBlock, Bottleneck, ConvBNAct, Stem
+
+__all__ = ["BasicBlock", "Bottleneck", "ConvBNAct", "Sequential", "Stem", "refresh"]

@@ -1,0 +1,194 @@
+"""Residual blocks that run fused: a mixin over any block class, described by a table of its names.
+
+The mixin adds no state: a plain block becomes a fused one, and back, by its class alone, so the
+children, their names and the state_dict are the same (`convert.py` does it for whole models).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from .. import backends
+from ._route import Chain, conv_bn, has_hooks, is_norm, pattern_of
+
+
+class Step(NamedTuple):
+    """Names of the children that make one convolution layer of a block."""
+
+    conv: str
+    bn: str
+    act: str
+
+
+def as_leaf(module: nn.Module, x: fx.Proxy) -> Any:
+    """Enters the module as one node into the graph that `torch.fx` is tracing."""
+    tracer: Any = x.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (x,), {})
+
+
+def passes(module: nn.Module | None) -> bool:
+    """Whether a module between the layers of a block does nothing (in this mode)."""
+    if module is None or type(module) is nn.Identity:
+        return True
+    return not module.training and type(module).__name__ in ("DropPath", "DropBlock2d")
+
+
+class Fused:
+    """What every fused class shares: the class that it stands for."""
+
+    plain_class: ClassVar[type[nn.Module]]
+
+
+class FusedBlock(Fused):
+    """Mixin: the forward of a residual block ([He15], section 3.2 and figure 5) by fused layers.
+
+    A subclass names the plain block class as its next base. The last step's activation follows the
+    shortcut add. The block falls back to the plain forward where a child that the table does not
+    know does something.
+    """
+
+    steps: ClassVar[tuple[Step, ...]]
+    extras: ClassVar[tuple[str, ...]] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return as_leaf(self, x)
+        if torch.compiler.is_compiling():
+            return super().forward(x)
+        for name in self.extras:
+            if not passes(getattr(self, name, None)):
+                return self._unfused(x, f"the block's {name} does more than nothing")
+        return self._fused(x)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        chain = Chain(x)
+        y = x
+        for step in self.steps[:-1]:
+            y = conv_bn(y, *self._children(step), chain=chain, inner=True)
+        last = self._children(self.steps[-1])
+        downsample = self.downsample
+        if downsample is None:
+            return conv_bn(y, *last, x, chain=chain)
+        projection = projection_of(downsample)
+        if projection is None:
+            return conv_bn(y, *last, downsample(x), chain=chain)
+        shortcut = conv_bn(x, *projection, chain=chain, inner=True)
+        return conv_bn(y, *last, shortcut, chain=chain, give_residual=True)
+
+    def _children(self, step: Step) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return getattr(self, step.conv), getattr(self, step.bn), getattr(self, step.act)
+
+    def _unfused(self, x: Tensor, reason: str) -> Tensor:
+        y = super().forward(x)
+        if backends.is_recording():
+            for index, step in enumerate(self.steps):
+                conv, bn, act = self._children(step)
+                pattern = pattern_of(act, index == len(self.steps) - 1)
+                backends.record(backends.Route(conv, bn, act, pattern, "-", "modules", reason))
+        return y
+
+
+def projection_of(downsample: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The convolution and BatchNorm of a projection shortcut (option B), or None.
+
+    Only a Sequential of exactly the two, without hooks, is looked through.
+    """
+    if not isinstance(downsample, nn.Sequential) or len(downsample) != 2 or has_hooks(downsample):
+        return None
+    if type(downsample) not in (nn.Sequential, Sequential):
+        return None
+    conv, bn = downsample
+    if type(conv) is nn.Conv2d and is_norm(bn) and not has_hooks(conv) and not has_hooks(bn):
+        return conv, bn
+    return None
+
+
+def run_in_order(
+    modules: Iterable[tuple[str, nn.Module]], x: Any, needed: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, Any]]:
+    """Runs modules one after the other, each conv-BN(-ReLU) in a row as one layer.
+
+    Args:
+        modules: (name, module) in order.
+        x: the first one's input.
+        needed: names whose own outputs are wanted, so that nothing is fused past them.
+
+    Yields:
+        (name of the last module of a layer, its output).
+    """
+    items = list(modules)
+    index = 0
+    while index < len(items):
+        name, module = items[index]
+        layer = [module]
+        if type(module) is nn.Conv2d and name not in needed:
+            following = items[index + 1 : index + 3]
+            if following and is_norm(following[0][1]):
+                layer.append(following[0][1])
+                act_next = len(following) == 2 and type(following[1][1]) is nn.ReLU
+                if act_next and following[0][0] not in needed:
+                    layer.append(following[1][1])
+        x = conv_bn(x, *layer) if len(layer) > 1 else module(x)
+        index += len(layer)
+        yield items[index - 1][0], x
+
+
+class FusedSequential(Fused):
+    """Mixin for containers that run their children in order and return the last output."""
+
+    @staticmethod
+    def must_be_plain(x: Any) -> bool:
+        """Whether a compiler or tracer is to see the modules themselves."""
+        return torch.compiler.is_compiling() or isinstance(x, fx.Proxy)
+
+    def forward(self, x: Any) -> Any:
+        if self.must_be_plain(x):
+            return super().forward(x)
+        for _, x in run_in_order(self._modules.items(), x):  # noqa: B020
+            pass
+        return x
+
+
+class Sequential(FusedSequential, nn.Sequential):
+    """An `nn.Sequential` in which each Conv2d, BatchNorm2d (and ReLU) in a row runs as one layer."""
+
+    plain_class = nn.Sequential
+
+
+_NOTHING = nn.Identity()
+
+
+class FusedStem(Fused):
+    """Mixin for networks whose own forward calls conv1, bn1 and an activation in a row.
+
+    The plain class's method runs on a view of the network in which `conv1` does the work of all
+    three and the other two do nothing: its code stays whatever it is in the installed version.
+    """
+
+    stem: ClassVar[Step]
+
+    def _stem_view(self, x: Any) -> nn.Module:
+        """The view, or the network itself where the stem must stay as it is."""
+        conv, bn, act = (getattr(self, name) for name in self.stem)
+        untouched = (
+            torch.compiler.is_compiling()
+            or isinstance(x, fx.Proxy)
+            or type(conv) is not nn.Conv2d
+            or not is_norm(bn)
+            or type(act) is not nn.ReLU
+            or has_hooks(act)
+        )
+        view = object.__new__(self.plain_class)
+        view.__dict__.update(self.__dict__)
+        if not untouched:
+            swapped = {
+                self.stem.conv: lambda y: conv_bn(y, conv, bn, act),
+                self.stem.bn: _NOTHING,
+                self.stem.act: _NOTHING,
+            }
+            view.__dict__["_modules"] = {**self._modules, **swapped}
+        return view

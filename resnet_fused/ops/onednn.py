@@ -1,0 +1,257 @@
+"""oneDNN on the CPU: BN folded into the convolution's weights, add and ReLU as its post-ops.
+
+Folding is done in float64 and rounded once, packing is oneDNN's own. Both cost more than a small
+convolution, so layers keep the result (`nn/_prepared.py`).
+
+oneDNN's ReLU gives 0 for NaN, where PyTorch's keeps it. Its post-op is used only where no NaN can
+arise: finite, bounded inputs and tame weights. Otherwise the convolution runs without it and
+PyTorch's ReLU follows. The check reads the input once; `bounded` says how it is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._library import define
+
+# |x| <= 2^64 by `bounded`, and three convolutions in a row each multiply it by at most the largest
+# sum of |weights| of an output channel, 10^6, so nothing passes 2^64 * 10^18 < 2^127.
+_TAME_SUM = 1e6
+_TAME_BIAS = 1e12
+MAX_CHAIN = 3
+MAX_SHAPES = 2
+
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
+
+_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
+PACKED_SCHEMA = (
+    f"(Tensor x, Tensor packed, Tensor bias, Tensor? residual, {_GEOMETRY}, str act, "
+    "bool keep_nan) -> Tensor"
+)
+ADD_SCHEMA = (
+    f"(Tensor x, Tensor packed, Tensor bias, Tensor(a!) shortcut, {_GEOMETRY}, str act) -> ()"
+)
+
+
+class Folded:
+    """A convolution with BN folded in, packed for the input shapes that come again.
+
+    oneDNN's blocked layout depends on the input's shape, and weights in another shape's layout are
+    reordered in every call. So a shape is packed for when it comes the second time in a row, for the
+    last `MAX_SHAPES` of them; until then oneDNN reorders the plain weights, as it does for PyTorch.
+
+    Attributes:
+        weight: scale * weight [K, C/groups, R, S], dtype of the activations, channels_last.
+        bias: the shift [K], float32.
+        add_bias: the shift in the activations' dtype, the only one that oneDNN's add takes.
+        tame: no sum of its products can overflow for inputs that are `bounded`.
+        geometry: stride, padding, dilation (two ints each) and groups.
+    """
+
+    __slots__ = ("_last", "_packs", "add_bias", "bias", "geometry", "tame", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor, tame: bool, geometry: Geometry) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.add_bias = bias.to(weight.dtype)
+        self.tame = tame
+        self.geometry = geometry
+        self._packs: dict[torch.Size, Tensor] = {}
+        self._last: torch.Size | None = None
+
+    def weight_for(self, x: Tensor) -> Tensor:
+        """The weights to use for `x` [N, C, H, W]: packed if its shape has come before."""
+        shape = x.shape
+        packed = self._packs.get(shape)
+        if packed is not None:
+            return packed
+        if shape != self._last or x.shape[0] == 0:
+            self._last = shape
+            return self.weight
+        packed = self.pack(shape)
+        packs = dict(self._packs)  # replaced whole: other threads may be reading it
+        while len(packs) >= MAX_SHAPES:
+            del packs[next(iter(packs))]
+        packs[shape] = packed
+        self._packs = packs
+        return packed
+
+    def pack(self, shape: torch.Size) -> Tensor:
+        """The weights in oneDNN's layout for an input shape [N, C, H, W], N > 0."""
+        stride, padding, dilation, groups = self.geometry
+        return torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight.contiguous(), padding, stride, dilation, groups, list(shape)
+        )
+
+
+def supports(call: backends.Call) -> str | None:
+    """Why oneDNN does not serve the call, or None."""
+    if call.device != "cpu":
+        return f"x is on {call.device}"
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return "oneDNN is not in this PyTorch, or switched off (torch.backends.mkldnn)"
+    if call.grad:
+        return "a gradient is wanted: folded weights have none"
+    if call.dtype == torch.float32:
+        return None
+    if call.dtype == torch.bfloat16:
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return None
+        return "this CPU has no AVX-512 for oneDNN's bfloat16"
+    return f"oneDNN's post-ops are used for float32 and bfloat16, x is {call.dtype}"
+
+
+def fold(
+    weight: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype, geometry: Geometry
+) -> Folded:
+    """Folds scale into the weights: in float64, rounded once to `dtype`.
+
+    Args:
+        weight: [K, C/groups, R, S], floating.
+        scale: [K].
+        shift: [K].
+        dtype: dtype of the activations, float32 or bfloat16.
+        geometry: stride, padding, dilation (two ints each) and groups.
+    """
+    folded = (weight.double() * scale.double().view(-1, 1, 1, 1)).to(dtype)
+    bias = shift.float()
+    sums = folded.float().abs().sum((1, 2, 3))
+    tame = bool((sums < _TAME_SUM).all()) and bool((bias.abs() < _TAME_BIAS).all())
+    return Folded(folded.contiguous(memory_format=torch.channels_last), bias, tame, geometry)
+
+
+def bounded(x: Tensor) -> bool:
+    """Whether x is free of NaN and Inf and no |x| exceeds 2^64: one read of x, no write.
+
+    The sum of squares overflows to Inf, or is NaN, exactly when something is too large or NaN.
+    """
+    if x.dtype == torch.float32:
+        if x.is_contiguous():
+            flat = x.view(-1)
+        elif x.is_contiguous(memory_format=torch.channels_last):
+            flat = x.permute(0, 2, 3, 1).view(-1)
+        else:
+            return math.isfinite(torch.linalg.vector_norm(x).item())
+        return math.isfinite(torch.dot(flat, flat).item())
+    return math.isfinite(torch.linalg.vector_norm(x, dtype=torch.float32).item())
+
+
+def _packed_body(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    act: str,
+    keep_nan: bool,
+) -> Tensor:
+    mkldnn = torch.ops.mkldnn
+    if x.shape[0] == 0:
+        return fake_output(x, packed, stride, padding, dilation)
+    unary = "relu" if act == "relu" and not keep_nan else "none"
+    if residual is None:
+        geometry = (padding, stride, dilation, groups)
+        x = _for_weights(x, packed)
+        y = mkldnn._convolution_pointwise.default(x, packed, bias, *geometry, unary, [], None)
+    elif groups > 1:
+        # PyTorch's out-of-place form adds after rounding here; the in-place form is oneDNN's.
+        y = torch.empty_like(residual, memory_format=torch.channels_last).copy_(residual)
+        _add_body(x, packed, bias, y, stride, padding, dilation, groups, unary)
+    else:
+        x = _for_weights(x, packed)
+        packed = _for_adding(x, packed, stride, padding, dilation, groups)
+        geometry = (padding, stride, dilation, groups)
+        last = unary if unary == "relu" else None
+        y = mkldnn._convolution_pointwise.binary(
+            x, residual, packed, bias.to(x.dtype), *geometry, "add", 1.0, last, [], None
+        )
+    return y.relu_() if act == "relu" and keep_nan else y
+
+
+def _for_weights(x: Tensor, weight: Tensor) -> Tensor:
+    # Packed weights always give a channels_last result; plain ones give x's layout.
+    return x if weight.is_mkldnn else x.contiguous(memory_format=torch.channels_last)
+
+
+def _for_adding(
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    # PyTorch lets oneDNN add only where it is sure of channels_last: with packed weights, or strides
+    # that are not contiguous as well (one channel, or one pixel, would be).
+    if weight.is_mkldnn or (groups == 1 and not x.is_contiguous()):
+        return weight
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        weight.contiguous(), padding, stride, dilation, groups, list(x.shape)
+    )
+
+
+def _packed_fake(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    act: str,
+    keep_nan: bool,
+) -> Tensor:
+    return fake_output(x, packed, stride, padding, dilation)
+
+
+def _add_body(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    shortcut: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    act: str,
+) -> None:
+    # oneDNN accumulates onto the shortcut: no fresh memory is written. For shortcuts that nobody
+    # else can see, such as the output of a block's own downsample.
+    x = _for_weights(x, packed)
+    packed = _for_adding(x, packed, stride, padding, dilation, groups)
+    geometry = (padding, stride, dilation, groups)
+    unary = "relu" if act == "relu" else None
+    torch.ops.mkldnn._convolution_pointwise_.binary(
+        shortcut, x, packed, bias.to(x.dtype), *geometry, "add", 1.0, unary, [], None
+    )
+
+
+def _add_fake(*args: object) -> None:
+    return None
+
+
+def fake_output(
+    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """An empty [N, K, P, Q] in channels_last, which is what oneDNN writes."""
+    spatial = [
+        (size + 2 * pad - dil * (kernel - 1) - 1) // st + 1
+        for size, kernel, st, pad, dil in zip(
+            x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
+        )
+    ]
+    shape = [x.shape[0], weight.shape[0], *spatial]
+    return x.new_empty(shape).to(memory_format=torch.channels_last)
+
+
+define("conv_bn_act_packed", PACKED_SCHEMA, _packed_body, _packed_fake)
+define("conv_bn_act_packed_add_", ADD_SCHEMA, _add_body, _add_fake)

@@ -1,0 +1,56 @@
+"""The matrix itself: nothing may drop out of it unnoticed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from matrix import DTYPES
+
+from resnet_fused import _extension, backends, ops  # noqa: F401
+
+EXPECTED = {
+    ("conv_bn_act", "cpu"): {torch.float32, torch.bfloat16},
+    ("conv_bn_act", "split"): set(DTYPES),
+    ("conv_bn_act", "reference"): set(DTYPES),
+    ("bn_act", "cpu"): set(DTYPES),
+    ("bn_act", "cuda"): set(),
+    ("bn_act", "reference"): set(DTYPES),
+}
+
+
+@pytest.mark.op_matrix
+def test_matrix_is_whole():
+    """Each implementation serves on the CPU the dtypes that it is meant to."""
+    served = {
+        (entry.op, entry.name): {
+            dtype
+            for dtype in DTYPES
+            if entry.supports(backends.Call(entry.op, "cpu", dtype)) is None
+        }
+        for entry in backends.implementations()
+    }
+    expected = dict(EXPECTED)
+    if not _extension.available():
+        expected[("bn_act", "cpu")] = expected[("conv_bn_act", "split")] = set()
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        expected[("conv_bn_act", "cpu")] = {torch.float32}
+    assert served == expected
+
+
+@pytest.mark.op_matrix
+def test_the_extension_is_there():
+    """The suite is meant to run with the extension; without it half of the matrix is missing."""
+    assert _extension.available(), _extension.why_not()
+
+
+def test_every_refusal_has_a_reason():
+    for entry in backends.implementations():
+        for device in ("cpu", "cuda"):
+            for dtype in (*DTYPES, torch.int8):
+                reason = entry.supports(backends.Call(entry.op, device, dtype, grad=True))
+                assert reason is None or len(reason) > 5
+
+
+def test_a_second_implementation_of_the_same_name_is_refused():
+    with pytest.raises(ValueError, match="bn_act has an implementation 'reference'"):
+        backends.register(backends.implementations("bn_act")[-1])
