@@ -19,8 +19,6 @@ import resnet_fused as rf
 torchvision = pytest.importorskip("torchvision", reason="the reference that these networks copy")
 
 NAMES = rf.models.list_models()
-# Of the rms error over eager's, both in float32: two roundings of one function, neither better.
-END_TO_END_LIMIT = 1.5
 BLOCKS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "basic": (rf.nn.BasicBlock, torchvision.models.resnet.BasicBlock),
     "bottleneck": (rf.nn.Bottleneck, torchvision.models.resnet.Bottleneck),
@@ -193,7 +191,7 @@ def test_eval_error_in_float32_is_that_of_torchvision(name: str) -> None:
     assert oracle.abs().max() > 1e-3
     eager_error = (eager - oracle).square().mean().sqrt()
     for y in outputs:
-        assert (y - oracle).square().mean().sqrt() <= END_TO_END_LIMIT * eager_error
+        assert (y - oracle).square().mean().sqrt() <= rf.numerics.END_TO_END_LIMIT * eager_error
 
 
 @pytest.mark.parametrize("variant", ["basic", "bottleneck", "grouped", "dilated_all"])
@@ -235,6 +233,35 @@ def test_gradients_with_fixed_statistics_in_float64(variant: str) -> None:
     for name, expected in gradients[1].items():
         assert expected is not None and expected.abs().max() > 0, name
         torch.testing.assert_close(gradients[0][name], expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2"])
+def test_every_convolution_runs_fused_in_inference(name: str) -> None:
+    model = rf.models.get_model(name).eval()
+    with torch.no_grad():
+        table = rf.explain(model, images(n=1, size=32))
+    convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    assert [row.layer for row in table.rows] == convs
+    assert "modules" not in table.counts()
+    with torch.no_grad():
+        training = rf.explain(model.train(), images(n=2, size=32))
+    assert training.counts() == {"modules": len(convs)}
+
+
+def test_unfuse_gives_plain_modules_and_fuse_the_network_again() -> None:
+    ours, theirs = small_pair("bottleneck")
+    perturb(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    x = images(n=1)
+    plain = rf.unfuse(ours.eval())
+    assert type(plain) is rf.models.PlainResNet
+    with torch.no_grad():
+        assert torch.equal(plain(x), theirs.eval()(x))  # eager, operation by operation
+        assert rf.explain(plain, x).fused == 0
+        again = rf.fuse(plain)
+        assert type(again) is rf.models.ResNet
+        assert torch.equal(again(x), ours(x))
+    assert plain.conv1 is ours.conv1 is again.conv1
 
 
 # ------------------------------------------------------------------ life of a network

@@ -20,6 +20,10 @@ def blocks(page: Path) -> list[str]:
     return PYTHON.findall(page.read_text(encoding="utf-8"))
 
 
+def stripped(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
 def run_blocks(page: Path, small: dict[str, str]) -> dict[str, Any]:
     """Runs a page's Python blocks one after the other in one namespace, on smaller inputs."""
     namespace: dict[str, Any] = {"__name__": page.stem}
@@ -56,6 +60,17 @@ def test_readme_example_is_short() -> None:
 def test_code_in_docs_runs(page: Path) -> None:
     torch.manual_seed(0)
     run_blocks(page, {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_excerpts_are_in_the_files_they_name(page: Path) -> None:
+    """A block opened with a language and a path is a part of that file."""
+    excerpt = re.compile(r"^ *```\S+ (\S+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+    found = excerpt.findall(page.read_text(encoding="utf-8"))
+    assert found or page.name != "adding_an_op.md"
+    for path, code in found:
+        file = (ROOT / path).read_text(encoding="utf-8")
+        assert stripped(code) in stripped(file), (path, code)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
