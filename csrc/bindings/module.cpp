@@ -1,0 +1,21 @@
+// The Python module. Importing it registers the ops; its one function tells how it was built.
+#include <Python.h>
+
+#include "rf_build_info.h"
+#include "stable.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused, library) { resnet_fused::define_bn_act(library); }
+
+static PyObject* build_info(PyObject*, PyObject*) {
+  return PyUnicode_FromString(RF_BUILD_INFO);  // JSON, written by CMakeLists.txt
+}
+
+static PyMethodDef methods[] = {
+    {"build_info", build_info, METH_NOARGS,
+     "How this extension was built, as JSON: cuda, nvcc, archs, compiler, torch_target."},
+    {nullptr, nullptr, 0, nullptr}};
+
+static PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__C(void) { return PyModule_Create(&module); }

@@ -1,0 +1,33 @@
+// What every binding needs from PyTorch's stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <sstream>
+#include <stdexcept>
+
+namespace resnet_fused {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Raises RuntimeError in Python with the message alone; STD_TORCH_CHECK would put a path before it.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// PyTorch's current stream on a device. The symbol is looked up when the first CUDA tensor arrives,
+// so that a PyTorch without CUDA loads this extension too.
+void* current_cuda_stream(int device);
+
+// Each registers one op; module.cpp calls them.
+void define_bn_act(torch::stable::detail::StableLibrary& library);
+
+}  // namespace resnet_fused
