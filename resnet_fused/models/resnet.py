@@ -142,8 +142,9 @@ class PlainResNet(nn.Module):
         norm = self._norm_layer
         blocks = [block(self.inplanes, planes, stride, downsample, *width, first_dilation, norm)]
         self.inplanes = outplanes
-        for _ in range(1, count):
-            blocks.append(block(outplanes, planes, 1, None, *width, self.dilation, norm))
+        blocks += [
+            block(outplanes, planes, 1, None, *width, self.dilation, norm) for _ in range(1, count)
+        ]
         return nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -298,7 +299,9 @@ class Factory(Protocol):
         width_per_group: int | None = None,
         replace_stride_with_dilation: Sequence[bool] | None = None,
         norm_layer: Callable[..., nn.Module] | None = None,
-    ) -> ResNet: ...
+    ) -> ResNet:
+        """Build the network."""
+        ...
 
 
 _FACTORY_DOC = """Build {name}: {source}.
@@ -372,7 +375,7 @@ def _settled(name: str, argument: str, given: int | None, fixed: int | None, def
 
 
 def get_model_weights(name: str) -> Any:
-    """torchvision's enum of trained weights for one network, e.g. ``ResNet50_Weights``.
+    """Look up torchvision's enum of trained weights for one network (``ResNet50_Weights``).
 
     Raises:
         ValueError: unknown network.
