@@ -15,6 +15,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -24,10 +25,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 import toolchain  # noqa: E402  (it lies beside, in tools/)
 
 TORCH_TARGET = "2.11"
+OLDEST_SETUPTOOLS = 77  # the first that reads this pyproject.toml
 NO_TORCH = (
     "resnet_fused: PyTorch is not installed where the build runs. Its extension is built against "
     "the PyTorch that you have, without build isolation:\n"
-    "    pip install 'torch>=2.11' setuptools cmake ninja\n"
+    "    pip install 'torch>=2.11' 'setuptools>=77' cmake ninja\n"
     "    pip install --no-build-isolation ."
 )
 
@@ -122,6 +124,11 @@ def run(command: list[str]) -> None:
         )
 
 
+if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+    raise SystemExit(
+        f"resnet_fused: setuptools {setuptools.__version__} is too old to build with; run\n"
+        "    pip install --upgrade 'setuptools>=77' cmake ninja"
+    )
 reason = why_no_extension()
 if reason:
     say(reason)

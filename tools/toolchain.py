@@ -59,12 +59,15 @@ def find_cxx() -> str | None:
 
 
 def _nvcc_candidates() -> list[str]:
-    found: list[str | None] = [os.environ.get("CUDACXX")]
-    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
-        found.append(str(Path(home) / "bin" / "nvcc") if home else None)
-    found += [shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
-    for site in dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))):
-        found.append(str(Path(site) / "nvidia" / "cu13" / "bin" / "nvcc"))
+    homes = [home for name in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(name))]
+    sites = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    found = [
+        os.environ.get("CUDACXX"),
+        *(str(Path(home) / "bin" / "nvcc") for home in homes),
+        shutil.which("nvcc"),
+        "/usr/local/cuda/bin/nvcc",
+        *(str(Path(site) / "nvidia" / "cu13" / "bin" / "nvcc") for site in sites),
+    ]
     return [path for path in dict.fromkeys(found) if path and _executable(Path(path))]
 
 
