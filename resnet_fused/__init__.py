@@ -1,10 +1,10 @@
 """ResNet layers in one pass over memory: convolution, BatchNorm, ReLU and the shortcut, fused.
 
-    import resnet_fused as rf
+import resnet_fused as rf
 
-    model = rf.fuse(torchvision.models.resnet50(weights="DEFAULT").eval())
-    print(rf.explain(model, x))
-    print(rf.verify(model, x))
+model = rf.fuse(torchvision.models.resnet50(weights="DEFAULT").eval())
+print(rf.explain(model, x))
+print(rf.verify(model, x))
 """
 
 from . import backends, cases, models, nn, numerics, ops, roofline

@@ -55,14 +55,16 @@ def _fused_class(module: nn.Module) -> type[nn.Module] | None:
     if issubclass(fused, _blocks.FusedSequential) and not _has_layer(module):
         return None
     if issubclass(fused, _blocks.FusedBlock):
-        missing = [
-            name for step in fused.steps for name in step if not hasattr(module, name)
-        ] + [name for name in ("downsample",) if not hasattr(module, name)]
+        missing = [name for step in fused.steps for name in step if not hasattr(module, name)] + [
+            name for name in ("downsample",) if not hasattr(module, name)
+        ]
         if missing:
             logger.info("%s is left alone: it lacks %s", kind.__name__, ", ".join(missing))
             return None
-        if any(getattr(module, name, None) is not None and not _inert(getattr(module, name))
-               for name in fused.extras):
+        if any(
+            getattr(module, name, None) is not None and not _inert(getattr(module, name))
+            for name in fused.extras
+        ):
             return None
     return fused
 

@@ -15,7 +15,7 @@ IDS = {d: str(d).removeprefix("torch.") for d in DTYPES}
 ACTIVATION = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
-def cells(op: str) -> list[object]:
+def cells(op: str, dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[object]:
     """Every (implementation, dtype) of an op that this machine can run, as pytest parameters.
 
     `test_matrix_is_whole` holds what is left out to account.
@@ -23,7 +23,7 @@ def cells(op: str) -> list[object]:
     return [
         pytest.param(entry, dtype, id=f"{entry.name}-{IDS[dtype]}")
         for entry in backends.implementations(op)
-        for dtype in DTYPES
+        for dtype in dtypes
         if entry.supports(backends.Call(op, "cpu", dtype)) is None
     ]
 

@@ -279,9 +279,7 @@ def _onednn(
     geometry = (conv.stride, conv.padding, conv.dilation, conv.groups, act)
     namespace = torch.ops.resnet_fused
     if residual is None:
-        y = namespace.conv_bn_act_packed.default(
-            x, weight, folded.bias, None, *geometry, keep_nan
-        )
+        y = namespace.conv_bn_act_packed.default(x, weight, folded.bias, None, *geometry, keep_nan)
     else:
         shortcut = residual.to(x.dtype)
         dense = shortcut.is_contiguous(memory_format=torch.channels_last)

@@ -24,7 +24,9 @@ def _per_channel(vector: Tensor) -> Tensor:
     return vector.view(1, -1, 1, 1)
 
 
-def _reference(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act: str) -> Tensor:
+def _reference(
+    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act: str
+) -> Tensor:
     # The arithmetic is the vectors' (float32, or float64): one rounding to x's dtype at the end.
     y = torch.addcmul(_per_channel(shift), x.to(scale.dtype), _per_channel(scale))
     if residual is not None:

@@ -72,9 +72,7 @@ def _cpu(
     folded = onednn.fold(weight, scale, shift, x.dtype, (stride, padding, dilation, groups))
     if not folded.tame:
         # Inf * w summed is not scale * (w summed): such weights are not folded.
-        return _split(
-            x, weight, scale, shift, residual, stride, padding, dilation, groups, act
-        )
+        return _split(x, weight, scale, shift, residual, stride, padding, dilation, groups, act)
     keep_nan = not (onednn.bounded(x) and (residual is None or onednn.bounded(residual)))
     y = torch.ops.resnet_fused.conv_bn_act_packed(
         x,
@@ -197,6 +195,15 @@ def call_of(x: Tensor, grad: bool, residual: Tensor | None, act: str) -> backend
     return backends.Call("conv_bn_act", x.device.type, x.dtype, grad, residual is not None, act)
 
 
+def _like_parameter(grad: Tensor | None, weight: Tensor) -> Tensor | None:
+    # DDP's buckets want a gradient with its parameter's strides; a 1x1 kernel has two spellings.
+    if grad is None or grad.stride() == weight.stride():
+        return grad
+    if grad.is_contiguous() and weight.is_contiguous():
+        return grad.as_strided(weight.shape, weight.stride())
+    return torch.empty_like(weight).copy_(grad)
+
+
 class _ConvBnAct(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -236,6 +243,7 @@ class _ConvBnAct(torch.autograd.Function):
             dx, dweight, _ = torch.ops.aten.convolution_backward(
                 draw, x, weight, None, stride, padding, dilation, False, [0, 0], groups, mask
             )
+            dweight = _like_parameter(dweight, weight)
         return dx, dweight, dscale, dshift, dz if wants[4] else None, *([None] * 5)
 
 
