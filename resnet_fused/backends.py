@@ -202,8 +202,7 @@ def _choose(call: Call, wanted: str, source: str) -> Choice:
     if not refused:
         refused.append((wanted, f"{call.op} has no implementation for it in this version"))
     fallback = next(entry for entry in entries if "reference" in entry.backends)
-    name, reason = refused[0]
-    return Choice(fallback, f"{source} asks for {wanted}, but: {reason}", tuple(refused))
+    return Choice(fallback, f"{source} asks for {wanted}, but: {refused[0][1]}", tuple(refused))
 
 
 def choose(call: Call) -> Choice:

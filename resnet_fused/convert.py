@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,7 +18,6 @@ from typing import TypeVar
 from torch import nn
 
 from .nn import _blocks, blocks
-from .nn._route import has_hooks
 
 logger = logging.getLogger("resnet_fused")
 M = TypeVar("M", bound=nn.Module)
@@ -79,7 +79,7 @@ def _has_layer(container: nn.Module) -> bool:
     children = list(container.children())
     return any(
         type(first) is nn.Conv2d and _blocks.is_norm(second)
-        for first, second in zip(children, children[1:], strict=False)
+        for first, second in itertools.pairwise(children)
     )
 
 

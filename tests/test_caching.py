@@ -226,7 +226,7 @@ def test_eight_threads_call_one_model():
             with torch.no_grad():
                 for _ in range(4):
                     assert_close(fused(x), y, rtol=1e-3, atol=1e-3)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             errors.append(error)
 
     threads = [

@@ -244,7 +244,7 @@ def test_copies_are_whole_and_independent(how):
     if how == "deepcopy":
         twin = copy.deepcopy(fused)
     elif how == "pickle":
-        twin = pickle.loads(pickle.dumps(fused))  # noqa: S301
+        twin = pickle.loads(pickle.dumps(fused))
     else:
         buffer = io.BytesIO()
         torch.save(fused, buffer)

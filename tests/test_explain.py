@@ -134,5 +134,5 @@ def test_text_and_json():
 
 
 def test_bad_model():
-    with pytest.raises(TypeError, match="explain: model must be an nn.Module, got str"):
+    with pytest.raises(TypeError, match=r"explain: model must be an nn\.Module, got str"):
         rf.explain("resnet50", images())

@@ -210,7 +210,7 @@ def test_second_derivative_raises():
     one = torch.ones(4, dtype=torch.float64)
     y = rf.ops.conv_bn_act(x, weight, one, one)
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice|once_differentiable"):
+    with pytest.raises(RuntimeError, match=r"differentiate twice|once_differentiable"):
         grad.sum().backward()
 
 
@@ -311,7 +311,7 @@ def _call(**changes):
 
 BAD = {
     "x is a list": ({"x": [1.0]}, TypeError, "x must be a Tensor, got list"),
-    "x int": ({"x": torch.ones(2, 8, 5, 5, dtype=torch.int32)}, TypeError, "x has dtype torch.int32"),
+    "x int": ({"x": torch.ones(2, 8, 5, 5).int()}, TypeError, "x has dtype torch.int32"),
     "x 3-D": ({"x": torch.randn(8, 5, 5)}, ValueError, "x must have 4 dimensions, got 3"),
     "weight dtype": ({"weight": torch.randn(16, 8, 3, 3).half()}, TypeError, "weight has dtype"),
     "weight channels": ({"weight": torch.randn(16, 4, 3, 3)}, ValueError, "x has 8 channels"),
@@ -329,7 +329,7 @@ BAD = {
     "groups 3": ({"groups": 3}, ValueError, "groups=3"),
     "act": ({"act": "gelu"}, ValueError, "act is 'gelu'; accepted are 'relu', 'none'"),
     "kernel too large": ({"dilation": 9}, ValueError, "weight spans 19 pixels"),
-    "meta scale": ({"scale": torch.ones(16, device="meta")}, ValueError, "scale is on meta, x on cpu"),
+    "meta scale": ({"scale": torch.ones(16, device="meta")}, ValueError, "scale is on meta"),
 }  # fmt: skip
 
 
@@ -343,12 +343,12 @@ def test_bad_input_is_named(name):
 
 def test_a_unknown_backend_is_refused_with_the_accepted_ones(monkeypatch):
     with (
-        pytest.raises(ValueError, match="unknown backend 'tritn'.*auto, reference, cpu"),
+        pytest.raises(ValueError, match=r"unknown backend 'tritn'.*auto, reference, cpu"),
         rf.backend("tritn"),
     ):
         pass
     monkeypatch.setenv("RESNET_FUSED_BACKEND", "cudda")
-    with pytest.raises(ValueError, match="RESNET_FUSED_BACKEND.*'cudda'"):
+    with pytest.raises(ValueError, match=r"RESNET_FUSED_BACKEND.*'cudda'"):
         _call()
 
 

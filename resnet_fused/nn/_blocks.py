@@ -148,9 +148,10 @@ class FusedSequential(Fused):
     def forward(self, x: Any) -> Any:
         if self.must_be_plain(x):
             return super().forward(x)
-        for _, x in run_in_order(self._modules.items(), x):  # noqa: B020
+        y = x
+        for _, y in run_in_order(self._modules.items(), x):  # noqa: B007
             pass
-        return x
+        return y
 
 
 class Sequential(FusedSequential, nn.Sequential):

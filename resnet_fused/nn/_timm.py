@@ -1,4 +1,4 @@
-"""timm's ResNet classes, fused. Imported when a model holds one of theirs, or a pickle names one."""
+"""timm's ResNet classes, fused; imported when a model, or a pickle, holds one of theirs."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from .. import backends
 from . import _autocast, _checks, onednn
 from ._library import define, overload
-from .bn_act import channel_sum, forward as bn_act_forward, masked
+from .bn_act import channel_sum, masked
+from .bn_act import forward as bn_act_forward
 
 SCHEMA = (
     "(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual, int[2] stride, "

@@ -42,8 +42,9 @@ class Folded:
     """A convolution with BN folded in, packed for the input shapes that come again.
 
     oneDNN's blocked layout depends on the input's shape, and weights in another shape's layout are
-    reordered in every call. So a shape is packed for when it comes the second time in a row, for the
-    last `MAX_SHAPES` of them; until then oneDNN reorders the plain weights, as it does for PyTorch.
+    reordered in every call. So a shape is packed for when it comes the second time in a row, the
+    last `MAX_SHAPES` of them are kept, and till then oneDNN reorders the plain weights, as it does
+    for PyTorch.
 
     Attributes:
         weight: scale * weight [K, C/groups, R, S], dtype of the activations, channels_last.
@@ -189,8 +190,8 @@ def _for_adding(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    # PyTorch lets oneDNN add only where it is sure of channels_last: with packed weights, or strides
-    # that are not contiguous as well (one channel, or one pixel, would be).
+    # PyTorch lets oneDNN add only where it is sure of channels_last: with packed weights, or with
+    # strides that are not contiguous as well (one channel, or one pixel, would be).
     if weight.is_mkldnn or (groups == 1 and not x.is_contiguous()):
         return weight
     return torch.ops.mkldnn._reorder_convolution_weight(
