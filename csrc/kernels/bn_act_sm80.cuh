@@ -49,6 +49,17 @@ __device__ __forceinline__ Vector<T> bn_act_vector(const Vector<T>& x, const Vec
   return y;
 }
 
+// One value for each lane of a vector, 16 bytes at a time.
+template <class C, int kLength>
+__device__ __forceinline__ void load_channels(const C* table, C (&values)[kLength]) {
+#pragma unroll
+  for (int i = 0; i < kLength; i += kVectorLength<C>) {
+    const Vector<C> part = load_vector(table + i);
+#pragma unroll
+    for (int j = 0; j < kVectorLength<C>; ++j) values[i + j] = part.lane[j];
+  }
+}
+
 // One thread's share of a tile: kBnActRows rows, blockDim.y apart, at one column.
 // All loads come first, so that they are in flight together.
 template <class T, bool kResidual, ChannelAxis kAxis>
@@ -77,11 +88,8 @@ __device__ __forceinline__ void bn_act_tile(const BnActLoop& loop, const BnActMa
   C scale[kLength];
   C shift[kLength];
   if constexpr (kAxis == ChannelAxis::kColumn) {
-#pragma unroll
-    for (int i = 0; i < kLength; ++i) {
-      scale[i] = scale_table[column * kLength + i];
-      shift[i] = shift_table[column * kLength + i];
-    }
+    load_channels(scale_table + column * kLength, scale);
+    load_channels(shift_table + column * kLength, shift);
   }
   const BnAct<C> op = bn_act_op<C>(loop.relu);
   int64_t channel = kAxis == ChannelAxis::kRow ? row0 % matrix.channels : 0;

@@ -31,6 +31,7 @@ bool as_matrix(const BnActLoop& loop, int length, BnActMatrix* matrix, ChannelAx
   if (!unit(loop.x_stride) || !unit(loop.out_stride)) return false;
   if (residual && !unit(loop.residual_stride)) return false;
   if (!aligned(loop.x) || !aligned(loop.out) || !aligned(loop.residual)) return false;
+  if (!aligned(loop.scale) || !aligned(loop.shift)) return false;
   if (loop.size[kLast] % length != 0 || loop.size[0] != 1) return false;
   int64_t rows = loop.size[1] * loop.size[2];
   int from = kLast - 1;  // the loop whose strides are the rows'
