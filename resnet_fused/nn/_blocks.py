@@ -155,7 +155,7 @@ class FusedSequential(Fused):
 
 
 class Sequential(FusedSequential, nn.Sequential):
-    """An `nn.Sequential` in which a Conv2d, its BatchNorm2d (and ReLU) in a row run as one layer."""
+    """An `nn.Sequential` in which a Conv2d, its BatchNorm2d and ReLU in a row run as one layer."""
 
     plain_class = nn.Sequential
 
