@@ -33,7 +33,7 @@ class Rule:
     rows: int  # vectors of each tensor that a thread has in flight; 0: no wide access is meant
 
     def wide_loads(self, mangled: str) -> int:
-        """128-bit loads: of x and the residual, and of scale and shift where channels are columns."""
+        """128-bit loads: x, the residual, and scale and shift where a channel is a column."""
         columns = "AxisE0" in mangled
         channels = 4 if "Float16" in mangled else 2  # eight floats each, or four, or two doubles
         return self.rows * (2 if "Lb1E" in mangled else 1) + (channels if columns else 0)
