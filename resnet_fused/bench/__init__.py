@@ -1,0 +1,1 @@
+"""Timing that can be trusted: interleaved variants, ratios with intervals, the machine's load."""

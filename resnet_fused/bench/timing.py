@@ -1,0 +1,228 @@
+"""Times variants of one computation side by side, and says what their ratio is worth.
+
+A machine drifts (frequency, temperature, neighbours), so variants are interleaved: each round runs
+every variant once, in an order that alternates, and a ratio is taken inside a round. The median of
+these ratios is reported with a distribution-free interval from their order statistics.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from resnet_fused.bench.load import Load, LoadMeter
+
+CONFIDENCE = 0.95
+MAX_CALLS = 10_000  # in one sample, of something too quick for the clock
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster `variant` is than `baseline`: above 1 is a gain.
+
+    Attributes:
+        baseline, variant: names.
+        median: of the ratios baseline / variant, one a round.
+        low, high: the interval that holds the true median with probability `confidence`.
+        confidence: of the interval. Few rounds cannot reach 95%: then it says what they reach.
+        rounds: number of pairs.
+    """
+
+    baseline: str
+    variant: str
+    median: float
+    low: float
+    high: float
+    confidence: float
+    rounds: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.median:.3f}x ({self.low:.3f} .. {self.high:.3f} "
+            f"at {self.confidence:.0%}, {self.rounds} pairs)"
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields, for JSON."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds a call, one sample a round for each variant, and the load meanwhile."""
+
+    seconds: Mapping[str, tuple[float, ...]]
+    load: Load
+
+    @property
+    def verdict_allowed(self) -> bool:
+        """False when the machine was too busy (or the run too short) for a verdict."""
+        return self.load.quiet
+
+    def median(self, name: str) -> float:
+        """The median of a variant's samples in seconds."""
+        return statistics.median(self.seconds[name])
+
+    def spread(self, name: str) -> float:
+        """The interquartile range of a variant's samples over their median (the noise)."""
+        samples = self.seconds[name]
+        if len(samples) < 2:
+            return math.nan
+        low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return (high - low) / statistics.median(samples)
+
+    def ratio(self, baseline: str, variant: str) -> Ratio:
+        """How many times faster `variant` is than `baseline`, pair by pair."""
+        pairs = zip(self.seconds[baseline], self.seconds[variant], strict=True)
+        ratios = sorted(slow / fast for slow, fast in pairs)
+        low, high, confidence = median_interval(ratios)
+        middle = statistics.median(ratios)
+        return Ratio(baseline, variant, middle, low, high, confidence, len(ratios))
+
+    def verdict(self, baseline: str, variant: str, at_least: float = 1.0) -> str:
+        """One sentence on whether `variant` is `at_least` times as fast, or why it is not said.
+
+        The median decides nothing alone: the whole interval has to lie on one side.
+        """
+        ratio = self.ratio(baseline, variant)
+        if self.load.refusal is not None:
+            return f"no verdict, {self.load.refusal}; {variant} measured {ratio} against {baseline}"
+        if ratio.low >= at_least:
+            return f"{variant} is at least {at_least:.2f}x as fast as {baseline}: {ratio}"
+        if ratio.high < at_least:
+            return f"{variant} is not {at_least:.2f}x as fast as {baseline}: {ratio}"
+        return f"undecided at {at_least:.2f}x, the interval holds both answers: {ratio}"
+
+    def to_dict(self) -> dict[str, object]:
+        """Samples, medians, spreads, ratios to the first variant, and the load, for JSON."""
+        names = list(self.seconds)
+        return {
+            "seconds": {name: list(self.seconds[name]) for name in names},
+            "median_s": {name: self.median(name) for name in names},
+            "spread": {name: self.spread(name) for name in names},
+            "ratios": [self.ratio(names[0], name).to_dict() for name in names[1:]],
+            "load": self.load.to_dict(),
+            "verdict_allowed": self.verdict_allowed,
+            "refusal": self.load.refusal,
+        }
+
+
+def median_interval(
+    ordered: list[float], confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
+    """A distribution-free interval for the median: the sign test's order statistics.
+
+    The interval from the k-th smallest to the k-th largest of n values misses the true median with
+    probability 2 P(Binomial(n, 1/2) < k); the largest k that keeps `confidence` is taken.
+
+    Args:
+        ordered: values in ascending order, at least one.
+        confidence: wanted, between 0 and 1.
+
+    Returns:
+        (low, high, confidence that this interval really has). With few values not even the whole
+        range has the wanted confidence; it is returned with what it has.
+    """
+    n = len(ordered)
+    if n == 0:
+        raise ValueError("ordered: expected at least one value, got none")
+    missed = 2 * 0.5**n  # with k = 1, the whole range
+    k = 1
+    while k < n // 2:
+        more = missed + 2 * math.comb(n, k) * 0.5**n
+        if 1 - more < confidence:
+            break
+        missed, k = more, k + 1
+    return ordered[k - 1], ordered[n - k], max(0.0, 1 - missed)
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    warmup: int = 2,
+    min_sample_s: float = 0.0,
+    progress: Callable[[int, int], None] | None = None,
+    synchronize: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    meter: Callable[[], LoadMeter] = LoadMeter,
+) -> Timings:
+    """Times each variant once a round, in an order that is reversed from round to round.
+
+    Args:
+        variants: name -> a call to time. The first one is the baseline.
+        rounds: number of samples of each variant, and of pairs.
+        warmup: calls of each variant before anything is timed.
+        min_sample_s: a sample repeats its call until it lasts about this long (0: one call).
+        progress: called with (rounds done, rounds) after each round.
+        synchronize: waits for the device; called before each reading of the clock.
+        clock: seconds, monotonic.
+        meter: makes the load meter, when the timing begins.
+
+    Returns:
+        The samples in seconds a call and the load while they were taken (warm-up excluded).
+
+    Raises:
+        ValueError: no variants, fewer than one round, or a negative warmup or min_sample_s.
+    """
+    if not variants:
+        raise ValueError("variants: expected at least one callable, got none")
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, got {rounds}")
+    if warmup < 0 or min_sample_s < 0:
+        raise ValueError(
+            f"warmup, min_sample_s: expected 0 or more, got {warmup} and {min_sample_s}"
+        )
+    wait = synchronize or (lambda: None)
+    calls = {}
+    for name, call in variants.items():
+        for _ in range(warmup):
+            call()
+        # Every variant gets a fixed count, found once: the samples stay comparable.
+        once = _sample(call, 1, wait, clock) if min_sample_s else math.inf
+        calls[name] = min(MAX_CALLS, max(1, math.ceil(min_sample_s / max(once, 1e-9))))
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    order = list(variants)
+    with _no_garbage_collection():
+        load_meter = meter()
+        for done in range(1, rounds + 1):
+            for name in order:
+                samples[name].append(_sample(variants[name], calls[name], wait, clock))
+            order.reverse()
+            if progress is not None:
+                progress(done, rounds)
+        load = load_meter.read()
+    return Timings({name: tuple(values) for name, values in samples.items()}, load)
+
+
+def _sample(
+    call: Callable[[], object],
+    calls: int,
+    wait: Callable[[], object],
+    clock: Callable[[], float],
+) -> float:
+    """Seconds a call, over `calls` calls in a row."""
+    wait()
+    start = clock()
+    for _ in range(calls):
+        call()
+    wait()
+    return (clock() - start) / calls
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collects once, then keeps the collector from running inside a sample."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

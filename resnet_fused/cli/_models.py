@@ -1,0 +1,289 @@
+"""The one place that turns MODEL and --weights into a network."""
+
+from __future__ import annotations
+
+import difflib
+import http.client
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resnet_fused.cli._errors import UserError, user_errors
+
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
+DOWNLOAD_ERRORS = (OSError, RuntimeError, http.client.HTTPException)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network ready for inference.
+
+    Attributes:
+        name: as given.
+        model: in evaluation mode, float32, on the CPU.
+        weights: where its weights come from, in a few words.
+        trained: False when they are random.
+        categories: names of its classes.
+        transform: an RGB image -> float32 [3, H, W], as these weights want it.
+    """
+
+    name: str
+    model: nn.Module
+    weights: str
+    trained: bool
+    categories: tuple[str, ...]
+    transform: Callable[[Any], Tensor]
+
+
+def load(name: str, weights: str | None = None, *, quiet: bool = True) -> Network:
+    """Builds a network.
+
+    Args:
+        name: "resnet50" (torchvision's), "timm:NAME" or "rf:NAME" (resnet_fused.models).
+        weights: a file, the name of published weights ("DEFAULT", "IMAGENET1K_V2", ...), or None
+            for random ones, the same in each run.
+        quiet: no progress bar for a download.
+
+    Raises:
+        UserError: an unknown name, weights that cannot be had or read or that are of another
+            architecture; the message says which and what is accepted.
+    """
+    source, _, short = name.rpartition(":")
+    makers = {"": _Torchvision, "timm": _Timm, "rf": _Own}
+    if source not in makers:
+        raise UserError(
+            f"MODEL: unknown source {source!r} in {name!r}; accepted: timm:, rf: or none"
+        )
+    zoo: _Torchvision | _Timm | _Own = makers[source]()
+    _check_name(name, short, zoo.names(), source)
+    if weights is not None and _is_file(weights):
+        state = read_state_dict(Path(weights))
+        # A head of another size is a fine-tuned network, not another architecture.
+        head = state.get("fc.weight")
+        classes = {"num_classes": len(head)} if head is not None and head.dim() == 2 else {}
+        model = zoo.build(short, **classes)
+        _fill(model, state, name, weights)
+        return Network(name, model.eval(), f"from '{weights}'", True, _categories(model), _preset())
+    if weights is not None:
+        return zoo.published(name, short, weights, quiet)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = zoo.build(short)
+    return Network(name, model.eval(), "random (seed 0)", False, _categories(model), _preset())
+
+
+class _Torchvision:
+    def names(self) -> list[str]:
+        from torchvision import models
+
+        return models.list_models(module=models)
+
+    def build(self, name: str, **arguments: Any) -> nn.Module:
+        from torchvision import models
+
+        # GoogLeNet and Inception would warn about, and return, what inference has no use for.
+        if name in ("googlenet", "inception_v3"):
+            arguments |= {"init_weights": True, "aux_logits": True}
+        return models.get_model(name, weights=None, **arguments)
+
+    def enum(self, name: str) -> Any:
+        from torchvision import models
+
+        return models.get_model_weights(name)
+
+    def trained(self, name: str, weights: Any, progress: bool) -> nn.Module:
+        from torchvision import models
+
+        return models.get_model(name, weights=weights, progress=progress)
+
+    def published(self, full: str, name: str, weights: str, quiet: bool) -> Network:
+        known = self.enum(name).__members__
+        if weights not in known:
+            raise UserError(
+                f"--weights: {weights!r} is neither a file nor published weights of {full}; "
+                f"accepted: a {', '.join(SUFFIXES)} file, or {', '.join(known)}"
+                + _suggestion(weights, known)
+            )
+        chosen = known[weights]
+        try:
+            model = self.trained(name, chosen, not quiet and sys.stderr.isatty())
+        except DOWNLOAD_ERRORS as error:
+            raise UserError(
+                f"--weights: cannot download {chosen.name} of {full} ({error}); give a file "
+                f"instead: --weights FILE (this one is {chosen.url})"
+            ) from error
+        return Network(
+            full, model.eval(), f"torchvision's {type(chosen).__name__}.{chosen.name}", True,
+            tuple(chosen.meta["categories"]), chosen.transforms(),
+        )  # fmt: skip
+
+
+class _Own(_Torchvision):
+    def names(self) -> list[str]:
+        from resnet_fused import models
+
+        return models.list_models()
+
+    def build(self, name: str, **arguments: Any) -> nn.Module:
+        from resnet_fused import models
+
+        with user_errors():
+            return models.get_model(name, **arguments)
+
+    def enum(self, name: str) -> Any:
+        from resnet_fused import models
+
+        return models.get_model_weights(name)
+
+    def trained(self, name: str, weights: Any, progress: bool) -> nn.Module:
+        from resnet_fused import models
+
+        return models.get_model(name, weights=weights, progress=progress)
+
+
+class _Timm:
+    def names(self) -> list[str]:
+        import timm
+
+        return timm.list_models()
+
+    def build(self, name: str, **arguments: Any) -> nn.Module:
+        import timm
+
+        return timm.create_model(name, pretrained=False, **arguments)
+
+    def published(self, full: str, name: str, weights: str, quiet: bool) -> Network:
+        import timm
+
+        tags = timm.list_pretrained(f"{name}.*")
+        names = ["DEFAULT", *(tag.partition(".")[2] for tag in tags)]
+        if weights not in names:
+            raise UserError(
+                f"--weights: {weights!r} is neither a file nor published weights of {full}; "
+                f"accepted: a {', '.join(SUFFIXES)} file, or {', '.join(names)}"
+            )
+        chosen = name if weights == "DEFAULT" else f"{name}.{weights}"
+        try:
+            model = timm.create_model(chosen, pretrained=True)
+        except (*DOWNLOAD_ERRORS, ValueError) as error:
+            raise UserError(
+                f"--weights: cannot download {weights} of {full} ({error}); "
+                "give a file instead: --weights FILE"
+            ) from error
+        config = timm.data.resolve_model_data_config(model)
+        transform = timm.data.create_transform(**config, is_training=False)
+        return Network(full, model.eval(), f"timm's {chosen}", True, _categories(model), transform)
+
+
+def _suggestion(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _check_name(full: str, short: str, known: list[str], source: str) -> None:
+    if short in known:
+        return
+    prefix = f"{source}:" if source else ""
+    zoo = {"": "torchvision", "timm": "timm", "rf": "resnet_fused.models"}[source]
+    hint = _suggestion(short, known).replace("did you mean ", f"did you mean {prefix}")
+    raise UserError(
+        f"MODEL: {zoo} has no {short!r}{hint}"
+        + ("" if hint else "; accepted: a torchvision name such as resnet50, timm:NAME or rf:NAME")
+    )
+
+
+def _is_file(weights: str) -> bool:
+    # The suffix counts as well: a misspelt path is a missing file, not a misspelt name.
+    return os.path.exists(weights) or os.sep in weights or weights.lower().endswith(SUFFIXES)
+
+
+def _preset() -> Callable[[Any], Tensor]:
+    from resnet_fused.data import preprocess
+
+    return preprocess
+
+
+def _categories(model: nn.Module) -> tuple[str, ...]:
+    """ImageNet's class names for a network of 1000 classes, else their numbers."""
+    from torchvision.models import ResNet50_Weights
+
+    names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    classes = layers[-1].out_features if layers else len(names)
+    return tuple(names) if classes == len(names) else tuple(f"class {i}" for i in range(classes))
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Reads a state_dict from a .pth/.pt file (tensors only, no code is run) or .safetensors.
+
+    A checkpoint that holds it under "state_dict" or "model" is accepted, and so are the names that
+    DistributedDataParallel and torch.compile put in front.
+
+    Raises:
+        UserError: no such file, a directory, a broken file, or one that holds something else.
+    """
+    if path.is_dir():
+        raise UserError(f"--weights: '{path}' is a directory; give a file")
+    if not path.exists():
+        raise UserError(f"--weights: no such file: '{path}'")
+    try:
+        state = _read(path)
+    except PermissionError:
+        raise UserError(f"--weights: no permission to read '{path}'") from None
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        # Unpickling a broken file raises nearly anything; all of it means the same here.
+        line = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise UserError(
+            f"--weights: '{path}' is corrupt or no file of weights ({line}); accepted: "
+            "a state_dict saved by torch.save (tensors only) or .safetensors"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
+    if not tensors or not state:
+        raise UserError(f"--weights: '{path}' holds no state_dict (a dict of tensors)")
+    for prefix in ("module.", "_orig_mod."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return dict(state)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix.lower() == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
+    """Loads a state_dict, or says in one line how it differs."""
+    own = model.state_dict()
+    # Files older than 2018 have no counters; torch accepts that, and so does this.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    parts = [
+        f"{len(keys)} {what}, the first is {keys[0]!r}"
+        for keys, what in (
+            (missing, "tensors are missing"),
+            (unexpected, "are not in the model"),
+            (shapes, "have another shape"),
+        )
+        if keys
+    ]
+    if parts:
+        raise UserError(
+            f"--weights: '{source}' is not a state_dict of {name} ({'; '.join(parts)}); "
+            "give weights of this architecture, or the MODEL that they belong to"
+        )
+    model.load_state_dict(state)

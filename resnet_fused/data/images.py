@@ -1,0 +1,82 @@
+"""Reading image files and preparing them as torchvision's ImageNet presets do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+# The constants of torchvision's ImageClassification preset.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names the file and the reason."""
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Reads an image file completely, turned upright by its EXIF orientation, as RGB.
+
+    Args:
+        path: a file that Pillow can read (JPEG, PNG, WebP, ...).
+
+    Returns:
+        The decoded image; the file is closed.
+
+    Raises:
+        ImageError: no such file, a directory, not an image, or an image that is cut short.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise ImageError(f"image: '{file}' is a directory; give one image file (JPEG, PNG, ...)")
+    try:
+        with Image.open(file) as opened:
+            # Pillow decodes lazily: converting here makes a truncated file fail in this function.
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError:
+        raise ImageError(f"image: no such file: '{file}'; give the path of an image file") from None
+    except PermissionError:
+        raise ImageError(f"image: no permission to read '{file}'") from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"image: '{file}' is not an image that Pillow can read; accepted: JPEG, PNG, WebP, ..."
+        ) from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        # SyntaxError is how Pillow's PNG reader reports a broken file.
+        reason = str(error).strip() or type(error).__name__
+        raise ImageError(f"image: '{file}' is corrupt or cut short ({reason})") from error
+
+
+def preprocess(image: Image.Image, size: int = 224, resize: int | None = None) -> Tensor:
+    """Resizes the shorter side, crops the centre and normalises, as torchvision's presets do.
+
+    Args:
+        image: an RGB image.
+        size: side of the square crop in pixels.
+        resize: length of the shorter side before the crop; None keeps the presets' 256 : 224.
+
+    Returns:
+        float32 [3, size, size], ImageNet's mean subtracted and divided by its deviation.
+
+    Raises:
+        ValueError: a size that is not positive, or a resize that is smaller than the crop.
+    """
+    if size < 1:
+        raise ValueError(f"size: expected at least 1 pixel, got {size}")
+    resize = round(size * 256 / 224) if resize is None else resize
+    if resize < size:
+        raise ValueError(f"resize: expected at least the crop's {size} pixels, got {resize}")
+    scaled = F.resize(image, [resize], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return normalise(F.center_crop(scaled, [size, size]))
+
+
+def normalise(image: Image.Image) -> Tensor:
+    """An RGB image as a float32 [3, H, W] tensor with ImageNet's mean and deviation taken out."""
+    scaled = F.convert_image_dtype(F.pil_to_tensor(image), torch.float32)
+    return F.normalize(scaled, list(IMAGENET_MEAN), list(IMAGENET_STD))

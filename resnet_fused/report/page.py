@@ -1,0 +1,50 @@
+"""The page: one HTML file that needs no other, with both pictures inside."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import jinja2
+
+from resnet_fused.report.picture import draw
+
+
+def render(content: dict[str, Any]) -> str:
+    """Renders the page.
+
+    Args:
+        content: the record of `resnet-fused verify --json`.
+
+    Returns:
+        HTML text. Whatever the record holds (file names, reasons) is escaped.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("resnet_fused.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"sci": _scientific, "fixed": _fixed, "percent": _percent}
+    pictures = {
+        theme: base64.b64encode(draw(content, theme)).decode() for theme in ("light", "dark")
+    }
+    layers = content["verification"]["layers"]
+    worst = max((x["bound_use"] for x in layers if x["bound_use"] is not None), default=None)
+    reasons = {row["implementation"]: row["why"] for row in content["explanation"]["rows"]}
+    return environment.get_template("template.html").render(
+        **content, pictures=pictures, worst=worst, reasons=reasons
+    )
+
+
+def _scientific(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2e}"
+
+
+def _fixed(value: float | None, digits: int = 3) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1%}"
