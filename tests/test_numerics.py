@@ -425,14 +425,18 @@ def test_bound_of_float64_is_of_float64() -> None:
 
 def test_relative_check() -> None:
     g = torch.Generator().manual_seed(4)
-    oracle = torch.randn(64, 64, generator=g, dtype=torch.float64)
-    eager = oracle + 1e-3 * torch.randn(64, 64, generator=g, dtype=torch.float64)
+    oracle = torch.randn(1024, 1024, generator=g, dtype=torch.float64)
+    eager = oracle + 1e-3 * torch.randn(1024, 1024, generator=g, dtype=torch.float64)
 
     def off(factor: float, dtype: torch.dtype = torch.float32) -> numerics.RelativeCheck:
         return numerics.relative_check(oracle + factor * (eager - oracle), eager, oracle, dtype)
 
     assert off(1.4) and not off(1.6)
     assert off(0.99, torch.bfloat16) and not off(1.01, torch.bfloat16)
+    low = (oracle + 1.2 * (eager - oracle)).bfloat16()
+    assert numerics.relative_check(low, low, oracle).limit == 1.0 + 4 / 1024
+    folded = numerics.relative_check(low, low, oracle, folded=True)
+    assert folded.limit == 1.25 * (1 + 4 / 1024) and folded.max_limit == math.inf
     assert off(0.0).ratio == 0.0 and off(1.4).ratio == pytest.approx(1.4)
     spike = oracle + 0.5 * (eager - oracle)
     spike[0, 0] = oracle[0, 0] + 1.3 * float((eager - oracle).abs().max())

@@ -102,7 +102,7 @@ def conv_bn_act_bound(
     check_like("oracle", oracle, "the convolution", total.shape)
     total += _magnitude(channels(shift if shift_magnitude is None else shift_magnitude))
     if residual is not None:
-        total += _magnitude(residual.double())
+        total += _magnitude(residual, residual.dtype)
     steps = (math.sqrt(n) if accumulation == "nearest" else n / k) + EPILOGUE_STEPS
     factor = steps * 2.0 * unit_roundoff(acc) + (2.0 * 2.0**-11 if tf32 else 0.0)
     error = total * factor
@@ -169,10 +169,14 @@ def _close(
     error: Tensor, total: Tensor, oracle: Tensor, u: float, out_dtype: torch.dtype
 ) -> Tensor:
     """Adds the last rounding to ``error`` (in place) and settles NaN, Inf and overflow."""
-    bound = error.mul_(1.0 + u).add_(oracle.abs(), alpha=u).add_(half_subnormal(out_dtype))
-    overflow = total >= torch.finfo(accumulator_dtype(out_dtype)).max
-    bound.masked_fill_(~torch.isfinite(oracle), 0.0)
-    return bound.masked_fill_(overflow, math.inf)
+    size = oracle.abs()
+    bound = error.mul_(1.0 + u).add_(size, alpha=u).add_(half_subnormal(out_dtype))
+    if not math.isfinite(float(size.sum())):
+        bound.masked_fill_(~torch.isfinite(oracle), 0.0)
+    limit = torch.finfo(accumulator_dtype(out_dtype)).max
+    if total.numel() and not float(total.max()) < limit:
+        bound.masked_fill_(total >= limit, math.inf)
+    return bound
 
 
 def _free_padding(
