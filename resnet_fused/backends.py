@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,7 @@ ENVIRONMENT = "RESNET_FUSED_BACKEND"
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What an implementation is asked to serve: facts about the arguments, no tensors.
 
     Attributes:
@@ -121,7 +121,6 @@ _recorder: contextvars.ContextVar[_Recorder | None] = contextvars.ContextVar(
     "recorder", default=None
 )
 _registry: dict[str, list[Implementation]] = {}
-_warned: set[tuple[str, str]] = set()
 
 
 def register(implementation: Implementation) -> None:
@@ -134,7 +133,7 @@ def register(implementation: Implementation) -> None:
     if any(other.name == implementation.name for other in known):
         raise ValueError(f"{implementation.op} has an implementation {implementation.name!r}")
     known.append(implementation)
-    _choose.cache_clear()
+    forget_choices()
 
 
 def implementations(op: str | None = None) -> tuple[Implementation, ...]:
@@ -160,6 +159,12 @@ def requested() -> tuple[str, str]:
     name = _chosen.get()
     if name is not None:
         return name, "rf.backend"
+    return _environment()
+
+
+@functools.cache
+def _environment() -> tuple[str, str]:
+    # Read once: os.environ takes longer than the rest of a choice.
     name = os.environ.get(ENVIRONMENT)
     if name:
         return _check_name(name, f"environment variable {ENVIRONMENT}"), ENVIRONMENT
@@ -186,7 +191,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _choose(call: Call, wanted: str, source: str) -> Choice:
+def _choose(call: Call, wanted: str, source: str, onednn: bool) -> Choice:
     refused: list[tuple[str, str]] = []
     entries = _registry[call.op]
     for entry in entries:
@@ -202,7 +207,9 @@ def _choose(call: Call, wanted: str, source: str) -> Choice:
     if not refused:
         refused.append((wanted, f"{call.op} has no implementation for it in this version"))
     fallback = next(entry for entry in entries if "reference" in entry.backends)
-    return Choice(fallback, f"{source} asks for {wanted}, but: {refused[0][1]}", tuple(refused))
+    why = f"{source} asks for {wanted}, but: {refused[0][1]}"
+    logger.warning("%s runs on PyTorch's own ops: %s", call.op, why)
+    return Choice(fallback, why, tuple(refused))
 
 
 def choose(call: Call) -> Choice:
@@ -218,14 +225,14 @@ def choose(call: Call) -> Choice:
     Raises:
         ValueError: the environment variable holds no backend's name.
     """
-    wanted, source = requested()
-    choice = _choose(call, wanted, source)
-    if wanted != "auto" and wanted not in choice.implementation.backends:
-        key = (call.op, choice.why)
-        if key not in _warned:
-            _warned.add(key)
-            logger.warning("%s runs on PyTorch's own ops: %s", call.op, choice.why)
-    return choice
+    # oneDNN can be switched off at any time (torch.backends.mkldnn.flags): part of the key.
+    return _choose(call, *requested(), torch._C._get_mkldnn_enabled())
+
+
+def forget_choices() -> None:
+    """Makes every later call be chosen afresh, warned about again, and the environment be read."""
+    _choose.cache_clear()
+    _environment.cache_clear()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ def _seed() -> None:
 @pytest.fixture(autouse=True)
 def _no_backend_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
+    backends.forget_choices()
 
 
 @pytest.fixture

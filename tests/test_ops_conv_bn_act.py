@@ -348,12 +348,13 @@ def test_a_unknown_backend_is_refused_with_the_accepted_ones(monkeypatch):
     ):
         pass
     monkeypatch.setenv("RESNET_FUSED_BACKEND", "cudda")
+    backends.forget_choices()
     with pytest.raises(ValueError, match=r"RESNET_FUSED_BACKEND.*'cudda'"):
         _call()
 
 
 def test_a_backend_that_cannot_serve_warns_once_and_runs_right(caplog):
-    backends._warned.clear()
+    backends.forget_choices()
     arguments = {"x": torch.randn(2, 8, 5, 5), "weight": torch.randn(16, 8, 3, 3)}
     expected = _call(**arguments)
     with caplog.at_level("WARNING", logger="resnet_fused"), rf.backend("triton"):
@@ -366,6 +367,7 @@ def test_a_backend_that_cannot_serve_warns_once_and_runs_right(caplog):
 
 def test_the_environment_chooses_and_the_context_manager_overrules(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_BACKEND", "reference")
+    backends.forget_choices()
     call = backends.Call("conv_bn_act", "cpu", torch.float32)
     assert backends.choose(call).implementation.name == "reference"
     with rf.backend("cpu"):

@@ -60,7 +60,7 @@ class FusedBlock(Fused):
         if torch.compiler.is_compiling():
             return super().forward(x)
         for name in self.extras:
-            if not passes(getattr(self, name, None)):
+            if not passes(self._modules.get(name)):
                 return self._unfused(x, f"the block's {name} does more than nothing")
         return self._fused(x)
 
@@ -70,7 +70,7 @@ class FusedBlock(Fused):
         for step in self.steps[:-1]:
             y = conv_bn(y, *self._children(step), chain=chain, inner=True)
         last = self._children(self.steps[-1])
-        downsample = self.downsample
+        downsample = self._modules.get("downsample")
         if downsample is None:
             return conv_bn(y, *last, x, chain=chain)
         projection = projection_of(downsample)
@@ -80,7 +80,8 @@ class FusedBlock(Fused):
         return conv_bn(y, *last, shortcut, chain=chain, give_residual=True)
 
     def _children(self, step: Step) -> tuple[nn.Module, nn.Module, nn.Module]:
-        return getattr(self, step.conv), getattr(self, step.bn), getattr(self, step.act)
+        modules = self._modules
+        return modules[step.conv], modules[step.bn], modules[step.act]
 
     def _unfused(self, x: Tensor, reason: str) -> Tensor:
         y = super().forward(x)

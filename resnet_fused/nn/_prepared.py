@@ -8,6 +8,7 @@ there. A write through `.data` does not: call `rf.refresh(model)` after one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,24 +20,26 @@ from ..ops import onednn
 ATTRIBUTE = "_resnet_fused_cache"
 
 
-class Source:
-    """One tensor as it was: its storage, held weakly so that the address can't be reused."""
+class Snapshot:
+    """Tensors as they were: storages, held weakly so that no address is reused, and versions."""
 
-    __slots__ = ("dtype", "offset", "storage", "version")
+    __slots__ = ("_marks", "_storages")
 
-    def __init__(self, t: Tensor) -> None:
-        self.storage = StorageWeakRef(t.untyped_storage())
-        self.version = t._version
-        self.offset = t.storage_offset()
-        self.dtype = t.dtype
+    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
+        self._storages = [
+            None if t is None else StorageWeakRef(t.untyped_storage()) for t in tensors
+        ]
+        self._marks = [self._mark(t) for t in tensors]
 
-    def holds(self, t: Tensor) -> bool:
-        return (
-            t._version == self.version
-            and t.untyped_storage()._cdata == self.storage.cdata
-            and t.dtype == self.dtype
-            and t.storage_offset() == self.offset
-        )
+    @staticmethod
+    def _mark(t: Tensor | None) -> tuple[Any, ...] | None:
+        if t is None:
+            return None
+        return t._version, t.untyped_storage()._cdata, t.storage_offset(), t.dtype
+
+    def holds(self, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether they are still the same memory at the same version."""
+        return self._marks == [self._mark(t) for t in tensors]
 
 
 class Cache:
@@ -63,14 +66,18 @@ def sources(conv: nn.Module, bn: nn.Module) -> tuple[Tensor | None, ...]:
 
     A training forward writes running_mean without a new version, but counts in num_batches_tracked.
     """
+    # The dictionaries themselves: `nn.Module.__getattr__` is slow, and this runs in each forward.
+    layer, norm, statistics = conv._parameters, bn._parameters, bn._buffers
+    if "weight" not in norm:  # FrozenBatchNorm2d: four buffers
+        norm = statistics
     return (
-        conv.weight,
-        conv.bias,
-        bn.weight,
-        bn.bias,
-        bn.running_mean,
-        bn.running_var,
-        getattr(bn, "num_batches_tracked", None),
+        layer["weight"],
+        layer["bias"],
+        norm["weight"],
+        norm["bias"],
+        statistics["running_mean"],
+        statistics["running_var"],
+        statistics.get("num_batches_tracked"),
     )
 
 
@@ -117,14 +124,11 @@ def folded(conv: nn.Conv2d, bn: nn.Module, dtype: torch.dtype) -> onednn.Folded:
     cache = conv.__dict__.get(ATTRIBUTE)
     if cache is not None and cache.entry is not None:
         kept_options, kept, value = cache.entry
-        if kept_options == options and all(
-            t is None if source is None else t is not None and source.holds(t)
-            for source, t in zip(kept, now, strict=True)
-        ):
+        if kept_options == options and kept.holds(now):
             return value
     # Versions are read before the values: a write in between makes the entry stale, never wrong.
     inference = any(t is not None and t.is_inference() for t in now)
-    taken = () if inference else tuple(None if t is None else Source(t) for t in now)
+    taken = None if inference else Snapshot(now)
     with torch.no_grad():
         scale, shift = affine(conv, bn, torch.float32)
         value = onednn.fold(conv.weight.detach(), scale, shift, dtype, geometry)

@@ -15,6 +15,7 @@ from torch.nn.modules import module as torch_module
 
 from .. import backends, ops
 from ..ops import _autocast, onednn
+from ..ops._checks import DTYPES
 from ..ops.conv_bn_act import wants_channels_last
 from . import _prepared
 
@@ -24,12 +25,6 @@ FROZEN_NORMS = frozenset(
         "torchvision.ops.misc.FrozenBatchNorm2d",
         "detectron2.layers.batch_norm.FrozenBatchNorm2d",
     }
-)
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
 )
 
 
@@ -77,9 +72,15 @@ class Chain:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module does more than its forward."""
+    """Whether calling the module does more than its class's forward."""
     slots = module.__dict__
-    return any(slots[name] for name in _HOOKS) or "forward" in slots
+    return bool(
+        slots["_forward_hooks"]
+        or slots["_forward_pre_hooks"]
+        or slots["_backward_hooks"]
+        or slots["_backward_pre_hooks"]
+        or "forward" in slots
+    )
 
 
 def _global_hooks() -> bool:
@@ -103,12 +104,8 @@ def _structure(conv: nn.Module, bn: nn.Module) -> str | None:
         return "global module hooks are registered"
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return f"padding {conv.padding!r} with mode {conv.padding_mode!r} is left to PyTorch"
-    return None
-
-
-def _statistics(bn: nn.Module) -> str | None:
-    """Why the statistics are not known before the convolution, or None."""
-    if bn.running_mean is None or bn.running_var is None:
+    # `_buffers` rather than attributes: `nn.Module.__getattr__` is slow, and this runs each time.
+    if bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None:
         return "the BatchNorm keeps no running statistics, it always uses the batch's"
     if bn.training and not _is_frozen_type(type(bn)):
         return "training: batch statistics, PyTorch's own ops run"
@@ -123,18 +120,20 @@ def _call(x: Tensor, conv: nn.Module, residual: Tensor | None) -> str | None:
         return "torch.jit is tracing"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform is active"
+    weight, device, dtype = conv._parameters["weight"], x.device, x.dtype
     if x.dim() != 4:
         return f"the input has {x.dim()} dimensions"
-    weight = conv.weight
-    if x.device != weight.device:
-        return f"input on {x.device}, weight on {weight.device}: PyTorch reports it"
-    if x.dtype != weight.dtype and _autocast.dtype_for(x.device.type) is None:
-        return f"input {x.dtype}, weight {weight.dtype}: PyTorch reports it"
-    if not x.dtype.is_floating_point or x.device.type not in ("cpu", "cuda"):
-        return f"dtype {x.dtype} on {x.device.type} is left to PyTorch"
+    if device != weight.device:
+        return f"input on {device}, weight on {weight.device}: PyTorch reports it"
+    if device.type not in ("cpu", "cuda"):
+        return f"device {device.type} is left to PyTorch"
+    if dtype != weight.dtype and _autocast.dtype_for(device.type) is None:
+        return f"input {dtype}, weight {weight.dtype}: PyTorch reports it"
+    if dtype not in DTYPES:
+        return f"dtype {dtype} is left to PyTorch"
     if x.shape[1] != conv.in_channels:
         return "the channels do not fit: PyTorch reports it"
-    if residual is not None and residual.dtype != x.dtype:
+    if residual is not None and residual.dtype != dtype:
         return "input and shortcut have different dtypes"
     return None
 
@@ -185,7 +184,7 @@ def conv_bn(
         return run_modules(x, conv, bn, act, residual)
     if act is not None and (type(act) is not nn.ReLU or has_hooks(act)):
         return act(conv_bn(x, conv, bn, None, residual, chain=chain, give_residual=give_residual))
-    reason = _structure(conv, bn) or _statistics(bn) or _call(x, conv, residual)
+    reason = _structure(conv, bn) or _call(x, conv, residual)
     if reason is not None:
         y = run_modules(x, conv, bn, act, residual)
         if chain is not None:
@@ -210,8 +209,7 @@ def _fused(
 ) -> Tensor:
     name = "none" if act is None else "relu"
     grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad
-        for t in (x, residual, conv.weight, conv.bias, bn.weight, bn.bias)
+        t is not None and t.requires_grad for t in (x, residual, *_prepared.sources(conv, bn))
     )
     dtype = _autocast.dtype_for(x.device.type) or x.dtype
     call = backends.Call("conv_bn_act", x.device.type, dtype, grad, residual is not None, name)
@@ -230,7 +228,16 @@ def _fused(
             folded = None
     if folded is not None:
         give = give_residual and not recording
-        y = _onednn(x.to(dtype), conv, folded, residual, name, chain, inner, give)
+        y = _onednn(
+            x if x.dtype == dtype else x.to(dtype),
+            conv,
+            folded,
+            residual,
+            act is not None,
+            chain,
+            inner,
+            give,
+        )
     else:
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         scale, shift = _prepared.affine(conv, bn, compute)
@@ -268,31 +275,17 @@ def _onednn(
     conv: nn.Conv2d,
     folded: onednn.Folded,
     residual: Tensor | None,
-    act: str,
+    relu: bool,
     chain: Chain,
     inner: bool,
     give_residual: bool,
 ) -> Tensor:
     # oneDNN's ReLU loses NaN: without the certainty that none can come, PyTorch's follows instead.
     keep_nan = not chain.bounded(residual)
-    weight = folded.weight_for(x)
-    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups, act)
-    namespace = torch.ops.resnet_fused
-    if residual is None:
-        y = namespace.conv_bn_act_packed.default(x, weight, folded.bias, None, *geometry, keep_nan)
-    else:
-        shortcut = residual.to(x.dtype)
-        dense = shortcut.is_contiguous(memory_format=torch.channels_last)
-        if give_residual and not keep_nan and dense:
-            namespace.conv_bn_act_packed_add_.default(
-                x, weight, folded.add_bias, shortcut, *geometry
-            )
-            y = shortcut
-        else:
-            y = namespace.conv_bn_act_packed.default(
-                x, weight, folded.add_bias, shortcut, *geometry, keep_nan
-            )
+    if residual is not None and residual.dtype != x.dtype:
+        residual = residual.to(x.dtype)
+    y = folded.run(x, residual, relu, keep_nan, give_residual)
     chain.made(y)
-    if inner or wants_channels_last(chain.x, conv.weight):
+    if inner or wants_channels_last(chain.x, conv._parameters["weight"]):
         return y
     return y.contiguous()

@@ -12,11 +12,9 @@ from torch import Tensor
 
 def dtype_for(device_type: str) -> torch.dtype | None:
     """The dtype that autocast asks for on this device type, or None where it is off."""
-    if not torch.amp.is_autocast_available(device_type):
+    if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(device_type):
         return None
-    if not torch.is_autocast_enabled(device_type):
-        return None
-    return torch.get_autocast_dtype(device_type)
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -75,18 +75,7 @@ def _cpu(
         # Inf * w summed is not scale * (w summed): such weights are not folded.
         return _split(x, weight, scale, shift, residual, stride, padding, dilation, groups, act)
     keep_nan = not (onednn.bounded(x) and (residual is None or onednn.bounded(residual)))
-    y = torch.ops.resnet_fused.conv_bn_act_packed(
-        x,
-        folded.weight,
-        folded.bias,
-        residual,
-        stride,
-        padding,
-        dilation,
-        groups,
-        act,
-        keep_nan,
-    )
+    y = folded.run(x, residual, act == "relu", keep_nan)
     return y if wants_channels_last(x, weight) else y.contiguous()
 
 
@@ -189,11 +178,6 @@ for _entry in (
     ),
 ):
     backends.register(_entry)
-
-
-def call_of(x: Tensor, grad: bool, residual: Tensor | None, act: str) -> backends.Call:
-    """The facts by which an implementation is chosen."""
-    return backends.Call("conv_bn_act", x.device.type, x.dtype, grad, residual is not None, act)
 
 
 def _like_parameter(grad: Tensor | None, weight: Tensor) -> Tensor | None:
@@ -307,5 +291,6 @@ def conv_bn_act(
     if torch.compiler.is_compiling():
         name = "reference"
     else:
-        name = backends.choose(call_of(x, False, residual, act)).implementation.name
+        call = backends.Call(op, x.device.type, x.dtype, False, residual is not None, act)
+        name = backends.choose(call).implementation.name
     return overload(op, name)(x, weight, scale, shift, residual, *geometry)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._library import define
 
 # |x| <= 2^64 by `bounded`, and three convolutions in a row each multiply it by at most the largest
 # sum of |weights| of an output channel, 10^6, so nothing passes 2^64 * 10^18 < 2^127.
@@ -26,16 +25,12 @@ _TAME_BIAS = 1e12
 MAX_CHAIN = 3
 MAX_SHAPES = 2
 
-Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
+_MKLDNN = torch.ops.mkldnn
+_UNARY = _MKLDNN._convolution_pointwise.default
+_ADD = _MKLDNN._convolution_pointwise.binary
+_ADD_ = _MKLDNN._convolution_pointwise_.binary
 
-_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
-PACKED_SCHEMA = (
-    f"(Tensor x, Tensor packed, Tensor bias, Tensor? residual, {_GEOMETRY}, str act, "
-    "bool keep_nan) -> Tensor"
-)
-ADD_SCHEMA = (
-    f"(Tensor x, Tensor packed, Tensor bias, Tensor(a!) shortcut, {_GEOMETRY}, str act) -> ()"
-)
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 
 
 class Folded:
@@ -51,17 +46,18 @@ class Folded:
         bias: the shift [K], float32.
         add_bias: the shift in the activations' dtype, the only one that oneDNN's add takes.
         tame: no sum of its products can overflow for inputs that are `bounded`.
-        geometry: stride, padding, dilation (two ints each) and groups.
+        geometry: padding, stride, dilation (two ints each) and groups, in oneDNN's order.
     """
 
     __slots__ = ("_last", "_packs", "add_bias", "bias", "geometry", "tame", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor, tame: bool, geometry: Geometry) -> None:
+        stride, padding, dilation, groups = geometry
         self.weight = weight
         self.bias = bias
         self.add_bias = bias.to(weight.dtype)
         self.tame = tame
-        self.geometry = geometry
+        self.geometry = (padding, stride, dilation, groups)
         self._packs: dict[torch.Size, Tensor] = {}
         self._last: torch.Size | None = None
 
@@ -84,10 +80,57 @@ class Folded:
 
     def pack(self, shape: torch.Size) -> Tensor:
         """The weights in oneDNN's layout for an input shape [N, C, H, W], N > 0."""
-        stride, padding, dilation, groups = self.geometry
-        return torch.ops.mkldnn._reorder_convolution_weight(
-            self.weight.contiguous(), padding, stride, dilation, groups, list(shape)
+        return _MKLDNN._reorder_convolution_weight(
+            self.weight.contiguous(), *self.geometry, list(shape)
         )
+
+    def run(
+        self, x: Tensor, residual: Tensor | None, relu: bool, keep_nan: bool, give: bool = False
+    ) -> Tensor:
+        """Computes act(conv(x) + shift [+ residual]) with the folded weights.
+
+        Args:
+            x: [N, C, H, W] in the weights' dtype.
+            residual: [N, K, P, Q] in the same dtype, or None.
+            relu: whether a ReLU follows.
+            keep_nan: apply the ReLU as PyTorch's own, because NaN may come.
+            give: the residual may be overwritten, and is what comes back. For one that nobody else
+                can see, such as the output of a block's own downsample: no fresh memory is written.
+
+        Returns:
+            [N, K, P, Q] in channels_last.
+        """
+        if x.shape[0] == 0:
+            padding, stride, dilation, _ = self.geometry
+            return fake_output(x, self.weight, stride, padding, dilation)
+        weight = self.weight_for(x)
+        if not weight.is_mkldnn:
+            # Packed weights always give a channels_last result; plain ones give x's layout.
+            x = x.contiguous(memory_format=torch.channels_last)
+        post_relu = relu and not keep_nan
+        if residual is None:
+            attr = "relu" if post_relu else "none"
+            y = _UNARY(x, weight, self.bias, *self.geometry, attr, [], None)
+        else:
+            weight = self._for_adding(x, weight)
+            unary = "relu" if post_relu else None
+            tail = (weight, self.add_bias, *self.geometry, "add", 1.0, unary, [], None)
+            if self.geometry[3] > 1 and not give:
+                # PyTorch's out-of-place form adds after a rounding here; in place it is oneDNN's.
+                residual = residual.clone(memory_format=torch.channels_last)
+                give = True
+            if give and residual.is_contiguous(memory_format=torch.channels_last):
+                y = _ADD_(residual, x, *tail)
+            else:
+                y = _ADD(x, residual, *tail)
+        return y.relu_() if relu and keep_nan else y
+
+    def _for_adding(self, x: Tensor, weight: Tensor) -> Tensor:
+        # PyTorch lets oneDNN add only where it is sure of channels_last: with packed weights, or
+        # strides that are not contiguous as well (one channel, or one pixel, would be).
+        if weight.is_mkldnn or (self.geometry[3] == 1 and not x.is_contiguous()):
+            return weight
+        return self.pack(x.shape)
 
 
 def supports(call: backends.Call) -> str | None:
@@ -132,112 +175,14 @@ def bounded(x: Tensor) -> bool:
     The sum of squares overflows to Inf, or is NaN, exactly when something is too large or NaN.
     """
     if x.dtype == torch.float32:
+        # BLAS reads fastest, and wants the elements in one row.
+        if x.is_contiguous(memory_format=torch.channels_last):
+            flat = x.permute(0, 2, 3, 1).view(-1)
+            return math.isfinite(torch.dot(flat, flat).item())
         if x.is_contiguous():
             flat = x.view(-1)
-        elif x.is_contiguous(memory_format=torch.channels_last):
-            flat = x.permute(0, 2, 3, 1).view(-1)
-        else:
-            return math.isfinite(torch.linalg.vector_norm(x).item())
-        return math.isfinite(torch.dot(flat, flat).item())
+            return math.isfinite(torch.dot(flat, flat).item())
     return math.isfinite(torch.linalg.vector_norm(x, dtype=torch.float32).item())
-
-
-def _packed_body(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
-    keep_nan: bool,
-) -> Tensor:
-    mkldnn = torch.ops.mkldnn
-    if x.shape[0] == 0:
-        return fake_output(x, packed, stride, padding, dilation)
-    unary = "relu" if act == "relu" and not keep_nan else "none"
-    if residual is None:
-        geometry = (padding, stride, dilation, groups)
-        x = _for_weights(x, packed)
-        y = mkldnn._convolution_pointwise.default(x, packed, bias, *geometry, unary, [], None)
-    elif groups > 1:
-        # PyTorch's out-of-place form adds after rounding here; the in-place form is oneDNN's.
-        y = torch.empty_like(residual, memory_format=torch.channels_last).copy_(residual)
-        _add_body(x, packed, bias, y, stride, padding, dilation, groups, unary)
-    else:
-        x = _for_weights(x, packed)
-        packed = _for_adding(x, packed, stride, padding, dilation, groups)
-        geometry = (padding, stride, dilation, groups)
-        last = unary if unary == "relu" else None
-        y = mkldnn._convolution_pointwise.binary(
-            x, residual, packed, bias.to(x.dtype), *geometry, "add", 1.0, last, [], None
-        )
-    return y.relu_() if act == "relu" and keep_nan else y
-
-
-def _for_weights(x: Tensor, weight: Tensor) -> Tensor:
-    # Packed weights always give a channels_last result; plain ones give x's layout.
-    return x if weight.is_mkldnn else x.contiguous(memory_format=torch.channels_last)
-
-
-def _for_adding(
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    # PyTorch lets oneDNN add only where it is sure of channels_last: with packed weights, or with
-    # strides that are not contiguous as well (one channel, or one pixel, would be).
-    if weight.is_mkldnn or (groups == 1 and not x.is_contiguous()):
-        return weight
-    return torch.ops.mkldnn._reorder_convolution_weight(
-        weight.contiguous(), padding, stride, dilation, groups, list(x.shape)
-    )
-
-
-def _packed_fake(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
-    keep_nan: bool,
-) -> Tensor:
-    return fake_output(x, packed, stride, padding, dilation)
-
-
-def _add_body(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor,
-    shortcut: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
-) -> None:
-    # oneDNN accumulates onto the shortcut: no fresh memory is written. For shortcuts that nobody
-    # else can see, such as the output of a block's own downsample.
-    x = _for_weights(x, packed)
-    packed = _for_adding(x, packed, stride, padding, dilation, groups)
-    geometry = (padding, stride, dilation, groups)
-    unary = "relu" if act == "relu" else None
-    torch.ops.mkldnn._convolution_pointwise_.binary(
-        shortcut, x, packed, bias.to(x.dtype), *geometry, "add", 1.0, unary, [], None
-    )
-
-
-def _add_fake(*args: object) -> None:
-    return None
 
 
 def fake_output(
@@ -252,7 +197,3 @@ def fake_output(
     ]
     shape = [x.shape[0], weight.shape[0], *spatial]
     return x.new_empty(shape).to(memory_format=torch.channels_last)
-
-
-define("conv_bn_act_packed", PACKED_SCHEMA, _packed_body, _packed_fake)
-define("conv_bn_act_packed_add_", ADD_SCHEMA, _add_body, _add_fake)
