@@ -12,10 +12,12 @@ from .backends import backend
 from .convert import fuse, unfuse
 from .explain import Explanation, explain
 from .nn import refresh
+from .verify import Verification, verify
 
 __version__ = "0.1.0"
 __all__ = [
     "Explanation",
+    "Verification",
     "backend",
     "backends",
     "cases",
@@ -28,4 +30,5 @@ __all__ = [
     "refresh",
     "roofline",
     "unfuse",
+    "verify",
 ]

@@ -184,6 +184,9 @@ def conv_bn(
         return run_modules(x, conv, bn, act, residual)
     if act is not None and (type(act) is not nn.ReLU or has_hooks(act)):
         return act(conv_bn(x, conv, bn, None, residual, chain=chain, give_residual=give_residual))
+    if torch.is_grad_enabled():
+        # A step is likely to follow, and torch's fused optimisers leave no new version behind.
+        conv.__dict__.pop(_prepared.ATTRIBUTE, None)
     reason = _structure(conv, bn) or _call(x, conv, residual)
     if reason is not None:
         y = run_modules(x, conv, bn, act, residual)
