@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,12 +148,12 @@ def _holds_fused(model: nn.Module) -> bool:
 def _block_names(fused: nn.Module) -> list[str]:
     """Blocks, and fused sequences that stand outside of blocks and hold none."""
     taken: list[str] = []
+    module: Any
     for name, module in fused.named_modules():
         if any(name.startswith(f"{other}.") or not other for other in taken):
             continue
-        sequence = isinstance(module, _blocks.FusedSequential) and not any(
-            isinstance(m, _blocks.FusedBlock) for m in module.modules()
-        )
+        holds = any(isinstance(m, _blocks.FusedBlock) for m in module.modules())
+        sequence = isinstance(module, _blocks.FusedSequential) and not holds
         if isinstance(module, _blocks.FusedBlock) or sequence:
             taken.append(name)
     return taken
@@ -256,16 +257,16 @@ def _check_layer(name: str, route: backends.Route) -> LayerCheck:
         return LayerCheck(*about, *_judge(route, conv, bn, act))
     # PyTorch's own modules, of a kind for which there is no bound: their error is measured again.
     oracle = _chain(conv, bn, act, route.x.double(), _double(route.residual))
-    eager = _chain(
-        *(copy.deepcopy(m) for m in (route.conv, route.bn, route.act)), route.x, route.residual
-    )
+    own = copy.deepcopy(nn.ModuleList([route.conv, route.bn]))
+    eager = _chain(own[0], own[1], copy.deepcopy(route.act), route.x, route.residual)
     check = numerics.relative_check(route.y, eager, oracle)
     return LayerCheck(*about, check.max, check.ratio / check.limit, 0, check.ok)
 
 
 def _has_bound(route: backends.Route) -> bool:
     """Whether the layer is a plain convolution with known statistics: all that bounds speak of."""
-    conv, bn = route.conv, route.bn
+    bn: Any = route.bn
+    conv = route.conv
     if type(conv) is not nn.Conv2d or not is_norm(bn) or bn.running_mean is None:
         return False
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
@@ -275,14 +276,15 @@ def _has_bound(route: backends.Route) -> bool:
 
 
 def _judge(
-    route: backends.Route, conv: nn.Module, bn: nn.Module, act: nn.Module | None
+    route: backends.Route, conv: Any, bn: Any, act: nn.Module | None
 ) -> tuple[float, float, int, bool]:
     """(largest error, largest error/bound, elements beyond the bound, ok) of one layer."""
     x, y = route.x, route.y
     assert x is not None
     assert y is not None
     # Under autocast the layer rounded its operands first: those are the values it was given.
-    x, weight = x.to(y.dtype), route.conv.weight.detach().to(y.dtype)
+    own: Any = route.conv
+    x, weight = x.to(y.dtype), own.weight.detach().to(y.dtype)
     residual = None if route.residual is None else route.residual.to(y.dtype)
     conv.weight = nn.Parameter(weight.double(), requires_grad=False)
     scale, shift, magnitude = _affine(conv, bn)
@@ -312,7 +314,7 @@ def _judge(
     return error, worst, count, count == 0
 
 
-def _affine(conv: nn.Module, bn: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def _affine(conv: Any, bn: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Scale, shift, and the magnitude of what the shift is the sum of; [K] float64 each."""
     scale = (bn.running_var + bn.eps).rsqrt()
     if bn.weight is not None:

@@ -51,8 +51,6 @@ def conv_bn_act_bound(
     u |R| + (sqrt(n) + 8) 2^-23 S: one rounding of the result, and sums in float32 (2^-52 in place
     of 2^-23 for float64). Half of the smallest subnormal is added, and all but the first term are
     multiplied by 1 + u, because what is rounded at the end carries the other errors already.
-    The magnitudes are summed in float32: all terms are positive, so the sum's own relative error is
-    at most n 2^-24, for which it is enlarged; float64 would cost more than the oracle itself.
 
     Args:
         x: [N, C, H, W]; its dtype sets u for what is stored on the way.
@@ -67,9 +65,8 @@ def conv_bn_act_bound(
         groups: see stride.
         rounding: "fused", one rounding; "folded", scale rounded into the weights, which adds
             3 u |scale| sqrt(conv(x^2, w^2)), and with a residual u |shift|, because the shift is
-            then a bias in x's dtype; "stored_conv", the convolution rounded before the
-            affine, which adds u |scale conv|; "modules", conv, BN and add rounded one after the
-            other.
+            then a bias in x's dtype; "stored_conv", the convolution rounded before the affine,
+            which adds u |scale conv|; "modules", conv, BN and add rounded one after the other.
         accumulation: "nearest", or "truncate" for units that cut their sums, a bias that grows with
             the number of steps: n / k in place of sqrt(n).
         k: depth of such a unit's instruction.
@@ -86,23 +83,16 @@ def conv_bn_act_bound(
     Raises:
         ValueError: for an unknown mode, k < 1, or an oracle of another shape.
     """
-    check_choice("rounding", rounding, ROUNDINGS)
-    check_choice("accumulation", accumulation, ACCUMULATIONS)
-    if k < 1:
-        raise ValueError(f"k is {k}; accepted is an instruction's depth, 1 or more")
-    dtype, out = x.dtype, out_dtype or x.dtype
-    u, u_out = unit_roundoff(dtype), unit_roundoff(out)
-    acc = accumulator_dtype(dtype)
+    _check_modes(rounding, accumulation, k)
+    dtype, out, acc = x.dtype, out_dtype or x.dtype, accumulator_dtype(x.dtype)
     geometry = (stride, padding, dilation, groups)
     n = weight[0].numel() if weight.shape[0] else 0
-    enlarge = 1.0 + (n + 2) * 2.0 * unit_roundoff(acc)
-    xm, wm = _magnitude(x, acc), _magnitude(weight, acc)
-    a = _magnitude(channels(scale))
+    enlarge = _enlarge(n, acc)
+    xm, wm, a = _magnitude(x, acc), _magnitude(weight, acc), _magnitude(channels(scale))
     total = convolve(xm, wm, *geometry).double().mul_(a * enlarge)
     check_like("oracle", oracle, "the convolution", total.shape)
     total += _magnitude(channels(shift if shift_magnitude is None else shift_magnitude))
-    if residual is not None:
-        total += _magnitude(residual, residual.dtype)
+    total += 0 if residual is None else _magnitude(residual, residual.dtype)
     steps = (math.sqrt(n) if accumulation == "nearest" else n / k) + EPILOGUE_STEPS
     factor = steps * 2.0 * unit_roundoff(acc) + (2.0 * 2.0**-11 if tf32 else 0.0)
     error = total * factor
@@ -110,12 +100,28 @@ def conv_bn_act_bound(
         error += _folded_error(xm, wm, a, enlarge, geometry, dtype)
         if residual is not None:
             # oneDNN's add takes its bias in the activations' dtype alone.
-            error += u * _magnitude(channels(shift))
-    elif rounding in ("stored_conv", "modules"):
+            error += unit_roundoff(dtype) * _magnitude(channels(shift))
+    elif rounding != "fused":
         both = rounding == "modules" and residual is not None
         error += _stored_error(x, weight, scale, shift if both else None, geometry)
-    bound = _close(error, total, oracle, u_out, out)
+    bound = _close(error, total, oracle, unit_roundoff(out), out)
     return _free_padding(bound, weight, x.shape, geometry)
+
+
+def _check_modes(rounding: str, accumulation: str, k: int) -> None:
+    check_choice("rounding", rounding, ROUNDINGS)
+    check_choice("accumulation", accumulation, ACCUMULATIONS)
+    if k < 1:
+        raise ValueError(f"k is {k}; accepted is an instruction's depth, 1 or more")
+
+
+def _enlarge(n: int, dtype: torch.dtype) -> float:
+    """What makes a sum of n positive terms in ``dtype`` an upper bound of the exact one.
+
+    Such a sum is off by n u of itself at most, so that magnitudes need no float64, in which a
+    convolution costs more than the oracle's own.
+    """
+    return 1.0 + (n + 2) * 2.0 * unit_roundoff(dtype)
 
 
 def _magnitude(t: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
