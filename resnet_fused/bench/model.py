@@ -20,6 +20,7 @@ from resnet_fused.data.photographs import crops
 from resnet_fused.roofline import model_cost
 
 SCHEMA = 1  # of the JSON record; raised when a field changes its meaning
+MIN_SAMPLE_S = 0.1  # a sample of something quick repeats it, past the scheduler's time slices
 NEAR_BARE = 0.95  # the fused model is to be within 5% of the bare calls
 
 Progress = Callable[[int, int, str], None]
@@ -196,7 +197,11 @@ def bench_model(
             step(0, rounds)
             with variants(ready, images(batch, size, where, dtype)) as (calls, omitted):
                 timings = interleaved(
-                    calls, rounds=rounds, progress=step, synchronize=synchronizer(where)
+                    calls,
+                    rounds=rounds,
+                    min_sample_s=MIN_SAMPLE_S,
+                    progress=step,
+                    synchronize=synchronizer(where),
                 )
             prediction = predictions[dtype, batch]
             result = Result(batch, prediction.dtype, timings, prediction, omitted, at_least)

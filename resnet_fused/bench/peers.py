@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 TOLERANCE = 1e-3  # of the largest logit, in float32: 10^4 roundings, far below a wrong layer
 
 

@@ -1,4 +1,4 @@
-"""What a record of a measurement needs beside its numbers: the machine, the versions, the commit."""
+"""What a record needs beside its numbers: the machine, the versions, the commit."""
 
 from __future__ import annotations
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import http.client
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -111,8 +113,11 @@ class _Torchvision:
                 + _suggestion(weights, known)
             )
         chosen = known[weights]
+        show = not quiet and sys.stderr.isatty()
         try:
-            model = self.trained(name, chosen, not quiet and sys.stderr.isatty())
+            # torch announces a download on stdout, where only results belong.
+            with contextlib.redirect_stdout(sys.stderr if show else io.StringIO()):
+                model = self.trained(name, chosen, show)
         except DOWNLOAD_ERRORS as error:
             raise UserError(
                 f"--weights: cannot download {chosen.name} of {full} ({error}); give a file "
