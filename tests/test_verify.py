@@ -123,7 +123,7 @@ def test_an_honest_model_passes(model: nn.Sequential, backend: str, dtype: torch
     assert found.end_to_end.top1_agree is not None and found.dtype == str(dtype).split(".")[1]
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-4, 1e-3])
+@pytest.mark.parametrize("eps", [0.0, 1e-3])
 @pytest.mark.parametrize("layer", CONVS)
 def test_a_wrong_eps_in_any_layer_fails(
     model: nn.Sequential, monkeypatch: pytest.MonkeyPatch, backend: str, layer: str, eps: float
