@@ -229,6 +229,21 @@ def choose(call: Call) -> Choice:
     return _choose(call, *requested(), torch._C._get_mkldnn_enabled())
 
 
+def next_choice(call: Call, refused: Choice, reason: str) -> Choice:
+    """The choice after one that the call's own tensors spoke against.
+
+    Args:
+        call: the facts of the call.
+        refused: what was chosen by them.
+        reason: why it can't be.
+    """
+    name = refused.implementation.name
+    entries = _registry[call.op]
+    position = entries.index(refused.implementation)
+    following = next(entry for entry in entries[position + 1 :] if entry.supports(call) is None)
+    return Choice(following, refused.why, (*refused.refused, (name, reason)))
+
+
 def forget_choices() -> None:
     """Makes every later call be chosen afresh, warned about again, and the environment be read."""
     _choose.cache_clear()

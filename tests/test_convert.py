@@ -72,7 +72,7 @@ def test_same_numbers_same_keys_and_back(name):
 
 def test_every_convolution_of_resnet50_is_fused():
     fused = rf.fuse(stir(torchvision.models.resnet50()).eval())
-    by = implementations(fused, images(1, 64))
+    by = implementations(fused, images(2, 64))
     assert len(by) == 53
     assert set(by.values()) == {"cpu"}
 
@@ -157,7 +157,7 @@ def test_detection_backbone_with_frozen_batchnorm():
     model.backbone = backbone
     stir(model).eval()
     fused = rf.fuse(model)
-    x = images(1, 64)
+    x = images(2, 64)
     expected, ours = outputs(model.backbone, x), outputs(fused.backbone, x)
     for key in expected:
         assert_close(ours[key], expected[key], rtol=1e-3, atol=1e-3)
@@ -440,6 +440,20 @@ def test_empty_batch_and_single_pixel():
     assert outputs(fused, torch.randn(0, 3, 32, 32)).shape == (0, 7)
     x = torch.randn(1, 3, 1, 1)
     assert_close(outputs(fused, x), outputs(plain, x), **CLOSE)
+
+
+def test_a_convolution_that_pytorch_keeps_from_onednn_is_kept_too():
+    fused = rf.fuse(stir(torchvision.models.resnet18(num_classes=5)).eval())
+    x = images(1, 64)
+    with torch.no_grad():
+        rows = rf.explain(fused, x).rows
+    small = [row for row in rows if row.implementation == "split"]
+    assert {row.implementation for row in rows} == {"cpu", "split"}
+    assert all("this small" in row.why for row in small)
+    plain = rf.unfuse(fused)
+    exact = outputs(copy.deepcopy(plain).double(), x.double())
+    ours, theirs = ((outputs(m, x) - exact).norm() for m in (fused, plain))
+    assert ours <= 1.5 * theirs
 
 
 def test_nothing_to_fuse_is_said(caplog):

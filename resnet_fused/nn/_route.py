@@ -16,6 +16,7 @@ from torch.nn.modules import module as torch_module
 from .. import backends, ops
 from ..ops import _autocast, onednn
 from ..ops._checks import DTYPES
+from ..ops._library import overload
 from ..ops.conv_bn_act import wants_channels_last
 from . import _prepared
 
@@ -215,47 +216,25 @@ def _fused(
         t is not None and t.requires_grad for t in (x, residual, *_prepared.sources(conv, bn))
     )
     dtype = _autocast.dtype_for(x.device.type) or x.dtype
+    given = x, residual
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    if residual is not None and residual.dtype != dtype:
+        residual = residual.to(dtype)
     call = backends.Call("conv_bn_act", x.device.type, dtype, grad, residual is not None, name)
     choice = backends.choose(call)
-    implementation = choice.implementation
-    implementation, refused = choice.implementation, choice.refused
-    recording = backends.is_recording()
     folded = None
-    if implementation.name == "cpu":
+    if choice.implementation.name == "cpu":
         folded = _prepared.folded(conv, bn, dtype)
-        if not folded.tame:
-            refused = (*refused, ("cpu", "folded weights that are huge or not finite"))
-            implementation = next(
-                entry for entry in backends.implementations("conv_bn_act") if entry.name == "split"
-            )
-            folded = None
+        reason = _unfit(folded, x)
+        if reason is not None:
+            choice, folded = backends.next_choice(call, choice, reason), None
+    recording = backends.is_recording()
     if folded is not None:
         give = give_residual and not recording
-        y = _onednn(
-            x if x.dtype == dtype else x.to(dtype),
-            conv,
-            folded,
-            residual,
-            act is not None,
-            chain,
-            inner,
-            give,
-        )
+        y = _onednn(x, conv, folded, residual, act is not None, chain, inner, give)
     else:
-        compute = torch.float64 if dtype == torch.float64 else torch.float32
-        scale, shift = _prepared.affine(conv, bn, compute)
-        y = ops.conv_bn_act(
-            x,
-            conv.weight,
-            scale,
-            shift,
-            residual,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            act=name,
-        )
+        y = _by_op(choice.implementation.name, x, conv, bn, residual, name, grad)
         chain.unknown()
     if recording:
         route = backends.Route(
@@ -264,13 +243,54 @@ def _fused(
             act,
             pattern_of(act, residual is not None),
             "conv_bn_act",
-            implementation.name,
+            choice.implementation.name,
             choice.why,
-            refused,
-            implementation.rounding,
+            choice.refused,
+            choice.implementation.rounding,
         )
-        backends.record(route, x, residual, y)
+        backends.record(route, *given, y)
     return y
+
+
+def _unfit(folded: onednn.Folded, x: Tensor) -> str | None:
+    """Why these weights, or this input, are no case for oneDNN, or None."""
+    if not folded.tame:
+        return "folded weights that are huge or not finite"
+    if not folded.serves(x):
+        return "PyTorch does not give a convolution this small to oneDNN either"
+    return None
+
+
+def _by_op(
+    implementation: str,
+    x: Tensor,
+    conv: nn.Conv2d,
+    bn: nn.Module,
+    residual: Tensor | None,
+    act: str,
+    grad: bool,
+) -> Tensor:
+    """The layer by `rf.ops.conv_bn_act`: with autograd, or by the implementation itself."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    scale, shift = _prepared.affine(conv, bn, compute)
+    weight = conv.weight.to(x.dtype)
+    padding, stride, dilation = list(conv.padding), list(conv.stride), list(conv.dilation)
+    if grad:
+        return ops.conv_bn_act(
+            x,
+            weight,
+            scale,
+            shift,
+            residual,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=conv.groups,
+            act=act,
+        )
+    run = overload("conv_bn_act", implementation)
+    geometry = (stride, padding, dilation, conv.groups, act)
+    return run(x, weight, scale, shift, residual, *geometry)
 
 
 def _onednn(
@@ -285,8 +305,6 @@ def _onednn(
 ) -> Tensor:
     # oneDNN's ReLU loses NaN: without the certainty that none can come, PyTorch's follows instead.
     keep_nan = not chain.bounded(residual)
-    if residual is not None and residual.dtype != x.dtype:
-        residual = residual.to(x.dtype)
     y = folded.run(x, residual, relu, keep_nan, give_residual)
     chain.made(y)
     if inner or wants_channels_last(chain.x, conv._parameters["weight"]):

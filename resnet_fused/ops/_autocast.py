@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_DEVICES = ("cpu", "cuda")
+
 
 def dtype_for(device_type: str) -> torch.dtype | None:
     """The dtype that autocast asks for on this device type, or None where it is off."""
-    if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(device_type):
+    if device_type not in _DEVICES or not torch.is_autocast_enabled(device_type):
         return None
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    return torch.get_autocast_dtype(device_type)
 
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

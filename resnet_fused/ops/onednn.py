@@ -29,6 +29,11 @@ _MKLDNN = torch.ops.mkldnn
 _UNARY = _MKLDNN._convolution_pointwise.default
 _ADD = _MKLDNN._convolution_pointwise.binary
 _ADD_ = _MKLDNN._convolution_pointwise_.binary
+_ONEDNN_PICKS = (
+    torch._C._ConvBackend.Mkldnn,
+    torch._C._ConvBackend.MkldnnEmpty,
+    torch._C._ConvBackend.Empty,
+)
 
 Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 
@@ -49,7 +54,7 @@ class Folded:
         geometry: padding, stride, dilation (two ints each) and groups, in oneDNN's order.
     """
 
-    __slots__ = ("_last", "_packs", "add_bias", "bias", "geometry", "tame", "weight")
+    __slots__ = ("_last", "_packs", "_served", "add_bias", "bias", "geometry", "tame", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor, tame: bool, geometry: Geometry) -> None:
         stride, padding, dilation, groups = geometry
@@ -60,6 +65,24 @@ class Folded:
         self.geometry = (padding, stride, dilation, groups)
         self._packs: dict[torch.Size, Tensor] = {}
         self._last: torch.Size | None = None
+        self._served: dict[torch.Size, bool] = {}
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether PyTorch, too, gives a convolution of `x` [N, C, H, W] to oneDNN.
+
+        It keeps small ones for a kernel of its own, which is faster there and errs less.
+        """
+        served = self._served.get(x.shape)
+        if served is None:
+            padding, stride, dilation, groups = self.geometry
+            picked = torch._C._select_conv_backend(
+                x, self.weight, None, stride, padding, dilation, False, [0, 0], groups
+            )
+            served = picked in _ONEDNN_PICKS
+            if len(self._served) >= 64:
+                self._served.clear()
+            self._served[x.shape] = served
+        return served
 
     def weight_for(self, x: Tensor) -> Tensor:
         """The weights to use for `x` [N, C, H, W]: packed if its shape has come before."""
@@ -117,12 +140,10 @@ class Folded:
             tail = (weight, self.add_bias, *self.geometry, "add", 1.0, unary, [], None)
             if self.geometry[3] > 1 and not give:
                 # PyTorch's out-of-place form adds after a rounding here; in place it is oneDNN's.
-                residual = residual.clone(memory_format=torch.channels_last)
+                residual = residual.clone()
                 give = True
-            if give and residual.is_contiguous(memory_format=torch.channels_last):
-                y = _ADD_(residual, x, *tail)
-            else:
-                y = _ADD(x, residual, *tail)
+            residual = channels_last(residual)
+            y = _ADD_(residual, x, *tail) if give else _ADD(x, residual, *tail)
         return y.relu_() if relu and keep_nan else y
 
     def _for_adding(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -167,6 +188,18 @@ def fold(
     sums = folded.float().abs().sum((1, 2, 3))
     tame = bool((sums < _TAME_SUM).all()) and bool((bias.abs() < _TAME_BIAS).all())
     return Folded(folded.contiguous(memory_format=torch.channels_last), bias, tame, geometry)
+
+
+def channels_last(t: Tensor) -> Tensor:
+    """`t` [N, C, H, W] in channels_last, with the strides that oneDNN expects of it.
+
+    With one channel or one pixel a tensor is channels_last with other strides, too, which PyTorch
+    2.11 can't describe to oneDNN.
+    """
+    t = t.contiguous(memory_format=torch.channels_last)
+    _, c, h, w = t.shape
+    strides = (c * h * w, 1, w * c, c)
+    return t if t.stride() == strides else t.as_strided(t.shape, strides)
 
 
 def bounded(x: Tensor) -> bool:
