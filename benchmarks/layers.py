@@ -1,7 +1,7 @@
 """Layer by layer, interleaved: eager's modules, a fused layer, and the op on unprepared weights.
 
-A layer of a fused model keeps its weights prepared (folded and packed on the CPU); `rf.ops` is given
-bare tensors and prepares them in each call. Both are timed, so that neither is taken for the other.
+A layer of a fused model keeps its weights prepared (folded and packed on the CPU); `rf.ops` is
+given bare tensors and prepares them in each call. Both are timed: neither stands for the other.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def main(batch: int, dtype: str, device: str, rounds: int, only: str) -> None:
     """Time every distinct convolution of ResNet-50."""
     chosen = [case for case in layers(batch) if only in case.name]
     click.echo(
-        f"{'convolution':24} {'eager':>10} {'layer':>10} {'op':>10} {'GFLOP/s':>8}  layer over eager"
+        f"{'convolution':24} {'eager':>10} {'layer':>10} {'op':>10} {'GFLOP/s':>8}  "
+        "layer over eager"
     )
     busy = 0
-    with torch.inference_mode():
-        for case in chosen:
-            busy += not _time(case, DTYPES[dtype], torch.device(device), rounds)
+    for case in chosen:
+        busy += not _time(case, DTYPES[dtype], torch.device(device), rounds)
     if busy:
         click.echo(f"no verdict: the machine was busy, or the run too short, in {busy} layers")
 
@@ -60,12 +60,14 @@ def _time(case: ConvCase, dtype: torch.dtype, device: torch.device, rounds: int)
             **case.geometry,
         )  # fmt: skip
 
-    for call in (layer, op):
-        torch.testing.assert_close(call().float(), eager().float(), rtol=0.05, atol=0.05)
-    timings = interleaved(
-        {"eager": eager, "layer": layer, "op": op}, rounds=rounds, min_sample_s=0.03,
-        synchronize=synchronizer(device),
-    )  # fmt: skip
+    # Parameters made in inference mode would have no version: nothing could be kept prepared.
+    with torch.inference_mode():
+        for call in (layer, op):
+            torch.testing.assert_close(call().float(), eager().float(), rtol=0.05, atol=0.05)
+        timings = interleaved(
+            {"eager": eager, "layer": layer, "op": op}, rounds=rounds, min_sample_s=0.03,
+            synchronize=synchronizer(device),
+        )  # fmt: skip
     medians = " ".join(f"{timings.median(name) * 1e3:7.2f} ms" for name in timings.seconds)
     rate = 2e-9 * case.macs / timings.median("layer")
     click.echo(

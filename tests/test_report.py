@@ -139,8 +139,8 @@ def test_the_page_stands_alone_and_is_well_formed(content: dict[str, Any]) -> No
 def test_the_page_says_what_was_found(content: dict[str, Any]) -> None:
     page = render(content)
     for text in (
-        "every check passed", "BatchNorm was calibrated", "0.50", "layer1.0.conv1", "1.25 \N{MULTIPLICATION SIGN}",
-       
+        "every check passed", "BatchNorm was calibrated", "0.50", "layer1.0.conv1",
+        "1.25 \N{MULTIPLICATION SIGN}",
         "A processor", "timm not installed", "commit unknown", "fused is at least 1.00x",
     ):  # fmt: skip
         assert text in page, text

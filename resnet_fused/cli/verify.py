@@ -74,7 +74,6 @@ def verify(
     import resnet_fused as rf
     from resnet_fused.bench.model import cast
     from resnet_fused.cli import _models
-    from resnet_fused.verify import verify as check
 
     crops, pictured = _images(images, batch, size)
     network = _models.load(model, weights, quiet=as_json)
@@ -82,7 +81,7 @@ def verify(
     x = crops.to(where, torch_dtype(dtype)).to(memory_format=torch.channels_last)
     fused = rf.fuse(cast(network.model, where, torch_dtype(dtype)))
     with progress_bar("verifying", quiet=as_json) as progress, user_errors():
-        verification = check(fused, x, progress=progress)
+        verification = rf.verify(fused, x, progress=progress)
     with torch.no_grad():
         explanation = rf.explain(fused, x)
     record: dict[str, Any] = {
@@ -173,7 +172,8 @@ def _write(record: dict[str, Any], folder: Path) -> dict[str, str]:
     content = plain(record)
     paths = {"png": folder / "report.png", "html": folder / "report.html"}
     # Both are made before either is written: a picture without its page would be half a report.
-    picture, page = draw(content), render(content)
+    picture = draw(content)
+    page = render(content, picture)
     write_file(paths["png"], picture)
     write_file(paths["html"], page)
     return {kind: str(path) for kind, path in paths.items()}

@@ -10,11 +10,12 @@ import jinja2
 from resnet_fused.report.picture import draw
 
 
-def render(content: dict[str, Any]) -> str:
+def render(content: dict[str, Any], picture: bytes | None = None) -> str:
     """Renders the page.
 
     Args:
         content: the record of `resnet-fused verify --json`.
+        picture: its light PNG if that is drawn already.
 
     Returns:
         HTML text. Whatever the record holds (file names, reasons) is escaped.
@@ -27,9 +28,8 @@ def render(content: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"sci": _scientific, "fixed": _fixed, "percent": _percent}
-    pictures = {
-        theme: base64.b64encode(draw(content, theme)).decode() for theme in ("light", "dark")
-    }
+    drawn = {"light": picture or draw(content, "light"), "dark": draw(content, "dark")}
+    pictures = {theme: base64.b64encode(png).decode() for theme, png in drawn.items()}
     layers = content["verification"]["layers"]
     worst = max((x["bound_use"] for x in layers if x["bound_use"] is not None), default=None)
     reasons = {row["implementation"]: row["why"] for row in content["explanation"]["rows"]}

@@ -181,11 +181,11 @@ def _times(axis: Axes, timings: list[dict[str, Any]], colours: Theme) -> None:
     axis.set_xlabel("milliseconds an image", fontsize=8.5, color=colours.quiet)
     note = "bars: medians; strokes: every sample; gains pair by pair, with their interval"
     if beyond:
-        note += f"; {beyond} slower samples lie beyond the right edge"
+        note += f"; slower samples beyond the right edge: {beyond}"
     refused = [timing["refusal"] for timing in timings if timing["refusal"]]
     _title(axis, "Time", note, colours)
     if refused:
-        axis.text(
-            1, 1.03, f"NO VERDICT: {refused[0]}", transform=axis.transAxes, fontsize=8.5,
-            color=colours.failed, ha="right", va="bottom",
+        axis.annotate(
+            f"NO VERDICT: {refused[0]}", (1, 1), xycoords="axes fraction", xytext=(0, 18),
+            textcoords="offset points", fontsize=9, color=colours.failed, ha="right", va="bottom",
         )  # fmt: skip
