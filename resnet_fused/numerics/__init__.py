@@ -28,7 +28,12 @@ from resnet_fused.numerics.checks import (
 )
 from resnet_fused.numerics.exact import ExactInputs, exact_expected, exact_inputs
 from resnet_fused.numerics.oracle import bn_act_oracle, conv_bn_act_oracle
-from resnet_fused.numerics.tolerances import END_TO_END_LIMIT, accumulator_dtype, unit_roundoff
+from resnet_fused.numerics.tolerances import (
+    END_TO_END_LIMIT,
+    accumulator_dtype,
+    chance,
+    unit_roundoff,
+)
 
 __all__ = [
     "ACCUMULATIONS",
@@ -40,6 +45,7 @@ __all__ = [
     "accumulator_dtype",
     "bn_act_bound",
     "bn_act_oracle",
+    "chance",
     "check_bound",
     "conv_bn_act_bound",
     "conv_bn_act_oracle",

@@ -15,7 +15,7 @@ from resnet_fused.numerics.tolerances import (
     RMS_LIMIT_16BIT,
     RMS_LIMIT_FLOAT32,
     RMS_LIMIT_FOLDED,
-    SAMPLING,
+    chance,
     unit_roundoff,
 )
 
@@ -205,8 +205,8 @@ def relative_check(
     rms, most = RMS_LIMIT_FLOAT32, math.inf
     if unit_roundoff(dtype or y.dtype) > 2.0**-12:
         rms, most = (RMS_LIMIT_FOLDED, math.inf) if folded else (RMS_LIMIT_16BIT, MAX_LIMIT_16BIT)
-    chance = 1 + SAMPLING / math.sqrt(max(1, y.numel()))
-    return _compare(y, eager, oracle, rms * chance, most * chance)
+    raised = chance(y.numel())
+    return _compare(y, eager, oracle, rms * raised, most * raised)
 
 
 def gradient_check(grad: Tensor, eager: Tensor, oracle: Tensor) -> RelativeCheck:

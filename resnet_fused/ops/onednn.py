@@ -138,11 +138,12 @@ class Folded:
             weight = self._for_adding(x, weight)
             unary = "relu" if post_relu else None
             tail = (weight, self.add_bias, *self.geometry, "add", 1.0, unary, [], None)
-            if self.geometry[3] > 1 and not give:
-                # PyTorch's out-of-place form adds after a rounding here; in place it is oneDNN's.
-                residual = residual.clone()
-                give = True
             residual = channels_last(residual)
+            if not give and (self.geometry[3] > 1 or residual.is_contiguous()):
+                # With groups PyTorch's out-of-place form adds after a rounding; with one channel or
+                # one pixel PyTorch 2.11's fails. In place both are oneDNN's own.
+                residual = channels_last(residual.clone())
+                give = True
             y = _ADD_(residual, x, *tail) if give else _ADD(x, residual, *tail)
         return y.relu_() if relu and keep_nan else y
 
