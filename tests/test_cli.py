@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,9 @@ def test_verify_writes_the_report(tmp_path: Path) -> None:
     assert result.stderr == ""  # a pipe gets no progress bar
 
 
-def test_verify_json(picture: Path) -> None:
+def test_verify_json(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By the module's name: the package's attribute of that name is the command.
+    monkeypatch.setattr(sys.modules["resnet_fused.cli.verify"], "ROUNDS", 2)
     found = _json("verify", *SMALL, "--images", str(picture), "--batch", "3", "--time")
     verification = found["verification"]
     assert verification["ok"] is True
@@ -275,19 +278,28 @@ def test_verify_with_weights_calibrates_nothing(weights: Path) -> None:
     assert found["verification"]["dtype"] == "bfloat16"
 
 
-def test_verify_exits_with_1_when_a_check_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = rf.ops.conv_bn_act
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every convolution of a fused layer is off by a thousandth."""
 
-    def wrong(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return right(*args, **kwargs) + 1e-3
+    def wrong(x, weight, scale, shift, residual, stride, padding, dilation, groups, act):
+        y = torch.conv2d(x, weight, None, stride, padding, dilation, groups)
+        y = y * scale[:, None, None] + (shift + 1e-3)[:, None, None]
+        y = y if residual is None else y + residual
+        return y.relu() if act == "relu" else y
 
-    monkeypatch.setattr(rf.ops, "conv_bn_act", wrong)
     monkeypatch.setenv("RESNET_FUSED_BACKEND", "reference")
+    with torch.library._scoped_library("resnet_fused", "IMPL") as library:
+        library.impl("conv_bn_act.reference", wrong, "CPU")
+        yield
+
+
+@pytest.mark.usefixtures("planted")
+def test_verify_exits_with_1_when_a_check_fails(tmp_path: Path) -> None:
     result = _run("verify", *SMALL, "--batch", "1", "--output", str(tmp_path), code=1)
-    assert "FAILED:\n  layer conv1 (conv+bn+relu, reference) is off by" in result.stdout
+    failure = "layer conv1 (conv+bn+relu, reference) is off by"
+    assert f"FAILED:\n  {failure}" in result.stdout
     page = (tmp_path / "report.html").read_text()
     assert "checks failed" in page
-    assert "layer conv1 (conv+bn+relu, reference) is off by" in page
+    assert failure in page
     assert _json("verify", *SMALL, "--batch", "1", code=1)["verification"]["ok"] is False
