@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable
 
 import pytest
+import torch
+import torchvision
 
 from resnet_fused.bench.load import CpuTimes, Load, LoadMeter, read_cpu_times
+from resnet_fused.bench.peers import NoPeerError, bare_onednn
 from resnet_fused.bench.timing import Timings, interleaved, median_interval
 
 QUIET = Load(foreign=0.01, own=0.9, cores=2, seconds=10.0)
@@ -99,6 +102,16 @@ def test_quick_calls_are_repeated_until_a_sample_is_long_enough() -> None:
     )
     assert len(counted) == 1 + 2 * 10
     assert timings.seconds["quick"] == pytest.approx((0.001, 0.001))
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(0.0, 6), (7.5, 8), (100.0, 9)])
+def test_a_budget_stops_early_but_not_before_an_interval(budget: float, rounds: int) -> None:
+    clock = FakeClock()
+    timings = interleaved(
+        {"a": clock.work(1.0)}, rounds=9, budget_s=budget, clock=clock, meter=_quiet_meter
+    )
+    assert len(timings.seconds["a"]) == rounds
+    assert timings.ratio("a", "a").confidence > 0.95
 
 
 def test_progress_and_synchronize_are_called() -> None:
@@ -228,3 +241,41 @@ def test_the_real_clocks_move_together() -> None:
     assert now.wall - start.wall >= 0.2
     assert 0.0 < now.own - start.own < 30.0
     assert now.busy - start.busy >= 0.05
+
+
+def _resnet(dtype: torch.dtype) -> tuple[torch.nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=7).eval().to(dtype)
+    x = torch.randn(2, 3, 64, 64).to(dtype)
+    return model, x.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bare_peer_gives_the_models_answer(dtype: torch.dtype) -> None:
+    model, x = _resnet(dtype)
+    with torch.inference_mode():
+        expected = model(x).float()
+        found = bare_onednn(model, x)(x).float()
+    error = (found - expected).abs().max() / expected.abs().max()
+    assert error < (1e-4 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_peer_with_another_answer_is_refused(dtype: torch.dtype) -> None:
+    model, x = _resnet(dtype)
+    model.layer2[0].relu = torch.nn.ReLU6()  # a network that only looks like a ResNet
+    with torch.no_grad():
+        model.layer2[0].bn1.bias.fill_(20)
+    with pytest.raises(NoPeerError, match="give another answer"):
+        bare_onednn(model, x)
+
+
+def test_models_without_a_peer_say_why() -> None:
+    model, x = _resnet(torch.float32)
+    with pytest.raises(NoPeerError, match="it is in training mode"):
+        bare_onednn(model.train(), x)
+    with pytest.raises(NoPeerError, match="it has no conv1, bn1"):
+        bare_onednn(torchvision.models.mobilenet_v2().eval(), x)
+    model.eval().layer1[0].bn1 = torch.nn.GroupNorm(4, 64)
+    with pytest.raises(NoPeerError, match=r"Conv2d \+ GroupNorm is not a pair"):
+        bare_onednn(model, x)

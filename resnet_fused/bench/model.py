@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -154,6 +155,7 @@ def bench_model(
     device: torch.device | None = None,
     rounds: int = 15,
     at_least: float = 1.0,
+    budget_s: float = math.inf,
     announce: Callable[[Prediction], None] | None = None,
     report: Callable[[Result], None] | None = None,
     progress: Progress | None = None,
@@ -168,6 +170,7 @@ def bench_model(
         device: None is the CPU.
         rounds: interleaved samples of each variant.
         at_least: gain over eager that the verdict asks for.
+        budget_s: seconds for one batch size in one dtype; see `interleaved`.
         announce: called with each prediction, all of them before the first timing.
         report: called with each result as it comes.
         progress: called as progress(done, total, what).
@@ -200,6 +203,7 @@ def bench_model(
                     calls,
                     rounds=rounds,
                     min_sample_s=MIN_SAMPLE_S,
+                    budget_s=budget_s,
                     progress=step,
                     synchronize=synchronizer(where),
                 )

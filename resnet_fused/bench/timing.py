@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from resnet_fused.bench.load import Load, LoadMeter
 
 CONFIDENCE = 0.95
+ENOUGH_ROUNDS = 6  # the fewest pairs whose range holds the median at 95%
 MAX_CALLS = 10_000  # in one sample, of something too quick for the clock
 
 
@@ -147,6 +148,7 @@ def interleaved(
     rounds: int = 15,
     warmup: int = 2,
     min_sample_s: float = 0.0,
+    budget_s: float = math.inf,
     progress: Callable[[int, int], None] | None = None,
     synchronize: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -159,6 +161,8 @@ def interleaved(
         rounds: number of samples of each variant, and of pairs.
         warmup: calls of each variant before anything is timed.
         min_sample_s: a sample repeats its call until it lasts about this long (0: one call).
+        budget_s: once this much time is used, no round is begun beyond the sixth: a busy machine
+            shall not keep a person waiting for a verdict that it prevents.
         progress: called with (rounds done, rounds) after each round.
         synchronize: waits for the device; called before each reading of the clock.
         clock: seconds, monotonic.
@@ -181,21 +185,23 @@ def interleaved(
     wait = synchronize or (lambda: None)
     calls = {}
     for name, call in variants.items():
-        for _ in range(warmup):
-            call()
-        # Every variant gets a fixed count, found once: the samples stay comparable.
-        once = _sample(call, 1, wait, clock) if min_sample_s else math.inf
+        # Every variant gets a fixed count, from its last warm-up call: samples stay comparable.
+        times = [_sample(call, 1, wait, clock) for _ in range(warmup or bool(min_sample_s))]
+        once = times[-1] if times else math.inf
         calls[name] = min(MAX_CALLS, max(1, math.ceil(min_sample_s / max(once, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in variants}
     order = list(variants)
     with _no_garbage_collection():
         load_meter = meter()
+        start = clock()
         for done in range(1, rounds + 1):
             for name in order:
                 samples[name].append(_sample(variants[name], calls[name], wait, clock))
             order.reverse()
             if progress is not None:
                 progress(done, rounds)
+            if done >= ENOUGH_ROUNDS and clock() - start > budget_s:
+                break
         load = load_meter.read()
     return Timings({name: tuple(values) for name, values in samples.items()}, load)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from resnet_fused.explain import Explanation
 
 TIMED_BATCHES = (1, 8)  # an answer wanted at once, and throughput
+BUDGET_S = 20.0  # a batch size; a busy machine stops after fewer pairs
 ROUNDS = 9  # pairs a batch size: a 95% interval, and half a minute in all on two cores
 
 
@@ -146,6 +147,7 @@ def _time(
             size=size,
             device=where,
             rounds=ROUNDS,
+            budget_s=BUDGET_S,
             progress=progress,
         )
     return [result.to_dict() for result in results]
