@@ -1,18 +1,29 @@
 """ResNet layers in one pass over memory: convolution, BatchNorm, ReLU and the shortcut, fused.
 
-import resnet_fused as rf
+    import resnet_fused as rf
 
-model = rf.fuse(torchvision.models.resnet50(weights="DEFAULT").eval())
-print(rf.explain(model, x))
-print(rf.verify(model, x))
+    model = rf.fuse(torchvision.models.resnet50(weights="DEFAULT").eval())
+    print(rf.explain(model, x))
+    print(rf.verify(model, x))
+
+The names below are loaded when they are first used, so that `resnet-fused --help` need not wait for
+torch.
 """
 
-from . import backends, cases, models, nn, numerics, ops, roofline
-from .backends import backend
-from .convert import fuse, unfuse
-from .explain import Explanation, explain
-from .nn import refresh
-from .verify import Verification, verify
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import backends, cases, models, nn, numerics, ops, roofline
+    from .backends import backend
+    from .convert import fuse, unfuse
+    from .explain import Explanation, explain
+    from .nn import refresh
+    from .verify import Verification, verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,3 +43,38 @@ __all__ = [
     "unfuse",
     "verify",
 ]
+_HOMES = {
+    "Explanation": "explain",
+    "Verification": "verify",
+    "backend": "backends",
+    "explain": "explain",
+    "fuse": "convert",
+    "refresh": "nn",
+    "unfuse": "convert",
+    "verify": "verify",
+}
+
+
+class _Package(types.ModuleType):
+    """This package: a function that is named as its module wins over the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, types.ModuleType) and _HOMES.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    value = getattr(module, name) if name in _HOMES else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+sys.modules[__name__].__class__ = _Package

@@ -152,16 +152,18 @@ def test_a_residual_that_the_op_drops_fails(
     dtype: torch.dtype,
 ) -> None:  # fmt: skip
     target = model.to(dtype).get_submodule(layer)
-    onednn, op = _route._onednn, _route.ops.conv_bn_act
+    onednn, op = _route._onednn, _route._by_op
 
     def without(x: Tensor, conv: nn.Module, bn: nn.Module, residual: Any, *rest: Any) -> Tensor:
         return onednn(x, conv, bn, None if conv is target else residual, *rest)
 
-    def op_without(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, r: Any, **kw: Any) -> Tensor:
-        return op(x, weight, a, b, None if weight is target.weight else r, **kw)
+    def op_without(
+        name: str, x: Tensor, conv: nn.Module, bn: nn.Module, residual: Any, *rest: Any
+    ) -> Tensor:
+        return op(name, x, conv, bn, None if conv is target else residual, *rest)
 
     monkeypatch.setattr(_route, "_onednn", without)
-    monkeypatch.setattr(_route.ops, "conv_bn_act", op_without)
+    monkeypatch.setattr(_route, "_by_op", op_without)
     found = verify(model, images().to(dtype))
     assert failing_layers(found) == {layer}
     assert layer.split(".")[0] in {check.block for check in found.blocks if not check.ok}
