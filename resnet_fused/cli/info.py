@@ -60,6 +60,7 @@ def _ops() -> list[dict[str, Any]]:
     """For each op and kind of call: the implementation, why, and what was refused."""
     import torch
 
+    import resnet_fused.ops  # noqa: F401 - importing it enters the implementations
     from resnet_fused import backends
 
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
