@@ -23,6 +23,7 @@ from torch import Tensor, nn
 logger = logging.getLogger("resnet_fused")
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+GPU_BACKENDS = ("triton", "cuda")
 ENVIRONMENT = "RESNET_FUSED_BACKEND"
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
@@ -199,13 +200,19 @@ def _choose(call: Call, wanted: str, source: str, onednn: bool) -> Choice:
             continue
         reason = entry.supports(call)
         if reason is None:
-            why = f"{source} asks for it" if wanted != "auto" else "first that serves the call"
-            return Choice(entry, why, tuple(refused))
+            if wanted != "auto":
+                return Choice(entry, f"{source} asks for it", tuple(refused))
+            missing = [
+                (name, absent(call.op, name))
+                for name in GPU_BACKENDS
+                if not any(name == other.name for other in entries)
+            ]
+            return Choice(entry, f"the fastest that serves {call.device}", (*missing, *refused))
         refused.append((entry.name, reason))
     if wanted in ("auto", "reference"):
         raise RuntimeError(f"no implementation serves {call}: {refused}")
     if not refused:
-        refused.append((wanted, f"{call.op} has no implementation for it in this version"))
+        refused.append((wanted, absent(call.op, wanted)))
     fallback = next(entry for entry in entries if "reference" in entry.backends)
     why = f"{source} asks for {wanted}, but: {refused[0][1]}"
     logger.warning("%s runs on PyTorch's own ops: %s", call.op, why)
@@ -227,6 +234,11 @@ def choose(call: Call) -> Choice:
     """
     # oneDNN can be switched off at any time (torch.backends.mkldnn.flags): part of the key.
     return _choose(call, *requested(), torch._C._get_mkldnn_enabled())
+
+
+def absent(op: str, backend: str) -> str:
+    """What to say of a backend that has no implementation of an op."""
+    return f"no {backend} kernel of {op} in this version"
 
 
 def next_choice(call: Call, refused: Choice, reason: str) -> Choice:

@@ -75,11 +75,20 @@ def _inert(extra: nn.Module) -> bool:
 
 
 def _has_layer(container: nn.Module) -> bool:
-    """Whether a convolution with a known BatchNorm right behind it stands in the container."""
+    """Whether a container holds a block, or a convolution with a known BatchNorm behind it."""
     children = list(container.children())
     return any(
         type(first) is nn.Conv2d and _blocks.is_norm(second)
         for first, second in itertools.pairwise(children)
+    ) or any(_is_block(child) for child in children)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module is a residual block, fused or about to be."""
+    kind = type(module)
+    fused = _fused_classes(kind.__module__.partition(".")[0]).get(kind)
+    return isinstance(module, _blocks.FusedBlock) or (
+        fused is not None and issubclass(fused, _blocks.FusedBlock)
     )
 
 

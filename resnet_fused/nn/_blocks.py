@@ -6,14 +6,26 @@ children, their names and the state_dict are the same (`convert.py` does it for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from .. import backends
-from ._route import Chain, conv_bn, has_hooks, is_norm, pattern_of
+from ..ops import onednn
+from ._route import (
+    Chain,
+    conv_bn,
+    has_global_hooks,
+    has_hooks,
+    is_norm,
+    nothing_special,
+    pattern_of,
+    ready,
+)
+
+Prepared = tuple[Sequence[onednn.Folded | None], onednn.Folded | None]
 
 
 class Step(NamedTuple):
@@ -62,22 +74,61 @@ class FusedBlock(Fused):
         for name in self.extras:
             if not passes(self._modules.get(name)):
                 return self._unfused(x, f"the block's {name} does more than nothing")
-        return self._fused(x)
+        return self.run(x)[0]
 
-    def _fused(self, x: Tensor) -> Tensor:
-        chain = Chain(x)
+    def may_run(self) -> bool:
+        """Whether calling the block is `run` and nothing more: no hooks, no live extras."""
+        return (
+            not has_hooks(self)
+            and not has_global_hooks()
+            and all(passes(self._modules.get(name)) for name in self.extras)
+        )
+
+    def prepared(self, dtype: torch.dtype) -> Prepared:
+        """What is ready of each step, and of the projection: one tight pass over the modules."""
+        steps = [ready(*self._children(step), dtype) for step in self.steps]
+        downsample = self._modules.get("downsample")
+        pair = None if downsample is None else projection_of(downsample)
+        return steps, None if pair is None else ready(*pair, None, dtype)
+
+    def run(
+        self, x: Tensor, bound: float | None = None, prepared: Prepared | None = None
+    ) -> tuple[Tensor, float | None]:
+        """The block on an input [N, C, H, W].
+
+        Args:
+            x: the input.
+            bound: a bound on its magnitude, if one is known.
+            prepared: what `prepared` has returned a moment ago for a plain call on plain data.
+
+        Returns:
+            The output, and a bound on its magnitude if one follows.
+        """
+        chain = Chain(x, bound, None if prepared is None else True)
+        if prepared is None:
+            prepared = self.prepared(x.dtype) if chain.quick else ([None] * len(self.steps), None)
+        folded, projected = prepared
+        shortcut, given = self._shortcut(x, chain, projected)
         y = x
-        for step in self.steps[:-1]:
-            y = conv_bn(y, *self._children(step), chain=chain, inner=True)
+        for step, weights in zip(self.steps[:-1], folded, strict=False):
+            y = conv_bn(y, *self._children(step), chain=chain, inner=True, folded=weights)
         last = self._children(self.steps[-1])
+        y = conv_bn(y, *last, shortcut, chain=chain, give_residual=given, folded=folded[-1])
+        return y, chain.bound
+
+    def _shortcut(
+        self, x: Tensor, chain: Chain, folded: onednn.Folded | None
+    ) -> tuple[Tensor, bool]:
+        """The shortcut, and whether nobody else can see it."""
         downsample = self._modules.get("downsample")
         if downsample is None:
-            return conv_bn(y, *last, x, chain=chain)
-        projection = projection_of(downsample)
-        if projection is None:
-            return conv_bn(y, *last, downsample(x), chain=chain)
-        shortcut = conv_bn(x, *projection, chain=chain, inner=True)
-        return conv_bn(y, *last, shortcut, chain=chain, give_residual=True)
+            return x, False
+        pair = projection_of(downsample)
+        if pair is None:
+            return downsample(x), False
+        shortcut = conv_bn(x, *pair, chain=chain, inner=True, folded=folded)
+        chain.residual_bound, chain.bound = chain.bound, chain.x_bound
+        return shortcut, True
 
     def _children(self, step: Step) -> tuple[nn.Module, nn.Module, nn.Module]:
         modules = self._modules
@@ -123,6 +174,15 @@ def run_in_order(
     """
     items = list(modules)
     index = 0
+    bound = None  # on the magnitude of x, carried from block to block
+    ready_blocks: dict[int, Prepared] = {}
+    if isinstance(x, Tensor) and nothing_special(x):
+        # All blocks at once: their modules are looked at while this code is in the cache.
+        ready_blocks = {
+            position: module.prepared(x.dtype)
+            for position, (_, module) in enumerate(items)
+            if isinstance(module, FusedBlock) and module.may_run()
+        }
     while index < len(items):
         name, module = items[index]
         layer = [module]
@@ -133,7 +193,12 @@ def run_in_order(
                 act_next = len(following) == 2 and type(following[1][1]) is nn.ReLU
                 if act_next and following[0][0] not in needed:
                     layer.append(following[1][1])
-        x = conv_bn(x, *layer) if len(layer) > 1 else module(x)
+        if len(layer) > 1:
+            x, bound = conv_bn(x, *layer), None
+        elif index in ready_blocks:
+            x, bound = module.run(x, bound, ready_blocks[index])
+        else:
+            x, bound = module(x), None
         index += len(layer)
         yield items[index - 1][0], x
 

@@ -8,8 +8,7 @@ there. A write through `.data` does not: call `rf.refresh(model)` after one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,25 +20,64 @@ ATTRIBUTE = "_resnet_fused_cache"
 
 
 class Snapshot:
-    """Tensors as they were: storages, held weakly so that no address is reused, and versions."""
+    """A layer's tensors as they were: memory, place in it, version.
 
-    __slots__ = ("_marks", "_storages")
+    Storages are held weakly, so that no address comes again while this one is remembered. The
+    comparison is part of each forward, so it goes straight to the modules' dictionaries:
+    `nn.Module.__getattr__` would take longer.
+    """
 
-    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
-        self._storages = [
-            None if t is None else StorageWeakRef(t.untyped_storage()) for t in tensors
-        ]
-        self._marks = [self._mark(t) for t in tensors]
+    __slots__ = ("_absent", "_marks", "_storages", "_strides")
 
-    @staticmethod
-    def _mark(t: Tensor | None) -> tuple[Any, ...] | None:
-        if t is None:
-            return None
-        return t._version, t.untyped_storage()._cdata, t.storage_offset(), t.dtype
+    def __init__(self, conv: nn.Module, bn: nn.Module) -> None:
+        self._marks: list[tuple[dict[str, Any], str, int, int, int]] = []
+        self._absent: list[tuple[dict[str, Any], str]] = []
+        self._storages = []
+        self._strides = conv.weight.stride()
+        for slots, name in places(conv, bn):
+            t = slots.get(name)
+            if t is None:
+                self._absent.append((slots, name))
+                continue
+            storage = t.untyped_storage()
+            self._storages.append(StorageWeakRef(storage))
+            mark = (slots, name, t._version, storage._cdata, t.storage_offset())
+            self._marks.append(mark)
 
-    def holds(self, tensors: Sequence[Tensor | None]) -> bool:
+    def holds(self) -> bool:
         """Whether they are still the same memory at the same version."""
-        return self._marks == [self._mark(t) for t in tensors]
+        for slots, name, version, storage, offset in self._marks:
+            t = slots[name]
+            if (
+                t is None
+                or t._version != version
+                or t.untyped_storage()._cdata != storage
+                or t.storage_offset() != offset
+            ):
+                return False
+        for slots, name in self._absent:
+            if slots.get(name) is not None:
+                return False
+        slots, name = self._marks[0][:2]  # the weight: vectors have no layout to change
+        return slots[name].stride() == self._strides
+
+
+class Entry(NamedTuple):
+    """What a convolution keeps: the folded weights, and what they were made from.
+
+    Attributes:
+        options: dtype of the activations, eps, and the convolution's geometry.
+        snapshot: the tensors.
+        norm: type of the normalisation.
+        frozen: whether that type ignores `training`.
+        folded: the weights.
+    """
+
+    options: tuple[Any, ...]
+    snapshot: Snapshot
+    norm: type[nn.Module]
+    frozen: bool
+    folded: onednn.Folded
 
 
 class Cache:
@@ -48,8 +86,8 @@ class Cache:
     __slots__ = ("entry",)
 
     def __init__(self) -> None:
-        # One tuple, replaced whole: threads that race build it twice and agree.
-        self.entry: tuple[Any, ...] | None = None
+        # Replaced whole: threads that race build it twice and agree.
+        self.entry: Entry | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
         return Cache()
@@ -61,24 +99,28 @@ class Cache:
         return Cache, ()
 
 
-def sources(conv: nn.Module, bn: nn.Module) -> tuple[Tensor | None, ...]:
-    """Every tensor that the derived values depend on.
+def places(conv: nn.Module, bn: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Where every tensor is that the derived values depend on; the convolution's weight first.
 
     A training forward writes running_mean without a new version, but counts in num_batches_tracked.
     """
-    # The dictionaries themselves: `nn.Module.__getattr__` is slow, and this runs in each forward.
     layer, norm, statistics = conv._parameters, bn._parameters, bn._buffers
     if "weight" not in norm:  # FrozenBatchNorm2d: four buffers
         norm = statistics
-    return (
-        layer["weight"],
-        layer["bias"],
-        norm["weight"],
-        norm["bias"],
-        statistics["running_mean"],
-        statistics["running_var"],
-        statistics.get("num_batches_tracked"),
-    )
+    return [
+        (layer, "weight"),
+        (layer, "bias"),
+        (norm, "weight"),
+        (norm, "bias"),
+        (statistics, "running_mean"),
+        (statistics, "running_var"),
+        (statistics, "num_batches_tracked"),
+    ]
+
+
+def sources(conv: nn.Module, bn: nn.Module) -> list[Tensor | None]:
+    """Every tensor that the derived values depend on."""
+    return [slots.get(name) for slots, name in places(conv, bn)]
 
 
 def drop(module: nn.Module) -> None:
@@ -110,30 +152,30 @@ def affine(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tensor
     return scale, shift.to(compute)
 
 
-def folded(conv: nn.Conv2d, bn: nn.Module, dtype: torch.dtype) -> onednn.Folded:
+def folded(conv: nn.Conv2d, bn: nn.Module, dtype: torch.dtype, frozen: bool) -> onednn.Folded:
     """The layer's folded weights for oneDNN, from the cache while they hold.
 
     Args:
         conv: the convolution.
         bn: the normalisation behind it.
         dtype: dtype of the activations.
+        frozen: whether the normalisation's type ignores `training`.
     """
     geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
     options = (dtype, bn.eps, geometry)
-    now = sources(conv, bn)
     cache = conv.__dict__.get(ATTRIBUTE)
     if cache is not None and cache.entry is not None:
-        kept_options, kept, value = cache.entry
-        if kept_options == options and kept.holds(now):
-            return value
+        entry = cache.entry
+        if entry.options == options and entry.norm is type(bn) and entry.snapshot.holds():
+            return entry.folded
     # Versions are read before the values: a write in between makes the entry stale, never wrong.
-    inference = any(t is not None and t.is_inference() for t in now)
-    taken = None if inference else Snapshot(now)
+    inference = any(t is not None and t.is_inference() for t in sources(conv, bn))
+    snapshot = None if inference else Snapshot(conv, bn)
     with torch.no_grad():
         scale, shift = affine(conv, bn, torch.float32)
         value = onednn.fold(conv.weight.detach(), scale, shift, dtype, geometry)
-    if not inference:  # tensors made in inference mode have no version to go by
+    if snapshot is not None:  # tensors made in inference mode have no version to go by
         if cache is None:
             cache = conv.__dict__.setdefault(ATTRIBUTE, Cache())
-        cache.entry = (options, taken, value)
+        cache.entry = Entry(options, snapshot, type(bn), frozen, value)
     return value

@@ -8,6 +8,7 @@ of the ordinary: hooks, parametrizations, subclasses, batch statistics, tracing.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -41,41 +42,88 @@ def is_norm(module: object) -> bool:
 
 
 class Chain:
-    """Convolutions of one block that run one after the other on `x`.
+    """Convolutions that run one after the other, nobody else seeing what passes between them.
 
-    It knows whether `x` is free of NaN, Inf and huge values, asked at most once: what follows from
-    a bounded input stays bounded over `onednn.MAX_CHAIN` tame convolutions.
+    Attributes:
+        x: the input of the chain [N, C, H, W].
+        bound: a bound on the magnitude of the next layer's input; None if nobody has looked.
+        x_bound: that of `x`.
+        residual_bound: that of a shortcut other than `x`.
+        quick: nothing outside of the layers' own modules keeps them from oneDNN, so that each layer
+            need look at those alone.
     """
 
-    __slots__ = ("_bounded", "_made", "x")
+    __slots__ = ("bound", "quick", "residual_bound", "x", "x_bound")
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, bound: float | None = None, quick: bool | None = None) -> None:
         self.x = x
-        self._bounded: bool | None = None
-        self._made: Tensor | None = None
+        self.bound = self.x_bound = bound
+        self.residual_bound: float | None = None
+        self.quick = nothing_special(x) if quick is None else quick
 
-    def bounded(self, residual: Tensor | None = None) -> bool:
-        """Whether the chain's input, and a residual that is not its own, are bounded."""
-        if self._bounded is None:
-            self._bounded = onednn.bounded(self.x)
-        if not self._bounded:
-            return False
-        own = residual is None or residual is self.x or residual is self._made
-        return own or onednn.bounded(residual)
+    def gives_channels_last(self, conv: nn.Module) -> bool:
+        """Whether the chain's output is channels_last, as PyTorch's convolution would make it."""
+        return wants_channels_last(self.x, conv._parameters["weight"])
 
-    def made(self, y: Tensor) -> None:
-        """Notes the output of a tame layer on bounded input."""
-        self._made = y
+    def advance(self, x: Tensor, residual: Tensor | None, folded: onednn.Folded) -> bool:
+        """Bounds a layer's output by its input's bound.
 
-    def unknown(self) -> None:
-        """A layer ran on weights that are not known to be tame: nothing follows any more."""
-        self._bounded = False
+        Returns:
+            Whether it is far from overflow, so that no NaN can arise in it.
+        """
+        bound = self._after(x, residual, folded)
+        if not bound < onednn.LARGEST and self.bound is not None:
+            # Bounds that were carried over grow faster than the values: look at the values.
+            self.bound = self.residual_bound = None
+            if x is self.x or residual is self.x:
+                self.x_bound = None
+            bound = self._after(x, residual, folded)
+        safe = bound < onednn.LARGEST
+        self.bound = bound if safe else None
+        return safe
+
+    def _after(self, x: Tensor, residual: Tensor | None, folded: onednn.Folded) -> float:
+        bound = self.x_bound if x is self.x else self.bound
+        if bound is None:
+            bound = onednn.largest(x)
+            if x is self.x:
+                self.x_bound = bound
+        total = bound * folded.gain + folded.offset
+        if residual is None:
+            return total
+        other = self.x_bound if residual is self.x else self.residual_bound
+        if other is None:
+            other = onednn.largest(residual)
+            if residual is self.x:
+                self.x_bound = other
+        return total + other
+
+
+def nothing_special(x: Tensor) -> bool:
+    """Whether a plain call on plain data: what every layer of a chain would find out again."""
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and x.dim() == 4
+        and x.dtype in DTYPES
+        and not torch.is_grad_enabled()
+        and not backends.is_recording()
+        and not torch._C._is_any_autocast_enabled()
+        and not torch.jit.is_tracing()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not has_global_hooks()
+        and backends.choose(backends.Call("conv_bn_act", "cpu", x.dtype)).implementation.name
+        == "cpu"
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module does more than its class's forward."""
-    slots = module.__dict__
-    return bool(
+    return bool(_hooked(module.__dict__))
+
+
+def _hooked(slots: dict[str, Any]) -> object:
+    return (
         slots["_forward_hooks"]
         or slots["_forward_pre_hooks"]
         or slots["_backward_hooks"]
@@ -84,7 +132,8 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _global_hooks() -> bool:
+def has_global_hooks() -> bool:
+    """Whether hooks are registered for every module."""
     return bool(
         torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
@@ -101,7 +150,7 @@ def _structure(conv: nn.Module, bn: nn.Module) -> str | None:
         return f"the normalisation is a {type(bn).__name__}, no BatchNorm2d that is known"
     if has_hooks(conv) or has_hooks(bn):
         return "a hook or a forward of its own sits on one of its modules"
-    if _global_hooks():
+    if has_global_hooks():
         return "global module hooks are registered"
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return f"padding {conv.padding!r} with mode {conv.padding_mode!r} is left to PyTorch"
@@ -164,6 +213,7 @@ def conv_bn(
     chain: Chain | None = None,
     inner: bool = False,
     give_residual: bool = False,
+    folded: onednn.Folded | None = None,
 ) -> Tensor:
     """Computes act(bn(conv(x)) [+ residual]) by the implementation that serves the call.
 
@@ -176,15 +226,25 @@ def conv_bn(
         chain: the block's chain, so that its input is checked once; None checks `x` itself.
         inner: the output goes into the next fused convolution alone; its layout is free then.
         give_residual: nobody else can see `residual`: it may be overwritten.
+        folded: what `ready` has returned a moment ago, in a chain that is `quick`.
 
     Returns:
         [N, K, P, Q], what the modules themselves would return up to rounding.
     """
+    if folded is not None and chain is not None:
+        weight = folded.packed_for(x.shape)
+        if weight is not None and (residual is None or residual.dtype is x.dtype):
+            keep_nan = not chain.advance(x, residual, folded)
+            y = folded.run_with(weight, x, residual, act is not None, keep_nan, give_residual)
+            return y if inner or chain.gives_channels_last(conv) else y.contiguous()
     if torch.compiler.is_compiling() or isinstance(x, fx.Proxy):
         # Plain ops: the compiler fuses them, and an exported program needs no resnet_fused.
         return run_modules(x, conv, bn, act, residual)
     if act is not None and (type(act) is not nn.ReLU or has_hooks(act)):
-        return act(conv_bn(x, conv, bn, None, residual, chain=chain, give_residual=give_residual))
+        y = act(conv_bn(x, conv, bn, None, residual, chain=chain, give_residual=give_residual))
+        if chain is not None:
+            chain.bound = None
+        return y
     if torch.is_grad_enabled():
         # A step is likely to follow, and torch's fused optimisers leave no new version behind.
         conv.__dict__.pop(_prepared.ATTRIBUTE, None)
@@ -192,13 +252,40 @@ def conv_bn(
     if reason is not None:
         y = run_modules(x, conv, bn, act, residual)
         if chain is not None:
-            chain.unknown()
+            chain.bound = None
         if backends.is_recording():
             pattern = pattern_of(act, residual is not None)
             route = backends.Route(conv, bn, act, pattern, "-", "modules", reason)
             backends.record(route, x, residual, y)
         return y
     return _fused(x, conv, bn, act, residual, chain or Chain(x), inner, give_residual)
+
+
+def ready(
+    conv: nn.Module, bn: nn.Module, act: nn.Module | None, dtype: torch.dtype
+) -> onednn.Folded | None:
+    """A layer's prepared weights, if its modules are as they were when they were made; else None.
+
+    What `_structure` and `_prepared.folded` would find, in fewer steps: in a network for one image
+    the checks take as long as the small convolutions. `act` None stands for any.
+    """
+    layer, norm = conv.__dict__, bn.__dict__
+    cache = layer.get(_prepared.ATTRIBUTE)
+    entry = None if cache is None else cache.entry
+    if entry is None or type(conv) is not nn.Conv2d or type(bn) is not entry.norm:
+        return None
+    geometry = (layer["stride"], layer["padding"], layer["dilation"], layer["groups"])
+    if (
+        _hooked(layer)
+        or _hooked(norm)
+        or (act is not None and (type(act) is not nn.ReLU or _hooked(act.__dict__)))
+        or (norm["training"] and not entry.frozen)
+        or layer["padding_mode"] != "zeros"
+        or entry.options != (dtype, norm["eps"], geometry)
+        or not entry.snapshot.holds()
+    ):
+        return None
+    return entry.folded
 
 
 def _fused(
@@ -225,7 +312,7 @@ def _fused(
     choice = backends.choose(call)
     folded = None
     if choice.implementation.name == "cpu":
-        folded = _prepared.folded(conv, bn, dtype)
+        folded = _prepared.folded(conv, bn, dtype, _is_frozen_type(type(bn)))
         reason = _unfit(folded, x)
         if reason is not None:
             choice, folded = backends.next_choice(call, choice, reason), None
@@ -235,7 +322,7 @@ def _fused(
         y = _onednn(x, conv, folded, residual, act is not None, chain, inner, give)
     else:
         y = _by_op(choice.implementation.name, x, conv, bn, residual, name, grad)
-        chain.unknown()
+        chain.bound = None
     if recording:
         route = backends.Route(
             conv,
@@ -304,9 +391,6 @@ def _onednn(
     give_residual: bool,
 ) -> Tensor:
     # oneDNN's ReLU loses NaN: without the certainty that none can come, PyTorch's follows instead.
-    keep_nan = not chain.bounded(residual)
+    keep_nan = not chain.advance(x, residual, folded)
     y = folded.run(x, residual, relu, keep_nan, give_residual)
-    chain.made(y)
-    if inner or wants_channels_last(chain.x, conv._parameters["weight"]):
-        return y
-    return y.contiguous()
+    return y if inner or chain.gives_channels_last(conv) else y.contiguous()

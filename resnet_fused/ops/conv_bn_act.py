@@ -74,7 +74,10 @@ def _cpu(
     if not folded.tame:
         # Inf * w summed is not scale * (w summed): such weights are not folded.
         return _split(x, weight, scale, shift, residual, stride, padding, dilation, groups, act)
-    keep_nan = not (onednn.bounded(x) and (residual is None or onednn.bounded(residual)))
+    bound = onednn.largest(x) * folded.gain + folded.offset
+    if residual is not None:
+        bound += onednn.largest(residual)
+    keep_nan = not bound < onednn.LARGEST
     y = folded.run(x, residual, act == "relu", keep_nan)
     return y if wants_channels_last(x, weight) else y.contiguous()
 

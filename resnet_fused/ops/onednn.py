@@ -4,8 +4,10 @@ Folding is done in float64 and rounded once, packing is oneDNN's own. Both cost 
 convolution, so layers keep the result (`nn/_prepared.py`).
 
 oneDNN's ReLU gives 0 for NaN, where PyTorch's keeps it. Its post-op is used only where no NaN can
-arise: finite, bounded inputs and tame weights. Otherwise the convolution runs without it and
-PyTorch's ReLU follows. The check reads the input once; `bounded` says how it is done.
+arise: the input's largest magnitude, times the largest sum of |weights| of an output channel,
+bounds every sum, and a bound far from overflow leaves no room for Inf or NaN. The bound carries
+over from layer to layer, so the input is read (`largest`) once for several of them. Without such a
+bound the convolution runs without the post-op and PyTorch's ReLU follows.
 """
 
 from __future__ import annotations
@@ -18,11 +20,8 @@ from torch import Tensor
 
 from .. import backends
 
-# |x| <= 2^64 by `bounded`, and three convolutions in a row each multiply it by at most the largest
-# sum of |weights| of an output channel, 10^6, so nothing passes 2^64 * 10^18 < 2^127.
-_TAME_SUM = 1e6
-_TAME_BIAS = 1e12
-MAX_CHAIN = 3
+# Sums below this can't overflow on the way, with room for rounding.
+LARGEST = 1e37
 MAX_SHAPES = 2
 
 _MKLDNN = torch.ops.mkldnn
@@ -50,18 +49,30 @@ class Folded:
         weight: scale * weight [K, C/groups, R, S], dtype of the activations, channels_last.
         bias: the shift [K], float32.
         add_bias: the shift in the activations' dtype, the only one that oneDNN's add takes.
-        tame: no sum of its products can overflow for inputs that are `bounded`.
+        gain: the largest sum of |weights| of an output channel.
+        offset: the largest |shift|.
         geometry: padding, stride, dilation (two ints each) and groups, in oneDNN's order.
     """
 
-    __slots__ = ("_last", "_packs", "_served", "add_bias", "bias", "geometry", "tame", "weight")
+    __slots__ = (
+        "_last",
+        "_packs",
+        "_served",
+        "add_bias",
+        "bias",
+        "gain",
+        "geometry",
+        "offset",
+        "weight",
+    )
 
-    def __init__(self, weight: Tensor, bias: Tensor, tame: bool, geometry: Geometry) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, geometry: Geometry) -> None:
         stride, padding, dilation, groups = geometry
         self.weight = weight
         self.bias = bias
         self.add_bias = bias.to(weight.dtype)
-        self.tame = tame
+        self.gain = weight.abs().sum((1, 2, 3), dtype=torch.float64).max().item()
+        self.offset = bias.abs().max().item()
         self.geometry = (padding, stride, dilation, groups)
         self._packs: dict[torch.Size, Tensor] = {}
         self._last: torch.Size | None = None
@@ -83,6 +94,15 @@ class Folded:
                 self._served.clear()
             self._served[x.shape] = served
         return served
+
+    @property
+    def tame(self) -> bool:
+        """Whether weights and shift are finite."""
+        return math.isfinite(self.gain) and math.isfinite(self.offset)
+
+    def packed_for(self, shape: torch.Size) -> Tensor | None:
+        """The weights packed for an input shape that oneDNN serves, or None."""
+        return self._packs.get(shape)
 
     def weight_for(self, x: Tensor) -> Tensor:
         """The weights to use for `x` [N, C, H, W]: packed if its shape has come before."""
@@ -130,12 +150,25 @@ class Folded:
         if not weight.is_mkldnn:
             # Packed weights always give a channels_last result; plain ones give x's layout.
             x = x.contiguous(memory_format=torch.channels_last)
+            if residual is not None:
+                weight = self._for_adding(x, weight)
+        return self.run_with(weight, x, residual, relu, keep_nan, give)
+
+    def run_with(
+        self,
+        weight: Tensor,
+        x: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        keep_nan: bool,
+        give: bool = False,
+    ) -> Tensor:
+        """`run` with the weights that were picked for `x`, N > 0."""
         post_relu = relu and not keep_nan
         if residual is None:
             attr = "relu" if post_relu else "none"
             y = _UNARY(x, weight, self.bias, *self.geometry, attr, [], None)
         else:
-            weight = self._for_adding(x, weight)
             unary = "relu" if post_relu else None
             tail = (weight, self.add_bias, *self.geometry, "add", 1.0, unary, [], None)
             residual = channels_last(residual)
@@ -186,9 +219,7 @@ def fold(
     """
     folded = (weight.double() * scale.double().view(-1, 1, 1, 1)).to(dtype)
     bias = shift.float()
-    sums = folded.float().abs().sum((1, 2, 3))
-    tame = bool((sums < _TAME_SUM).all()) and bool((bias.abs() < _TAME_BIAS).all())
-    return Folded(folded.contiguous(memory_format=torch.channels_last), bias, tame, geometry)
+    return Folded(folded.contiguous(memory_format=torch.channels_last), bias, geometry)
 
 
 def channels_last(t: Tensor) -> Tensor:
@@ -203,20 +234,21 @@ def channels_last(t: Tensor) -> Tensor:
     return t if t.stride() == strides else t.as_strided(t.shape, strides)
 
 
-def bounded(x: Tensor) -> bool:
-    """Whether x is free of NaN and Inf and no |x| exceeds 2^64: one read of x, no write.
+def largest(x: Tensor) -> float:
+    """A bound on |x|, at most sqrt(numel) times too large; inf or nan where x is not finite.
 
-    The sum of squares overflows to Inf, or is NaN, exactly when something is too large or NaN.
+    The root of the sum of squares: one read of x at the memory's speed, no write.
     """
     if x.dtype == torch.float32:
         # BLAS reads fastest, and wants the elements in one row.
+        flat = None
         if x.is_contiguous(memory_format=torch.channels_last):
             flat = x.permute(0, 2, 3, 1).view(-1)
-            return math.isfinite(torch.dot(flat, flat).item())
-        if x.is_contiguous():
+        elif x.is_contiguous():
             flat = x.view(-1)
-            return math.isfinite(torch.dot(flat, flat).item())
-    return math.isfinite(torch.linalg.vector_norm(x, dtype=torch.float32).item())
+        if flat is not None:
+            return math.sqrt(torch.dot(flat, flat).item())
+    return torch.linalg.vector_norm(x, dtype=torch.float32).item()
 
 
 def fake_output(
