@@ -154,6 +154,8 @@ def _check_name(name: str, source: str) -> str:
 def requested() -> tuple[str, str]:
     """The backend that is asked for, and who asks: ("auto", "default") if nobody does.
 
+    The environment variable is read once, when it is first needed.
+
     Raises:
         ValueError: the environment variable holds no backend's name.
     """
