@@ -225,6 +225,43 @@ def test_memory_of_replaced_weights_is_released(layer):
     assert old.expired()
 
 
+def test_the_functional_op_folds_a_weight_once(folds):
+    x, weight = torch.randn(2, 8, 9, 9), torch.randn(16, 8, 3, 3)
+    scale, shift = torch.rand(16), torch.randn(16)
+
+    def both():
+        """The op, and the same by eager, which sees every change."""
+        with torch.no_grad():
+            z = torch.conv2d(x, weight, padding=1) * scale[:, None, None] + shift[:, None, None]
+            y = rf.ops.conv_bn_act(x, weight, scale.clone(), shift, padding=1)
+            assert_close(y, z.relu(), **CLOSE)
+            return y
+
+    for _ in range(3):
+        before = both()
+    assert len(folds) == 1
+    weight.mul_(1.5)
+    assert not torch.allclose(both(), before)
+    scale.mul_(2)
+    both()
+    weight.data = torch.randn(16, 8, 3, 3)
+    both()
+    assert len(folds) == 4
+    with torch.no_grad():
+        rf.ops.conv_bn_act(x, weight, scale, shift, padding=1, stride=2)
+    assert len(folds) == 5
+
+
+def test_what_the_functional_op_keeps_dies_with_the_weight():
+    weight = torch.randn(16, 8, 3, 3)
+    one = torch.ones(16)
+    count = len(onednn._kept)
+    rf.ops.conv_bn_act(torch.randn(2, 8, 9, 9), weight, one, one)
+    assert len(onednn._kept) == count + 1
+    del weight
+    assert len(onednn._kept) == count
+
+
 def test_eight_threads_call_one_model():
     fused = rf.fuse(tiny_resnet())
     inputs = [images(1 + i % 3) for i in range(8)]

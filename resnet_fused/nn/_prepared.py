@@ -127,6 +127,8 @@ def drop(module: nn.Module) -> None:
     """Forgets what is kept on this module and those below it."""
     for child in module.modules():
         child.__dict__.pop(ATTRIBUTE, None)
+        for parameter in child._parameters.values():
+            onednn.forget(parameter)
 
 
 def affine(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tensor, Tensor]:

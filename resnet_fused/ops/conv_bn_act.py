@@ -70,7 +70,8 @@ def _cpu(
     groups: int,
     act: str,
 ) -> Tensor:
-    folded = onednn.fold(weight, scale, shift, x.dtype, (stride, padding, dilation, groups))
+    geometry = (stride, padding, dilation, groups)
+    folded = onednn.fold_once(weight, scale, shift, x.dtype, geometry)
     if not folded.tame:
         # Inf * w summed is not scale * (w summed): such weights are not folded.
         return _split(x, weight, scale, shift, residual, stride, padding, dilation, groups, act)
@@ -295,5 +296,10 @@ def conv_bn_act(
         name = "reference"
     else:
         call = backends.Call(op, x.device.type, x.dtype, False, residual is not None, act)
-        name = backends.choose(call).implementation.name
+        choice = backends.choose(call)
+        if choice.implementation.name == "cpu" and not onednn.pytorch_agrees(
+            x, weight, geometry[:4]
+        ):
+            choice = backends.next_choice(call, choice, "PyTorch keeps it from oneDNN")
+        name = choice.implementation.name
     return overload(op, name)(x, weight, scale, shift, residual, *geometry)

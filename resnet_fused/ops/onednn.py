@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import backends
 
@@ -86,10 +89,7 @@ class Folded:
         served = self._served.get(x.shape)
         if served is None:
             padding, stride, dilation, groups = self.geometry
-            picked = torch._C._select_conv_backend(
-                x, self.weight, None, stride, padding, dilation, False, [0, 0], groups
-            )
-            served = picked in _ONEDNN_PICKS
+            served = pytorch_agrees(x, self.weight, (stride, padding, dilation, groups))
             if len(self._served) >= 64:
                 self._served.clear()
             self._served[x.shape] = served
@@ -203,6 +203,61 @@ def supports(call: backends.Call) -> str | None:
             return None
         return "this CPU has no AVX-512 for oneDNN's bfloat16"
     return f"oneDNN's post-ops are used for float32 and bfloat16, x is {call.dtype}"
+
+
+def pytorch_agrees(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether PyTorch would give this convolution to oneDNN as well."""
+    stride, padding, dilation, groups = geometry
+    picked = torch._C._select_conv_backend(
+        x, weight, None, stride, padding, dilation, False, [0, 0], groups
+    )
+    return picked in _ONEDNN_PICKS
+
+
+class _Kept(NamedTuple):
+    """What `fold_once` remembers of one weight tensor."""
+
+    mark: tuple[Any, ...]
+    storage: StorageWeakRef
+    scale: Tensor
+    shift: Tensor
+    folded: Folded
+
+
+_kept = WeakIdKeyDictionary()
+
+
+def fold_once(
+    weight: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype, geometry: Geometry
+) -> Folded:
+    """`fold`, or what it gave for the same weight tensor the last time.
+
+    The same means: the very tensor at the same version in the same memory, and equal scale, shift,
+    dtype and geometry. As everywhere, a write through `.data` is not seen (docs/caching.md).
+    """
+    if weight.is_inference():  # no version to go by
+        return fold(weight, scale, shift, dtype, geometry)
+    storage = weight.untyped_storage()
+    place = (weight._version, storage._cdata, weight.storage_offset(), weight.stride())
+    flat = tuple(tuple(part) for part in geometry[:3])
+    mark = (*place, dtype, flat, geometry[3])
+    kept = _kept.get(weight)
+    if (
+        kept is not None
+        and kept.mark == mark
+        and torch.equal(kept.scale, scale)
+        and torch.equal(kept.shift, shift)
+    ):
+        return kept.folded
+    folded = fold(weight, scale, shift, dtype, geometry)
+    _kept[weight] = _Kept(mark, StorageWeakRef(storage), scale.clone(), shift.clone(), folded)
+    return folded
+
+
+def forget(weight: Tensor | None) -> None:
+    """Drops what `fold_once` remembers of a weight tensor."""
+    if weight is not None:
+        _kept.pop(weight, None)
 
 
 def fold(
