@@ -21,6 +21,8 @@ from resnet_fused.bench import load
 from resnet_fused.cli import main
 from resnet_fused.data import photographs
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 SMALL = ["resnet18", "--size", "64"]
 
 

@@ -18,6 +18,8 @@ from click.testing import CliRunner
 from resnet_fused.cli import _models, _output, main
 from resnet_fused.cli._errors import Group, UserError
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 
 def _refused(*arguments: str) -> str:
     """The one line on stderr."""

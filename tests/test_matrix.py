@@ -6,10 +6,12 @@ import pytest
 import torch
 from matrix import DTYPES
 
-from resnet_fused import _extension, backends, ops  # noqa: F401
+from resnet_fused import _extension, backends
+from resnet_fused.ops import onednn
 
 EXPECTED = {
     ("conv_bn_act", "cpu"): {torch.float32, torch.bfloat16},
+    ("conv_bn_act", "cpu32"): {torch.float16},
     ("conv_bn_act", "split"): set(DTYPES),
     ("conv_bn_act", "reference"): set(DTYPES),
     ("bn_act", "cpu"): set(DTYPES),
@@ -32,8 +34,9 @@ def test_matrix_is_whole():
     expected = dict(EXPECTED)
     if not _extension.available():
         expected[("bn_act", "cpu")] = expected[("conv_bn_act", "split")] = set()
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not onednn.native_bfloat16():
         expected[("conv_bn_act", "cpu")] = {torch.float32}
+        expected[("conv_bn_act", "cpu32")] = {torch.float16, torch.bfloat16}
     assert served == expected
 
 

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import resnet_fused as rf
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 torchvision = pytest.importorskip("torchvision", reason="the reference that these networks copy")
 
 NAMES = rf.models.list_models()

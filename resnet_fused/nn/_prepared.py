@@ -154,17 +154,22 @@ def affine(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tensor
     return scale, shift.to(compute)
 
 
-def folded(conv: nn.Conv2d, bn: nn.Module, dtype: torch.dtype, frozen: bool) -> onednn.Folded:
+def folded(
+    conv: nn.Conv2d, bn: nn.Module, dtype: torch.dtype, storage: torch.dtype, frozen: bool
+) -> onednn.Folded:
     """The layer's folded weights for oneDNN, from the cache while they hold.
 
     Args:
         conv: the convolution.
         bn: the normalisation behind it.
-        dtype: dtype of the activations.
+        dtype: dtype of the convolution.
+        storage: dtype of the activations; autocast rounds the weights to it, so they are here.
         frozen: whether the normalisation's type ignores `training`.
     """
     geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    options = (dtype, bn.eps, geometry)
+    options: tuple[Any, ...] = (dtype, bn.eps, geometry)
+    if storage != dtype:
+        options = (*options, storage)
     cache = conv.__dict__.get(ATTRIBUTE)
     if cache is not None and cache.entry is not None:
         entry = cache.entry
@@ -175,7 +180,10 @@ def folded(conv: nn.Conv2d, bn: nn.Module, dtype: torch.dtype, frozen: bool) -> 
     snapshot = None if inference else Snapshot(conv, bn)
     with torch.no_grad():
         scale, shift = affine(conv, bn, torch.float32)
-        value = onednn.fold(conv.weight.detach(), scale, shift, dtype, geometry)
+        weight = conv.weight.detach()
+        if storage != dtype:
+            weight = weight.to(storage)
+        value = onednn.fold(weight, scale, shift, dtype, geometry)
     if snapshot is not None:  # tensors made in inference mode have no version to go by
         if cache is None:
             cache = conv.__dict__.setdefault(ATTRIBUTE, Cache())

@@ -311,13 +311,19 @@ def _fused(
     call = backends.Call("conv_bn_act", x.device.type, dtype, grad, residual is not None, name)
     choice = backends.choose(call)
     folded = None
-    if choice.implementation.name == "cpu":
-        folded = _prepared.folded(conv, bn, dtype, _is_frozen_type(type(bn)))
-        reason = _unfit(folded, x)
+    narrow = choice.implementation.name == "cpu32"
+    if narrow or choice.implementation.name == "cpu":
+        compute = torch.float32 if narrow else dtype
+        folded = _prepared.folded(conv, bn, compute, dtype, _is_frozen_type(type(bn)))
+        reason = _unfit(folded, x, narrow)
         if reason is not None:
             choice, folded = backends.next_choice(call, choice, reason), None
     recording = backends.is_recording()
-    if folded is not None:
+    if folded is not None and narrow:
+        y = onednn.run_in_float32(folded, x, residual, act is not None)
+        y = y if inner or chain.gives_channels_last(conv) else y.contiguous()
+        chain.bound = None
+    elif folded is not None:
         give = give_residual and not recording
         y = _onednn(x, conv, folded, residual, act is not None, chain, inner, give)
     else:
@@ -339,11 +345,11 @@ def _fused(
     return y
 
 
-def _unfit(folded: onednn.Folded, x: Tensor) -> str | None:
+def _unfit(folded: onednn.Folded, x: Tensor, narrow: bool) -> str | None:
     """Why these weights, or this input, are no case for oneDNN, or None."""
     if not folded.tame:
         return "folded weights that are huge or not finite"
-    if not folded.serves(x):
+    if not narrow and not folded.serves(x):
         return "PyTorch does not give a convolution this small to oneDNN either"
     return None
 

@@ -83,6 +83,26 @@ def _cpu(
     return y if wants_channels_last(x, weight) else y.contiguous()
 
 
+def _cpu32(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    act: str,
+) -> Tensor:
+    geometry = (stride, padding, dilation, groups)
+    folded = onednn.fold_once(weight, scale, shift, torch.float32, geometry)
+    if not folded.tame:
+        return _split(x, weight, scale, shift, residual, stride, padding, dilation, groups, act)
+    y = onednn.run_in_float32(folded, x, residual, act == "relu")
+    return y if wants_channels_last(x, weight) else y.contiguous()
+
+
 def is_channels_last(t: Tensor) -> bool:
     """Whether PyTorch's convolution takes `t` [N, C, H, W] for channels_last."""
     if t.is_contiguous():
@@ -132,6 +152,10 @@ def _supports_cpu(call: backends.Call) -> str | None:
     return onednn.supports(call)
 
 
+def _supports_cpu32(call: backends.Call) -> str | None:
+    return onednn.supports_in_float32(call)
+
+
 def _supports_split(call: backends.Call) -> str | None:
     """Serves what has a hand-written bn_act: PyTorch's convolution, then one pass."""
     wanted = backends.requested()[0]
@@ -153,6 +177,7 @@ def _supports_reference(call: backends.Call) -> str | None:
 
 
 define("conv_bn_act.cpu", SCHEMA, _cpu, _fake_cpu)
+define("conv_bn_act.cpu32", SCHEMA, _cpu32, _fake_cpu)
 define("conv_bn_act.split", SCHEMA, _split, _fake_conv)
 define("conv_bn_act.reference", SCHEMA, _reference, _fake_conv)
 for _entry in (
@@ -163,6 +188,14 @@ for _entry in (
         "oneDNN, BN folded into packed weights, add and ReLU as post-ops",
         _supports_cpu,
         "folded",
+    ),
+    backends.Implementation(
+        "conv_bn_act",
+        "cpu32",
+        ("cpu",),
+        "oneDNN in float32 for 16-bit activations that the CPU has no arithmetic for",
+        _supports_cpu32,
+        "fused",
     ),
     backends.Implementation(
         "conv_bn_act",

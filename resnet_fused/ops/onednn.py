@@ -12,7 +12,9 @@ bound the convolution runs without the post-op and PyTorch's ReLU follows.
 
 from __future__ import annotations
 
+import functools
 import math
+import platform
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -188,21 +190,46 @@ class Folded:
         return self.pack(x.shape)
 
 
-def supports(call: backends.Call) -> str | None:
-    """Why oneDNN does not serve the call, or None."""
+@functools.cache
+def native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself.
+
+    oneDNN emulates it on other AVX-512 machines, slower than float32 is; a post-op
+    takes the registers that the emulation needs.
+    """
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _unavailable(call: backends.Call) -> str | None:
     if call.device != "cpu":
         return f"x is on {call.device}"
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return "oneDNN is not in this PyTorch, or switched off (torch.backends.mkldnn)"
     if call.grad:
         return "a gradient is wanted: folded weights have none"
-    if call.dtype == torch.float32:
-        return None
+    return None
+
+
+def supports(call: backends.Call) -> str | None:
+    """Why oneDNN does not serve the call in the dtype of its activations, or None."""
+    reason = _unavailable(call)
+    if reason is not None or call.dtype == torch.float32:
+        return reason
     if call.dtype == torch.bfloat16:
-        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return None
-        return "this CPU has no AVX-512 for oneDNN's bfloat16"
+        return None if native_bfloat16() else "this CPU has no bfloat16 instructions"
     return f"oneDNN's post-ops are used for float32 and bfloat16, x is {call.dtype}"
+
+
+def supports_in_float32(call: backends.Call) -> str | None:
+    """Why 16-bit activations are not widened for a float32 convolution, or None."""
+    reason = _unavailable(call)
+    if reason is not None or call.dtype == torch.float16:
+        return reason
+    if call.dtype == torch.bfloat16:
+        return "this CPU multiplies bfloat16 itself" if native_bfloat16() else None
+    return f"it is for 16-bit activations, x is {call.dtype}"
 
 
 def pytorch_agrees(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
@@ -304,6 +331,28 @@ def largest(x: Tensor) -> float:
         if flat is not None:
             return math.sqrt(torch.dot(flat, flat).item())
     return torch.linalg.vector_norm(x, dtype=torch.float32).item()
+
+
+def run_in_float32(folded: Folded, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """A convolution of 16-bit activations in float32, rounded once at the end.
+
+    Args:
+        folded: weights folded in float32.
+        x: [N, C, H, W], 16 bits.
+        residual: [N, K, P, Q], 16 bits, or None.
+        relu: whether a ReLU follows.
+
+    Returns:
+        [N, K, P, Q] in `x`'s dtype, channels_last.
+    """
+    wide = x.float()
+    shortcut = None if residual is None else residual.float()
+    bound = largest(wide) * folded.gain + folded.offset
+    if shortcut is not None:
+        bound += largest(shortcut)
+    # The widened shortcut is ours to overwrite.
+    y = folded.run(wide, shortcut, relu, not bound < LARGEST, give=True)
+    return y.to(x.dtype)
 
 
 def fake_output(
