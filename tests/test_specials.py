@@ -71,3 +71,47 @@ def test_nan_in_the_image_reaches_the_output():
     _same_specials(ours, outputs(plain, x))
     assert ours[1].isnan().all()
     assert ours[0].isfinite().all()
+
+
+def test_what_others_can_see_is_never_overwritten():
+    """Within a stage a block may use its input's memory for its output; nowhere else."""
+    plain = _stage()
+    fused = rf.fuse(plain)
+    x = torch.randn(2, 32, 9, 9).contiguous(memory_format=torch.channels_last)
+    before, expected = x.clone(), outputs(plain, x)
+    for _ in range(3):
+        torch.testing.assert_close(outputs(fused, x), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(x, before)
+    for watched in (fused[1], fused[1].relu):
+        seen = []
+        handle = watched.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o))
+        copies = []
+        second = watched.register_forward_hook(
+            lambda m, i, o, copies=copies: copies.append(o.clone())
+        )
+        outputs(fused, x)
+        handle.remove()
+        second.remove()
+        assert seen
+        assert all(torch.equal(a, b) for a, b in zip(seen[-1:], copies[-1:], strict=True))
+
+
+def test_a_block_within_a_stage_reuses_memory():
+    fused = rf.fuse(_stage())
+    x = torch.randn(2, 32, 9, 9).contiguous(memory_format=torch.channels_last)
+    seen = []
+    real = type(fused[0]).run
+
+    def run(self, x, bound=None, prepared=None, give=False):
+        y, bound = real(self, x, bound, prepared, give)
+        seen.append((give, x.data_ptr() == y.data_ptr()))
+        return y, bound
+
+    for _ in range(3):
+        outputs(fused, x)
+    type(fused[0]).run = run
+    try:
+        outputs(fused, x)
+    finally:
+        type(fused[0]).run = real
+    assert seen == [(False, False)] + [(True, True)] * 4

@@ -92,7 +92,11 @@ class FusedBlock(Fused):
         return steps, None if pair is None else ready(*pair, None, dtype)
 
     def run(
-        self, x: Tensor, bound: float | None = None, prepared: Prepared | None = None
+        self,
+        x: Tensor,
+        bound: float | None = None,
+        prepared: Prepared | None = None,
+        give: bool = False,
     ) -> tuple[Tensor, float | None]:
         """The block on an input [N, C, H, W].
 
@@ -100,6 +104,7 @@ class FusedBlock(Fused):
             x: the input.
             bound: a bound on its magnitude, if one is known.
             prepared: what `prepared` has returned a moment ago for a plain call on plain data.
+            give: nobody else can see `x`: an identity shortcut may become the output's memory.
 
         Returns:
             The output, and a bound on its magnitude if one follows.
@@ -109,6 +114,7 @@ class FusedBlock(Fused):
             prepared = self.prepared(x.dtype) if chain.quick else ([None] * len(self.steps), None)
         folded, projected = prepared
         shortcut, given = self._shortcut(x, chain, projected)
+        given = given or (give and shortcut is x)
         y = x
         for step, weights in zip(self.steps[:-1], folded, strict=False):
             y = conv_bn(y, *self._children(step), chain=chain, inner=True, folded=weights)
@@ -160,7 +166,11 @@ def projection_of(downsample: nn.Module) -> tuple[nn.Module, nn.Module] | None:
 
 
 def run_in_order(
-    modules: Iterable[tuple[str, nn.Module]], x: Any, needed: frozenset[str] = frozenset()
+    modules: Iterable[tuple[str, nn.Module]],
+    x: Any,
+    needed: frozenset[str] = frozenset(),
+    *,
+    private: bool = False,
 ) -> Iterator[tuple[str, Any]]:
     """Runs modules one after the other, each conv-BN(-ReLU) in a row as one layer.
 
@@ -168,6 +178,8 @@ def run_in_order(
         modules: (name, module) in order.
         x: the first one's input.
         needed: names whose own outputs are wanted, so that nothing is fused past them.
+        private: the caller keeps the last output alone, so that a block may overwrite the one
+            before it.
 
     Yields:
         (name of the last module of a layer, its output).
@@ -175,6 +187,7 @@ def run_in_order(
     items = list(modules)
     index = 0
     bound = None  # on the magnitude of x, carried from block to block
+    ours = False  # whether x was made here, by layers that nobody watches
     ready_blocks: dict[int, Prepared] = {}
     if isinstance(x, Tensor) and nothing_special(x):
         # All blocks at once: their modules are looked at while this code is in the cache.
@@ -194,11 +207,13 @@ def run_in_order(
                 if act_next and following[0][0] not in needed:
                     layer.append(following[1][1])
         if len(layer) > 1:
-            x, bound = conv_bn(x, *layer), None
+            x, bound, ours = conv_bn(x, *layer), None, False
         elif index in ready_blocks:
-            x, bound = module.run(x, bound, ready_blocks[index])
+            folded, _ = ready_blocks[index]
+            x, bound = module.run(x, bound, ready_blocks[index], private and ours)
+            ours = all(weights is not None for weights in folded)
         else:
-            x, bound = module(x), None
+            x, bound, ours = module(x), None, False
         index += len(layer)
         yield items[index - 1][0], x
 
@@ -215,7 +230,7 @@ class FusedSequential(Fused):
         if self.must_be_plain(x):
             return super().forward(x)
         y = x
-        for _, y in run_in_order(self._modules.items(), x):  # noqa: B007
+        for _, y in run_in_order(self._modules.items(), x, private=True):  # noqa: B007
             pass
         return y
 
