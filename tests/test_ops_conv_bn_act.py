@@ -14,6 +14,7 @@ from resnet_fused.ops._library import overload
 
 CASES = {case.name: case for case in cases.CONV_CASES}
 LAYOUTS = ("nchw", "nhwc")
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @pytest.mark.op_matrix
@@ -294,6 +295,22 @@ def test_values_that_onednns_relu_would_lose(mode):
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.isinf(), expected.isinf())
     assert expected.isnan().any() if mode == "nan" else expected.isinf().any()
+
+
+def test_a_filter_larger_than_the_image():
+    """oneDNN errs for this one; every path leaves it to PyTorch."""
+    x = torch.randn(2, 1, 6, 2).contiguous(memory_format=torch.channels_last)
+    weight, one = torch.randn(8, 1, 3, 4), torch.ones(8)
+    options = {"stride": (1, 3), "padding": (2, 2), "dilation": (2, 1)}
+    expected = F.relu(F.conv2d(x.double(), weight.double(), None, **options) + 1)
+    assert_close(rf.ops.conv_bn_act(x, weight, one, one, **options).double(), expected, **CLOSE)
+    layer = rf.nn.ConvBNAct(1, 8, (3, 4), **options).eval()
+    with torch.no_grad():
+        layer.conv.weight.copy_(weight)
+        layer.bn.bias.fill_(1)
+        layer.bn.eps = 0.0
+        for _ in range(3):
+            assert_close(layer(x).double(), expected, **CLOSE)
 
 
 def _call(**changes):

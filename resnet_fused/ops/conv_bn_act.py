@@ -72,7 +72,7 @@ def _cpu(
 ) -> Tensor:
     geometry = (stride, padding, dilation, groups)
     folded = onednn.fold_once(weight, scale, shift, x.dtype, geometry)
-    if not folded.tame:
+    if not (folded.tame and onednn.window_fits(x, weight, dilation)):
         # Inf * w summed is not scale * (w summed): such weights are not folded.
         return _split(x, weight, scale, shift, residual, stride, padding, dilation, groups, act)
     bound = onednn.largest(x) * folded.gain + folded.offset
@@ -99,6 +99,11 @@ def _cpu32(
     folded = onednn.fold_once(weight, scale, shift, torch.float32, geometry)
     if not folded.tame:
         return _split(x, weight, scale, shift, residual, stride, padding, dilation, groups, act)
+    if not onednn.window_fits(x, weight, dilation):
+        wide = None if residual is None else residual.float()
+        vectors = (scale, shift, wide)
+        y = _split(x.float(), weight.float(), *vectors, stride, padding, dilation, groups, act)
+        return y.to(x.dtype)
     y = onednn.run_in_float32(folded, x, residual, act == "relu")
     return y if wants_channels_last(x, weight) else y.contiguous()
 
