@@ -96,6 +96,19 @@ def test_what_others_can_see_is_never_overwritten():
         assert all(torch.equal(a, b) for a, b in zip(seen[-1:], copies[-1:], strict=True))
 
 
+def test_an_input_that_a_hook_keeps_is_never_overwritten():
+    fused = rf.fuse(_stage())
+    x = torch.randn(2, 32, 9, 9).contiguous(memory_format=torch.channels_last)
+    for _ in range(3):
+        outputs(fused, x)
+    kept = []
+    fused[2].conv1.register_forward_pre_hook(
+        lambda m, args: kept.append((args[0], args[0].clone()))
+    )
+    outputs(fused, x)
+    assert torch.equal(*kept[0])
+
+
 def test_a_block_within_a_stage_reuses_memory():
     fused = rf.fuse(_stage())
     x = torch.randn(2, 32, 9, 9).contiguous(memory_format=torch.channels_last)

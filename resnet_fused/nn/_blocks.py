@@ -210,8 +210,10 @@ def run_in_order(
             x, bound, ours = conv_bn(x, *layer), None, False
         elif index in ready_blocks:
             folded, _ = ready_blocks[index]
-            x, bound = module.run(x, bound, ready_blocks[index], private and ours)
-            ours = all(weights is not None for weights in folded)
+            # A hook on one of its own layers could keep x as well as what comes out.
+            unwatched = all(weights is not None for weights in folded)
+            x, bound = module.run(x, bound, ready_blocks[index], private and ours and unwatched)
+            ours = unwatched
         else:
             x, bound, ours = module(x), None, False
         index += len(layer)
