@@ -97,6 +97,8 @@ class CMakeBuild(build_ext):
         if ninja:
             options["CMAKE_MAKE_PROGRAM"] = ninja
         key = hashlib.sha256(repr((cmake, options)).encode()).hexdigest()[:12]
+        # Not in the key: an edited source is built again in the same folder.
+        options["RF_BUILD_INFO"] = json.dumps(info | {"sources": source_digests()})
         folder = ROOT / "build" / f"cmake-{key}"
         built = folder / "out" / output.name
         options["RF_OUTPUT"] = built
@@ -106,6 +108,15 @@ class CMakeBuild(build_ext):
         run([cmake, "--build", str(folder), "--parallel"])
         output.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(built), str(output))
+
+
+def source_digests() -> dict[str, str]:
+    """SHA-256 of every file in csrc/: admission compares what was built with what was checked."""
+    return {
+        path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((ROOT / "csrc").rglob("*"))
+        if path.is_file()
+    }
 
 
 def first_line(command: list[str]) -> str:

@@ -13,12 +13,14 @@ import contextvars
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from . import admission
 
 logger = logging.getLogger("resnet_fused")
 
@@ -39,6 +41,7 @@ class Call(NamedTuple):
         grad: whether gradients are wanted.
         residual: whether there is a residual.
         act: "relu" or "none".
+        index: of the GPU, for "cuda"; None for the current one.
     """
 
     op: str
@@ -47,6 +50,7 @@ class Call(NamedTuple):
     grad: bool = False
     residual: bool = False
     act: str = "relu"
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,10 @@ def backend(name: str) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _choose(call: Call, wanted: str, source: str, onednn: bool) -> Choice:
+def _choose(
+    call: Call, asked: tuple[str, str], onednn: bool, generation: Hashable = None
+) -> Choice:
+    wanted, source = asked
     refused: list[tuple[str, str]] = []
     entries = _registry[call.op]
     for entry in entries:
@@ -234,8 +241,14 @@ def choose(call: Call) -> Choice:
     Raises:
         ValueError: the environment variable holds no backend's name.
     """
-    # oneDNN can be switched off at any time (torch.backends.mkldnn.flags): part of the key.
-    return _choose(call, *requested(), torch._C._get_mkldnn_enabled())
+    # oneDNN can be switched off at any time (torch.backends.mkldnn.flags): part of the key. So is
+    # what admission knows, and whether it may find out now; a call on the CPU need not ask.
+    name = _chosen.get()  # requested(), without the call
+    asked = _environment() if name is None else (name, "rf.backend")
+    onednn = torch._C._get_mkldnn_enabled()
+    if call.device == "cuda":
+        return _choose(call, asked, onednn, admission.generation(call.index))
+    return _choose(call, asked, onednn)
 
 
 def absent(op: str, backend: str) -> str:

@@ -15,7 +15,16 @@ CSRC = ROOT / "csrc"
 # A room may know the rooms of its own line and of the lines before it.
 PYTHON_ROOMS = (
     ("numerics", "roofline", "cases"),
-    ("backends", "_extension", "_C", "triton"),
+    (
+        "backends",
+        "admission",
+        "_platform",
+        "_selfcheck",
+        "_verdicts",
+        "_extension",
+        "_C",
+        "triton",
+    ),
     ("ops",),
     ("nn",),
     ("models", "convert"),

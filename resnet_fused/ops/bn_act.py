@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .. import _extension, backends
+from .. import _extension, admission, backends
 from . import _autocast, _checks
 from ._library import define, overload
 
@@ -62,9 +62,7 @@ def _supports_cuda(call: backends.Call) -> str | None:
         return f"the compiled extension is missing: {_extension.why_not()}"
     if not _extension.has_cuda_kernels():
         return "the extension was built without nvcc"
-    if backends.requested()[0] == "auto":
-        return "not admitted: the kernel has no record of a passed run on this GPU"
-    return None
+    return admission.refusal(call, "cuda")
 
 
 def _supports_reference(call: backends.Call) -> str | None:
@@ -85,6 +83,26 @@ for _implementation in (
     ),
 ):
     backends.register(_implementation)
+admission.register(
+    admission.Kernel(
+        "bn_act",
+        "cuda",
+        (
+            "csrc/bindings/bn_act.cpp",
+            "csrc/bindings/layout.cpp",
+            "csrc/device/bn_act.h",
+            "csrc/device/portable.h",
+            "csrc/device/scalar.h",
+            "csrc/device/vector.h",
+            "csrc/kernels/bn_act_sm80.cuh",
+            "csrc/launch/bn_act.cu",
+            "csrc/launch/bn_act.h",
+            "csrc/launch/bn_act_plan.cpp",
+        ),
+        "resnet_fused.ops._selfchecks:bn_act_configurations",
+        "resnet_fused.ops._selfchecks:bn_act",
+    )
+)
 
 
 def forward(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act: str) -> Tensor:
