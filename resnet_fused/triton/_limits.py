@@ -1,0 +1,42 @@
+"""What a device offers to a kernel, and whether Triton is there. Imports no Triton."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+from ._tiles import Limits
+
+INTERPRETER_LIMITS = Limits(132, 232448, 90, "Triton's interpreter")
+"""An H200's, so that the interpreter runs what that GPU would."""
+
+
+@functools.cache
+def installed() -> bool:
+    """Whether the triton package can be imported, without importing it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter: TRITON_INTERPRET, read once as Triton does."""
+    return installed() and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
+
+
+@functools.cache
+def of_device(index: int) -> Limits:
+    """The limits of a CUDA device."""
+    found = torch.cuda.get_device_properties(index)
+    capability = 10 * found.major + found.minor
+    memory = found.shared_memory_per_block_optin
+    return Limits(found.multi_processor_count, memory, capability, found.name)
+
+
+def limits(device: torch.device) -> Limits:
+    """The limits of a tensor's device; for the CPU those that the interpreter pretends."""
+    if device.type != "cuda":
+        return INTERPRETER_LIMITS
+    return of_device(torch.cuda.current_device() if device.index is None else device.index)

@@ -1,0 +1,264 @@
+"""Configurations of the matrix kernels: plain values, and the pure functions that choose them.
+
+Every convolution here is a product [M, T] x [T, N] whose result is cut into tiles of M x N:
+
+| kernel       | M                     | N                    | T, the reduction          |
+| ------------ | --------------------- | -------------------- | ------------------------- |
+| conv_bn_act  | output pixels         | output channels      | taps x input channels     |
+| conv_dgrad   | input pixels, a phase | input channels       | taps x output channels    |
+| conv_wgrad   | output channels       | input channels       | output pixels; N per tap  |
+
+Nothing here needs a GPU or Triton; thresholds are stated with their reason, and `docs/triton.md`
+says which of them hardware has confirmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+DEPTH_BYTES = 128
+"""Bytes of the reduction that a tile takes in one step: a whole cache line of each row, and the
+widest shared-memory swizzle. 64 elements in 16 bits, 32 in float32."""
+
+PARTIAL_SHARE = 0.5
+"""Splits write float32 partial sums, which are read once more: that traffic may be so large beside
+the operands', or it costs more than the idle multiprocessors would have saved."""
+
+MIN_STEPS = 4
+"""A pipelined loop must run longer than its stages are deep (3 or 4), or it is all prologue."""
+
+MAX_UNROLLED_TAPS = 9
+"""Unrolling copies the loop once a tap: 49 copies of it, for the stem, take minutes to compile."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One configuration.
+
+    Attributes:
+        m: rows of the result.
+        n: columns of the result.
+        warps: warps of 32 threads that share the tile.
+        stages: steps of the reduction in flight.
+        why: what it is there for.
+    """
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+    why: str
+
+    @property
+    def name(self) -> str:
+        """What records and `explain` call it: "128x64_4w4s"."""
+        return f"{self.m}x{self.n}_{self.warps}w{self.stages}s"
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of shared memory that the operands in flight take."""
+        return self.stages * (self.m + self.n) * DEPTH_BYTES
+
+    @property
+    def sums(self) -> int:
+        """Sums that each thread keeps in registers."""
+        return self.m * self.n // (32 * self.warps)
+
+    @property
+    def slices(self) -> int:
+        """In how many slices of columns the sums are finished: 64 values a thread at most."""
+        return max(1, self.sums // 64)
+
+    def depth(self, itemsize: int) -> int:
+        """Elements of the reduction in one step."""
+        return DEPTH_BYTES // itemsize
+
+
+TILES: tuple[Tile, ...] = (
+    Tile(128, 256, 8, 3, "256 or more channels: the input is read once for 256 of them"),
+    Tile(256, 128, 8, 3, "128 channels, very many pixels: weights are read half as often"),
+    Tile(128, 128, 8, 3, "the work-horse: 64 operations a byte of shared memory"),
+    Tile(128, 128, 4, 3, "128 channels in short loops, which are flattened: 4 warps there"),
+    Tile(256, 64, 8, 3, "64 channels, very many pixels"),
+    Tile(128, 64, 4, 4, "64 channels, and short loops"),
+    Tile(64, 128, 4, 4, "too few pixels to fill the GPU with 128 rows"),
+    Tile(64, 64, 4, 4, "fewer still"),
+    Tile(32, 64, 4, 4, "one image in the last stage: 49 pixels"),
+    Tile(128, 32, 4, 4, "up to 32 channels: grouped convolutions, narrow networks"),
+)
+"""Every configuration that ships: the tests, the gates and the self-check run all of them."""
+
+BY_NAME = {tile.name: tile for tile in TILES}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a GPU offers.
+
+    Attributes:
+        multiprocessors: how many tiles run at once, at least.
+        shared_memory: bytes that one block can have.
+        capability: compute capability times ten: 90 is sm_90.
+        name: for messages.
+    """
+
+    multiprocessors: int
+    shared_memory: int
+    capability: int
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A convolution as `choose` sees it.
+
+    Attributes:
+        rows: rows of the result, M.
+        columns: columns of the result that can share a tile, N: the channels of one group, or of
+            several groups that stand side by side.
+        copies: how many such blocks of columns there are: bundles of groups, and taps in wgrad.
+        depth: channels (in wgrad: pixels) of the reduction, for one tap.
+        taps: taps that the reduction runs over; 1 in wgrad.
+        itemsize: bytes of an operand's element.
+        splittable: whether partial sums may be merged by a second kernel.
+        side: groups that share a tile.
+        precision: of float32 products, "tf32" or "tf32x3"; "ieee" for 16-bit operands.
+    """
+
+    rows: int
+    columns: int
+    copies: int
+    depth: int
+    taps: int
+    itemsize: int
+    splittable: bool = True
+    side: int = 1
+    precision: str = "ieee"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one product runs.
+
+    Attributes:
+        tile: the configuration.
+        splits: parts of the reduction, each summed by a program of its own.
+        flat: whether the loops over taps and channels are one loop, else taps are unrolled.
+        why: the reasons, one sentence.
+    """
+
+    tile: Tile
+    splits: int
+    flat: bool
+    why: str
+
+    @property
+    def name(self) -> str:
+        """The configuration's name with its split: "64x64_4w4s/4"."""
+        return self.tile.name + (f"/{self.splits}" if self.splits > 1 else "")
+
+
+def cdiv(a: int, b: int) -> int:
+    """The quotient, rounded up."""
+    return -(-a // b)
+
+
+def side_by_side(columns: int, groups: int) -> int:
+    """How many groups share a tile: as many as fit into 64 columns, where a group has fewer.
+
+    A tile of 16 or 32 columns would leave the tensor cores' instructions half empty; the products
+    between channels of different groups are multiplied by zero.
+    """
+    return 1 if groups == 1 else max(1, min(groups, 64 // columns))
+
+
+def most_sums(product: Product, limits: Limits) -> int:
+    """How many sums a thread may keep, so that nothing else spills out of its 255 registers.
+
+    Each step was found by compiling every configuration for every architecture, and the gates
+    compile them again: on sm_90 and sm_100 the tensor cores read their operands from shared memory,
+    elsewhere they pass through registers; three-term products need the operands' parts beside
+    them; groups side by side keep a second tile of sums.
+    """
+    if product.side > 1:
+        return 32 if product.itemsize == 2 else 16
+    if product.precision == "tf32x3":
+        return 32
+    return 128 if product.itemsize == 2 and limits.capability in (90, 100) else 64
+
+
+def choose(product: Product, limits: Limits, allowed: Collection[str] | None = None) -> Plan:
+    """Picks tile, splits and loop of a product.
+
+    The rules, in order:
+
+    1. Columns: the narrowest tile that holds all of them, 256 at most, so that the rows' operand,
+       the large one, is read once.
+    2. Short loops (see `MIN_STEPS`) run over all taps in one; those tiles have 4 warps, since
+       Triton has been seen to miscompile flattened convolution loops on 8 (pytorch#173068).
+    3. Rows: the largest tile that still gives each multiprocessor one, else the smallest.
+    4. Still fewer tiles than half of the multiprocessors: the reduction is split.
+
+    Args:
+        product: the sizes.
+        limits: the GPU's.
+        allowed: names of the configurations that may be used; None allows all.
+
+    Raises:
+        LookupError: no configuration is left.
+    """
+    depth = DEPTH_BYTES // product.itemsize
+    steps = cdiv(product.depth, depth)
+    flat = product.taps > 1 and (steps < MIN_STEPS or product.taps > MAX_UNROLLED_TAPS)
+    fitting = [
+        tile
+        for tile in TILES
+        if tile.shared_memory <= limits.shared_memory
+        and tile.sums <= most_sums(product, limits)
+        and (tile.warps == 4 or not flat)
+        and (allowed is None or tile.name in allowed)
+    ]
+    if not fitting:
+        raise LookupError(
+            f"none of the {len(TILES)} configurations is left for this call: "
+            f"{limits.shared_memory} bytes of shared memory"
+        )
+    whole = [tile.n for tile in fitting if tile.n >= product.columns]
+    width = min(whole) if whole else max(tile.n for tile in fitting)
+    heights = sorted((t for t in fitting if t.n == width), key=lambda tile: -tile.m)
+
+    def tiles(tile: Tile) -> int:
+        return cdiv(product.rows, tile.m) * cdiv(product.columns, tile.n) * product.copies
+
+    def padded(tile: Tile) -> int:
+        return cdiv(product.rows, tile.m) * tile.m * cdiv(product.columns, tile.n) * tile.n
+
+    full = [tile for tile in heights if tiles(tile) >= limits.multiprocessors]
+    if full:
+        tile, why = full[0], "the largest that fills the GPU"
+    else:
+        narrower = [t for t in fitting if t.n <= width]
+        tile = max(
+            narrower,
+            key=lambda t: (min(tiles(t), limits.multiprocessors), -padded(t), t.m * t.n),
+        )
+        why = "too few tiles to fill the GPU: the one that keeps most of it busy"
+    splits = _splits(product, tiles(tile), steps, limits)
+    if splits > 1:
+        why += f"; the reduction in {splits} parts for the idle multiprocessors"
+        flat = flat or (product.taps > 1 and cdiv(steps, splits) < MIN_STEPS and tile.warps == 4)
+    loop = "one loop over taps and channels" if flat else "a loop over channels for each tap"
+    return Plan(tile, splits, flat, f"{why}; {loop}" if product.taps > 1 else why)
+
+
+def _splits(product: Product, tiles: int, steps: int, limits: Limits) -> int:
+    """How many parts the reduction is cut into: every part has work, the last may have less."""
+    if not product.splittable or 2 * tiles > limits.multiprocessors:
+        return 1
+    operands = (product.rows + product.columns * product.copies) * product.depth * product.taps
+    partial = 2 * 4 * product.rows * product.columns * product.copies
+    affordable = int(PARTIAL_SHARE * operands * product.itemsize / max(1, partial))
+    most = steps if product.taps > 1 else steps // MIN_STEPS
+    splits = max(1, min(limits.multiprocessors // max(1, tiles), most, affordable))
+    return cdiv(steps, cdiv(steps, splits))
