@@ -249,7 +249,7 @@ def _is_tracing() -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad and their kin
         return True
     fx = sys.modules.get("torch.fx._symbolic_trace")
-    if fx is not None and getattr(fx, "_is_fx_tracing_flag", False):
+    if fx is not None and fx.is_fx_symbolic_tracing():
         return True
     keys = torch._C._TorchDispatchModeKey
     modes = (keys.FAKE, keys.PROXY, keys.FUNCTIONAL)

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _extension, _platform, _selfcheck, _verdicts
-from ._platform import Device, Gpu, without_checks
+from ._platform import Device, Gpu, platform_refusal, without_checks
+from ._verdicts import path as cache_path
 
 if TYPE_CHECKING:
     from . import backends
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Kernel",
     "Verdict",
+    "cache_path",
     "forget",
     "generation",
     "kernels",
+    "platform_refusal",
     "record",
     "refusal",
     "register",
@@ -224,7 +227,7 @@ def refusal(call: backends.Call, implementation: str) -> str | None:
     if call.device != "cuda":
         return f"x is on {call.device}"
     index = _platform.current_device() if call.index is None else call.index
-    reason = _platform.platform_refusal(implementation, index)
+    reason = platform_refusal(implementation, index)
     if reason is not None:
         _warn_once(f"{implementation} kernels are not used: {reason}")
         return reason

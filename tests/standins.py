@@ -46,8 +46,10 @@ def hangs() -> None:
 
 def forks_and_hangs() -> None:
     """Leaves a process behind that holds everything it inherited."""
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         time.sleep(600)
+    note(f"forked {child}")
     os._exit(1)
 
 
@@ -86,12 +88,16 @@ def environment() -> None:
         assert name not in os.environ, f"{name} came through"
 
 
+def note(line: str) -> None:
+    if CALLS in os.environ:
+        with Path(os.environ[CALLS]).open("a") as stream:
+            stream.write(f"{line}\n")
+
+
 def check(configuration: str, device: str) -> None:
     """What a child calls; the configuration names one of the functions above."""
     assert device == "cpu", device
-    if CALLS in os.environ:
-        with Path(os.environ[CALLS]).open("a") as stream:
-            stream.write(f"{configuration} {os.getpid()}\n")
+    note(f"{configuration} {os.getpid()}")
     globals()[configuration.rstrip("0123456789")]()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from resnet_fused.cli._errors import UserError
+from resnet_fused.cli._errors import UserError, user_errors
 from resnet_fused.cli._options import check_environment, json_option
 from resnet_fused.cli._output import echo_json
 
@@ -30,10 +30,14 @@ def collect() -> dict[str, Any]:
     """Everything that `info` says, as JSON holds it."""
     import torch
 
-    from resnet_fused import _extension, backends
+    from resnet_fused import _extension, _selfcheck, admission, backends
     from resnet_fused.bench import record
 
     requested, source = check_environment()
+    with user_errors():
+        _selfcheck.time_limit()  # it may be set to no number
+    with admission.without_checks("`resnet-fused info` starts no self-check"):
+        ops, admitted = _ops(), _admission()
     try:
         build = _extension.build_info()
     except ValueError as error:
@@ -51,7 +55,8 @@ def collect() -> dict[str, Any]:
             "accepted": list(backends.BACKENDS),
             "environment": {backends.ENVIRONMENT: os.environ.get(backends.ENVIRONMENT)},
         },
-        "ops": _ops(),
+        "ops": ops,
+        "admission": admitted,
         "commit": record.commit(),
     }  # fmt: skip
 
@@ -84,6 +89,45 @@ def _ops() -> list[dict[str, Any]]:
                     }
                 )  # fmt: skip
     return rows
+
+
+def _admission() -> dict[str, Any]:
+    """Where verdicts are kept, and for each kernel and GPU whether it is admitted, or why not."""
+    import torch
+
+    from resnet_fused import admission
+
+    rows = []
+    for kernel in admission.kernels():
+        for index in range(max(1, torch.cuda.device_count())):
+            reason = admission.platform_refusal(kernel.implementation, index)
+            row: dict[str, Any] = {
+                "op": kernel.op, "implementation": kernel.implementation, "gpu": index,
+                "admitted": False, "why": reason, "source": "platform",
+                "configurations": [], "refused": [],
+            }  # fmt: skip
+            if reason is None:
+                found = admission.verdict(kernel.op, kernel.implementation, index)
+                row |= {
+                    "admitted": found.reason is None, "why": found.reason, "source": found.source,
+                    "configurations": sorted(found.configurations),
+                    "refused": [list(pair) for pair in found.refused],
+                }  # fmt: skip
+            rows.append(row)
+    path = admission.cache_path()
+    return {"cache": None if path is None else str(path), "kernels": rows}
+
+
+def _admission_lines(about: dict[str, Any]) -> list[str]:
+    lines = [f"cache {about['cache'] or 'none: no home folder'}"]
+    for row in about["kernels"]:
+        state = row["why"]
+        if row["admitted"]:
+            state = f"admitted ({row['source']}): {len(row['configurations'])} configurations"
+        lines.append(f"{row['op']:22} {row['implementation']:9} GPU {row['gpu']}  {state}")
+        if row["admitted"]:
+            lines += [f"    not {name}: {why}" for name, why in row["refused"]]
+    return lines
 
 
 def _sections(about: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -125,4 +169,5 @@ def _sections(about: dict[str, Any]) -> list[tuple[str, list[str]]]:
             f"{variable}={value or ''} (accepted: {', '.join(backend['accepted'])})",
         ]),
         ("implementations in inference", ops),
+        ("admission of GPU kernels", _admission_lines(about["admission"])),
     ]  # fmt: skip
