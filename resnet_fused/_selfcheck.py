@@ -32,6 +32,7 @@ SHARE = 0.25
 # Triton's interpreter is no GPU, and a backend asked for by name is another question.
 UNWANTED = ("TRITON_INTERPRET", "RESNET_FUSED_BACKEND", "CUDA_ENABLE_COREDUMP_ON_EXCEPTION")
 MESSAGE_LENGTH = 300
+PACKAGE = str(Path(__file__).resolve().parent)
 
 
 class Outcome(NamedTuple):
@@ -108,7 +109,7 @@ def run(
             return Outcome(results, why)
         request = {
             "check": check, "configurations": left, "device": device, "uuid": uuid,
-            "seconds": max(1.0, deadline - time.monotonic()),
+            "seconds": max(1.0, deadline - time.monotonic()), "package": PACKAGE,
         }  # fmt: skip
         try:
             with _child(request) as (process, pipe):
@@ -129,8 +130,9 @@ def run(
 def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in UNWANTED}
     environment[SECONDS] = "0"  # a child checks what it is told to, and starts no children
-    package = str(Path(__file__).resolve().parent.parent)
-    folders = [package, *(os.path.abspath(entry) for entry in sys.path if isinstance(entry, str))]
+    # In the parent's order: the standard library stays before what is installed beside it.
+    folders = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    folders.append(str(Path(PACKAGE).parent))
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folders))
     return environment
 
@@ -264,8 +266,8 @@ def _gpu(device: str, uuid: str | None) -> str:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    # Not by type: Triton and the libraries below torch have errors of their own.
+    return "out of memory" in str(error).lower()
 
 
 def _settle(device: str) -> None:
@@ -297,6 +299,8 @@ def main(arguments: Sequence[str]) -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash here is no one's to debug
     try:
+        if request["package"] != PACKAGE:
+            raise ImportError(f"the child process has another resnet_fused, in {PACKAGE}")
         check = load(request["check"])
         device = _gpu(request["device"], request["uuid"])
     except BaseException as error:

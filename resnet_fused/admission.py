@@ -332,7 +332,7 @@ def _run(
         kept = _verdicts.Stored(results, stored.unfinished + outcome.late)
         _verdicts.save(_file_key(kernel, digest, gpu), kept, {**about, "gpu": gpu._asdict()})
     found = _decide(results, configurations, "self-check", outcome.problem)
-    if found.refused:
+    if found.reason is None and found.refused:
         reasons = "; ".join(f"{name}: {why}" for name, why in found.refused)
         count = f"{len(found.refused)} of {len(configurations)}"
         logger.warning(
@@ -372,7 +372,7 @@ def _remember(key: _Key, found: Verdict) -> Verdict:
     _remembered[key] = found
     _pending.discard(key)
     _changed()
-    if found.reason is not None and found.source != "self-check":  # that one warned already
+    if found.reason is not None:
         _warn_once(f"{key[0]}.{key[1]} kernels are not used: {found.reason}")
     return found
 

@@ -78,9 +78,7 @@ def poisons() -> None:
 
 
 def memory() -> None:
-    import torch
-
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    raise RuntimeError("Triton Error [CUDA]: out of memory")
 
 
 def environment() -> None:

@@ -124,6 +124,7 @@ def test_a_child_that_nobody_waits_for_ends_itself(calls):
     reading, writing = os.pipe()
     request = {
         "check": CHECK, "configurations": ["hangs"], "device": "cpu", "uuid": None, "seconds": -4.0,
+        "package": _selfcheck.PACKAGE,
     }  # fmt: skip
     child = subprocess.run(
         [sys.executable, "-m", "resnet_fused._selfcheck", json.dumps(request), str(writing)],
@@ -137,10 +138,27 @@ def test_a_child_that_nobody_waits_for_ends_itself(calls):
 
 
 def test_too_little_memory_is_not_the_kernels_fault():
-    outcome = run("right", "memory", "right2", limit=60)
+    outcome = run("right", "memory", "right2")
     assert outcome.results == {"right": None}
     assert outcome.problem is not None and not outcome.late
-    assert outcome.problem.startswith("too little memory for the check: OutOfMemoryError")
+    assert outcome.problem.startswith("too little memory for the check: RuntimeError: Triton")
+
+
+def test_another_copy_of_the_package_is_not_taken_for_this_one(monkeypatch):
+    monkeypatch.setattr(_selfcheck, "PACKAGE", "/elsewhere/resnet_fused")
+    outcome = run("right")
+    assert outcome.results == {}
+    assert outcome.problem is not None and "has another resnet_fused, in" in outcome.problem
+
+
+def test_the_child_finds_modules_as_the_parent_does(tmp_path, monkeypatch):
+    """An old backport that lies behind the standard library must not come before it."""
+    (tmp_path / "dataclasses.py").write_text("raise ImportError('an old backport')")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setattr(_selfcheck, "PACKAGE", str(tmp_path / "resnet_fused"))
+    folders = _selfcheck._environment()["PYTHONPATH"].split(os.pathsep)
+    assert folders == [os.path.abspath(entry) for entry in sys.path] + [str(tmp_path)]
+    assert run("right").problem is not None  # PACKAGE is another, which the child could tell
 
 
 @pytest.mark.parametrize("check", ["standins:absent", "no_such_module:check"])
