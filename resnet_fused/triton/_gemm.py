@@ -45,12 +45,13 @@ def finish(
     last,  # channel behind the last one that exists
     residual_c,
     out_c,
+    AFFINE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
     COLUMNS: tl.constexpr,
     SLICES: tl.constexpr,
 ):
-    """Epilogue: act(scale * acc + shift [+ residual]) in float32, rounded once as it is stored.
+    """Epilogue: act([scale * acc + shift] [+ residual]) in float32, rounded once as it is stored.
 
     In SLICES (1, 2 or 4) of the columns, one after the other: the shortcut of a whole tile beside
     its sums would need more registers than a thread has.
@@ -60,19 +61,21 @@ def finish(
         left, right = halves(acc)
         finish(
             left, scale, shift, residual, out, inside, first, last, residual_c, out_c,
-            HAS_RESIDUAL, RELU, half, SLICES // 2,
+            AFFINE, HAS_RESIDUAL, RELU, half, SLICES // 2,
         )  # fmt: skip
         finish(
             right, scale, shift, residual, out, inside, first + half, last, residual_c, out_c,
-            HAS_RESIDUAL, RELU, half, SLICES // 2,
+            AFFINE, HAS_RESIDUAL, RELU, half, SLICES // 2,
         )  # fmt: skip
     else:
         channel = first + tl.arange(0, COLUMNS)
         known = channel < last
-        a = tl.load(scale + channel, mask=known, other=0.0)
-        b = tl.load(shift + channel, mask=known, other=0.0)
         stored = inside[:, None] & known[None, :]
-        y = acc * a[None, :] + b[None, :]
+        y = acc
+        if AFFINE:
+            a = tl.load(scale + channel, mask=known, other=0.0)
+            b = tl.load(shift + channel, mask=known, other=0.0)
+            y = acc * a[None, :] + b[None, :]
         if HAS_RESIDUAL:
             added = tl.load(residual + (channel * residual_c)[None, :], mask=stored, other=0.0)
             y += added.to(tl.float32)
@@ -110,6 +113,7 @@ def merge_kernel(
     out_h,
     out_w,
     SPLITS: tl.constexpr,
+    AFFINE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
     WIDE: tl.constexpr,
@@ -125,13 +129,13 @@ def merge_kernel(
     inside = pixel < pixels
     place = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for part in tl.static_range(SPLITS):
-        offset = tl.full((), part, tl.int64) * pixels * channels
+    for part in range(SPLITS):
+        offset = (tl.full((), 0, tl.int64) + part) * pixels * channels
         acc += tl.load(partial + offset + place, mask=inside[:, None] & known[None, :], other=0.0)
     image, p, q = pixel_of(tl.minimum(pixel, pixels - 1), height, width)
     shortcut = residual + (image * residual_n + p * residual_h + q * residual_w)[:, None]
     target = out + (image * out_n + p * out_h + q * out_w)[:, None]
     finish(
         acc, scale, shift, shortcut, target, inside, first, channels, residual_c, out_c,
-        HAS_RESIDUAL, RELU, BLOCK_N, 1,
+        AFFINE, HAS_RESIDUAL, RELU, BLOCK_N, 1,
     )  # fmt: skip

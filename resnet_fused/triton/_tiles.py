@@ -123,6 +123,7 @@ class Product:
         itemsize: bytes of an operand's element.
         splittable: whether partial sums may be merged by a second kernel.
         side: groups that share a tile.
+        runtime_taps: whether the taps are known at run time only: their loop is always flat.
         precision: of float32 products, "tf32" or "tf32x3"; "ieee" for 16-bit operands.
     """
 
@@ -134,6 +135,7 @@ class Product:
     itemsize: int
     splittable: bool = True
     side: int = 1
+    runtime_taps: bool = False
     precision: str = "ieee"
 
 
@@ -197,8 +199,10 @@ def choose(product: Product, limits: Limits, allowed: Collection[str] | None = N
        the large one, is read once.
     2. Short loops (see `MIN_STEPS`) run over all taps in one; those tiles have 4 warps, since
        Triton has been seen to miscompile flattened convolution loops on 8 (pytorch#173068).
-    3. Rows: the largest tile that still gives each multiprocessor one, else the smallest.
-    4. Still fewer tiles than half of the multiprocessors: the reduction is split.
+    3. Fewer tiles than half of the multiprocessors: the reduction is split, as far as it is long
+       and the partial sums are cheap (`PARTIAL_SHARE`).
+    4. Rows: the largest tile that gives each multiprocessor a program, else any that gives most of
+       them one with the least padding.
 
     Args:
         product: the sizes.
@@ -210,7 +214,9 @@ def choose(product: Product, limits: Limits, allowed: Collection[str] | None = N
     """
     depth = DEPTH_BYTES // product.itemsize
     steps = cdiv(product.depth, depth)
-    flat = product.taps > 1 and (steps < MIN_STEPS or product.taps > MAX_UNROLLED_TAPS)
+    flat = product.taps > 1 and (
+        steps < MIN_STEPS or product.taps > MAX_UNROLLED_TAPS or product.runtime_taps
+    )
     fitting = [
         tile
         for tile in TILES
@@ -234,17 +240,20 @@ def choose(product: Product, limits: Limits, allowed: Collection[str] | None = N
     def padded(tile: Tile) -> int:
         return cdiv(product.rows, tile.m) * tile.m * cdiv(product.columns, tile.n) * tile.n
 
-    full = [tile for tile in heights if tiles(tile) >= limits.multiprocessors]
+    def splits_of(tile: Tile) -> int:
+        return _splits(product, tiles(tile), steps, limits)
+
+    def busy(tile: Tile) -> int:
+        return min(tiles(tile) * splits_of(tile), limits.multiprocessors)
+
+    full = [tile for tile in heights if busy(tile) == limits.multiprocessors]
     if full:
         tile, why = full[0], "the largest that fills the GPU"
     else:
         narrower = [t for t in fitting if t.n <= width]
-        tile = max(
-            narrower,
-            key=lambda t: (min(tiles(t), limits.multiprocessors), -padded(t), t.m * t.n),
-        )
+        tile = max(narrower, key=lambda t: (busy(t), -padded(t), t.m * t.n))
         why = "too few tiles to fill the GPU: the one that keeps most of it busy"
-    splits = _splits(product, tiles(tile), steps, limits)
+    splits = splits_of(tile)
     if splits > 1:
         why += f"; the reduction in {splits} parts for the idle multiprocessors"
         flat = flat or (product.taps > 1 and cdiv(steps, splits) < MIN_STEPS and tile.warps == 4)

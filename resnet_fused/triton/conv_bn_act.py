@@ -247,7 +247,7 @@ def conv_bn_act_kernel(
         finish(
             acc, scale, shift, shortcut, place, inside,
             (first_filter + first_member).to(index), last_filter, residual_c, out_c,
-            HAS_RESIDUAL, RELU, BLOCK_N, SLICES,
+            True, HAS_RESIDUAL, RELU, BLOCK_N, SLICES,
         )  # fmt: skip
 
 
@@ -353,6 +353,6 @@ def launch(
             traceable(merge_kernel)[grid](
                 partial, scale, shift, shortcut, out, pixels, p, q, filters,
                 *shortcut.stride(), *out.stride(),
-                SPLITS=plan.splits, BLOCK_M=rows, BLOCK_N=columns,
+                SPLITS=plan.splits, AFFINE=True, BLOCK_M=rows, BLOCK_N=columns,
                 **{name: flags[name] for name in ("HAS_RESIDUAL", "RELU", "WIDE")},
             )  # fmt: skip

@@ -1,0 +1,277 @@
+"""`conv_wgrad` in Triton: the gradient of the weights, ReLU's mask as it reads, scale as it writes.
+
+    dweight[k] = scale[k] * sum over pixels of dz[k] x,  dz = dy where y passed the ReLU, else 0
+
+A product [K, pixels] x [pixels, C] for each tap. The reduction, all output pixels of the batch, is
+long and the result small: it is cut into parts whose float32 sums a second kernel adds in a fixed
+order. Narrow groups stand side by side; what belongs to two different groups is not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _tiles
+from ._gemm import pixel_of
+from ._launch import (
+    channels_adjacent,
+    fits_32_bits,
+    on_device,
+    plan_of,
+    precision,
+    traceable,
+)
+from .conv_bn_act import is_narrow
+
+MERGE_BLOCK = 1024
+"""Weights a program of the merge: 8 a thread."""
+
+
+@triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
+def conv_wgrad_kernel(
+    dy,  # [N, K, P, Q], channels adjacent
+    y,  # [N, K, P, Q], channels adjacent; unused without MASKED
+    x,  # [N, C, H, W], channels adjacent
+    scale,  # [K] float32
+    dweight,  # [K, C / groups, R, S], any strides
+    partial,  # [SPLITS, K, R, S, C / groups] float32; unused without splits
+    pixels,  # N P Q
+    height,
+    width,
+    out_height,
+    out_width,
+    channels,
+    filters,
+    group_in,
+    group_out,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    dy_n,
+    dy_h,
+    dy_w,
+    y_n,
+    y_h,
+    y_w,
+    x_n,
+    x_h,
+    x_w,
+    dweight_k,
+    dweight_c,
+    dweight_r,
+    dweight_s,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    SIDE: tl.constexpr,
+    NARROW: tl.constexpr,
+    MASKED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile [filters, channels] of one tap's gradient, or with SPLITS > 1 of one part's sums."""
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    taps: tl.constexpr = R if NARROW else R * S
+    span = SIDE * group_in
+    columns = span * S if NARROW else span
+    tiles_m = tl.cdiv(SIDE * group_out, BLOCK_M)
+    tiles_n = tl.cdiv(columns, BLOCK_N)
+    bundles = tl.cdiv(filters, SIDE * group_out)
+    # Parts outermost: what runs at one time reads the same pixels.
+    programs = tiles_m * tiles_n * bundles * taps
+    part = tl.program_id(0) // programs
+    program = tl.program_id(0) % programs
+    tap = program % taps
+    program = program // taps
+    tile_n = program % tiles_n
+    tile_m = (program // tiles_n) % tiles_m
+    bundle = program // (tiles_n * tiles_m)
+
+    member = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = bundle * SIDE * group_out + member
+    known = (member < SIDE * group_out) & (k < filters)
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    if NARROW:
+        r = tap
+        s = column // span
+        c = column % span
+    else:
+        r = tap // S
+        s = tap % S
+        c = column
+    channel = bundle * span + c
+    there = (column < columns) & (channel < channels)
+
+    steps = tl.cdiv(pixels, BLOCK_K)
+    each = tl.cdiv(steps, SPLITS)
+    begin = part * each
+    lane = tl.arange(0, BLOCK_K)
+    zero = tl.full((), 0, index)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(begin, tl.minimum(begin + each, steps)):
+        pixel = (zero + step) * BLOCK_K + lane
+        inside = pixel < pixels
+        image, p, q = pixel_of(pixel, out_height, out_width)
+        row = image * dy_n + p * dy_h + q * dy_w
+        seen = inside[:, None] & known[None, :]
+        z = tl.load(dy + row[:, None] + k[None, :], mask=seen, other=0.0)
+        if MASKED:
+            row = image * y_n + p * y_h + q * y_w
+            result = tl.load(y + row[:, None] + k[None, :], mask=seen, other=0.0)
+            # Not (y > 0): where y is NaN, the gradient passes.
+            z = tl.where(result.to(tl.float32) <= 0.0, 0.0, z).to(dy.dtype.element_ty)
+        h = p * stride_h - padding_h + r * dilation_h
+        row = image * x_n + h * x_h
+        if NARROW:
+            w = (q * stride_w - padding_w)[:, None] + (s * dilation_w)[None, :]
+            seen = (inside & (h >= 0) & (h < height))[:, None] & (w >= 0) & (w < width)
+            place = row[:, None] + w * x_w + channel[None, :]
+        else:
+            w = q * stride_w - padding_w + s * dilation_w
+            seen = (inside & (h >= 0) & (h < height) & (w >= 0) & (w < width))[:, None]
+            place = (row + w * x_w)[:, None] + channel[None, :]
+        b = tl.load(x + place, mask=seen & there[None, :], other=0.0)
+        acc = tl.dot(tl.trans(z), b, acc, input_precision=PRECISION)
+
+    own = c % group_in if SIDE > 1 else c
+    stored = known[:, None] & there[None, :]
+    if SIDE > 1:
+        stored = stored & (member[:, None] // group_out == (c // group_in)[None, :])
+    if SPLITS > 1:
+        row = ((part.to(tl.int64) * filters + k) * R + r) * S
+        place = (row[:, None] + s[None, :] if NARROW else row[:, None] + s) * group_in
+        tl.store(partial + place + own[None, :], acc, mask=stored)
+    else:
+        factor = tl.load(scale + k, mask=known, other=0.0)
+        row = (zero + k) * dweight_k + r * dweight_r
+        side_place = s * dweight_s + own * dweight_c
+        target = dweight + row[:, None] + side_place[None, :]
+        value = acc * factor[:, None]
+        tl.store(target, value.to(dweight.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def wgrad_merge_kernel(
+    partial,  # [SPLITS, K, R, S, C / groups] float32
+    scale,  # [K] float32
+    dweight,  # [K, C / groups, R, S], any strides
+    count,  # K R S C / groups
+    group_in,
+    dweight_k,
+    dweight_c,
+    dweight_r,
+    dweight_s,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Adds the splits' sums, always in the same order, times scale: the same bits each time."""
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = element < count
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for part in range(SPLITS):
+        offset = (tl.full((), 0, tl.int64) + part) * count
+        acc += tl.load(partial + offset + element, mask=inside, other=0.0)
+    c = element % group_in
+    s = (element // group_in) % S
+    r = (element // group_in // S) % R
+    k = element // group_in // (R * S)
+    value = acc * tl.load(scale + k, mask=inside, other=0.0)
+    target = dweight + k * dweight_k + c * dweight_c + r * dweight_r + s * dweight_s
+    tl.store(target, value.to(dweight.dtype.element_ty), mask=inside)
+
+
+def product_of(dy: Tensor, dweight: Tensor, groups: int) -> _tiles.Product:
+    """The sizes from which the configuration is chosen."""
+    filters, group_in, r, s = dweight.shape
+    side = _tiles.side_by_side(group_in, groups)
+    narrow = is_narrow(side * group_in, s)
+    return _tiles.Product(
+        rows=side * (filters // groups),
+        columns=side * group_in * (s if narrow else 1),
+        copies=_tiles.cdiv(groups, side) * (r if narrow else r * s),
+        depth=dy.shape[0] * dy.shape[2] * dy.shape[3],
+        taps=1,
+        itemsize=dy.element_size(),
+        side=side,
+        precision=precision(dy.dtype),
+    )
+
+
+def launch(
+    dy: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    scale: Tensor,
+    dweight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *,
+    plan: _tiles.Plan | None = None,
+    allowed: Sequence[str] | None = None,
+) -> None:
+    """Writes the gradient of a frozen conv-BN(-ReLU)'s weights into `dweight`.
+
+    Args:
+        dy: gradient of the result [N, K, P, Q], float32, bfloat16 or float16. Copied to
+            channels_last first if its channels are not adjacent, as are y and x.
+        y: the result [N, K, P, Q], for ReLU's mask; None without ReLU.
+        x: the layer's input [N, C, H, W].
+        scale: [K] float32.
+        dweight: [K, C / groups, R, S], any layout without overlaps; overwritten.
+        stride: (vertical, horizontal), as padding and dilation.
+        padding: see stride.
+        dilation: see stride.
+        groups: of channels.
+        plan: configuration to use instead of the chosen one.
+        allowed: names of the configurations to choose among; None for all.
+    """
+    if dy.numel() == 0:
+        dweight.zero_()
+        return
+    product = product_of(dy, dweight, groups)
+    plan = plan or plan_of(product, dy.device, allowed)
+    dy, x = channels_adjacent(dy), channels_adjacent(x)
+    result = dy if y is None else channels_adjacent(y)
+    filters, group_in, r, s = dweight.shape
+    tile = plan.tile
+    narrow = is_narrow(product.side * group_in, s)
+    partial = dweight
+    if plan.splits > 1:
+        shape = (plan.splits, filters, r, s, group_in)
+        partial = torch.empty(shape, dtype=torch.float32, device=dy.device)
+    tiles = _tiles.cdiv(product.rows, tile.m) * _tiles.cdiv(product.columns, tile.n)
+    with on_device(dy):
+        traceable(conv_wgrad_kernel)[(tiles * product.copies * plan.splits,)](
+            dy, result, x, scale, dweight, partial,
+            product.depth, x.shape[2], x.shape[3], dy.shape[2], dy.shape[3], x.shape[1],
+            filters, group_in, filters // groups, stride[0], stride[1], padding[0], padding[1],
+            dilation[0], dilation[1], dy.stride(0), dy.stride(2), dy.stride(3),
+            result.stride(0), result.stride(2), result.stride(3),
+            x.stride(0), x.stride(2), x.stride(3), *dweight.stride(),
+            R=r, S=s, SIDE=product.side, NARROW=narrow, MASKED=y is not None,
+            SPLITS=plan.splits, WIDE=not fits_32_bits(dy, result, x, dweight),
+            PRECISION=product.precision, BLOCK_M=tile.m, BLOCK_N=tile.n,
+            BLOCK_K=tile.depth(dy.element_size()), num_warps=tile.warps,
+            num_stages=tile.stages,
+        )  # fmt: skip
+        if plan.splits > 1:
+            count = dweight.numel()
+            traceable(wgrad_merge_kernel)[(_tiles.cdiv(count, MERGE_BLOCK),)](
+                partial, scale, dweight, count, group_in, *dweight.stride(), R=r, S=s,
+                SPLITS=plan.splits, BLOCK=MERGE_BLOCK,
+            )  # fmt: skip
