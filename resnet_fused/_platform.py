@@ -249,8 +249,6 @@ def _is_tracing() -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad and their kin
         return True
     fx = sys.modules.get("torch.fx._symbolic_trace")
-    if fx is not None and fx.is_fx_symbolic_tracing():
+    if fx is not None and fx.is_fx_symbolic_tracing():  # make_fx too
         return True
-    keys = torch._C._TorchDispatchModeKey
-    modes = (keys.FAKE, keys.PROXY, keys.FUNCTIONAL)
-    return any(torch._C._get_dispatch_mode(key) is not None for key in modes)
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None

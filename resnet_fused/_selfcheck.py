@@ -285,7 +285,6 @@ def main(arguments: Sequence[str]) -> None:
         arguments: the request as JSON, and the number of the pipe to report to.
     """
     request, pipe = json.loads(arguments[0]), int(arguments[1])
-    os.set_inheritable(pipe, False)  # what this process starts shall not hold the pipe open
 
     def tell(**event: Any) -> None:
         os.write(pipe, json.dumps(event).encode() + b"\n")

@@ -128,7 +128,7 @@ def test_a_child_that_nobody_waits_for_ends_itself(calls):
     }  # fmt: skip
     child = subprocess.run(
         [sys.executable, "-m", "resnet_fused._selfcheck", json.dumps(request), str(writing)],
-        pass_fds=(writing,), timeout=30, env=_selfcheck._environment(),
+        pass_fds=(writing,), timeout=15, env=_selfcheck._environment(),
     )  # fmt: skip
     os.close(writing)
     with os.fdopen(reading) as stream:
@@ -156,6 +156,12 @@ def test_the_child_looks_for_modules_in_the_parents_order(tmp_path, monkeypatch)
     monkeypatch.setattr(_selfcheck, "PACKAGE", str(tmp_path / "resnet_fused"))
     folders = _selfcheck._environment()["PYTHONPATH"].split(os.pathsep)
     assert folders == [*dict.fromkeys(map(os.path.abspath, sys.path)), str(tmp_path)]
+
+
+def test_the_folder_that_the_user_stands_in_comes_not_first(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise ImportError('no module of this name was meant')")
+    monkeypatch.chdir(tmp_path)
+    assert run("right").results == {"right": None}
 
 
 @pytest.mark.parametrize("check", ["standins:absent", "no_such_module:check"])
