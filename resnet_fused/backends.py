@@ -42,6 +42,7 @@ class Call(NamedTuple):
         residual: whether there is a residual.
         act: "relu" or "none".
         index: of the GPU, for "cuda"; None for the current one.
+        scale_grad: whether the gradient of scale is wanted.
     """
 
     op: str
@@ -51,6 +52,7 @@ class Call(NamedTuple):
     residual: bool = False
     act: str = "relu"
     index: int | None = None
+    scale_grad: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from . import backends, numerics
 from ._verification import BlockCheck, EndToEnd, LayerCheck, Verification
 from .convert import fuse, unfuse
 from .nn import _blocks
-from .nn._route import is_norm
+from .nn._modules import is_norm
 
 Progress = Callable[[int, int, str], None]
 

@@ -199,7 +199,7 @@ def test_packed_shapes_are_few_and_every_shape_is_right(layer):
         x = torch.randn(n, 4, size, size)
         for _ in range(3):
             check(layer, x)
-    value = layer.conv.__dict__[_prepared.ATTRIBUTE].entry.folded
+    value = layer.conv.__dict__[_prepared.ATTRIBUTE].entry.value
     assert 1 <= len(value._packs) <= onednn.MAX_SHAPES
 
 

@@ -102,7 +102,7 @@ def test_reasons_are_told():
     assert all("gradient is wanted" in row.why for row in rf.explain(model, x).rows)
     with torch.no_grad():
         for row in rf.explain(model, x).rows:
-            assert "no triton kernel" in row.why
+            assert "not triton: x is on cpu" in row.why
             assert "no cuda kernel" in row.why
     with torch.no_grad(), rf.backend("triton"):
         assert all("no triton kernel" in row.why for row in rf.explain(model, x).rows)

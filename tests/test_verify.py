@@ -166,7 +166,7 @@ def test_a_residual_that_the_op_drops_fails(
 
     def wide_without(folded: Any, x: Tensor, residual: Any, relu: bool) -> Tensor:
         kept = target.__dict__.get(_prepared.ATTRIBUTE)
-        ours = kept is not None and kept.entry is not None and kept.entry.folded is folded
+        ours = kept is not None and kept.entry is not None and kept.entry.value is folded
         return wide(folded, x, None if ours else residual, relu)
 
     monkeypatch.setattr(_route.onednn, "run_in_float32", wide_without)

@@ -14,16 +14,8 @@ from torch import Tensor, fx, nn
 
 from .. import backends
 from ..ops import onednn
-from ._route import (
-    Chain,
-    conv_bn,
-    has_global_hooks,
-    has_hooks,
-    is_norm,
-    nothing_special,
-    pattern_of,
-    ready,
-)
+from ._modules import has_global_hooks, has_hooks, is_norm, pattern_of
+from ._route import Chain, conv_bn, nothing_special, ready
 
 Prepared = tuple[Sequence[onednn.Folded | None], onednn.Folded | None]
 

@@ -17,24 +17,25 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ..ops import onednn
 
 ATTRIBUTE = "_resnet_fused_cache"
+VECTORS = "_resnet_fused_vectors"
 
 
 class Snapshot:
-    """A layer's tensors as they were: memory, place in it, version.
+    """Some of a layer's tensors as they were: memory, place in it, version.
 
-    Storages are held weakly, so that no address comes again while this one is remembered. The
-    comparison is part of each forward, so it goes straight to the modules' dictionaries:
-    `nn.Module.__getattr__` would take longer.
+    The first is the weight if its layout matters. Storages are held weakly, so that no address
+    comes again while this one is remembered. The comparison is part of each forward, so it goes
+    straight to the modules' dictionaries: `nn.Module.__getattr__` would take longer.
     """
 
     __slots__ = ("_absent", "_marks", "_storages", "_strides")
 
-    def __init__(self, conv: nn.Module, bn: nn.Module) -> None:
+    def __init__(self, where: list[tuple[dict[str, Any], str]], strides: bool = True) -> None:
         self._marks: list[tuple[dict[str, Any], str, int, int, int]] = []
         self._absent: list[tuple[dict[str, Any], str]] = []
         self._storages = []
-        self._strides = conv.weight.stride()
-        for slots, name in places(conv, bn):
+        self._strides = where[0][0][where[0][1]].stride() if strides else None
+        for slots, name in where:
             t = slots.get(name)
             if t is None:
                 self._absent.append((slots, name))
@@ -58,6 +59,8 @@ class Snapshot:
         for slots, name in self._absent:
             if slots.get(name) is not None:
                 return False
+        if self._strides is None:
+            return True
         slots, name = self._marks[0][:2]  # the weight: vectors have no layout to change
         return slots[name].stride() == self._strides
 
@@ -70,14 +73,14 @@ class Entry(NamedTuple):
         snapshot: the tensors.
         norm: type of the normalisation.
         frozen: whether that type ignores `training`.
-        folded: the weights.
+        value: the weights; or, for a GPU's kernels, scale and shift.
     """
 
     options: tuple[Any, ...]
     snapshot: Snapshot
     norm: type[nn.Module]
     frozen: bool
-    folded: onednn.Folded
+    value: Any
 
 
 class Cache:
@@ -123,10 +126,17 @@ def sources(conv: nn.Module, bn: nn.Module) -> list[Tensor | None]:
     return [slots.get(name) for slots, name in places(conv, bn)]
 
 
+def scale_sources(bn: nn.Module) -> list[Tensor]:
+    """The parameters that scale depends on: gamma."""
+    weight = bn._parameters.get("weight")
+    return [] if weight is None else [weight]
+
+
 def drop(module: nn.Module) -> None:
     """Forgets what is kept on this module and those below it."""
     for child in module.modules():
         child.__dict__.pop(ATTRIBUTE, None)
+        child.__dict__.pop(VECTORS, None)
         for parameter in child._parameters.values():
             onednn.forget(parameter)
 
@@ -154,6 +164,31 @@ def affine(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tensor
     return scale, shift.to(compute)
 
 
+def vectors(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`affine`, from the cache while its sources hold, unless a gradient flows into them.
+
+    They take seven small kernels, which on a GPU cost more than the layer itself. What an optimiser
+    changes requires a gradient, so a step that leaves no version behind can't be overlooked here.
+    """
+    where = places(conv, bn)[1:]
+    given = [slots.get(name) for slots, name in where]
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    if grad or any(t is not None and t.is_inference() for t in given):
+        return affine(conv, bn, compute)
+    options = (compute, bn.eps, conv.bias is None)
+    cache = conv.__dict__.get(VECTORS)
+    entry = None if cache is None else cache.entry
+    fresh = entry is not None and entry.options == options and entry.norm is type(bn)
+    if fresh and entry.snapshot.holds():
+        return entry.value
+    snapshot = Snapshot(where, strides=False)
+    with torch.no_grad():
+        value = affine(conv, bn, compute)
+    cache = conv.__dict__.setdefault(VECTORS, Cache())
+    cache.entry = Entry(options, snapshot, type(bn), False, value)
+    return value
+
+
 def folded(
     conv: nn.Conv2d, bn: nn.Module, dtype: torch.dtype, storage: torch.dtype, frozen: bool
 ) -> onednn.Folded:
@@ -174,10 +209,10 @@ def folded(
     if cache is not None and cache.entry is not None:
         entry = cache.entry
         if entry.options == options and entry.norm is type(bn) and entry.snapshot.holds():
-            return entry.folded
+            return entry.value
     # Versions are read before the values: a write in between makes the entry stale, never wrong.
     inference = any(t is not None and t.is_inference() for t in sources(conv, bn))
-    snapshot = None if inference else Snapshot(conv, bn)
+    snapshot = None if inference else Snapshot(places(conv, bn))
     with torch.no_grad():
         scale, shift = affine(conv, bn, torch.float32)
         weight = conv.weight.detach()

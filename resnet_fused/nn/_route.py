@@ -7,38 +7,25 @@ of the ordinary: hooks, parametrizations, subclasses, batch statistics, tracing.
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as torch_module
 
 from .. import backends, ops
 from ..ops import _autocast, onednn
 from ..ops._checks import DTYPES
 from ..ops._library import overload
-from ..ops.conv_bn_act import wants_channels_last
-from . import _prepared
-
-# By name, so that torchvision and timm need not be imported to recognise theirs.
-FROZEN_NORMS = frozenset(
-    {
-        "torchvision.ops.misc.FrozenBatchNorm2d",
-        "detectron2.layers.batch_norm.FrozenBatchNorm2d",
-    }
+from ..ops.conv_bn_act import unfit_for_triton, wants_channels_last
+from . import _prepared, _traced
+from ._modules import (
+    call_reason,
+    has_global_hooks,
+    has_hooks,
+    hooked,
+    is_frozen_type,
+    pattern_of,
+    run_modules,
+    structure,
 )
-
-
-@functools.cache
-def _is_frozen_type(kind: type) -> bool:
-    return f"{kind.__module__}.{kind.__qualname__}" in FROZEN_NORMS
-
-
-def is_norm(module: object) -> bool:
-    """Whether a module is a normalisation that fuses: exactly one of the known types."""
-    kind = type(module)
-    return kind is nn.BatchNorm2d or kind is nn.SyncBatchNorm or _is_frozen_type(kind)
 
 
 class Chain:
@@ -117,92 +104,6 @@ def nothing_special(x: Tensor) -> bool:
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module does more than its class's forward."""
-    return bool(_hooked(module.__dict__))
-
-
-def _hooked(slots: dict[str, Any]) -> object:
-    return (
-        slots["_forward_hooks"]
-        or slots["_forward_pre_hooks"]
-        or slots["_backward_hooks"]
-        or slots["_backward_pre_hooks"]
-        or "forward" in slots
-    )
-
-
-def has_global_hooks() -> bool:
-    """Whether hooks are registered for every module."""
-    return bool(
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
-    )
-
-
-def _structure(conv: nn.Module, bn: nn.Module) -> str | None:
-    """Why the modules themselves can't be bypassed, or None."""
-    if type(conv) is not nn.Conv2d:
-        return f"the convolution is a {type(conv).__name__}, not exactly nn.Conv2d"
-    if not is_norm(bn):
-        return f"the normalisation is a {type(bn).__name__}, no BatchNorm2d that is known"
-    if has_hooks(conv) or has_hooks(bn):
-        return "a hook or a forward of its own sits on one of its modules"
-    if has_global_hooks():
-        return "global module hooks are registered"
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return f"padding {conv.padding!r} with mode {conv.padding_mode!r} is left to PyTorch"
-    # `_buffers` rather than attributes: `nn.Module.__getattr__` is slow, and this runs each time.
-    if bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None:
-        return "the BatchNorm keeps no running statistics, it always uses the batch's"
-    if bn.training and not _is_frozen_type(type(bn)):
-        return "training: batch statistics, PyTorch's own ops run"
-    return None
-
-
-def _call(x: Tensor, conv: nn.Module, residual: Tensor | None) -> str | None:
-    """Why this call is left to the modules, or None."""
-    if type(x) is not Tensor and type(x) is not nn.Parameter:
-        return f"the input is a {type(x).__name__}"
-    if torch.jit.is_tracing():
-        return "torch.jit is tracing"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform is active"
-    weight, device, dtype = conv._parameters["weight"], x.device, x.dtype
-    if x.dim() != 4:
-        return f"the input has {x.dim()} dimensions"
-    if device != weight.device:
-        return f"input on {device}, weight on {weight.device}: PyTorch reports it"
-    if device.type not in ("cpu", "cuda"):
-        return f"device {device.type} is left to PyTorch"
-    if dtype != weight.dtype and _autocast.dtype_for(device.type) is None:
-        return f"input {dtype}, weight {weight.dtype}: PyTorch reports it"
-    if dtype not in DTYPES:
-        return f"dtype {dtype} is left to PyTorch"
-    if x.shape[1] != conv.in_channels:
-        return "the channels do not fit: PyTorch reports it"
-    if residual is not None and residual.dtype != dtype:
-        return "input and shortcut have different dtypes"
-    return None
-
-
-def run_modules(
-    x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module | None, residual: Tensor | None
-) -> Tensor:
-    """The same by calling the modules: what an unfused block does."""
-    y = bn(conv(x))
-    if residual is not None:
-        y = y + residual
-    return y if act is None else act(y)
-
-
-def pattern_of(act: nn.Module | None, residual: bool) -> str:
-    """Name of the pattern: "conv+bn", "conv+bn+relu", "conv+bn+add", "conv+bn+add+relu"."""
-    return "conv+bn" + ("+add" if residual else "") + ("+relu" if act is not None else "")
-
-
 def conv_bn(
     x: Tensor,
     conv: nn.Module,
@@ -238,8 +139,7 @@ def conv_bn(
             y = folded.run_with(weight, x, residual, act is not None, keep_nan, give_residual)
             return y if inner or chain.gives_channels_last(conv) else y.contiguous()
     if torch.compiler.is_compiling() or isinstance(x, fx.Proxy):
-        # Plain ops: the compiler fuses them, and an exported program needs no resnet_fused.
-        return run_modules(x, conv, bn, act, residual)
+        return _traced.conv_bn(x, conv, bn, act, residual)
     if act is not None and (type(act) is not nn.ReLU or has_hooks(act)):
         y = act(conv_bn(x, conv, bn, None, residual, chain=chain, give_residual=give_residual))
         if chain is not None:
@@ -248,7 +148,7 @@ def conv_bn(
     if torch.is_grad_enabled():
         # A step is likely to follow, and torch's fused optimisers leave no new version behind.
         conv.__dict__.pop(_prepared.ATTRIBUTE, None)
-    reason = _structure(conv, bn) or _call(x, conv, residual)
+    reason = structure(conv, bn) or call_reason(x, conv, residual)
     if reason is not None:
         y = run_modules(x, conv, bn, act, residual)
         if chain is not None:
@@ -266,7 +166,7 @@ def ready(
 ) -> onednn.Folded | None:
     """A layer's prepared weights, if its modules are as they were when they were made; else None.
 
-    What `_structure` and `_prepared.folded` would find, in fewer steps: in a network for one image
+    What `structure` and `_prepared.folded` would find, in fewer steps: in a network for one image
     the checks take as long as the small convolutions. `act` None stands for any.
     """
     layer, norm = conv.__dict__, bn.__dict__
@@ -276,16 +176,16 @@ def ready(
         return None
     geometry = (layer["stride"], layer["padding"], layer["dilation"], layer["groups"])
     if (
-        _hooked(layer)
-        or _hooked(norm)
-        or (act is not None and (type(act) is not nn.ReLU or _hooked(act.__dict__)))
+        hooked(layer)
+        or hooked(norm)
+        or (act is not None and (type(act) is not nn.ReLU or hooked(act.__dict__)))
         or (norm["training"] and not entry.frozen)
         or layer["padding_mode"] != "zeros"
         or entry.options != (dtype, norm["eps"], geometry)
         or not entry.snapshot.holds()
     ):
         return None
-    return entry.folded
+    return entry.value
 
 
 def _fused(
@@ -308,16 +208,25 @@ def _fused(
         x = x.to(dtype)
     if residual is not None and residual.dtype != dtype:
         residual = residual.to(dtype)
-    call = backends.Call("conv_bn_act", x.device.type, dtype, grad, residual is not None, name)
+    call = backends.Call(
+        "conv_bn_act", x.device.type, dtype, grad, residual is not None, name, x.device.index,
+        grad and any(t.requires_grad for t in _prepared.scale_sources(bn)),
+    )  # fmt: skip
     choice = backends.choose(call)
     folded = None
     narrow = choice.implementation.name == "cpu32"
     if narrow or choice.implementation.name == "cpu":
         compute = torch.float32 if narrow else dtype
-        folded = _prepared.folded(conv, bn, compute, dtype, _is_frozen_type(type(bn)))
+        folded = _prepared.folded(conv, bn, compute, dtype, is_frozen_type(type(bn)))
         reason = _unfit(folded, x, narrow)
         if reason is not None:
             choice, folded = backends.next_choice(call, choice, reason), None
+    elif choice.implementation.name == "triton":
+        reason = unfit_for_triton(
+            x, conv.weight, (conv.stride, conv.padding, conv.dilation, conv.groups)
+        )
+        if reason is not None:
+            choice = backends.next_choice(call, choice, reason)
     recording = backends.is_recording()
     if folded is not None and narrow:
         y = onednn.run_in_float32(folded, x, residual, act is not None)
@@ -367,7 +276,7 @@ def _by_op(
 ) -> Tensor:
     """The layer by `rf.ops.conv_bn_act`: with autograd, or by the implementation itself."""
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    scale, shift = _prepared.affine(conv, bn, compute)
+    scale, shift = _prepared.vectors(conv, bn, compute)
     weight = conv.weight.to(x.dtype)
     padding, stride, dilation = list(conv.padding), list(conv.stride), list(conv.dilation)
     if grad:

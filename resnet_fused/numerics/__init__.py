@@ -27,6 +27,7 @@ from resnet_fused.numerics.checks import (
     relative_check,
 )
 from resnet_fused.numerics.exact import ExactInputs, exact_expected, exact_inputs
+from resnet_fused.numerics.gradients import conv_gradients_bound, conv_gradients_oracle
 from resnet_fused.numerics.oracle import bn_act_oracle, conv_bn_act_oracle
 from resnet_fused.numerics.tolerances import (
     END_TO_END_LIMIT,
@@ -49,6 +50,8 @@ __all__ = [
     "check_bound",
     "conv_bn_act_bound",
     "conv_bn_act_oracle",
+    "conv_gradients_bound",
+    "conv_gradients_oracle",
     "exact_expected",
     "exact_inputs",
     "gradient_check",

@@ -77,6 +77,36 @@ def pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> list[i
     return values
 
 
+def geometry(
+    op: str,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+) -> tuple[list[int], list[int], list[int]]:
+    """Stride, padding and dilation as pairs."""
+    return (
+        pair(op, "stride", stride, 1),
+        pair(op, "padding", padding, 0),
+        pair(op, "dilation", dilation, 1),
+    )
+
+
+def size4(op: str, name: str, value: Sequence[int]) -> list[int]:
+    """Four sizes (N, C, H, W), none negative."""
+    sizes = list(value) if isinstance(value, Sequence) else []
+    if len(sizes) != 4 or not all(isinstance(size, int) and size >= 0 for size in sizes):
+        raise ValueError(f"{op}: {name} is {value!r}; four sizes (N, C, H, W) are accepted")
+    return sizes
+
+
+def no_derivative(op: str, *tensors: Tensor) -> None:
+    """Refuses tensors whose gradient somebody waits for, in an op that is a gradient itself."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise RuntimeError(
+            f"{op} has no derivative of its own; call it under torch.no_grad() or detach its inputs"
+        )
+
+
 def conv_output_shape(
     op: str,
     x: Tensor,

@@ -32,4 +32,8 @@ def define(name: str, schema: str, body: Callable[..., Any], fake: Callable[...,
 
 def overload(op: str, implementation: str) -> Any:
     """The callable overload `torch.ops.resnet_fused.<op>.<implementation>`."""
+    if implementation == "triton":
+        from . import _triton
+
+        _triton.load()
     return getattr(getattr(torch.ops.resnet_fused, op), implementation)

@@ -7,6 +7,8 @@ its place shows, as does one that never came.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -99,20 +101,41 @@ def bn_act(configuration: str, device: str) -> None:
         raise ValueError(f"configuration is {configuration!r}; accepted is 'default'")
     if not _extension.available():
         raise ImportError(f"the compiled extension is missing: {_extension.why_not()}")
-    generator = torch.Generator().manual_seed(0)
     for case in BN_ACT_CASES:
         for dtype in BN_ACT_DTYPES:
-            conv = ConvCase(case.name, *case.shape, k=case.c, residual=case.residual)
-            x, _, scale, shift, residual = numerics.exact_inputs(conv, dtype, generator)
-            x = _lay_out(x.to(device), case)
-            if residual is not None:
-                residual = _lay_out(residual.to(device), case)
-            buffer, out = guarded(case.shape, dtype, device)
-            if case.layout == "nchw":
-                out = buffer[GUARD:-GUARD].view(case.shape)
-            torch.ops.resnet_fused.bn_act_out(
-                x, scale.to(device), shift.to(device), residual, case.act == "relu", out
-            )
-            terms = (x.cpu(), scale, shift, None if residual is None else residual.cpu())
-            expected = numerics.bn_act_oracle(*terms, case.act).to(dtype)
-            require_exact(f"{case.name}, {dtype}", buffer, out, expected)
+            check_bn_act(case, dtype, device, _native)
+
+
+def _native(
+    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, out: Tensor, act: str
+) -> None:
+    torch.ops.resnet_fused.bn_act_out(x, scale, shift, residual, act == "relu", out)
+
+
+def check_bn_act(
+    case: BnActCase, dtype: torch.dtype, device: str, launch: Callable[..., None]
+) -> None:
+    """Checks one kernel of `bn_act` on one case, bit for bit.
+
+    Args:
+        case: the sizes and the layout.
+        dtype: of x, the shortcut and the output.
+        device: where it runs.
+        launch: takes x, scale, shift, residual, out and act.
+
+    Raises:
+        ArithmeticError: the result is wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    conv = ConvCase(case.name, *case.shape, k=case.c, residual=case.residual)
+    x, _, scale, shift, residual = numerics.exact_inputs(conv, dtype, generator)
+    x = _lay_out(x.to(device), case)
+    if residual is not None:
+        residual = _lay_out(residual.to(device), case)
+    buffer, out = guarded(case.shape, dtype, device)
+    if case.layout == "nchw":
+        out = buffer[GUARD:-GUARD].view(case.shape)
+    launch(x, scale.to(device), shift.to(device), residual, out, case.act)
+    terms = (x.cpu(), scale, shift, None if residual is None else residual.cpu())
+    expected = numerics.bn_act_oracle(*terms, case.act).to(dtype)
+    require_exact(f"{case.name}, {dtype}", buffer, out, expected)

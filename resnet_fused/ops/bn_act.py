@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import _extension, admission, backends
-from . import _autocast, _checks
+from . import _autocast, _checks, _triton
 from ._library import define, overload
 
 SCHEMA = "(Tensor x, Tensor scale, Tensor shift, Tensor? residual, str act) -> Tensor"
@@ -71,7 +71,11 @@ def _supports_reference(call: backends.Call) -> str | None:
 
 for _name, _body in (("cuda", _native), ("cpu", _native), ("reference", _reference)):
     define(f"bn_act.{_name}", SCHEMA, _body, _fake)
+_triton.declare("bn_act", SCHEMA, _fake)
 for _implementation in (
+    backends.Implementation(
+        "bn_act", "triton", ("triton",), "Triton, one pass", _triton.supports, "fused"
+    ),
     backends.Implementation(
         "bn_act", "cuda", ("cuda",), "hand-written CUDA, one pass", _supports_cuda, "fused"
     ),
@@ -110,7 +114,9 @@ def forward(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, ac
     if torch.compiler.is_compiling():
         name = "reference"
     else:
-        call = backends.Call("bn_act", x.device.type, x.dtype, False, residual is not None, act)
+        call = backends.Call(
+            "bn_act", x.device.type, x.dtype, False, residual is not None, act, x.device.index
+        )
         name = backends.choose(call).implementation.name
     return overload("bn_act", name)(x, scale, shift, residual, act)
 

@@ -9,16 +9,19 @@ Recognition", section 3.2, equations 1 and 2; BatchNorm as in section 3.4).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
-from . import _autocast, _checks, onednn
+from . import _autocast, _checks, _triton, onednn
 from ._library import define, overload
 from .bn_act import channel_sum, masked
 from .bn_act import forward as bn_act_forward
+from .conv_dgrad import choose as choose_dgrad
+from .conv_wgrad import choose as choose_wgrad
 
 SCHEMA = (
     "(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual, int[2] stride, "
@@ -32,14 +35,10 @@ def _reference(
     scale: Tensor,
     shift: Tensor,
     residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
+    *geometry: Any,
 ) -> Tensor:
-    raw = torch.conv2d(x, weight, None, stride, padding, dilation, groups)
-    return overload("bn_act", "reference")(raw, scale, shift, residual, act)
+    raw = torch.conv2d(x, weight, None, *geometry[:4])
+    return overload("bn_act", "reference")(raw, scale, shift, residual, geometry[4])
 
 
 def _split(
@@ -48,14 +47,10 @@ def _split(
     scale: Tensor,
     shift: Tensor,
     residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
+    *geometry: Any,
 ) -> Tensor:
-    raw = torch.conv2d(x, weight, None, stride, padding, dilation, groups)
-    return bn_act_forward(raw, scale, shift, residual, act)
+    raw = torch.conv2d(x, weight, None, *geometry[:4])
+    return bn_act_forward(raw, scale, shift, residual, geometry[4])
 
 
 def _cpu(
@@ -64,22 +59,17 @@ def _cpu(
     scale: Tensor,
     shift: Tensor,
     residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
+    *geometry: Any,
 ) -> Tensor:
-    geometry = (stride, padding, dilation, groups)
-    folded = onednn.fold_once(weight, scale, shift, x.dtype, geometry)
-    if not (folded.tame and onednn.window_fits(x, weight, dilation)):
+    folded = onednn.fold_once(weight, scale, shift, x.dtype, geometry[:4])
+    if not (folded.tame and onednn.window_fits(x, weight, geometry[2])):
         # Inf * w summed is not scale * (w summed): such weights are not folded.
-        return _split(x, weight, scale, shift, residual, stride, padding, dilation, groups, act)
+        return _split(x, weight, scale, shift, residual, *geometry)
     bound = onednn.largest(x) * folded.gain + folded.offset
     if residual is not None:
         bound += onednn.largest(residual)
     keep_nan = not bound < onednn.LARGEST
-    y = folded.run(x, residual, act == "relu", keep_nan)
+    y = folded.run(x, residual, geometry[4] == "relu", keep_nan)
     return y if wants_channels_last(x, weight) else y.contiguous()
 
 
@@ -89,22 +79,16 @@ def _cpu32(
     scale: Tensor,
     shift: Tensor,
     residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
+    *geometry: Any,
 ) -> Tensor:
-    geometry = (stride, padding, dilation, groups)
-    folded = onednn.fold_once(weight, scale, shift, torch.float32, geometry)
+    folded = onednn.fold_once(weight, scale, shift, torch.float32, geometry[:4])
     if not folded.tame:
-        return _split(x, weight, scale, shift, residual, stride, padding, dilation, groups, act)
-    if not onednn.window_fits(x, weight, dilation):
+        return _split(x, weight, scale, shift, residual, *geometry)
+    if not onednn.window_fits(x, weight, geometry[2]):
         wide = None if residual is None else residual.float()
-        vectors = (scale, shift, wide)
-        y = _split(x.float(), weight.float(), *vectors, stride, padding, dilation, groups, act)
+        y = _split(x.float(), weight.float(), scale, shift, wide, *geometry)
         return y.to(x.dtype)
-    y = onednn.run_in_float32(folded, x, residual, act == "relu")
+    y = onednn.run_in_float32(folded, x, residual, geometry[4] == "relu")
     return y if wants_channels_last(x, weight) else y.contiguous()
 
 
@@ -128,13 +112,9 @@ def _fake_conv(
     scale: Tensor,
     shift: Tensor,
     residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
+    *geometry: Any,
 ) -> Tensor:
-    return torch.empty_like(torch.conv2d(x, weight, None, stride, padding, dilation, groups))
+    return torch.empty_like(torch.conv2d(x, weight, None, *geometry[:4]))
 
 
 def _fake_cpu(
@@ -143,13 +123,9 @@ def _fake_cpu(
     scale: Tensor,
     shift: Tensor,
     residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
+    *geometry: Any,
 ) -> Tensor:
-    y = onednn.fake_output(x, weight, stride, padding, dilation)
+    y = onednn.fake_output(x, weight, *geometry[:3])
     return y if wants_channels_last(x, weight) else y.contiguous()
 
 
@@ -185,7 +161,16 @@ define("conv_bn_act.cpu", SCHEMA, _cpu, _fake_cpu)
 define("conv_bn_act.cpu32", SCHEMA, _cpu32, _fake_cpu)
 define("conv_bn_act.split", SCHEMA, _split, _fake_conv)
 define("conv_bn_act.reference", SCHEMA, _reference, _fake_conv)
+_triton.declare("conv_bn_act", SCHEMA, _fake_conv)
 for _entry in (
+    backends.Implementation(
+        "conv_bn_act",
+        "triton",
+        ("triton",),
+        "Triton, implicit GEMM, BN, add and ReLU in its epilogue",
+        _triton.supports,
+        "fused",
+    ),
     backends.Implementation(
         "conv_bn_act",
         "cpu",
@@ -222,13 +207,31 @@ for _entry in (
     backends.register(_entry)
 
 
-def _like_parameter(grad: Tensor | None, weight: Tensor) -> Tensor | None:
-    # DDP's buckets want a gradient with its parameter's strides; a 1x1 kernel has two spellings.
-    if grad is None or grad.stride() == weight.stride():
-        return grad
-    if grad.is_contiguous() and weight.is_contiguous():
-        return grad.as_strided(weight.shape, weight.stride())
-    return torch.empty_like(weight).copy_(grad)
+def _call(x: Tensor, residual: Tensor | None, act: str, **facts: bool) -> backends.Call:
+    device = x.device
+    shortcut = residual is not None
+    return backends.Call(
+        "conv_bn_act", device.type, x.dtype, residual=shortcut, act=act, index=device.index, **facts
+    )
+
+
+def _choose(
+    x: Tensor, weight: Tensor, call: backends.Call, geometry: Sequence[Any]
+) -> backends.Choice:
+    """The implementation for a call, those left out that its very tensors speak against."""
+    choice = backends.choose(call)
+    reason = None
+    if choice.implementation.name == "triton":
+        reason = unfit_for_triton(x, weight, geometry)
+    elif choice.implementation.name == "cpu" and not onednn.pytorch_agrees(x, weight, geometry[:4]):
+        reason = "PyTorch keeps it from oneDNN"
+    return choice if reason is None else backends.next_choice(call, choice, reason)
+
+
+def unfit_for_triton(x: Tensor, weight: Tensor, geometry: Sequence[Any]) -> str | None:
+    """Why Triton's kernel can't take this very call, or None."""
+    shape = _checks.conv_output_shape("conv_bn_act", x, weight, *geometry[:4])
+    return _triton.unfit(x, weight, shape, geometry[3])
 
 
 class _ConvBnAct(torch.autograd.Function):
@@ -240,38 +243,49 @@ class _ConvBnAct(torch.autograd.Function):
         scale: Tensor,
         shift: Tensor,
         residual: Tensor | None,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-        act: str,
+        geometry: tuple[Any, ...],
     ) -> Tensor:
-        raw = torch.conv2d(x, weight, None, stride, padding, dilation, groups)
-        y = bn_act_forward(raw, scale, shift, residual, act)
-        # The raw output is needed for the gradient of scale alone, the result for ReLU's mask.
-        keep_raw = raw if ctx.needs_input_grad[2] else None
-        ctx.save_for_backward(x, weight, scale, keep_raw, y if act == "relu" else None)
-        ctx.geometry = (stride, padding, dilation, groups)
+        act = geometry[4]
+        wants = ctx.needs_input_grad
+        name = "split"
+        if not torch.compiler.is_compiling():
+            call = _call(x, residual, act, grad=True, scale_grad=wants[2])
+            name = _choose(x, weight, call, geometry).implementation.name
+        raw = None
+        if name == "triton":
+            y = overload("conv_bn_act", name)(x, weight, scale, shift, residual, *geometry)
+        else:
+            raw = torch.conv2d(x, weight, None, *geometry[:4])
+            y = bn_act_forward(raw, scale, shift, residual, act)
+        # The raw output is needed for the gradient of scale alone, the result for ReLU's mask, and
+        # the input for the gradient of the weight.
+        ctx.save_for_backward(
+            x if wants[1] else None,
+            weight,
+            scale,
+            raw if wants[2] else None,
+            y if act == "relu" else None,
+        )
+        ctx.geometry = geometry[:4]
+        ctx.input = (list(x.shape), wants_channels_last(x, weight))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale, raw, y = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
         wants = ctx.needs_input_grad
-        dz = masked(dy, y)
+        dz = masked(dy, y) if wants[2] or wants[3] or wants[4] else None
         dscale = channel_sum(dz.to(scale.dtype) * raw, scale.dtype) if wants[2] else None
         dshift = channel_sum(dz, scale.dtype) if wants[3] else None
         dx = dweight = None
-        if wants[0] or wants[1]:
-            draw = (dz.to(scale.dtype) * scale.view(1, -1, 1, 1)).to(x.dtype)
-            mask = [wants[0], wants[1], False]
-            dx, dweight, _ = torch.ops.aten.convolution_backward(
-                draw, x, weight, None, stride, padding, dilation, False, [0, 0], groups, mask
-            )
-            dweight = _like_parameter(dweight, weight)
-        return dx, dweight, dscale, dshift, dz if wants[4] else None, *([None] * 5)
+        if wants[0]:
+            run = overload("conv_dgrad", choose_dgrad(dy))
+            dx = run(dy, y, weight, scale, *ctx.input, *ctx.geometry)
+        if wants[1]:
+            run = overload("conv_wgrad", choose_wgrad(dy))
+            dweight = run(dy, y, x, weight, scale, *ctx.geometry)
+        return dx, dweight, dscale, dshift, dz if wants[4] else None, None
 
 
 def conv_bn_act(
@@ -317,9 +331,7 @@ def conv_bn_act(
     x, weight, residual = _autocast.cast(x, weight, residual)
     x = _checks.check_activation_tensor(op, "x", x)
     weight = _checks.check_like(op, "weight", weight, x, None)
-    stride = _checks.pair(op, "stride", stride, 1)
-    padding = _checks.pair(op, "padding", padding, 0)
-    dilation = _checks.pair(op, "dilation", dilation, 1)
+    stride, padding, dilation = _checks.geometry(op, stride, padding, dilation)
     shape = _checks.conv_output_shape(op, x, weight, stride, padding, dilation, groups)
     scale = _checks.check_channel_vector(op, "scale", scale, x, weight.shape[0])
     shift = _checks.check_channel_vector(op, "shift", shift, x, weight.shape[0])
@@ -329,15 +341,8 @@ def conv_bn_act(
     geometry = (stride, padding, dilation, groups, act)
     tensors = [t for t in (x, weight, scale, shift, residual) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _ConvBnAct.apply(x, weight, scale, shift, residual, *geometry)
-    if torch.compiler.is_compiling():
-        name = "reference"
-    else:
-        call = backends.Call(op, x.device.type, x.dtype, False, residual is not None, act)
-        choice = backends.choose(call)
-        if choice.implementation.name == "cpu" and not onednn.pytorch_agrees(
-            x, weight, geometry[:4]
-        ):
-            choice = backends.next_choice(call, choice, "PyTorch keeps it from oneDNN")
-        name = choice.implementation.name
+        return _ConvBnAct.apply(x, weight, scale, shift, residual, geometry)
+    name = "reference"
+    if not torch.compiler.is_compiling():
+        name = _choose(x, weight, _call(x, residual, act), geometry).implementation.name
     return overload(op, name)(x, weight, scale, shift, residual, *geometry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,7 +68,7 @@ def on_device(t: Tensor) -> contextlib.AbstractContextManager[object]:
 
 
 def plan_of(
-    product: _tiles.Product, device: torch.device, allowed: Sequence[str] | None
+    product: _tiles.Product, device: torch.device, allowed: frozenset[str] | None
 ) -> _tiles.Plan:
     """`_tiles.choose` for a device."""
     return _tiles.choose(product, _limits.limits(device), allowed)

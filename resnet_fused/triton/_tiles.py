@@ -14,7 +14,7 @@ says which of them hardware has confirmed.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
 from dataclasses import dataclass
 
 DEPTH_BYTES = 128
@@ -190,7 +190,8 @@ def most_sums(product: Product, limits: Limits) -> int:
     return 128 if product.itemsize == 2 and limits.capability in (90, 100) else 64
 
 
-def choose(product: Product, limits: Limits, allowed: Collection[str] | None = None) -> Plan:
+@functools.lru_cache(maxsize=4096)
+def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = None) -> Plan:
     """Picks tile, splits and loop of a product.
 
     The rules, in order:

@@ -15,7 +15,7 @@ from ._gemm import pixel_of
 from ._launch import fits_32_bits, on_device, traceable
 
 ELEMENTS = 4096
-"""Elements of a tile: 32 a thread, four 16-byte loads of 16-bit values in flight for each tensor."""
+"""Elements of a tile: 32 a thread, four 16-byte loads of 16-bit values in flight a tensor."""
 MAX_COLUMNS = 1024
 WARPS = 4
 CONFIGURATION = f"{ELEMENTS}_{WARPS}w"

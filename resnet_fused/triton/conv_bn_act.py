@@ -288,7 +288,7 @@ def launch(
     act: str,
     *,
     plan: _tiles.Plan | None = None,
-    allowed: Sequence[str] | None = None,
+    allowed: frozenset[str] | None = None,
 ) -> None:
     """Writes act(scale * conv(x, weight) + shift [+ residual]) into `out`.
 
@@ -326,12 +326,7 @@ def launch(
     shortcut = out if residual is None else residual
     wide = not fits_32_bits(x, weight, out, residual)
     tiles_n = _tiles.cdiv(product.columns, tile.n) * product.copies
-    flags = {
-        "HAS_RESIDUAL": residual is not None,
-        "RELU": act == "relu",
-        "WIDE": wide,
-        "GROUP_M": GROUP_M,
-    }
+    flags = {"HAS_RESIDUAL": residual is not None, "RELU": act == "relu", "WIDE": wide}
     with on_device(x):
         traceable(conv_bn_act_kernel)[(_tiles.cdiv(pixels, tile.m) * tiles_n * plan.splits,)](
             x, weight, scale, shift, shortcut, out, partial,
@@ -345,7 +340,7 @@ def launch(
             EVEN=product.depth % block_k == 0 and groups % side == 0,
             SPLITS=plan.splits, PRECISION=product.precision,
             BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=block_k, SLICES=tile.slices,
-            num_warps=tile.warps, num_stages=tile.stages, **flags,
+            GROUP_M=GROUP_M, num_warps=tile.warps, num_stages=tile.stages, **flags,
         )  # fmt: skip
         if plan.splits > 1:
             rows, columns = MERGE_TILE
@@ -354,5 +349,5 @@ def launch(
                 partial, scale, shift, shortcut, out, pixels, p, q, filters,
                 *shortcut.stride(), *out.stride(),
                 SPLITS=plan.splits, AFFINE=True, BLOCK_M=rows, BLOCK_N=columns,
-                **{name: flags[name] for name in ("HAS_RESIDUAL", "RELU", "WIDE")},
+                **flags,
             )  # fmt: skip

@@ -263,7 +263,7 @@ def conv_dgrad_kernel(
 
 def product_of(dx: Tensor, weight: Tensor, stride: Sequence[int], groups: int) -> _tiles.Product:
     """The sizes from which the configuration is chosen; rows are those of one phase."""
-    n, channels, h, w = dx.shape
+    n, _, h, w = dx.shape
     filters, group_in, r, s = weight.shape
     side = _tiles.side_by_side(group_in, groups)
     phases = stride[0] * stride[1]
@@ -292,7 +292,7 @@ def launch(
     groups: int,
     *,
     plan: _tiles.Plan | None = None,
-    allowed: Sequence[str] | None = None,
+    allowed: frozenset[str] | None = None,
 ) -> None:
     """Writes the gradient of a frozen conv-BN(-ReLU)'s input into `dx`.
 

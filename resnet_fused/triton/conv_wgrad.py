@@ -222,7 +222,7 @@ def launch(
     groups: int,
     *,
     plan: _tiles.Plan | None = None,
-    allowed: Sequence[str] | None = None,
+    allowed: frozenset[str] | None = None,
 ) -> None:
     """Writes the gradient of a frozen conv-BN(-ReLU)'s weights into `dweight`.
 

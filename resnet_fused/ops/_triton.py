@@ -1,0 +1,197 @@
+"""Triton's overloads of the ops, defined when the first one is asked for.
+
+Importing Triton takes a second, and is in vain where no GPU is. Each body allocates its output and
+has a kernel of `resnet_fused.triton` write into it; as `torch.library.triton_op` they show Inductor
+the kernel itself. Kernels in Triton's interpreter can't be traced: ordinary ops hold those.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import admission, backends
+from ..triton import _limits, _tiles
+from . import _checks
+from ._library import NAMESPACE, define
+
+INTERPRETED = (torch.float32, torch.float16)
+COMPILED = (torch.float32, torch.bfloat16, torch.float16)
+OPS = ("bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad")
+SOURCES = ("triton/_gemm.py", "triton/_launch.py", "triton/_tiles.py")
+
+
+def supports(call: backends.Call) -> str | None:
+    """Why Triton's kernel can't serve a call, or None."""
+    if not _limits.installed():
+        return "the triton package is not installed"
+    if call.device == "cpu" and _limits.interpreted():
+        if backends.requested()[0] != "triton":
+            return "Triton's interpreter is taken only when asked for by name"
+        if call.dtype not in INTERPRETED:
+            return f"Triton's interpreter is not right in {call.dtype}"
+    elif call.device != "cuda":
+        return f"x is on {call.device}"
+    elif call.dtype not in COMPILED:
+        return f"no Triton kernel for {call.dtype}"
+    if call.scale_grad:
+        return "the gradient of scale needs the convolution's own output"
+    return admission.refusal(call, "triton") if call.device == "cuda" else None
+
+
+def allowed(op: str, device: torch.device) -> frozenset[str] | None:
+    """Configurations that were admitted on a device; None where the user's word is enough."""
+    if device.type != "cuda" or backends.requested()[0] != "auto":
+        return None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return admission.verdict(op, "triton", index).configurations
+
+
+def complete(op: str, device: torch.device) -> bool:
+    """Whether every configuration may be used, so that any call finds one."""
+    names = allowed(op, device)
+    return names is None or len(names) == len(_tiles.TILES)
+
+
+def unfit(x: Tensor, weight: Tensor, output_shape: Sequence[int], groups: int) -> str | None:
+    """Why no admitted configuration can take this very call of conv_bn_act, or None.
+
+    Only a GPU on which some configuration has been refused can come to this.
+    """
+    if complete("conv_bn_act", x.device):
+        return None
+    names = allowed("conv_bn_act", x.device)
+    from ..triton import conv_bn_act
+
+    out = torch.empty(tuple(output_shape), device="meta")
+    try:
+        product = conv_bn_act.product_of(x, weight, out, groups)
+        _tiles.choose(product, _limits.limits(x.device), names)
+    except LookupError as error:
+        return str(error)
+    return None
+
+
+def conv_output(x: Tensor, weight: Tensor, geometry: Sequence[Any], channels_last: bool) -> Tensor:
+    """An empty [N, K, P, Q] for conv(x, weight)."""
+    stride, padding, dilation, groups = geometry
+    shape = _checks.conv_output_shape("conv_bn_act", x, weight, stride, padding, dilation, groups)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
+
+
+def _conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    act: str,
+) -> Tensor:
+    from ..triton import conv_bn_act
+    from .conv_bn_act import wants_channels_last
+
+    geometry = (stride, padding, dilation, groups)
+    out = conv_output(x, weight, geometry, wants_channels_last(x, weight))
+    names = allowed("conv_bn_act", x.device)
+    conv_bn_act.launch(x, weight, scale, shift, residual, out, *geometry, act, allowed=names)
+    return out
+
+
+def _bn_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act: str) -> Tensor:
+    from ..triton import bn_act
+
+    out = torch.empty_like(x)
+    bn_act.launch(x, scale, shift, residual, out, act)
+    return out
+
+
+def _conv_dgrad(
+    dy: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    input_size: list[int],
+    channels_last: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    from ..triton import conv_dgrad
+
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    dx = torch.empty(input_size, dtype=dy.dtype, device=dy.device, memory_format=form)
+    geometry = (stride, padding, dilation, groups)
+    names = allowed("conv_dgrad", dy.device)
+    conv_dgrad.launch(dy, y, weight, scale, dx, *geometry, allowed=names)
+    return dx
+
+
+def _conv_wgrad(
+    dy: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    from ..triton import conv_wgrad
+
+    dweight = torch.empty_like(weight)
+    geometry = (stride, padding, dilation, groups)
+    names = allowed("conv_wgrad", dy.device)
+    conv_wgrad.launch(dy, y, x, scale, dweight, *geometry, allowed=names)
+    return dweight
+
+
+_BODIES = {
+    "bn_act": _bn_act,
+    "conv_bn_act": _conv_bn_act,
+    "conv_dgrad": _conv_dgrad,
+    "conv_wgrad": _conv_wgrad,
+}
+_declared: dict[str, tuple[str, Callable[..., Any]]] = {}
+
+
+def declare(op: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Notes the schema and the fake of an op that has a Triton kernel, and enters the kernel."""
+    _declared[op] = schema, fake
+    admission.register(
+        admission.Kernel(
+            op,
+            "triton",
+            (f"triton/{op}.py", *SOURCES),
+            f"resnet_fused.ops._triton_checks:{op}_configurations",
+            f"resnet_fused.ops._triton_checks:{op}",
+        )
+    )
+
+
+@functools.cache
+def load() -> None:
+    """Defines `torch.ops.resnet_fused.<op>.triton` for every declared op.
+
+    Raises:
+        ImportError: Triton can't be imported.
+    """
+    import triton  # noqa: F401
+
+    for op, (schema, fake) in _declared.items():
+        if _limits.interpreted():
+            define(f"{op}.triton", schema, _BODIES[op], fake)
+        else:
+            torch.library.triton_op(
+                f"{NAMESPACE}::{op}.triton", _BODIES[op], mutates_args=(), schema=schema
+            )

@@ -1,0 +1,177 @@
+"""Self-checks of the Triton kernels: a configuration at a time, on integers, every bit known.
+
+They run in the child process of `resnet_fused._selfcheck`, and as the first stage of `gpu-check`.
+A GPU that can't compile a configuration, or runs it wrongly, loses that configuration alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import numerics
+from ..cases import BN_ACT_CASES, ConvCase
+from ..triton import _tiles
+from ._selfchecks import check_bn_act, guarded, require_exact
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+CASES = (
+    # Two and a half tiles of 128 pixels, channels that no tile divides, a shortcut.
+    ConvCase("3x3", 2, 96, 12, 13, 200, 3, 3, (1, 1), (1, 1), residual=True),
+    ConvCase("1x1_stride2", 3, 192, 19, 15, 136, 1, 1, (2, 2), act="none"),
+    ConvCase("groups", 2, 48, 9, 8, 96, 3, 3, (2, 1), (1, 1), (1, 2), 12),
+    ConvCase("stem", 1, 3, 23, 21, 64, 7, 7, (2, 2), (3, 3)),
+)
+"""Odd sizes that leave every tile overhanging, and the reduction too."""
+
+
+def plan(product: _tiles.Product, name: str, splits: int = 1) -> _tiles.Plan | None:
+    """The configuration for this product, or None where it is never used for it."""
+    tile = _tiles.BY_NAME[name]
+    limits = _tiles.Limits(1, tile.shared_memory, 90)
+    if tile.sums > _tiles.most_sums(product, limits):
+        return None
+    depth = _tiles.cdiv(product.depth, tile.depth(product.itemsize))
+    splits = _tiles.cdiv(depth, _tiles.cdiv(depth, min(splits, depth)))
+    flat = product.taps > 1 and (tile.warps == 4 or product.runtime_taps)
+    if flat and tile.warps > 4 and product.runtime_taps:
+        return None
+    return _tiles.Plan(tile, splits, flat and tile.warps == 4, "the self-check asks for it")
+
+
+def _tile_names() -> tuple[str, ...]:
+    return tuple(tile.name for tile in _tiles.TILES)
+
+
+conv_bn_act_configurations = conv_dgrad_configurations = conv_wgrad_configurations = _tile_names
+
+
+def bn_act_configurations() -> tuple[str, ...]:
+    """One."""
+    return ("4096_4w",)
+
+
+def bn_act(configuration: str, device: str) -> None:
+    """Checks `bn_act` on every case.
+
+    Args:
+        configuration: its only one.
+        device: "cuda:0", or "cpu" in Triton's interpreter.
+
+    Raises:
+        ArithmeticError: a result is wrong.
+        ValueError: another configuration.
+    """
+    from ..triton import bn_act as kernel
+
+    if configuration not in bn_act_configurations():
+        raise ValueError(f"configuration is {configuration!r}; accepted is '4096_4w'")
+    for case in BN_ACT_CASES:
+        for dtype in _dtypes(device):
+            check_bn_act(case, dtype, device, kernel.launch)
+
+
+def _dtypes(device: str) -> tuple[torch.dtype, ...]:
+    return DTYPES if device.startswith("cuda") else (torch.float16,)  # interpreted: no bfloat16
+
+
+def _channels_last(t: Tensor | None, device: str) -> Tensor | None:
+    return None if t is None else t.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def conv_bn_act(configuration: str, device: str) -> None:
+    """Checks one configuration of `conv_bn_act`, without and with a split reduction.
+
+    Args:
+        configuration: "128x64_4w4s".
+        device: "cuda:0", or "cpu" in Triton's interpreter.
+
+    Raises:
+        ArithmeticError: a result is wrong.
+        KeyError: another configuration.
+    """
+    from ..triton import conv_bn_act as kernel
+
+    generator = torch.Generator().manual_seed(0)
+    for case in CASES:
+        for dtype in _dtypes(device):
+            x, weight, scale, shift, residual = numerics.exact_inputs(case, dtype, generator)
+            oracle = numerics.conv_bn_act_oracle(
+                x, weight, scale, shift, residual, **case.geometry, act=case.act
+            )
+            x, weight, residual = (_channels_last(t, device) for t in (x, weight, residual))
+            buffer, out = guarded(case.output_shape, dtype, device)
+            product = kernel.product_of(x, weight, out, case.groups)
+            geometry = (case.stride, case.padding, case.dilation, case.groups, case.act)
+            for splits in (1, 2) if case.name == "3x3" else (1,):
+                chosen = plan(product, configuration, splits)
+                if chosen is None:
+                    continue
+                out.fill_(math.nan)
+                vectors = (scale.to(device), shift.to(device), residual)
+                kernel.launch(x, weight, *vectors, out, *geometry, plan=chosen)
+                what = f"{case.name}, {dtype}, {chosen.name}"
+                require_exact(what, buffer, out, numerics.exact_expected(oracle, dtype))
+
+
+def _gradient_inputs(
+    case: ConvCase, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """dy, y, x, weight, scale on which products and sums are exact, scale * dy included."""
+    x, weight, scale, _, _ = numerics.exact_inputs(case, dtype, generator)
+    dy = torch.randint(-4, 5, case.output_shape, generator=generator).to(dtype)
+    y = torch.randint(-2, 3, case.output_shape, generator=generator).to(dtype)
+    return dy, y if case.act == "relu" else None, x, weight, scale
+
+
+def conv_dgrad(configuration: str, device: str) -> None:
+    """Checks one configuration of `conv_dgrad`; arguments and errors as `conv_bn_act`'s."""
+    from ..triton import conv_dgrad as kernel
+
+    generator = torch.Generator().manual_seed(1)
+    for case in CASES[:3]:
+        for dtype in _dtypes(device):
+            dy, y, x, weight, scale = _gradient_inputs(case, dtype, generator)
+            expected, _ = numerics.conv_gradients_oracle(
+                dy, y, x, weight, scale, **case.geometry, wanted=(True, False)
+            )
+            buffer, dx = guarded(case.input_shape, dtype, device)
+            given = [_channels_last(t, device) for t in (dy, y, weight)]
+            product = kernel.product_of(dx, weight, case.stride, case.groups)
+            for splits in (1, 2) if case.name == "3x3" else (1,):
+                chosen = plan(product, configuration, splits)
+                if chosen is None:
+                    continue
+                dx.fill_(math.nan)
+                geometry = (case.stride, case.padding, case.dilation, case.groups)
+                kernel.launch(*given, scale.to(device), dx, *geometry, plan=chosen)
+                what = f"{case.name}, {dtype}, {chosen.name}"
+                require_exact(what, buffer, dx, expected.to(dtype))
+
+
+def conv_wgrad(configuration: str, device: str) -> None:
+    """Checks one configuration of `conv_wgrad`; arguments and errors as `conv_bn_act`'s."""
+    from ..triton import conv_wgrad as kernel
+
+    generator = torch.Generator().manual_seed(2)
+    for case in CASES:
+        for dtype in _dtypes(device):
+            dy, y, x, weight, scale = _gradient_inputs(case, dtype, generator)
+            _, expected = numerics.conv_gradients_oracle(
+                dy, y, x, weight, scale, **case.geometry, wanted=(False, True)
+            )
+            buffer, dweight = guarded(case.weight_shape, dtype, device)
+            given = [_channels_last(t, device) for t in (dy, y, x)]
+            product = kernel.product_of(dy, weight, case.groups)
+            for splits in (1, 3) if case.name == "3x3" else (1,):
+                chosen = plan(product, configuration, splits)
+                if chosen is None:
+                    continue
+                dweight.fill_(math.nan)
+                geometry = (case.stride, case.padding, case.dilation, case.groups)
+                kernel.launch(*given, scale.to(device), dweight, *geometry, plan=chosen)
+                what = f"{case.name}, {dtype}, {chosen.name}"
+                require_exact(what, buffer, dweight, expected.to(dtype))

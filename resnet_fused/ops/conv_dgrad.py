@@ -1,0 +1,157 @@
+"""`conv_dgrad`: the gradient of the input of a conv-BN(-ReLU) whose statistics are frozen.
+
+    dx = conv^T(scale * dz, weight),  dz = dy where y passed the ReLU, else 0
+
+What backpropagation through a residual block's layer takes in three passes ("Deep Residual Learning
+for Image Recognition", section 3.3, whose networks are fine-tuned so in its appendix A): the mask
+and the scale are applied as the kernel reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from . import _autocast, _checks, _triton
+from ._library import define, overload
+from .bn_act import masked
+
+SCHEMA = (
+    "(Tensor dy, Tensor? y, Tensor weight, Tensor scale, SymInt[4] input_size, bool channels_last, "
+    "int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor"
+)
+
+
+def scaled(dy: Tensor, y: Tensor | None, scale: Tensor) -> Tensor:
+    """The gradient of the convolution's own output [N, K, P, Q]: mask, scale, one rounding."""
+    dz = masked(dy, y)
+    return (dz.to(scale.dtype) * scale.view(1, -1, 1, 1)).to(dy.dtype)
+
+
+def _empty(dy: Tensor, input_size: Sequence[int], channels_last: bool) -> Tensor:
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(input_size, dtype=dy.dtype, device=dy.device, memory_format=form)
+
+
+def _reference(
+    dy: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    input_size: list[int],
+    channels_last: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    dx = _empty(dy, input_size, channels_last)
+    # Only the input's shape and layout are looked at.
+    result, _, _ = torch.ops.aten.convolution_backward(
+        scaled(dy, y, scale), dx, weight, None, stride, padding, dilation, False, [0, 0], groups,
+        [True, False, False],
+    )  # fmt: skip
+    return result if result.stride() == dx.stride() else dx.copy_(result)
+
+
+def _fake(
+    dy: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    input_size: list[int],
+    channels_last: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    return _empty(dy, input_size, channels_last)
+
+
+define("conv_dgrad.reference", SCHEMA, _reference, _fake)
+_triton.declare("conv_dgrad", SCHEMA, _fake)
+backends.register(
+    backends.Implementation(
+        "conv_dgrad",
+        "triton",
+        ("triton",),
+        "Triton, implicit GEMM, mask and scale as it reads",
+        _triton.supports,
+        "fused",
+    )
+)
+backends.register(
+    backends.Implementation(
+        "conv_dgrad",
+        "reference",
+        ("reference", "cpu"),
+        "plain PyTorch, any device and dtype",
+        lambda call: None,
+        "fused",
+    )
+)
+
+
+def choose(dy: Tensor) -> str:
+    """The implementation that serves a call: overload name."""
+    if torch.compiler.is_compiling():
+        return "reference"
+    call = backends.Call("conv_dgrad", dy.device.type, dy.dtype, index=dy.device.index)
+    return backends.choose(call).implementation.name
+
+
+def conv_dgrad(
+    dy: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    y: Tensor | None = None,
+    *,
+    input_size: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Computes the gradient of `conv_bn_act`'s input.
+
+    Args:
+        dy: gradient of the result [N, K, P, Q]; float32, bfloat16, float16 or float64.
+        weight: [K, C/groups, R, S], dtype of `dy`.
+        scale: [K]; used in float32 (float64 when `dy` is float64).
+        y: the result [N, K, P, Q]: where it is <= 0 no gradient passes. None if there was no ReLU.
+        input_size: (N, C, H, W).
+        stride: an int or (vertical, horizontal), as of the forward call.
+        padding: likewise.
+        dilation: likewise.
+        groups: likewise.
+
+    Returns:
+        [N, C, H, W] in `dy`'s dtype; channels_last where `dy` or `weight` is. scale * dy is rounded
+        to that dtype before it is multiplied. It has no derivative of its own.
+
+    Raises:
+        TypeError: an argument has another type or dtype.
+        ValueError: shapes, devices or options do not fit.
+    """
+    from .conv_bn_act import wants_channels_last
+
+    op = "conv_dgrad"
+    dy, weight, y = _autocast.cast(dy, weight, y)
+    dy = _checks.check_activation_tensor(op, "dy", dy)
+    weight = _checks.check_like(op, "weight", weight, dy, None)
+    size = _checks.size4(op, "input_size", input_size)
+    stride, padding, dilation = _checks.geometry(op, stride, padding, dilation)
+    probe = torch.empty(size, device="meta")
+    shape = _checks.conv_output_shape(op, probe, weight, stride, padding, dilation, groups)
+    dy = _checks.check_like(op, "dy", dy, dy, shape)
+    scale = _checks.check_channel_vector(op, "scale", scale, dy, weight.shape[0])
+    if y is not None:
+        y = _checks.check_like(op, "y", y, dy, shape)
+    _checks.no_derivative(op, dy, weight, scale)
+    layout = wants_channels_last(dy, weight)
+    run = overload(op, choose(dy))
+    return run(dy, y, weight, scale, size, layout, stride, padding, dilation, groups)
