@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 from torch import Tensor
 
 from resnet_fused.triton import _limits
+
+PROOF = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
+"""Whether everything runs (`make proof`), not only the sample that CI has time for."""
 
 needs_interpreter = [
     pytest.mark.interpreter,

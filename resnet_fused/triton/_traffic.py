@@ -22,33 +22,33 @@ class ConvShape(Protocol):
     """What is read of a case (see `resnet_fused.cases.ConvCase`)."""
 
     @property
-    def n(self) -> int: ...  # noqa: D102
+    def n(self) -> int: ...
     @property
-    def c(self) -> int: ...  # noqa: D102
+    def c(self) -> int: ...
     @property
-    def h(self) -> int: ...  # noqa: D102
+    def h(self) -> int: ...
     @property
-    def w(self) -> int: ...  # noqa: D102
+    def w(self) -> int: ...
     @property
-    def k(self) -> int: ...  # noqa: D102
+    def k(self) -> int: ...
     @property
-    def r(self) -> int: ...  # noqa: D102
+    def r(self) -> int: ...
     @property
-    def s(self) -> int: ...  # noqa: D102
+    def s(self) -> int: ...
     @property
-    def p(self) -> int: ...  # noqa: D102
+    def p(self) -> int: ...
     @property
-    def q(self) -> int: ...  # noqa: D102
+    def q(self) -> int: ...
     @property
-    def stride(self) -> tuple[int, int]: ...  # noqa: D102
+    def stride(self) -> tuple[int, int]: ...
     @property
-    def padding(self) -> tuple[int, int]: ...  # noqa: D102
+    def padding(self) -> tuple[int, int]: ...
     @property
-    def dilation(self) -> tuple[int, int]: ...  # noqa: D102
+    def dilation(self) -> tuple[int, int]: ...
     @property
-    def groups(self) -> int: ...  # noqa: D102
+    def groups(self) -> int: ...
     @property
-    def residual(self) -> bool: ...  # noqa: D102
+    def residual(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ class Issued:
         return sum(getattr(self, f.name) for f in fields(self))
 
 
-def taps_met(
-    size: int, taps: int, out: int, stride: int, padding: int, dilation: int
-) -> list[int]:
+def taps_met(size: int, taps: int, out: int, stride: int, padding: int, dilation: int) -> list[int]:
     """How many taps of a filter meet the image, for each output position along one axis."""
     return [
         sum(0 <= i * stride - padding + tap * dilation < size for tap in range(taps))
