@@ -1,0 +1,226 @@
+"""What the gates ask of the Triton kernels' machine code, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import _triton_aot as aot
+
+STACK_BESIDE_GROUPS = 64
+"""Bytes of stack where groups share a tile: what the second pass after a NaN keeps, at most."""
+
+SLACK = 2048
+"""Bytes of shared memory beside operands and results: barriers, scale, reductions over warps."""
+
+MERGES = ("merge_kernel", "wgrad_merge_kernel")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is particular to one kernel.
+
+    Attributes:
+        matrix: whether it multiplies matrices.
+        rows: tensors of BLOCK_M rows that it reads in each step; one more where ReLU is masked
+            and `masked` is set.
+        masked: see rows.
+        vectors: loads of one value a row or column in each step, which can't be 16 bytes wide.
+        strides: parameters that are strides or channel counts. Where each of them is 1 or a
+            multiple of 16, and so are the pointers, accesses can be 16 bytes wide.
+    """
+
+    matrix: bool
+    rows: int = 1
+    masked: bool = False
+    vectors: int = 0
+    strides: tuple[str, ...] = ()
+
+
+def _strides(*tensors: str, dims: str = "nhw") -> tuple[str, ...]:
+    return tuple(f"{tensor}_{dim}" for tensor in tensors for dim in dims)
+
+
+_CHANNELS = ("channels", "filters", "group_in", "group_out")
+_WEIGHT = _strides("weight", dims="krs")
+RULES = {
+    "conv_bn_act_kernel": Rule(
+        True, strides=(*_CHANNELS, *_strides("x"), *_WEIGHT, *_strides("residual", "out"))
+    ),
+    "conv_dgrad_kernel": Rule(
+        True, masked=True, vectors=1,
+        strides=(*_CHANNELS, *_strides("dy", "y"), *_WEIGHT, *_strides("dx")),
+    ),
+    "conv_wgrad_kernel": Rule(
+        True, masked=True,
+        strides=(*_CHANNELS, *_strides("dy", "y", "x"), *_strides("dweight", dims="krs")),
+    ),
+    "merge_kernel": Rule(False, strides=("channels", *_strides("residual", "out"))),
+    "wgrad_merge_kernel": Rule(
+        False, strides=("count", "group_in", *_strides("dweight", dims="krs"))
+    ),
+    "bn_act_kernel": Rule(False),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One check.
+
+    Attributes:
+        name: for the list of gates.
+        reason: why it is one.
+        check: what is wrong with a variant's code on an architecture; empty if nothing is.
+    """
+
+    name: str
+    reason: str
+    check: Callable[[aot.Variant, aot.Code, aot.Architecture], str]
+
+
+def _side(variant: aot.Variant) -> int:
+    return variant.constant("SIDE", 1)
+
+
+def _no_stack(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
+    local = code.count("LDL|STL")
+    if _side(variant) > 1:
+        most = STACK_BESIDE_GROUPS
+        return f"{code.stack} bytes of stack, at most {most}" if code.stack > most else ""
+    if code.stack or local:
+        return f"{code.stack} bytes of stack, {local} LDL or STL, none allowed"
+    return ""
+
+
+def _no_spill_in_loop(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
+    local = code.count("LDL|STL", loop=True)
+    return f"{local} LDL or STL in the main loop, none allowed" if local else ""
+
+
+def _registers(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
+    need = code.registers_of_block
+    if code.registers > 255 or need > aot.REGISTERS:
+        return (
+            f"{code.registers} registers x {code.warps} warps are {need}, at most {aot.REGISTERS}"
+        )
+    return ""
+
+
+def _shared_fits(variant: aot.Variant, code: aot.Code, architecture: aot.Architecture) -> str:
+    most = architecture.limits.shared_memory
+    return f"{code.shared} bytes of shared memory, at most {most}" if code.shared > most else ""
+
+
+def planned_shared(variant: aot.Variant) -> int:
+    """Bytes of shared memory that a matrix kernel is meant to take.
+
+    The operands of each step in flight, or after the loop the results in float32, a slice at a
+    time, whatever is more.
+    """
+    rule = RULES[variant.kernel]
+    m, n, k = (variant.constant(f"BLOCK_{axis}") for axis in "MNK")
+    stages = variant.options["num_stages"]
+    itemsize = 4 if variant.constant("PRECISION") in ("tf32", "tf32x3") else 2
+    rows = rule.rows + (rule.masked and bool(variant.constant("MASKED")))
+    operands = stages * k * (itemsize * (rows * m + n) + 4 * rule.vectors)
+    results = 4 * m * n // variant.constant("SLICES", 1)
+    return max(operands, results) + SLACK
+
+
+def _shared_planned(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
+    if not RULES[variant.kernel].matrix:
+        return ""
+    most = planned_shared(variant)
+    return f"{code.shared} bytes of shared memory, planned are {most}" if code.shared > most else ""
+
+
+def matrix_kind(variant: aot.Variant) -> str:
+    """The matrix instruction that a kernel is meant to use.
+
+    wgmma and tcgen05 compute 64 rows or more; smaller tiles and other architectures use mma.sync.
+    """
+    if variant.constant("BLOCK_M") >= 64:
+        return {90: "HGMMA", 100: "UTCHMMA"}.get(variant.capability, "HMMA")
+    return "HMMA"
+
+
+def _matrix(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
+    if not RULES[variant.kernel].matrix:
+        return ""
+    kind, found = matrix_kind(variant), code.matrix()
+    if set(found) == {kind} and code.loops:
+        return ""
+    listed = ", ".join(f"{n} {name}" for name, n in found.items()) or "no matrix instructions"
+    return f"{listed} in {code.loops} loops, {kind} alone expected"
+
+
+def aligned(variant: aot.Variant) -> bool:
+    """Whether 16-byte accesses are possible: Triton knows that pointers and strides allow them."""
+    rule, names = RULES[variant.kernel], rule_strides(variant)
+    if _side(variant) > 1 or names is None or not (rule.strides or names):
+        return False
+    pointers = [name for name, kind in variant.signature.items() if kind.startswith("*")]
+    units = [name for name in variant.signature if name.endswith("_c")]
+    return all(map(variant.known, pointers)) and all(
+        variant.known(name) or variant.constant(name) == 1 for name in names
+    ) and all(variant.constant(name) == 1 for name in units)  # fmt: skip
+
+
+def rule_strides(variant: aot.Variant) -> tuple[str, ...] | None:
+    """The parameters that decide about wide accesses; None where none are meant."""
+    if variant.kernel != "bn_act_kernel":
+        return RULES[variant.kernel].strides
+    if variant.constant("BY_CHANNEL"):
+        return ("columns", *_strides("x", "residual", "out"))
+    return None
+
+
+def _wide_loop(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
+    rule = RULES[variant.kernel]
+    if not rule.matrix or not aligned(variant):
+        return ""
+    wide = code.wide("LDGSTS|LDG", loop=True)
+    narrow = code.count("LDGSTS|LDG", loop=True) - wide
+    if not wide or narrow > rule.vectors * code.loops:
+        return f"{wide} loads of 16 bytes and {narrow} narrower ones in the main loop"
+    return ""
+
+
+def _wide_stores(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
+    if not aligned(variant):
+        return ""
+    wide = code.wide("STG")
+    narrow = code.count("STG") - wide
+    return f"{wide} stores of 16 bytes and {narrow} narrower ones" if narrow or not wide else ""
+
+
+def _asynchronous(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
+    if not RULES[variant.kernel].matrix or not aligned(variant):
+        return ""
+    return "" if code.count("LDGSTS", loop=True) else "no asynchronous copy in the main loop"
+
+
+GATES = (
+    Gate("stack", "a spilled register costs a trip to memory for each thread; where groups share a "
+         "tile, the pass after a NaN may keep a little outside the main loop", _no_stack),
+    Gate("loop", "a spill in the main loop is paid for in every step", _no_spill_in_loop),
+    Gate("registers", "a block whose registers do not fit can't start", _registers),
+    Gate("shared memory", "a block that asks for more than it can have can't start", _shared_fits),
+    Gate("planned shared memory", "the chooser counts on the operands in flight; a copy that "
+         "nobody planned takes the place of a second block", _shared_planned),
+    Gate("matrix instructions", "without them, or with those of an older architecture, a product "
+         "runs at half the speed or less", _matrix),
+    Gate("wide loads", "16 bytes a thread fill whole lines; narrower loads multiply instructions",
+         _wide_loop),
+    Gate("wide stores", "likewise", _wide_stores),
+    Gate("asynchronous copies", "a pipeline of one step waits for memory in each", _asynchronous),
+)  # fmt: skip
+
+
+def failures(variant: aot.Variant, code: aot.Code) -> list[str]:
+    """The gates that a variant's code does not pass, as sentences."""
+    if variant.kernel not in RULES:
+        return [f"no rule in {__name__}.RULES names this kernel"]
+    architecture = aot.ARCHITECTURES[variant.capability]
+    found = ((gate.name, gate.check(variant, code, architecture)) for gate in GATES)
+    return [f"{name}: {wrong}" for name, wrong in found if wrong]
