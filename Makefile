@@ -7,6 +7,8 @@ PYTHON ?= python3
 ARCHS ?= 80;86;89;90a;100;120+PTX
 WORKERS ?= 0
 PYTEST_ARGS ?=
+# A fixed sample for two architectures; `make proof` compiles everything for all.
+TRITON_GATES ?= --archs "80;90"
 export ARCHS
 
 ifeq ($(TORCH),$(DEV_TORCH))
@@ -111,9 +113,11 @@ wheel: $(ENV_STAMP) ## one abi3 wheel in build/wheel, and what its platform tag 
 
 gates: setup ## registers, spills, local memory, wide accesses of every kernel and architecture
 	$(PY) tools/gates.py --archs "$(ARCHS)"
+	$(PY) tools/triton_gates.py $(TRITON_GATES)
 
 proof: setup ## the long proofs: all architectures, every test with more examples
-	$(MAKE) --no-print-directory gates ARCHS='80;86;89;90a;100;120+PTX'
+	$(MAKE) --no-print-directory gates ARCHS='80;86;89;90a;100;120+PTX' \
+	  TRITON_GATES='--all --archs "80;86;90;100;120"'
 	HYPOTHESIS_PROFILE=proof $(PYTEST)
 
 clean: ## remove what was built; the environments stay

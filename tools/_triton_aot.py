@@ -130,10 +130,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Launch:
-    """A variant and the grid that it was launched on."""
+    """A variant, the grid that it was launched on and what it was called with, in order."""
 
     variant: Variant
     grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
 
 
 class _Driver:
@@ -160,15 +161,15 @@ class _Recorded:
         self.kernel, self.launches, self.capability = kernel, launches, capability
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def note(key, signature, device, constants, options, attributes, warmup) -> None:
-            # None tells Triton that a hook has taken the compilation over; nothing is launched.
-            variant = Variant(
-                self.kernel.fn.__module__, self.kernel.fn.__name__, dict(signature),
-                dict(constants), dict(attributes), dict(options.__dict__), self.capability,
-            )  # fmt: skip
-            self.launches.append(Launch(variant, tuple(grid)))
-
         def run(*arguments: Any, **options: Any) -> None:
+            def note(key, signature, device, constants, options, attributes, warmup) -> None:
+                # None tells Triton that a hook has taken the compilation over.
+                variant = Variant(
+                    self.kernel.fn.__module__, self.kernel.fn.__name__, dict(signature),
+                    dict(constants), dict(attributes), dict(options.__dict__), self.capability,
+                )  # fmt: skip
+                self.launches.append(Launch(variant, tuple(grid), arguments))
+
             self.kernel._do_compile = note
             try:
                 self.kernel.run(*arguments, grid=grid, warmup=True, **options)

@@ -130,6 +130,9 @@ SHAPES = (
 )
 """What each configuration is compiled for, as far as the chooser offers it."""
 
+TABLE_SHAPES = ("1x1_residual", "3x3_short", "3x3_grouped")
+"""Those that the resource table is made of: one loop, taps and channels in one, groups."""
+
 HUGE = _shape("1x1_huge", 4096, 256, 56, 64, 1)
 """More than 2^31 elements: offsets of 64 bits."""
 

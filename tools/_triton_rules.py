@@ -13,8 +13,6 @@ STACK_BESIDE_GROUPS = 64
 SLACK = 2048
 """Bytes of shared memory beside operands and results: barriers, scale, reductions over warps."""
 
-MERGES = ("merge_kernel", "wgrad_merge_kernel")
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -156,8 +154,8 @@ def _matrix(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
 
 def aligned(variant: aot.Variant) -> bool:
     """Whether 16-byte accesses are possible: Triton knows that pointers and strides allow them."""
-    rule, names = RULES[variant.kernel], rule_strides(variant)
-    if _side(variant) > 1 or names is None or not (rule.strides or names):
+    names = rule_strides(variant)
+    if _side(variant) > 1 or names is None or set(names) - set(variant.signature):
         return False
     pointers = [name for name, kind in variant.signature.items() if kind.startswith("*")]
     units = [name for name in variant.signature if name.endswith("_c")]
@@ -223,4 +221,6 @@ def failures(variant: aot.Variant, code: aot.Code) -> list[str]:
         return [f"no rule in {__name__}.RULES names this kernel"]
     architecture = aot.ARCHITECTURES[variant.capability]
     found = ((gate.name, gate.check(variant, code, architecture)) for gate in GATES)
-    return [f"{name}: {wrong}" for name, wrong in found if wrong]
+    strangers = set(rule_strides(variant) or ()) - set(variant.signature)
+    stale = [f"rule: it names parameters that the kernel lacks: {', '.join(sorted(strangers))}"]
+    return [f"{name}: {wrong}" for name, wrong in found if wrong] + (stale if strangers else [])

@@ -171,7 +171,8 @@ def row_of(call: cases.Call, side: int) -> tuple[str, str, str]:
 
 def table_calls() -> list[cases.Call]:
     """The calls whose code the table is made of: every configuration, one after the other."""
-    return [call for call in cases.calls() if call.tile]
+    chosen = cases.TABLE_SHAPES
+    return [call for call in cases.calls() if call.tile and call.shape.name in chosen]
 
 
 def rows(numbers: Sequence[int] = TABLE_ARCHITECTURES) -> list[tuple[str, str, str]]:
