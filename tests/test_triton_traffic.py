@@ -171,20 +171,6 @@ def test_every_configuration_is_predicted(tile, splits):
     check_unique(case, launches, plan)
 
 
-def test_products_without_tensors_are_those_of_the_launch():
-    from resnet_fused.triton import _launch, conv_bn_act
-
-    for case in (*SMALL, *cases.RESNET50_LAYERS):
-        for dtype in (torch.float16, torch.float32):
-            x, weight, out = (
-                torch.empty(shape, dtype=dtype, device="meta")
-                for shape in (case.input_shape, case.weight_shape, case.output_shape)
-            )
-            expected = conv_bn_act.product_of(x, weight, out, case.groups)
-            precision = _launch.precision(dtype)
-            assert _traffic.product_of(case, dtype.itemsize, precision) == expected
-
-
 def test_a_lane_outside_all_arguments_is_caught(monkeypatch):
     """The watch itself: a kernel that believes in one pixel more than there is."""
     from resnet_fused.triton import conv_bn_act

@@ -1,0 +1,293 @@
+"""The pure chooser of configurations: no GPU, no Triton."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_fused import cases
+from resnet_fused.triton import _tiles, _traffic
+from resnet_fused.triton._tiles import Limits, Product, Tile, cdiv, choose
+
+# Multiprocessors and bytes of shared memory a block: CUDA C++ Programming Guide, data sheets.
+GPUS = {
+    80: Limits(108, 166912, 80, "A100"),
+    86: Limits(82, 101376, 86, "RTX 3090"),
+    89: Limits(128, 101376, 89, "RTX 4090"),
+    90: Limits(132, 232448, 90, "H100"),
+    100: Limits(148, 232448, 100, "B200"),
+    120: Limits(170, 101376, 120, "RTX 5090"),
+}
+BATCHES = (1, 32, 256)
+RESNEXT = tuple(
+    cases.ConvCase(f"resnext_{width}", 1, width, size, size, width, 3, 3, (1, 1), (1, 1), groups=32)
+    for width, size in ((128, 56), (256, 28), (512, 14), (1024, 7))
+)
+LAYERS = (*cases.RESNET50_LAYERS, *RESNEXT)
+DTYPES = {"16": (2, "ieee"), "tf32": (4, "tf32"), "tf32x3": (4, "tf32x3")}
+
+
+def forward(case, itemsize, precision):
+    return _traffic.product_of(case, itemsize, precision)
+
+
+def dgrad(case, itemsize, precision):
+    """As conv_dgrad.product_of, which needs Triton."""
+    side = _tiles.side_by_side(case.c // case.groups, case.groups)
+    phases = case.stride[0] * case.stride[1]
+    return Product(
+        rows=case.n * cdiv(case.h, case.stride[0]) * cdiv(case.w, case.stride[1]),
+        columns=side * (case.c // case.groups),
+        copies=cdiv(case.groups, side) * phases,
+        depth=side * (case.k // case.groups),
+        taps=cdiv(case.r, case.stride[0]) * cdiv(case.s, case.stride[1]),
+        itemsize=itemsize,
+        side=side,
+        runtime_taps=True,
+        precision=precision,
+    )
+
+
+def wgrad(case, itemsize, precision):
+    """As conv_wgrad.product_of, which needs Triton."""
+    side = _tiles.side_by_side(case.c // case.groups, case.groups)
+    span = side * (case.c // case.groups)
+    narrow = case.s > 1 and span < _traffic.NARROW_CHANNELS
+    return Product(
+        rows=side * (case.k // case.groups),
+        columns=span * case.s if narrow else span,
+        copies=cdiv(case.groups, side) * (case.r if narrow else case.r * case.s),
+        depth=case.n * case.p * case.q,
+        taps=1,
+        itemsize=itemsize,
+        side=side,
+        precision=precision,
+    )
+
+
+KERNELS = {"conv_bn_act": forward, "conv_dgrad": dgrad, "conv_wgrad": wgrad}
+
+
+def products(batches=BATCHES):
+    for case in LAYERS:
+        for n in batches:
+            for itemsize, precision in DTYPES.values():
+                for kernel, product_of in KERNELS.items():
+                    product = product_of(dataclasses.replace(case, n=n), itemsize, precision)
+                    yield f"{kernel} {case.name} n{n} {precision}", product
+
+
+def check(product, limits, plan):
+    """What holds for every plan of every product."""
+    tile = plan.tile
+    steps = cdiv(product.depth, tile.depth(product.itemsize))
+    assert tile in _tiles.TILES
+    assert tile.shared_memory <= limits.shared_memory
+    assert tile.sums <= _tiles.most_sums(product, limits)
+    assert plan.why
+    if plan.flat:
+        assert tile.warps == 4
+        assert product.taps > 1
+    if product.taps > 1 and not plan.flat:
+        assert product.taps <= _tiles.MAX_UNROLLED_TAPS
+        assert not product.runtime_taps
+    # Every part has work: the last one begins before the end.
+    assert plan.splits >= 1
+    assert (plan.splits - 1) * cdiv(steps, plan.splits) < max(1, steps)
+    tiles = cdiv(product.rows, tile.m) * cdiv(product.columns, tile.n) * product.copies
+    if plan.splits > 1:
+        assert product.splittable
+        assert tiles * plan.splits <= limits.multiprocessors
+    return tiles
+
+
+@pytest.mark.parametrize("limits", GPUS.values(), ids=[f"sm_{c}" for c in GPUS])
+def test_layers_of_resnets(limits):
+    for name, product in products():
+        plan = choose(product, limits)
+        try:
+            check(product, limits, plan)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {plan}") from error
+
+
+@pytest.mark.parametrize("limits", GPUS.values(), ids=[f"sm_{c}" for c in GPUS])
+def test_a_full_batch_fills_the_gpu_without_splits(limits):
+    """256 images: a program for every multiprocessor, but in the last stage of the smallest."""
+    for case in cases.RESNET50_LAYERS:
+        product = forward(dataclasses.replace(case, n=256), 2, "ieee")
+        plan = choose(product, limits)
+        assert plan.splits == 1
+        assert check(product, limits, plan) >= limits.multiprocessors
+
+
+@pytest.mark.parametrize("limits", GPUS.values(), ids=[f"sm_{c}" for c in GPUS])
+def test_no_tile_is_twice_as_wide_as_its_columns_need(limits):
+    """Unless there is no narrower one: 32 columns are the fewest."""
+    for name, product in products():
+        plan = choose(product, limits)
+        assert plan.tile.n < 2 * max(product.columns, 32), (name, plan)
+
+
+def chosen(gpus):
+    return {choose(p, limits).tile.name for limits in gpus for _, p in products()}
+
+
+def test_every_configuration_is_chosen_by_some_layer():
+    assert chosen(GPUS.values()) == set(_tiles.BY_NAME)
+
+
+def test_the_table_of_configurations():
+    assert len(_tiles.TILES) <= 12
+    assert len(_tiles.BY_NAME) == len(_tiles.TILES)
+    for tile in _tiles.TILES:
+        assert tile.why
+        assert all(v & (v - 1) == 0 for v in (tile.m, tile.n, tile.warps, tile.slices))
+        assert tile.sums // tile.slices <= 64
+        assert any(tile.shared_memory <= limits.shared_memory for limits in GPUS.values())
+
+
+def test_names():
+    tile = Tile(128, 64, 4, 4, "for the test")
+    assert tile.name == "128x64_4w4s"
+    assert tile.shared_memory == 4 * (128 + 64) * 128
+    assert tile.sums == 64
+    assert (tile.depth(2), tile.depth(4)) == (64, 32)
+    assert _tiles.Plan(tile, 1, False, "").name == "128x64_4w4s"
+    assert _tiles.Plan(tile, 4, False, "").name == "128x64_4w4s/4"
+
+
+def test_groups_side_by_side():
+    assert _tiles.side_by_side(64, 1) == 1
+    assert _tiles.side_by_side(4, 32) == 16
+    assert _tiles.side_by_side(4, 5) == 5
+    assert _tiles.side_by_side(1, 70) == 64
+    assert _tiles.side_by_side(70, 2) == 1
+
+
+@pytest.mark.parametrize("name", _tiles.BY_NAME)
+def test_only_allowed_configurations_are_chosen(name):
+    for label, product in products((32,)):
+        limits = GPUS[90]
+        try:
+            plan = choose(product, limits, frozenset([name]))
+        except LookupError:
+            tile = _tiles.BY_NAME[name]
+            too_many = tile.sums > _tiles.most_sums(product, limits)
+            # An 8-warp tile runs no loop that must be flat.
+            assert too_many or (tile.warps > 4 and product.taps > 1), label
+        else:
+            assert plan.tile.name == name
+            check(product, limits, plan)
+
+
+def test_the_refusal_says_what_was_missing():
+    product = forward(cases.RESNET50_LAYERS[1], 2, "ieee")
+    with pytest.raises(LookupError, match=r"none of the \d+ configurations .* 16384 bytes"):
+        choose(product, Limits(10, 16384, 75))
+    with pytest.raises(LookupError, match="none of"):
+        choose(product, GPUS[90], frozenset())
+
+
+@st.composite
+def any_product(draw):
+    itemsize, precision = draw(st.sampled_from(list(DTYPES.values())))
+    side = draw(st.sampled_from([1, 1, 2, 16, 64]))
+    return Product(
+        rows=draw(st.integers(1, 2**24)),
+        columns=draw(st.integers(1, 64 if side > 1 else 4096)),
+        copies=draw(st.integers(1, 64)),
+        depth=draw(st.integers(1, 2**20)),
+        taps=draw(st.integers(1, 49)),
+        itemsize=itemsize,
+        splittable=draw(st.booleans()),
+        side=side,
+        runtime_taps=draw(st.booleans()),
+        precision=precision,
+    )
+
+
+@given(product=any_product(), limits=st.sampled_from(list(GPUS.values())))
+def test_any_product_has_a_sound_plan(product, limits):
+    plan = choose(product, limits)
+    check(product, limits, plan)
+    assert choose(product, limits, frozenset(_tiles.BY_NAME)) == plan
+    assert choose(product, limits, frozenset([plan.tile.name])).tile is plan.tile
+
+
+@st.composite
+def small_products(draw):
+    """Few enough tiles that the reduction may be split."""
+    return Product(
+        rows=draw(st.integers(1, 1000)),
+        columns=draw(st.integers(1, 512)),
+        copies=draw(st.integers(1, 3)),
+        depth=draw(st.integers(1, 4096)),
+        taps=draw(st.sampled_from([1, 3, 9])),
+        itemsize=2,
+    )
+
+
+@given(product=small_products(), limits=st.sampled_from(list(GPUS.values())))
+def test_a_split_is_never_dearer_than_its_share(product, limits):
+    plan = choose(product, limits)
+    if plan.splits > 1:
+        operands = (product.rows + product.columns * product.copies) * product.depth
+        operands *= product.taps * product.itemsize
+        partial = 2 * 4 * plan.splits * product.rows * product.columns * product.copies
+        assert partial <= _tiles.PARTIAL_SHARE * operands
+
+
+@given(product=small_products(), limits=st.sampled_from(list(GPUS.values())))
+def test_no_tile_of_that_width_keeps_more_of_the_gpu_busy(product, limits):
+    def busy(plan):
+        tile = plan.tile
+        tiles = cdiv(product.rows, tile.m) * cdiv(product.columns, tile.n) * product.copies
+        return min(tiles * plan.splits, limits.multiprocessors)
+
+    plan = choose(product, limits)
+    for tile in _tiles.TILES:
+        if tile.n == plan.tile.n:
+            try:
+                other = choose(product, limits, frozenset([tile.name]))
+            except LookupError:
+                continue
+            assert busy(other) <= busy(plan), other
+
+
+def test_the_chooser_needs_no_triton():
+    code = """
+import sys
+sys.modules["triton"] = None
+from resnet_fused.triton import _limits, _tiles, _traffic
+product = _tiles.Product(100, 64, 1, 64, 1, 2)
+print(_tiles.choose(product, _limits.INTERPRETER_LIMITS).name)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() in _tiles.BY_NAME
+
+
+def test_products_without_tensors_are_those_of_the_launches():
+    pytest.importorskip("triton", reason="the kernels' files import it")
+    from resnet_fused.triton import _launch, conv_bn_act, conv_dgrad, conv_wgrad
+
+    for case in (*LAYERS, *cases.CONV_CASES):
+        for dtype in (torch.float16, torch.float32):
+            x, weight, y = (
+                torch.empty(shape, dtype=dtype, device="meta")
+                for shape in (case.input_shape, case.weight_shape, case.output_shape)
+            )
+            sizes = dtype.itemsize, _launch.precision(dtype)
+            expected = {
+                "conv_bn_act": conv_bn_act.product_of(x, weight, y, case.groups),
+                "conv_dgrad": conv_dgrad.product_of(x, weight, case.stride, case.groups),
+                "conv_wgrad": conv_wgrad.product_of(y, weight, case.groups),
+            }
+            assert {name: of(case, *sizes) for name, of in KERNELS.items()} == expected
