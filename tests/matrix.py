@@ -21,12 +21,24 @@ def cells(op: str, dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[object]:
     `test_matrix_is_whole` holds what is left out to account.
     """
     return [
-        pytest.param(entry, dtype, id=f"{entry.name}-{IDS[dtype]}")
+        pytest.param(entry, dtype, id=f"{entry.name}-{IDS[dtype]}", marks=_marks(entry))
         for entry in backends.implementations(op)
         for dtype in dtypes
         if entry.supports(backends.Call(op, "cpu", dtype)) is None
         or _runs_all_the_same(entry, dtype)
+        or runs_interpreted(entry, dtype)
     ]
+
+
+def _marks(entry: backends.Implementation) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.interpreter] if entry.name == "triton" else []
+
+
+def runs_interpreted(entry: backends.Implementation, dtype: torch.dtype) -> bool:
+    """Triton's kernels run here under TRITON_INTERPRET=1, where they are asked for by name."""
+    with backends.backend("triton"):
+        call = backends.Call(entry.op, "cpu", dtype)
+        return entry.name == "triton" and entry.supports(call) is None
 
 
 def _runs_all_the_same(entry: backends.Implementation, dtype: torch.dtype) -> bool:

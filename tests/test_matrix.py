@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matrix import DTYPES
+from matrix import DTYPES, cells, runs_interpreted
 
 from resnet_fused import _extension, backends
 from resnet_fused.ops import onednn
@@ -14,7 +14,13 @@ EXPECTED = {
     ("conv_bn_act", "cpu32"): {torch.float16},
     ("conv_bn_act", "split"): set(DTYPES),
     ("conv_bn_act", "reference"): set(DTYPES),
+    ("conv_bn_act", "triton"): set(),
+    ("conv_dgrad", "triton"): set(),
+    ("conv_dgrad", "reference"): set(DTYPES),
+    ("conv_wgrad", "triton"): set(),
+    ("conv_wgrad", "reference"): set(DTYPES),
     ("bn_act", "cpu"): set(DTYPES),
+    ("bn_act", "triton"): set(),
     ("bn_act", "cuda"): set(),
     ("bn_act", "reference"): set(DTYPES),
 }
@@ -38,6 +44,19 @@ def test_matrix_is_whole():
         expected[("conv_bn_act", "cpu")] = {torch.float32}
         expected[("conv_bn_act", "cpu32")] = {torch.float16, torch.bfloat16}
     assert served == expected
+
+
+@pytest.mark.interpreter
+@pytest.mark.op_matrix
+@pytest.mark.parametrize("op", ["bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad"])
+def test_the_interpreter_takes_part(op):
+    """In float32 and float16 (its bfloat16 is wrong), and only when it is asked for by name."""
+    entry = next(entry for entry in backends.implementations(op) if entry.name == "triton")
+    assert {d for d in DTYPES if runs_interpreted(entry, d)} == {torch.float32, torch.float16}
+    assert sum(cell.values[0] is entry for cell in cells(op)) == 2
+    reason = entry.supports(backends.Call(op, "cpu", torch.bfloat16))
+    assert reason is not None
+    assert backends.choose(backends.Call(op, "cpu", torch.float32)).implementation is not entry
 
 
 @pytest.mark.op_matrix

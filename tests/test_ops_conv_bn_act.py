@@ -84,10 +84,16 @@ def test_nan_and_inf_as_in_torch(entry, dtype, name, operand, value):
     if operands.residual is not None:
         expected = expected + operands.residual
     expected = F.relu(expected)
-    assert torch.equal(y.isnan(), expected.isnan())
-    assert torch.equal(y.isposinf(), expected.isposinf())
-    assert torch.equal(y.isneginf(), expected.isneginf())
-    assert expected.isnan().any() or expected.isinf().any() or value < 0
+    judged = torch.ones_like(expected, dtype=torch.bool)
+    if entry.name == "triton":  # it has a convolution, and a choice, of its own
+        bound = numerics.conv_bn_act_bound(
+            *operands.tuple(), expected.double(), **case.geometry, out_dtype=dtype
+        )
+        judged = ~bound.isinf()
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(y) & judged, kind(expected) & judged)
+    odd = judged & ~expected.isfinite()
+    assert odd.any() or value < 0
 
 
 @pytest.mark.op_matrix

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from .. import backends
 from ..ops import onednn
+from . import _traced
 from ._modules import has_global_hooks, has_hooks, is_norm, pattern_of
 from ._route import Chain, conv_bn, nothing_special, ready
 
@@ -62,7 +63,8 @@ class FusedBlock(Fused):
         if isinstance(x, fx.Proxy):
             return as_leaf(self, x)
         if torch.compiler.is_compiling():
-            return super().forward(x)
+            bare = all(passes(self._modules.get(name)) for name in self.extras)
+            return self._traced(x) if bare and _traced.serves(x) else super().forward(x)
         for name in self.extras:
             if not passes(self._modules.get(name)):
                 return self._unfused(x, f"the block's {name} does more than nothing")
@@ -127,6 +129,18 @@ class FusedBlock(Fused):
         shortcut = conv_bn(x, *pair, chain=chain, inner=True, folded=folded)
         chain.residual_bound, chain.bound = chain.bound, chain.x_bound
         return shortcut, True
+
+    def _traced(self, x: Tensor) -> Tensor:
+        """The block in a program that torch.compile traces, by ops that it can see into."""
+        downsample = self._modules.get("downsample")
+        shortcut = x
+        if downsample is not None:
+            pair = projection_of(downsample)
+            shortcut = downsample(x) if pair is None else _traced.conv_bn(x, *pair, None, None)
+        y = x
+        for step in self.steps[:-1]:
+            y = _traced.conv_bn(y, *self._children(step), None)
+        return _traced.conv_bn(y, *self._children(self.steps[-1]), shortcut)
 
     def _children(self, step: Step) -> tuple[nn.Module, nn.Module, nn.Module]:
         modules = self._modules

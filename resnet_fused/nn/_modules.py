@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ FROZEN_NORMS = frozenset(
 )
 
 
-@functools.cache
 def is_frozen_type(kind: type) -> bool:
     return f"{kind.__module__}.{kind.__qualname__}" in FROZEN_NORMS
 

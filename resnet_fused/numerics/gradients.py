@@ -132,12 +132,12 @@ def conv_gradients_bound(
         t.double().abs().nan_to_num_(0.0, 0.0, 0.0)
         for t in (_masked(dy, y) * channels(scale), x, weight)
     )
+    if not g.numel():
+        return torch.zeros_like(xm), torch.zeros_like(wm)
     total = _backward(g, xm, wm, geometry, (True, True))
     square = _backward(g.square(), xm.square(), wm.square(), geometry, (True, True))
     tiny = _backward(torch.ones_like(g), xm, wm, geometry, (True, True))
     lengths = (weight.shape[0] // groups * wm[0, 0].numel(), g.shape[0] * g[0, 0].numel())
-    if not g.numel():
-        return torch.zeros_like(xm), torch.zeros_like(wm)
     bounds = []
     for index, n in enumerate(lengths):
         steps = (math.sqrt(n) if accumulation == "nearest" else n / k) + EPILOGUE_STEPS

@@ -31,6 +31,12 @@ def scaled(dy: Tensor, y: Tensor | None, scale: Tensor) -> Tensor:
     return (dz.to(scale.dtype) * scale.view(1, -1, 1, 1)).to(dy.dtype)
 
 
+def widened(dy: Tensor) -> torch.dtype:
+    """The dtype for PyTorch's own gradients: on the CPU it would add them up in float16."""
+    narrow = dy.device.type == "cpu" and dy.dtype is torch.float16
+    return torch.float32 if narrow else dy.dtype
+
+
 def _empty(dy: Tensor, input_size: Sequence[int], channels_last: bool) -> Tensor:
     form = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(input_size, dtype=dy.dtype, device=dy.device, memory_format=form)
@@ -49,12 +55,15 @@ def _reference(
     groups: int,
 ) -> Tensor:
     dx = _empty(dy, input_size, channels_last)
+    wide = widened(dy)
+    g = scaled(dy, y, scale).to(wide)
     # Only the input's shape and layout are looked at.
     result, _, _ = torch.ops.aten.convolution_backward(
-        scaled(dy, y, scale), dx, weight, None, stride, padding, dilation, False, [0, 0], groups,
+        g, dx.to(wide), weight.to(wide), None, stride, padding, dilation, False, [0, 0], groups,
         [True, False, False],
     )  # fmt: skip
-    return result if result.stride() == dx.stride() else dx.copy_(result)
+    same = result.stride() == dx.stride() and result.dtype is dx.dtype
+    return result if same else dx.copy_(result)
 
 
 def _fake(

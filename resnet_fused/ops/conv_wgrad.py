@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import backends
 from . import _autocast, _checks, _triton
 from ._library import define, overload
-from .conv_dgrad import scaled
+from .conv_dgrad import scaled, widened
 
 SCHEMA = (
     "(Tensor dy, Tensor? y, Tensor x, Tensor weight, Tensor scale, int[2] stride, int[2] padding, "
@@ -43,11 +43,13 @@ def _reference(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
+    wide = widened(dy)
+    g = scaled(dy, y, scale).to(wide)
     _, dweight, _ = torch.ops.aten.convolution_backward(
-        scaled(dy, y, scale), x, weight, None, stride, padding, dilation, False, [0, 0], groups,
+        g, x.to(wide), weight.to(wide), None, stride, padding, dilation, False, [0, 0], groups,
         [False, True, False],
     )  # fmt: skip
-    return like_parameter(dweight, weight)
+    return like_parameter(dweight.to(weight.dtype), weight)
 
 
 def _fake(

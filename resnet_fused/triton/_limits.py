@@ -10,8 +10,9 @@ import torch
 
 from ._tiles import Limits
 
-INTERPRETER_LIMITS = Limits(132, 232448, 90, "Triton's interpreter")
-"""An H200's, so that the interpreter runs what that GPU would."""
+INTERPRETER_LIMITS = Limits(4, 232448, 90, "Triton's interpreter")
+"""An H200's but for its multiprocessors: for few of them few, large tiles are chosen, which the
+interpreter, a program at a time, gets through sooner."""
 
 
 @functools.cache
