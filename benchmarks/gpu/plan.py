@@ -1,0 +1,201 @@
+"""The steps of every stage, the most telling first; plain lists, made without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gpu.pool import Task
+
+SHARES = {
+    "environment": 25.0,
+    "exact": 80.0,
+    "bounds": 110.0,
+    "sanitizer": 50.0,
+    "speed": 120.0,
+    "network": 75.0,
+}
+"""Stage -> its share of the time. What a stage does not need goes to those behind it."""
+
+OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad")
+SANITIZED = "64x64_4w4s"
+"""A configuration small enough for every dtype and kind of product, so that all cases run."""
+
+
+def matching(tasks: Iterable[Task], only: str) -> list[Task]:
+    """Those whose name holds one of the texts, which commas part; all of them for ""."""
+    words = [word for word in only.split(",") if word]
+    return [task for task in tasks if not words or any(word in task.name for word in words)]
+
+
+def exact(kernels: Sequence[Mapping[str, Any]]) -> list[Task]:
+    """Every configuration of every kernel, the ops in turns: the first ones are used the most."""
+    lists = [
+        [
+            Task(
+                f"{kernel['op']}.{kernel['implementation']} {name}",
+                "gpu.exact:check",
+                {"check": kernel["check"], "configuration": name},
+                120,
+                about={"kernel": kernel, "configuration": name},
+            )
+            for name in kernel["configurations"]
+        ]
+        for kernel in kernels
+    ]
+    longest = max((len(one) for one in lists), default=0)
+    return [one[index] for index in range(longest) for one in lists if index < len(one)]
+
+
+def bounds(device: str) -> list[Task]:
+    """Random data against float64, and what a result may not depend on."""
+    from gpu import behaviour
+    from gpu.bounds import DTYPES, LAYOUTS, PLACES, SPECIAL_CASES
+    from gpu.operands import modes
+    from resnet_fused.cases import CONV_CASES, RESNET50_LAYERS
+
+    known = modes(device)
+    main = known[0]
+    first = [
+        Task("network forward", "gpu.network:forward", seconds=150),
+        Task("network gradients", "gpu.network:backward", seconds=150),
+        *(
+            Task(f"large {op}", "gpu.behaviour:large", {"op": op}, 90)
+            for op in ("conv_bn_act", "bn_act", "conv_dgrad", "conv_wgrad")
+        ),
+        *(Task(name, f"gpu.behaviour:{name}") for name in ("stream", "graph", "threads")),
+        *(
+            Task(f"determinism {op} {case}", "gpu.behaviour:determinism", {"op": op, "case": case})
+            for op in OPS
+            for case in behaviour.SPLIT_LAYERS
+        ),
+        *(
+            Task(
+                f"bn_act.{implementation} {dtype}{' large' * large}",
+                "gpu.bounds:bn_act",
+                {"implementation": implementation, "dtype": dtype, "large": large},
+            )
+            for implementation in ("triton", "cuda")
+            for dtype in DTYPES
+            for large in (False, True)
+            if dtype != "bf16" or "bf16" in known or implementation == "cuda"
+        ),
+    ]
+
+    def conv(op: str, case: str, mode: str, **more: Any) -> Task:
+        name = " ".join([op, mode, case, *(str(value) for value in more.values())])
+        arguments = {"op": op, "case": case, "mode": mode, **more}
+        return Task(name, "gpu.bounds:conv", arguments, about={"op": op, "mode": mode})
+
+    layers = [conv(op, one.name, main, batch=4) for op in OPS for one in RESNET50_LAYERS]
+    small = {mode: [conv(op, c.name, mode) for op in OPS for c in CONV_CASES] for mode in known}
+    special = [
+        conv(op, case, main, special=place)
+        for op in OPS
+        for case in SPECIAL_CASES
+        for place in PLACES
+        if place.endswith(("_dy", "_y")) != (op == "conv_bn_act")
+    ]
+    layouts = [
+        Task(
+            f"layout {layout} {case}",
+            "gpu.bounds:layout",
+            {"case": case, "mode": main, "layout": layout},
+        )
+        for layout in LAYOUTS
+        for case in ("3x3_residual", "3x3_groups4", "odd_channels")
+    ]
+    rest = [task for mode in known[1:] for task in small[mode]]
+    return [*first, *layers, *small[main], *layouts, *special, *rest]
+
+
+def sanitized(kernels: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One configuration of every kernel, as `gpu.sanitized` takes them."""
+    return [
+        f"{kernel['check']}={SANITIZED if SANITIZED in names else names[0]}"
+        for kernel in kernels
+        if (names := list(kernel["configurations"]))
+    ]
+
+
+def warm(tuning: bool = True) -> list[Task]:
+    """Compiles and checks what the timing will launch, in parallel."""
+    from gpu.speed import BATCHES, LAYERS
+
+    chosen = [
+        Task(
+            f"compile {layer}@{batch}", "gpu.speed:warm", {"layer": layer, "batch": batch},
+            about={"op": "conv_bn_act"},
+        )
+        for batch in BATCHES
+        for layer in LAYERS
+    ]  # fmt: skip
+    return chosen + [
+        Task(
+            f"compile {layer}@{BATCHES[0]} {tile}", "gpu.speed:warm",
+            {"layer": layer, "batch": BATCHES[0], "tile": tile}, about={"op": "conv_bn_act"},
+        )
+        for layer in LAYERS
+        for tile in (tiles() if tuning else ())
+    ]  # fmt: skip
+
+
+def tiles() -> tuple[str, ...]:
+    """The names of the configurations of the matrix kernels."""
+    from resnet_fused.triton import _tiles
+
+    return tuple(_tiles.BY_NAME)
+
+
+def timings(rates: Mapping[str, Any], predictions: Mapping[str, Any]) -> list[Task]:
+    """Ten layers at three batch sizes, `bn_act`, then every other configuration at the largest."""
+    from gpu.speed import BATCHES, LAYERS
+
+    ceilings = {"flops": rates["flops"], "bandwidth": rates["bandwidth"]}
+    found = [
+        Task(
+            f"{layer}@{batch}", "gpu.speed:time_layer",
+            {"layer": layer, "batch": batch, **ceilings}, 90,
+            about={"layer": f"{layer}@{batch}", "predicted": predictions.get(f"{layer}@{batch}")},
+        )
+        for batch in BATCHES
+        for layer in LAYERS
+    ]  # fmt: skip
+    found.insert(
+        len(LAYERS),
+        Task(
+            f"bn_act@{BATCHES[0]}", "gpu.speed:time_bn_act",
+            {"batch": BATCHES[0], "bandwidth": rates["bandwidth"]},
+        ),
+    )  # fmt: skip
+    return found + [
+        Task(
+            f"{layer}@{BATCHES[0]} tuning", "gpu.speed:time_layer",
+            {
+                "layer": layer, "batch": BATCHES[0], **ceilings, "tiles": list(tiles()),
+                "peers": False, "rounds": 7,
+            },
+            90, about={"layer": f"{layer}@{BATCHES[0]}"},
+        )
+        for layer in LAYERS
+    ]  # fmt: skip
+
+
+def network(device: str) -> list[Task]:
+    """The whole network in inference, then the training step, then torch.compile."""
+    batches = (256, 32, 1) if device != "cpu" else (2, 1)
+    found = [
+        Task(
+            f"inference@{batch}{' graph' * graphs}", "gpu.network:inference",
+            {"batch": batch, "graphs": graphs}, 120,
+        )
+        for batch in batches
+        for graphs in (True, False)
+    ]  # fmt: skip
+    found.append(Task(f"training@{batches[0]}", "gpu.network:training", {"batch": batches[0]}, 150))
+    if device != "cpu":
+        found += [
+            Task(f"torch.compile@{batch}", "gpu.network:compiled", {"batch": batch}, 150)
+            for batch in (32, 256)
+        ]
+    return found
