@@ -7,6 +7,8 @@ PYTHON ?= python3
 ARCHS ?= 80;86;89;90a;100;120+PTX
 WORKERS ?= 0
 PYTEST_ARGS ?=
+MINUTES ?= 8
+GPU_CHECK_ARGS ?=
 # A fixed sample for two architectures; `make proof` compiles everything for all.
 TRITON_GATES ?= --archs "80;90"
 export ARCHS
@@ -42,10 +44,10 @@ else
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint unit op-matrix wheel gates proof clean
+.PHONY: help setup run test quick lint unit interpreter op-matrix wheel gates proof gpu-check clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo "Variables: TORCH=$(DEV_TORCH)|$(OLDEST_TORCH)  ARCHS='80;90a' (GPU architectures)  PYTHON=python3.12  WORKERS=2 (pytest -n)"
 
 $(ENV_STAMP):
@@ -84,13 +86,17 @@ setup: $(EXT_STAMP) ## environment and extension
 run: setup ## fuse ResNet-50, check it layer by layer, time it; report in build/run
 	$(PY) -m resnet_fused verify resnet50 --time --output build/run
 
-test: setup lint unit ## lint, then every test
+test: setup lint unit ## lint, then every test but the interpreter's
 
 unit: setup # the tests alone
 	$(PYTEST)
 
 quick: setup lint ## lint and the fast tests, under three minutes
 	$(PYTEST) -x -m "not slow"
+
+# Triton decides once in a process whether its kernels are interpreted.
+interpreter: setup ## the Triton kernels, run on the CPU by Triton's interpreter
+	TRITON_INTERPRET=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) -m interpreter
 
 op-matrix: setup ## op x implementation x case alone, e.g. with TORCH=2.11.0
 	$(PYTEST) -m op_matrix
@@ -118,7 +124,14 @@ gates: setup ## registers, spills, local memory, wide accesses of every kernel a
 proof: setup ## the long proofs: all architectures, every test with more examples
 	$(MAKE) --no-print-directory gates ARCHS='80;86;89;90a;100;120+PTX' \
 	  TRITON_GATES='--all --archs "80;86;90;100;120"'
-	HYPOTHESIS_PROFILE=proof $(PYTEST)
+	HYPOTHESIS_PROFILE=proof $(PYTEST) --timeout=600
+	HYPOTHESIS_PROFILE=proof TRITON_INTERPRET=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) \
+	  -m interpreter --timeout=600
+
+# A build for this GPU alone: the long default of ARCHS is for wheels.
+gpu-check: ## are the kernels right on this machine's GPU, and how fast? MINUTES=8 OUT=folder BUILD=1
+	@$(if $(filter file,$(origin ARCHS)),env -u ARCHS) $(PYTHON) benchmarks/gpu_check.py \
+	  --minutes $(MINUTES) $(if $(OUT),--output $(OUT)) $(if $(filter 1,$(BUILD)),--build) $(GPU_CHECK_ARGS)
 
 clean: ## remove what was built; the environments stay
 	rm -rf build dist *.egg-info resnet_fused/_C*.so .pytest_cache .ruff_cache .hypothesis
