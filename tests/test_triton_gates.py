@@ -178,7 +178,7 @@ def test_a_listing_that_is_none_is_an_error(aot: ModuleType, listing: str) -> No
 
 @pytest.mark.parametrize(
     ("registers", "warps", "shared", "blocks"),
-    [(255, 8, 0, 1), (128, 4, 0, 4), (32, 4, 100 * 1024, 1), (16, 8, 0, 8), (129, 4, 0, 3)],
+    [(255, 8, 0, 1), (128, 4, 0, 4), (32, 4, 100 * 1024, 1), (16, 8, 0, 8), (169, 4, 0, 2)],
 )
 def test_blocks_of_a_multiprocessor(
     aot: ModuleType, registers: int, warps: int, shared: int, blocks: int
