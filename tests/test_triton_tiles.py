@@ -86,7 +86,7 @@ def products(batches=BATCHES):
 def check(product, limits, plan):
     """What holds for every plan of every product."""
     tile = plan.tile
-    steps = cdiv(product.depth, tile.depth(product.itemsize))
+    steps = product.steps
     assert tile in _tiles.TILES
     assert tile.shared_memory <= limits.shared_memory
     assert tile.sums <= _tiles.most_sums(product, limits)
@@ -101,10 +101,8 @@ def check(product, limits, plan):
     assert plan.splits >= 1
     assert (plan.splits - 1) * cdiv(steps, plan.splits) < max(1, steps)
     tiles = cdiv(product.rows, tile.m) * cdiv(product.columns, tile.n) * product.copies
-    if plan.splits > 1:
-        assert product.splittable
-        assert tiles * plan.splits <= limits.multiprocessors
-    return tiles
+    assert plan.splits == 1 or product.splittable
+    return tiles * plan.splits
 
 
 @pytest.mark.parametrize("limits", GPUS.values(), ids=[f"sm_{c}" for c in GPUS])
@@ -118,21 +116,37 @@ def test_layers_of_resnets(limits):
 
 
 @pytest.mark.parametrize("limits", GPUS.values(), ids=[f"sm_{c}" for c in GPUS])
-def test_a_full_batch_fills_the_gpu_without_splits(limits):
-    """256 images: a program for every multiprocessor, but in the last stage of the smallest."""
+def test_a_full_batch_fills_the_gpu(limits):
+    """256 images: a program for every multiprocessor."""
     for case in cases.RESNET50_LAYERS:
         product = forward(dataclasses.replace(case, n=256), 2, "ieee")
-        plan = choose(product, limits)
-        assert plan.splits == 1
-        assert check(product, limits, plan) >= limits.multiprocessors
+        assert check(product, limits, choose(product, limits)) >= limits.multiprocessors
 
 
-@pytest.mark.parametrize("limits", GPUS.values(), ids=[f"sm_{c}" for c in GPUS])
-def test_no_tile_is_twice_as_wide_as_its_columns_need(limits):
-    """Unless there is no narrower one: 32 columns are the fewest."""
-    for name, product in products():
-        plan = choose(product, limits)
-        assert plan.tile.n < 2 * max(product.columns, 32), (name, plan)
+@pytest.mark.parametrize(
+    ("c", "k", "wide"), [(64, 64, 64), (64, 256, 256), (256, 64, 64), (512, 128, 128)]
+)
+def test_the_large_operand_is_read_once(c, k, wide):
+    """Memory-bound 1x1 layers of many pixels: a tile holds all columns, and no more."""
+    case = next(i for i in cases.RESNET50_LAYERS if (i.c, i.k, i.r) == (c, k, 1))
+    product = forward(dataclasses.replace(case, n=256), 2, "ieee")
+    assert choose(product, GPUS[90]).tile.n == wide
+
+
+def test_small_batches_use_small_tiles_and_splits():
+    case = next(i for i in cases.RESNET50_LAYERS if (i.c, i.r, i.h) == (512, 3, 7))
+    plan = choose(forward(case, 2, "ieee"), GPUS[90])
+    assert plan.splits > 1
+    assert plan.tile.m * plan.tile.n <= 64 * 64
+
+
+def test_a_step_is_no_longer_than_the_reduction():
+    stem = forward(cases.RESNET50_LAYERS[0], 2, "ieee")
+    assert (stem.depth, stem.taps, stem.step, stem.steps) == (21, 7, 32, 1)
+    assert dataclasses.replace(stem, depth=64).step == 64
+    assert dataclasses.replace(stem, depth=65).step == 64
+    assert dataclasses.replace(stem, depth=3).step == 16
+    assert dataclasses.replace(stem, depth=100, itemsize=4).step == 32
 
 
 def chosen(gpus):
@@ -158,7 +172,6 @@ def test_names():
     assert tile.name == "128x64_4w4s"
     assert tile.shared_memory == 4 * (128 + 64) * 128
     assert tile.sums == 64
-    assert (tile.depth(2), tile.depth(4)) == (64, 32)
     assert _tiles.Plan(tile, 1, False, "").name == "128x64_4w4s"
     assert _tiles.Plan(tile, 4, False, "").name == "128x64_4w4s/4"
 
@@ -235,30 +248,26 @@ def small_products(draw):
 
 
 @given(product=small_products(), limits=st.sampled_from(list(GPUS.values())))
-def test_a_split_is_never_dearer_than_its_share(product, limits):
+def test_nothing_is_predicted_to_be_quicker(product, limits):
     plan = choose(product, limits)
-    if plan.splits > 1:
-        operands = (product.rows + product.columns * product.copies) * product.depth
-        operands *= product.taps * product.itemsize
-        partial = 2 * 4 * plan.splits * product.rows * product.columns * product.copies
-        assert partial <= _tiles.PARTIAL_SHARE * operands
+    least = _tiles.cost(product, plan.tile, plan.splits, limits)
+    whole = choose(dataclasses.replace(product, splittable=False), limits)
+    assert least <= _tiles.cost(product, whole.tile, 1, limits)
+    for tile in _tiles.TILES:
+        try:
+            other = choose(product, limits, frozenset([tile.name]))
+        except LookupError:
+            continue
+        assert least <= _tiles.cost(product, tile, other.splits, limits), other
 
 
 @given(product=small_products(), limits=st.sampled_from(list(GPUS.values())))
-def test_no_tile_of_that_width_keeps_more_of_the_gpu_busy(product, limits):
-    def busy(plan):
-        tile = plan.tile
-        tiles = cdiv(product.rows, tile.m) * cdiv(product.columns, tile.n) * product.copies
-        return min(tiles * plan.splits, limits.multiprocessors)
-
+def test_more_work_takes_longer(product, limits):
     plan = choose(product, limits)
-    for tile in _tiles.TILES:
-        if tile.n == plan.tile.n:
-            try:
-                other = choose(product, limits, frozenset([tile.name]))
-            except LookupError:
-                continue
-            assert busy(other) <= busy(plan), other
+    least = _tiles.cost(product, plan.tile, plan.splits, limits)
+    for more in ({"taps": product.taps + 8}, {"rows": product.rows * 100_000}):
+        larger = dataclasses.replace(product, **more)
+        assert _tiles.cost(larger, plan.tile, plan.splits, limits) > least
 
 
 def test_the_chooser_needs_no_triton():

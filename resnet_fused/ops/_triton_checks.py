@@ -34,7 +34,7 @@ def plan(product: _tiles.Product, name: str, splits: int = 1) -> _tiles.Plan | N
     limits = _tiles.Limits(1, tile.shared_memory, 90)
     if tile.sums > _tiles.most_sums(product, limits):
         return None
-    depth = _tiles.cdiv(product.depth, tile.depth(product.itemsize))
+    depth = product.steps
     splits = _tiles.cdiv(depth, _tiles.cdiv(depth, min(splits, depth)))
     flat = product.taps > 1 and (tile.warps == 4 or product.runtime_taps)
     if flat and tile.warps > 4 and product.runtime_taps:

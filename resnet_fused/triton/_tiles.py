@@ -8,8 +8,8 @@ Every convolution here is a product [M, T] x [T, N] whose result is cut into til
 | conv_dgrad   | input pixels, a phase | input channels       | taps x output channels    |
 | conv_wgrad   | output channels       | input channels       | output pixels; N per tap  |
 
-Nothing here needs a GPU or Triton; thresholds are stated with their reason, and `docs/triton.md`
-says which of them hardware has confirmed.
+Nothing here needs a GPU or Triton; rates and thresholds are stated with their reason, and
+`docs/triton.md` says which of them hardware has confirmed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ DEPTH_BYTES = 128
 """Bytes of the reduction that a tile takes in one step: a whole cache line of each row, and the
 widest shared-memory swizzle. 64 elements in 16 bits, 32 in float32."""
 
-PARTIAL_SHARE = 0.5
-"""Splits write float32 partial sums, which are read once more: that traffic may be so large beside
-the operands', or it costs more than the idle multiprocessors would have saved."""
+MAX_SPLITS = 32
+"""Parts of a reduction at most; beyond, the parts of these networks are a step or two long."""
 
 MIN_STEPS = 4
 """A pipelined loop must run longer than its stages are deep (3 or 4), or it is all prologue."""
@@ -57,7 +56,7 @@ class Tile:
 
     @property
     def shared_memory(self) -> int:
-        """Bytes of shared memory that the operands in flight take."""
+        """Bytes of shared memory that the operands in flight take, at most."""
         return self.stages * (self.m + self.n) * DEPTH_BYTES
 
     @property
@@ -69,10 +68,6 @@ class Tile:
     def slices(self) -> int:
         """In how many slices of columns the sums are finished: 64 values a thread at most."""
         return max(1, self.sums // 64)
-
-    def depth(self, itemsize: int) -> int:
-        """Elements of the reduction in one step."""
-        return DEPTH_BYTES // itemsize
 
 
 TILES: tuple[Tile, ...] = (
@@ -138,6 +133,21 @@ class Product:
     runtime_taps: bool = False
     precision: str = "ieee"
 
+    @property
+    def step(self) -> int:
+        """Elements of the reduction in one step: `DEPTH_BYTES`, or less where there are less.
+
+        The stem's 21 (three channels of seven taps) take 32; 64 would multiply mostly zeros.
+        """
+        return min(
+            DEPTH_BYTES // self.itemsize, max(16, 1 << (max(1, self.depth) - 1).bit_length())
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps of the reduction, for one tap."""
+        return cdiv(self.depth, self.step)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -190,20 +200,49 @@ def most_sums(product: Product, limits: Limits) -> int:
     return 128 if product.itemsize == 2 and limits.capability in (90, 100) else 64
 
 
+# Rates of one multiprocessor of an H200 in a clock cycle; `choose` needs their proportions alone.
+TENSOR = 4096 * 0.75
+"""FLOP of 16-bit products, and the part of it that a loop without warp specialisation keeps."""
+CACHE = 28
+"""Bytes from L2, when all multiprocessors read different lines."""
+MEMORY = 22
+"""Bytes from memory."""
+LATENCY = 800
+"""Cycles until a load from L2 or memory has come."""
+MERGE = 3000
+"""Cycles of one launch more."""
+
+
+def cost(product: Product, tile: Tile, splits: int, limits: Limits) -> float:
+    """Cycles that a product takes, predicted: the waves of tiles, each step of each at its limit.
+
+    A step's limit is the tensor cores, whose operands a large tile reads from shared memory less
+    often, or the cache, or the latency of its loads over the stages and blocks that hide it.
+    """
+    steps = product.taps * cdiv(product.steps, splits)
+    tiles = cdiv(product.rows, tile.m) * cdiv(product.columns, tile.n) * product.copies
+    waves = cdiv(tiles * splits, limits.multiprocessors)
+    feed = min(1.0, tile.m * tile.n / (tile.m + tile.n) / (128 * 256 / 384))
+    slower = {"ieee": 1, "tf32": 2, "tf32x3": 6}[product.precision]
+    tensor = 2 * tile.m * tile.n * product.step * slower / (TENSOR * feed)
+    cache = (tile.m + tile.n) * product.step * product.itemsize / CACHE
+    resident = min(waves, max(1, limits.shared_memory // tile.shared_memory))
+    latency = LATENCY / ((tile.stages - 1) * resident)
+    size = product.itemsize if splits == 1 else 4
+    ends = LATENCY + tile.m * tile.n * size / MEMORY
+    total = waves * (steps * max(tensor, cache, latency) + ends)
+    if splits > 1:
+        sums = product.rows * product.columns * product.copies
+        total += MERGE + sums * 4 * (splits + 1) / (CACHE * limits.multiprocessors)
+    return total
+
+
 @functools.lru_cache(maxsize=4096)
 def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = None) -> Plan:
-    """Picks tile, splits and loop of a product.
+    """Picks tile, splits and loop of a product: those of the least predicted `cost`.
 
-    The rules, in order:
-
-    1. Columns: the narrowest tile that holds all of them, 256 at most, so that the rows' operand,
-       the large one, is read once.
-    2. Short loops (see `MIN_STEPS`) run over all taps in one; those tiles have 4 warps, since
-       Triton has been seen to miscompile flattened convolution loops on 8 (pytorch#173068).
-    3. Fewer tiles than half of the multiprocessors: the reduction is split, as far as it is long
-       and the partial sums are cheap (`PARTIAL_SHARE`).
-    4. Rows: the largest tile that gives each multiprocessor a program, else any that gives most of
-       them one with the least padding.
+    Short loops (see `MIN_STEPS`) run over all taps in one; those tiles have 4 warps, since Triton
+    has been seen to miscompile flattened convolution loops on 8 (pytorch#173068).
 
     Args:
         product: the sizes.
@@ -213,62 +252,47 @@ def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = No
     Raises:
         LookupError: no configuration is left.
     """
-    depth = DEPTH_BYTES // product.itemsize
-    steps = cdiv(product.depth, depth)
-    flat = product.taps > 1 and (
-        steps < MIN_STEPS or product.taps > MAX_UNROLLED_TAPS or product.runtime_taps
-    )
-    fitting = [
-        tile
-        for tile in TILES
-        if tile.shared_memory <= limits.shared_memory
-        and tile.sums <= most_sums(product, limits)
-        and (tile.warps == 4 or not flat)
-        and (allowed is None or tile.name in allowed)
-    ]
-    if not fitting:
+    steps = product.steps
+    best: tuple[float, Tile, int, bool] | None = None
+    for tile in TILES:
+        if (
+            tile.shared_memory > limits.shared_memory
+            or tile.sums > most_sums(product, limits)
+            or (allowed is not None and tile.name not in allowed)
+        ):
+            continue
+        for splits in _splits(product, steps):
+            flat = product.taps > 1 and (
+                cdiv(steps, splits) < MIN_STEPS
+                or product.taps > MAX_UNROLLED_TAPS
+                or product.runtime_taps
+            )
+            if flat and tile.warps > 4:
+                continue
+            found = (cost(product, tile, splits, limits), tile, splits, flat)
+            if best is None or found[0] < best[0]:
+                best = found
+    if best is None:
         raise LookupError(
             f"none of the {len(TILES)} configurations is left for this call: "
             f"{limits.shared_memory} bytes of shared memory"
         )
-    whole = [tile.n for tile in fitting if tile.n >= product.columns]
-    width = min(whole) if whole else max(tile.n for tile in fitting)
-    heights = sorted((t for t in fitting if t.n == width), key=lambda tile: -tile.m)
+    _, tile, splits, flat = best
+    return Plan(tile, splits, flat, _reason(product, tile, splits, flat, limits))
 
-    def tiles(tile: Tile) -> int:
-        return cdiv(product.rows, tile.m) * cdiv(product.columns, tile.n) * product.copies
 
-    def padded(tile: Tile) -> int:
-        return cdiv(product.rows, tile.m) * tile.m * cdiv(product.columns, tile.n) * tile.n
+def _splits(product: Product, steps: int) -> list[int]:
+    """Into how many parts the reduction may be cut: every part has work, the last may have less."""
+    if not product.splittable:
+        return [1]
+    return sorted({cdiv(steps, cdiv(steps, splits)) for splits in range(1, MAX_SPLITS + 1)})
 
-    def splits_of(tile: Tile) -> int:
-        return _splits(product, tiles(tile), steps, limits)
 
-    def busy(tile: Tile) -> int:
-        return min(tiles(tile) * splits_of(tile), limits.multiprocessors)
-
-    full = [tile for tile in heights if busy(tile) == limits.multiprocessors]
-    if full:
-        tile, why = full[0], "the largest that fills the GPU"
-    else:
-        narrower = [t for t in fitting if t.n <= width]
-        tile = max(narrower, key=lambda t: (busy(t), -padded(t), t.m * t.n))
-        why = "too few tiles to fill the GPU: the one that keeps most of it busy"
-    splits = splits_of(tile)
+def _reason(product: Product, tile: Tile, splits: int, flat: bool, limits: Limits) -> str:
+    tiles = cdiv(product.rows, tile.m) * cdiv(product.columns, tile.n) * product.copies
+    why = f"least predicted time: {tiles * splits} programs on {limits.multiprocessors}"
     if splits > 1:
-        why += f"; the reduction in {splits} parts for the idle multiprocessors"
-        flat = flat or (product.taps > 1 and cdiv(steps, splits) < MIN_STEPS and tile.warps == 4)
-    loop = "one loop over taps and channels" if flat else "a loop over channels for each tap"
-    return Plan(tile, splits, flat, f"{why}; {loop}" if product.taps > 1 else why)
-
-
-def _splits(product: Product, tiles: int, steps: int, limits: Limits) -> int:
-    """How many parts the reduction is cut into: every part has work, the last may have less."""
-    if not product.splittable or 2 * tiles > limits.multiprocessors:
-        return 1
-    operands = (product.rows + product.columns * product.copies) * product.depth * product.taps
-    partial = 2 * 4 * product.rows * product.columns * product.copies
-    affordable = int(PARTIAL_SHARE * operands * product.itemsize / max(1, partial))
-    most = steps if product.taps > 1 else steps // MIN_STEPS
-    splits = max(1, min(limits.multiprocessors // max(1, tiles), most, affordable))
-    return cdiv(steps, cdiv(steps, splits))
+        why += f", the reduction in {splits} parts"
+    if product.taps > 1:
+        why += ", one loop over taps and channels" if flat else ", a loop for each tap"
+    return why

@@ -318,7 +318,7 @@ def launch(
     group_out = filters // groups
     side = product.side
     tile, pixels = plan.tile, n * p * q
-    block_k = tile.depth(x.element_size())
+    block_k = product.step
     narrow = is_narrow(side * group_in, s)
     partial = out
     if plan.splits > 1:

@@ -336,7 +336,7 @@ def launch(
             R=r, S=s, STEP_R=stride[0] // math.gcd(stride[0], dilation[0]),
             STEP_S=stride[1] // math.gcd(stride[1], dilation[1]), SIDE=side,
             MASKED=y is not None, SPLITS=plan.splits, WIDE=wide, PRECISION=product.precision,
-            BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.depth(dx.element_size()),
+            BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=product.step,
             GROUP_M=GROUP_M, SLICES=tile.slices, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if plan.splits > 1:

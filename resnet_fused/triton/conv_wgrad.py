@@ -266,7 +266,7 @@ def launch(
             R=r, S=s, SIDE=product.side, NARROW=narrow, MASKED=y is not None,
             SPLITS=plan.splits, WIDE=not fits_32_bits(dy, result, x, dweight),
             PRECISION=product.precision, BLOCK_M=tile.m, BLOCK_N=tile.n,
-            BLOCK_K=tile.depth(dy.element_size()), num_warps=tile.warps,
+            BLOCK_K=product.step, num_warps=tile.warps,
             num_stages=tile.stages,
         )  # fmt: skip
         if plan.splits > 1:
