@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="cpu: the same stages, tiny, in Triton's interpreter")  # fmt: skip
     parser.add_argument("--stages", type=_stages, default=STAGES,
                         help="names or letters a to f; the first always runs")  # fmt: skip
-    parser.add_argument("--only", default="", help="only steps whose name holds one of these texts")
+    parser.add_argument("--only", default="", help="only steps with a word that begins so")
     parser.add_argument("--processes", type=_processes, help="worker processes")
     parser.add_argument("--build", action="store_true", help="build the extension if it is missing")
     parser.add_argument("--commit", help="where there is no .git")
@@ -165,7 +165,7 @@ class Check:
 
     def pool(self, count: int | None = None) -> Pool:
         """The worker processes; another number of them replaces those that there are."""
-        if self._pool is None or count is not None:
+        if self._pool is None or count not in (None, self._pool.count):
             self.close()
             cores = os.cpu_count() or 2
             usual = 2 if self.device == "cpu" else min(MOST_PROCESSES, max(2, cores // 2))
@@ -246,7 +246,7 @@ class Check:
         tools = [t for t in sanitizer.TOOLS if plan.matching([Task(t, "")], self.options.only)]
         self.record.begin("sanitizer", len(tools))
         tool, why = sanitizer.available(self.options.sanitizer)
-        checks = plan.sanitized(self.kernels)
+        checks = plan.sanitized(self.kernels, self.options.only)
         if tool is None or not checks:
             for name in tools:
                 self.record.step(name, {"ok": False, "error": why or "no kernel can run here"})

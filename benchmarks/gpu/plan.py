@@ -23,9 +23,9 @@ SANITIZED = "64x64_4w4s"
 
 
 def matching(tasks: Iterable[Task], only: str) -> list[Task]:
-    """Those whose name holds one of the texts, which commas part; all of them for ""."""
-    words = [word for word in only.split(",") if word]
-    return [task for task in tasks if not words or any(word in task.name for word in words)]
+    """Those with one of the texts, which commas part, at a word's begin; all of them for ""."""
+    words = [f" {word}" for word in only.split(",") if word]
+    return [t for t in tasks if not words or any(word in f" {t.name}" for word in words)]
 
 
 def exact(kernels: Sequence[Mapping[str, Any]]) -> list[Task]:
@@ -109,13 +109,20 @@ def bounds(device: str) -> list[Task]:
     return [*first, *layers, *small[main], *layouts, *special, *rest]
 
 
-def sanitized(kernels: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One configuration of every kernel, as `gpu.sanitized` takes them."""
-    return [
-        f"{kernel['check']}={SANITIZED if SANITIZED in names else names[0]}"
-        for kernel in kernels
-        if (names := list(kernel["configurations"]))
-    ]
+def sanitized(kernels: Sequence[Mapping[str, Any]], only: str = "") -> list[str]:
+    """One configuration of every kernel, as `gpu.sanitized` takes them.
+
+    Args:
+        kernels: those that can run here.
+        only: as of `matching`; if no kernel's name holds such a text, all are taken.
+    """
+    named = [Task(f"{kernel['op']}.{kernel['implementation']}", "", kernel) for kernel in kernels]
+    found = []
+    for task in matching(named, only) or named:
+        names = list(task.arguments["configurations"])
+        name = SANITIZED if SANITIZED in names else names[0]
+        found.append(f"{task.arguments['check']}={name}")
+    return found
 
 
 def warm(tuning: bool = True) -> list[Task]:

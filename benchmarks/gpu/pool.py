@@ -265,6 +265,11 @@ class Pool:
             if worker.task is not None:
                 self._replace(index)
 
+    @property
+    def count(self) -> int:
+        """How many workers there are."""
+        return len(self._workers)
+
     def close(self) -> None:
         """Ends every worker."""
         for worker in self._workers:

@@ -77,9 +77,11 @@ def _reports(text: str) -> list[str]:
         if mark.strip() or not line.startswith("========="):
             continue
         if said.strip():
-            lines.append(said.strip())
+            # The header and the summaries stand beside reports without a line between them.
+            if not re.match(r"COMPUTE-SANITIZER|[A-Z ]*SUMMARY:|Target application", said.strip()):
+                lines.append(said.strip())
             continue
-        if lines and not re.search(r"SUMMARY|COMPUTE-SANITIZER|^Target application", lines[0]):
+        if lines:
             found.append(" ".join(lines))
         lines = []
     return found

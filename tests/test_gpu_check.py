@@ -1,0 +1,600 @@
+"""gpu-check without a GPU: its stages in Triton's interpreter, tiny, and stand-ins for CUDA."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import gpu_check  # noqa: E402
+from gpu import device, environment, extension, plan, pool, record, sanitizer, speed  # noqa: E402
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+STEPS = """
+import os, signal, time
+
+def right(device, **arguments):
+    return {"ok": True, "device": device, **arguments}
+
+def wrong(device):
+    return {"ok": False, "error": "3 of 8 elements are wrong"}
+
+def raises(device):
+    raise RuntimeError("out of resource: shared memory")
+
+def lacks(device):
+    raise RuntimeError("CUDA out of memory")
+
+def crashes(device):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def hangs(device):
+    time.sleep(600)
+
+def check(configuration, device):
+    globals()[configuration](device)
+    if configuration == "wrong":
+        raise ArithmeticError("3 of 8 elements are wrong")
+"""
+
+
+@pytest.fixture
+def steps(tmp_path, monkeypatch):
+    """A module of steps that worker processes can import."""
+    (tmp_path / "stand_in_steps.py").write_text(STEPS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "stand_in_steps"
+
+
+def content_of(folder: Path) -> dict:
+    return json.loads((folder / "gpu-check.json").read_text())
+
+
+class Now:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+# The clock and the record.
+
+
+def test_a_stage_gets_its_share_and_what_others_left():
+    now = Now()
+    clock = record.Clock(8, now)
+    shares = {"a": 1.0, "b": 3.0}
+    assert clock.left == 460  # 20 s before the 8 minutes are over
+    assert clock.deadline("a", shares) == 100 + 115
+    now.time += 15
+    assert clock.deadline("b", shares) == 100 + 460
+    now.time += 1000
+    assert clock.left == 0
+
+
+def test_the_record_is_whole_after_every_step(tmp_path, monkeypatch):
+    lines: list[str] = []
+    file = tmp_path / "new" / "gpu-check.json"
+    made = record.Record(file, {"commit": "abc"}, record.Clock(1), lines.append)
+    made.begin("exact", 3)
+    made.step("one", {"ok": True, "worst": float("nan"), "shape": (1, 2)})
+    stage = content_of(file.parent)["stages"]["exact"]
+    assert (stage["reached"], stage["of"], stage["failed"]) == (1, 3, 0)
+    assert stage["steps"][0]["worst"] == "nan"
+    made.step("two", {"ok": None, "skipped": "no such device"})
+    made.step("three", {"ok": False, "error": "wrong\nresult"})
+    made.end()
+    made.finish()
+    content = content_of(file.parent)
+    assert content["ok"] is False and content["complete"] is True
+    assert content["stages"]["exact"]["skipped"] == 1
+    assert any("FAIL three: wrong result" in line for line in lines)
+    assert [path.name for path in file.parent.iterdir()] == ["gpu-check.json"]
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        made.fail("something else")
+    assert content_of(file.parent) == content
+    assert [path.name for path in file.parent.iterdir()] == ["gpu-check.json"]
+
+
+def test_a_stage_that_is_cut_says_so(tmp_path):
+    made = record.Record(tmp_path / "r.json", {}, record.Clock(1), lambda line: None)
+    made.begin("bounds", 5)
+    made.step("one", {"ok": True})
+    made.end("its time was over")
+    made.finish()
+    stage = made.content["stages"]["bounds"]
+    assert (stage["reached"], stage["of"], stage["cut"]) == (1, 5, "its time was over")
+    assert made.content["complete"] is False and made.ok
+
+
+# Worker processes.
+
+
+def test_what_a_step_does_to_its_process_costs_that_step(steps):
+    names = ("right", "crashes", "wrong", "hangs", "raises", "lacks", "right")
+    tasks = [
+        pool.Task(f"{name}{number}", f"{steps}:{name}", seconds=1.5)
+        for number, name in enumerate(names)
+    ]
+    found = {}
+    with pool.Pool(2, "cpu", time.monotonic() + 100) as workers:
+        count = workers.run(
+            tasks, time.monotonic() + 60, lambda task, one: found.update({task.name: one})
+        )
+        # A deadline drops what is under way, and says nothing of it.
+        start = time.monotonic()
+        late = [pool.Task("hangs", f"{steps}:hangs")] * 3
+        assert workers.run(late, start + 1, lambda task, one: pytest.fail(task.name)) == 0
+        assert time.monotonic() - start < 10
+    assert count == len(names) == len(found)
+    assert found["right0"]["ok"] and found["right6"]["ok"]
+    assert "SIGSEGV" in found["crashes1"]["error"] and found["crashes1"]["ok"] is False
+    assert found["wrong2"]["error"] == "3 of 8 elements are wrong"
+    assert "no result within 1.5 s" in found["hangs3"]["error"]
+    assert "out of resource" in found["raises4"]["error"]
+    assert found["lacks5"]["ok"] is None and "out of memory" in found["lacks5"]["skipped"]
+
+
+def test_workers_that_cannot_start_end_the_check(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with (
+        pool.Pool(1, "cpu", time.monotonic() + 30) as workers,
+        pytest.raises(pool.PoolError, match="exit code 1"),
+    ):
+        workers.run([pool.Task("a", "b:c")], time.monotonic() + 20, lambda task, one: None)
+
+
+# The command.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes", "none"], "accepted are 0.1 to 600 minutes"),
+        (["--minutes", "0"], "accepted are 0.1 to 600 minutes"),
+        (["--stages", "g"], "accepted are environment, exact"),
+        (["--processes", "0"], "accepted are 1 to 64"),
+        (["--device", "tpu"], "invalid choice"),
+        (["--what"], "unrecognized arguments"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        gpu_check.main(arguments)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_no_gpu_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main(["--output", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: torch") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_by_letter_and_by_name():
+    assert gpu_check.parse(["--stages", "c,a"]).stages == ("environment", "bounds")
+    assert gpu_check.parse(["--stages", "speed"]).stages == ("environment", "speed")
+    assert gpu_check.parse([]).stages == gpu_check.STAGES
+
+
+def test_make_knows_it():
+    made = subprocess.run(
+        ["make", "-n", "gpu-check", "PYTHON=python9", "MINUTES=5", "OUT=there", "BUILD=1"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    words = " ".join(made.replace("\\\n", " ").split())
+    assert "python9 benchmarks/gpu_check.py --minutes 5 --output there --build" in words
+    assert "env -u ARCHS" in words  # its long default is for wheels
+
+
+def fake_kernel(steps: str, *configurations: str, **more) -> dict:
+    return {
+        "op": "standin", "implementation": "triton", "configurations": list(configurations),
+        "hash": "0" * 64, "check": f"{steps}:check", "problem": None, **more,
+    }  # fmt: skip
+
+
+def pretend(monkeypatch, *kernels: dict) -> None:
+    """An environment stage that costs nothing."""
+
+    def environment_stage(self, until):
+        self.kernels, self.arch = list(kernels), "sm_90"
+        self.record.begin("environment", 0)
+        self.record.end()
+
+    monkeypatch.setattr(gpu_check.Check, "environment", environment_stage)
+
+
+def test_a_configuration_that_fails_is_not_admitted(steps, monkeypatch, tmp_path, capsys):
+    pretend(monkeypatch, fake_kernel(steps, "right", "wrong", "crashes", "lacks"))
+    arguments = ["--device", "cpu", "--stages", "exact", "--minutes", "1"]
+    assert gpu_check.main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    content = content_of(tmp_path / "out")
+    entries = {one["configuration"]: one for one in content["admission"]}
+    assert {name: one["ok"] for name, one in entries.items()} == {
+        "right": True, "wrong": False, "crashes": False,
+    }  # fmt: skip
+    assert "SIGSEGV" in entries["crashes"]["error"] and entries["right"]["arch"] == "sm_90"
+    assert content["ok"] is False and content["complete"] is True
+    assert content["stages"]["exact"]["failed"] == 2
+    assert "2 steps failed" in capsys.readouterr().out
+
+
+def test_the_time_is_kept(steps, monkeypatch, tmp_path):
+    pretend(monkeypatch)
+    slow = [pool.Task(f"hangs{number}", f"{steps}:hangs") for number in range(5)]
+    monkeypatch.setattr(plan, "bounds", lambda where: slow)
+    start = time.monotonic()
+    arguments = ["--device", "cpu", "--stages", "bounds,network", "--minutes", "0.1"]
+    assert gpu_check.main([*arguments, "--output", str(tmp_path)]) == 0
+    assert time.monotonic() - start < 6 + 3  # and what ending the processes takes
+    stages = content_of(tmp_path)["stages"]
+    assert (stages["bounds"]["reached"], stages["bounds"]["of"]) == (0, 5)
+    assert stages["bounds"]["cut"] and content_of(tmp_path)["complete"] is False
+
+
+def test_the_watchdog_ends_what_nothing_else_ends(monkeypatch, tmp_path):
+    ended: list[int] = []
+    monkeypatch.setattr(gpu_check.os, "_exit", ended.append)
+    clock = record.Clock(8, started=time.monotonic() - 462)
+    made = record.Record(tmp_path / "r.json", {}, clock, lambda line: None)
+    timer = gpu_check._watch(types.SimpleNamespace(close=lambda: None), made, clock)
+    timer.join(10)
+    assert ended == [0] and "watchdog" in json.loads((tmp_path / "r.json").read_text())
+
+
+SANITIZER = """#!/bin/sh
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --tool) tool=$2; shift 2;;
+    --report-api-errors|--print-limit) shift 2;;
+    *) break;;
+  esac
+done
+"$@"; code=$?
+echo "========= ERROR SUMMARY: 0 errors"
+exit $code
+"""
+
+
+@pytest.mark.slow
+@needs_triton
+def test_every_stage_runs_and_what_it_writes_is_admitted(tmp_path, monkeypatch, capsys):
+    tool = tmp_path / "sanitizer"
+    tool.write_text(SANITIZER)
+    tool.chmod(0o755)
+    (tmp_path / "predictions.json").write_text('{"1x1_256_64_at56@1": {"us": 3.5}}')
+    only = "bn_act.triton,stream,memcheck,1x1_256_64_at56@1,inference@1 graph"
+    done = subprocess.run(
+        [
+            sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--device", "cpu",
+            "--minutes", "3", "--output", str(tmp_path), "--only", only, "--sanitizer", str(tool),
+            "--commit", "abc", "--predictions", str(tmp_path / "predictions.json"),
+        ],
+        capture_output=True, text=True, timeout=150, check=False,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = content_of(tmp_path)
+    assert content["schema"] == 1 and content["kind"] == "gpu-check" and content["ok"]
+    assert content["complete"] and content["commit"] == "abc"
+    assert list(content["stages"]) == list(gpu_check.STAGES)
+    steps = {name: stage["steps"] for name, stage in content["stages"].items()}
+    assert all(steps.values()), {name: len(found) for name, found in steps.items()}
+    assert steps["sanitizer"][0]["passed"] == 1 and steps["sanitizer"][0]["total"] == 0
+    timed = steps["speed"][-1]
+    assert timed["predicted"] == {"us": 3.5} and set(timed["us"]) >= {"ours", "ours_again", "eager"}
+    assert timed["ratios"]["over_eager"]["low"] <= timed["ratios"]["over_eager"]["high"]
+    assert steps["network"][0]["images_per_s"]["fused"] > 0
+    assert len(done.stdout) < 12_000
+    (entry,) = content["admission"]
+    assert (entry["op"], entry["configuration"], entry["ok"]) == ("bn_act", "4096_4w", True)
+    spec = importlib.util.spec_from_file_location("admit", ROOT / "tools" / "admit.py")
+    admit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(admit)
+    shipped = tmp_path / "admitted.json"
+    assert admit.main([str(tmp_path / "gpu-check.json"), "--output", str(shipped)]) == 0
+    assert json.loads(shipped.read_text())["records"][0]["op"] == "bn_act"
+
+
+def test_random_data_can_take_an_admission_back(tmp_path):
+    made = record.Record(tmp_path / "r.json", {}, record.Clock(1), lambda line: None)
+    options = gpu_check.parse(["--device", "cpu"])
+    check = gpu_check.Check(options, record.Clock(1), made, "cpu", {})
+    entry = {"ok": True, "timings": {}}
+    check._entries["conv_bn_act", "triton", "64x64_4w4s"] = entry
+    about = {"op": "conv_bn_act", "layer": "1x1@256"}
+    task = pool.Task("conv_bn_act bf16 stem", "", about=about)
+    timed = {"ok": True, "configuration": "64x64_4w4s", "us": {"ours": {"us": 12.346}}}
+    check._note_timings(task, timed)
+    assert entry["timings"] == {"1x1@256": 12.35}
+    check._blame(task, {"ok": False, "configuration": "other", "error": "beyond"})
+    assert entry["ok"]
+    check._blame(task, {"ok": False, "configuration": "64x64_4w4s", "error": "beyond"})
+    assert entry["ok"] is False and "stem: beyond" in entry["error"]
+
+
+# The lists of steps.
+
+
+def test_names_of_steps_are_unique_and_functions_exist():
+    kernels = [fake_kernel("m", "a", "b"), fake_kernel("m", "a", op="other")]
+    rates = {"flops": 1.0, "bandwidth": 1.0}
+    lists = {
+        "exact": plan.exact(kernels), "bounds": plan.bounds("cuda:0"), "warm": plan.warm(),
+        "timings": plan.timings(rates, {}), "network": plan.network("cuda:0"),
+    }  # fmt: skip
+    for name, tasks in lists.items():
+        names = [task.name for task in tasks]
+        assert len(set(names)) == len(names), name
+        for task in tasks:
+            module, _, function = task.function.partition(":")
+            assert callable(getattr(importlib.import_module(module), function)), task
+            json.dumps(dict(task.arguments))
+    assert [task.name for task in lists["exact"]] == [
+        "standin.triton a", "other.triton a", "standin.triton b",
+    ]  # fmt: skip
+    assert {task.about.get("mode") for task in lists["bounds"]} >= {"bf16", "fp16", "tf32", "fp32"}
+    assert not any("bf16 3x3" in task.name for task in plan.bounds("cpu"))
+    assert len(speed.LAYERS) == 10
+    assert plan.sanitized(kernels, "other") == ["m:check=a"]
+    named = [pool.Task("bn_act.triton 1", ""), pool.Task("conv_bn_act.triton 1", "")]
+    assert plan.matching(named, "bn_act,nothing") == named[:1]
+
+
+# compute-sanitizer's reports.
+
+CLEAN = "========= COMPUTE-SANITIZER\npassed: x=y\n========= ERROR SUMMARY: 0 errors\n"
+OURS = """========= COMPUTE-SANITIZER
+========= Invalid __global__ read of size 2 bytes
+=========     at conv_bn_act_kernel+0x1d0
+=========     by thread (0,0,0) in block (3,0,0)
+=========
+========= ERROR SUMMARY: 1 error
+"""
+THEIRS = OURS.replace("conv_bn_act_kernel", "void at::native::fill_kernel")
+RACE = """========= COMPUTE-SANITIZER
+========= Error: Race reported between Write access at merge_kernel+0x10
+=========     and Read access at merge_kernel+0x90 [16 hazards]
+=========
+========= Warning: Race reported between Write access at void at::native::sort+0x10
+=========
+========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)
+"""
+
+
+@pytest.mark.parametrize(
+    ("tool", "text", "code", "ok", "said"),
+    [
+        ("memcheck", CLEAN, 0, True, ""),
+        ("memcheck", CLEAN, 1, False, "exit code 1"),
+        ("memcheck", "no such device", 255, False, "no summary, exit code 255"),
+        ("memcheck", OURS, 0, False, "conv_bn_act_kernel+0x1d0"),
+        ("memcheck", THEIRS, 0, False, "fill_kernel"),
+        ("initcheck", THEIRS, 0, True, ""),
+        ("initcheck", OURS, 0, False, "1 of them in our kernels"),
+        ("initcheck", "========= ERROR SUMMARY: 3 errors", 0, False, "only 0 can be read"),
+        ("racecheck", RACE, 0, False, "merge_kernel"),
+        ("racecheck", RACE.replace("merge_kernel", "sort"), 0, True, ""),
+        ("racecheck", "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
+         0, True, ""),
+    ],
+)  # fmt: skip
+def test_reports_of_the_sanitizer(tool, text, code, ok, said):
+    found = sanitizer.verdict(tool, sanitizer.parse(tool, text), code)
+    assert found["ok"] is ok and said in found.get("error", "")
+
+
+def test_a_sanitizer_that_is_absent_has_failed(tmp_path, monkeypatch):
+    pretend(monkeypatch, fake_kernel("steps", "right"))
+    arguments = ["--device", "cpu", "--stages", "sanitizer", "--minutes", "1"]
+    arguments += ["--output", str(tmp_path), "--sanitizer", "no-such-tool"]
+    assert gpu_check.main(arguments) == 1
+    steps = content_of(tmp_path)["stages"]["sanitizer"]["steps"]
+    assert [one["name"] for one in steps] == list(sanitizer.TOOLS)
+    assert all("no-such-tool is not found" in one["error"] for one in steps)
+
+
+def test_a_sanitizer_that_is_cut_keeps_what_it_saw(tmp_path):
+    tool = tmp_path / "slow"
+    tool.write_text("#!/bin/sh\ncat <<'E'\n" + OURS + "E\necho 'passed: a=b'\nsleep 60\n")
+    tool.chmod(0o755)
+    found = sanitizer.run_one(str(tool), "memcheck", "cpu", ["a=b", "c=d"], 1.0)
+    assert found["ok"] is False and found["passed"] == 1
+    tool.write_text("#!/bin/sh\necho 'passed: a=b'\nsleep 60\n")
+    found = sanitizer.run_one(str(tool), "memcheck", "cpu", ["a=b", "c=d"], 1.0)
+    assert found["ok"] is None and "1 of 2 checks" in found["skipped"] and found["cut"]
+
+
+# The extension and the commit.
+
+
+def test_where_the_extension_comes_from(tmp_path):
+    root, beside = tmp_path / "root", tmp_path / "beside"
+    (root / "resnet_fused").mkdir(parents=True)
+    (root / "build" / "wheel").mkdir(parents=True)
+    beside.mkdir()
+    folder, said = extension.locate(root, beside)
+    assert folder is None and said.startswith("none") and "BUILD=1" in said
+    wheel = root / "build" / "wheel" / "resnet_fused-1-cp311-abi3-any.whl"
+    wheel.write_bytes(b"no zip")
+    assert "can't be unpacked" in extension.locate(root, beside)[1]
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("resnet_fused/_C.abi3.so", b"binary")
+        archive.writestr("resnet_fused/__init__.py", "")
+    folder, said = extension.locate(root, beside)
+    assert folder == str(beside) and [p.name for p in beside.iterdir()] == ["_C.abi3.so"]
+    assert not list((root / "resnet_fused").iterdir())
+    (root / "resnet_fused" / "_C.abi3.so").touch()
+    assert extension.locate(root, beside) == (None, "in place: resnet_fused/_C.abi3.so")
+    assert extension.architecture((9, 0)) == "90a" and extension.architecture((8, 9)) == "89"
+
+
+def test_a_build_that_fails_leaves_the_check_without(tmp_path, monkeypatch):
+    stand_in = types.SimpleNamespace(
+        find_nvcc=lambda: (types.SimpleNamespace(version="13.0"), None), find_cmake=lambda: "cmake"
+    )
+    monkeypatch.setitem(sys.modules, "toolchain", stand_in)
+    (tmp_path / "resnet_fused").mkdir()
+    (tmp_path / "setup.py").write_text("raise SystemExit('no compiler')")
+    said = extension.locate(tmp_path, tmp_path, build=True, archs="90a")[1]
+    assert said == "none: the build failed: no compiler"
+    (tmp_path / "setup.py").write_text("import time; time.sleep(60)")
+    assert "more than 1 s" in extension.locate(tmp_path, tmp_path, build=True, limit=1)[1]
+    monkeypatch.setattr(stand_in, "find_nvcc", lambda: (None, "no nvcc"))
+    assert "no nvcc" in extension.locate(tmp_path, tmp_path, build=True)[1]
+
+
+def test_the_commit_is_read_without_git(tmp_path):
+    assert environment.commit(tmp_path) is None
+    git = tmp_path / ".git"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / "packed-refs").write_text("# pack-refs\nabc refs/heads/main\n")
+    assert environment.commit(tmp_path) == "abc"
+    (git / "refs" / "heads" / "main").write_text("def\n")
+    assert environment.commit(tmp_path) == "def"
+    (git / "HEAD").write_text("123\n")
+    assert environment.commit(tmp_path) == "123"
+
+
+def test_what_nvidia_smi_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.smi() == "no nvidia-smi"
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '580.1, 1980 MHz, 3201 MHz, 1980 MHz, 90 W, 40, 0x0'\n")
+    tool.chmod(0o755)
+    found = environment.smi()
+    assert found["driver_version"] == "580.1" and found["clocks.sm"] == "1980 MHz"
+
+
+# What is done on CUDA, with stand-ins for it.
+
+
+class Cuda:
+    """Notes what is asked of torch.cuda, and lets time pass for replays."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.calls: list[str] = []
+        self.now = 0.0
+        outer = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = outer.now
+
+            def synchronize(self):
+                outer.calls.append("wait")
+
+            def elapsed_time(self, other):
+                return 1e3 * (other.at - self.at)
+
+        class Graph:
+            def replay(self):
+                outer.calls.append("replay")
+                outer.now += 2e-3
+
+        class Stream:
+            def __init__(self, where=None):
+                pass
+
+            def wait_stream(self, other):
+                outer.calls.append("wait_stream")
+
+        @contextlib.contextmanager
+        def inside(what, name):
+            outer.calls.append(f"{name} begins")
+            yield
+            outer.calls.append(f"{name} ends")
+
+        for name, value in {
+            "Event": Event, "CUDAGraph": Graph, "Stream": Stream,
+            "current_stream": lambda where=None: Stream(),
+            "stream": lambda stream: inside(stream, "side"),
+            "graph": lambda graph: inside(graph, "capture"),
+            "synchronize": lambda where=None: outer.calls.append("synchronize"),
+            "mem_get_info": lambda where=None: (3 << 30, 4 << 30),
+            "get_device_properties": lambda where=None: types.SimpleNamespace(
+                L2_cache_size=50 << 20
+            ),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_a_graph_is_warmed_up_on_a_side_stream_and_then_captured(monkeypatch):
+    cuda = Cuda(monkeypatch)
+    replay = device.capture(lambda: cuda.calls.append("call"), "cuda:0", warm_up=2)
+    assert cuda.calls == [
+        "wait_stream", "side begins", "call", "call", "side ends", "wait_stream", "synchronize",
+        "capture begins", "call", "capture ends", "synchronize",
+    ]  # fmt: skip
+    replay()
+    assert cuda.calls[-1] == "replay"
+    assert device.free_bytes("cuda:0") == 3 << 30 and device.l2_bytes("cuda:0") == 50 << 20
+
+
+def test_variants_are_timed_by_events_in_turns(monkeypatch):
+    cuda = Cuda(monkeypatch)
+    order: list[str] = []
+
+    def variant(name: str, seconds: float):
+        def call() -> None:
+            order.append(name)
+            cuda.now += seconds
+
+        return call
+
+    calls = {"a": variant("a", 4e-3), "b": variant("b", 2e-3), "quick": variant("quick", 1e-4)}
+    timed = device.interleaved(calls, "cuda:0", rounds=7)
+    assert len(timed.seconds["a"]) == 7
+    assert timed.median("a") == pytest.approx(4e-3) and timed.ratio("a", "b")["median"] == (
+        pytest.approx(2.0)
+    )
+    assert order.count("quick") == 1 + 7 * 10  # a sample lasts a millisecond
+    assert timed.to_dict(per=2)["b"]["us"] == pytest.approx(1e3)
+    assert timed.spread("b") == pytest.approx(0.0, abs=1e-9)
+
+
+def test_bits_are_compared_and_nan_is_like_itself():
+    nan = torch.tensor([float("nan"), 0.0])
+    assert device.same_bits(nan, nan.clone())
+    assert not device.same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+
+
+def test_a_wrong_kernel_has_no_time(monkeypatch):
+    def wrong(op, case, given, out, plan=None):
+        out.zero_()
+
+    monkeypatch.setattr(speed.operands, "launch", wrong)
+    found = speed.time_layer("cpu", "1x1_256_64_at56", 1, 1e11, 1e10)
+    assert found["ok"] is False and "us" not in found
