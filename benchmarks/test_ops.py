@@ -1,4 +1,4 @@
-"""pytest-benchmark entries: rf.ops over the layers of ResNet-50, and bn_act beside them."""
+"""pytest-benchmark entries: rf.ops over the layers of ResNet-50, gradients and bn_act included."""
 
 from __future__ import annotations
 
@@ -61,3 +61,25 @@ def test_bn_act(benchmark: Any, case: ConvCase, device: str, dtype: str) -> None
         device,
         lambda: rf.ops.bn_act(y, given.scale, given.shift, given.residual, act=case.act),
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", layers(1), ids=str)
+@pytest.mark.parametrize("op", ["conv_dgrad", "conv_wgrad"])
+def test_gradients(benchmark: Any, op: str, case: ConvCase, device: str, dtype: str) -> None:
+    (case,) = (other for other in layers(BATCH[device]) if other.name == case.name)
+    given = operands(case, DTYPES[dtype], device)
+    y = torch.randn(case.output_shape, device=device).to(DTYPES[dtype])
+    y = y.to(memory_format=torch.channels_last)
+    dy = torch.randn_like(y)
+    benchmark.group = f"{op} {device} {dtype}"
+    benchmark.extra_info |= {"gflop": 2e-9 * case.macs, "count": case.count}
+
+    def call() -> torch.Tensor:
+        if op == "conv_wgrad":
+            return rf.ops.conv_wgrad(dy, given.x, given.weight, given.scale, y, **case.geometry)
+        size = case.input_shape
+        return rf.ops.conv_dgrad(dy, given.weight, given.scale, y, input_size=size, **case.geometry)
+
+    _measure(benchmark, device, call)

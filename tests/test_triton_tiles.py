@@ -58,7 +58,7 @@ def wgrad(case, itemsize, precision):
     """As conv_wgrad.product_of, which needs Triton."""
     side = _tiles.side_by_side(case.c // case.groups, case.groups)
     span = side * (case.c // case.groups)
-    narrow = case.s > 1 and span < _traffic.NARROW_CHANNELS
+    narrow = _tiles.is_narrow(span, case.s)
     return Product(
         rows=side * (case.k // case.groups),
         columns=span * case.s if narrow else span,

@@ -200,6 +200,11 @@ def most_sums(product: Product, limits: Limits) -> int:
     return 128 if product.itemsize == 2 and limits.capability in (90, 100) else 64
 
 
+def is_narrow(span: int, s: int) -> bool:
+    """Whether a filter's row of s taps goes into one run: channels alone fill no instruction."""
+    return s > 1 and span < 16
+
+
 # Rates of one multiprocessor of an H200 in a clock cycle; `choose` needs their proportions alone.
 TENSOR = 4096 * 0.75
 """FLOP of 16-bit products, and the part of it that a loop without warp specialisation keeps."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from ._launch import MERGE_TILE
-from ._tiles import Plan, Product, cdiv, side_by_side
+from ._tiles import Plan, Product, cdiv, is_narrow, side_by_side
 
 SUM = 4
 """Bytes of scale, shift and partial sums: float32."""
@@ -140,7 +140,7 @@ def product_of(case: ConvShape, itemsize: int, precision: str = "ieee") -> Produ
     """
     side = side_by_side(case.k // case.groups, case.groups)
     span = side * (case.c // case.groups)
-    narrow = case.s > 1 and span < NARROW_CHANNELS
+    narrow = is_narrow(span, case.s)
     return Product(
         rows=case.n * case.p * case.q,
         columns=side * (case.k // case.groups),
@@ -151,7 +151,3 @@ def product_of(case: ConvShape, itemsize: int, precision: str = "ieee") -> Produ
         side=side,
         precision=precision,
     )
-
-
-NARROW_CHANNELS = 16
-"""Below, a filter's row is one run (`conv_bn_act.is_narrow`): an instruction's depth in 16 bits."""

@@ -256,7 +256,7 @@ def product_of(x: Tensor, weight: Tensor, out: Tensor, groups: int) -> _tiles.Pr
     filters, group_in, r, s = weight.shape
     side = _tiles.side_by_side(filters // groups, groups)
     span = side * group_in
-    narrow = is_narrow(span, s)
+    narrow = _tiles.is_narrow(span, s)
     return _tiles.Product(
         rows=out.shape[0] * out.shape[2] * out.shape[3],
         columns=side * (filters // groups),
@@ -267,11 +267,6 @@ def product_of(x: Tensor, weight: Tensor, out: Tensor, groups: int) -> _tiles.Pr
         side=side,
         precision=precision(x.dtype),
     )
-
-
-def is_narrow(span: int, s: int) -> bool:
-    """Whether a filter's row goes into one run: channels alone would not fill an instruction."""
-    return s > 1 and span < 16
 
 
 def launch(
@@ -319,7 +314,7 @@ def launch(
     side = product.side
     tile, pixels = plan.tile, n * p * q
     block_k = product.step
-    narrow = is_narrow(side * group_in, s)
+    narrow = _tiles.is_narrow(side * group_in, s)
     partial = out
     if plan.splits > 1:
         partial = torch.empty(plan.splits, pixels, filters, dtype=torch.float32, device=x.device)

@@ -26,7 +26,6 @@ from ._launch import (
     precision,
     traceable,
 )
-from .conv_bn_act import is_narrow
 
 MERGE_BLOCK = 1024
 """Weights a program of the merge: 8 a thread."""
@@ -197,7 +196,7 @@ def product_of(dy: Tensor, dweight: Tensor, groups: int) -> _tiles.Product:
     """The sizes from which the configuration is chosen."""
     filters, group_in, r, s = dweight.shape
     side = _tiles.side_by_side(group_in, groups)
-    narrow = is_narrow(side * group_in, s)
+    narrow = _tiles.is_narrow(side * group_in, s)
     return _tiles.Product(
         rows=side * (filters // groups),
         columns=side * group_in * (s if narrow else 1),
@@ -249,7 +248,7 @@ def launch(
     result = dy if y is None else channels_adjacent(y)
     filters, group_in, r, s = dweight.shape
     tile = plan.tile
-    narrow = is_narrow(product.side * group_in, s)
+    narrow = _tiles.is_narrow(product.side * group_in, s)
     partial = dweight
     if plan.splits > 1:
         shape = (plan.splits, filters, r, s, group_in)
