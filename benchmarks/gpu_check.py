@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", help="where there is no .git")
     parser.add_argument("--sanitizer", help="the compute-sanitizer to run")
     parser.add_argument("--predictions", type=Path, default=FOLDER / "predictions.json",
-                        help="JSON: LAYER@BATCH -> what was predicted")  # fmt: skip
+                        help="what benchmarks/predict_triton.py writes")  # fmt: skip
     return parser.parse_args(arguments)
 
 
@@ -357,15 +357,15 @@ def network_line(one: Mapping[str, Any]) -> str:
 
 
 def read_predictions(file: Path) -> dict[str, Any]:
-    """What was predicted, LAYER@BATCH -> anything; {} without the file.
-
-    Raises:
-        SystemExit: it is no JSON object.
-    """
-    if not file.exists():
+    """What was predicted: LAYER@BATCH -> a row of the file's "layers"; {} without the file."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["layers"]
+        return {f"{row['layer']}@{row['batch']}": row for row in rows}
+    except FileNotFoundError:
         return {}
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"no predictions: {file} can't be read: {type(error).__name__}: {error}")
+        return {}
 
 
 def _folder(options: argparse.Namespace, gpu: str) -> Path:

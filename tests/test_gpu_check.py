@@ -290,7 +290,8 @@ def test_every_stage_runs_and_what_it_writes_is_admitted(tmp_path, monkeypatch, 
     tool = tmp_path / "sanitizer"
     tool.write_text(SANITIZER)
     tool.chmod(0o755)
-    (tmp_path / "predictions.json").write_text('{"1x1_256_64_at56@1": {"us": 3.5}}')
+    predicted = {"layer": "1x1_256_64_at56", "batch": 1, "us": 3.5}
+    (tmp_path / "predictions.json").write_text(json.dumps({"layers": [predicted]}))
     only = "bn_act.triton,stream,memcheck,1x1_256_64_at56@1,inference@1 graph"
     done = subprocess.run(
         [
@@ -310,7 +311,7 @@ def test_every_stage_runs_and_what_it_writes_is_admitted(tmp_path, monkeypatch, 
     assert all(steps.values()), {name: len(found) for name, found in steps.items()}
     assert steps["sanitizer"][0]["passed"] == 1 and steps["sanitizer"][0]["total"] == 0
     timed = steps["speed"][-1]
-    assert timed["predicted"] == {"us": 3.5} and set(timed["us"]) >= {"ours", "ours_again", "eager"}
+    assert timed["predicted"] == predicted and set(timed["us"]) >= {"ours", "ours_again", "eager"}
     assert timed["ratios"]["over_eager"]["low"] <= timed["ratios"]["over_eager"]["high"]
     assert steps["network"][0]["images_per_s"]["fused"] > 0
     assert len(done.stdout) < 12_000
@@ -339,6 +340,15 @@ def test_random_data_can_take_an_admission_back(tmp_path):
     assert entry["ok"]
     check._blame(task, {"ok": False, "configuration": "64x64_4w4s", "error": "beyond"})
     assert entry["ok"] is False and "stem: beyond" in entry["error"]
+
+
+def test_predictions_that_cannot_be_read_cost_a_line(tmp_path, capsys):
+    file = tmp_path / "predictions.json"
+    assert gpu_check.read_predictions(file) == {} and not capsys.readouterr().out
+    for content in ("{", "[]", '{"layers": [1]}'):
+        file.write_text(content)
+        assert gpu_check.read_predictions(file) == {}
+        assert capsys.readouterr().out.startswith("no predictions: ")
 
 
 # The lists of steps.

@@ -228,11 +228,11 @@ def time_layer(
             judged = {"ok": False, "error": f"{type(error).__name__}: {error}"}
         if judged["ok"] and replay is not None:
             variants[name] = replay
+            found.setdefault("truncate", judged["truncate"])
         elif name == "ours":
             return {**found, "ok": False, "error": judged["error"], "configuration": plan.tile.name}
         else:
             found["omitted"][name] = judged["error"]
-    found |= {"truncate": judge(case, sets[-1], outs[-1]).get("truncate")}
     if peers:
         _add_peers(case, sets, device, variants, found["omitted"])
     timed = interleaved(variants, device, rounds)
