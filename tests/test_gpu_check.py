@@ -21,7 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu_check  # noqa: E402
-from gpu import device, environment, extension, plan, pool, record, sanitizer, speed  # noqa: E402
+from gpu import (  # noqa: E402
+    device,
+    environment,
+    extension,
+    plan,
+    pool,
+    record,
+    sanitizer,
+    speed,
+    worker,
+)
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
@@ -46,6 +56,10 @@ def crashes(device):
 
 def hangs(device):
     time.sleep(600)
+
+def wrapped(device):
+    from torch._library.triton import is_wrap_triton_enabled
+    return {"ok": is_wrap_triton_enabled()}
 
 def check(configuration, device):
     globals()[configuration](device)
@@ -157,6 +171,12 @@ def test_what_a_step_does_to_its_process_costs_that_step(steps):
     assert "no result within 1.5 s" in found["hangs3"]["error"]
     assert "out of resource" in found["raises4"]["error"]
     assert found["lacks5"]["ok"] is None and "out of memory" in found["lacks5"]["skipped"]
+
+
+def test_a_step_launches_kernels_directly(steps, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert worker.call(f"{steps}:wrapped", "cpu", {})["ok"] is False
+    assert importlib.import_module(steps).wrapped("cpu")["ok"] is True
 
 
 def test_workers_that_cannot_start_end_the_check(monkeypatch):

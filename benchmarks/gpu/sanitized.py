@@ -8,7 +8,7 @@ import sys
 
 def main(arguments: list[str]) -> int:
     """Runs checks of the exact tier, one after the other; 1 if one of them failed."""
-    from gpu.worker import EXTENSION, add_extension
+    from gpu.worker import EXTENSION, add_extension, direct
     from resnet_fused import _selfcheck
 
     add_extension(os.environ.get(EXTENSION))
@@ -16,7 +16,8 @@ def main(arguments: list[str]) -> int:
     for one in arguments[1:]:
         check, _, configuration = one.partition("=")
         try:
-            _selfcheck.load(check)(configuration, device)
+            with direct():
+                _selfcheck.load(check)(configuration, device)
         except Exception as error:
             print(f"failed: {one}: {_selfcheck.text_of(error)}", flush=True)
             failed = 1
