@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -611,6 +612,8 @@ def test_variants_are_timed_by_events_in_turns(monkeypatch):
         pytest.approx(2.0)
     )
     assert order.count("quick") == 1 + 7 * 10  # a sample lasts a millisecond
+    runs = [name for name, _ in itertools.groupby(order[3:])]
+    assert runs[:5] == ["a", "b", "quick", "b", "a"]  # the order is reversed from round to round
     assert timed.to_dict(per=2)["b"]["us"] == pytest.approx(1e3)
     assert timed.spread("b") == pytest.approx(0.0, abs=1e-9)
 
