@@ -49,7 +49,8 @@ def modules(case: ConvCase, given: Operands) -> tuple[nn.Conv2d, nn.BatchNorm2d]
     """The eager modules of a case: a convolution, and a BatchNorm that is its scale and shift."""
     conv = nn.Conv2d(case.c, case.k, (case.r, case.s), bias=False, **case.geometry)  # type: ignore[arg-type]
     conv.weight = nn.Parameter(given.weight)
-    bn = nn.BatchNorm2d(case.k, eps=0.0).to(given.x.device)
+    bn = nn.BatchNorm2d(case.k, eps=1e-30)  # 1 + eps is 1; torch 2.11 refuses 0
+    bn = bn.to(given.x.device)
     with torch.no_grad():
         bn.weight.copy_(given.scale)
         bn.bias.copy_(given.shift)

@@ -114,10 +114,10 @@ def test_inductor_sees_the_kernel(monkeypatch, splits):
             return op(x, weight, scale, shift, None, [1, 1], [1, 1], [1, 1], 1, "relu")
 
     with FakeTensorMode():
-        size = 3 if splits else 56
-        x = torch.empty(1, 512, size, size, device="cuda", dtype=torch.bfloat16)
+        size, channels = (3, 512) if splits else (56, 64)
+        x = torch.empty(1, channels, size, size, device="cuda", dtype=torch.bfloat16)
         x = x.to(memory_format=torch.channels_last)
-        weight = torch.empty(64, 512, 3, 3, device="cuda", dtype=torch.bfloat16)
+        weight = torch.empty(64, channels, 3, 3, device="cuda", dtype=torch.bfloat16)
         scale, shift = (torch.empty(64, device="cuda") for _ in range(2))
         y = layer(x, weight, scale, shift)
         assert y.shape == (1, 64, size, size)

@@ -29,7 +29,11 @@ RESNEXT = tuple(
     cases.ConvCase(f"resnext_{width}", 1, width, size, size, width, 3, 3, (1, 1), (1, 1), groups=32)
     for width, size in ((128, 56), (256, 28), (512, 14), (1024, 7))
 )
-LAYERS = (*cases.RESNET50_LAYERS, *RESNEXT)
+CIFAR = tuple(
+    cases.ConvCase(f"cifar_{c}", 1, c, size, size, c, 3, 3, padding=(1, 1))
+    for c, size in ((16, 32), (32, 16), (64, 8))
+)
+LAYERS = (*cases.RESNET50_LAYERS, *RESNEXT, *CIFAR)
 DTYPES = {"16": (2, "ieee"), "tf32": (4, "tf32"), "tf32x3": (4, "tf32x3")}
 
 
@@ -39,7 +43,7 @@ def forward(case, itemsize, precision):
 
 def dgrad(case, itemsize, precision):
     """As conv_dgrad.product_of, which needs Triton."""
-    side = _tiles.side_by_side(case.c // case.groups, case.groups)
+    side = _tiles.side_by_side(case.c // case.groups, case.groups) if itemsize == 2 else 1
     phases = case.stride[0] * case.stride[1]
     return Product(
         rows=case.n * cdiv(case.h, case.stride[0]) * cdiv(case.w, case.stride[1]),
@@ -51,6 +55,8 @@ def dgrad(case, itemsize, precision):
         side=side,
         runtime_taps=True,
         precision=precision,
+        gathered=2,
+        ragged=_tiles.is_ragged(itemsize, case.c, case.k),
     )
 
 
@@ -68,6 +74,8 @@ def wgrad(case, itemsize, precision):
         itemsize=itemsize,
         side=side,
         precision=precision,
+        gathered=2,
+        ragged=_tiles.is_ragged(itemsize, case.c, case.k),
     )
 
 
@@ -88,8 +96,8 @@ def check(product, limits, plan):
     tile = plan.tile
     steps = product.steps
     assert tile in _tiles.TILES
-    assert tile.shared_memory <= limits.shared_memory
-    assert tile.sums <= _tiles.most_sums(product, limits)
+    assert _tiles.fits(product, tile, limits)
+    assert _tiles.shared_memory(product, tile) <= limits.shared_memory
     assert plan.why
     if plan.flat:
         assert tile.warps == 4
@@ -164,13 +172,19 @@ def test_the_table_of_configurations():
         assert tile.why
         assert all(v & (v - 1) == 0 for v in (tile.m, tile.n, tile.warps, tile.slices))
         assert tile.sums // tile.slices <= 64
-        assert any(tile.shared_memory <= limits.shared_memory for limits in GPUS.values())
+        assert tile.stages * (tile.m + tile.n) * 128 <= max(i.shared_memory for i in GPUS.values())
 
 
 def test_names():
     tile = Tile(128, 64, 4, 4, "for the test")
     assert tile.name == "128x64_4w4s"
-    assert tile.shared_memory == 4 * (128 + 64) * 128
+    product = Product(1000, 64, 1, 256, 9, 2)
+    assert _tiles.shared_memory(product, tile) == 4 * (128 + 64) * 128
+    both = dataclasses.replace(product, gathered=2)
+    assert _tiles.shared_memory(both, tile) == 4 * (2 * 128 + 64) * 128
+    assert _tiles.fits(product, tile, GPUS[90])
+    assert not _tiles.fits(both, tile, GPUS[90])
+    assert not _tiles.fits(dataclasses.replace(product, ragged=True), tile, GPUS[90])
     assert tile.sums == 64
     assert _tiles.Plan(tile, 1, False, "").name == "128x64_4w4s"
     assert _tiles.Plan(tile, 4, False, "").name == "128x64_4w4s/4"
@@ -192,9 +206,9 @@ def test_only_allowed_configurations_are_chosen(name):
             plan = choose(product, limits, frozenset([name]))
         except LookupError:
             tile = _tiles.BY_NAME[name]
-            too_many = tile.sums > _tiles.most_sums(product, limits)
             # An 8-warp tile runs no loop that must be flat.
-            assert too_many or (tile.warps > 4 and product.taps > 1), label
+            short = tile.warps > 4 and product.taps > 1
+            assert short or not _tiles.fits(product, tile, limits), label
         else:
             assert plan.tile.name == name
             check(product, limits, plan)
@@ -223,6 +237,8 @@ def any_product(draw):
         side=side,
         runtime_taps=draw(st.booleans()),
         precision=precision,
+        gathered=draw(st.sampled_from([0, 2])),
+        ragged=draw(st.booleans()),
     )
 
 

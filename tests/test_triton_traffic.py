@@ -180,8 +180,8 @@ def test_a_lane_outside_all_arguments_is_caught(monkeypatch):
 
     original = conv_bn_act.traceable
 
-    def one_more(kernel):
-        launcher = original(kernel)
+    def one_more(kernel, out):
+        launcher = original(kernel, out)
 
         class Wrong:
             def __getitem__(self, grid):

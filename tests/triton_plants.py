@@ -58,7 +58,7 @@ def meta(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 def recorded(kernel: Any, capability: int, *arguments: Any, **options: Any) -> aot.Launch:
     with aot.recording(aot.ARCHITECTURES[capability].limits) as launches:
-        _launch.traceable(kernel)[(7, 2)](*arguments, **options)
+        _launch.traceable(kernel, arguments[0])[(7, 2)](*arguments, **options)
     return launches[0]
 
 

@@ -10,6 +10,16 @@ import _triton_aot as aot
 STACK_BESIDE_GROUPS = 64
 """Bytes of stack where groups share a tile: what the second pass after a NaN keeps, at most."""
 
+STACK_BESIDE_LOOP = 16
+"""Bytes of stack outside the main loop, four registers: read back once a tile, not once a step."""
+
+STACK_RAGGED = 256
+"""The same where rows of channels are no multiple of 16 bytes: elements are stored one by one, for
+each of which a place is kept across the loop. Such loads, not the stack, bound these kernels."""
+
+LOCAL_RAGGED = 2
+"""Accesses to the stack in their main loop, at most, beside dozens of single-element loads."""
+
 SLACK = 2048
 """Bytes of shared memory beside operands and results: barriers, scale, reductions over warps."""
 
@@ -24,6 +34,8 @@ class Rule:
             and `masked` is set.
         masked: see rows.
         vectors: loads of one value a row or column in each step, which can't be 16 bytes wide.
+        transposed: whether an operand lies across the reduction in memory. The instructions take
+            32-bit operands along it alone, so float32 ones are loaded to be turned round.
         strides: parameters that are strides or channel counts. Where each of them is 1 or a
             multiple of 16, and so are the pointers, accesses can be 16 bytes wide.
     """
@@ -32,6 +44,7 @@ class Rule:
     rows: int = 1
     masked: bool = False
     vectors: int = 0
+    transposed: bool = False
     strides: tuple[str, ...] = ()
 
 
@@ -46,11 +59,11 @@ RULES = {
         True, strides=(*_CHANNELS, *_strides("x"), *_WEIGHT, *_strides("residual", "out"))
     ),
     "conv_dgrad_kernel": Rule(
-        True, masked=True, vectors=1,
+        True, masked=True, vectors=1, transposed=True,
         strides=(*_CHANNELS, *_strides("dy", "y"), *_WEIGHT, *_strides("dx")),
     ),
     "conv_wgrad_kernel": Rule(
-        True, masked=True,
+        True, masked=True, transposed=True,
         strides=(*_CHANNELS, *_strides("dy", "y", "x"), *_strides("dweight", dims="krs")),
     ),
     "merge_kernel": Rule(False, strides=("channels", *_strides("residual", "out"))),
@@ -80,19 +93,29 @@ def _side(variant: aot.Variant) -> int:
     return variant.constant("SIDE", 1)
 
 
+def _ragged(variant: aot.Variant) -> bool:
+    """Whether a matrix kernel's channels are no multiple of 16, so that elements go one by one."""
+    counts = [name for name in _CHANNELS if name in variant.signature]
+    return RULES[variant.kernel].matrix and not all(map(variant.known, counts))
+
+
 def _no_stack(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
     local = code.count("LDL|STL")
     if _side(variant) > 1:
         most = STACK_BESIDE_GROUPS
         return f"{code.stack} bytes of stack, at most {most}" if code.stack > most else ""
-    if code.stack or local:
-        return f"{code.stack} bytes of stack, {local} LDL or STL, none allowed"
+    most = STACK_RAGGED if _ragged(variant) else STACK_BESIDE_LOOP
+    if code.stack > most or (code.stack and not code.loops):
+        where = f"at most {most} bytes, beside the main loop"
+        return f"{code.stack} bytes of stack, {local} LDL or STL, {where}"
     return ""
 
 
 def _no_spill_in_loop(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
     local = code.count("LDL|STL", loop=True)
-    return f"{local} LDL or STL in the main loop, none allowed" if local else ""
+    if local <= (LOCAL_RAGGED if _ragged(variant) else 0):
+        return ""
+    return f"{local} LDL or STL in the main loop, none allowed"
 
 
 def _registers(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
@@ -175,7 +198,8 @@ def rule_strides(variant: aot.Variant) -> tuple[str, ...] | None:
 
 def _wide_loop(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
     rule = RULES[variant.kernel]
-    if not rule.matrix or not aligned(variant):
+    turned = rule.transposed and variant.constant("PRECISION") in ("tf32", "tf32x3")
+    if not rule.matrix or turned or not aligned(variant):
         return ""
     wide = code.wide("LDGSTS|LDG", loop=True)
     narrow = code.count("LDGSTS|LDG", loop=True) - wide

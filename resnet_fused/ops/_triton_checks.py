@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import numerics
 from ..cases import BN_ACT_CASES, ConvCase
-from ..triton import _tiles
+from ..triton import _limits, _tiles
 from ._selfchecks import check_bn_act, guarded, require_exact
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -28,11 +28,10 @@ CASES = (
 """Odd sizes that leave every tile overhanging, and the reduction too."""
 
 
-def plan(product: _tiles.Product, name: str, splits: int = 1) -> _tiles.Plan | None:
+def plan(product: _tiles.Product, name: str, device: str, splits: int = 1) -> _tiles.Plan | None:
     """The configuration for this product, or None where it is never used for it."""
     tile = _tiles.BY_NAME[name]
-    limits = _tiles.Limits(1, tile.shared_memory, 90)
-    if tile.sums > _tiles.most_sums(product, limits):
+    if not _tiles.fits(product, tile, _limits.limits(torch.device(device))):
         return None
     depth = product.steps
     splits = _tiles.cdiv(depth, _tiles.cdiv(depth, min(splits, depth)))
@@ -107,7 +106,7 @@ def conv_bn_act(configuration: str, device: str) -> None:
             product = kernel.product_of(x, weight, out, case.groups)
             geometry = (case.stride, case.padding, case.dilation, case.groups, case.act)
             for splits in (1, 2) if case.name == "3x3" else (1,):
-                chosen = plan(product, configuration, splits)
+                chosen = plan(product, configuration, device, splits)
                 if chosen is None:
                     continue
                 out.fill_(math.nan)
@@ -142,7 +141,7 @@ def conv_dgrad(configuration: str, device: str) -> None:
             given = [_channels_last(t, device) for t in (dy, y, weight)]
             product = kernel.product_of(dx, weight, case.stride, case.groups)
             for splits in (1, 2) if case.name == "3x3" else (1,):
-                chosen = plan(product, configuration, splits)
+                chosen = plan(product, configuration, device, splits)
                 if chosen is None:
                     continue
                 dx.fill_(math.nan)
@@ -167,7 +166,7 @@ def conv_wgrad(configuration: str, device: str) -> None:
             given = [_channels_last(t, device) for t in (dy, y, x)]
             product = kernel.product_of(dy, weight, case.groups)
             for splits in (1, 3) if case.name == "3x3" else (1,):
-                chosen = plan(product, configuration, splits)
+                chosen = plan(product, configuration, device, splits)
                 if chosen is None:
                     continue
                 dweight.fill_(math.nan)

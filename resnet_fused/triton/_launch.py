@@ -55,9 +55,14 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 
-def traceable(kernel: Any) -> Any:
-    """A kernel that Inductor can see when it traces; interpreted ones can't be traced."""
-    return kernel if _limits.interpreted() else wrap_triton(kernel)
+def traceable(kernel: Any, t: Tensor) -> Any:
+    """A kernel for an operand: wrapped for Inductor to see where something traces.
+
+    Tensors of tracing are of types of their own, or have no memory. On others the wrapper would
+    take a millisecond, and interpreted kernels can't be traced at all.
+    """
+    plain = type(t) is Tensor and t.device.type != "meta"
+    return kernel if plain or _limits.interpreted() else wrap_triton(kernel)
 
 
 def on_device(t: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -55,11 +55,6 @@ class Tile:
         return f"{self.m}x{self.n}_{self.warps}w{self.stages}s"
 
     @property
-    def shared_memory(self) -> int:
-        """Bytes of shared memory that the operands in flight take, at most."""
-        return self.stages * (self.m + self.n) * DEPTH_BYTES
-
-    @property
     def sums(self) -> int:
         """Sums that each thread keeps in registers."""
         return self.m * self.n // (32 * self.warps)
@@ -120,6 +115,9 @@ class Product:
         side: groups that share a tile.
         runtime_taps: whether the taps are known at run time only: their loop is always flat.
         precision: of float32 products, "tf32" or "tf32x3"; "ieee" for 16-bit operands.
+        gathered: tensors that the rows' operand is made of in registers: gradient and result in
+            dgrad and wgrad; 0 where it goes straight to shared memory.
+        ragged: whether some channel count is no multiple of 16 bytes: loads of single elements.
     """
 
     rows: int
@@ -132,6 +130,8 @@ class Product:
     side: int = 1
     runtime_taps: bool = False
     precision: str = "ieee"
+    gathered: int = 0
+    ragged: bool = False
 
     @property
     def step(self) -> int:
@@ -185,24 +185,50 @@ def side_by_side(columns: int, groups: int) -> int:
     return 1 if groups == 1 else max(1, min(groups, 64 // columns))
 
 
-def most_sums(product: Product, limits: Limits) -> int:
-    """How many sums a thread may keep, so that nothing else spills out of its 255 registers.
+def shared_memory(product: Product, tile: Tile) -> int:
+    """Bytes of shared memory that the operands in flight take."""
+    rows = tile.m * max(1, product.gathered)
+    return tile.stages * (rows + tile.n) * product.step * product.itemsize
 
-    Each step was found by compiling every configuration for every architecture, and the gates
-    compile them again: on sm_90 and sm_100 the tensor cores read their operands from shared memory,
-    elsewhere they pass through registers; three-term products need the operands' parts beside
-    them; groups side by side keep a second tile of sums.
+
+def most_sums(product: Product, limits: Limits) -> int:
+    """How many sums a thread may keep, so that nothing spills out of its 255 registers.
+
+    Each number was found by compiling every configuration for every architecture, and the gates
+    compile them again: on sm_90 the tensor cores read their operands from shared memory, elsewhere
+    they pass through registers, and on sm_100 the sums come back through them; three-term products
+    need the operands' parts beside them; groups side by side keep a second tile of sums; elements
+    that are loaded one by one need a pointer each.
     """
+    if product.ragged:
+        return 16
     if product.side > 1:
-        return 32 if product.itemsize == 2 else 16
+        return 32 if product.itemsize == 2 and not product.gathered else 16
     if product.precision == "tf32x3":
         return 32
-    return 128 if product.itemsize == 2 and limits.capability in (90, 100) else 64
+    return 128 if product.itemsize == 2 and limits.capability == 90 else 64
+
+
+def fits(product: Product, tile: Tile, limits: Limits) -> bool:
+    """Whether a product can run in a configuration: shared memory and registers."""
+    if shared_memory(product, tile) > limits.shared_memory:
+        return False
+    # An operand that is made in registers takes as many of them as sums do.
+    crowded = product.gathered and tile.m > 16 * tile.warps
+    return not crowded and tile.sums <= most_sums(product, limits)
 
 
 def is_narrow(span: int, s: int) -> bool:
     """Whether a filter's row of s taps goes into one run: channels alone fill no instruction."""
     return s > 1 and span < 16
+
+
+def is_ragged(itemsize: int, channels: int, filters: int) -> bool:
+    """Whether rows of channels are no multiple of 16 bytes.
+
+    Up to 4 input channels do not count: the stem's steps are short, and its filters are aligned.
+    """
+    return (channels % (16 // itemsize) > 0 and channels > 4) or filters % (16 // itemsize) > 0
 
 
 # Rates of one multiprocessor of an H200 in a clock cycle; `choose` needs their proportions alone.
@@ -231,7 +257,7 @@ def cost(product: Product, tile: Tile, splits: int, limits: Limits) -> float:
     slower = {"ieee": 1, "tf32": 2, "tf32x3": 6}[product.precision]
     tensor = 2 * tile.m * tile.n * product.step * slower / (TENSOR * feed)
     cache = (tile.m + tile.n) * product.step * product.itemsize / CACHE
-    resident = min(waves, max(1, limits.shared_memory // tile.shared_memory))
+    resident = min(waves, max(1, limits.shared_memory // shared_memory(product, tile)))
     latency = LATENCY / ((tile.stages - 1) * resident)
     size = product.itemsize if splits == 1 else 4
     ends = LATENCY + tile.m * tile.n * size / MEMORY
@@ -260,11 +286,7 @@ def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = No
     steps = product.steps
     best: tuple[float, Tile, int, bool] | None = None
     for tile in TILES:
-        if (
-            tile.shared_memory > limits.shared_memory
-            or tile.sums > most_sums(product, limits)
-            or (allowed is not None and tile.name not in allowed)
-        ):
+        if not fits(product, tile, limits) or (allowed is not None and tile.name not in allowed):
             continue
         for splits in _splits(product, steps):
             flat = product.taps > 1 and (

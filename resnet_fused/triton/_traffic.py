@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from ._launch import MERGE_TILE
-from ._tiles import Plan, Product, cdiv, is_narrow, side_by_side
+from ._tiles import Plan, Product, cdiv, is_narrow, is_ragged, side_by_side
 
 SUM = 4
 """Bytes of scale, shift and partial sums: float32."""
@@ -150,4 +150,5 @@ def product_of(case: ConvShape, itemsize: int, precision: str = "ieee") -> Produ
         itemsize=itemsize,
         side=side,
         precision=precision,
+        ragged=is_ragged(itemsize, case.c, case.k),
     )

@@ -125,8 +125,8 @@ def launch(
     block_n = min(MAX_COLUMNS, max(16, 1 << (columns - 1).bit_length()))
     block_m = ELEMENTS // block_n
     grid = (_tiles.cdiv(rows, block_m) * _tiles.cdiv(columns, block_n),)
-    with on_device(x):
-        traceable(bn_act_kernel)[grid](
+    with on_device(out):
+        traceable(bn_act_kernel, out)[grid](
             x, scale, shift, shortcut, out, rows, columns, height, width, channels,
             *x.stride(), *shortcut.stride(), *out.stride(),
             BY_CHANNEL=by_channel, DENSE=dense, HAS_RESIDUAL=residual is not None,

@@ -238,9 +238,11 @@ def conv_bn_act_kernel(
             groups = tl.where(group < 0, lost * SIDE, groups).to(tl.int32)
             group += 1
     if SPLITS > 1:
-        target = (part.to(tl.int64) * pixels + pixel) * filters
-        stored = inside[:, None] & known[None, :]
-        tl.store(partial + target[:, None] + channel[None, :], acc, mask=stored)
+        sums = partial + ((part.to(tl.int64) * pixels + pixel) * filters)[:, None]
+        finish(
+            acc, scale, shift, sums, sums, inside, first_filter + first_member, last_filter, 1, 1,
+            False, False, False, BLOCK_N, SLICES,
+        )  # fmt: skip
     else:
         shortcut = residual + (image * residual_n + p * residual_h + q * residual_w)[:, None]
         place = out + (image * out_n + p * out_h + q * out_w)[:, None]
@@ -266,6 +268,7 @@ def product_of(x: Tensor, weight: Tensor, out: Tensor, groups: int) -> _tiles.Pr
         itemsize=x.element_size(),
         side=side,
         precision=precision(x.dtype),
+        ragged=_tiles.is_ragged(x.element_size(), x.shape[1], filters),
     )
 
 
@@ -322,8 +325,8 @@ def launch(
     wide = not fits_32_bits(x, weight, out, residual)
     tiles_n = _tiles.cdiv(product.columns, tile.n) * product.copies
     flags = {"HAS_RESIDUAL": residual is not None, "RELU": act == "relu", "WIDE": wide}
-    with on_device(x):
-        traceable(conv_bn_act_kernel)[(_tiles.cdiv(pixels, tile.m) * tiles_n * plan.splits,)](
+    with on_device(out):
+        traceable(conv_bn_act_kernel, out)[(_tiles.cdiv(pixels, tile.m) * tiles_n * plan.splits,)](
             x, weight, scale, shift, shortcut, out, partial,
             pixels, x.shape[2], x.shape[3], p, q, x.shape[1], filters, group_in, group_out,
             stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1],
@@ -340,7 +343,7 @@ def launch(
         if plan.splits > 1:
             rows, columns = MERGE_TILE
             grid = (_tiles.cdiv(pixels, rows), _tiles.cdiv(filters, columns))
-            traceable(merge_kernel)[grid](
+            traceable(merge_kernel, out)[grid](
                 partial, scale, shift, shortcut, out, pixels, p, q, filters,
                 *shortcut.stride(), *out.stride(),
                 SPLITS=plan.splits, AFFINE=True, BLOCK_M=rows, BLOCK_N=columns,

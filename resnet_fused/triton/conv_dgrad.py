@@ -248,10 +248,12 @@ def conv_dgrad_kernel(
             group += 1
     if SPLITS > 1:
         whole = (image.to(tl.int64) * height + h) * width + w
-        target = (part.to(tl.int64) * images * height * width + whole) * channels
-        stored = inside[:, None] & known[None, :]
-        place = first_channel + member
-        tl.store(partial + target[:, None] + place[None, :], acc, mask=stored)
+        sums = (part.to(tl.int64) * images * height * width + whole) * channels
+        sums = partial + sums[:, None]
+        finish(
+            acc, scale, scale, sums, sums, inside, first_channel + first_member, last_channel, 1,
+            1, False, False, False, BLOCK_N, SLICES,
+        )  # fmt: skip
     else:
         target = dx + (image * dx_n + h * dx_h + w * dx_w)[:, None]
         finish(
@@ -263,9 +265,10 @@ def conv_dgrad_kernel(
 
 def product_of(dx: Tensor, weight: Tensor, stride: Sequence[int], groups: int) -> _tiles.Product:
     """The sizes from which the configuration is chosen; rows are those of one phase."""
-    n, _, h, w = dx.shape
+    n, channels, h, w = dx.shape
     filters, group_in, r, s = weight.shape
-    side = _tiles.side_by_side(group_in, groups)
+    # In float32 a second tile of sums, for what a NaN spoils, would not fit into registers.
+    side = _tiles.side_by_side(group_in, groups) if dx.element_size() == 2 else 1
     phases = stride[0] * stride[1]
     return _tiles.Product(
         rows=n * _tiles.cdiv(h, stride[0]) * _tiles.cdiv(w, stride[1]),
@@ -277,6 +280,8 @@ def product_of(dx: Tensor, weight: Tensor, stride: Sequence[int], groups: int) -
         side=side,
         precision=precision(dx.dtype),
         runtime_taps=True,
+        gathered=2,
+        ragged=_tiles.is_ragged(dx.element_size(), channels, filters),
     )
 
 
@@ -326,7 +331,7 @@ def launch(
     wide = not fits_32_bits(dy, result, weight, dx)
     tiles = _tiles.cdiv(product.rows, tile.m) * _tiles.cdiv(product.columns, tile.n)
     with on_device(dx):
-        traceable(conv_dgrad_kernel)[(tiles * product.copies * plan.splits,)](
+        traceable(conv_dgrad_kernel, dx)[(tiles * product.copies * plan.splits,)](
             dy, result, weight, scale, dx, partial,
             product.rows, h, w, dy.shape[2], dy.shape[3], channels, filters, group_in,
             filters // groups, stride[0], stride[1], padding[0], padding[1], dilation[0],
@@ -342,7 +347,7 @@ def launch(
         if plan.splits > 1:
             rows, columns = MERGE_TILE
             grid = (_tiles.cdiv(n * h * w, rows), _tiles.cdiv(channels, columns))
-            traceable(merge_kernel)[grid](
+            traceable(merge_kernel, dx)[grid](
                 partial, scale, scale, dx, dx, n * h * w, h, w, channels,
                 *dx.stride(), *dx.stride(), SPLITS=plan.splits, AFFINE=False, HAS_RESIDUAL=False,
                 RELU=False, WIDE=wide, BLOCK_M=rows, BLOCK_N=columns,

@@ -206,6 +206,8 @@ def product_of(dy: Tensor, dweight: Tensor, groups: int) -> _tiles.Product:
         itemsize=dy.element_size(),
         side=side,
         precision=precision(dy.dtype),
+        gathered=2,
+        ragged=_tiles.is_ragged(dy.element_size(), group_in * groups, filters),
     )
 
 
@@ -254,8 +256,8 @@ def launch(
         shape = (plan.splits, filters, r, s, group_in)
         partial = torch.empty(shape, dtype=torch.float32, device=dy.device)
     tiles = _tiles.cdiv(product.rows, tile.m) * _tiles.cdiv(product.columns, tile.n)
-    with on_device(dy):
-        traceable(conv_wgrad_kernel)[(tiles * product.copies * plan.splits,)](
+    with on_device(dweight):
+        traceable(conv_wgrad_kernel, dweight)[(tiles * product.copies * plan.splits,)](
             dy, result, x, scale, dweight, partial,
             product.depth, x.shape[2], x.shape[3], dy.shape[2], dy.shape[3], x.shape[1],
             filters, group_in, filters // groups, stride[0], stride[1], padding[0], padding[1],
@@ -270,7 +272,7 @@ def launch(
         )  # fmt: skip
         if plan.splits > 1:
             count = dweight.numel()
-            traceable(wgrad_merge_kernel)[(_tiles.cdiv(count, MERGE_BLOCK),)](
+            traceable(wgrad_merge_kernel, dweight)[(_tiles.cdiv(count, MERGE_BLOCK),)](
                 partial, scale, dweight, count, group_in, *dweight.stride(), R=r, S=s,
                 SPLITS=plan.splits, BLOCK=MERGE_BLOCK,
             )  # fmt: skip
