@@ -101,7 +101,7 @@ def planted(argument: str, by: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            conv_bn_act, "traceable", lambda kernel: Programs(kernel, every_program, change)
+            conv_bn_act, "traceable", lambda kernel, _: Programs(kernel, every_program, change)
         )
         at = "end" if int(by) > 0 else "start"
         run(CASES[0], at, _tiles.Plan(_tiles.BY_NAME["64x64_4w4s"], 1, True, "for the test"))
@@ -139,7 +139,7 @@ def huge(which: str, index: str) -> None:
     weight = small.weight.contiguous(memory_format=torch.channels_last)
     tile = _tiles.BY_NAME["128x64_4w4s"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv_bn_act, "traceable", lambda kernel: Programs(kernel, last_program))
+        patch.setattr(conv_bn_act, "traceable", lambda kernel, _: Programs(kernel, last_program))
         if index == "narrow":
             patch.setattr(conv_bn_act, "fits_32_bits", lambda *tensors: True)
         conv_bn_act.launch(

@@ -169,7 +169,9 @@ def _matrix(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
     if not RULES[variant.kernel].matrix:
         return ""
     kind, found = matrix_kind(variant), code.matrix()
-    if set(found) == {kind} and code.loops:
+    # One channel makes the reduction's length a constant, and its loop may vanish.
+    looped = code.loops or variant.constant("group_in") == 1
+    if set(found) == {kind} and looped:
         return ""
     listed = ", ".join(f"{n} {name}" for name, n in found.items()) or "no matrix instructions"
     return f"{listed} in {code.loops} loops, {kind} alone expected"

@@ -138,7 +138,7 @@ def conv_dgrad(configuration: str, device: str) -> None:
                 dy, y, x, weight, scale, **case.geometry, wanted=(True, False)
             )
             buffer, dx = guarded(case.input_shape, dtype, device)
-            given = [_channels_last(t, device) for t in (dy, y, weight)]
+            given, mask, weights = (_channels_last(t, device) for t in (dy, y, weight))
             product = kernel.product_of(dx, weight, case.stride, case.groups)
             for splits in (1, 2) if case.name == "3x3" else (1,):
                 chosen = plan(product, configuration, device, splits)
@@ -146,7 +146,7 @@ def conv_dgrad(configuration: str, device: str) -> None:
                     continue
                 dx.fill_(math.nan)
                 geometry = (case.stride, case.padding, case.dilation, case.groups)
-                kernel.launch(*given, scale.to(device), dx, *geometry, plan=chosen)
+                kernel.launch(given, mask, weights, scale.to(device), dx, *geometry, plan=chosen)
                 what = f"{case.name}, {dtype}, {chosen.name}"
                 require_exact(what, buffer, dx, expected.to(dtype))
 
@@ -163,7 +163,7 @@ def conv_wgrad(configuration: str, device: str) -> None:
                 dy, y, x, weight, scale, **case.geometry, wanted=(False, True)
             )
             buffer, dweight = guarded(case.weight_shape, dtype, device)
-            given = [_channels_last(t, device) for t in (dy, y, x)]
+            given, mask, image = (_channels_last(t, device) for t in (dy, y, x))
             product = kernel.product_of(dy, weight, case.groups)
             for splits in (1, 3) if case.name == "3x3" else (1,):
                 chosen = plan(product, configuration, device, splits)
@@ -171,6 +171,6 @@ def conv_wgrad(configuration: str, device: str) -> None:
                     continue
                 dweight.fill_(math.nan)
                 geometry = (case.stride, case.padding, case.dilation, case.groups)
-                kernel.launch(*given, scale.to(device), dweight, *geometry, plan=chosen)
+                kernel.launch(given, mask, image, scale.to(device), dweight, *geometry, plan=chosen)
                 what = f"{case.name}, {dtype}, {chosen.name}"
                 require_exact(what, buffer, dweight, expected.to(dtype))

@@ -117,6 +117,7 @@ class Product:
         precision: of float32 products, "tf32" or "tf32x3"; "ieee" for 16-bit operands.
         gathered: tensors that the rows' operand is made of in registers: gradient and result in
             dgrad and wgrad; 0 where it goes straight to shared memory.
+        narrow: whether a filter's row is one run, whose pixels are masked one by one.
         ragged: whether some channel count is no multiple of 16 bytes: loads of single elements.
     """
 
@@ -131,6 +132,7 @@ class Product:
     runtime_taps: bool = False
     precision: str = "ieee"
     gathered: int = 0
+    narrow: bool = False
     ragged: bool = False
 
     @property
@@ -204,7 +206,7 @@ def most_sums(product: Product, limits: Limits) -> int:
         return 16
     if product.side > 1:
         return 32 if product.itemsize == 2 and not product.gathered else 16
-    if product.precision == "tf32x3":
+    if product.precision == "tf32x3" or product.narrow:
         return 32
     return 128 if product.itemsize == 2 and limits.capability == 90 else 64
 
@@ -213,6 +215,8 @@ def fits(product: Product, tile: Tile, limits: Limits) -> bool:
     """Whether a product can run in a configuration: shared memory and registers."""
     if shared_memory(product, tile) > limits.shared_memory:
         return False
+    if tile.n > 4 * max(16, product.columns):
+        return False  # more than three quarters of it would be empty
     # An operand that is made in registers takes as many of them as sums do.
     crowded = product.gathered and tile.m > 16 * tile.warps
     return not crowded and tile.sums <= most_sums(product, limits)

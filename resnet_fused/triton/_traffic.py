@@ -150,5 +150,6 @@ def product_of(case: ConvShape, itemsize: int, precision: str = "ieee") -> Produ
         itemsize=itemsize,
         side=side,
         precision=precision,
+        narrow=narrow,
         ragged=is_ragged(itemsize, case.c, case.k),
     )

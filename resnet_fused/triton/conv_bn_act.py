@@ -268,6 +268,7 @@ def product_of(x: Tensor, weight: Tensor, out: Tensor, groups: int) -> _tiles.Pr
         itemsize=x.element_size(),
         side=side,
         precision=precision(x.dtype),
+        narrow=narrow,
         ragged=_tiles.is_ragged(x.element_size(), x.shape[1], filters),
     )
 
