@@ -8,8 +8,10 @@ from matrix import ACTIVATION, cells, random_operands
 from torch.testing import assert_close
 
 import resnet_fused as rf
-from resnet_fused import cases, numerics
+from resnet_fused import backends, cases, numerics
+from resnet_fused.ops import _triton
 from resnet_fused.ops._library import overload
+from resnet_fused.triton import _limits, _tiles
 
 CASES = {case.name: case for case in cases.CONV_CASES}
 OPS = ("conv_dgrad", "conv_wgrad")
@@ -222,6 +224,19 @@ def test_bad_input_is_named():
         rf.ops.conv_wgrad(dy, None, weight, scale, padding=1)
     with pytest.raises(RuntimeError, match="conv_wgrad has no derivative"):
         rf.ops.conv_wgrad(dy.requires_grad_(), x, weight, scale, padding=1)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.skipif(not _limits.installed(), reason="needs the triton package")
+def test_a_refused_configuration_costs_the_kernel_not_the_backward(monkeypatch, op):
+    """With some configurations gone a size may find none left: PyTorch's own gradients serve."""
+    monkeypatch.setattr(_triton.admission, "refusal", lambda call, implementation: None)
+    monkeypatch.setattr(_triton, "allowed", lambda op, device: names)
+    call = backends.Call(op, "cuda", torch.bfloat16, index=0)
+    names = frozenset(_tiles.BY_NAME)
+    assert _triton.supports(call) is None
+    names = frozenset(list(_tiles.BY_NAME)[:-1])
+    assert "configurations were refused" in _triton.supports(call)
 
 
 def test_autocast_takes_16_bits():

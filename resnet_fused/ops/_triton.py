@@ -21,7 +21,7 @@ from ._library import NAMESPACE, define
 
 INTERPRETED = (torch.float32, torch.float16)
 COMPILED = (torch.float32, torch.bfloat16, torch.float16)
-OPS = ("bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad")
+GRADIENTS = ("conv_dgrad", "conv_wgrad")
 SOURCES = ("triton/_gemm.py", "triton/_launch.py", "triton/_tiles.py")
 
 
@@ -40,7 +40,15 @@ def supports(call: backends.Call) -> str | None:
         return f"no Triton kernel for {call.dtype}"
     if call.scale_grad:
         return "the gradient of scale needs the convolution's own output"
-    return admission.refusal(call, "triton") if call.device == "cuda" else None
+    if call.device != "cuda":
+        return None
+    reason = admission.refusal(call, "triton")
+    if reason is None and call.op in GRADIENTS:
+        # Looked at before the sizes are known: what is left may not take every call.
+        device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
+        if not complete(call.op, device):
+            return "some of its configurations were refused on this GPU"
+    return reason
 
 
 def allowed(op: str, device: torch.device) -> frozenset[str] | None:
