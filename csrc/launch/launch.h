@@ -1,0 +1,64 @@
+// The one way to launch a kernel: the same line starts it on a GPU and in the emulator.
+//
+//   int error = RF_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...);
+//   int error = RF_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, arguments...);
+//
+// `kernel` is a __global__ function, in parentheses where it holds a comma. The result is 0 or a
+// cudaError_t; an empty grid is an error, as in CUDA, so the caller leaves empty problems out. In
+// the emulator the launch has finished when it returns, the thread's Session says how it runs, and
+// a fault of the kernel is thrown as emulator::Error.
+#pragma once
+
+#include <cstdint>
+
+#if defined(RF_EMULATED)
+#include "../emulator/runtime.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#define RF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ::resnet_fused::launch_kernel<false>(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
+// All blocks are on the device at once, so that they may wait for one another.
+#define RF_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...) \
+  ::resnet_fused::launch_kernel<true>(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
+namespace resnet_fused {
+
+#if defined(RF_EMULATED)
+
+template <bool kCooperative, class... Parameters, class... Arguments>
+int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t shared_bytes,
+                  cudaStream_t /*stream*/, const Arguments&... arguments) {
+  emulator::launch(grid, block, shared_bytes, kCooperative, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
+#else
+
+// More dynamic shared memory than this must be asked for (CUDA C++ Programming Guide, Shared
+// Memory, compute capability 7.x and later).
+constexpr uint32_t kSharedBytesForTheAsking = 48 * 1024;
+
+template <bool kCooperative, class... Parameters, class... Arguments>
+int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t shared_bytes,
+                  cudaStream_t stream, const Arguments&... arguments) {
+  if (shared_bytes > kSharedBytesForTheAsking) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  if constexpr (kCooperative) {
+    const void* addresses[] = {&arguments...};
+    return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block,
+                                       const_cast<void**>(addresses), shared_bytes, stream);
+  } else {
+    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+    return cudaGetLastError();
+  }
+}
+
+#endif
+
+}  // namespace resnet_fused
