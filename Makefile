@@ -44,7 +44,7 @@ else
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint unit interpreter op-matrix wheel gates proof gpu-check clean
+.PHONY: help setup run test quick lint unit interpreter emulated conformance op-matrix wheel gates proof gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -86,26 +86,33 @@ setup: $(EXT_STAMP) ## environment and extension
 run: setup ## fuse ResNet-50, check it layer by layer, time it; report in build/run
 	$(PY) -m resnet_fused verify resnet50 --time --output build/run
 
-test: setup lint unit ## lint, then every test but the interpreter's
+test: setup lint unit ## lint, then every test but the interpreter's and the emulator's
 
 unit: setup # the tests alone
-	$(PYTEST)
+	$(PYTEST) -m "not emulated"
 
 quick: setup lint ## lint and the fast tests, under three minutes
-	$(PYTEST) -x -m "not slow"
+	$(PYTEST) -x -m "not slow and not emulated"
 
 # Triton decides once in a process whether its kernels are interpreted.
 interpreter: setup ## the Triton kernels, run on the CPU by Triton's interpreter
 	TRITON_INTERPRET=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) -m interpreter
 
+emulated: setup ## the CUDA kernels, run on the CPU by the project's emulator
+	$(PY) tools/emulated.py --all
+	$(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) -m emulated
+
+conformance: setup ## each PTX instruction: manual against emulator, and the GPU where there is one
+	$(PY) tools/conformance.py
+
 op-matrix: setup ## op x implementation x case alone, e.g. with TORCH=2.11.0
-	$(PYTEST) -m op_matrix
+	$(PYTEST) -m "op_matrix and not emulated"
 
 ifeq ($(TORCH),$(DEV_TORCH))
 lint: $(ENV_STAMP) ## ruff, clang-format, types
 	$(DEV)/ruff check .
 	$(DEV)/ruff format --check .
-	$(DEV)/clang-format --dry-run --Werror $$(find csrc -type f)
+	$(DEV)/clang-format --dry-run --Werror $$(find csrc tests/emulator -type f)
 	$(DEV)/pyrefly check
 else
 lint:
@@ -124,9 +131,11 @@ gates: setup ## registers, spills, local memory, wide accesses of every kernel a
 proof: setup ## the long proofs: all architectures, every test with more examples
 	$(MAKE) --no-print-directory gates ARCHS='80;86;89;90a;100;120+PTX' \
 	  TRITON_GATES='--all --archs "80;86;90;100;120"'
-	HYPOTHESIS_PROFILE=proof $(PYTEST) --timeout=600
+	HYPOTHESIS_PROFILE=proof $(PYTEST) -m "not emulated" --timeout=600
 	HYPOTHESIS_PROFILE=proof TRITON_INTERPRET=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) \
 	  -m interpreter --timeout=600
+	$(PY) tools/emulated.py --all
+	HYPOTHESIS_PROFILE=proof $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) -m emulated --timeout=600
 
 # A build for this GPU alone: the long default of ARCHS is for wheels.
 gpu-check: ## are the kernels right on this machine's GPU, and how fast? MINUTES=8 OUT=folder BUILD=1
