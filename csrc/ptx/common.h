@@ -1,0 +1,34 @@
+// What every wrapper of csrc/ptx needs: who may call it, and from which line it was called.
+//
+// RF_DEVICE marks a function of the device; under the emulator it is an inline function of the
+// host. RF_SITE_PARAMETER ends a wrapper's parameter list (RF_SITE_ONLY is the whole list of one
+// without parameters). Under the emulator it is the caller's file and line, which name a fault's
+// place, an error's place and a counter's; nvcc sees nothing. RF_SITE hands the caller's place on.
+#pragma once
+
+#include <cstdint>
+
+#if defined(RF_EMULATED)
+#include "../emulator/cuda.h"
+#include "../emulator/runtime.h"
+#define RF_DEVICE inline
+#define RF_SITE_ONLY ::resnet_fused::emulator::Site site = ::resnet_fused::emulator::Site::here()
+#define RF_SITE_PARAMETER , RF_SITE_ONLY
+#define RF_SITE_LAST site
+#define RF_SITE , site
+#else
+#define RF_DEVICE __device__ __forceinline__
+#define RF_SITE_ONLY
+#define RF_SITE_PARAMETER
+#define RF_SITE_LAST
+#define RF_SITE
+#endif
+
+namespace resnet_fused::ptx {
+
+using SharedAddress = uint32_t;  // bytes in the block's shared window (PTX ISA, State Spaces)
+
+constexpr uint32_t kWholeWarp = 0xFFFFFFFFu;
+constexpr int kWarpSize = 32;
+
+}  // namespace resnet_fused::ptx

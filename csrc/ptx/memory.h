@@ -1,0 +1,156 @@
+// Loads and stores of 1, 2, 4, 8 or 16 bytes. PTX ISA, Data Movement and Conversion Instructions:
+// ld, ld.global.nc, st. An address is a multiple of the size.
+#pragma once
+
+#include "types.h"
+
+namespace resnet_fused::ptx {
+
+namespace detail {
+
+enum class Cache { kDefault, kReadOnly };
+
+template <int kBytes, Cache kCache>
+RF_DEVICE Words<kBytes> load_global_words(const void* from) {
+  const uint64_t address = __cvta_generic_to_global(from);
+  constexpr bool kNc = kCache == Cache::kReadOnly;
+  Words<kBytes> v;
+  if constexpr (kBytes == 1) {
+    uint16_t byte;  // inline assembly has no register of 8 bits
+    if constexpr (kNc) {
+      asm volatile("ld.global.nc.u8 %0, [%1];" : "=h"(byte) : "l"(address));
+    } else {
+      asm volatile("ld.global.u8 %0, [%1];" : "=h"(byte) : "l"(address));
+    }
+    v.word[0] = static_cast<uint8_t>(byte);
+  } else if constexpr (kBytes == 2) {
+    if constexpr (kNc) {
+      asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v.word[0]) : "l"(address));
+    } else {
+      asm volatile("ld.global.u16 %0, [%1];" : "=h"(v.word[0]) : "l"(address));
+    }
+  } else if constexpr (kBytes == 4) {
+    if constexpr (kNc) {
+      asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v.word[0]) : "l"(address));
+    } else {
+      asm volatile("ld.global.u32 %0, [%1];" : "=r"(v.word[0]) : "l"(address));
+    }
+  } else if constexpr (kBytes == 8) {
+    if constexpr (kNc) {
+      asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(v.word[0]), "=r"(v.word[1])
+                   : "l"(address));
+    } else {
+      asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(v.word[0]), "=r"(v.word[1])
+                   : "l"(address));
+    }
+  } else {
+    if constexpr (kNc) {
+      asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                   : "l"(address));
+    } else {
+      asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                   : "l"(address));
+    }
+  }
+  return v;
+}
+
+template <int kBytes>
+RF_DEVICE void store_global_words(void* to, const Words<kBytes>& v) {
+  const uint64_t address = __cvta_generic_to_global(to);
+  if constexpr (kBytes == 1) {
+    asm volatile("st.global.u8 [%0], %1;" ::"l"(address), "h"(static_cast<uint16_t>(v.word[0]))
+                 : "memory");
+  } else if constexpr (kBytes == 2) {
+    asm volatile("st.global.u16 [%0], %1;" ::"l"(address), "h"(v.word[0]) : "memory");
+  } else if constexpr (kBytes == 4) {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(v.word[0]) : "memory");
+  } else if constexpr (kBytes == 8) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(v.word[0]), "r"(v.word[1])
+                 : "memory");
+  } else {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.word[0]),
+                 "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+                 : "memory");
+  }
+}
+
+template <int kBytes>
+RF_DEVICE Words<kBytes> load_shared_words(SharedAddress from) {
+  Words<kBytes> v;
+  if constexpr (kBytes == 1) {
+    uint16_t byte;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=h"(byte) : "r"(from));
+    v.word[0] = static_cast<uint8_t>(byte);
+  } else if constexpr (kBytes == 2) {
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v.word[0]) : "r"(from));
+  } else if constexpr (kBytes == 4) {
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v.word[0]) : "r"(from));
+  } else if constexpr (kBytes == 8) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.word[0]), "=r"(v.word[1]) : "r"(from));
+  } else {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "r"(from));
+  }
+  return v;
+}
+
+template <int kBytes>
+RF_DEVICE void store_shared_words(SharedAddress to, const Words<kBytes>& v) {
+  if constexpr (kBytes == 1) {
+    asm volatile("st.shared.u8 [%0], %1;" ::"r"(to), "h"(static_cast<uint16_t>(v.word[0]))
+                 : "memory");
+  } else if constexpr (kBytes == 2) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(v.word[0]) : "memory");
+  } else if constexpr (kBytes == 4) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(v.word[0]) : "memory");
+  } else if constexpr (kBytes == 8) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(v.word[0]), "r"(v.word[1])
+                 : "memory");
+  } else {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.word[0]),
+                 "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+                 : "memory");
+  }
+}
+
+}  // namespace detail
+
+template <class V>
+RF_DEVICE V load_global(const V* from RF_SITE_PARAMETER) {
+  static_assert(kMovable<V>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  return __builtin_bit_cast(V, detail::load_global_words<sizeof(V), detail::Cache::kDefault>(from));
+}
+
+// Through the read-only path: nobody writes there while the kernel runs.
+template <class V>
+RF_DEVICE V load_global_read_only(const V* from RF_SITE_PARAMETER) {
+  static_assert(kMovable<V>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  return __builtin_bit_cast(V,
+                            detail::load_global_words<sizeof(V), detail::Cache::kReadOnly>(from));
+}
+
+template <class V>
+RF_DEVICE void store_global(V* to, std::type_identity_t<V> value RF_SITE_PARAMETER) {
+  static_assert(kMovable<V>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  detail::store_global_words<sizeof(V)>(to, __builtin_bit_cast(Words<sizeof(V)>, value));
+}
+
+template <class V>
+RF_DEVICE V load_shared(SharedAddress from RF_SITE_PARAMETER) {
+  static_assert(kMovable<V>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  return __builtin_bit_cast(V, detail::load_shared_words<sizeof(V)>(from));
+}
+
+template <class V>
+RF_DEVICE void store_shared(SharedAddress to, V value RF_SITE_PARAMETER) {
+  static_assert(kMovable<V>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  detail::store_shared_words<sizeof(V)>(to, __builtin_bit_cast(Words<sizeof(V)>, value));
+}
+
+}  // namespace resnet_fused::ptx

@@ -1,0 +1,27 @@
+// All PTX instructions that the kernels use, each one function: its assembly for nvcc, its meaning
+// on the host for the emulator. Section names are those of the PTX ISA manual, version 9.0.
+//
+//   shared.h           dynamic shared memory and its addresses
+//   async_copy.h       cp.async and its groups
+//   matrix_load.h      ldmatrix, stmatrix
+//   mma.h              mma.sync, the conversion to TF32
+//   barrier.h          bar.sync, bar.arrive, bar.warp.sync
+//   warp.h             shuffles and votes
+//   memory.h           loads and stores
+//   atomic.h           atomics, acquire, release, fences
+//   grid_dependency.h  griddepcontrol
+//
+// mbarrier, cp.async.bulk.tensor (TMA) and wgmma have their place here: one file each.
+#pragma once
+
+#include "async_copy.h"
+#include "atomic.h"
+#include "barrier.h"
+#include "common.h"
+#include "grid_dependency.h"
+#include "matrix_load.h"
+#include "memory.h"
+#include "mma.h"
+#include "shared.h"
+#include "types.h"
+#include "warp.h"
