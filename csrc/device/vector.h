@@ -1,9 +1,10 @@
 // Sixteen bytes of a storage type: what one memory instruction of a thread moves.
 #pragma once
 
+#include "../ptx/memory.h"
 #include "scalar.h"
 
-RF_NAMESPACE_BEGIN
+namespace resnet_fused {
 
 constexpr int kVectorBytes = 16;
 
@@ -16,20 +17,16 @@ struct alignas(kVectorBytes) Vector {
 };
 
 // `address` must be a multiple of 16; whoever picks the kernel checks the pointer. What it points
-// to must not change while the kernel runs. The device's load names global memory: from a plain
-// dereference ptxas makes the generic load, which resolves the address space first, on sm_100.
+// to must not change while the kernel runs. The load names global memory: from a plain dereference
+// ptxas makes the generic load, which resolves the address space first, on sm_100.
 template <class T>
-RF_HOST_DEVICE Vector<T> load_vector(const T* address) {
-#if defined(__CUDA_ARCH__)
-  return __builtin_bit_cast(Vector<T>, __ldg(reinterpret_cast<const uint4*>(address)));
-#else
-  return *reinterpret_cast<const Vector<T>*>(address);
-#endif
+RF_DEVICE Vector<T> load_vector(const T* address RF_SITE_PARAMETER) {
+  return ptx::load_global_read_only(reinterpret_cast<const Vector<T>*>(address) RF_SITE);
 }
 
 template <class T>
-RF_HOST_DEVICE void store_vector(T* address, const Vector<T>& value) {
-  *reinterpret_cast<Vector<T>*>(address) = value;
+RF_DEVICE void store_vector(T* address, const Vector<T>& value RF_SITE_PARAMETER) {
+  ptx::store_global(reinterpret_cast<Vector<T>*>(address), value RF_SITE);
 }
 
-RF_NAMESPACE_END
+}  // namespace resnet_fused

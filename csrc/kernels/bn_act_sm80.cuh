@@ -28,15 +28,14 @@ struct BnActMatrix {
 };
 
 template <class C>
-__device__ __forceinline__ BnAct<C> bn_act_op(bool relu) {
+RF_DEVICE BnAct<C> bn_act_op(bool relu) {
   return BnAct<C>{relu ? C(0) : -C(__builtin_huge_val())};
 }
 
 template <class T, bool kResidual, class C>
-__device__ __forceinline__ Vector<T> bn_act_vector(const Vector<T>& x, const Vector<T>& residual,
-                                                   const C (&scale)[kVectorLength<T>],
-                                                   const C (&shift)[kVectorLength<T>],
-                                                   BnAct<C> op) {
+RF_DEVICE Vector<T> bn_act_vector(const Vector<T>& x, const Vector<T>& residual,
+                                  const C (&scale)[kVectorLength<T>],
+                                  const C (&shift)[kVectorLength<T>], BnAct<C> op) {
   Vector<T> y;
 #pragma unroll
   for (int i = 0; i < kVectorLength<T>; ++i) {
@@ -51,10 +50,10 @@ __device__ __forceinline__ Vector<T> bn_act_vector(const Vector<T>& x, const Vec
 
 // One value for each lane of a vector, 16 bytes at a time.
 template <class C, int kLength>
-__device__ __forceinline__ void load_channels(const C* table, C (&values)[kLength]) {
+RF_DEVICE void load_channels(const C* table, C (&values)[kLength] RF_SITE_PARAMETER) {
 #pragma unroll
   for (int i = 0; i < kLength; i += kVectorLength<C>) {
-    const Vector<C> part = load_vector(table + i);
+    const Vector<C> part = load_vector(table + i RF_SITE);
 #pragma unroll
     for (int j = 0; j < kVectorLength<C>; ++j) values[i + j] = part.lane[j];
   }
@@ -63,8 +62,8 @@ __device__ __forceinline__ void load_channels(const C* table, C (&values)[kLengt
 // One thread's share of a tile: kBnActRows rows, blockDim.y apart, at one column.
 // All loads come first, so that they are in flight together.
 template <class T, bool kResidual, ChannelAxis kAxis>
-__device__ __forceinline__ void bn_act_tile(const BnActLoop& loop, const BnActMatrix& matrix,
-                                            int64_t row0, int64_t column) {
+RF_DEVICE void bn_act_tile(const BnActLoop& loop, const BnActMatrix& matrix, int64_t row0,
+                           int64_t column) {
   using C = Compute<T>;
   constexpr int kLength = kVectorLength<T>;
   const T* x = static_cast<const T*>(loop.x) + column * kLength;                // [rows, columns]
@@ -99,10 +98,12 @@ __device__ __forceinline__ void bn_act_tile(const BnActLoop& loop, const BnActMa
     const int64_t row = row0 + i * static_cast<int>(blockDim.y);
     if (row >= matrix.rows) break;
     if constexpr (kAxis == ChannelAxis::kRow) {
+      const C row_scale = ptx::load_global_read_only(scale_table + channel);
+      const C row_shift = ptx::load_global_read_only(shift_table + channel);
 #pragma unroll
       for (int j = 0; j < kLength; ++j) {
-        scale[j] = scale_table[channel];
-        shift[j] = shift_table[channel];
+        scale[j] = row_scale;
+        shift[j] = row_shift;
       }
       channel += channel_step;
       if (channel >= matrix.channels) channel -= matrix.channels;
@@ -136,6 +137,8 @@ __global__ void __launch_bounds__(kBnActThreads)
   const T* x = static_cast<const T*>(loop.x);                // any strides
   const T* residual = static_cast<const T*>(loop.residual);  // any strides
   T* out = static_cast<T*>(loop.out);                        // any strides
+  const C* scale_table = static_cast<const C*>(loop.scale);  // [C]
+  const C* shift_table = static_cast<const C*>(loop.shift);  // [C]
   const BnAct<C> op = bn_act_op<C>(loop.relu);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kBnActThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kBnActThreads + threadIdx.x;
@@ -155,14 +158,17 @@ __global__ void __launch_bounds__(kBnActThreads)
       channel += index * loop.channel_stride[d];
       if constexpr (kResidual) residual_offset += index * loop.residual_stride[d];
     }
-    const C scale = static_cast<const C*>(loop.scale)[channel];  // [C]
-    const C shift = static_cast<const C*>(loop.shift)[channel];  // [C]
+    const C scale = ptx::load_global_read_only(scale_table + channel);
+    const C shift = ptx::load_global_read_only(shift_table + channel);
+    const C value = widen(ptx::load_global_read_only(x + x_offset));
+    T y;
     if constexpr (kResidual) {
-      out[out_offset] =
-          narrow<T>(op(widen(x[x_offset]), scale, shift, widen(residual[residual_offset])));
+      const T shortcut = ptx::load_global_read_only(residual + residual_offset);
+      y = narrow<T>(op(value, scale, shift, widen(shortcut)));
     } else {
-      out[out_offset] = narrow<T>(op(widen(x[x_offset]), scale, shift));
+      y = narrow<T>(op(value, scale, shift));
     }
+    ptx::store_global(out + out_offset, y);
   }
 }
 

@@ -1,9 +1,8 @@
 // The table of configurations of bn_act, and its launches.
 #include "bn_act.h"
 
-#include <cuda_runtime.h>
-
 #include "../kernels/bn_act_sm80.cuh"
+#include "launch.h"
 
 namespace resnet_fused {
 namespace {
@@ -64,7 +63,7 @@ unsigned clamp_grid(int64_t blocks, int64_t limit) {
 }
 
 template <class T, bool kResidual>
-void launch_residual(const BnActLoop& loop, cudaStream_t stream) {
+int launch_residual(const BnActLoop& loop, cudaStream_t stream) {
   BnActMatrix matrix;
   ChannelAxis axis;
   if (as_matrix(loop, kVectorLength<T>, &matrix, &axis)) {
@@ -73,25 +72,20 @@ void launch_residual(const BnActLoop& loop, cudaStream_t stream) {
     const dim3 grid(clamp_grid(divide_up(matrix.rows, block.y * kBnActRows), INT32_MAX),
                     clamp_grid(divide_up(matrix.columns, columns), 65535));
     if (axis == ChannelAxis::kColumn) {
-      bn_act_vector_kernel<T, kResidual, ChannelAxis::kColumn>
-          <<<grid, block, 0, stream>>>(loop, matrix);
-    } else {
-      bn_act_vector_kernel<T, kResidual, ChannelAxis::kRow>
-          <<<grid, block, 0, stream>>>(loop, matrix);
+      return RF_LAUNCH((bn_act_vector_kernel<T, kResidual, ChannelAxis::kColumn>), grid, block, 0,
+                       stream, loop, matrix);
     }
-    return;
+    return RF_LAUNCH((bn_act_vector_kernel<T, kResidual, ChannelAxis::kRow>), grid, block, 0,
+                     stream, loop, matrix);
   }
   const unsigned blocks = clamp_grid(divide_up(loop.elements, kBnActThreads), INT32_MAX);
-  bn_act_strided_kernel<T, kResidual><<<blocks, kBnActThreads, 0, stream>>>(loop);
+  return RF_LAUNCH((bn_act_strided_kernel<T, kResidual>), blocks, kBnActThreads, 0, stream, loop);
 }
 
 template <class T>
-void launch(const BnActLoop& loop, cudaStream_t stream) {
-  if (loop.residual != nullptr) {
-    launch_residual<T, true>(loop, stream);
-  } else {
-    launch_residual<T, false>(loop, stream);
-  }
+int launch(const BnActLoop& loop, cudaStream_t stream) {
+  return loop.residual != nullptr ? launch_residual<T, true>(loop, stream)
+                                  : launch_residual<T, false>(loop, stream);
 }
 
 }  // namespace
@@ -103,19 +97,15 @@ extern "C" int rf_bn_act_cuda(const resnet_fused::BnActLoop* loop, void* stream)
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   switch (loop->dtype) {
     case DataType::kFloat32:
-      launch<float>(*loop, cuda_stream);
-      break;
+      return launch<float>(*loop, cuda_stream);
     case DataType::kFloat64:
-      launch<double>(*loop, cuda_stream);
-      break;
+      return launch<double>(*loop, cuda_stream);
     case DataType::kFloat16:
-      launch<Float16>(*loop, cuda_stream);
-      break;
+      return launch<Float16>(*loop, cuda_stream);
     case DataType::kBFloat16:
-      launch<BFloat16>(*loop, cuda_stream);
-      break;
+      return launch<BFloat16>(*loop, cuda_stream);
   }
-  return cudaGetLastError();
+  return cudaErrorInvalidValue;
 }
 
 extern "C" const char* rf_cuda_error(int error) {
