@@ -65,7 +65,7 @@ def test_the_hash_of_sources(calls, tmp_path, monkeypatch):
 
 
 def included(path):
-    """The project's own files that a C++ file includes, and what those include; not the emulator's."""
+    """The project's own files that a C++ file includes, directly or not, without the emulator."""
     for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
         other = (path.parent / name).resolve()
         if other.is_file() and other.parent.name in ("device", "kernels", "launch", "ptx"):
