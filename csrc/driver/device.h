@@ -1,0 +1,42 @@
+// Memory and time on the device: a GPU's, or the host's own where the kernels are emulated.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if !defined(RF_EMULATED)
+#include <cuda_runtime.h>
+#endif
+
+namespace resnet_fused::driver {
+
+// Throws std::runtime_error with CUDA's own words if `error` is not 0.
+void check(int error, const char* what);
+
+// Bytes on the device, freed with the object. Emulated, each has a heap block of its own, so that
+// AddressSanitizer sees an access beside it.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes);
+  void* data() const { return memory_.get(); }
+  void copy_from(const void* host);
+  void copy_to(void* host) const;
+
+ private:
+  size_t bytes_;
+  std::shared_ptr<void> memory_;
+};
+
+// What runs the kernels, such as "NVIDIA H100 80GB HBM3" or "emulator".
+std::string device_name();
+
+// Milliseconds of each call of `run`, `repeats` of them after two unmeasured ones; between calls
+// the L2 cache is overwritten. Empty where the kernels are emulated: their time means nothing.
+std::vector<double> time_calls(int repeats, const std::function<void()>& run);
+
+}  // namespace resnet_fused::driver

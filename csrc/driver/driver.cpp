@@ -1,0 +1,166 @@
+// resnet_fused_driver: one op on one shape, without a framework. It fills the operands from a seed,
+// runs the kernel, holds the result to a float64 loop, times it where there is a GPU and prints one
+// JSON object. A sanitizer or a profiler runs it; so does the emulator, from the same source.
+//
+// Exit status: 0 right, 1 wrong numbers, 2 a command line that is not accepted, 3 the launch or the
+// kernel failed.
+#include <algorithm>
+#include <cstdio>
+#include <optional>
+
+#include "op.h"
+
+#if defined(RF_EMULATED)
+#include "../emulator/session.h"
+#endif
+
+namespace resnet_fused::driver {
+namespace {
+
+enum Exit { kRight = 0, kWrong = 1, kUsage = 2, kFailed = 3 };
+
+std::vector<Option> options() {
+  std::vector<Option> all = {
+      {"help", "", "this text", true},
+      {"op", "bn_act", "bn_act"},
+      {"dtype", "bfloat16", "float32, float64, float16 or bfloat16"},
+      {"data", "integers", "integers (in [-4, 4], checked bit for bit) or normals (a bound)"},
+      {"seed", "1", "of the operands"},
+      {"repeats", "0", "timed calls, each with a cold L2; only on a GPU"},
+      {"n", "2", "images"},
+      {"c", "32", "input channels"},
+      {"h", "14", "input height"},
+      {"w", "14", "input width"},
+      {"layout", "nhwc", "nhwc or nchw, of all activations"},
+      {"residual", "", "add a shortcut", true},
+      {"act", "relu", "relu or none"},
+  };
+#if defined(RF_EMULATED)
+  const Option emulated[] = {
+      {"asynchrony", "eager", "eager, lazy or random: when cp.async takes effect"},
+      {"order", "forward", "forward, reverse or shuffled: of the threads"},
+      {"rounding", "nearest", "nearest or toward_zero: sums of the matrix units"},
+      {"schedule-seed", "0", "of random moments and shuffled threads"},
+      {"fault", "", "FILE:LINE:INSTRUCTION:FAULT, planted at that call"},
+      {"sites", "", "list the calls that can be faulty instead of checking", true},
+  };
+  all.insert(all.end(), std::begin(emulated), std::end(emulated));
+#endif
+  return all;
+}
+
+Common common_of(const Arguments& arguments) {
+  Common common{
+      static_cast<DataType>(
+          arguments.choice("dtype", {"float32", "float64", "float16", "bfloat16"})),
+      static_cast<Values>(arguments.choice("data", {"integers", "normals"})),
+      Random(static_cast<uint64_t>(arguments.integer("seed", 0))),
+      static_cast<int>(arguments.integer("repeats", 0)),
+      true,
+  };
+#if defined(RF_EMULATED)
+  common.toward_zero = arguments.choice("rounding", {"nearest", "toward_zero"}) == 1;
+#endif
+  return common;
+}
+
+#if defined(RF_EMULATED)
+
+emulator::PlantedFault fault_of(const std::string& text) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(':', begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  if (parts.size() != 4 || parts[1].empty() ||
+      parts[1].find_first_not_of("0123456789") != std::string::npos || parts[1].size() > 6) {
+    throw UsageError("--fault is '" + text + "'; FILE:LINE:INSTRUCTION:FAULT is accepted");
+  }
+  try {
+    return {parts[0], std::stoi(parts[1]), parts[2], emulator::fault_named(parts[3])};
+  } catch (const std::invalid_argument& error) {
+    throw UsageError("--fault: " + std::string(error.what()));
+  }
+}
+
+void configure(const Arguments& arguments, emulator::Session& session) {
+  session.schedule = {
+      static_cast<emulator::Asynchrony>(
+          arguments.choice("asynchrony", {"eager", "lazy", "random"})),
+      static_cast<emulator::Order>(arguments.choice("order", {"forward", "reverse", "shuffled"})),
+      static_cast<emulator::Rounding>(arguments.choice("rounding", {"nearest", "toward_zero"})),
+      static_cast<uint64_t>(arguments.integer("schedule-seed", 0))};
+  if (!arguments.text("fault").empty()) session.plant(fault_of(arguments.text("fault")));
+}
+
+// One line for each call and each fault that can be planted there, as --fault takes it.
+void print_sites(const emulator::Report& report) {
+  for (const auto& site : report.sites) {
+    for (const emulator::Fault fault : site.possible) {
+      std::printf("%s:%d:%s:%s\n", site.file.c_str(), site.line, site.instruction.c_str(),
+                  emulator::name_of(fault));
+    }
+  }
+}
+
+#endif
+
+int run(const Arguments& arguments) {
+  Common common = common_of(arguments);
+#if defined(RF_EMULATED)
+  emulator::Session session;
+  configure(arguments, session);
+#endif
+  Json json;
+  json.add("op", arguments.text("op"));
+  json.add("device", device_name());
+  json.add("dtype", arguments.text("dtype"));
+  json.add("data", arguments.text("data"));
+  bool right = false;
+  switch (arguments.choice("op", {"bn_act"})) {
+    case 0:
+      right = run_bn_act(arguments, common, json);
+  }
+#if defined(RF_EMULATED)
+  if (arguments.flag("sites")) {
+    print_sites(session.report());
+    return kRight;
+  }
+#endif
+  std::printf("%s\n", json.text().c_str());
+  return right ? kRight : kWrong;
+}
+
+}  // namespace
+
+void report_times(std::vector<double> times, Json& json) {
+  if (times.empty()) return;
+  std::sort(times.begin(), times.end());
+  json.add("milliseconds", times[times.size() / 2]);
+  json.add("repeats", static_cast<int64_t>(times.size()));
+}
+
+}  // namespace resnet_fused::driver
+
+int main(int count, char** words) {
+  using namespace resnet_fused::driver;
+  try {
+    Arguments arguments(options());
+    arguments.parse(count - 1, words + 1);
+    if (arguments.flag("help")) {
+      std::printf(
+          "Runs one op on one shape and checks it against float64; prints JSON.\n\n"
+          "usage: %s [--name value ...]\n\n%s",
+          words[0], arguments.help().c_str());
+      return kRight;
+    }
+    return run(arguments);
+  } catch (const UsageError& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return kUsage;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return kFailed;
+  }
+}

@@ -1,0 +1,75 @@
+#include "../launch/bn_act.h"
+#include "device.h"
+
+namespace resnet_fused::driver {
+
+void check(int error, const char* what) {
+  if (error != 0) throw std::runtime_error(std::string(what) + ": " + rf_cuda_error(error));
+}
+
+#if defined(RF_EMULATED)
+
+Buffer::Buffer(size_t bytes)
+    : bytes_(bytes), memory_(::operator new(bytes), [](void* p) { ::operator delete(p); }) {}
+
+void Buffer::copy_from(const void* host) { std::memcpy(data(), host, bytes_); }
+void Buffer::copy_to(void* host) const { std::memcpy(host, data(), bytes_); }
+std::string device_name() { return "emulator"; }
+std::vector<double> time_calls(int, const std::function<void()>&) { return {}; }
+
+#else
+
+namespace {
+
+void* allocate(size_t bytes) {
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, bytes), "cudaMalloc");
+  return memory;
+}
+
+}  // namespace
+
+Buffer::Buffer(size_t bytes) : bytes_(bytes), memory_(allocate(bytes), cudaFree) {}
+
+void Buffer::copy_from(const void* host) {
+  check(cudaMemcpy(data(), host, bytes_, cudaMemcpyHostToDevice), "cudaMemcpy to the device");
+}
+
+void Buffer::copy_to(void* host) const {
+  check(cudaMemcpy(host, data(), bytes_, cudaMemcpyDeviceToHost), "cudaMemcpy to the host");
+}
+
+std::string device_name() {
+  int device = 0;
+  cudaDeviceProp properties;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  return properties.name;
+}
+
+std::vector<double> time_calls(int repeats, const std::function<void()>& run) {
+  constexpr int kWarm = 2;
+  constexpr size_t kCacheBytes = size_t{256} << 20;  // more than the L2 of any GPU
+  Buffer cache(kCacheBytes);
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin), "cudaEventCreate");
+  check(cudaEventCreate(&end), "cudaEventCreate");
+  std::vector<double> times;
+  for (int i = -kWarm; i < repeats; ++i) {
+    check(cudaMemsetAsync(cache.data(), 0, kCacheBytes), "cudaMemset");
+    check(cudaEventRecord(begin), "cudaEventRecord");
+    run();
+    check(cudaEventRecord(end), "cudaEventRecord");
+    check(cudaEventSynchronize(end), "cudaEventSynchronize");
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin, end), "cudaEventElapsedTime");
+    if (i >= 0) times.push_back(milliseconds);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return times;
+}
+
+#endif
+
+}  // namespace resnet_fused::driver

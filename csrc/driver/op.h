@@ -1,0 +1,33 @@
+// The driver's ops: each reads its options, runs once, checks, and times where there is a GPU.
+#pragma once
+
+#include "arguments.h"
+#include "data.h"
+#include "json.h"
+
+namespace resnet_fused::driver {
+
+// What all ops share.
+struct Common {
+  DataType dtype;
+  Values values;
+  Random random;
+  int repeats;       // timed calls; 0: none
+  bool toward_zero;  // sums of the matrix units are cut, not rounded: a wider bound
+};
+
+// Adds "elements", "wrong" and "worst" to the record; whether all is right.
+inline bool report(const Verdict& verdict, Json& json) {
+  json.add("elements", verdict.elements);
+  json.add("wrong", verdict.wrong);
+  json.add("worst", verdict.worst);
+  return verdict.wrong == 0;
+}
+
+// Adds "milliseconds", the median, where there are times.
+void report_times(std::vector<double> times, Json& json);
+
+// y = act(scale x + shift [+ residual]); reads n, c, h, w, residual, act, layout.
+bool run_bn_act(const Arguments& arguments, Common& common, Json& json);
+
+}  // namespace resnet_fused::driver
