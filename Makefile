@@ -100,7 +100,7 @@ interpreter: setup ## the Triton kernels, run on the CPU by Triton's interpreter
 
 emulated: setup ## the CUDA kernels, run on the CPU by the project's emulator
 	$(PY) tools/emulated.py --all
-	$(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) -m emulated
+	RESNET_FUSED_EMULATED=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) -m emulated
 
 conformance: setup ## each PTX instruction: manual against emulator, and the GPU where there is one
 	$(PY) tools/conformance.py
@@ -135,7 +135,8 @@ proof: setup ## the long proofs: all architectures, every test with more example
 	HYPOTHESIS_PROFILE=proof TRITON_INTERPRET=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) \
 	  -m interpreter --timeout=600
 	$(PY) tools/emulated.py --all
-	HYPOTHESIS_PROFILE=proof $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) -m emulated --timeout=600
+	HYPOTHESIS_PROFILE=proof RESNET_FUSED_EMULATED=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) \
+	  -m emulated --timeout=600
 
 # A build for this GPU alone: the long default of ARCHS is for wheels.
 gpu-check: ## are the kernels right on this machine's GPU, and how fast? MINUTES=8 OUT=folder BUILD=1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+import emulated
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -25,6 +26,18 @@ LARGE = re.compile(r"triton-.*(stem|deep|odd_channels|all_equal)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what this process can't run: interpreted and emulated kernels."""
+    _leave_out_interpreted(config, items)
+    marked = [item for item in items if item.get_closest_marker("emulated")]
+    reason = emulated.why_not() if marked else None
+    if reason and emulated.required():
+        raise pytest.UsageError(f"{emulated.REQUIRED} is set, and {reason}")
+    if reason:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _leave_out_interpreted(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Triton decides once in a process whether its kernels are interpreted."""
     whole = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
     left = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import emulated
 import pytest
 import torch
 from torch import Tensor
@@ -27,11 +28,13 @@ def cells(op: str, dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[object]:
         if entry.supports(backends.Call(op, "cpu", dtype)) is None
         or _runs_all_the_same(entry, dtype)
         or runs_interpreted(entry, dtype)
+        or emulated.serves(entry, dtype)
     ]
 
 
 def _marks(entry: backends.Implementation) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.interpreter] if entry.name == "triton" else []
+    interpreted = [pytest.mark.interpreter] if entry.name == "triton" else []
+    return interpreted + emulated.marks(entry)
 
 
 def runs_interpreted(entry: backends.Implementation, dtype: torch.dtype) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import emulated
 import pytest
 import torch
 from matrix import DTYPES, cells, runs_interpreted
@@ -23,6 +24,7 @@ EXPECTED = {
     ("bn_act", "triton"): set(),
     ("bn_act", "cuda"): set(),
     ("bn_act", "reference"): set(DTYPES),
+    ("bn_act", "cuda_emulated"): set(),
 }
 
 
@@ -60,6 +62,18 @@ def test_the_interpreter_takes_part(op):
 
 
 @pytest.mark.op_matrix
+@pytest.mark.parametrize("op", emulated.DTYPES)
+def test_the_emulator_takes_part(op):
+    """In every dtype of the CUDA kernels, and never in a user's call."""
+    entry = next(e for e in backends.implementations(op) if e.name == emulated.NAME)
+    served = [cell.values[1] for cell in cells(op) if cell.values[0] is entry]
+    assert tuple(served) == tuple(d for d in DTYPES if d in emulated.DTYPES[op]) != ()
+    for word in backends.BACKENDS:
+        with backends.backend(word):
+            assert backends.choose(backends.Call(op, "cpu", torch.float32)).implementation != entry
+
+
+@pytest.mark.op_matrix
 def test_the_extension_is_there():
     """The suite is meant to run with the extension; without it half of the matrix is missing."""
     assert _extension.available(), _extension.why_not()
@@ -74,5 +88,6 @@ def test_every_refusal_has_a_reason():
 
 
 def test_a_second_implementation_of_the_same_name_is_refused():
+    entry = next(e for e in backends.implementations("bn_act") if e.name == "reference")
     with pytest.raises(ValueError, match="bn_act has an implementation 'reference'"):
-        backends.register(backends.implementations("bn_act")[-1])
+        backends.register(entry)

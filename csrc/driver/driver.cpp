@@ -112,13 +112,14 @@ int run(const Arguments& arguments) {
   emulator::Session session;
   configure(arguments, session);
 #endif
+  const int op = arguments.choice("op", {"bn_act"});
   Json json;
   json.add("op", arguments.text("op"));
   json.add("device", device_name());
   json.add("dtype", arguments.text("dtype"));
   json.add("data", arguments.text("data"));
   bool right = false;
-  switch (arguments.choice("op", {"bn_act"})) {
+  switch (op) {
     case 0:
       right = run_bn_act(arguments, common, json);
   }

@@ -1,0 +1,254 @@
+"""`cuda_emulated`: the CUDA kernels on CPU tensors, one more implementation in the op matrix.
+
+The ops of the matrix reach it as `torch.ops.resnet_fused.<op>.cuda_emulated`. Each call draws its
+schedule (and, where a kernel has several, its configuration) from its shapes, so that the matrix
+meets many of them and a failure comes back when it is run again; `using` fixes them instead and
+collects the reports. Outputs are filled with NaN and stand between guard bands, and a kernel may
+touch no memory but its operands'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import itertools
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from resnet_fused import backends, ops  # noqa: F401  (ops enter themselves)
+from resnet_fused.ops import _library
+
+NAME = "cuda_emulated"
+REQUIRED = "RESNET_FUSED_EMULATED"  # set: a missing module is an error, not a skip
+GUARD = 128  # elements before and behind an output
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+DTYPES = {
+    "bn_act": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
+}
+TYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES["bn_act"]}
+
+
+def _module(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+sys.path.append(str(TOOLS))
+builder = _module("tools_emulated", TOOLS / "emulated.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """In which order threads run, when copies take effect, how sums round."""
+
+    asynchrony: str = "eager"
+    order: str = "forward"
+    rounding: str = "nearest"
+    seed: int = 0
+
+
+SCHEDULES = tuple(
+    Schedule(asynchrony, order)
+    for asynchrony, order in itertools.product(
+        ("eager", "lazy", "random"), ("forward", "reverse", "shuffled")
+    )
+)
+
+
+@dataclasses.dataclass
+class Run:
+    """How the calls in a `using` block run, and what they report.
+
+    Attributes:
+        schedule: None draws one from the call's shapes.
+        fault: (end of the file's path, line, instruction, fault) to plant, or None.
+        blocks: (first, last) block of the grid to run, or None for all.
+        shared_limit: bytes of shared memory a block may have, or None for the largest.
+        counting: count requests, sectors, wavefronts.
+        reports: what each call did, in order.
+    """
+
+    schedule: Schedule | None = None
+    fault: tuple[str, int, str, str] | None = None
+    blocks: tuple[int, int] | None = None
+    shared_limit: int | None = None
+    counting: bool = False
+    reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+_run = Run()
+
+
+@contextlib.contextmanager
+def using(**settings: Any) -> Iterator[Run]:
+    """Fixes the settings of every call in the block; see `Run`."""
+    global _run
+    outer, _run = _run, Run(**settings)
+    try:
+        yield _run
+    finally:
+        _run = outer
+
+
+def why_not(program: str = "_emulated", variant: str = "plain") -> str | None:
+    """Why what tools/emulated.py builds is not there, or None."""
+    if builder.toolchain.find_cxx() is None:
+        return "no C++ compiler"
+    if not builder.output(program, variant).is_file():
+        return "the emulated kernels are not built: make emulated"
+    if not builder.current(program, variant):
+        return "the emulated kernels were built from other sources: make emulated"
+    return None
+
+
+def required() -> bool:
+    """Whether a missing module is an error here: in `make emulated`."""
+    return os.environ.get(REQUIRED, "0") not in ("", "0")
+
+
+@functools.cache
+def load(name: str = "_emulated") -> Any:
+    """A built module; imported once."""
+    return _module(name, builder.output(name))
+
+
+def serves(entry: backends.Implementation, dtype: torch.dtype) -> bool:
+    """Whether the emulator runs an implementation's kernels in this dtype."""
+    return entry.name == NAME and dtype in DTYPES[entry.op]
+
+
+def marks(entry: backends.Implementation) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.emulated] if entry.name == NAME else []
+
+
+def drawn(*key: object) -> int:
+    """A number that depends on the key alone, the same in every process."""
+    return zlib.crc32(repr(key).encode())
+
+
+def _span(t: Tensor) -> int:
+    """Elements from the first one to behind the last one."""
+    if t.numel() == 0:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+
+
+class Guarded:
+    """An output of `like`'s shape, strides and dtype: NaN-filled, between guard bands."""
+
+    def __init__(self, like: Tensor):
+        count = _span(like)
+        self.memory = torch.full((count + 2 * GUARD,), float("nan"), dtype=like.dtype)
+        self.before = self._bits().clone()
+        self.inside = slice(GUARD, GUARD + count)
+        self.tensor = self.memory.as_strided(like.shape, like.stride(), GUARD)
+
+    def _bits(self) -> Tensor:
+        return self.memory.view(torch.uint8).view(-1, self.memory.element_size())
+
+    def result(self) -> Tensor:
+        """The output in memory of its own, once the bands are found unchanged.
+
+        Raises:
+            AssertionError: the kernel has written beside its output.
+        """
+        changed = (self._bits() != self.before).any(1)
+        changed[self.inside] = False
+        places = changed.nonzero().flatten() - GUARD
+        assert not len(places), f"written beside the output, at elements {places[:8].tolist()}"
+        return self.tensor.clone()
+
+
+def settings(key: tuple[object, ...], inputs: dict[str, Tensor | None], out: Tensor) -> Any:
+    """The module's Settings for one call.
+
+    Args:
+        key: what the schedule is drawn from.
+        inputs: the tensors that the kernel may read, by name.
+        out: the tensor that it may write too.
+    """
+    chosen = _run.schedule
+    if chosen is None:
+        number = drawn(*key)
+        chosen = dataclasses.replace(SCHEDULES[number % len(SCHEDULES)], seed=number)
+    made = load().Settings()
+    for name, value in dataclasses.asdict(chosen).items():
+        setattr(made, name, value)
+    made.counting = _run.counting
+    made.checking_tensors = True
+    for name in ("fault", "blocks", "shared_limit"):
+        setattr(made, name, getattr(_run, name))
+    made.tensors = [
+        (name, t.data_ptr(), _span(t) * t.element_size(), t is out)
+        for name, t in (*inputs.items(), ("out", out))
+        if t is not None and t.numel()
+    ]
+    return made
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _strides(t: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if t is None else t.stride()
+
+
+def bn_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act: str) -> Tensor:
+    """The op, by the emulated kernel."""
+    guarded = Guarded(torch.empty_like(x, device="meta"))
+    out = guarded.tensor
+    inputs = {"x": x, "scale": scale, "shift": shift, "residual": residual}
+    key = ("bn_act", tuple(x.shape), x.stride(), x.dtype, residual is None, act)
+    report = load().bn_act(
+        settings(key, inputs, out),
+        dtype=TYPE_NAMES[x.dtype],
+        relu=act == "relu",
+        x=_address(x),
+        residual=_address(residual),
+        scale=_address(scale),
+        shift=_address(shift),
+        out=_address(out),
+        size=tuple(x.shape),
+        x_stride=_strides(x),
+        residual_stride=_strides(residual),
+        out_stride=_strides(out),
+    )
+    _run.reports.append(report)
+    return guarded.result()
+
+
+def _register(op: str, body: Callable[..., Tensor]) -> None:
+    ours = importlib.import_module(f"resnet_fused.ops.{op}")
+    fake = getattr(ours, "_fake", None) or ours._fake_conv
+    _library.define(f"{op}.{NAME}", ours.SCHEMA, body, fake)
+    backends.register(
+        backends.Implementation(
+            op,
+            NAME,
+            (),
+            "the CUDA kernel on the CPU",
+            lambda call: "the emulator serves the tests alone",
+            "fused",
+        )
+    )
+
+
+for _op, _body in (("bn_act", bn_act),):
+    _register(_op, _body)
