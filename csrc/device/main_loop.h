@@ -1,0 +1,134 @@
+// The main loop of the matrix kernels: a ring of steps in shared memory, filled ahead, multiplied.
+#pragma once
+
+#include <cstdint>
+
+#include "../ptx/ptx.h"
+#include "matrix_unit.h"
+#include "operand_tile.h"
+#include "tile_shape.h"
+
+namespace resnet_fused {
+
+// A thread's share of the results: [16 rows][8 columns] blocks of its warp.
+template <class Shape>
+struct Sums {
+  float value[Shape::kBlocksM][2 * Shape::kBlocksN][4];
+
+  RF_DEVICE void clear() {
+#pragma unroll
+    for (auto& row : value) {
+#pragma unroll
+      for (auto& block : row) {
+#pragma unroll
+        for (float& sum : block) sum = 0.0f;
+      }
+    }
+  }
+};
+
+// Which threads a thread stands among.
+template <class Shape>
+struct Place {
+  uint32_t thread;
+  uint32_t lane;
+  uint32_t row;     // first of its warp within the tile
+  uint32_t column;  // likewise
+
+  static RF_DEVICE Place mine() {
+    const uint32_t thread = threadIdx.x;
+    const uint32_t warp = thread / 32;
+    return Place{thread, thread % 32, warp % Shape::kWarpsM * Shape::kWarpM,
+                 warp / Shape::kWarpsM * Shape::kWarpN};
+  }
+};
+
+template <class T, int kBlocksM, int kBlocksN>
+RF_DEVICE void multiply_slice(float (&sums)[kBlocksM][2 * kBlocksN][4],
+                              uint32_t (&left)[kBlocksM][4], uint32_t (&right)[kBlocksN][4]) {
+  round_operands<T>(left);
+  round_operands<T>(right);
+#pragma unroll
+  for (int j = 0; j < 2 * kBlocksN; ++j) {
+    const uint32_t b[2] = {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]};
+#pragma unroll
+    for (int i = 0; i < kBlocksM; ++i) multiply<T>(sums[i][j], left[i], b);
+  }
+}
+
+// Adds `steps` (at least one) steps of the product to `sums`. Stage i of the ring, at ring + i *
+// kStageBytes, holds the left tile and behind it the right one.
+//
+// Loader: `issue(stage)` asks for the next step and goes on to the one after it; `land(stage)`
+// stores what came through registers; `arrived(stage)` runs when the thread's own copies have
+// landed, before others see them.
+// Tail: `tail(i)` is called in place of the (steps + i)-th step, for i < kStages - 1: its stage,
+// (steps + i) % kStages, is free, and what it copies there arrives behind the loop.
+//
+// When the loop ends nobody reads the ring any more; the tails' copies may be under way.
+template <class T, class Shape, class LeftFragments, class RightFragments, class Loader, class Tail>
+RF_DEVICE void run_main_loop(Sums<Shape>& sums, ptx::SharedAddress ring, int steps,
+                             const LeftFragments& left, const RightFragments& right, Loader& loader,
+                             const Tail& tail) {
+  constexpr int kAhead = Shape::kStages - 1;
+  const auto stage_at = [&](int stage) { return ring + stage * Shape::kStageBytes; };
+  const auto right_of = [](ptx::SharedAddress at) { return at + Shape::kM * Shape::kStepBytes; };
+
+  for (int i = 0; i < kAhead; ++i) {
+    if (i < steps) {
+      loader.issue(stage_at(i));
+      loader.land(stage_at(i));
+    } else {
+      tail(i - steps);
+    }
+    ptx::cp_async_commit_group();
+  }
+  ptx::cp_async_wait_group<kAhead - 1>();
+  loader.arrived(stage_at(0));
+  ptx::sync_threads();
+
+  // Fragments of two slices: one multiplies while the other is loaded.
+  uint32_t a[2][Shape::kBlocksM][4];
+  uint32_t b[2][Shape::kBlocksN][4];
+  left.load(a[0], stage_at(0), 0);
+  right.load(b[0], right_of(stage_at(0)), 0);
+  int stage = 0;            // in use
+  int free_stage = kAhead;  // read to its end before the last barrier
+  for (int step = 0; step < steps; ++step) {
+    const int next_stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
+#pragma unroll
+    for (int slice = 0; slice < Shape::kSlices; ++slice) {
+      const int now = slice % 2;
+      const int next = 1 - now;
+      if (slice == 0) {
+        // Before the next fragments are there: addresses need registers too.
+        if (step + kAhead < steps) {
+          loader.issue(stage_at(free_stage));
+        } else {
+          tail(step + kAhead - steps);
+        }
+        ptx::cp_async_commit_group();
+      }
+      if (slice + 1 < Shape::kSlices) {
+        left.load(a[next], stage_at(stage), slice + 1);
+        right.load(b[next], right_of(stage_at(stage)), slice + 1);
+      } else {
+        // All fragments of this stage are in registers: the next one must have arrived, and what
+        // all threads have left behind becomes the free one.
+        ptx::cp_async_wait_group<kAhead - 1>();
+        if (step + 1 < steps) loader.arrived(stage_at(next_stage));
+        ptx::sync_threads();
+        if (step + 1 < steps) {
+          left.load(a[next], stage_at(next_stage), 0);
+          right.load(b[next], right_of(stage_at(next_stage)), 0);
+        }
+      }
+      multiply_slice<T, Shape::kBlocksM, Shape::kBlocksN>(sums.value, a[now], b[now]);
+    }
+    if (step + kAhead < steps) loader.land(stage_at(free_stage));
+    free_stage = stage;
+    stage = next_stage;
+  }
+}
+
+}  // namespace resnet_fused

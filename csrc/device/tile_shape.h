@@ -1,0 +1,41 @@
+// The shape of a block's tile: what a configuration of a matrix kernel fixes at compile time.
+#pragma once
+
+#include <cstdint>
+
+namespace resnet_fused {
+
+// Bytes of the reduction that one matrix instruction takes: 16 elements of 16 bits, 8 of TF32. A
+// tile's bytes in shared memory and the addresses of its fragments are the same for every dtype.
+constexpr int kSliceBytes = 32;
+constexpr int kChunkBytes = 16;  // what ldmatrix reads of a row, and the widest cp.async
+
+// A tile of M x N results, by M-warps x N-warps; the reduction in steps of kStepBytes a row, of
+// which kStages are in flight or in use; kBlocks blocks are to share a multiprocessor.
+template <int kM_, int kN_, int kWarpsM_, int kWarpsN_, int kStages_, int kBlocks_>
+struct TileShape {
+  static constexpr int kM = kM_;
+  static constexpr int kN = kN_;
+  static constexpr int kWarpsM = kWarpsM_;
+  static constexpr int kWarpsN = kWarpsN_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kBlocks = kBlocks_;
+
+  // 64 bytes: two instructions deep, so that the fragments of one are loaded while the other
+  // multiplies, and two whole sectors of every row that is read.
+  static constexpr int kStepBytes = 64;
+  static constexpr int kSlices = kStepBytes / kSliceBytes;
+  static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
+  static constexpr int kWarpM = kM / kWarpsM;
+  static constexpr int kWarpN = kN / kWarpsN;
+  static constexpr int kBlocksM = kWarpM / 16;  // of 16 rows: the instruction's m
+  static constexpr int kBlocksN = kWarpN / 16;  // of 16 columns: twice the instruction's n
+  static constexpr int kStageBytes = (kM + kN) * kStepBytes;
+  static constexpr int kRingBytes = kStages * kStageBytes;
+
+  static_assert(kStages >= 3, "one step in use, one arriving, one being asked for");
+  static_assert(kSlices % 2 == 0, "fragments are double-buffered by slices");
+  static_assert(kWarpM % 16 == 0 && kWarpN % 16 == 0);
+};
+
+}  // namespace resnet_fused

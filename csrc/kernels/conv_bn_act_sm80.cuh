@@ -1,0 +1,61 @@
+// conv_bn_act on the GPU, for sm_80 and later: implicit GEMM on mma.sync, with BatchNorm's scale
+// and shift, the shortcut and the ReLU in its epilogue.
+//
+//     out[m, k] = act(scale[k] * sum over e of pixel[m, e] * filter[k, e] + shift[k] + residual[m,
+//     k])
+//
+// M: output pixels, N: output channels of a group, reduction: the taps and channels of a filter.
+// The pixels' matrix exists nowhere: each step gathers its columns from the image. A block computes
+// one tile, or with splits one part of a tile's sums.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/conv_epilogue.h"
+#include "../device/conv_geometry.h"
+#include "../device/conv_loader.h"
+#include "../device/main_loop.h"
+#include "../device/split_reduction.h"
+
+namespace resnet_fused {
+
+struct ConvBnActArguments {
+  ConvOperands operands;
+  int32_t steps;       // of the whole reduction
+  int32_t steps_each;  // of a split; the last one may have fewer, and has one at least
+  TileGrid tiles;
+  SplitWorkspace workspace;  // unused without splits
+  ConvOutput output;
+};
+
+template <class T, class Shape, LoadWidth kWidth>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    conv_bn_act_kernel(const __grid_constant__ ConvBnActArguments arguments) {
+  using Loader = ConvLoader<T, Shape, kWidth>;
+  const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
+  const auto place = Place<Shape>::mine();
+  const Tile tile = tile_of(blockIdx.x, arguments.tiles);
+  const int first_step = tile.split * arguments.steps_each;
+  const int steps_left = arguments.steps - first_step;
+  const int steps = steps_left < arguments.steps_each ? steps_left : arguments.steps_each;
+  const bool split = arguments.tiles.splits > 1;
+
+  Loader loader(arguments.operands, tile, first_step * LoadPattern<T, Shape, kWidth>::kStep,
+                place.thread);
+  const ConvEpilogue<T, Shape> epilogue(arguments.output, arguments.operands.grid, tile, ring,
+                                        steps % Shape::kStages, place.thread);
+  const KMajorFragments<Side::kLeft, Shape::kBlocksM> left(place.row, place.lane);
+  const KMajorFragments<Side::kRight, Shape::kBlocksN> right(place.column, place.lane);
+  Sums<Shape> sums;
+  sums.clear();
+  run_main_loop<T>(sums, ring, steps, left, right, loader, [&](int piece) {
+    if (!split) epilogue.prefetch(piece);
+  });
+  if (split && !merge_splits(sums, arguments.workspace, tile.index, tile.split,
+                             arguments.tiles.splits, ring, place.thread)) {
+    return;
+  }
+  epilogue.finish(sums, place, split ? 0 : Shape::kStages - 1);
+}
+
+}  // namespace resnet_fused
