@@ -1,0 +1,144 @@
+// The scheduler's side of a grid: fibers, warps, barriers, and who waits for what.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+#include "requests.h"
+#include "runtime.h"
+#include "shared_memory.h"
+
+namespace resnet_fused::emulator {
+
+constexpr int kBarriers = 16;  // PTX ISA, bar: "sixteen barriers in each CTA"
+
+struct Block;
+struct Grid;
+
+enum class State : uint8_t { kReady, kRunning, kWaiting, kSpinning, kDone };
+
+// What a thread waits for; only read for messages.
+struct Wait {
+  Site site = {"", 0};
+  const char* instruction = "";
+  int barrier = -1;  // which named barrier, or -1
+};
+
+struct PendingCopy {
+  uint32_t to;
+  int bytes;
+  bool effective;  // the destination holds the data; the group has not been waited for
+  Site site;
+  uint8_t data[16];
+};
+
+struct FiberThread : Thread {
+  Fiber fiber;
+  Block* block = nullptr;
+  State state = State::kReady;
+  Wait wait;
+  std::vector<PendingCopy> copies;         // issued and not waited for, oldest first
+  std::vector<uint32_t> group_sizes;       // of the committed groups among them, oldest first
+  uint32_t uncommitted = 0;                // copies at the end that belong to no group yet
+  const void* polled = nullptr;            // the last atomic load's address
+  uint32_t polls = 0;                      // loads of it in a row
+  std::vector<const void*> relaxed_loads;  // that a later fence makes acquire loads
+  bool fenced = false;
+};
+
+// Lanes of a warp that wait for each other.
+struct Meeting {
+  Site site;
+  const char* instruction;
+  uint32_t mask;
+  uint32_t arrived;
+  void* arguments[kWarpSize];
+};
+
+struct Warp {
+  uint32_t ready = 0;  // lanes that can run
+  uint32_t exists = 0;
+  uint32_t done = 0;
+  uint32_t at_barrier = 0;  // lanes that wait in bar.sync
+  std::vector<Meeting> meetings;
+  WarpRequests requests;
+  uint32_t phase = 0;  // of bar.warp.sync
+  char tokens[2];      // ThreadSanitizer's, of even and odd phases
+};
+
+struct NamedBarrier {
+  int expected = 0;  // 0: no phase has begun
+  bool whole_block = false;
+  int arrived = 0;
+  Site first_site = {"", 0};
+  std::vector<FiberThread*> waiting;
+  std::vector<uint32_t> clock;  // what the arrivals so far make visible
+  uint32_t phase = 0;
+  char tokens[2];  // ThreadSanitizer's, of even and odd phases: a fast thread is one phase ahead
+};
+
+// A block of the grid; a plain launch uses one for all blocks in turn.
+struct Block {
+  Grid* grid = nullptr;
+  uint64_t linear = 0;
+  std::vector<std::unique_ptr<FiberThread>> threads;
+  std::vector<Warp> warps;
+  std::array<NamedBarrier, kBarriers> barriers;
+  SharedMemory shared;
+  int alive = 0;
+  int first_warp = 0;  // number of warps 0 in the grid's list
+};
+
+// A launch in progress.
+struct Grid {
+  dim3 size;
+  dim3 block_size;
+  bool cooperative = false;
+  const std::function<void()>* kernel = nullptr;
+  Session* session = nullptr;
+  Schedule schedule;
+  Random random{0};
+  Fiber main;
+  std::exception_ptr error;
+
+  std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<Warp*> warps;           // of all resident blocks
+  std::vector<FiberThread*> lanes;    // lane l of warp w at 32 w + l; null where there is none
+  std::vector<uint64_t> ready_warps;  // one bit a warp
+  int current_warp = 0;
+  int alive = 0;
+  std::vector<FiberThread*> spinning;
+  uint64_t progress = 0;  // stores, meetings, exits: what can end somebody's spinning
+  uint64_t progress_seen = 0;
+  int idle_rounds = 0;
+  std::vector<FiberThread*> at_grid_barrier;
+  uint32_t phase = 0;  // of the grid barrier
+  char tokens[2];      // ThreadSanitizer's, of even and odd phases
+
+  void make_ready(FiberThread& thread);
+  int pick_warp();      // -1: none
+  FiberThread* pick();  // null: nobody can run
+  // Stops the running thread until somebody makes it ready.
+  void suspend(FiberThread& self, State state, Wait wait);
+  void leave(FiberThread& self);  // for good
+  void complete_grid_barrier();
+  std::string who_waits() const;
+};
+
+extern thread_local Grid* running_grid __attribute__((tls_model("initial-exec")));
+
+inline FiberThread& self() { return static_cast<FiberThread&>(this_thread()); }
+
+// Copies in flight (asynchrony.cpp).
+void settle_some(FiberThread& thread);  // kRandom: some of the thread's copies take effect
+
+// Barriers and warps (meetings.cpp).
+void thread_left(FiberThread& thread);
+
+}  // namespace resnet_fused::emulator

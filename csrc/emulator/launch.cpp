@@ -1,0 +1,338 @@
+// Launches: which blocks run when, and which of their threads runs next.
+#include <algorithm>
+#include <bit>
+#include <numeric>
+#include <string>
+
+#include "block.h"
+#include "sanitizers.h"
+
+namespace resnet_fused::emulator {
+
+thread_local Grid* running_grid __attribute__((tls_model("initial-exec"))) = nullptr;
+
+namespace {
+
+constexpr Site kLaunch = {"launch", 0};
+constexpr int kMaxThreads = 1024;  // a block (CUDA Programming Guide, compute capabilities)
+constexpr uint32_t kMaxGridYZ = 65535;
+constexpr uint32_t kMaxGridX = 0x7FFFFFFF;
+constexpr uint64_t kMaxResident = 30000;   // threads at once: each takes two of Linux's 65,530 maps
+constexpr uint64_t kMaxBlocks = 1u << 26;  // of one launch, after the session's filter
+// Rounds of spinning in which nothing has changed, after which nothing will.
+constexpr int kIdleRounds = 64;
+
+uint3 index_in(uint64_t linear, dim3 size) {
+  return {static_cast<uint32_t>(linear % size.x), static_cast<uint32_t>(linear / size.x % size.y),
+          static_cast<uint32_t>(linear / (static_cast<uint64_t>(size.x) * size.y))};
+}
+
+void check_launch(const Session& session, dim3 grid, dim3 block, uint32_t shared_bytes) {
+  const auto refuse = [](const std::string& what) {
+    fail(ErrorKind::kLimit, kLaunch, "launch", what);
+  };
+  if (in_kernel()) refuse("a kernel launches another one");
+  if (block.count() < 1 || block.count() > kMaxThreads) {
+    refuse(std::to_string(block.count()) + " threads a block: expected 1 to 1024");
+  }
+  if (block.z > 64) refuse("blockDim.z of " + std::to_string(block.z) + ": expected 1 to 64");
+  if (grid.count() < 1) refuse("an empty grid");
+  if (grid.x > kMaxGridX || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ) {
+    refuse("a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
+           std::to_string(grid.z) + " blocks: expected at most 2147483647 x 65535 x 65535");
+  }
+  if (shared_bytes > session.shared_limit) {
+    refuse(std::to_string(shared_bytes) + " bytes of dynamic shared memory: expected at most " +
+           std::to_string(session.shared_limit));
+  }
+}
+
+// The body of every fiber.
+void fiber_main(void* argument) {
+  Fiber::entered();
+  auto& thread = *static_cast<FiberThread*>(argument);
+  Grid& grid = *thread.block->grid;
+  running_thread = &thread;
+  try {
+    (*grid.kernel)();
+    const Quiet quiet;
+    thread_left(thread);
+  } catch (...) {
+    grid.error = std::current_exception();
+  }
+  grid.leave(thread);
+}
+
+void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_bytes) {
+  const auto threads = static_cast<int>(grid.block_size.count());
+  const int warps = (threads + kWarpSize - 1) / kWarpSize;
+  block.grid = &grid;
+  block.linear = linear;
+  block.alive = threads;
+  block.barriers = {};
+  block.shared.reset(shared_bytes, warps);
+  block.warps.resize(warps);
+  while (static_cast<int>(block.threads.size()) < threads) {
+    block.threads.push_back(std::make_unique<FiberThread>());
+  }
+  block.threads.resize(threads);
+  for (int w = 0; w < warps; ++w) {
+    Warp& warp = block.warps[w];
+    const int lanes = std::min(kWarpSize, threads - w * kWarpSize);
+    warp.exists = lanes == kWarpSize ? kFullMask : (1u << lanes) - 1;
+    warp.ready = warp.exists;
+    warp.done = 0;
+    warp.at_barrier = 0;
+    warp.meetings.clear();
+  }
+  for (int i = 0; i < threads; ++i) {
+    FiberThread& thread = *block.threads[i];
+    thread.thread_index = index_in(static_cast<uint64_t>(i), grid.block_size);
+    thread.block_index = index_in(linear, grid.size);
+    thread.block_size = grid.block_size;
+    thread.grid_size = grid.size;
+    thread.linear = i;
+    thread.lane = i % kWarpSize;
+    thread.warp = i / kWarpSize;
+    thread.block = &block;
+    thread.state = State::kReady;
+    thread.copies.clear();
+    thread.group_sizes.clear();
+    thread.uncommitted = 0;
+    thread.polled = nullptr;
+    thread.relaxed_loads.clear();
+    thread.fenced = false;
+    thread.fiber.prepare(fiber_main, &thread);
+  }
+}
+
+// Runs some blocks together until all of their threads have left.
+void run_blocks(Grid& grid, const std::vector<uint64_t>& linears, uint32_t shared_bytes) {
+  while (grid.blocks.size() < linears.size()) grid.blocks.push_back(std::make_unique<Block>());
+  grid.blocks.resize(linears.size());
+  grid.warps.clear();
+  grid.lanes.clear();
+  grid.alive = 0;
+  grid.spinning.clear();
+  grid.at_grid_barrier.clear();
+  for (size_t i = 0; i < linears.size(); ++i) {
+    Block& block = *grid.blocks[i];
+    prepare_block(grid, block, linears[i], shared_bytes);
+    block.first_warp = static_cast<int>(grid.warps.size());
+    grid.alive += block.alive;
+    for (Warp& warp : block.warps) grid.warps.push_back(&warp);
+    grid.lanes.resize(grid.warps.size() * kWarpSize, nullptr);
+    for (const auto& thread : block.threads) {
+      grid.lanes[static_cast<size_t>(block.first_warp) * kWarpSize + thread->linear] = thread.get();
+    }
+  }
+  grid.ready_warps.assign((grid.warps.size() + 63) / 64, 0);
+  for (size_t w = 0; w < grid.warps.size(); ++w) grid.ready_warps[w / 64] |= uint64_t{1} << w % 64;
+  grid.current_warp = -1;
+
+  FiberThread* first = grid.pick();
+  Fiber::switch_to(grid.main, first->fiber);
+  running_thread = nullptr;
+  for (const auto& block : grid.blocks) {
+    for (Warp& warp : block->warps) warp.requests.flush();
+    for (const auto& thread : block->threads) thread->fiber.release();
+  }
+  grid.session->blocks += linears.size();
+  if (grid.error) std::rethrow_exception(grid.error);
+}
+
+// The blocks to run, in the schedule's order.
+std::vector<uint64_t> block_order(Grid& grid, const Session& session) {
+  const uint64_t count = grid.size.count();
+  const uint64_t first = std::min(session.first_block, count);
+  const uint64_t last = std::min(session.last_block, count - 1);
+  const uint64_t blocks = last >= first ? last - first + 1 : 0;
+  if (blocks > kMaxBlocks) {
+    fail(ErrorKind::kLimit, kLaunch, "launch",
+         std::to_string(blocks) + " blocks to emulate: choose at most " +
+             std::to_string(kMaxBlocks) + " by first_block and last_block");
+  }
+  std::vector<uint64_t> order(blocks);
+  std::iota(order.begin(), order.end(), first);
+  if (grid.schedule.order == Order::kReverse) std::reverse(order.begin(), order.end());
+  if (grid.schedule.order == Order::kShuffled) {
+    for (size_t i = order.size(); i > 1; --i) {
+      std::swap(order[i - 1], order[grid.random.below(static_cast<uint32_t>(i))]);
+    }
+  }
+  return order;
+}
+
+// Which set bit comes next: the lowest, the highest or any.
+int choose_bit(uint64_t bits, Grid& grid) {
+  if (grid.schedule.order == Order::kForward) return std::countr_zero(bits);
+  if (grid.schedule.order == Order::kReverse) return 63 - std::countl_zero(bits);
+  for (uint32_t skip = grid.random.below(static_cast<uint32_t>(std::popcount(bits))); skip > 0;
+       --skip) {
+    bits &= bits - 1;
+  }
+  return std::countr_zero(bits);
+}
+
+}  // namespace
+
+const Schedule& schedule() { return running_grid->schedule; }
+
+void launch(dim3 size, dim3 block_size, uint32_t shared_bytes, bool cooperative,
+            const std::function<void()>& kernel) {
+  if (current_session == nullptr) {
+    Session session;
+    launch(size, block_size, shared_bytes, cooperative, kernel);
+    return;
+  }
+  Session& session = *current_session;
+  check_launch(session, size, block_size, shared_bytes);
+  Grid grid;
+  grid.size = size;
+  grid.block_size = block_size;
+  grid.cooperative = cooperative;
+  grid.kernel = &kernel;
+  grid.session = &session;
+  grid.schedule = session.schedule;
+  // Launches of one session differ, and the n-th is always the same.
+  grid.random = Random(session.schedule.seed + 0x9E3779B97F4A7C15ull * ++session.launches);
+  const std::vector<uint64_t> order = block_order(grid, session);
+  const uint64_t at_once =
+      cooperative ? order.size() : std::max<uint64_t>(session.resident_blocks, 1);
+  if (std::min<uint64_t>(at_once, order.size()) * block_size.count() > kMaxResident) {
+    fail(ErrorKind::kLimit, kLaunch, "launch",
+         std::to_string(at_once) + " blocks of " + std::to_string(block_size.count()) +
+             " threads at once: the emulator runs at most " + std::to_string(kMaxResident) +
+             " threads");
+  }
+  running_grid = &grid;
+  struct Reset {
+    ~Reset() { running_grid = nullptr; }
+  } reset;
+  for (size_t i = 0; i < order.size(); i += at_once) {
+    const size_t end = std::min<size_t>(i + at_once, order.size());
+    run_blocks(grid, {order.begin() + i, order.begin() + end}, shared_bytes);
+  }
+  tell_acquire(&grid);
+}
+
+void Grid::make_ready(FiberThread& thread) {
+  thread.state = State::kReady;
+  const auto w = static_cast<size_t>(thread.block->first_warp + thread.warp);
+  warps[w]->ready |= 1u << thread.lane;
+  ready_warps[w / 64] |= uint64_t{1} << w % 64;
+}
+
+FiberThread* Grid::pick() {
+  if (current_warp < 0 || warps[current_warp]->ready == 0) {
+    current_warp = pick_warp();
+    if (current_warp < 0) return nullptr;
+  }
+  Warp& warp = *warps[current_warp];
+  const int lane = choose_bit(warp.ready, *this);
+  warp.ready &= ~(1u << lane);
+  if (warp.ready == 0) ready_warps[current_warp / 64] &= ~(uint64_t{1} << current_warp % 64);
+  FiberThread* thread = lanes[static_cast<size_t>(current_warp) * kWarpSize + lane];
+  thread->state = State::kRunning;
+  return thread;
+}
+
+int Grid::pick_warp() {
+  const auto words = static_cast<int>(ready_warps.size());
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const int start = schedule.order == Order::kShuffled
+                          ? static_cast<int>(random.below(static_cast<uint32_t>(words)))
+                          : 0;
+    for (int i = 0; i < words; ++i) {
+      int word = (start + i) % words;
+      if (schedule.order == Order::kReverse) word = words - 1 - word;
+      if (ready_warps[word] != 0) return word * 64 + choose_bit(ready_warps[word], *this);
+    }
+    // Nobody else can run: those who wait for a value in memory look again, unless they have looked
+    // often enough at a memory that nobody changes.
+    if (spinning.empty()) return -1;
+    idle_rounds = progress == progress_seen ? idle_rounds + 1 : 0;
+    progress_seen = progress;
+    if (idle_rounds > kIdleRounds) return -1;
+    for (FiberThread* thread : spinning) make_ready(*thread);
+    spinning.clear();
+  }
+  return -1;
+}
+
+void Grid::suspend(FiberThread& thread, State state, Wait wait) {
+  thread.state = state;
+  thread.wait = wait;
+  if (state == State::kSpinning) spinning.push_back(&thread);
+  FiberThread* next = pick();
+  if (next == nullptr) {
+    fail(ErrorKind::kDeadlock, wait.site, wait.instruction, "deadlock: " + who_waits());
+  }
+  if (next == &thread) return;
+  Fiber::switch_to(thread.fiber, next->fiber);
+  running_thread = &thread;
+}
+
+void Grid::leave(FiberThread& thread) {
+  tell_release(this);
+  thread.state = State::kDone;
+  FiberThread* next = error || alive == 0 ? nullptr : pick();
+  if (next == nullptr && !error && alive > 0) {
+    try {
+      fail(ErrorKind::kDeadlock, kLaunch, "end of the kernel", "deadlock: " + who_waits());
+    } catch (...) {
+      error = std::current_exception();
+    }
+  }
+  Fiber::switch_to(thread.fiber, next != nullptr ? next->fiber : main, true);
+}
+
+void yield(Site site, const char* why) {
+  const Quiet quiet;
+  FiberThread& thread = self();
+  thread.block->grid->suspend(thread, State::kSpinning, {site, why, -1});
+}
+
+std::string Grid::who_waits() const {
+  std::string text;
+  for (const auto& block : blocks) {
+    if (block->alive == 0) continue;
+    const uint3 index = block->threads.front()->block_index;
+    std::string entries;
+    const auto count = static_cast<int>(block->threads.size());
+    const auto same = [](const FiberThread& a, const FiberThread& b) {
+      return a.state == b.state &&
+             (a.state == State::kDone ||
+              (a.wait.site.line == b.wait.site.line && a.wait.instruction == b.wait.instruction &&
+               a.wait.barrier == b.wait.barrier));
+    };
+    for (int i = 0; i < count;) {
+      int end = i + 1;
+      const FiberThread& thread = *block->threads[i];
+      while (end < count && same(thread, *block->threads[end])) ++end;
+      entries += entries.empty() ? "" : "; ";
+      entries += end - i == 1 ? "thread " + std::to_string(i)
+                              : "threads " + std::to_string(i) + "-" + std::to_string(end - 1);
+      if (thread.state == State::kDone) {
+        entries += end - i == 1 ? " has left" : " have left";
+      } else {
+        entries += end - i == 1 ? " waits in " : " wait in ";
+        entries += thread.wait.instruction;
+        if (thread.wait.barrier >= 0) {
+          const NamedBarrier& barrier = block->barriers[thread.wait.barrier];
+          entries += " " + std::to_string(thread.wait.barrier) + " (" +
+                     std::to_string(barrier.arrived) + " of " + std::to_string(barrier.expected) +
+                     " threads have come)";
+        }
+        entries += " at " + describe(thread.wait.site);
+      }
+      i = end;
+    }
+    text += (text.empty() ? "" : ". ") + std::string("block (") + std::to_string(index.x) + ", " +
+            std::to_string(index.y) + ", " + std::to_string(index.z) + "): " + entries;
+    if (text.size() > 4000) return text + " ...";
+  }
+  return text;
+}
+
+}  // namespace resnet_fused::emulator

@@ -1,0 +1,117 @@
+// Accesses of the running thread to shared and global memory: what is checked, what is counted.
+#include <string>
+
+#include "block.h"
+#include "sanitizers.h"
+
+namespace resnet_fused::emulator {
+namespace {
+
+// Nothing is mapped there; a null pointer with an offset would be a signal without a line.
+constexpr uintptr_t kLowestAddress = 65536;
+// Atomic loads of one address in a row after which a thread counts as waiting for it.
+constexpr uint32_t kPolls = 4;
+
+}  // namespace
+
+uint8_t* dynamic_shared() { return self().block->shared.data(); }
+
+uint32_t shared_bytes() { return self().block->shared.bytes(); }
+
+uint32_t shared_address(const void* pointer) {
+  return kSharedBase +
+         static_cast<uint32_t>(static_cast<const uint8_t*>(pointer) - dynamic_shared());
+}
+
+uint8_t* shared(Site site, const char* instruction, uint32_t address, uint32_t bytes,
+                uint32_t alignment, Access access) {
+  const Quiet quiet;
+  FiberThread& thread = self();
+  Block& block = *thread.block;
+  Session& session = *block.grid->session;
+  SharedMemory& memory = block.shared;
+  memory.check_bounds(site, instruction, address, bytes, alignment);
+  SiteRecord& record = session.record_of(site, instruction);
+  if (session.counting) {
+    block.warps[thread.warp].requests.add(
+        record, access == Access::kWrite ? Space::kSharedStore : Space::kSharedLoad, thread.lane,
+        address, bytes);
+  }
+  const uint32_t offset = address - kSharedBase;
+  uint8_t* pointer = memory.data() + offset;
+  if (access == Access::kRead) {
+    memory.read(site, instruction, thread, offset, bytes, record.id);
+    tell_read(pointer, bytes);
+  } else if (access == Access::kWrite) {
+    memory.write(site, instruction, thread, offset, bytes, record.id, false);
+    tell_write(pointer, bytes);
+  }
+  return pointer;
+}
+
+void global(Site site, const char* instruction, const void* address, uint32_t bytes,
+            uint32_t alignment, Access access) {
+  const Quiet quiet;
+  const auto where = reinterpret_cast<uintptr_t>(address);
+  if (where < kLowestAddress) {
+    fail(ErrorKind::kAddress, site, instruction, "a null pointer (" + hex(where) + ")");
+  }
+  if (where % alignment != 0) {
+    fail(ErrorKind::kAddress, site, instruction,
+         "global address " + hex(where) + " is not a multiple of " + std::to_string(alignment));
+  }
+  FiberThread& thread = self();
+  Grid& grid = *thread.block->grid;
+  Session& session = *grid.session;
+  if (access != Access::kRead) ++grid.progress;
+  if (session.counting || session.checking_tensors) {
+    session.touch_tensor(site, instruction, address, bytes, access != Access::kRead);
+    if (access == Access::kAtomic) session.touch_tensor(site, instruction, address, bytes, false);
+  }
+  if (!session.counting) return;
+  SiteRecord& record = session.record_of(site, instruction);
+  if (access == Access::kAtomic) {
+    ++record.counters.global_atomics;
+    return;
+  }
+  thread.block->warps[thread.warp].requests.add(
+      record, access == Access::kWrite ? Space::kGlobalStore : Space::kGlobalLoad, thread.lane,
+      where, bytes);
+}
+
+void atomic_point(Site site, const char* instruction, const void* address, uint32_t bytes,
+                  Access access, Ordering ordering) {
+  global(site, instruction, address, bytes, bytes, access);
+  const Quiet quiet;
+  FiberThread& thread = self();
+  const bool acquires = ordering == Ordering::kAcquire || ordering == Ordering::kAcquireRelease;
+  const bool releases = ordering == Ordering::kRelease || ordering == Ordering::kAcquireRelease;
+  if (access == Access::kRead) {
+    if (thread.polled != address) thread.polls = 0;
+    thread.polled = address;
+    if (++thread.polls >= kPolls) {
+      thread.polls = 0;
+      yield(site, instruction);
+    }
+  }
+  // A fence before a relaxed atomic makes it a release; one after it makes it an acquire (PTX ISA,
+  // memory consistency model, release and acquire patterns).
+  if (access != Access::kRead && (releases || thread.fenced)) tell_release(address);
+  if (access == Access::kWrite) return;
+  if (acquires) {
+    tell_acquire(address);
+  } else {
+    thread.relaxed_loads.push_back(address);
+    if (thread.relaxed_loads.size() > 64) thread.relaxed_loads.erase(thread.relaxed_loads.begin());
+  }
+}
+
+void fence(Site) {
+  const Quiet quiet;
+  FiberThread& thread = self();
+  thread.fenced = true;
+  for (const void* address : thread.relaxed_loads) tell_acquire(address);
+  thread.relaxed_loads.clear();
+}
+
+}  // namespace resnet_fused::emulator

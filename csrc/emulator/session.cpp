@@ -1,0 +1,120 @@
+#include "session.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <stdexcept>
+
+namespace resnet_fused::emulator {
+
+thread_local Session* current_session __attribute__((tls_model("initial-exec"))) = nullptr;
+
+namespace {
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+uint64_t count_bits(const std::vector<uint64_t>& bits) {
+  uint64_t total = 0;
+  for (const uint64_t word : bits) total += std::popcount(word);
+  return total;
+}
+
+void set_bits(std::vector<uint64_t>& bits, size_t first, size_t count) {
+  for (size_t i = first; i < first + count; ++i) bits[i / 64] |= uint64_t{1} << (i % 64);
+}
+
+}  // namespace
+
+uint64_t Tensor::unique_bytes_read() const { return count_bits(read); }
+uint64_t Tensor::unique_bytes_written() const { return count_bits(written); }
+
+Session::Session() : outer_(current_session), cache_(kCacheEntries) { current_session = this; }
+
+Session::~Session() { current_session = outer_; }
+
+void Session::plant(PlantedFault fault) {
+  if (fault.fault == Fault::kNone) throw std::invalid_argument("plant: expected a fault, got none");
+  planted_ = std::move(fault);
+  for (SiteRecord& record : records_) plant_at(record);
+}
+
+void Session::plant_at(SiteRecord& record) {
+  const bool here = planted_.fault != Fault::kNone && record.site.line == planted_.line &&
+                    planted_.instruction == record.instruction &&
+                    ends_with(record.site.file, planted_.file);
+  record.planted = here ? planted_.fault : Fault::kNone;
+}
+
+SiteRecord& Session::find_record(Site site, const char* instruction) {
+  // By content: one literal may have several addresses.
+  for (SiteRecord& record : records_) {
+    if (record.site.line == site.line && std::strcmp(record.instruction, instruction) == 0 &&
+        std::strcmp(record.site.file, site.file) == 0) {
+      return record;
+    }
+  }
+  if (records_.size() > 0xFFFE) throw std::length_error("more than 65,534 sites in one session");
+  SiteRecord& record = records_.emplace_back();
+  record.site = site;
+  record.instruction = instruction;
+  record.id = static_cast<uint16_t>(records_.size() - 1);
+  plant_at(record);
+  return record;
+}
+
+void Session::register_tensor(const std::string& name, const void* data, size_t bytes,
+                              bool writable) {
+  const std::vector<uint64_t> none((bytes + 63) / 64);
+  tensors_.push_back({name, static_cast<const uint8_t*>(data), bytes, writable, none, none});
+}
+
+void Session::touch_tensor(Site site, const char* instruction, const void* address, uint32_t bytes,
+                           bool write) {
+  const auto* first = static_cast<const uint8_t*>(address);
+  for (Tensor& tensor : tensors_) {
+    if (first < tensor.data || first + bytes > tensor.data + tensor.bytes) continue;
+    if (write && !tensor.writable) {
+      if (checking_tensors) {
+        fail(ErrorKind::kAddress, site, instruction,
+             "a store to " + tensor.name + ", which the launch may only read");
+      }
+      continue;  // an output may lie inside of what another name covers
+    }
+    set_bits(write ? tensor.written : tensor.read, static_cast<size_t>(first - tensor.data), bytes);
+    return;
+  }
+  if (!checking_tensors) return;
+  std::string nearest;
+  for (const Tensor& tensor : tensors_) {
+    const int64_t offset = first - tensor.data;
+    nearest += (nearest.empty() ? "" : ", ") + tensor.name + " (byte " + std::to_string(offset) +
+               " of " + std::to_string(tensor.bytes) + ")";
+  }
+  fail(ErrorKind::kAddress, site, instruction,
+       std::to_string(bytes) + " bytes at " + hex(reinterpret_cast<uintptr_t>(address)) +
+           " lie in no tensor of the launch: " + nearest);
+}
+
+Report Session::report() const {
+  Report report;
+  report.launches = launches;
+  report.blocks = blocks;
+  for (const SiteRecord& record : records_) {
+    report.counters += record.counters;
+    ReachedSite reached{record.site.file, record.site.line, record.instruction, {},
+                        record.hits,      record.counters};
+    for (int i = 1; i < kFaults; ++i) {
+      if ((record.possible >> i & 1) != 0) reached.possible.push_back(static_cast<Fault>(i));
+    }
+    report.sites.push_back(std::move(reached));
+  }
+  for (const Tensor& tensor : tensors_) {
+    report.tensors.push_back(
+        {tensor.name, tensor.unique_bytes_read(), tensor.unique_bytes_written()});
+  }
+  return report;
+}
+
+}  // namespace resnet_fused::emulator

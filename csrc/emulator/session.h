@@ -1,0 +1,156 @@
+// How the launches of this host thread run while the session exists, and what they report.
+//
+//   emulator::Session session;
+//   session.schedule = {Asynchrony::kLazy, Order::kShuffled, Rounding::kNearest, 7};
+//   session.counting = true;
+//   launch_some_kernel(...);
+//   session.report().counters.bank_conflicts();
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "counters.h"
+#include "faults.h"
+#include "schedule.h"
+
+namespace resnet_fused::emulator {
+
+// One planted fault: the instruction's calls on this line do the wrong thing.
+struct PlantedFault {
+  std::string file;  // the end of the path: "conv_bn_act_sm80.cuh"
+  int line = 0;
+  std::string instruction;
+  Fault fault = Fault::kNone;
+};
+
+// Where to stop, and which part of shared memory to print then.
+struct Stop {
+  bool enabled = false;
+  uint64_t block = 0;       // in the grid, x fastest
+  int thread = 0;           // in the block, x fastest
+  std::string file;         // the end of the path; empty: any
+  int line = 0;             // 0: any
+  uint64_t occurrence = 0;  // how many reaches of the place to let pass
+  // The tile: rows of `columns` elements, `row_bytes` apart, from `offset` into dynamic shared
+  // memory.
+  uint32_t offset = 0;
+  uint32_t rows = 0;
+  uint32_t columns = 0;
+  uint32_t row_bytes = 0;
+  std::string element = "bf16";  // bf16, f16, f32, u8, u16, u32
+};
+
+// A tensor that a launch may touch.
+struct Tensor {
+  std::string name;
+  const uint8_t* data;
+  size_t bytes;
+  bool writable;
+  std::vector<uint64_t> read;     // one bit a byte
+  std::vector<uint64_t> written;  // one bit a byte
+
+  uint64_t unique_bytes_read() const;
+  uint64_t unique_bytes_written() const;
+};
+
+struct TensorReport {
+  std::string name;
+  uint64_t unique_bytes_read;
+  uint64_t unique_bytes_written;
+};
+
+struct ReachedSite {
+  std::string file;
+  int line;
+  std::string instruction;
+  std::vector<Fault> possible;
+  uint64_t hits;  // of the planted fault
+  Counters counters;
+};
+
+struct Report {
+  Counters counters;  // of all sites; zero unless the session counts
+  std::vector<ReachedSite> sites;
+  std::vector<TensorReport> tensors;
+  uint64_t launches = 0;
+  uint64_t blocks = 0;  // that ran
+};
+
+class Session {
+ public:
+  Session();
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  Schedule schedule;
+  // Blocks of the grid, x fastest, that run; the others are as if they had nothing to do.
+  uint64_t first_block = 0;
+  uint64_t last_block = std::numeric_limits<uint64_t>::max();
+  // Blocks of a plain launch that run at once: with more than one they interleave.
+  uint32_t resident_blocks = 1;
+  uint32_t shared_limit = 227 * 1024;  // bytes a block may have: 99 KB on sm_86, 163 KB on sm_80
+  bool counting = false;
+  bool checking_races = true;      // in shared memory, between barriers
+  bool checking_unwritten = true;  // reads of shared bytes that nobody has written
+  bool checking_tensors = false;   // global accesses lie in registered tensors
+  Stop stop;
+
+  // Plants one fault; the sites that match are known when they are reached, so report().sites says
+  // whether it was hit. Throws std::invalid_argument for Fault::kNone.
+  void plant(PlantedFault fault);
+  // Names memory, so that its unique bytes are counted and, if checking_tensors, it may be touched.
+  void register_tensor(const std::string& name, const void* data, size_t bytes, bool writable);
+
+  Report report() const;
+
+  // For the runtime.
+  SiteRecord& record_of(Site site, const char* instruction);
+  void touch_tensor(Site site, const char* instruction, const void* address, uint32_t bytes,
+                    bool write);
+  const std::deque<SiteRecord>& records() const { return records_; }
+  uint64_t launches = 0;
+  uint64_t blocks = 0;
+
+ private:
+  struct CacheEntry {
+    const char* file = nullptr;
+    const char* instruction = nullptr;
+    int line = 0;
+    SiteRecord* record = nullptr;
+  };
+  static constexpr size_t kCacheEntries = 1024;
+
+  SiteRecord& find_record(Site site, const char* instruction);
+  void plant_at(SiteRecord& record);
+
+  Session* outer_;
+  std::deque<SiteRecord> records_;  // addresses stay
+  std::vector<CacheEntry> cache_;
+  PlantedFault planted_;
+  std::vector<Tensor> tensors_;
+};
+
+// The innermost session of this host thread; null where there is none (a launch then makes one with
+// the defaults for itself).
+extern thread_local Session* current_session __attribute__((tls_model("initial-exec")));
+
+inline SiteRecord& Session::record_of(Site site, const char* instruction) {
+  const auto key = reinterpret_cast<uintptr_t>(site.file) * 31 +
+                   reinterpret_cast<uintptr_t>(instruction) + static_cast<uintptr_t>(site.line) * 7;
+  CacheEntry& entry = cache_[key % kCacheEntries];
+  if (entry.line == site.line && entry.file == site.file && entry.instruction == instruction) {
+    return *entry.record;
+  }
+  SiteRecord& record = find_record(site, instruction);
+  entry = {site.file, instruction, site.line, &record};
+  return record;
+}
+
+}  // namespace resnet_fused::emulator
