@@ -87,7 +87,7 @@ class ConvEpilogue {
         buffer_{ring, first_stage},
         m_(tile.m * Shape::kM),
         n_(tile.n * Shape::kN),
-        channel_(static_cast<int64_t>(tile.group) * output.channels + n_),
+        channel_(tile.group * output.channels + n_),
         thread_(thread) {}
 
   // Asks for rows of the shortcut: those of stage first_stage + piece.
@@ -97,7 +97,7 @@ class ConvEpilogue {
     const int rest = Shape::kM - first;
     const int rows = rest < Buffer::kPieceRows ? rest : Buffer::kPieceRows;
     const T* residual = static_cast<const T*>(output_.residual);
-#pragma unroll 2
+#pragma unroll 1
     for (uint32_t i = thread_; i < static_cast<uint32_t>(rows) * Buffer::kChunks;
          i += Shape::kThreads) {
       const uint32_t row = first + i / Buffer::kChunks;
@@ -137,7 +137,7 @@ class ConvEpilogue {
   }
   RF_DEVICE int64_t offset(uint32_t row, uint32_t column, const PixelStrides& strides) const {
     return offset_of(pixel_of(m_ + static_cast<int>(row), grid_), strides) +
-           (channel_ + column) * strides.k;
+           static_cast<int64_t>(channel_ + static_cast<int>(column)) * strides.k;
   }
   RF_DEVICE int64_t wide_offset(uint32_t row, uint32_t chunk, const PixelStrides& strides) const {
     return offset_of(pixel_of(m_ + static_cast<int>(row), grid_), strides) + channel_ +
@@ -156,7 +156,7 @@ class ConvEpilogue {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const bool there = n_ + static_cast<int>(column) + e < output_.channels;
-        const int64_t channel = channel_ + column + e;
+        const int channel = channel_ + static_cast<int>(column) + e;
         scale[e] = there ? ptx::load_global_read_only(output_.scale + channel) : 0.0f;
         shift[e] = there ? ptx::load_global_read_only(output_.shift + channel) : 0.0f;
       }
@@ -181,7 +181,7 @@ class ConvEpilogue {
 
   RF_DEVICE void store_wide() const {
     T* out = static_cast<T*>(output_.out);
-#pragma unroll 4
+#pragma unroll 2
     for (uint32_t i = thread_; i < Shape::kM * Buffer::kChunks; i += Shape::kThreads) {
       const uint32_t row = i / Buffer::kChunks;
       const uint32_t chunk = i % Buffer::kChunks;
@@ -229,7 +229,7 @@ class ConvEpilogue {
   Buffer buffer_;
   int m_;  // first pixel of the tile
   int n_;  // first channel, counted within the group
-  int64_t channel_;
+  int channel_;
   uint32_t thread_;
 };
 

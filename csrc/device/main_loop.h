@@ -43,16 +43,15 @@ struct Place {
   }
 };
 
-template <class T, int kBlocksM, int kBlocksN>
-RF_DEVICE void multiply_slice(float (&sums)[kBlocksM][2 * kBlocksN][4],
-                              uint32_t (&left)[kBlocksM][4], uint32_t (&right)[kBlocksN][4]) {
-  round_operands<T>(left);
-  round_operands<T>(right);
+// One slice of the warp's rows times 16 columns.
+template <class T, int kBlocksM, int kColumns>
+RF_DEVICE void multiply_columns(float (&sums)[kBlocksM][kColumns][4], int block,
+                                const uint32_t (&left)[kBlocksM][4], const uint32_t (&right)[4]) {
 #pragma unroll
-  for (int j = 0; j < 2 * kBlocksN; ++j) {
-    const uint32_t b[2] = {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]};
+  for (int j = 0; j < 2; ++j) {
+    const uint32_t b[2] = {right[2 * j], right[2 * j + 1]};
 #pragma unroll
-    for (int i = 0; i < kBlocksM; ++i) multiply<T>(sums[i][j], left[i], b);
+    for (int i = 0; i < kBlocksM; ++i) multiply<T>(sums[i][2 * block + j], left[i], b);
   }
 }
 
@@ -87,43 +86,47 @@ RF_DEVICE void run_main_loop(Sums<Shape>& sums, ptx::SharedAddress ring, int ste
   loader.arrived(stage_at(0));
   ptx::sync_threads();
 
-  // Fragments of two slices: one multiplies while the other is loaded.
+  // While one slice's rows multiply, the next one's are loaded; columns come 16 at a time, which
+  // keeps registers free.
   uint32_t a[2][Shape::kBlocksM][4];
-  uint32_t b[2][Shape::kBlocksN][4];
+  uint32_t b[2][4];
   left.load(a[0], stage_at(0), 0);
-  right.load(b[0], right_of(stage_at(0)), 0);
+  right.load_block(b[0], right_of(stage_at(0)), 0, 0);
   int stage = 0;            // in use
   int free_stage = kAhead;  // read to its end before the last barrier
   for (int step = 0; step < steps; ++step) {
     const int next_stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
+    if (step + kAhead < steps) {
+      loader.issue(stage_at(free_stage));
+    } else {
+      tail(step + kAhead - steps);
+    }
+    ptx::cp_async_commit_group();
 #pragma unroll
-    for (int slice = 0; slice < Shape::kSlices; ++slice) {
-      const int now = slice % 2;
-      const int next = 1 - now;
-      if (slice == 0) {
-        // Before the next fragments are there: addresses need registers too.
-        if (step + kAhead < steps) {
-          loader.issue(stage_at(free_stage));
-        } else {
-          tail(step + kAhead - steps);
+    for (int i = 0; i < Shape::kSlices * Shape::kBlocksN; ++i) {
+      const int slice = i / Shape::kBlocksN;
+      const int block = i % Shape::kBlocksN;
+      const int next_slice = (i + 1) / Shape::kBlocksN;
+      const int next_block = (i + 1) % Shape::kBlocksN;
+      if (next_slice < Shape::kSlices) {
+        right.load_block(b[(i + 1) % 2], right_of(stage_at(stage)), next_slice, next_block);
+        if (block == 0 && slice + 1 < Shape::kSlices) {
+          left.load(a[(slice + 1) % 2], stage_at(stage), slice + 1);
         }
-        ptx::cp_async_commit_group();
-      }
-      if (slice + 1 < Shape::kSlices) {
-        left.load(a[next], stage_at(stage), slice + 1);
-        right.load(b[next], right_of(stage_at(stage)), slice + 1);
       } else {
-        // All fragments of this stage are in registers: the next one must have arrived, and what
-        // all threads have left behind becomes the free one.
+        // All fragments of this stage are in registers. The next one must have arrived; what every
+        // thread has left behind becomes the free one.
         ptx::cp_async_wait_group<kAhead - 1>();
         if (step + 1 < steps) loader.arrived(stage_at(next_stage));
         ptx::sync_threads();
         if (step + 1 < steps) {
-          left.load(a[next], stage_at(next_stage), 0);
-          right.load(b[next], right_of(stage_at(next_stage)), 0);
+          left.load(a[0], stage_at(next_stage), 0);
+          right.load_block(b[0], right_of(stage_at(next_stage)), 0, 0);
         }
       }
-      multiply_slice<T, Shape::kBlocksM, Shape::kBlocksN>(sums.value, a[now], b[now]);
+      if (block == 0) round_operands<T>(a[slice % 2]);
+      round_operands<T>(b[i % 2]);
+      multiply_columns<T>(sums.value, block, a[slice % 2], b[i % 2]);
     }
     if (step + kAhead < steps) loader.land(stage_at(free_stage));
     free_stage = stage;

@@ -24,17 +24,17 @@ RF_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&
 }
 
 // Without it the instruction would cut the low bits off, a bias towards zero.
-template <class T, int kBlocks>
-RF_DEVICE void round_operands(uint32_t (&fragments)[kBlocks][4]) {
+template <class T>
+RF_DEVICE void round_operands(uint32_t (&fragment)[4]) {
   if constexpr (std::is_same_v<T, float>) {
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        fragments[i][j] = ptx::to_tf32(__builtin_bit_cast(float, fragments[i][j]));
-      }
-    }
+    for (uint32_t& value : fragment) value = ptx::to_tf32(__builtin_bit_cast(float, value));
   }
+}
+template <class T, int kBlocks>
+RF_DEVICE void round_operands(uint32_t (&fragments)[kBlocks][4]) {
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) round_operands<T>(fragments[i]);
 }
 
 }  // namespace resnet_fused

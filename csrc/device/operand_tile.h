@@ -47,14 +47,17 @@ class KMajorFragments {
     chunk_ = (kSide == Side::kLeft ? matrix / 2 : matrix % 2) ^ KMajor::swizzle(row);
   }
 
-  RF_DEVICE void load(uint32_t (&fragments)[kBlocks][4], ptx::SharedAddress tile, int slice) const {
+  // `tile`: the operand's tile of a step. `slice`: which kSliceBytes of its rows.
+  RF_DEVICE void load_block(uint32_t (&fragment)[4], ptx::SharedAddress tile, int slice,
+                            int block) const {
     const uint32_t chunk = chunk_ ^ (static_cast<uint32_t>(slice) * (kSliceBytes / kChunkBytes));
-    const ptx::SharedAddress at = tile + row_offset_ + chunk * kChunkBytes;
+    // 16 rows further down the swizzle is the same.
+    ptx::ldmatrix_x4(fragment, tile + row_offset_ + chunk * kChunkBytes +
+                                   static_cast<uint32_t>(block) * (16 * KMajor::kRowBytes));
+  }
+  RF_DEVICE void load(uint32_t (&fragments)[kBlocks][4], ptx::SharedAddress tile, int slice) const {
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      // 16 rows further down the swizzle is the same.
-      ptx::ldmatrix_x4(fragments[i], at + i * 16 * KMajor::kRowBytes);
-    }
+    for (int i = 0; i < kBlocks; ++i) load_block(fragments[i], tile, slice, i);
   }
 
  private:
