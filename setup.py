@@ -92,7 +92,11 @@ class CMakeBuild(build_ext):
             "RF_ARCHS": ";".join(archs),
         }
         if nvcc:
-            options |= {"CMAKE_CUDA_COMPILER": nvcc.path, "CMAKE_CUDA_HOST_COMPILER": cxx}
+            options |= {
+                "CMAKE_CUDA_COMPILER": nvcc.path,
+                "CMAKE_CUDA_HOST_COMPILER": cxx,
+                "CMAKE_CUDA_COMPILER_LAUNCHER": f"{sys.executable};{ROOT}/tools/strict_nvcc.py",
+            }
         cmake, ninja = str(toolchain.find_cmake()), toolchain.find_ninja()
         if ninja:
             options["CMAKE_MAKE_PROGRAM"] = ninja

@@ -5,7 +5,7 @@
     python tools/emulated.py --all            # everything
 
 Each variant has a folder of its own, build/emulated-<variant>-<hash of compiler and flags>, in
-which ninja builds again only what an edit has touched. `current` says whether a folder was built
+which ninja builds again only what an edit has touched. `current` says whether a program is built
 from the sources as they are. The programs:
 
     _emulated     Python module: any kernel, configuration, schedule and fault on the CPU
@@ -125,17 +125,6 @@ def output(name: str, variant: str = "plain") -> Path:
     return folder(variant) / (name + (".so" if program.module else ""))
 
 
-def digest() -> str:
-    """A hash of all sources that are built here."""
-    known = hashlib.sha256()
-    patterns = [f"csrc/{room}/*" for room in ("emulator", "ptx", "device", "kernels", "launch")]
-    for path in _glob(*patterns, *(p for program in PROGRAMS for p in program.sources)):
-        if path.is_file():
-            known.update(path.relative_to(ROOT).as_posix().encode())
-            known.update(path.read_bytes())
-    return known.hexdigest()
-
-
 def current(name: str, variant: str = "plain") -> bool:
     """Whether a program is built, from the sources as they are.
 
@@ -143,21 +132,31 @@ def current(name: str, variant: str = "plain") -> bool:
         name: one of the names in `PROGRAMS`.
         variant: one of `VARIANTS`.
     """
-    stamp = folder(variant) / f"{name}.sources"
-    built = output(name, variant).is_file() and stamp.is_file()
-    return built and stamp.read_text() == digest()
+    plan, ninja = folder(variant) / "build.ninja", toolchain.find_ninja()
+    if ninja is None or not plan.is_file() or plan.read_text() != ninja_file(variant):
+        return False
+    command = [ninja, "-C", str(plan.parent), "-n", output(name, variant).name]
+    return "no work to do" in subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def programs_of(variant: str) -> list[Program]:
+    """What a variant holds.
+
+    Args:
+        variant: one of `VARIANTS`.
+    """
+    return [p for p in PROGRAMS if variant in p.variants and _glob(*p.sources)]
 
 
 def _object(source: Path) -> str:
     return source.relative_to(ROOT).as_posix().replace("/", "_") + ".o"
 
 
-def ninja_file(variant: str, programs: list[Program]) -> str:
-    """What ninja is to build.
+def ninja_file(variant: str) -> str:
+    """What ninja may build.
 
     Args:
         variant: one of `VARIANTS`.
-        programs: what to link.
     """
     import pybind11
 
@@ -181,7 +180,7 @@ def ninja_file(variant: str, programs: list[Program]) -> str:
         "  description = link $out",
     ]
     objects: set[str] = set()
-    for program in programs:
+    for program in programs_of(variant):
         own = _glob(*program.sources)
         sources = [*own, *runtime_sources(), *(kernel_sources() if program.kernels else [])]
         for source in sources:
@@ -211,19 +210,16 @@ def build(variant: str, names: list[str], jobs: int = 2) -> None:
     ninja = toolchain.find_ninja()
     if ninja is None:
         raise SystemExit("error: no ninja found (`pip install ninja`)")
-    programs = [program for program in PROGRAMS if program.name in names]
     place = folder(variant)
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same objects
-        before = digest()
-        (place / "build.ninja").write_text(ninja_file(variant, programs))
+        (place / "build.ninja").write_text(ninja_file(variant))
         print(f"emulated ({variant}): {', '.join(names)} in {place.relative_to(ROOT)}", flush=True)
-        command = [ninja, "-C", str(place), "-j", str(jobs), "--quiet"]
+        targets = [output(name, variant).name for name in names]
+        command = [ninja, "-C", str(place), "-j", str(jobs), "--quiet", *targets]
         if subprocess.run(command, check=False).returncode != 0:
             raise SystemExit(f"error: the emulated kernels ({variant}) were not built (see above)")
-        for name in names:
-            (place / f"{name}.sources").write_text(before)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,18 +231,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="compilers that run at once")
     options = parser.parse_args(arguments)
     for variant in VARIANTS if options.all else (options.variant,):
-        names = [
-            program.name
-            for program in PROGRAMS
-            if variant in program.variants and program.name in (options.program or [program.name])
-        ]
-        names = [name for name in names if _glob(*_sources(name))]
-        build(variant, names, options.jobs)
+        names = [program.name for program in programs_of(variant)]
+        wanted = [name for name in names if name in (options.program or names)]
+        if wanted:
+            build(variant, wanted, options.jobs)
     return 0
-
-
-def _sources(name: str) -> tuple[str, ...]:
-    return next(program.sources for program in PROGRAMS if program.name == name)
 
 
 if __name__ == "__main__":

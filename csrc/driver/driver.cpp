@@ -6,6 +6,7 @@
 // kernel failed.
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <optional>
 
 #include "op.h"
@@ -97,8 +98,9 @@ void configure(const Arguments& arguments, emulator::Session& session) {
 // One line for each call and each fault that can be planted there, as --fault takes it.
 void print_sites(const emulator::Report& report) {
   for (const auto& site : report.sites) {
+    const std::string file = std::filesystem::path(site.file).lexically_normal();
     for (const emulator::Fault fault : site.possible) {
-      std::printf("%s:%d:%s:%s\n", site.file.c_str(), site.line, site.instruction.c_str(),
+      std::printf("%s:%d:%s:%s\n", file.c_str(), site.line, site.instruction.c_str(),
                   emulator::name_of(fault));
     }
   }

@@ -1,3 +1,5 @@
+#include <filesystem>
+
 #include "../launch/bn_act.h"
 #include "emulated.h"
 
@@ -60,7 +62,7 @@ py::dict to_python(const emulator::Report& report) {
   py::list sites;
   for (const auto& site : report.sites) {
     py::dict entry;
-    entry["file"] = site.file;
+    entry["file"] = std::filesystem::path(site.file).lexically_normal().string();
     entry["line"] = site.line;
     entry["instruction"] = site.instruction;
     py::list faults;
@@ -90,7 +92,7 @@ py::dict to_python(const emulator::Report& report) {
 void raise(py::handle type, const emulator::Error& error) {
   py::object raised = py::reinterpret_borrow<py::object>(type)(error.what());
   raised.attr("kind") = emulator::name_of(error.kind);
-  raised.attr("file") = error.file;
+  raised.attr("file") = std::filesystem::path(error.file).lexically_normal().string();
   raised.attr("line") = error.line;
   raised.attr("instruction") = error.instruction;
   raised.attr("block") =
@@ -126,6 +128,7 @@ DataType data_type(const std::string& name) {
 PYBIND11_MODULE(_emulated, module) {
   using namespace resnet_fused;
   using emulated::Settings;
+  namespace py = pybind11;
   module.doc() = "The CUDA kernels on the CPU: csrc/launch over csrc/emulator.";
   static py::handle error =
       py::exception<emulator::Error>(module, "Error", PyExc_RuntimeError).release();
