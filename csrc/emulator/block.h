@@ -21,8 +21,6 @@ constexpr int kBarriers = 16;  // PTX ISA, bar: "sixteen barriers in each CTA"
 struct Block;
 struct Grid;
 
-enum class State : uint8_t { kReady, kRunning, kWaiting, kSpinning, kDone };
-
 // What a thread waits for; only read for messages.
 struct Wait {
   Site site = {"", 0};
@@ -41,7 +39,6 @@ struct PendingCopy {
 struct FiberThread : Thread {
   Fiber fiber;
   Block* block = nullptr;
-  State state = State::kReady;
   Wait wait;
   std::vector<PendingCopy> copies;         // issued and not waited for, oldest first
   std::vector<uint32_t> group_sizes;       // of the committed groups among them, oldest first
@@ -121,13 +118,13 @@ struct Grid {
   uint32_t phase = 0;  // of the grid barrier
   char tokens[2];      // ThreadSanitizer's, of even and odd phases
 
-  void make_ready(FiberThread& thread);
+  void make_ready(const Block& block, int warp, uint32_t lanes);
   int pick_warp();      // -1: none
   FiberThread* pick();  // null: nobody can run
   // Stops the running thread until somebody makes it ready.
-  void suspend(FiberThread& self, State state, Wait wait);
+  void suspend(FiberThread& self, Wait wait);
   void leave(FiberThread& self);  // for good
-  void complete_grid_barrier();
+  void complete_grid_barrier(const FiberThread& last);
   std::string who_waits() const;
 };
 

@@ -95,7 +95,6 @@ void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_by
     thread.lane = i % kWarpSize;
     thread.warp = i / kWarpSize;
     thread.block = &block;
-    thread.state = State::kReady;
     thread.copies.clear();
     thread.group_sizes.clear();
     thread.uncommitted = 0;
@@ -216,10 +215,9 @@ void launch(dim3 size, dim3 block_size, uint32_t shared_bytes, bool cooperative,
   tell_acquire(&grid);
 }
 
-void Grid::make_ready(FiberThread& thread) {
-  thread.state = State::kReady;
-  const auto w = static_cast<size_t>(thread.block->first_warp + thread.warp);
-  warps[w]->ready |= 1u << thread.lane;
+void Grid::make_ready(const Block& block, int warp, uint32_t lanes) {
+  const auto w = static_cast<size_t>(block.first_warp + warp);
+  warps[w]->ready |= lanes;
   ready_warps[w / 64] |= uint64_t{1} << w % 64;
 }
 
@@ -233,7 +231,6 @@ FiberThread* Grid::pick() {
   warp.ready &= ~(1u << lane);
   if (warp.ready == 0) ready_warps[current_warp / 64] &= ~(uint64_t{1} << current_warp % 64);
   FiberThread* thread = lanes[static_cast<size_t>(current_warp) * kWarpSize + lane];
-  thread->state = State::kRunning;
   return thread;
 }
 
@@ -254,16 +251,16 @@ int Grid::pick_warp() {
     idle_rounds = progress == progress_seen ? idle_rounds + 1 : 0;
     progress_seen = progress;
     if (idle_rounds > kIdleRounds) return -1;
-    for (FiberThread* thread : spinning) make_ready(*thread);
+    for (const FiberThread* thread : spinning) {
+      make_ready(*thread->block, thread->warp, 1u << thread->lane);
+    }
     spinning.clear();
   }
   return -1;
 }
 
-void Grid::suspend(FiberThread& thread, State state, Wait wait) {
-  thread.state = state;
+void Grid::suspend(FiberThread& thread, Wait wait) {
   thread.wait = wait;
-  if (state == State::kSpinning) spinning.push_back(&thread);
   FiberThread* next = pick();
   if (next == nullptr) {
     fail(ErrorKind::kDeadlock, wait.site, wait.instruction, "deadlock: " + who_waits());
@@ -275,7 +272,6 @@ void Grid::suspend(FiberThread& thread, State state, Wait wait) {
 
 void Grid::leave(FiberThread& thread) {
   tell_release(this);
-  thread.state = State::kDone;
   FiberThread* next = error || alive == 0 ? nullptr : pick();
   if (next == nullptr && !error && alive > 0) {
     try {
@@ -290,49 +286,9 @@ void Grid::leave(FiberThread& thread) {
 void yield(Site site, const char* why) {
   const Quiet quiet;
   FiberThread& thread = self();
-  thread.block->grid->suspend(thread, State::kSpinning, {site, why, -1});
-}
-
-std::string Grid::who_waits() const {
-  std::string text;
-  for (const auto& block : blocks) {
-    if (block->alive == 0) continue;
-    const uint3 index = block->threads.front()->block_index;
-    std::string entries;
-    const auto count = static_cast<int>(block->threads.size());
-    const auto same = [](const FiberThread& a, const FiberThread& b) {
-      return a.state == b.state &&
-             (a.state == State::kDone ||
-              (a.wait.site.line == b.wait.site.line && a.wait.instruction == b.wait.instruction &&
-               a.wait.barrier == b.wait.barrier));
-    };
-    for (int i = 0; i < count;) {
-      int end = i + 1;
-      const FiberThread& thread = *block->threads[i];
-      while (end < count && same(thread, *block->threads[end])) ++end;
-      entries += entries.empty() ? "" : "; ";
-      entries += end - i == 1 ? "thread " + std::to_string(i)
-                              : "threads " + std::to_string(i) + "-" + std::to_string(end - 1);
-      if (thread.state == State::kDone) {
-        entries += end - i == 1 ? " has left" : " have left";
-      } else {
-        entries += end - i == 1 ? " waits in " : " wait in ";
-        entries += thread.wait.instruction;
-        if (thread.wait.barrier >= 0) {
-          const NamedBarrier& barrier = block->barriers[thread.wait.barrier];
-          entries += " " + std::to_string(thread.wait.barrier) + " (" +
-                     std::to_string(barrier.arrived) + " of " + std::to_string(barrier.expected) +
-                     " threads have come)";
-        }
-        entries += " at " + describe(thread.wait.site);
-      }
-      i = end;
-    }
-    text += (text.empty() ? "" : ". ") + std::string("block (") + std::to_string(index.x) + ", " +
-            std::to_string(index.y) + ", " + std::to_string(index.z) + "): " + entries;
-    if (text.size() > 4000) return text + " ...";
-  }
-  return text;
+  Grid& grid = *thread.block->grid;
+  grid.spinning.push_back(&thread);
+  grid.suspend(thread, {site, why, -1});
 }
 
 }  // namespace resnet_fused::emulator

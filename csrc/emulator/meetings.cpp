@@ -1,6 +1,7 @@
 // Threads that wait for each other: lanes of a warp, named barriers, the whole grid.
 #include <bit>
 #include <string>
+#include <string_view>
 
 #include "block.h"
 #include "sanitizers.h"
@@ -22,8 +23,9 @@ std::string lanes_of(uint32_t mask) {
 }
 
 bool same_call(Site a, const char* a_instruction, Site b, const char* b_instruction) {
-  return a.line == b.line && std::string_view(a_instruction) == b_instruction &&
-         (a.file == b.file || std::string_view(a.file) == b.file);
+  // Nearly always the very same literals, so the text is compared only where they are not.
+  const auto same = [](const char* x, const char* y) { return x == y || std::string_view(x) == y; };
+  return a.line == b.line && same(a_instruction, b_instruction) && same(a.file, b.file);
 }
 
 Meeting* find_meeting(Warp& warp, Site site, const char* instruction, uint32_t mask, int lane) {
@@ -59,8 +61,8 @@ void check_mask(Warp& warp, Site site, const char* instruction, uint32_t mask, i
   }
 }
 
-// Everybody whom the barrier waited for has come.
-void complete(Block& block, NamedBarrier& barrier) {
+// Everybody whom the barrier waited for has come. `last` came last, and runs.
+void complete(Block& block, NamedBarrier& barrier, const FiberThread& last) {
   Grid& grid = *block.grid;
   ++grid.progress;
   uint32_t warps = 0;
@@ -72,7 +74,7 @@ void complete(Block& block, NamedBarrier& barrier) {
       block.warps[thread->warp].requests.flush();
     }
     block.warps[thread->warp].at_barrier &= ~(1u << thread->lane);
-    if (thread->state == State::kWaiting) grid.make_ready(*thread);
+    if (thread != &last) grid.make_ready(block, thread->warp, 1u << thread->lane);
   }
   ++barrier.phase;
   barrier.expected = 0;
@@ -132,16 +134,14 @@ void collective_erased(Site site, const char* instruction, uint32_t mask, void* 
   meeting->arguments[thread.lane] = argument;
   meeting->arrived |= 1u << thread.lane;
   if (meeting->arrived != mask) {
-    block.grid->suspend(thread, State::kWaiting, {site, instruction, -1});
+    block.grid->suspend(thread, {site, instruction, -1});
     return;
   }
   ++block.grid->progress;
   run(context, meeting->arguments);
   if (mask == warp.exists) warp.requests.flush();
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    if (lane == thread.lane || (mask >> lane & 1) == 0) continue;
-    block.grid->make_ready(*block.threads[thread.warp * kWarpSize + lane]);
-  }
+  const uint32_t others = mask & ~(1u << thread.lane);
+  if (others != 0) block.grid->make_ready(block, thread.warp, others);
   warp.meetings.erase(warp.meetings.begin() + (meeting - warp.meetings.data()));
 }
 
@@ -190,9 +190,9 @@ void barrier(Site site, int id, int threads, bool wait) {
     block.shared.advance(thread.warp);  // what the thread does next is not part of the arrival
   }
   if (barrier.arrived == barrier.expected) {
-    complete(block, barrier);
+    complete(block, barrier, thread);
   } else if (wait) {
-    block.grid->suspend(thread, State::kWaiting, {site, instruction, id});
+    block.grid->suspend(thread, {site, instruction, id});
   }
   if (wait) tell_acquire(token);
 }
@@ -206,22 +206,22 @@ void grid_barrier(Site site) {
   tell_release(token);
   grid.at_grid_barrier.push_back(&thread);
   if (static_cast<int>(grid.at_grid_barrier.size()) < grid.alive) {
-    grid.suspend(thread, State::kWaiting, {site, "grid barrier", -1});
+    grid.suspend(thread, {site, "grid barrier", -1});
   } else {
-    grid.complete_grid_barrier();
+    grid.complete_grid_barrier(thread);
   }
   tell_acquire(token);
 }
 
-void Grid::complete_grid_barrier() {
+void Grid::complete_grid_barrier(const FiberThread& last) {
   ++progress;
   ++phase;
   for (const auto& block : blocks) {
     block->shared.everybody_meets();
     for (Warp& warp : block->warps) warp.requests.flush();
   }
-  for (FiberThread* thread : at_grid_barrier) {
-    if (thread->state == State::kWaiting) make_ready(*thread);
+  for (const FiberThread* thread : at_grid_barrier) {
+    if (thread != &last) make_ready(*thread->block, thread->warp, 1u << thread->lane);
   }
   at_grid_barrier.clear();
 }
@@ -243,11 +243,11 @@ void thread_left(FiberThread& thread) {
   for (NamedBarrier& barrier : block.barriers) {
     if (!barrier.whole_block || barrier.arrived == 0) continue;
     --barrier.expected;
-    if (barrier.arrived == barrier.expected) complete(block, barrier);
+    if (barrier.arrived == barrier.expected) complete(block, barrier, thread);
   }
   Grid& grid = *block.grid;
   if (grid.alive > 0 && static_cast<int>(grid.at_grid_barrier.size()) == grid.alive) {
-    grid.complete_grid_barrier();
+    grid.complete_grid_barrier(thread);
   }
 }
 
