@@ -60,7 +60,12 @@ PROGRAMS = (
     Program("_emulated", ("csrc/emulated/*.cpp",), module=True),
     Program("_probes", ("tests/emulator/*.cpp",), module=True, kernels=False),
     Program("driver", ("csrc/driver/driver*.cpp",), module=False, variants=tuple(VARIANTS)),
-    Program("conformance", ("csrc/driver/conformance*.cu",), module=False, kernels=False),
+    Program(
+        "conformance",
+        ("csrc/driver/conformance*.cu", "csrc/driver/driver_arguments.cpp"),
+        module=False,
+        kernels=False,
+    ),
 )
 
 

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #if defined(RF_EMULATED)
+#include "../emulator/cuda.h"
 #include "../emulator/runtime.h"
 #else
 #include <cuda_runtime.h>

@@ -142,6 +142,7 @@ RF_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], SharedAddress row RF_SITE_PAR
 
 // Compiled for an architecture before sm_90, a call of these is a compile error.
 #if defined(RF_EMULATED) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define RF_HAS_STMATRIX
 
 RF_DEVICE void stmatrix_x4(SharedAddress row, const uint32_t (&r)[4] RF_SITE_PARAMETER) {
 #if defined(RF_EMULATED)
