@@ -11,6 +11,7 @@
 #include "faults.h"
 #include "schedule.h"
 #include "session.h"
+#include "shared_memory.h"
 #include "thread.h"
 
 namespace resnet_fused::emulator {
@@ -45,10 +46,6 @@ inline Fault fault_at(Site site, const char* instruction, std::initializer_list<
 // ---- Memory
 
 enum class Access : uint8_t { kRead, kWrite, kAtomic };
-
-// Shared addresses are 32-bit numbers in a window of their own; dynamic shared memory starts here.
-// Not 0, so that an offset taken for an address is out of bounds.
-constexpr uint32_t kSharedBase = 1024;
 
 // The dynamic shared memory of the running block, and between pointers into it and addresses.
 uint8_t* dynamic_shared();

@@ -28,6 +28,21 @@ constexpr uint16_t site_of(uint64_t entry) { return static_cast<uint16_t>(entry 
 constexpr int thread_of(uint64_t entry) { return static_cast<int>(entry & 0x3FF); }
 constexpr uint32_t bytes_of(uint64_t entry) { return static_cast<uint32_t>(entry >> 12 & 0xF); }
 
+// Whether the bytes share one last write, as nearly all accesses find them. The lengths are
+// constants so that the compiler makes vector code of the loop.
+template <uint32_t kBytes>
+bool uniform(const uint64_t* entries) {
+  uint64_t differences = 0;
+  for (uint32_t i = 1; i < kBytes; ++i) differences |= entries[i] ^ entries[0];
+  return differences == 0;
+}
+
+// How many of the bytes have to be looked at one by one.
+uint32_t to_compare(const uint64_t* entries, uint32_t bytes) {
+  const bool one = bytes == 16 ? uniform<16>(entries) : bytes == 4 ? uniform<4>(entries) : false;
+  return one ? 1 : bytes;
+}
+
 std::string place(uint32_t offset) {
   return "byte " + std::to_string(offset) + " of dynamic shared memory";
 }
@@ -76,28 +91,26 @@ void SharedMemory::reset(uint32_t bytes, int warps) {
   for (int warp = 0; warp < warps; ++warp) known_[warp * warps + warp] = base_epoch_ + 1;
 }
 
-void SharedMemory::check_bounds(Site site, const char* instruction, uint32_t address,
-                                uint32_t bytes, uint32_t alignment) const {
+void SharedMemory::refuse(Site site, const char* instruction, uint32_t address, uint32_t bytes,
+                          uint32_t alignment) const {
   if (address % alignment != 0) {
     fail(ErrorKind::kAddress, site, instruction,
          "shared address " + hex(address) + " is not a multiple of " + std::to_string(alignment));
   }
-  if (address < kSharedBase || address - kSharedBase > bytes_ ||
-      bytes > bytes_ - (address - kSharedBase)) {
-    const int64_t offset = static_cast<int64_t>(address) - kSharedBase;
-    fail(ErrorKind::kAddress, site, instruction,
-         std::to_string(bytes) + " bytes at offset " + std::to_string(offset) +
-             " are outside of the block's " + std::to_string(bytes_) +
-             " bytes of dynamic shared memory");
-  }
+  const int64_t offset = static_cast<int64_t>(address) - kSharedBase;
+  fail(ErrorKind::kAddress, site, instruction,
+       std::to_string(bytes) + " bytes at offset " + std::to_string(offset) +
+           " are outside of the block's " + std::to_string(bytes_) +
+           " bytes of dynamic shared memory");
 }
 
 void SharedMemory::read(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
                         uint32_t bytes, uint16_t site_id) {
   const Session& session = *thread.block->grid->session;
   const uint32_t* known = &known_[static_cast<size_t>(thread.warp) * warps_];
-  uint64_t last = ~uint64_t{0};  // most accesses meet bytes of one write
-  for (uint32_t i = offset; i < offset + bytes; ++i) {
+  uint64_t last = ~uint64_t{0};
+  const uint32_t end = offset + to_compare(&written_[offset], bytes);
+  for (uint32_t i = offset; i < end; ++i) {
     const uint64_t entry = written_[i];
     if (entry == last) continue;
     last = entry;
@@ -143,7 +156,8 @@ void SharedMemory::check_write_order(Site site, const char* instruction, FiberTh
   const bool checking = thread.block->grid->session->checking_races;
   const uint32_t* known = &known_[static_cast<size_t>(thread.warp) * warps_];
   uint64_t last = 0;
-  for (uint32_t i = offset; i < offset + bytes; ++i) {
+  const uint32_t end = offset + to_compare(&written_[offset], bytes);
+  for (uint32_t i = offset; i < end; ++i) {
     const uint64_t entry = written_[i];
     if (entry == last) continue;
     last = entry;
@@ -190,7 +204,7 @@ void SharedMemory::write(Site site, const char* instruction, FiberThread& thread
   const uint32_t epoch = known_[static_cast<size_t>(thread.warp) * warps_ + thread.warp];
   const uint64_t entry =
       pack(epoch, site_id, static_cast<uint32_t>(thread.linear)) | (in_flight ? kInFlight : 0);
-  std::fill_n(written_.begin() + offset, bytes, entry);
+  std::fill_n(&written_[offset], bytes, entry);
 }
 
 void SharedMemory::landed(FiberThread& thread, uint32_t offset, uint32_t bytes) {

@@ -16,6 +16,10 @@ namespace resnet_fused::emulator {
 
 struct FiberThread;
 
+// Shared addresses are 32-bit numbers in a window of their own; dynamic shared memory starts here.
+// Not 0, so that an offset taken for an address is out of bounds.
+constexpr uint32_t kSharedBase = 1024;
+
 class SharedMemory {
  public:
   SharedMemory() = default;
@@ -31,7 +35,12 @@ class SharedMemory {
 
   // Throws unless the bytes exist and are aligned.
   void check_bounds(Site site, const char* instruction, uint32_t address, uint32_t bytes,
-                    uint32_t alignment) const;
+                    uint32_t alignment) const {
+    const uint32_t offset = address - kSharedBase;  // wraps around below the base
+    if (address % alignment != 0 || offset > bytes_ || bytes > bytes_ - offset) [[unlikely]] {
+      refuse(site, instruction, address, bytes, alignment);
+    }
+  }
   // Offsets from the start of the memory.
   void read(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
             uint32_t bytes, uint16_t site_id);
@@ -48,6 +57,8 @@ class SharedMemory {
   void everybody_meets();
 
  private:
+  [[noreturn]] void refuse(Site site, const char* instruction, uint32_t address, uint32_t bytes,
+                           uint32_t alignment) const;
   void check_write_order(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
                          uint32_t bytes);
 
