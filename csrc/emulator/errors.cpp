@@ -1,6 +1,7 @@
 #include "errors.h"
 
 #include <cstring>
+#include <filesystem>
 
 namespace resnet_fused::emulator {
 
@@ -26,6 +27,10 @@ const char* name_of(ErrorKind kind) {
       return "stopped";
   }
   return "unknown";
+}
+
+std::string normal_path(const char* file) {
+  return std::filesystem::path(file).lexically_normal().generic_string();
 }
 
 std::string describe(Site site) {

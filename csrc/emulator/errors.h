@@ -32,13 +32,16 @@ enum class ErrorKind {
 
 const char* name_of(ErrorKind kind);
 
+// "csrc/kernels/x.cuh" for "csrc/launch/../kernels/x.cuh", which is what the compiler says.
+std::string normal_path(const char* file);
+
 class Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& message, Site site, const char* instruction,
         uint3 block_index, int thread)
       : std::runtime_error(message),
         kind(kind),
-        file(site.file),
+        file(normal_path(site.file)),
         line(site.line),
         instruction(instruction),
         block_index(block_index),

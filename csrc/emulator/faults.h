@@ -44,11 +44,13 @@ Fault fault_named(const std::string& name);
 struct SiteRecord {
   Site site;
   const char* instruction;
+  std::string file;       // of the site, normalised
   uint16_t id = 0;        // in the order in which the run has met them
   bool listed = false;    // `possible` is known
   uint32_t possible = 0;  // bit i: static_cast<Fault>(i)
   Fault planted = Fault::kNone;
-  uint64_t hits = 0;  // how often the planted fault was handed out
+  bool may_stop = false;  // the session asks to stop here, in some thread
+  uint64_t hits = 0;      // how often the planted fault was handed out
   Counters counters;
 };
 

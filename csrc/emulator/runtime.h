@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
+#include <string>
 #include <type_traits>
 
 #include "errors.h"
@@ -28,19 +30,19 @@ const Schedule& schedule();
 
 // ---- Faults
 
+// Where something is planted, or the session asks to stop.
+Fault fault_at_marked(SiteRecord& record);
+
 // The fault planted for this instruction at this site (mostly none); notes that the run came here
-// and that each of `possible` could be planted.
+// and that each of `possible` could be planted. Every wrapper asks once, before it does anything.
 inline Fault fault_at(Site site, const char* instruction, std::initializer_list<Fault> possible) {
   SiteRecord& record = current_session->record_of(site, instruction);
   if (!record.listed) [[unlikely]] {
     record.listed = true;
     for (const Fault fault : possible) record.possible |= 1u << static_cast<int>(fault);
   }
-  if (record.planted == Fault::kNone) return Fault::kNone;
-  // A planted fault that this instruction does not know would change nothing and look harmless.
-  if ((record.possible >> static_cast<int>(record.planted) & 1) == 0) return Fault::kNone;
-  ++record.hits;
-  return record.planted;
+  if (record.planted == Fault::kNone && !record.may_stop) return Fault::kNone;
+  return fault_at_marked(record);
 }
 
 // ---- Memory
@@ -51,6 +53,11 @@ enum class Access : uint8_t { kRead, kWrite, kAtomic };
 uint8_t* dynamic_shared();
 uint32_t shared_bytes();
 uint32_t shared_address(const void* pointer);
+
+// The running block's tile as text: "-" for bytes that nobody has written, "~" for a copy in
+// flight. For a debugger, too: call puts(resnet_fused::emulator::shared_tile({0, 8, 32, 64,
+// "bf16"}).c_str())
+std::string shared_tile(const Tile& tile);
 
 // Checks an access of the running thread to shared memory (bounds, alignment, bytes never written
 // or in flight, races), counts it and returns the host pointer; the caller then reads or writes.

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "inspect.h"
+
 namespace resnet_fused::emulator {
 
 thread_local Session* current_session __attribute__((tls_model("initial-exec"))) = nullptr;
@@ -37,21 +39,37 @@ Session::~Session() { current_session = outer_; }
 void Session::plant(PlantedFault fault) {
   if (fault.fault == Fault::kNone) throw std::invalid_argument("plant: expected a fault, got none");
   planted_ = std::move(fault);
-  for (SiteRecord& record : records_) plant_at(record);
+  for (SiteRecord& record : records_) mark(record);
 }
 
-void Session::plant_at(SiteRecord& record) {
+void Session::stop_at(Stop stop) {
+  element_bytes(stop.tile.element);
+  stop_ = std::move(stop);
+  stopping_ = true;
+  passed_ = 0;
+  for (SiteRecord& record : records_) mark(record);
+}
+
+void Session::mark(SiteRecord& record) const {
   const bool here = planted_.fault != Fault::kNone && record.site.line == planted_.line &&
                     planted_.instruction == record.instruction &&
-                    ends_with(record.site.file, planted_.file);
+                    ends_with(record.file, planted_.file);
   record.planted = here ? planted_.fault : Fault::kNone;
+  record.may_stop = stopping_ && (stop_.line == 0 || stop_.line == record.site.line) &&
+                    ends_with(record.file, stop_.file);
+}
+
+bool Session::stops(const SiteRecord& record, uint64_t block, int thread) {
+  return record.may_stop && block == stop_.block && thread == stop_.thread &&
+         passed_++ == stop_.occurrence;
 }
 
 SiteRecord& Session::find_record(Site site, const char* instruction) {
-  // By content: one literal may have several addresses.
+  // By content: one line may come in under several names, one name at several addresses.
+  const std::string file = normal_path(site.file);
   for (SiteRecord& record : records_) {
     if (record.site.line == site.line && std::strcmp(record.instruction, instruction) == 0 &&
-        std::strcmp(record.site.file, site.file) == 0) {
+        record.file == file) {
       return record;
     }
   }
@@ -59,8 +77,9 @@ SiteRecord& Session::find_record(Site site, const char* instruction) {
   SiteRecord& record = records_.emplace_back();
   record.site = site;
   record.instruction = instruction;
+  record.file = file;
   record.id = static_cast<uint16_t>(records_.size() - 1);
-  plant_at(record);
+  mark(record);
   return record;
 }
 
@@ -103,8 +122,8 @@ Report Session::report() const {
   report.blocks = blocks;
   for (const SiteRecord& record : records_) {
     report.counters += record.counters;
-    ReachedSite reached{record.site.file, record.site.line, record.instruction, {},
-                        record.hits,      record.counters};
+    ReachedSite reached{record.file, record.site.line, record.instruction,
+                        {},          record.hits,      record.counters};
     for (int i = 1; i < kFaults; ++i) {
       if ((record.possible >> i & 1) != 0) reached.possible.push_back(static_cast<Fault>(i));
     }

@@ -23,27 +23,29 @@ namespace resnet_fused::emulator {
 
 // One planted fault: the instruction's calls on this line do the wrong thing.
 struct PlantedFault {
-  std::string file;  // the end of the path: "conv_bn_act_sm80.cuh"
+  std::string file;  // the end of the normalised path: "conv_bn_act_sm80.cuh"
   int line = 0;
   std::string instruction;
   Fault fault = Fault::kNone;
 };
 
-// Where to stop, and which part of shared memory to print then.
-struct Stop {
-  bool enabled = false;
-  uint64_t block = 0;       // in the grid, x fastest
-  int thread = 0;           // in the block, x fastest
-  std::string file;         // the end of the path; empty: any
-  int line = 0;             // 0: any
-  uint64_t occurrence = 0;  // how many reaches of the place to let pass
-  // The tile: rows of `columns` elements, `row_bytes` apart, from `offset` into dynamic shared
-  // memory.
-  uint32_t offset = 0;
+// A part of dynamic shared memory to print: rows of `columns` elements, `row_bytes` apart.
+struct Tile {
+  uint32_t offset = 0;  // bytes into dynamic shared memory
   uint32_t rows = 0;
   uint32_t columns = 0;
   uint32_t row_bytes = 0;
   std::string element = "bf16";  // bf16, f16, f32, u8, u16, u32
+};
+
+// Where a run ends with an Error of kind kStopped, whose text holds the tile.
+struct Stop {
+  uint64_t block = 0;       // in the grid, x fastest
+  int thread = 0;           // in the block, x fastest
+  std::string file;         // the end of the path; empty: any
+  int line = 0;             // 0: any
+  uint64_t occurrence = 0;  // how often the thread passes by before
+  Tile tile;
 };
 
 // A tensor that a launch may touch.
@@ -100,17 +102,22 @@ class Session {
   bool checking_races = true;      // in shared memory, between barriers
   bool checking_unwritten = true;  // reads of shared bytes that nobody has written
   bool checking_tensors = false;   // global accesses lie in registered tensors
-  Stop stop;
 
   // Plants one fault; the sites that match are known when they are reached, so report().sites says
   // whether it was hit. Throws std::invalid_argument for Fault::kNone.
   void plant(PlantedFault fault);
+  // Ends the run just before the thread's next instruction there. Throws std::invalid_argument for
+  // an element type that does not exist.
+  void stop_at(Stop stop);
   // Names memory, so that its unique bytes are counted and, if checking_tensors, it may be touched.
   void register_tensor(const std::string& name, const void* data, size_t bytes, bool writable);
 
   Report report() const;
 
   // For the runtime.
+  // Whether the running thread has come to where it is to stop; counts the times.
+  bool stops(const SiteRecord& record, uint64_t block, int thread);
+  const Stop& stop() const { return stop_; }
   SiteRecord& record_of(Site site, const char* instruction);
   void touch_tensor(Site site, const char* instruction, const void* address, uint32_t bytes,
                     bool write);
@@ -128,12 +135,15 @@ class Session {
   static constexpr size_t kCacheEntries = 1024;
 
   SiteRecord& find_record(Site site, const char* instruction);
-  void plant_at(SiteRecord& record);
+  void mark(SiteRecord& record) const;
 
   Session* outer_;
   std::deque<SiteRecord> records_;  // addresses stay
   std::vector<CacheEntry> cache_;
   PlantedFault planted_;
+  Stop stop_;
+  bool stopping_ = false;
+  uint64_t passed_ = 0;
   std::vector<Tensor> tensors_;
 };
 

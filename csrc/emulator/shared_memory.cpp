@@ -215,6 +215,14 @@ void SharedMemory::landed(FiberThread& thread, uint32_t offset, uint32_t bytes) 
   }
 }
 
+bool SharedMemory::is_written(uint32_t offset) const {
+  return epoch_of(written_[offset]) > base_epoch_;
+}
+
+bool SharedMemory::is_in_flight(uint32_t offset) const {
+  return is_written(offset) && (written_[offset] & kInFlight) != 0;
+}
+
 void SharedMemory::release(int warp, std::vector<uint32_t>& clock) {
   if (clock.empty()) clock.assign(warps_, 0);
   const uint32_t* known = &known_[static_cast<size_t>(warp) * warps_];

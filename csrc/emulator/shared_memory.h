@@ -50,6 +50,9 @@ class SharedMemory {
   // The copy has been waited for: its bytes are now like any others of the thread.
   void landed(FiberThread& thread, uint32_t offset, uint32_t bytes);
 
+  bool is_written(uint32_t offset) const;
+  bool is_in_flight(uint32_t offset) const;
+
   // Barriers: a thread of `warp` adds what it knows to `clock`; later learns what `clock` holds.
   void release(int warp, std::vector<uint32_t>& clock);
   void acquire(int warp, const std::vector<uint32_t>& clock);
