@@ -16,20 +16,6 @@
 
 namespace resnet_fused {
 
-struct ConvOutput {
-  void* out;             // [N, K, P, Q] in `out_strides`
-  const void* residual;  // likewise; null: none
-  const float* scale;    // [K]
-  const float* shift;    // [K]
-  PixelStrides out_strides;
-  PixelStrides residual_strides;
-  int32_t channels;          // of one group
-  float floor;               // 0 for a ReLU, -infinity for none
-  bool wide_out;             // 16 bytes at a time: adjacent channels, all aligned
-  bool wide_residual;        // likewise
-  bool pixels_lie_together;  // element by element: neighbouring threads take neighbouring pixels
-};
-
 template <class T>
 struct alignas(2 * sizeof(T)) Pair {
   T first;

@@ -1,4 +1,5 @@
-// The sizes of a convolution as its kernels need them, and the walk over its reduction.
+// What the convolutions' kernels are told: sizes, strides, and the walk over the reduction. Plain
+// values, which a launch computes on the host.
 #pragma once
 
 #include <cstdint>
@@ -141,5 +142,50 @@ RF_HOST_DEVICE Tile tile_of(uint32_t block, const TileGrid& grid) {
   return Tile{static_cast<int32_t>(first + rest % rows), static_cast<int32_t>(rest / rows),
               static_cast<int32_t>(group), static_cast<int32_t>(block - index * splits), index};
 }
+
+// What a forward convolution reads, and how: gathered pixels [M][reduction] on the left, filters
+// [N][reduction] on the right.
+struct ConvOperands {
+  const void* x;       // [N, C, H, W] in `image`'s strides
+  const void* weight;  // [K, C / groups, R, S] in the filters' strides
+  ImageGather image;
+  ColumnStrides filter_columns;
+  int64_t filter_stride;  // elements, from one output channel to the next
+  int32_t filters;        // output channels of a group
+  PixelGrid grid;
+  Reduction reduction;
+  Column advance;  // LoadPattern::kAdvance elements of the reduction
+  Column next;     // one element
+};
+
+// What becomes of the sums.
+struct ConvOutput {
+  void* out;             // [N, K, P, Q] in `out_strides`
+  const void* residual;  // likewise; null: none
+  const float* scale;    // [K]
+  const float* shift;    // [K]
+  PixelStrides out_strides;
+  PixelStrides residual_strides;
+  int32_t channels;          // of one group
+  float floor;               // 0 for a ReLU, -infinity for none
+  bool wide_out;             // 16 bytes at a time: adjacent channels, all aligned
+  bool wide_residual;        // likewise
+  bool pixels_lie_together;  // element by element: neighbouring threads take neighbouring pixels
+};
+
+// Where the parts of split sums meet.
+struct SplitWorkspace {
+  float* partial;      // [tile][split][vector of a thread's sums][thread][4]
+  uint32_t* arrivals;  // [tile], zero before the launch
+};
+
+struct ConvBnActArguments {
+  ConvOperands operands;
+  int32_t steps;       // of the whole reduction
+  int32_t steps_each;  // of a split; the last one may have fewer, and has one at least
+  TileGrid tiles;
+  SplitWorkspace workspace;  // unused without splits
+  ConvOutput output;
+};
 
 }  // namespace resnet_fused

@@ -14,26 +14,6 @@
 
 namespace resnet_fused {
 
-// How operands are read. kWide: 16 bytes at a time, straight into shared memory; channels are
-// adjacent, their number and every stride multiples of 16 bytes, and so are the pointers. kNarrow:
-// element by element, any strides; two 16-bit elements make a word that passes through registers.
-enum class LoadWidth { kWide, kNarrow };
-
-template <class T, class Shape, LoadWidth kWidth>
-struct LoadPattern {
-  static constexpr int kUnitBytes = kWidth == LoadWidth::kWide ? kChunkBytes : 4;
-  static constexpr int kUnit = kUnitBytes / static_cast<int>(sizeof(T));  // elements
-  static constexpr int kLanes = 4;                                        // threads along a row
-  static constexpr int kRowStep = Shape::kThreads / kLanes;
-  static constexpr int kPasses = Shape::kStepBytes / (kLanes * kUnitBytes);
-  static constexpr int kStep = Shape::kStepBytes / static_cast<int>(sizeof(T));  // elements
-  static constexpr int kAdvance = kLanes * kUnit;  // elements from one pass to the next
-  static constexpr bool kThroughRegisters = kUnitBytes == 4 && sizeof(T) == 2;
-
-  // A whole number of periods of the swizzle apart, a thread's rows share their chunk's place.
-  static_assert(kRowStep % 8 == 0);
-};
-
 // What a unit is read from: `valid` or zeros.
 template <class T>
 struct Source {
@@ -104,21 +84,7 @@ class RowLoader {
          [2];
 };
 
-// What a forward convolution reads, and how: gathered pixels [M][reduction] on the left, filters
-// [N][reduction] on the right.
-struct ConvOperands {
-  const void* x;       // [N, C, H, W] in `image`'s strides
-  const void* weight;  // [K, C / groups, R, S] in the filters' strides
-  ImageGather image;
-  ColumnStrides filter_columns;
-  int64_t filter_stride;  // elements, from one output channel to the next
-  int32_t filters;        // output channels of a group
-  PixelGrid grid;
-  Reduction reduction;
-  Column advance;  // LoadPattern::kAdvance elements of the reduction
-  Column next;     // one element
-};
-
+// The operands of a forward convolution, step after step.
 template <class T, class Shape, LoadWidth kWidth>
 class ConvLoader {
   using Pattern = LoadPattern<T, Shape, kWidth>;

@@ -5,18 +5,11 @@
 #include <cstdint>
 
 #include "../ptx/ptx.h"
+#include "conv_geometry.h"
 #include "main_loop.h"
 #include "vector.h"
 
 namespace resnet_fused {
-
-struct SplitWorkspace {
-  Vector<float>* partial;  // [tile][split][block of a thread's sums][thread]
-  uint32_t* arrivals;      // [tile], zero before the launch
-};
-
-template <class Shape>
-constexpr int64_t kPartialBytes = int64_t{Shape::kM} * Shape::kN * static_cast<int>(sizeof(float));
 
 // Whether this block is the tile's last one; then `sums` are the whole tile's. `scratch`: 4 bytes
 // of shared memory that nobody else uses any more.
@@ -27,7 +20,7 @@ RF_DEVICE bool merge_splits(Sums<Shape>& sums, const SplitWorkspace& workspace, 
   constexpr int kValues = Shape::kBlocksM * kColumns;  // vectors of four sums a thread
   const auto partial_of = [&](int part) {
     const int64_t first = (static_cast<int64_t>(tile) * splits + part) * kValues;
-    return workspace.partial + first * Shape::kThreads + thread;
+    return reinterpret_cast<Vector<float>*>(workspace.partial) + first * Shape::kThreads + thread;
   };
   Vector<float>* mine = partial_of(split);
 #pragma unroll

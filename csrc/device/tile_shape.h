@@ -38,4 +38,32 @@ struct TileShape {
   static_assert(kWarpM % 16 == 0 && kWarpN % 16 == 0);
 };
 
+// How operands are read. kWide: 16 bytes at a time, straight into shared memory; channels are
+// adjacent, their number and every stride multiples of 16 bytes, and so are the pointers. kNarrow:
+// element by element, any strides; two 16-bit elements make a word that passes through registers.
+enum class LoadWidth { kWide, kNarrow };
+
+constexpr int kNarrowBytes = 4;  // that a thread brings at a time, of a narrow operand
+constexpr int kLoadLanes = 4;    // threads along a row
+
+template <class T, class Shape, LoadWidth kWidth>
+struct LoadPattern {
+  static constexpr int kUnitBytes = kWidth == LoadWidth::kWide ? kChunkBytes : kNarrowBytes;
+  static constexpr int kUnit = kUnitBytes / static_cast<int>(sizeof(T));  // elements
+  static constexpr int kLanes = kLoadLanes;
+  static constexpr int kRowStep = Shape::kThreads / kLanes;
+  static constexpr int kPasses = Shape::kStepBytes / (kLanes * kUnitBytes);
+  static constexpr int kStep = Shape::kStepBytes / static_cast<int>(sizeof(T));  // elements
+  static constexpr int kAdvance = kLanes * kUnit;  // elements from one pass to the next
+  static constexpr bool kThroughRegisters = kUnit == 2;
+
+  // A whole number of periods of the swizzle apart, a thread's rows share their chunk's place.
+  static_assert(kRowStep % 8 == 0);
+};
+
+// Whether an output tile of T fits into the ring: its rows are put together there.
+template <class T, class Shape>
+constexpr bool kOutputFits =
+    Shape::kM * Shape::kN * static_cast<int>(sizeof(T)) <= Shape::kRingBytes;
+
 }  // namespace resnet_fused

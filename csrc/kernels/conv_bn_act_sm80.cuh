@@ -19,15 +19,6 @@
 
 namespace resnet_fused {
 
-struct ConvBnActArguments {
-  ConvOperands operands;
-  int32_t steps;       // of the whole reduction
-  int32_t steps_each;  // of a split; the last one may have fewer, and has one at least
-  TileGrid tiles;
-  SplitWorkspace workspace;  // unused without splits
-  ConvOutput output;
-};
-
 template <class T, class Shape, LoadWidth kWidth>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     conv_bn_act_kernel(const __grid_constant__ ConvBnActArguments arguments) {

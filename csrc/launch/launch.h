@@ -9,6 +9,7 @@
 // a fault of the kernel is thrown as emulator::Error.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #if defined(RF_EMULATED)
@@ -36,6 +37,12 @@ int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t
   return cudaSuccess;
 }
 
+// Zeros on the device, in the stream's order; 0 or a cudaError_t.
+inline int clear_async(void* to, size_t bytes, cudaStream_t /*stream*/) {
+  std::memset(to, 0, bytes);
+  return cudaSuccess;
+}
+
 #else
 
 // More dynamic shared memory than this must be asked for (CUDA C++ Programming Guide, Shared
@@ -58,6 +65,11 @@ int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t
     kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
     return cudaGetLastError();
   }
+}
+
+// Zeros on the device, in the stream's order; 0 or a cudaError_t.
+inline int clear_async(void* to, size_t bytes, cudaStream_t stream) {
+  return cudaMemsetAsync(to, 0, bytes, stream);
 }
 
 #endif

@@ -1,0 +1,173 @@
+// Strides, origins and divisors of a launch, and the launch of each part of the batch.
+#include "conv_bn_act_arguments.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "../device/bn_act.h"
+#include "../device/tile_shape.h"
+
+namespace resnet_fused {
+namespace {
+
+int64_t bytes_of(int32_t dtype) {
+  return static_cast<DataType>(dtype) == DataType::kFloat32 ? 4 : 2;
+}
+
+int32_t narrowed(int64_t value) { return static_cast<int32_t>(value); }
+
+// Strides of dimensions of size 1 mean nothing, and could be any number; none is used.
+struct Strides {
+  int64_t n;
+  int64_t c;
+  int64_t h;
+  int64_t w;
+};
+Strides used(const int64_t (&size)[4], const int64_t (&stride)[4]) {
+  const auto one = [&](int d) { return size[d] > 1 ? stride[d] : 0; };
+  return Strides{one(0), size[1] > 1 ? stride[1] : 1, one(2), one(3)};
+}
+
+// Whether whole aligned chunks of 16 bytes can be moved: neighbours along the channels, of which
+// each group has `channels`.
+bool is_wide(const void* pointer, const Strides& strides, int64_t channels, int64_t bytes) {
+  const int64_t unit = kChunkBytes / bytes;
+  return reinterpret_cast<uintptr_t>(pointer) % kChunkBytes == 0 && strides.c == 1 &&
+         channels % unit == 0 && strides.n % unit == 0 && strides.h % unit == 0 &&
+         strides.w % unit == 0;
+}
+
+template <class T>
+T* moved(T* pointer, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return pointer == nullptr ? nullptr : static_cast<T*>(static_cast<Byte*>(pointer) + bytes);
+}
+
+}  // namespace
+
+OutputSize output_size(const RfConvBnAct& problem) {
+  const auto along = [&](int d) {
+    const int64_t reach = problem.dilation[d] * (problem.weight_size[2 + d] - 1) + 1;
+    const int64_t room = problem.x_size[2 + d] + 2 * problem.padding[d] - reach;
+    return room < 0 ? 0 : room / problem.stride[d] + 1;
+  };
+  return OutputSize{along(0), along(1)};
+}
+
+bool reads_wide(const RfConvBnAct& problem) {
+  const int64_t bytes = bytes_of(problem.dtype);
+  const int64_t channels = problem.weight_size[1];
+  return is_wide(problem.x, used(problem.x_size, problem.x_stride), channels, bytes) &&
+         is_wide(problem.weight, used(problem.weight_size, problem.weight_stride), channels, bytes);
+}
+
+namespace {
+
+ImageGather image_gather(const RfConvBnAct& problem, const Strides& x) {
+  ImageGather image{};
+  image.height = narrowed(problem.x_size[2]);
+  image.width = narrowed(problem.x_size[3]);
+  image.stride_h = narrowed(problem.stride[0]);
+  image.stride_w = narrowed(problem.stride[1]);
+  image.origin_h = narrowed(-problem.padding[0]);
+  image.origin_w = narrowed(-problem.padding[1]);
+  image.step_h = narrowed(problem.dilation[0]);
+  image.step_w = narrowed(problem.dilation[1]);
+  image.image_stride = x.n;
+  image.row_stride = x.h;
+  image.pixel_stride = x.w;
+  image.group_stride = problem.weight_size[1] * x.c;
+  image.columns = {x.c, problem.dilation[1] * x.w, problem.dilation[0] * x.h};
+  return image;
+}
+
+ConvOutput conv_output(const RfConvBnAct& problem, const OutputSize& size, int64_t first) {
+  const int64_t bytes = bytes_of(problem.dtype);
+  const int64_t filters = problem.weight_size[0];
+  const int64_t group = filters / problem.groups;
+  const int64_t shape[4] = {problem.x_size[0], filters, size.p, size.q};
+  const Strides out = used(shape, problem.out_stride);
+  const Strides residual = used(shape, problem.residual_stride);
+  ConvOutput output{};
+  output.out = moved(problem.out, first * out.n * bytes);
+  output.residual = moved(problem.residual, first * residual.n * bytes);
+  output.scale = static_cast<const float*>(problem.scale);
+  output.shift = static_cast<const float*>(problem.shift);
+  output.out_strides = {out.n, out.c, out.h, out.w};
+  output.residual_strides = {residual.n, residual.c, residual.h, residual.w};
+  output.channels = narrowed(group);
+  output.floor = problem.relu != 0 ? 0.0f : -std::numeric_limits<float>::infinity();
+  output.wide_out = is_wide(problem.out, out, group, bytes);
+  output.wide_residual = is_wide(problem.residual, residual, group, bytes);
+  output.pixels_lie_together = out.c > out.w;
+  return output;
+}
+
+}  // namespace
+
+ConvBnActArguments conv_bn_act_arguments(const RfConvBnAct& problem, const RfConvPlan& plan,
+                                         void* workspace, int64_t first, int64_t images) {
+  const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(plan.configuration);
+  const int64_t bytes = bytes_of(problem.dtype);
+  const OutputSize size = output_size(problem);
+  const Strides x = used(problem.x_size, problem.x_stride);
+  const Strides weight = used(problem.weight_size, problem.weight_stride);
+  const int64_t pixels = images * size.p * size.q;
+  const int64_t group = problem.weight_size[0] / problem.groups;
+
+  ConvBnActArguments arguments{};
+  ConvOperands& operands = arguments.operands;
+  operands.x = moved(problem.x, first * x.n * bytes);
+  operands.weight = problem.weight;
+  operands.image = image_gather(problem, x);
+  operands.filter_columns = {weight.c, weight.w, weight.h};
+  operands.filter_stride = weight.n;
+  operands.filters = narrowed(group);
+  operands.grid = {narrowed(pixels), make_divisor(narrowed(size.q)),
+                   make_divisor(narrowed(size.p))};
+  operands.reduction = {narrowed(problem.weight_size[1]), narrowed(problem.weight_size[3]),
+                        narrowed(problem.weight_size[2])};
+  const int32_t unit = narrowed((tile.wide != 0 ? kChunkBytes : kNarrowBytes) / bytes);
+  operands.advance = column_of(kLoadLanes * unit, operands.reduction);
+  operands.next = column_of(1, operands.reduction);
+
+  const int64_t depth = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
+  arguments.steps = narrowed(divide_up(depth * bytes, tile.step_bytes));
+  arguments.steps_each = narrowed(divide_up(arguments.steps, plan.splits));
+  arguments.tiles = {narrowed(divide_up(pixels, tile.m)), narrowed(divide_up(group, tile.n)),
+                     problem.groups, plan.splits};
+  const int64_t tiles = int64_t{arguments.tiles.tiles_m} * arguments.tiles.tiles_n * problem.groups;
+  if (plan.splits > 1) {
+    arguments.workspace.arrivals = static_cast<uint32_t*>(workspace);
+    arguments.workspace.partial = static_cast<float*>(moved(workspace, arrival_bytes(tiles)));
+  }
+  arguments.output = conv_output(problem, size, first);
+  return arguments;
+}
+
+}  // namespace resnet_fused
+
+extern "C" int rf_conv_bn_act_cuda(const RfConvBnAct* problem, const RfConvPlan* plan,
+                                   void* workspace, void* stream) {
+  using namespace resnet_fused;
+  const OutputSize size = output_size(*problem);
+  const int64_t images = problem->x_size[0];
+  if (images * problem->weight_size[0] * size.p * size.q == 0) return 0;
+  for (int64_t first = 0; first < images; first += plan->images_a_launch) {
+    const int64_t part = std::min(plan->images_a_launch, images - first);
+    const auto arguments = conv_bn_act_arguments(*problem, *plan, workspace, first, part);
+    int error = 0;
+    switch (static_cast<DataType>(problem->dtype)) {
+      case DataType::kBFloat16:
+        error = launch_conv_bn_act_bfloat16(arguments, plan->configuration, stream);
+        break;
+      case DataType::kFloat16:
+        error = launch_conv_bn_act_float16(arguments, plan->configuration, stream);
+        break;
+      default:
+        error = launch_conv_bn_act_float32(arguments, plan->configuration, stream);
+    }
+    if (error != 0) return error;
+  }
+  return 0;
+}

@@ -1,0 +1,6 @@
+#include "conv_bn_act_launch.cuh"
+
+int resnet_fused::launch_conv_bn_act_float16(const ConvBnActArguments& arguments, int configuration,
+                                             void* stream) {
+  return launch_conv_bn_act<Float16>(arguments, configuration, stream);
+}

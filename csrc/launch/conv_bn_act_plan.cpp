@@ -1,0 +1,298 @@
+// The table of conv_bn_act's configurations, and the pure function that picks one and its splits.
+//
+// The choice is the least predicted time. None of the rates below has been measured by this project
+// on a GPU; only their proportions matter.
+#include <algorithm>
+#include <array>
+#include <cstdarg>
+#include <cstdio>
+#include <string>
+
+#include "../device/bn_act.h"
+#include "conv_bn_act_arguments.h"
+#include "conv_tiles.h"
+
+namespace resnet_fused {
+namespace {
+
+// What one multiprocessor does in a clock cycle, for an H200.
+constexpr double kMatrixUnit = 4 * 323;  // products of 16 bits: mma.sync at 0.63 of wgmma's rate
+constexpr double kSharedBytes = 128;     // the documented width of shared memory
+constexpr double kCacheBytes = 28;       // from L2, when all multiprocessors read different lines
+constexpr double kMemoryBytes = 22;      // from memory
+constexpr double kInstructions = 128;    // of single threads: four warps
+// Cycles until a load from L2 or memory has come.
+constexpr double kLatency = 800;
+// Cycles that splits cost beside their traffic: the counters' clearing and the arrivals.
+constexpr double kMeeting = 3000;
+// Instructions that a narrow operand's element takes: its bounds, its address, its load.
+constexpr double kNarrowInstructions = 10;
+// Beyond, the parts of these networks' reductions are a step or two long.
+constexpr int kMostSplits = 32;
+
+// A launch counts pixels, blocks and places in a reduction in 31 bits, with room to round up.
+constexpr int64_t kMost = (int64_t{1} << 31) - 4096;
+
+constexpr int kTiles = ConvWideTiles::kSize + ConvNarrowTiles::kSize;
+
+struct Entry {
+  std::string name;
+  RfConvConfiguration configuration;
+};
+
+template <class Shape>
+Entry entry(bool wide) {
+  Entry made;
+  made.name = std::string(wide ? "" : "narrow_") + std::to_string(Shape::kM) + "x" +
+              std::to_string(Shape::kN) + "_" + std::to_string(Shape::kThreads / 32) + "w" +
+              std::to_string(Shape::kStages) + "s";
+  made.configuration = {nullptr,
+                        wide,
+                        Shape::kM,
+                        Shape::kN,
+                        Shape::kWarpsM,
+                        Shape::kWarpsN,
+                        Shape::kStages,
+                        Shape::kBlocks,
+                        Shape::kStepBytes,
+                        Shape::kRingBytes,
+                        kOutputFits<float, Shape>};
+  return made;
+}
+
+const std::array<Entry, kTiles>& table() {
+  static const std::array<Entry, kTiles> made = [] {
+    std::array<Entry, kTiles> entries;
+    for (int i = 0; i < kTiles; ++i) {
+      const bool wide = i < ConvWideTiles::kSize;
+      const auto of = [wide]<class Shape>() { return entry<Shape>(wide); };
+      entries[i] =
+          wide ? ConvWideTiles::with(i, of) : ConvNarrowTiles::with(i - ConvWideTiles::kSize, of);
+    }
+    return entries;
+  }();
+  return made;
+}
+
+// The matrix product that a problem is.
+struct Product {
+  int64_t pixels;  // of one launch
+  int64_t channels;
+  int64_t groups;
+  int64_t depth;
+  int64_t bytes;  // of an element
+  bool wide;
+  bool residual;
+};
+
+int64_t steps_of(const Product& product, const RfConvConfiguration& tile) {
+  return divide_up(product.depth * product.bytes, tile.step_bytes);
+}
+int64_t tiles_of(const Product& product, const RfConvConfiguration& tile) {
+  return divide_up(product.pixels, tile.m) * divide_up(product.channels, tile.n) * product.groups;
+}
+
+// Cycles of one launch, predicted: the blocks of the busiest multiprocessor, each step of each at
+// its limit: the tensor cores, shared memory, the cache, the latency that the stages and the
+// neighbours do not hide, or the instructions of narrow loads.
+double cost(const Product& product, const RfConvConfiguration& tile, int64_t splits,
+            const RfGpu& gpu) {
+  const int64_t tiles = tiles_of(product, tile);
+  const double busy = static_cast<double>(divide_up(tiles * splits, gpu.multiprocessors));
+  const double steps = static_cast<double>(divide_up(steps_of(product, tile), splits));
+  const double resident =
+      std::min({busy, static_cast<double>(tile.blocks),
+                std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor /
+                                                  (tile.shared_bytes + 1024)))});
+  const double area = static_cast<double>(tile.m) * tile.n;
+  const double both = static_cast<double>(tile.m) + tile.n;
+  const double slices = tile.step_bytes / 32.0;
+  // m16n8k16 in 16 bits and m16n8k8 in TF32 take the same time for the same bytes.
+  const double matrix = slices * area * 16 / kMatrixUnit;
+  const double read = slices * 32.0 * (tile.m * tile.warps_n + tile.n * tile.warps_m);
+  const double shared = (read + both * tile.step_bytes) / kSharedBytes;
+  const double cache = both * tile.step_bytes / kCacheBytes;
+  const double latency = kLatency / ((tile.stages - 1) * resident);
+  const double elements = both * tile.step_bytes / static_cast<double>(product.bytes);
+  const double narrow = tile.wide != 0 ? 0 : elements * kNarrowInstructions / kInstructions;
+  const double moved = area * static_cast<double>(product.bytes) * (product.residual ? 2 : 1);
+  const double ends = kLatency / resident + moved / kMemoryBytes;
+  double total = busy * (steps * std::max({matrix, shared, cache, latency, narrow}) + ends);
+  if (splits > 1) {
+    const double part = area * 4 / kCacheBytes;
+    total += kMeeting + busy * part + static_cast<double>(splits) * part;
+  }
+  return total;
+}
+
+// Into how many parts a reduction may be cut: each has a step at least.
+bool has_work(int64_t steps, int64_t splits) {
+  return divide_up(steps, divide_up(steps, splits)) == splits;
+}
+
+struct Refusal {
+  char* why;
+  size_t bytes;
+
+  int32_t operator()(const char* format, ...) const __attribute__((format(printf, 2, 3))) {
+    va_list values;
+    va_start(values, format);
+    if (bytes > 0) std::vsnprintf(why, bytes, format, values);
+    va_end(values);
+    return 1;
+  }
+};
+
+using Long = long long;
+
+int32_t check_sizes(const RfConvBnAct& problem, const Refusal& refuse) {
+  for (int d = 0; d < 4; ++d) {
+    if (problem.x_size[d] < 0 || problem.x_size[d] > kMost || problem.weight_size[d] < 0 ||
+        problem.weight_size[d] > kMost) {
+      return refuse("sizes run from 0 to %lld; dimension %d of x has %lld, of weight %lld",
+                    static_cast<Long>(kMost), d, static_cast<Long>(problem.x_size[d]),
+                    static_cast<Long>(problem.weight_size[d]));
+    }
+  }
+  const int64_t groups = problem.groups;
+  if (groups < 1 || problem.weight_size[0] % groups != 0 ||
+      problem.x_size[1] != problem.weight_size[1] * groups) {
+    return refuse("%lld groups do not divide %lld channels by weights of [%lld, %lld]",
+                  static_cast<Long>(groups), static_cast<Long>(problem.x_size[1]),
+                  static_cast<Long>(problem.weight_size[0]),
+                  static_cast<Long>(problem.weight_size[1]));
+  }
+  constexpr int64_t kFar = int64_t{1} << 30;  // positions stay in 32 bits, however far they lead
+  for (int d = 0; d < 2; ++d) {
+    const int64_t reach = problem.dilation[d] * problem.weight_size[2 + d];
+    if (problem.stride[d] < 1 || problem.dilation[d] < 1 || problem.padding[d] < 0 ||
+        problem.dilation[d] >= kFar || reach >= kFar ||
+        problem.x_size[2 + d] + 2 * problem.padding[d] >= kFar || problem.stride[d] >= kFar) {
+      return refuse(
+          "stride %lld, padding %lld, dilation %lld along dimension %d of %lld: strides "
+          "and dilations start at 1, and positions end below 2^30",
+          static_cast<Long>(problem.stride[d]), static_cast<Long>(problem.padding[d]),
+          static_cast<Long>(problem.dilation[d]), 2 + d, static_cast<Long>(problem.x_size[2 + d]));
+    }
+  }
+  const int64_t depth = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
+  if (depth < 1 || depth > kMost) {
+    return refuse("a reduction over %lld elements; from 1 to %lld are possible",
+                  static_cast<Long>(depth), static_cast<Long>(kMost));
+  }
+  return 0;
+}
+
+int32_t check_dtype(const RfConvBnAct& problem, const Refusal& refuse) {
+  switch (static_cast<DataType>(problem.dtype)) {
+    case DataType::kBFloat16:
+    case DataType::kFloat16:
+      return 0;
+    case DataType::kFloat32:
+      if (problem.allow_tf32 != 0) return 0;
+      return refuse("float32 is multiplied in TF32, and TF32 is not allowed");
+    default:
+      return refuse("dtype %d; bfloat16, float16 and float32 in TF32 are served", problem.dtype);
+  }
+}
+
+// What keeps a configuration from a product; null if nothing.
+const char* unfit(const RfConvConfiguration& tile, const Product& product, const RfGpu& gpu) {
+  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
+  if (tile.wide != 0 && !product.wide) return "x or weight cannot be read 16 bytes at a time";
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace resnet_fused
+
+extern "C" int32_t rf_conv_bn_act_configurations(void) { return resnet_fused::kTiles; }
+
+extern "C" const RfConvConfiguration* rf_conv_bn_act_configuration(int32_t index) {
+  using namespace resnet_fused;
+  if (index < 0 || index >= kTiles) return nullptr;
+  static const std::array<RfConvConfiguration, kTiles> all = [] {
+    std::array<RfConvConfiguration, kTiles> made;
+    for (int i = 0; i < kTiles; ++i) {
+      made[i] = table()[i].configuration;
+      made[i].name = table()[i].name.c_str();
+    }
+    return made;
+  }();
+  return &all[index];
+}
+
+extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* gpu,
+                                       int32_t configuration, int32_t splits, RfConvPlan* plan,
+                                       char* why, size_t why_bytes) {
+  using namespace resnet_fused;
+  const Refusal refuse{why, why_bytes};
+  if (check_dtype(*problem, refuse) != 0 || check_sizes(*problem, refuse) != 0) return 1;
+  if (configuration < -1 || configuration >= kTiles) {
+    return refuse("configuration %d; there are 0 to %d", configuration, kTiles - 1);
+  }
+  const OutputSize size = output_size(*problem);
+  const int64_t images = problem->x_size[0];
+  *plan = RfConvPlan{std::max(configuration, 0), 1, 0, 0, std::max<int64_t>(images, 1), 0, 0};
+  if (images * problem->weight_size[0] * size.p * size.q == 0) {
+    std::snprintf(why, why_bytes, "an empty output: nothing is launched");
+    return 0;
+  }
+  Product product{};
+  product.channels = problem->weight_size[0] / problem->groups;
+  product.groups = problem->groups;
+  product.depth = problem->weight_size[1] * problem->weight_size[2] * problem->weight_size[3];
+  product.bytes = static_cast<DataType>(problem->dtype) == DataType::kFloat32 ? 4 : 2;
+  product.wide = reads_wide(*problem);
+  product.residual = problem->residual != nullptr;
+
+  const char* against = nullptr;
+  bool found = false;
+  for (int i = 0; i < kTiles; ++i) {
+    const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(i);
+    if (configuration >= 0 && i != configuration) continue;
+    against = unfit(tile, product, *gpu);
+    // Narrow loads are for what is not wide, unless they are asked for.
+    if (against != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
+    const int64_t columns = divide_up(product.channels, tile.n) * product.groups;
+    // So many images that neither pixels nor blocks need more than 31 bits.
+    const int64_t rows = std::min(kMost, kMost / columns * tile.m);
+    const int64_t together = std::min(images, rows / (size.p * size.q));
+    if (together < 1) {
+      against = "one image has more tiles than a launch can have";
+      continue;
+    }
+    product.pixels = together * size.p * size.q;
+    const int64_t steps = steps_of(product, tile);
+    const int64_t tiles = tiles_of(product, tile);
+    for (int64_t parts = 1; parts <= std::max<int64_t>(kMostSplits, splits); ++parts) {
+      if (splits > 0 && parts != splits) continue;
+      if (!has_work(steps, parts) || tiles * parts > kMost) {
+        if (splits > 0) against = "its reduction has no such parts with work for each";
+        continue;
+      }
+      const double cycles = cost(product, tile, parts, *gpu);
+      if (found && cycles >= plan->cycles) continue;
+      found = true;
+      const int64_t partial = parts > 1 ? tiles * parts * tile.m * tile.n * 4 : 0;
+      *plan = RfConvPlan{i,
+                         static_cast<int32_t>(parts),
+                         parts > 1 ? arrival_bytes(tiles) + partial : 0,
+                         divide_up(images, together),
+                         together,
+                         tiles * parts,
+                         cycles};
+    }
+  }
+  if (!found) {
+    if (configuration < 0) return refuse("no configuration serves it: %s", against);
+    return refuse("configuration %d (%s), %d splits: %s", configuration,
+                  rf_conv_bn_act_configuration(configuration)->name, splits, against);
+  }
+  std::snprintf(why, why_bytes, "%s, %d splits: %s, %lld blocks on %d multiprocessors",
+                rf_conv_bn_act_configuration(plan->configuration)->name, plan->splits,
+                configuration < 0 ? "least predicted time" : "as asked for",
+                static_cast<Long>(plan->blocks), gpu->multiprocessors);
+  return 0;
+}
