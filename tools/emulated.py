@@ -33,13 +33,13 @@ COMMON = (
     "-std=c++20 -DRF_EMULATED -Wall -Wextra -Wno-unknown-pragmas -Werror=return-type "
     "-fPIC -fvisibility=hidden -ffp-contract=off -pthread"
 )
-# -g1: lines, for messages of the sanitizers and of a debugger. Frame pointers make their stacks
+# With -g1 the sanitizers do not find the lines of templates. Frame pointers make their stacks
 # whole. A sanitizer's first finding ends the program, so that it can't go unnoticed.
 VARIANTS = {
     "plain": "-O2 -g1",
-    "asan": "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined "
+    "asan": "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined "
     "-fno-sanitize-recover=all",
-    "tsan": "-O1 -g1 -fno-omit-frame-pointer -fsanitize=thread",
+    "tsan": "-O1 -g -fno-omit-frame-pointer -fsanitize=thread",
 }
 # The CPU kernels are the ones that need no emulator.
 NOT_EMULATED = ("_cpu.cpp", "_cpu_body.cpp")

@@ -12,8 +12,14 @@ void check(int error, const char* what) {
 Buffer::Buffer(size_t bytes)
     : bytes_(bytes), memory_(::operator new(bytes), [](void* p) { ::operator delete(p); }) {}
 
-void Buffer::copy_from(const void* host) { std::memcpy(data(), host, bytes_); }
-void Buffer::copy_to(void* host) const { std::memcpy(host, data(), bytes_); }
+void Buffer::copy_from(const void* host) {
+  if (bytes_ > 0) std::memcpy(data(), host, bytes_);  // an empty vector has no address
+}
+
+void Buffer::copy_to(void* host) const {
+  if (bytes_ > 0) std::memcpy(host, data(), bytes_);
+}
+
 std::string device_name() { return "emulator"; }
 std::vector<double> time_calls(int, const std::function<void()>&) { return {}; }
 
