@@ -13,6 +13,8 @@
 #include <cstdint>
 
 #if defined(RF_EMULATED)
+#include <cstring>
+
 #include "../emulator/cuda.h"
 #include "../emulator/runtime.h"
 #else
