@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from resnet_fused import backends, ops  # noqa: F401  (ops enter themselves)
-from resnet_fused.ops import _library
+from resnet_fused.ops import _library, _triton
+
+ops_conv = importlib.import_module("resnet_fused.ops.conv_bn_act")
 
 NAME = "cuda_emulated"
 REQUIRED = "RESNET_FUSED_EMULATED"  # set: a missing module is an error, not a skip
@@ -35,8 +37,12 @@ GUARD = 128  # elements before and behind an output
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 DTYPES = {
     "bn_act": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    "conv_bn_act": (torch.float32, torch.bfloat16, torch.float16),
 }
 TYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES["bn_act"]}
+# Multiprocessors, bytes of shared memory for a block and for a multiprocessor (CUDA C++ Programming
+# Guide, Technical Specifications per Compute Capability).
+H200, A100, RTX3080 = (132, 232448, 233472), (108, 166912, 167936), (68, 101376, 102400)
 
 
 def _module(name: str, path: Path) -> Any:
@@ -79,7 +85,9 @@ class Run:
         schedule: None draws one from the call's shapes.
         fault: (end of the file's path, line, instruction, fault) to plant, or None.
         blocks: (first, last) block of the grid to run, or None for all.
-        shared_limit: bytes of shared memory a block may have, or None for the largest.
+        gpu: what the kernel's configuration is chosen for.
+        configuration: its index; None draws one from the call's shapes, -1 lets the chooser.
+        splits: of the reduction; None draws, 0 leaves it to the chooser.
         counting: count requests, sectors, wavefronts.
         reports: what each call did, in order.
     """
@@ -87,7 +95,9 @@ class Run:
     schedule: Schedule | None = None
     fault: tuple[str, int, str, str] | None = None
     blocks: tuple[int, int] | None = None
-    shared_limit: int | None = None
+    gpu: tuple[int, int, int] = H200
+    configuration: int | None = None
+    splits: int | None = None
     counting: bool = False
     reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -175,13 +185,15 @@ class Guarded:
         return self.tensor.clone()
 
 
-def settings(key: tuple[object, ...], inputs: dict[str, Tensor | None], out: Tensor) -> Any:
+def settings(
+    key: tuple[object, ...], inputs: dict[str, Tensor | None], outputs: dict[str, Tensor | None]
+) -> Any:
     """The module's Settings for one call.
 
     Args:
         key: what the schedule is drawn from.
         inputs: the tensors that the kernel may read, by name.
-        out: the tensor that it may write too.
+        outputs: the tensors that it may write too.
     """
     chosen = _run.schedule
     if chosen is None:
@@ -192,11 +204,10 @@ def settings(key: tuple[object, ...], inputs: dict[str, Tensor | None], out: Ten
         setattr(made, name, value)
     made.counting = _run.counting
     made.checking_tensors = True
-    for name in ("fault", "blocks", "shared_limit"):
-        setattr(made, name, getattr(_run, name))
+    made.fault, made.blocks, made.shared_limit = _run.fault, _run.blocks, _run.gpu[1]
     made.tensors = [
-        (name, t.data_ptr(), _span(t) * t.element_size(), t is out)
-        for name, t in (*inputs.items(), ("out", out))
+        (name, t.data_ptr(), _span(t) * t.element_size(), name in outputs)
+        for name, t in (inputs | outputs).items()
         if t is not None and t.numel()
     ]
     return made
@@ -217,7 +228,7 @@ def bn_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act
     inputs = {"x": x, "scale": scale, "shift": shift, "residual": residual}
     key = ("bn_act", tuple(x.shape), x.stride(), x.dtype, residual is None, act)
     report = load().bn_act(
-        settings(key, inputs, out),
+        settings(key, inputs, {"out": out}),
         dtype=TYPE_NAMES[x.dtype],
         relu=act == "relu",
         x=_address(x),
@@ -231,6 +242,74 @@ def bn_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act
         out_stride=_strides(out),
     )
     _run.reports.append(report)
+    return guarded.result()
+
+
+def _plans(problem: Any, key: tuple[object, ...]) -> Iterator[dict[str, Any]]:
+    """Plans for a problem: the one that `using` or the key asks for, then simpler ones."""
+    count = len(load().conv_bn_act_configurations())
+    first, number = drawn("configuration", *key) % (count + 1) - 1, drawn("splits", *key)
+    wanted = range(first, first + count + 1) if _run.configuration is None else [_run.configuration]
+    splits = (number % 3 + 1, 1) if _run.splits is None else (_run.splits,)
+    for configuration, parts in itertools.product(wanted, splits):
+        index = configuration if configuration < count else configuration - count - 1
+        with contextlib.suppress(ValueError):
+            yield load().conv_bn_act_plan(problem, _run.gpu, index, parts)
+    # Nothing fits: the words of the last refusal.
+    yield load().conv_bn_act_plan(problem, _run.gpu, wanted[-1] if _run.configuration else -1, 0)
+
+
+def conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    act: str,
+) -> Tensor:
+    """The op, by the emulated kernel; float32 in TF32."""
+    geometry = (stride, padding, dilation, groups)
+    like = _triton.conv_output(x, weight, geometry, ops_conv.wants_channels_last(x, weight))
+    guarded = Guarded(like)
+    inputs = {"x": x, "weight": weight, "scale": scale, "shift": shift, "residual": residual}
+    problem = load().ConvBnAct(
+        dtype=TYPE_NAMES[x.dtype],
+        relu=act == "relu",
+        allow_tf32=True,
+        out=guarded.tensor.data_ptr(),
+        x_size=x.shape,
+        weight_size=weight.shape,
+        x_stride=x.stride(),
+        weight_stride=weight.stride(),
+        residual_stride=_strides(residual),
+        out_stride=like.stride(),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        **{name: _address(t) for name, t in inputs.items()},
+    )
+    layout = (x.stride(), weight.stride(), x.data_ptr() % 16, residual is None)
+    key = ("conv_bn_act", tuple(like.shape), tuple(weight.shape), x.dtype, *geometry, *layout)
+    plan = next(_plans(problem, key))
+    # In any state, between guard bands of its own.
+    memory = Guarded(torch.empty(plan["workspace_bytes"] // 4 + 64))
+    workspace = memory.tensor[-memory.tensor.data_ptr() % 256 // 4 :]
+    outputs = {"out": guarded.tensor, "workspace": workspace}
+    report = load().conv_bn_act(
+        settings(key, inputs, outputs),
+        problem,
+        _run.gpu,
+        plan["configuration"],
+        plan["splits"],
+        workspace.data_ptr(),
+    )
+    memory.result()
+    _run.reports.append(report | {"plan": plan})
     return guarded.result()
 
 
@@ -250,5 +329,5 @@ def _register(op: str, body: Callable[..., Tensor]) -> None:
     )
 
 
-for _op, _body in (("bn_act", bn_act),):
+for _op, _body in (("bn_act", bn_act), ("conv_bn_act", conv_bn_act)):
     _register(_op, _body)

@@ -37,6 +37,12 @@ def _marks(entry: backends.Implementation) -> list[pytest.MarkDecorator]:
     return interpreted + emulated.marks(entry)
 
 
+def bound_options(entry: backends.Implementation, dtype: torch.dtype) -> dict[str, object]:
+    """What of the error bound depends on the implementation."""
+    tf32 = entry.name == emulated.NAME and dtype == torch.float32
+    return {"rounding": entry.rounding, "tf32": tf32}
+
+
 def runs_interpreted(entry: backends.Implementation, dtype: torch.dtype) -> bool:
     """Triton's kernels run here under TRITON_INTERPRET=1, where they are asked for by name."""
     with backends.backend("triton"):

@@ -16,6 +16,7 @@ EXPECTED = {
     ("conv_bn_act", "split"): set(DTYPES),
     ("conv_bn_act", "reference"): set(DTYPES),
     ("conv_bn_act", "triton"): set(),
+    ("conv_bn_act", "cuda_emulated"): set(),
     ("conv_dgrad", "triton"): set(),
     ("conv_dgrad", "reference"): set(DTYPES),
     ("conv_wgrad", "triton"): set(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from matrix import IDS, cells, geometry_args, random_operands
+from matrix import IDS, bound_options, cells, geometry_args, random_operands
 from torch.testing import assert_close
 
 import resnet_fused as rf
@@ -48,7 +48,7 @@ def test_within_the_bound(entry, dtype, case, layout):
     y = overload("conv_bn_act", entry.name)(*operands.tuple(), *geometry_args(case))
     oracle = numerics.conv_bn_act_oracle(*operands.tuple(), **case.geometry, act=case.act)
     bound = numerics.conv_bn_act_bound(
-        *operands.tuple(), oracle, **case.geometry, rounding=entry.rounding, out_dtype=dtype
+        *operands.tuple(), oracle, **case.geometry, **bound_options(entry, dtype), out_dtype=dtype
     )
     check = numerics.check_bound(y, oracle, bound)
     assert check.ok, check
@@ -85,7 +85,7 @@ def test_nan_and_inf_as_in_torch(entry, dtype, name, operand, value):
         expected = expected + operands.residual
     expected = F.relu(expected)
     judged = torch.ones_like(expected, dtype=torch.bool)
-    if entry.name == "triton":  # it has a convolution, and a choice, of its own
+    if entry.name in ("triton", "cuda_emulated"):  # they have convolutions of their own
         bound = numerics.conv_bn_act_bound(
             *operands.tuple(), expected.double(), **case.geometry, out_dtype=dtype
         )
@@ -117,7 +117,7 @@ def test_any_strides(entry, dtype, how):
     y = overload("conv_bn_act", entry.name)(*operands.tuple(), *geometry_args(case))
     oracle = numerics.conv_bn_act_oracle(*operands.tuple(), **case.geometry, act=case.act)
     bound = numerics.conv_bn_act_bound(
-        *operands.tuple(), oracle, **case.geometry, rounding=entry.rounding, out_dtype=dtype
+        *operands.tuple(), oracle, **case.geometry, **bound_options(entry, dtype), out_dtype=dtype
     )
     assert numerics.check_bound(y, oracle, bound).ok
 

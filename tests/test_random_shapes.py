@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import emulated
 import pytest
 import torch
 from hypothesis import assume, given
@@ -44,7 +45,11 @@ def conv_cases(draw: st.DrawFn) -> cases.ConvCase:
     )
 
 
-@pytest.mark.parametrize(("entry", "dtype"), cells("conv_bn_act"))
+# The emulated kernels have random shapes of their own, with drawn configurations and schedules.
+CELLS = [cell for cell in cells("conv_bn_act") if cell.values[0].name != emulated.NAME]
+
+
+@pytest.mark.parametrize(("entry", "dtype"), CELLS)
 @given(case=conv_cases(), layout=st.sampled_from(["nchw", "nhwc"]), seed=st.integers(0, 2**31))
 def test_within_the_bound(entry, dtype, case, layout, seed):
     torch.manual_seed(seed)

@@ -152,4 +152,5 @@ PYBIND11_MODULE(_emulated, module) {
       .def_readwrite("checking_tensors", &Settings::checking_tensors)
       .def_readwrite("tensors", &Settings::tensors);
   emulated::define_bn_act(module);
+  emulated::define_conv_bn_act(module);
 }

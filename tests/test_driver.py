@@ -1,0 +1,97 @@
+"""resnet_fused_driver, emulated: its command line, its checks, and what sanitizers find with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import emulated
+import pytest
+
+pytestmark = pytest.mark.emulated
+
+
+def run(*options, variant="plain", timeout=60):
+    """Runs the driver; skips where that variant is not built."""
+    reason = emulated.why_not("driver", variant)
+    if reason and emulated.required():
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    command = [emulated.builder.output("driver", variant), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def sites(*options):
+    """(end of the file's path, line, instruction, fault) of every call that can be faulty."""
+    listed = run(*options, "--sites")
+    assert listed.returncode == 0, listed.stderr
+    return [tuple(line.rsplit(":", 3)) for line in listed.stdout.splitlines()]
+
+
+def fault(instruction, name, *options):
+    """The first call of an instruction with a fault, as --fault takes it."""
+    return ":".join(
+        next(s for s in sites(*options) if s[2].startswith(instruction) and s[3] == name)
+    )
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("data", ["integers", "normals"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_bn_act_is_right(dtype, data, layout):
+    shape = ("--n", 2, "--c", 24, "--h", 5, "--w", 8)
+    found = run("--dtype", dtype, "--data", data, "--layout", layout, "--residual", *shape)
+    record = json.loads(found.stdout)
+    assert found.returncode == 0, record
+    assert record["elements"] == 2 * 24 * 5 * 8
+    assert record["wrong"] == 0
+    assert record["worst"] == 0 if data == "integers" else 0.05 < record["worst"] <= 1
+
+
+def test_wrong_numbers_are_counted():
+    planted = fault("st.global", "skip", "--dtype", "float32")
+    found = run("--dtype", "float32", "--fault", planted)
+    record = json.loads(found.stdout)
+    assert found.returncode == 1
+    assert record["wrong"] == record["elements"] > 0
+    assert record["worst"] is None  # NaN, as the output was filled
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--op", "gemm"], "error: --op is 'gemm'; accepted are bn_act"),
+        (["--n", "two"], "error: --n is 'two'; an integer of at least 0 is accepted"),
+        (["--c", "0"], "error: --c is '0'; an integer of at least 1 is accepted"),
+        (["--dtype=int8"], "accepted are float32, float64, float16, bfloat16"),
+        (["--size", "3"], "error: there is no option --size; --help lists them"),
+        (["fast"], "error: 'fast' is no option; give --name value"),
+        (["--h"], "error: --h needs a value: input height"),
+        (["--fault", "x"], "error: --fault is 'x'; FILE:LINE:INSTRUCTION:FAULT is accepted"),
+        (["--fault", "x.cuh:1:st.global:typo"], "error: --fault: "),
+    ],
+)
+def test_a_bad_command_line_is_named(options, message):
+    found = run(*options)
+    assert found.returncode == 2
+    assert message in found.stderr
+    assert found.stdout == ""
+
+
+def test_help_names_every_option():
+    found = run("--help")
+    assert found.returncode == 0
+    for word in ("--op", "--dtype", "--residual", "--asynchrony", "--fault"):
+        assert f"  {word} " in found.stdout
+
+
+def test_address_sanitizer_names_the_line_of_a_store_out_of_bounds():
+    planted = fault("st.global", "row_off")
+    file, line, *_ = planted.split(":")
+    assert run(variant="asan").returncode == 0
+    found = run("--fault", planted, variant="asan")
+    assert found.returncode not in (0, 1, 2, 3)
+    assert "heap-buffer-overflow" in found.stderr
+    assert "WRITE of size 16" in found.stderr
+    assert f"{file.rsplit('/', 1)[-1]}:{line}" in found.stderr
