@@ -39,19 +39,20 @@ void settle_some(FiberThread& thread) {
 }
 
 void copy_async(Site site, uint32_t to, const void* from, int bytes, int valid_bytes) {
-  constexpr const char* kInstruction = "cp.async";
+  // Through L2 alone (.cg) where the size allows it (PTX ISA, cp.async).
+  const char* const instruction = bytes == 16 ? "cp.async.cg" : "cp.async.ca";
   if (bytes != 4 && bytes != 8 && bytes != 16) {
-    fail(site, kInstruction, "a size of " + std::to_string(bytes) + " bytes: expected 4, 8 or 16");
+    fail(site, instruction, "a size of " + std::to_string(bytes) + " bytes: expected 4, 8 or 16");
   }
   if (valid_bytes < 0 || valid_bytes > bytes) {
-    fail(site, kInstruction,
+    fail(site, instruction,
          "a source size of " + std::to_string(valid_bytes) + ": expected 0 to " +
              std::to_string(bytes));
   }
   if (valid_bytes > 0) {
-    global(site, kInstruction, from, static_cast<uint32_t>(valid_bytes), bytes, Access::kRead);
+    global(site, instruction, from, static_cast<uint32_t>(valid_bytes), bytes, Access::kRead);
   } else if (reinterpret_cast<uintptr_t>(from) % bytes != 0) {
-    fail(ErrorKind::kAddress, site, kInstruction,
+    fail(ErrorKind::kAddress, site, instruction,
          "global address " + hex(reinterpret_cast<uintptr_t>(from)) + " is not a multiple of " +
              std::to_string(bytes) + ", though nothing is read from it");
   }
@@ -63,13 +64,13 @@ void copy_async(Site site, uint32_t to, const void* from, int bytes, int valid_b
   FiberThread& thread = self();
   Block& block = *thread.block;
   const auto size = static_cast<uint32_t>(bytes);
-  block.shared.check_bounds(site, kInstruction, to, size, size);
-  SiteRecord& record = block.grid->session->record_of(site, kInstruction);
+  block.shared.check_bounds(site, instruction, to, size, size);
+  SiteRecord& record = block.grid->session->record_of(site, instruction);
   if (block.grid->session->counting) {
     block.warps[thread.warp].requests.add(record, Space::kSharedStore, thread.lane, to, size);
   }
   const uint32_t offset = to - kSharedBase;
-  block.shared.write(site, kInstruction, thread, offset, size, record.id, true);
+  block.shared.write(site, instruction, thread, offset, size, record.id, true);
   uint8_t* destination = block.shared.data() + offset;
   tell_write(destination, size);
   if (block.grid->schedule.asynchrony == Asynchrony::kEager) {

@@ -126,6 +126,7 @@ struct Grid {
   void leave(FiberThread& self);  // for good
   void complete_grid_barrier(const FiberThread& last);
   std::string who_waits() const;
+  Wait first_wait() const;  // of a thread that has not left; there is one
 };
 
 extern thread_local Grid* running_grid __attribute__((tls_model("initial-exec")));

@@ -37,6 +37,15 @@ std::string describe_wait(const FiberThread& thread, int first, int last) {
 
 }  // namespace
 
+Wait Grid::first_wait() const {
+  for (const auto& block : blocks) {
+    for (const auto& thread : block->threads) {
+      if (!has_left(*thread)) return thread->wait;
+    }
+  }
+  return {};
+}
+
 std::string Grid::who_waits() const {
   std::string text;
   for (const auto& block : blocks) {

@@ -274,8 +274,9 @@ void Grid::leave(FiberThread& thread) {
   tell_release(this);
   FiberThread* next = error || alive == 0 ? nullptr : pick();
   if (next == nullptr && !error && alive > 0) {
+    const Wait wait = first_wait();
     try {
-      fail(ErrorKind::kDeadlock, kLaunch, "end of the kernel", "deadlock: " + who_waits());
+      fail(ErrorKind::kDeadlock, wait.site, wait.instruction, "deadlock: " + who_waits());
     } catch (...) {
       error = std::current_exception();
     }

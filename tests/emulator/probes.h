@@ -1,0 +1,38 @@
+// Tiny kernels for the tests of the emulator: each has one hazard, or one known cost.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+
+#include "../../csrc/ptx/ptx.h"
+
+namespace resnet_fused::probes {
+
+constexpr int kWords = 16384;
+
+// What every probe may use: `in[i]` holds i, `out` zeros, both aligned to 128 bytes.
+struct Memory {
+  const uint32_t* in;  // [kWords]
+  uint32_t* out;       // [kWords]
+};
+
+struct Probe {
+  dim3 grid;
+  dim3 block;
+  uint32_t shared_bytes;
+  bool cooperative;
+  std::function<void(const Memory&)> kernel;
+};
+
+using Table = std::map<std::string, Probe>;
+
+void add_hazards(Table& table);
+void add_costs(Table& table);
+
+// The first byte of dynamic shared memory.
+inline ptx::SharedAddress base() { return ptx::shared_address(ptx::dynamic_shared()); }
+inline int thread() { return static_cast<int>(threadIdx.x); }
+
+}  // namespace resnet_fused::probes
