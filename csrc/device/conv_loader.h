@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../ptx/ptx.h"
 #include "conv_geometry.h"
@@ -71,13 +72,14 @@ class RowLoader {
     }
   }
 
- private:
+  // Where this thread's unit of its row i lies.
   RF_DEVICE ptx::SharedAddress address(ptx::SharedAddress tile, int pass, int i) const {
     const uint32_t chunk =
         kWidth == LoadWidth::kWide ? 0 : static_cast<uint32_t>(pass) * kChunkBytes ^ chunk_;
     return tile + place_ + chunk + i * Pattern::kRowStep * KMajor::kRowBytes;
   }
 
+ private:
   uint32_t chunk_;  // swizzle of this thread's rows, in bytes
   uint32_t place_;  // of the first row's unit within the tile
   T word_[Pattern::kThroughRegisters ? Pattern::kPasses : 1][Pattern::kThroughRegisters ? kRows : 1]
@@ -85,11 +87,18 @@ class RowLoader {
 };
 
 // The operands of a forward convolution, step after step.
+//
+// What a thread keeps for each of its pixels is small, because the sums leave few registers, and
+// the compiler would rather work it out anew in every step: an offset and the taps that lie inside
+// of the image, a bit for each row of taps and one for each column.
 template <class T, class Shape, LoadWidth kWidth>
 class ConvLoader {
   using Pattern = LoadPattern<T, Shape, kWidth>;
   using Left = RowLoader<T, Shape, kWidth, Shape::kM>;
   using Right = RowLoader<T, Shape, kWidth, Shape::kN>;
+  // Strides count units: of 16 bytes, which 31 bits are enough for, or elements.
+  using Offset = std::conditional_t<kWidth == LoadWidth::kWide, int32_t, int64_t>;
+  static constexpr int kStrideUnit = kWidth == LoadWidth::kWide ? Pattern::kUnit : 1;
 
  public:
   // The first step begins at `first_element` of the reduction.
@@ -100,7 +109,7 @@ class ConvLoader {
     const auto row = static_cast<int32_t>(thread / Pattern::kLanes);
     const auto lane = static_cast<int32_t>(thread % Pattern::kLanes);
     at_ = column_of(first_element + lane * Pattern::kUnit, operands.reduction);
-    const T* group = static_cast<const T*>(operands.x) + tile.group * image.group_stride;
+    image_ = static_cast<const T*>(operands.x) + tile.group * image.group_stride;
 #pragma unroll
     for (int i = 0; i < Left::kRows; ++i) {
       const int32_t m = tile.m * Shape::kM + row + i * Pattern::kRowStep;
@@ -108,37 +117,38 @@ class ConvLoader {
       const Pixel pixel = pixel_of(known ? m : 0, operands.grid);
       const int32_t h = pixel.p * image.stride_h + image.origin_h;
       const int32_t w = pixel.q * image.stride_w + image.origin_w;
-      h_[i] = known ? h : kNowhere;
-      w_[i] = w;
-      pixel_[i] =
-          group + (pixel.n * image.image_stride + h * image.row_stride + w * image.pixel_stride);
+      pixel_[i] = static_cast<Offset>(pixel.n * image.image_stride + h * image.row_stride +
+                                      w * image.pixel_stride);
+      taps_[i] = known ? taps_inside(h, image.step_h, image.height, operands.reduction.taps_r) |
+                             taps_inside(w, image.step_w, image.width, operands.reduction.taps_s)
+                                 << kColumnBits
+                       : 0;
     }
     const int32_t n = tile.n * Shape::kN + row;
     filters_left_ = operands.filters - n;
-    filter_ = static_cast<const T*>(operands.weight) +
-              (static_cast<int64_t>(tile.group) * operands.filters + n) * operands.filter_stride;
+    filter_ = static_cast<Offset>(
+        (static_cast<int64_t>(tile.group) * operands.filters + n) * operands.filter_stride);
   }
 
   RF_DEVICE void issue(ptx::SharedAddress stage) {
 #pragma unroll
     for (int pass = 0; pass < Pattern::kPasses; ++pass) {
-      const Column first = at_;
-      const Column second =
-          Pattern::kThroughRegisters ? advanced(at_, operands_.next, operands_.reduction) : at_;
-      const ImageGather& image = operands_.image;
+      const Wanted first = wanted(at_);
+      const Wanted second = Pattern::kThroughRegisters
+                                ? wanted(advanced(at_, operands_.next, operands_.reduction))
+                                : first;
       left_.issue(stage, pass, [&](int i, int j) {
-        const Column& at = j == 0 ? first : second;
-        const auto h = static_cast<uint32_t>(h_[i] + at.r * image.step_h);
-        const auto w = static_cast<uint32_t>(w_[i] + at.s * image.step_w);
-        const bool inside =
-            h < static_cast<uint32_t>(image.height) && w < static_cast<uint32_t>(image.width);
-        return Source<T>{pixel_[i] + offset(at, image.columns), inside && known(at)};
+        const Wanted& at = j == 0 ? first : second;
+        return Source<T>{image_ + int64_t{pixel_[i] + at.pixel} * kStrideUnit,
+                         (taps_[i] & at.taps) == at.taps};
       });
+      const T* weight = static_cast<const T*>(operands_.weight);
       right_.issue(stage + Shape::kM * Shape::kStepBytes, pass, [&](int i, int j) {
-        const Column& at = j == 0 ? first : second;
-        const T* row = filter_ + i * (Pattern::kRowStep * operands_.filter_stride);
-        return Source<T>{row + offset(at, operands_.filter_columns),
-                         i * Pattern::kRowStep < filters_left_ && known(at)};
+        const Wanted& at = j == 0 ? first : second;
+        const auto row =
+            static_cast<Offset>(i * Pattern::kRowStep * static_cast<Offset>(operands_.filter_stride));
+        return Source<T>{weight + int64_t{filter_ + row + at.filter} * kStrideUnit,
+                         i * Pattern::kRowStep < filters_left_ && at.taps != kNoTap};
       });
       at_ = advanced(at_, operands_.advance, operands_.reduction);
     }
@@ -152,22 +162,46 @@ class ConvLoader {
   RF_DEVICE void arrived(ptx::SharedAddress) const {}
 
  private:
-  static constexpr int32_t kNowhere = INT32_MIN / 2;  // no tap leads from there into an image
+  static constexpr int kColumnBits = 16;  // bits 0-14: rows of taps; 16-30: columns
+  static constexpr uint32_t kNoTap = 0xFFFFFFFFu;  // more than any pixel has
 
-  RF_DEVICE bool known(const Column& at) const { return at.r < operands_.reduction.taps_r; }
-  static RF_DEVICE int64_t offset(const Column& at, const ColumnStrides& strides) {
-    const int64_t channel = kWidth == LoadWidth::kWide ? at.c : at.c * strides.c;
-    return channel + at.s * strides.s + at.r * strides.r;
+  // Which of `taps` positions first, first + step, .. lie in [0, size): a bit for each.
+  static RF_DEVICE uint32_t taps_inside(int32_t first, int32_t step, int32_t size, int32_t taps) {
+    uint32_t inside = 0;
+#pragma unroll 1
+    for (int32_t tap = 0; tap < taps; ++tap) {
+      const auto at = static_cast<uint32_t>(first + tap * step);
+      inside |= static_cast<uint32_t>(at < static_cast<uint32_t>(size)) << tap;
+    }
+    return inside;
+  }
+
+  // What a column of the reduction means for every row: offsets, and the bits of its tap.
+  struct Wanted {
+    Offset pixel;
+    Offset filter;
+    uint32_t taps;
+  };
+  RF_DEVICE Wanted wanted(const Column& at) const {
+    const bool known = at.r < operands_.reduction.taps_r;
+    return Wanted{offset(at, operands_.image.columns), offset(at, operands_.filter_columns),
+                  known ? 1u << at.r | 1u << (at.s + kColumnBits) : kNoTap};
+  }
+  static RF_DEVICE Offset offset(const Column& at, const ColumnStrides& strides) {
+    const Offset channel = kWidth == LoadWidth::kWide ? at.c / Pattern::kUnit
+                                                      : at.c * static_cast<Offset>(strides.c);
+    return channel + at.s * static_cast<Offset>(strides.s) +
+           at.r * static_cast<Offset>(strides.r);
   }
 
   const ConvOperands& operands_;
   Left left_;
   Right right_;
   Column at_;
-  const T* pixel_[Left::kRows];  // first tap, first channel of the group; may lie outside
-  int32_t h_[Left::kRows];       // row and column of the first tap
-  int32_t w_[Left::kRows];
-  const T* filter_;
+  const T* image_;              // the group's first channel of pixel (0, 0, 0)
+  Offset pixel_[Left::kRows];   // from there to the first tap, which may lie outside
+  uint32_t taps_[Left::kRows];  // those inside of the image
+  Offset filter_;
   int32_t filters_left_;  // rows that exist from this thread's first one on
 };
 
