@@ -91,7 +91,7 @@ def execute(program: Path, cases: list[Cases], options: tuple[str, ...] = ()) ->
             parts = [case.words for case in cases if case.instruction == instruction]
             (folder / f"{instruction}.in").write_bytes(np.concatenate(parts).tobytes())
         command = [str(program), "--folder", name, *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode != 0:
             raise RuntimeError(f"{program.name}: {done.stderr.strip() or done.returncode}")
         results: list[Words] = []

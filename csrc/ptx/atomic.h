@@ -42,6 +42,8 @@ V add(emulator::Site site, const char* name, V* at, V value, Ordering ordering, 
   }
   while (!target.compare_exchange_weak(before, sum(before, value), std::memory_order_relaxed)) {
   }
+  // Who adds nothing waits for a change: others must come to run, or it never happens.
+  if (value == V{0}) emulator::yield(site, name);
   return before;
 }
 
