@@ -52,7 +52,25 @@ std::vector<driver::Option> device_options() {
   return {{"asynchrony", "eager", "when copies take effect: eager, lazy, random"},
           {"order", "forward", "of the threads: forward, reverse, shuffled"},
           {"rounding", "nearest", "of matrix products: nearest, zero"},
-          {"seed", "0", "of random and shuffled"}};
+          {"seed", "0", "of random and shuffled"},
+          {"plant", "", "fault to plant: FILE:LINE:INSTRUCTION:FAULT"},
+          {"sites", "", "print each call reached and the faults it can be given", true}};
+}
+
+// "conformance_warp.cu:31:shfl.sync.idx:skip"
+emulator::PlantedFault planted(const std::string& text) {
+  std::vector<std::string> parts(1);
+  for (const char c : text) {
+    if (c == ':') {
+      parts.emplace_back();
+    } else {
+      parts.back() += c;
+    }
+  }
+  if (parts.size() != 4) {
+    throw UsageError("--plant is '" + text + "'; FILE:LINE:INSTRUCTION:FAULT is accepted");
+  }
+  return {parts[0], std::stoi(parts[1]), parts[2], emulator::fault_named(parts[3])};
 }
 
 void with_device(const Arguments& arguments, const std::function<void()>& run) {
@@ -63,7 +81,16 @@ void with_device(const Arguments& arguments, const std::function<void()>& run) {
       static_cast<emulator::Order>(arguments.choice("order", {"forward", "reverse", "shuffled"})),
       static_cast<emulator::Rounding>(arguments.choice("rounding", {"nearest", "zero"})),
       static_cast<uint64_t>(arguments.integer("seed", 0))};
+  const std::string& plant = arguments.text("plant");
+  if (!plant.empty()) session.plant(planted(plant));
   run();
+  if (!arguments.flag("sites")) return;
+  for (const auto& site : session.report().sites) {
+    for (const auto fault : site.possible) {
+      std::printf("%s:%d:%s:%s\n", site.file.c_str(), site.line, site.instruction.c_str(),
+                  emulator::name_of(fault));
+    }
+  }
 }
 
 #else

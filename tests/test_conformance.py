@@ -1,0 +1,297 @@
+"""csrc/ptx in the emulator against the PTX manual, and what `make conformance` would notice."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import emulated
+import fragment_tables as manual
+import numpy as np
+import pytest
+
+sys.path.append(str(emulated.TOOLS))
+import _conformance_cases as inputs
+import conformance
+
+pytestmark = pytest.mark.emulated
+
+ROOT = emulated.TOOLS.parent
+CASES = inputs.all_cases(seed=1, cases=24)
+EXPECTED = manual.expected()
+SIMPLE = [case for case in CASES if case.instruction not in inputs.MMA]
+PRODUCTS = [case for case in CASES if case.instruction in inputs.MMA]
+DEPTH = {"mma_m16n8k16_bf16": 16, "mma_m16n8k16_f16": 16, "mma_m16n8k8_tf32": 8}
+
+
+def identity(case: inputs.Cases) -> str:
+    return f"{case.instruction}-{case.family}".replace(" ", "_")
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """The emulated conformance program; a skip, or an error in `make emulated`, without it."""
+    why = emulated.why_not("conformance")
+    if why is not None:
+        (pytest.fail if emulated.required() else pytest.skip)(why)
+    return emulated.builder.output("conformance")
+
+
+@pytest.fixture(scope="module", params=conformance.SCHEDULES, ids=" ".join)
+def scheduled(program: Path, request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
+    """The results of all instructions but the products, under one schedule."""
+    results = conformance.execute(program, SIMPLE, request.param)
+    return {identity(case): words for case, words in zip(SIMPLE, results, strict=True)}
+
+
+@pytest.fixture(scope="module", params=["nearest", "zero"])
+def products(program: Path, request: pytest.FixtureRequest) -> tuple[str, dict[str, np.ndarray]]:
+    """The results of the products under one rounding."""
+    results = conformance.execute(program, PRODUCTS, (f"--rounding={request.param}",))
+    found = {identity(case): words for case, words in zip(PRODUCTS, results, strict=True)}
+    return request.param, found
+
+
+@pytest.mark.parametrize("case", SIMPLE, ids=identity)
+def test_the_emulator_does_what_the_manual_says(
+    scheduled: dict[str, np.ndarray], case: inputs.Cases
+) -> None:
+    got = scheduled[identity(case)]
+    want = EXPECTED[case.instruction](case.words).reshape(got.shape)
+    bad = got != want
+    if case.compare == "floats":
+        bad &= ~(np.isnan(got.view(np.float32)) & np.isnan(want.view(np.float32)))
+    if case.instruction == "to_tf32":  # the manual is silent on NaN; see the test below
+        bad &= ~np.isnan(case.words.view(np.float32))
+    assert not bad.any(), f"{bad.sum()} of {bad.size} words, first at {np.argwhere(bad)[0]}"
+
+
+def test_tf32_of_a_nan_is_the_addition_free_mask(scheduled: dict[str, np.ndarray]) -> None:
+    # What nvcc 13 makes of cvt.rna.tf32 for sm_80 to sm_100: LOP3 with 0xFFFFE000 on a NaN's bits.
+    case = next(case for case in SIMPLE if case.instruction == "to_tf32")
+    nan = np.isnan(case.words.view(np.float32))
+    assert nan.sum() > 10
+    assert (scheduled[identity(case)][nan] == case.words[nan] & 0xFFFFE000).all()
+
+
+def truncated(values: np.ndarray) -> np.ndarray:
+    """float64 -> float32 toward zero; beyond the range infinite."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    over = np.isfinite(near) & (np.abs(near.astype(np.float64)) > np.abs(values))
+    return np.where(over, np.nextafter(near, np.float32(0)), near)
+
+
+@pytest.mark.parametrize("name", inputs.MMA)
+def test_products_of_integers_are_exact(
+    products: tuple[str, dict[str, np.ndarray]], name: str
+) -> None:
+    case = next(c for c in PRODUCTS if (c.instruction, c.family) == (name, "integers"))
+    exact, size = manual.product(*manual.product_operands(name, case.words))
+    assert size.max() < 2**24
+    got = manual.accumulator_matrix(products[1][identity(case)].reshape(-1, 32, 4))
+    assert (got == exact).all()
+
+
+@pytest.mark.parametrize("name", inputs.MMA)
+def test_sums_round_as_the_schedule_says(
+    products: tuple[str, dict[str, np.ndarray]], name: str
+) -> None:
+    rounding, results = products
+    case = next(c for c in PRODUCTS if (c.instruction, c.family) == (name, "one product"))
+    exact, _ = manual.product(*manual.product_operands(name, case.words))
+    got = manual.accumulator_matrix(results[identity(case)].reshape(-1, 32, 4))
+    nearest, zero = exact.astype(np.float32), truncated(exact)
+    assert (nearest != zero).mean() > 0.2  # else the inputs would not tell
+    assert (got == (zero if rounding == "zero" else nearest)).all()
+
+
+@pytest.mark.parametrize("family", ["numbers", "any bits"])
+@pytest.mark.parametrize("name", inputs.MMA)
+def test_products_are_within_the_error_of_a_sum(
+    products: tuple[str, dict[str, np.ndarray]], name: str, family: str
+) -> None:
+    rounding, results = products
+    case = next(c for c in PRODUCTS if (c.instruction, c.family) == (name, family))
+    exact, size = manual.product(*manual.product_operands(name, case.words))
+    bits = results[identity(case)].reshape(-1, 32, 4)
+    got = manual.accumulator_matrix(bits)
+    nan = np.isnan(exact)
+    assert (np.isnan(got[nan])).all()
+    assert (bits[np.isnan(bits.view(np.float32))] == 0x7FFFFFFF).all()  # one NaN for all
+    infinite = np.isinf(exact) & (size == np.inf) & ~nan
+    with np.errstate(over="ignore"):
+        decided = np.isfinite(exact) & (size < conformance.NEAR_OVERFLOW)
+    operands_infinite = infinite & np.isinf(got)
+    assert (np.sign(got[operands_infinite]) == np.sign(exact[operands_infinite])).all()
+    assert decided.mean() > (0.99 if family == "numbers" else 0.05)
+    if rounding == "zero":
+        assert (got[decided] == truncated(exact)[decided]).mean() > 0.999
+    # Half a last place of the size for each of the k sums.
+    bound = DEPTH[name] * (2.0**-24 * size + 2.0**-150) * (2 if rounding == "zero" else 1)
+    assert (np.abs(got - exact)[decided] <= bound[decided]).all()
+
+
+def test_fragment_tables_cover_each_element_once() -> None:
+    tables = {
+        (16, 16): manual.a_m16n8k16(),
+        (16, 8): manual.b_m16n8k16(),
+        (16, 8, "tf32 a"): manual.a_m16n8k8_tf32(),
+        (8, 8): manual.b_m16n8k8_tf32(),
+        (16, 8, "c"): manual.accumulators(),
+    }
+    for shape, (row, col) in tables.items():
+        seen = np.zeros(shape[:2], int)
+        np.add.at(seen, (row, col), 1)
+        assert (seen == 1).all(), shape
+
+
+def public_functions() -> set[str]:
+    """The functions of csrc/ptx that kernels call."""
+    found = set()
+    for path in (ROOT / "csrc" / "ptx").glob("*.h"):
+        text = re.sub(
+            r"namespace detail \{.*?\n\}  // namespace detail", "", path.read_text(), flags=re.S
+        )
+        found |= set(re.findall(r"^RF_DEVICE [\w ]+?[ *&]+(\w+)\(", text, re.M))
+    return found
+
+
+def test_every_function_of_csrc_ptx_is_tried() -> None:
+    kernels = "".join(path.read_text() for path in (ROOT / "csrc" / "driver").glob("conformance*"))
+    functions = public_functions()
+    assert {"cp_async", "ldmatrix_x4", "shuffle_up", "dynamic_shared"} <= functions
+    missing = {name for name in functions if not re.search(rf"ptx::{name}\b", kernels)}
+    assert not missing
+    listed = {case.instruction for case in CASES}
+    assert listed == set(EXPECTED) | set(inputs.MMA)
+
+
+def test_every_listed_instruction_has_inputs(program: Path) -> None:
+    command = [str(program), "--list"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    sizes = {line.split()[0]: int(line.split()[1]) for line in lines}
+    assert sizes == {case.instruction: case.words.shape[1] for case in CASES}
+
+
+# ---- What the comparison with a GPU would notice
+
+
+def wrong_by_one_bit(words: np.ndarray, bit: int) -> np.ndarray:
+    changed = words.copy()
+    changed[-1, -5] ^= np.uint32(1 << bit)
+    return changed
+
+
+@pytest.mark.parametrize("case", SIMPLE, ids=identity)
+def test_one_wrong_bit_is_noticed(scheduled: dict[str, np.ndarray], case: inputs.Cases) -> None:
+    right = scheduled[identity(case)]
+    assert conformance.compare(case, right, right).wrong == 0
+    outcome = conformance.compare(case, right, wrong_by_one_bit(right, 3))
+    assert outcome.wrong == 1
+    assert "FAILED" in outcome.line()
+
+
+def test_a_nan_for_a_number_is_noticed() -> None:
+    case = inputs.Cases("atomic_add_float", "any bits", np.zeros((1, 4), np.uint32), "floats")
+    nans = np.full((1, 4), 0x7FC00000, np.uint32)
+    other = np.full((1, 4), 0x7FFFFFFF, np.uint32)
+    assert conformance.compare(case, nans, other).wrong == 0
+    assert conformance.compare(case, nans, np.zeros((1, 4), np.uint32)).wrong == 4
+
+
+@pytest.mark.parametrize("name", inputs.MMA)
+def test_a_wrong_product_is_noticed(program: Path, name: str) -> None:
+    case = next(c for c in PRODUCTS if (c.instruction, c.family) == (name, "numbers"))
+    (right,) = conformance.execute(program, [case])
+    (sizes,) = conformance.execute(program, [conformance.magnitudes(case)])
+    swapped = right.reshape(-1, 32, 4)[:, :, [0, 1, 3, 2]].reshape(right.shape)
+    last_place = right ^ np.uint32(1)
+    assert conformance.compare(case, right, last_place, sizes).wrong == 0
+    assert conformance.compare(case, right, swapped, sizes).wrong > right.size // 4
+    assert conformance.compare(case, right, right ^ np.uint32(1 << 20), sizes).wrong > 0
+
+
+@pytest.mark.parametrize("way", ["nearest", "zero"])
+def test_the_way_of_rounding_is_recognised(program: Path, way: str) -> None:
+    def run(option: str):
+        return lambda cases: conformance.execute(program, cases, (f"--rounding={option}",))
+
+    votes = conformance.rounding(PRODUCTS, run("nearest"), run("zero"), run(way))
+    assert set(votes) == set(inputs.MMA)
+    for found in votes.values():
+        assert found[way] > 300
+        assert sum(found.values()) == found[way]
+
+
+def test_a_missing_gpu_fails_only_where_it_is_required(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(conformance, "gpu", lambda: None)
+    assert conformance.main(["--require-gpu"]) == 1
+    assert "no GPU" in capsys.readouterr().err
+
+
+def test_wrong_calls_of_the_program_say_what_is_accepted(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "shuffle.in").write_bytes(bytes(12))
+    calls = {
+        ("--folder", str(tmp_path)): "a multiple of 68",
+        (): "--folder or --list",
+        ("--folder", str(tmp_path / "none")): "holds no",
+        ("--folder", str(tmp_path), "--plant", "a:1"): "FILE:LINE:INSTRUCTION:FAULT",
+    }
+    for options, words in calls.items():
+        done = subprocess.run([str(program), *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+
+# ---- The faults that each function offers
+
+# They order memory that the emulator's own blocks see in order anyway: ThreadSanitizer's matter.
+UNSEEN = {"no_fence"}
+# Some schedule shows each of the others.
+FAULT_SCHEDULES = (
+    ("--asynchrony=lazy", "--order=forward"),
+    ("--asynchrony=eager", "--order=reverse"),
+    ("--asynchrony=random", "--order=shuffled", "--seed=5"),
+)
+
+
+def faults(program: Path, case: inputs.Cases) -> list[str]:
+    """FILE:LINE:INSTRUCTION:FAULT of everything that one instruction's kernel can be given."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / f"{case.instruction}.in").write_bytes(case.words[:2].tobytes())
+        command = [str(program), "--folder", name, "--sites"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def noticed(program: Path, case: inputs.Cases, right: np.ndarray, fault: str) -> bool:
+    """Whether some schedule fails with the fault planted, or gives another result."""
+    for schedule in FAULT_SCHEDULES:
+        try:
+            (got,) = conformance.execute(program, [case], (*schedule, f"--plant={fault}"))
+        except RuntimeError as error:
+            if "conformance_" not in str(error):  # the message names the kernel's line
+                raise
+            return True
+        if (got != right).any():
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.family in ("any bits", "numbers")],
+    ids=identity,
+)
+def test_every_fault_changes_what_the_instruction_does(program: Path, case: inputs.Cases) -> None:
+    (right,) = conformance.execute(program, [case])
+    offered = faults(program, case)
+    assert offered
+    unnoticed = [fault for fault in offered if not noticed(program, case, right, fault)]
+    assert {fault.rsplit(":", 1)[1] for fault in unnoticed} <= UNSEEN, unnoticed
