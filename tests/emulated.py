@@ -38,6 +38,8 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 DTYPES = {
     "bn_act": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
     "conv_bn_act": (torch.float32, torch.bfloat16, torch.float16),
+    "conv_dgrad": (torch.float32, torch.bfloat16, torch.float16),
+    "conv_wgrad": (torch.float32, torch.bfloat16, torch.float16),
 }
 TYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES["bn_act"]}
 # Multiprocessors, bytes of shared memory for a block and for a multiprocessor (CUDA C++ Programming
@@ -245,18 +247,46 @@ def bn_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act
     return guarded.result()
 
 
-def _plans(problem: Any, key: tuple[object, ...]) -> Iterator[dict[str, Any]]:
+def _plans(op: str, problem: Any, key: tuple[object, ...]) -> Iterator[dict[str, Any]]:
     """Plans for a problem: the one that `using` or the key asks for, then simpler ones."""
-    count = len(load().conv_bn_act_configurations())
+    plan = getattr(load(), f"{op}_plan")
+    count = len(getattr(load(), f"{op}_configurations")())
     first, number = drawn("configuration", *key) % (count + 1) - 1, drawn("splits", *key)
     wanted = range(first, first + count + 1) if _run.configuration is None else [_run.configuration]
     splits = (number % 3 + 1, 1) if _run.splits is None else (_run.splits,)
     for configuration, parts in itertools.product(wanted, splits):
         index = configuration if configuration < count else configuration - count - 1
         with contextlib.suppress(ValueError):
-            yield load().conv_bn_act_plan(problem, _run.gpu, index, parts)
+            yield plan(problem, _run.gpu, index, parts)
     # Nothing fits: the words of the last refusal.
-    yield load().conv_bn_act_plan(problem, _run.gpu, wanted[-1] if _run.configuration else -1, 0)
+    yield plan(problem, _run.gpu, wanted[-1] if _run.configuration else -1, 0)
+
+
+def _run_planned(
+    op: str,
+    problem: Any,
+    key: tuple[object, ...],
+    inputs: dict[str, Tensor | None],
+    name: str,
+    guarded: Guarded,
+) -> Tensor:
+    """Runs a convolution's kernel with a plan of `_plans`; its output, called `name`."""
+    plan = next(_plans(op, problem, key))
+    # In any state, between guard bands of its own.
+    memory = Guarded(torch.empty(plan["workspace_bytes"] // 4 + 64))
+    workspace = memory.tensor[-memory.tensor.data_ptr() % 256 // 4 :]
+    outputs = {name: guarded.tensor, "workspace": workspace}
+    report = getattr(load(), op)(
+        settings(key, inputs, outputs),
+        problem,
+        _run.gpu,
+        plan["configuration"],
+        plan["splits"],
+        workspace.data_ptr(),
+    )
+    memory.result()
+    _run.reports.append(report | {"plan": plan})
+    return guarded.result() if plan["launches"] else guarded.result().zero_()
 
 
 def conv_bn_act(
@@ -295,22 +325,78 @@ def conv_bn_act(
     )
     layout = (x.stride(), weight.stride(), x.data_ptr() % 16, residual is None)
     key = ("conv_bn_act", tuple(like.shape), tuple(weight.shape), x.dtype, *geometry, *layout)
-    plan = next(_plans(problem, key))
-    # In any state, between guard bands of its own.
-    memory = Guarded(torch.empty(plan["workspace_bytes"] // 4 + 64))
-    workspace = memory.tensor[-memory.tensor.data_ptr() % 256 // 4 :]
-    outputs = {"out": guarded.tensor, "workspace": workspace}
-    report = load().conv_bn_act(
-        settings(key, inputs, outputs),
-        problem,
-        _run.gpu,
-        plan["configuration"],
-        plan["splits"],
-        workspace.data_ptr(),
+    return _run_planned("conv_bn_act", problem, key, inputs, "out", guarded)
+
+
+def conv_dgrad(
+    dy: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    input_size: list[int],
+    channels_last: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """The op, by the emulated kernel; float32 in TF32."""
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    like = torch.empty(input_size, dtype=dy.dtype, device="meta", memory_format=form)
+    inputs = {"dy": dy, "y": y, "weight": weight, "scale": scale}
+    return _gradient("conv_dgrad", inputs, "x", like, (stride, padding, dilation, groups))
+
+
+def conv_wgrad(
+    dy: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """The op, by the emulated kernel; float32 in TF32."""
+    like = torch.empty_like(weight, device="meta")
+    inputs = {"dy": dy, "y": y, "x": x, "scale": scale}
+    return _gradient("conv_wgrad", inputs, "weight", like, (stride, padding, dilation, groups))
+
+
+def _gradient(
+    op: str,
+    inputs: dict[str, Tensor | None],
+    name: str,
+    like: Tensor,
+    geometry: tuple[list[int], list[int], list[int], int],
+) -> Tensor:
+    """Runs a gradient's kernel; `like` is its output `name`, without memory."""
+    guarded = Guarded(like)
+    tensors = inputs | {name: guarded.tensor}
+    x, weight, dy = tensors["x" if "x" in tensors else name], tensors["weight"], tensors["dy"]
+    assert x is not None
+    assert weight is not None
+    assert dy is not None
+    stride, padding, dilation, groups = geometry
+    problem = load().ConvGradient(
+        dtype=TYPE_NAMES[dy.dtype],
+        allow_tf32=True,
+        x_size=x.shape,
+        weight_size=weight.shape,
+        dy_stride=dy.stride(),
+        y_stride=_strides(tensors["y"]),
+        x_stride=x.stride(),
+        weight_stride=weight.stride(),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        **{key: _address(t) for key, t in tensors.items()},
     )
-    memory.result()
-    _run.reports.append(report | {"plan": plan})
-    return guarded.result()
+    layout = (dy.stride(), x.stride(), weight.stride(), dy.data_ptr() % 16, inputs["y"] is None)
+    key = (op, tuple(x.shape), tuple(weight.shape), dy.dtype, *geometry, *layout)
+    return _run_planned(op, problem, key, inputs, name, guarded)
 
 
 def _register(op: str, body: Callable[..., Tensor]) -> None:
@@ -329,5 +415,5 @@ def _register(op: str, body: Callable[..., Tensor]) -> None:
     )
 
 
-for _op, _body in (("bn_act", bn_act), ("conv_bn_act", conv_bn_act)):
-    _register(_op, _body)
+for _body in (bn_act, conv_bn_act, conv_dgrad, conv_wgrad):
+    _register(_body.__name__, _body)

@@ -36,12 +36,16 @@ def fault(instruction, name, *options):
     )
 
 
+BN_ACT = ("--op", "bn_act")
+CONV = ("--op", "conv_bn_act", "--h", 9, "--w", 9)
+
+
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("data", ["integers", "normals"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_bn_act_is_right(dtype, data, layout):
     shape = ("--n", 2, "--c", 24, "--h", 5, "--w", 8)
-    found = run("--dtype", dtype, "--data", data, "--layout", layout, "--residual", *shape)
+    found = run(*BN_ACT, "--dtype", dtype, "--data", data, "--layout", layout, "--residual", *shape)
     record = json.loads(found.stdout)
     assert found.returncode == 0, record
     assert record["elements"] == 2 * 24 * 5 * 8
@@ -49,9 +53,31 @@ def test_bn_act_is_right(dtype, data, layout):
     assert record["worst"] == 0 if data == "integers" else 0.05 < record["worst"] <= 1
 
 
+@pytest.mark.parametrize("data", ["integers", "normals"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--stride", 2, "--residual"),
+        ("--groups", 4, "--dilation", 2, "--padding", 2, "--act", "none"),
+        ("--r", 1, "--s", 1, "--padding", 0, "--configuration", "64x64_4w4s", "--splits", 1),
+        ("--c", 3, "--k", 5, "--layout", "nchw"),
+        ("--c", 64, "--splits", 3, "--asynchrony", "lazy", "--order", "reverse"),
+        ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_conv_bn_act_is_right(dtype, options, data):
+    found = run(*CONV, "--dtype", dtype, "--data", data, *options)
+    assert found.returncode == 0, found
+    record = json.loads(found.stdout)
+    assert record["elements"] > 0
+    assert record["wrong"] == 0
+    assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
+
+
 def test_wrong_numbers_are_counted():
-    planted = fault("st.global", "skip", "--dtype", "float32")
-    found = run("--dtype", "float32", "--fault", planted)
+    planted = fault("st.global", "skip", *BN_ACT, "--dtype", "float32")
+    found = run(*BN_ACT, "--dtype", "float32", "--fault", planted)
     record = json.loads(found.stdout)
     assert found.returncode == 1
     assert record["wrong"] == record["elements"] > 0
@@ -61,7 +87,14 @@ def test_wrong_numbers_are_counted():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--op", "gemm"], "error: --op is 'gemm'; accepted are bn_act"),
+        (["--op", "gemm"], "error: --op is 'gemm'; accepted are conv_bn_act, bn_act"),
+        (
+            ["--configuration", "1x1"],
+            "error: --configuration is '1x1'; accepted are auto, 256x128_8w4s",
+        ),
+        (["--splits", "9", "--c", "8", "--r", "1", "--s", "1"], "error: no plan: configuration"),
+        (["--dtype", "float64"], "conv_bn_act serves float32, float16 and bfloat16"),
+        (["--groups", "3"], "error: --groups divides"),
         (["--n", "two"], "error: --n is 'two'; an integer of at least 0 is accepted"),
         (["--c", "0"], "error: --c is '0'; an integer of at least 1 is accepted"),
         (["--dtype=int8"], "accepted are float32, float64, float16, bfloat16"),
@@ -86,11 +119,12 @@ def test_help_names_every_option():
         assert f"  {word} " in found.stdout
 
 
-def test_address_sanitizer_names_the_line_of_a_store_out_of_bounds():
-    planted = fault("st.global", "row_off")
+@pytest.mark.parametrize("op", [BN_ACT, CONV], ids=["bn_act", "conv_bn_act"])
+def test_address_sanitizer_names_the_line_of_a_store_out_of_bounds(op):
+    planted = fault("st.global", "row_off", *op)
     file, line, *_ = planted.split(":")
-    assert run(variant="asan").returncode == 0
-    found = run("--fault", planted, variant="asan")
+    assert run(*op, variant="asan").returncode == 0
+    found = run(*op, "--fault", planted, variant="asan")
     assert found.returncode not in (0, 1, 2, 3)
     assert "heap-buffer-overflow" in found.stderr
     assert "WRITE of size 16" in found.stderr

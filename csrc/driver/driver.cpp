@@ -23,7 +23,7 @@ enum Exit { kRight = 0, kWrong = 1, kUsage = 2, kFailed = 3 };
 std::vector<Option> options() {
   std::vector<Option> all = {
       {"help", "", "this text", true},
-      {"op", "bn_act", "bn_act"},
+      {"op", "conv_bn_act", "conv_bn_act or bn_act"},
       {"dtype", "bfloat16", "float32, float64, float16 or bfloat16"},
       {"data", "integers", "integers (in [-4, 4], checked bit for bit) or normals (a bound)"},
       {"seed", "1", "of the operands"},
@@ -32,7 +32,16 @@ std::vector<Option> options() {
       {"c", "32", "input channels"},
       {"h", "14", "input height"},
       {"w", "14", "input width"},
+      {"k", "32", "output channels"},
+      {"r", "3", "filter height"},
+      {"s", "3", "filter width"},
+      {"stride", "1", "of the filter, in both directions"},
+      {"padding", "1", "zeros on each side"},
+      {"dilation", "1", "distance of two taps"},
+      {"groups", "1", "of channels"},
       {"layout", "nhwc", "nhwc or nchw, of all activations"},
+      {"configuration", "auto", "auto, or a tile's name"},
+      {"splits", "0", "parts of the reduction; 0 leaves it to the chooser"},
       {"residual", "", "add a shortcut", true},
       {"act", "relu", "relu or none"},
   };
@@ -114,17 +123,14 @@ int run(const Arguments& arguments) {
   emulator::Session session;
   configure(arguments, session);
 #endif
-  const int op = arguments.choice("op", {"bn_act"});
+  const int op = arguments.choice("op", {"conv_bn_act", "bn_act"});
   Json json;
   json.add("op", arguments.text("op"));
   json.add("device", device_name());
   json.add("dtype", arguments.text("dtype"));
   json.add("data", arguments.text("data"));
-  bool right = false;
-  switch (op) {
-    case 0:
-      right = run_bn_act(arguments, common, json);
-  }
+  const bool right =
+      op == 0 ? run_conv_bn_act(arguments, common, json) : run_bn_act(arguments, common, json);
 #if defined(RF_EMULATED)
   if (arguments.flag("sites")) {
     print_sites(session.report());

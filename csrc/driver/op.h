@@ -29,5 +29,7 @@ void report_times(std::vector<double> times, Json& json);
 
 // y = act(scale x + shift [+ residual]); reads n, c, h, w, residual, act, layout.
 bool run_bn_act(const Arguments& arguments, Common& common, Json& json);
+// y = act(scale conv(x, weight) + shift [+ residual]); float32 in TF32. Reads all shape options.
+bool run_conv_bn_act(const Arguments& arguments, Common& common, Json& json);
 
 }  // namespace resnet_fused::driver
