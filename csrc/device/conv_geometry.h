@@ -9,6 +9,9 @@
 
 namespace resnet_fused {
 
+// Along each axis: a kernel keeps a bit for each.
+constexpr int kMostTaps = 15;
+
 // The reduction of one group: element e is channel c of tap (r, s), e = (r * taps_s + s) * channels
 // + c. Counting through the taps wastes nothing on channels that fill no step.
 struct Reduction {
@@ -67,10 +70,10 @@ struct ImageGather {
   int32_t origin_w;
   int32_t step_h;  // of neighbouring taps: the dilation
   int32_t step_w;
-  int64_t image_stride;  // elements, as those below
+  int64_t group_stride;  // elements, from one group's channels to the next one's
+  int64_t image_stride;  // 16 bytes where the operands are read wide, else elements; so below
   int64_t row_stride;
   int64_t pixel_stride;
-  int64_t group_stride;   // from one group's channels to the next one's
   ColumnStrides columns;  // along the reduction
 };
 
@@ -149,9 +152,9 @@ struct ConvOperands {
   const void* x;       // [N, C, H, W] in `image`'s strides
   const void* weight;  // [K, C / groups, R, S] in the filters' strides
   ImageGather image;
-  ColumnStrides filter_columns;
-  int64_t filter_stride;  // elements, from one output channel to the next
-  int32_t filters;        // output channels of a group
+  ColumnStrides filter_columns;  // in the units of ImageGather
+  int64_t filter_stride;         // from one output channel to the next
+  int32_t filters;               // output channels of a group
   PixelGrid grid;
   Reduction reduction;
   Column advance;  // LoadPattern::kAdvance elements of the reduction

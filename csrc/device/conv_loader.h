@@ -37,6 +37,7 @@ class RowLoader {
     const uint32_t lane = thread % Pattern::kLanes * Pattern::kUnitBytes;
     // A wide unit is a chunk; narrow ones share the pass's chunk.
     place_ = row + (kWidth == LoadWidth::kWide ? lane ^ chunk_ : lane);
+    ptx::keep(place_);
   }
 
   // source(i, j): element j of the unit that row i of this thread has in this pass; j is 0 but
@@ -98,7 +99,8 @@ class ConvLoader {
   using Right = RowLoader<T, Shape, kWidth, Shape::kN>;
   // Strides count units: of 16 bytes, which 31 bits are enough for, or elements.
   using Offset = std::conditional_t<kWidth == LoadWidth::kWide, int32_t, int64_t>;
-  static constexpr int kStrideUnit = kWidth == LoadWidth::kWide ? Pattern::kUnit : 1;
+  static constexpr int kStrideBytes =
+      kWidth == LoadWidth::kWide ? kChunkBytes : static_cast<int>(sizeof(T));
 
  public:
   // The first step begins at `first_element` of the reduction.
@@ -109,7 +111,9 @@ class ConvLoader {
     const auto row = static_cast<int32_t>(thread / Pattern::kLanes);
     const auto lane = static_cast<int32_t>(thread % Pattern::kLanes);
     at_ = column_of(first_element + lane * Pattern::kUnit, operands.reduction);
-    image_ = static_cast<const T*>(operands.x) + tile.group * image.group_stride;
+    image_ = reinterpret_cast<const unsigned char*>(static_cast<const T*>(operands.x) +
+                                                    tile.group * image.group_stride);
+    ptx::keep(image_);
 #pragma unroll
     for (int i = 0; i < Left::kRows; ++i) {
       const int32_t m = tile.m * Shape::kM + row + i * Pattern::kRowStep;
@@ -123,11 +127,13 @@ class ConvLoader {
                              taps_inside(w, image.step_w, image.width, operands.reduction.taps_s)
                                  << kColumnBits
                        : 0;
+      ptx::keep(pixel_[i]);
+      ptx::keep(taps_[i]);
     }
     const int32_t n = tile.n * Shape::kN + row;
     filters_left_ = operands.filters - n;
-    filter_ = static_cast<Offset>(
-        (static_cast<int64_t>(tile.group) * operands.filters + n) * operands.filter_stride);
+    filter_ = static_cast<Offset>((static_cast<int64_t>(tile.group) * operands.filters + n) *
+                                  operands.filter_stride);
   }
 
   RF_DEVICE void issue(ptx::SharedAddress stage) {
@@ -139,15 +145,14 @@ class ConvLoader {
                                 : first;
       left_.issue(stage, pass, [&](int i, int j) {
         const Wanted& at = j == 0 ? first : second;
-        return Source<T>{image_ + int64_t{pixel_[i] + at.pixel} * kStrideUnit,
-                         (taps_[i] & at.taps) == at.taps};
+        return Source<T>{moved(image_, pixel_[i] + at.pixel), (taps_[i] & at.taps) == at.taps};
       });
-      const T* weight = static_cast<const T*>(operands_.weight);
+      const auto* weight = static_cast<const unsigned char*>(operands_.weight);
       right_.issue(stage + Shape::kM * Shape::kStepBytes, pass, [&](int i, int j) {
         const Wanted& at = j == 0 ? first : second;
-        const auto row =
-            static_cast<Offset>(i * Pattern::kRowStep * static_cast<Offset>(operands_.filter_stride));
-        return Source<T>{weight + int64_t{filter_ + row + at.filter} * kStrideUnit,
+        const auto row = static_cast<Offset>(i * Pattern::kRowStep *
+                                             static_cast<Offset>(operands_.filter_stride));
+        return Source<T>{moved(weight, filter_ + row + at.filter),
                          i * Pattern::kRowStep < filters_left_ && at.taps != kNoTap};
       });
       at_ = advanced(at_, operands_.advance, operands_.reduction);
@@ -162,7 +167,8 @@ class ConvLoader {
   RF_DEVICE void arrived(ptx::SharedAddress) const {}
 
  private:
-  static constexpr int kColumnBits = 16;  // bits 0-14: rows of taps; 16-30: columns
+  static constexpr int kColumnBits = 16;  // rows of taps have the bits 0-14, columns 16-30
+  static_assert(kMostTaps < kColumnBits);
   static constexpr uint32_t kNoTap = 0xFFFFFFFFu;  // more than any pixel has
 
   // Which of `taps` positions first, first + step, .. lie in [0, size): a bit for each.
@@ -187,18 +193,20 @@ class ConvLoader {
     return Wanted{offset(at, operands_.image.columns), offset(at, operands_.filter_columns),
                   known ? 1u << at.r | 1u << (at.s + kColumnBits) : kNoTap};
   }
+  static RF_DEVICE const T* moved(const unsigned char* base, Offset offset) {
+    return reinterpret_cast<const T*>(base + int64_t{offset} * kStrideBytes);
+  }
   static RF_DEVICE Offset offset(const Column& at, const ColumnStrides& strides) {
-    const Offset channel = kWidth == LoadWidth::kWide ? at.c / Pattern::kUnit
-                                                      : at.c * static_cast<Offset>(strides.c);
-    return channel + at.s * static_cast<Offset>(strides.s) +
-           at.r * static_cast<Offset>(strides.r);
+    const Offset channel =
+        kWidth == LoadWidth::kWide ? at.c / Pattern::kUnit : at.c * static_cast<Offset>(strides.c);
+    return channel + at.s * static_cast<Offset>(strides.s) + at.r * static_cast<Offset>(strides.r);
   }
 
   const ConvOperands& operands_;
   Left left_;
   Right right_;
   Column at_;
-  const T* image_;              // the group's first channel of pixel (0, 0, 0)
+  const unsigned char* image_;  // the group's first channel of pixel (0, 0, 0)
   Offset pixel_[Left::kRows];   // from there to the first tap, which may lie outside
   uint32_t taps_[Left::kRows];  // those inside of the image
   Offset filter_;

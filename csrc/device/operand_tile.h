@@ -45,6 +45,8 @@ class KMajorFragments {
     const uint32_t row = first + upper * 8 + lane % 8;
     row_offset_ = row * KMajor::kRowBytes;
     chunk_ = (kSide == Side::kLeft ? matrix / 2 : matrix % 2) ^ KMajor::swizzle(row);
+    ptx::keep(row_offset_);
+    ptx::keep(chunk_);
   }
 
   // `tile`: the operand's tile of a step. `slice`: which kSliceBytes of its rows.

@@ -2,13 +2,15 @@
 // no framework.
 //
 //   RfConvPlan plan;
-//   if (rf_conv_bn_act_plan(&problem, &gpu, -1, 0, &plan, why, sizeof why) != 0) -> why says why
-//   not workspace of plan.workspace_bytes on the device, in any state int error =
-//   rf_conv_bn_act_cuda(&problem, &plan, workspace, stream);
+//   if (rf_conv_bn_act_plan(&problem, &gpu, -1, 0, &plan, why, sizeof why) != 0) { /* see why */ }
+//   // workspace: plan.workspace_bytes on the device, in any state
+//   int error = rf_conv_bn_act_cuda(&problem, &plan, workspace, stream);
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "gpu.h"
 
 extern "C" {
 
@@ -34,14 +36,6 @@ struct RfConvBnAct {
   int64_t stride[2];  // vertical, horizontal
   int64_t padding[2];
   int64_t dilation[2];
-};
-
-// What of a GPU the plan depends on (cudaDeviceProp: multiProcessorCount, sharedMemPerBlockOptin,
-// sharedMemPerMultiprocessor), bytes.
-struct RfGpu {
-  int32_t multiprocessors;
-  int32_t shared_per_block;
-  int32_t shared_per_multiprocessor;
 };
 
 // One configuration: a tile and the way operands are read. It serves every dtype that fits.

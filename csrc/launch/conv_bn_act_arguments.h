@@ -21,6 +21,9 @@ OutputSize output_size(const RfConvBnAct& problem);
 // Whether x and weight can be read 16 bytes at a time.
 bool reads_wide(const RfConvBnAct& problem);
 
+// How many images wide offsets reach, 31 bits of 16 bytes; 0 if they do not reach over the weights.
+int64_t images_in_reach(const RfConvBnAct& problem);
+
 // A workspace: one counter a tile, then the tiles' partial sums.
 constexpr int64_t kWorkspaceAlignment = 256;  // bytes, as the allocators give
 constexpr int64_t arrival_bytes(int64_t tiles) {

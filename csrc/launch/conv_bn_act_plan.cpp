@@ -162,6 +162,11 @@ int32_t check_sizes(const RfConvBnAct& problem, const Refusal& refuse) {
                   static_cast<Long>(problem.weight_size[0]),
                   static_cast<Long>(problem.weight_size[1]));
   }
+  if (problem.weight_size[2] > kMostTaps || problem.weight_size[3] > kMostTaps) {
+    return refuse("a filter of %lld x %lld; at most %d x %d are possible",
+                  static_cast<Long>(problem.weight_size[2]),
+                  static_cast<Long>(problem.weight_size[3]), kMostTaps, kMostTaps);
+  }
   constexpr int64_t kFar = int64_t{1} << 30;  // positions stay in 32 bits, however far they lead
   for (int d = 0; d < 2; ++d) {
     const int64_t reach = problem.dilation[d] * problem.weight_size[2 + d];
@@ -258,9 +263,10 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
     const int64_t columns = divide_up(product.channels, tile.n) * product.groups;
     // So many images that neither pixels nor blocks need more than 31 bits.
     const int64_t rows = std::min(kMost, kMost / columns * tile.m);
-    const int64_t together = std::min(images, rows / (size.p * size.q));
+    const int64_t reach = tile.wide != 0 ? images_in_reach(*problem) : images;
+    const int64_t together = std::min({images, reach, rows / (size.p * size.q)});
     if (together < 1) {
-      against = "one image has more tiles than a launch can have";
+      against = "one image is more than a launch can take";
       continue;
     }
     product.pixels = together * size.p * size.q;

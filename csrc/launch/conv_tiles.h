@@ -42,6 +42,6 @@ using ConvWideTiles = TileList<       //
     TileShape<64, 64, 2, 2, 4, 4>>;   // fewer still: small batches, with splits
 using ConvNarrowTiles = TileList<     //
     TileShape<128, 64, 4, 1, 4, 2>,   // the stem, odd channels, NCHW
-    TileShape<64, 32, 2, 2, 4, 4>>;   // narrow groups
+    TileShape<64, 32, 2, 2, 4, 3>>;   // narrow groups
 
 }  // namespace resnet_fused

@@ -10,6 +10,7 @@
 //   memory.h           loads and stores
 //   atomic.h           atomics, acquire, release, fences
 //   grid_dependency.h  griddepcontrol
+//   keep.h             no instruction: what the compiler is to keep in registers
 //
 // mbarrier, cp.async.bulk.tensor (TMA) and wgmma have their place here: one file each.
 #pragma once
@@ -19,6 +20,7 @@
 #include "barrier.h"
 #include "common.h"
 #include "grid_dependency.h"
+#include "keep.h"
 #include "matrix_load.h"
 #include "memory.h"
 #include "mma.h"
