@@ -153,4 +153,5 @@ PYBIND11_MODULE(_emulated, module) {
       .def_readwrite("tensors", &Settings::tensors);
   emulated::define_bn_act(module);
   emulated::define_conv_bn_act(module);
+  emulated::define_conv_gradients(module);
 }

@@ -1,0 +1,101 @@
+// What the kernels of a convolution's gradients are told. Plain values, which a launch computes.
+#pragma once
+
+#include <cstdint>
+
+#include "conv_geometry.h"
+#include "divide.h"
+#include "portable.h"
+
+namespace resnet_fused {
+
+// conv_dgrad along one axis, vertical or horizontal. An input row h meets only those taps r for
+// which h + padding - r dilation is a multiple of the stride. Rows of one remainder h % stride, a
+// phase, meet the same taps, `tap_step` apart: no zero is multiplied.
+struct PhasedAxis {
+  int32_t size;  // of the input
+  int32_t out_size;
+  int32_t stride;
+  int32_t padding;
+  int32_t dilation;
+  int32_t taps;      // of the filter
+  int32_t tap_step;  // stride / gcd(stride, dilation)
+  int32_t out_step;  // rows of the output from one of the phase's taps to the next, backwards:
+                     // dilation / gcd(stride, dilation)
+};
+
+struct Phase {
+  int32_t index;      // the remainder
+  int32_t first_tap;  // 0 where there are none
+  int32_t taps;
+  int32_t origin;  // output row of the first tap, for the phase's first input row
+};
+
+RF_HOST_DEVICE Phase phase_of(int32_t index, const PhasedAxis& axis) {
+  const int32_t start = index + axis.padding;
+  const int32_t period = axis.tap_step < axis.taps ? axis.tap_step : axis.taps;
+  for (int32_t tap = 0; tap < period; ++tap) {
+    const int32_t distance = start - tap * axis.dilation;
+    if (distance % axis.stride == 0) {
+      const int32_t taps = (axis.taps - tap + axis.tap_step - 1) / axis.tap_step;
+      return Phase{index, tap, taps, distance / axis.stride};
+    }
+  }
+  return Phase{index, 0, 0, 0};
+}
+
+struct ConvDgradArguments {
+  const void* dy;      // [N, K, P, Q] in `dy_strides`
+  const void* y;       // [N, K, P, Q] in `y_strides`; null without ReLU
+  const void* weight;  // [K, C / groups, R, S] in `filters`
+  const float* scale;  // [K]
+  void* dx;            // [N, C, H, W] in `dx_strides`
+  PixelStrides dy_strides;
+  PixelStrides y_strides;
+  PixelStrides dx_strides;
+  ColumnStrides filters;  // elements: c from one output channel to the next, s and r along taps
+  int64_t weight_c;       // from one input channel to the next
+  PhasedAxis h;
+  PhasedAxis w;
+  PixelGrid grid;       // input pixels of one phase
+  int32_t channels_in;  // of a group: N
+  int32_t channels_out;
+  int32_t phases;
+  TileGrid tiles;  // rows of tiles: those of one tile of pixels in all phases follow each other
+  SplitWorkspace workspace;
+  bool wide_dx;
+  bool pixels_lie_together;
+};
+
+struct ConvWgradArguments {
+  const void* dy;      // [N, K, P, Q] in `dy_strides`
+  const void* y;       // [N, K, P, Q] in `y_strides`; null without ReLU
+  const void* x;       // [N, C, H, W]
+  const float* scale;  // [K]
+  void* dweight;       // [K, C / groups, R, S]
+  PixelStrides dy_strides;
+  PixelStrides y_strides;
+  ColumnStrides x_pixels;  // elements of x from one output column q, row p, image to the next
+  ColumnStrides x_taps;    // likewise of input channel, column, row
+  Reduction pixels;        // Q, P, N: a reduction element is an output pixel
+  Reduction columns;       // C / groups, S, R: N of the product
+  ColumnStrides dweight_columns;
+  int64_t dweight_k;
+  int32_t height;
+  int32_t width;
+  int32_t stride_h;
+  int32_t stride_w;
+  int32_t padding_h;
+  int32_t padding_w;
+  int32_t dilation_h;
+  int32_t dilation_w;
+  int32_t channels_out;  // of a group: M
+  int32_t columns_each;  // of a group: N
+  int32_t steps;         // of the whole reduction
+  int32_t steps_each;    // of a split; the last one may have fewer, and has one at least
+  TileGrid tiles;
+  float* partial;  // [tile][split][vector of a thread's sums][thread][4]; unused without splits
+  bool wide_dweight;
+};
+
+}  // namespace resnet_fused

@@ -1,0 +1,127 @@
+// The loader of conv_wgrad: output pixels are the reduction, both operands lie along channels, and
+// dy's part is masked in shared memory.
+#pragma once
+
+#include <cstdint>
+
+#include "gradient_geometry.h"
+#include "gradient_mask.h"
+#include "mn_major_loader.h"
+
+namespace resnet_fused {
+
+// Left tile: [pixels][output channels]; right one: [pixels][taps and input channels]; behind them
+// y's, as dy's.
+template <class T, class Shape, LoadWidth kWidth>
+class WgradLoader {
+  using Left = MnMajorLoader<T, Shape, kWidth, Shape::kM>;
+  using Right = MnMajorLoader<T, Shape, kWidth, Shape::kN>;
+  using LeftUnit = Unit<T, Left::kUnit>;
+
+ public:
+  // The first step begins at output pixel `first_pixel`.
+  RF_DEVICE WgradLoader(const ConvWgradArguments& arguments, const Tile& tile, int32_t first_pixel,
+                        uint32_t thread)
+      : arguments_(arguments), dy_(thread), y_(thread), x_(thread) {
+    const Reduction& pixels = arguments.pixels;
+    dz_at_ = column_of(first_pixel + dy_.row(), pixels);
+    dz_advance_ = column_of(Left::kRowStep, pixels);
+    x_at_ = column_of(first_pixel + x_.row(), pixels);
+    x_advance_ = column_of(Right::kRowStep, pixels);
+
+    const int32_t m = tile.m * Shape::kM + dy_.column();
+    const int32_t k = tile.group * arguments.channels_out + m;
+    channels_left_ = arguments.channels_out - m;
+    dy_channel_ = static_cast<const T*>(arguments.dy) + k * arguments.dy_strides.k;
+    y_channel_ = static_cast<const T*>(arguments.y) + k * arguments.y_strides.k;
+
+    const int32_t n = tile.n * Shape::kN + x_.column();
+    columns_left_ = arguments.columns_each - n;
+    const int32_t group = tile.group * arguments.columns.channels;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const Column column = column_of(n + j, arguments.columns);
+      h_[j] = column.r * arguments.dilation_h - arguments.padding_h;
+      w_[j] = column.s * arguments.dilation_w - arguments.padding_w;
+      x_column_[j] = static_cast<const T*>(arguments.x) + (group + column.c) * arguments.x_taps.c +
+                     h_[j] * arguments.x_taps.r + w_[j] * arguments.x_taps.s;
+    }
+  }
+
+  RF_DEVICE void issue(ptx::SharedAddress stage) {
+#pragma unroll
+    for (int i = 0; i < Left::kRows; ++i) {
+      issue_channels(dy_, stage, i, dy_channel_, arguments_.dy_strides);
+      if (arguments_.y != nullptr) {
+        issue_channels(y_, stage + Shape::kMaskOffset, i, y_channel_, arguments_.y_strides);
+      }
+      dz_at_ = advanced(dz_at_, dz_advance_, arguments_.pixels);
+    }
+#pragma unroll
+    for (int i = 0; i < Right::kRows; ++i) {
+      const int32_t top = x_at_.s * arguments_.stride_h;
+      const int32_t left = x_at_.c * arguments_.stride_w;
+      const int64_t pixel = offset_of(x_at_, arguments_.x_pixels);
+      const bool known = x_at_.r < arguments_.pixels.taps_r;
+      x_.issue(right_of(stage), i, [&](int j) {
+        const bool inside =
+            static_cast<uint32_t>(top + h_[j]) < static_cast<uint32_t>(arguments_.height) &&
+            static_cast<uint32_t>(left + w_[j]) < static_cast<uint32_t>(arguments_.width);
+        return Source<T>{x_column_[j] + pixel, known && inside && j < columns_left_};
+      });
+      x_at_ = advanced(x_at_, x_advance_, arguments_.pixels);
+    }
+  }
+
+  RF_DEVICE void land(ptx::SharedAddress stage) const {
+    dy_.land(stage);
+    if (arguments_.y != nullptr) y_.land(stage + Shape::kMaskOffset);
+    x_.land(right_of(stage));
+  }
+
+  // dz in place of this thread's part of dy.
+  RF_DEVICE void arrived(ptx::SharedAddress stage) const {
+    if (arguments_.y == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < Left::kRows; ++i) {
+      const ptx::SharedAddress at = dy_.address(stage, i);
+      auto unit = ptx::load_shared<LeftUnit>(at);
+      mask(unit, ptx::load_shared<LeftUnit>(y_.address(stage + Shape::kMaskOffset, i)));
+      ptx::store_shared(at, unit);
+    }
+  }
+
+ private:
+  static constexpr int kColumns = Left::kThroughRegisters ? 2 : 1;  // that a thread looks up
+
+  static RF_DEVICE ptx::SharedAddress right_of(ptx::SharedAddress stage) {
+    return stage + Shape::kM * Shape::kStepBytes;
+  }
+
+  RF_DEVICE void issue_channels(Left& loader, ptx::SharedAddress tile, int i, const T* channel,
+                                const PixelStrides& strides) {
+    const T* pixel = channel + (dz_at_.r * strides.n + dz_at_.s * strides.p + dz_at_.c * strides.q);
+    const bool known = dz_at_.r < arguments_.pixels.taps_r;
+    loader.issue(tile, i, [&](int j) {
+      return Source<T>{pixel + j * strides.k, known && j < channels_left_};
+    });
+  }
+
+  const ConvWgradArguments& arguments_;
+  Left dy_;
+  Left y_;
+  Right x_;
+  Column dz_at_;  // output pixel (q, p, n) of dy's row that is asked for next
+  Column dz_advance_;
+  Column x_at_;  // likewise of x's row
+  Column x_advance_;
+  const T* dy_channel_;  // of pixel 0
+  const T* y_channel_;
+  int32_t channels_left_;        // output channels from this thread's on
+  const T* x_column_[kColumns];  // tap and channel, for pixel 0; may lie outside
+  int32_t h_[kColumns];          // row and column of the tap, for pixel 0
+  int32_t w_[kColumns];
+  int32_t columns_left_;  // columns from this thread's on
+};
+
+}  // namespace resnet_fused

@@ -1,0 +1,71 @@
+// conv_dgrad on the GPU, for sm_80 and later: the gradient of a convolution's input, ReLU's mask
+// and BatchNorm's scale applied to what has been copied, before it is multiplied.
+//
+//     dx[m, c] = sum over e of (scale * dz)[m, e] * filter[e, c]
+//
+// M: input pixels of one phase of the stride, N: input channels of a group, reduction: the phase's
+// taps and the group's output channels. A phase without taps has no steps: its pixels are zeros.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/dgrad_loader.h"
+#include "../device/gradient_epilogue.h"
+#include "../device/gradient_geometry.h"
+#include "../device/main_loop.h"
+#include "../device/mn_major.h"
+#include "../device/split_reduction.h"
+
+namespace resnet_fused {
+
+// Adds this block's part of the reduction to `sums`.
+template <class T, class Shape, LoadWidth kWidth>
+RF_DEVICE void add_gradients(Sums<Shape>& sums, const ConvDgradArguments& arguments,
+                             const DgradPlace& where, int split, ptx::SharedAddress ring,
+                             const Place<Shape>& place) {
+  constexpr int kStep = LoadPattern<T, Shape, kWidth>::kStep;
+  const int steps_of_all =
+      (where.h.taps * where.w.taps * arguments.channels_out + kStep - 1) / kStep;
+  const int each = (steps_of_all + arguments.tiles.splits - 1) / arguments.tiles.splits;
+  const int first = split * each;
+  const int steps = steps_of_all - first < each ? steps_of_all - first : each;
+  if (steps <= 0) return;
+  DgradLoader<T, Shape, kWidth> loader(arguments, where, first * kStep, place.thread);
+  const KMajorFragments<Side::kLeft, Shape::kBlocksM> left(place.row, place.lane);
+  const MnMajorFragments<T, Side::kRight, Shape::kBlocksN, Shape::kN> right(place.column,
+                                                                            place.lane);
+  run_main_loop<T>(sums, ring, steps, left, right, loader, [](int) {});
+}
+
+template <class T, class Shape, LoadWidth kWidth>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    conv_dgrad_kernel(const __grid_constant__ ConvDgradArguments arguments) {
+  const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
+  const auto place = Place<Shape>::mine();
+  const Tile tile = tile_of(blockIdx.x, arguments.tiles);
+  const auto where = DgradPlace::of<Shape>(tile, arguments);
+  Sums<Shape> sums;
+  sums.clear();
+  add_gradients<T, Shape, kWidth>(sums, arguments, where, tile.split, ring, place);
+  if (arguments.tiles.splits > 1 && !merge_splits(sums, arguments.workspace, tile.index, tile.split,
+                                                  arguments.tiles.splits, ring, place.thread)) {
+    return;
+  }
+  const OutputTile<T, Shape> output{ring, 0};
+  put_rows(output, sums, place, [](uint32_t) { return 1.0f; });
+  ptx::sync_threads();
+  store_rows(output, arguments.wide_dx, arguments.pixels_lie_together, place.thread,
+             [&](uint32_t row, uint32_t column) -> T* {
+               const int32_t m = where.m + static_cast<int32_t>(row);
+               const int32_t c = where.n + static_cast<int32_t>(column);
+               if (m >= arguments.grid.pixels || c >= arguments.channels_in) return nullptr;
+               Pixel pixel = pixel_of(m, arguments.grid);
+               pixel.p = pixel.p * arguments.h.stride + where.h.index;
+               pixel.q = pixel.q * arguments.w.stride + where.w.index;
+               if (pixel.p >= arguments.h.size || pixel.q >= arguments.w.size) return nullptr;
+               return static_cast<T*>(arguments.dx) + offset_of(pixel, arguments.dx_strides) +
+                      (where.group * arguments.channels_in + c) * arguments.dx_strides.k;
+             });
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,240 @@
+// Strides, phases and divisors of the gradients' launches, and the launch of each part of the
+// batch.
+#include "conv_gradient_arguments.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "../device/bn_act.h"
+#include "../device/tile_shape.h"
+
+namespace resnet_fused {
+namespace {
+
+int64_t bytes_of(int32_t dtype) {
+  return static_cast<DataType>(dtype) == DataType::kFloat32 ? 4 : 2;
+}
+
+int32_t narrowed(int64_t value) { return static_cast<int32_t>(value); }
+
+// Strides of dimensions of size 1 mean nothing, and could be any number; none is used.
+struct Strides {
+  int64_t n;
+  int64_t c;
+  int64_t h;
+  int64_t w;
+
+  PixelStrides of_pixels() const { return {n, c, h, w}; }
+};
+Strides used(const int64_t (&size)[4], const int64_t (&stride)[4]) {
+  const auto one = [&](int d) { return size[d] > 1 ? stride[d] : 0; };
+  return Strides{one(0), size[1] > 1 ? stride[1] : 1, one(2), one(3)};
+}
+
+struct GradientStrides {
+  Strides dy;
+  Strides y;
+  Strides x;
+  Strides weight;
+};
+GradientStrides strides_of(const RfConvGradient& problem) {
+  const OutputSize size = output_size(problem);
+  const int64_t shape[4] = {problem.x_size[0], problem.weight_size[0], size.p, size.q};
+  return GradientStrides{used(shape, problem.dy_stride), used(shape, problem.y_stride),
+                         used(problem.x_size, problem.x_stride),
+                         used(problem.weight_size, problem.weight_stride)};
+}
+
+bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % kChunkBytes == 0;
+}
+
+// Whether whole aligned chunks of 16 bytes can be moved: neighbours along the channels, of which
+// each group has `channels`. An absent tensor is in nobody's way.
+bool is_wide(const void* pointer, const Strides& strides, int64_t channels, int64_t bytes) {
+  const int64_t unit = kChunkBytes / bytes;
+  return pointer == nullptr ||
+         (is_aligned(pointer) && strides.c == 1 && channels % unit == 0 && strides.n % unit == 0 &&
+          strides.h % unit == 0 && strides.w % unit == 0);
+}
+
+template <class T>
+T* moved(T* pointer, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return pointer == nullptr ? nullptr : static_cast<T*>(static_cast<Byte*>(pointer) + bytes);
+}
+
+}  // namespace
+
+OutputSize output_size(const RfConvGradient& problem) {
+  const auto along = [&](int d) {
+    const int64_t reach = problem.dilation[d] * (problem.weight_size[2 + d] - 1) + 1;
+    const int64_t room = problem.x_size[2 + d] + 2 * problem.padding[d] - reach;
+    return room < 0 ? 0 : room / problem.stride[d] + 1;
+  };
+  return OutputSize{along(0), along(1)};
+}
+
+bool dgrad_reads_wide(const RfConvGradient& problem) {
+  const int64_t bytes = bytes_of(problem.dtype);
+  const int64_t filters = problem.weight_size[0] / problem.groups;
+  const GradientStrides strides = strides_of(problem);
+  // The scales of a chunk are read 16 bytes at a time, too.
+  return is_wide(problem.dy, strides.dy, filters, bytes) &&
+         is_wide(problem.y, strides.y, filters, bytes) && is_aligned(problem.scale) &&
+         is_wide(problem.weight, strides.weight, problem.weight_size[1], bytes);
+}
+
+bool wgrad_reads_wide(const RfConvGradient& problem) {
+  const int64_t bytes = bytes_of(problem.dtype);
+  const int64_t filters = problem.weight_size[0] / problem.groups;
+  const GradientStrides strides = strides_of(problem);
+  return is_wide(problem.dy, strides.dy, filters, bytes) &&
+         is_wide(problem.y, strides.y, filters, bytes) &&
+         is_wide(problem.x, strides.x, problem.weight_size[1], bytes);
+}
+
+PhaseSize phase_size(const RfConvGradient& problem) {
+  return PhaseSize{divide_up(problem.x_size[2], problem.stride[0]),
+                   divide_up(problem.x_size[3], problem.stride[1])};
+}
+
+PhasedAxis phased_axis(const RfConvGradient& problem, int dimension) {
+  const int64_t stride = problem.stride[dimension];
+  const int64_t dilation = problem.dilation[dimension];
+  const int64_t common = std::gcd(stride, dilation);
+  const OutputSize size = output_size(problem);
+  return PhasedAxis{narrowed(problem.x_size[2 + dimension]),
+                    narrowed(dimension == 0 ? size.p : size.q),
+                    narrowed(stride),
+                    narrowed(problem.padding[dimension]),
+                    narrowed(dilation),
+                    narrowed(problem.weight_size[2 + dimension]),
+                    narrowed(stride / common),
+                    narrowed(dilation / common)};
+}
+
+ConvDgradArguments conv_dgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
+                                        void* workspace, int64_t first, int64_t images) {
+  const RfConvConfiguration& tile = *rf_conv_dgrad_configuration(plan.configuration);
+  const int64_t bytes = bytes_of(problem.dtype);
+  const GradientStrides strides = strides_of(problem);
+  const PhaseSize phase = phase_size(problem);
+  const int64_t pixels = images * phase.rows * phase.columns;
+  const int64_t phases = problem.stride[0] * problem.stride[1];
+
+  ConvDgradArguments arguments{};
+  arguments.dy = moved(problem.dy, first * strides.dy.n * bytes);
+  arguments.y = moved(problem.y, first * strides.y.n * bytes);
+  arguments.weight = problem.weight;
+  arguments.scale = static_cast<const float*>(problem.scale);
+  arguments.dx = moved(problem.x, first * strides.x.n * bytes);
+  arguments.dy_strides = strides.dy.of_pixels();
+  arguments.y_strides = strides.y.of_pixels();
+  arguments.dx_strides = strides.x.of_pixels();
+  arguments.filters = {strides.weight.n, strides.weight.w, strides.weight.h};
+  arguments.weight_c = strides.weight.c;
+  arguments.h = phased_axis(problem, 0);
+  arguments.w = phased_axis(problem, 1);
+  arguments.grid = {narrowed(pixels), make_divisor(narrowed(phase.columns)),
+                    make_divisor(narrowed(phase.rows))};
+  arguments.channels_in = narrowed(problem.weight_size[1]);
+  arguments.channels_out = narrowed(problem.weight_size[0] / problem.groups);
+  arguments.phases = narrowed(phases);
+  arguments.tiles = {narrowed(divide_up(pixels, tile.m) * phases),
+                     narrowed(divide_up(problem.weight_size[1], tile.n)), problem.groups,
+                     plan.splits};
+  const int64_t tiles = int64_t{arguments.tiles.tiles_m} * arguments.tiles.tiles_n * problem.groups;
+  if (plan.splits > 1) {
+    arguments.workspace.arrivals = static_cast<uint32_t*>(workspace);
+    arguments.workspace.partial = static_cast<float*>(moved(workspace, arrival_bytes(tiles)));
+  }
+  arguments.wide_dx = is_wide(problem.x, strides.x, problem.weight_size[1], bytes);
+  arguments.pixels_lie_together = strides.x.c > strides.x.w;
+  return arguments;
+}
+
+ConvWgradArguments conv_wgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
+                                        void* workspace) {
+  const RfConvConfiguration& tile = *rf_conv_wgrad_configuration(plan.configuration);
+  const int64_t bytes = bytes_of(problem.dtype);
+  const GradientStrides strides = strides_of(problem);
+  const OutputSize size = output_size(problem);
+  const int64_t pixels = problem.x_size[0] * size.p * size.q;
+  const int64_t columns = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
+
+  ConvWgradArguments arguments{};
+  arguments.dy = problem.dy;
+  arguments.y = problem.y;
+  arguments.x = problem.x;
+  arguments.scale = static_cast<const float*>(problem.scale);
+  arguments.dweight = problem.weight;
+  arguments.dy_strides = strides.dy.of_pixels();
+  arguments.y_strides = strides.y.of_pixels();
+  arguments.x_pixels = {problem.stride[1] * strides.x.w, problem.stride[0] * strides.x.h,
+                        strides.x.n};
+  arguments.x_taps = {strides.x.c, strides.x.w, strides.x.h};
+  arguments.pixels = {narrowed(size.q), narrowed(size.p), narrowed(problem.x_size[0])};
+  arguments.columns = {narrowed(problem.weight_size[1]), narrowed(problem.weight_size[3]),
+                       narrowed(problem.weight_size[2])};
+  arguments.dweight_columns = {strides.weight.c, strides.weight.w, strides.weight.h};
+  arguments.dweight_k = strides.weight.n;
+  arguments.height = narrowed(problem.x_size[2]);
+  arguments.width = narrowed(problem.x_size[3]);
+  arguments.stride_h = narrowed(problem.stride[0]);
+  arguments.stride_w = narrowed(problem.stride[1]);
+  arguments.padding_h = narrowed(problem.padding[0]);
+  arguments.padding_w = narrowed(problem.padding[1]);
+  arguments.dilation_h = narrowed(problem.dilation[0]);
+  arguments.dilation_w = narrowed(problem.dilation[1]);
+  arguments.channels_out = narrowed(problem.weight_size[0] / problem.groups);
+  arguments.columns_each = narrowed(columns);
+  arguments.steps = narrowed(divide_up(pixels * bytes, tile.step_bytes));
+  arguments.steps_each = narrowed(divide_up(arguments.steps, plan.splits));
+  arguments.tiles = {narrowed(divide_up(arguments.channels_out, tile.m)),
+                     narrowed(divide_up(columns, tile.n)), problem.groups, plan.splits};
+  arguments.partial = static_cast<float*>(workspace);
+  arguments.wide_dweight = is_wide(problem.weight, strides.weight, problem.weight_size[1], bytes);
+  return arguments;
+}
+
+}  // namespace resnet_fused
+
+extern "C" int rf_conv_dgrad_cuda(const RfConvGradient* problem, const RfConvPlan* plan,
+                                  void* workspace, void* stream) {
+  using namespace resnet_fused;
+  if (plan->launches == 0) return 0;
+  const int64_t images = problem->x_size[0];
+  for (int64_t first = 0; first < images; first += plan->images_a_launch) {
+    const int64_t part = std::min(plan->images_a_launch, images - first);
+    const auto arguments = conv_dgrad_arguments(*problem, *plan, workspace, first, part);
+    int error = 0;
+    switch (static_cast<DataType>(problem->dtype)) {
+      case DataType::kBFloat16:
+        error = launch_conv_dgrad_bfloat16(arguments, plan->configuration, stream);
+        break;
+      case DataType::kFloat16:
+        error = launch_conv_dgrad_float16(arguments, plan->configuration, stream);
+        break;
+      default:
+        error = launch_conv_dgrad_float32(arguments, plan->configuration, stream);
+    }
+    if (error != 0) return error;
+  }
+  return 0;
+}
+
+extern "C" int rf_conv_wgrad_cuda(const RfConvGradient* problem, const RfConvPlan* plan,
+                                  void* workspace, void* stream) {
+  using namespace resnet_fused;
+  if (plan->launches == 0) return 0;
+  const auto arguments = conv_wgrad_arguments(*problem, *plan, workspace);
+  switch (static_cast<DataType>(problem->dtype)) {
+    case DataType::kBFloat16:
+      return launch_conv_wgrad_bfloat16(arguments, plan->configuration, stream);
+    case DataType::kFloat16:
+      return launch_conv_wgrad_float16(arguments, plan->configuration, stream);
+    default:
+      return launch_conv_wgrad_float32(arguments, plan->configuration, stream);
+  }
+}

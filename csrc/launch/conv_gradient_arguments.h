@@ -1,0 +1,45 @@
+// From a gradient's problem and plan to what its kernels are told. Pure functions, inside of this
+// room.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/gradient_geometry.h"
+#include "../device/scalar.h"
+#include "conv_bn_act_arguments.h"
+#include "conv_gradients.h"
+
+namespace resnet_fused {
+
+// Output rows and columns of a problem: [P, Q].
+OutputSize output_size(const RfConvGradient& problem);
+
+// Whether every operand that is read can be read 16 bytes at a time.
+bool dgrad_reads_wide(const RfConvGradient& problem);
+bool wgrad_reads_wide(const RfConvGradient& problem);
+
+// Input pixels of one phase of the stride: those of the first one, which has most.
+struct PhaseSize {
+  int64_t rows;
+  int64_t columns;
+};
+PhaseSize phase_size(const RfConvGradient& problem);
+PhasedAxis phased_axis(const RfConvGradient& problem, int dimension);
+
+// The arguments for images [first, first + images).
+ConvDgradArguments conv_dgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
+                                        void* workspace, int64_t first, int64_t images);
+ConvWgradArguments conv_wgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
+                                        void* workspace);
+
+// The launches of one dtype, each in a file of its own to be compiled side by side.
+int launch_conv_dgrad_bfloat16(const ConvDgradArguments& arguments, int configuration,
+                               void* stream);
+int launch_conv_dgrad_float16(const ConvDgradArguments& arguments, int configuration, void* stream);
+int launch_conv_dgrad_float32(const ConvDgradArguments& arguments, int configuration, void* stream);
+int launch_conv_wgrad_bfloat16(const ConvWgradArguments& arguments, int configuration,
+                               void* stream);
+int launch_conv_wgrad_float16(const ConvWgradArguments& arguments, int configuration, void* stream);
+int launch_conv_wgrad_float32(const ConvWgradArguments& arguments, int configuration, void* stream);
+
+}  // namespace resnet_fused
