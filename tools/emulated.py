@@ -59,6 +59,13 @@ class Program:
 PROGRAMS = (
     Program("_emulated", ("csrc/emulated/*.cpp",), module=True),
     Program("_probes", ("tests/emulator/*.cpp",), module=True, kernels=False),
+    Program(
+        "probes",
+        ("tests/emulator/program/*.cpp", "tests/emulator/hazards.cpp", "tests/emulator/costs.cpp"),
+        module=False,
+        kernels=False,
+        variants=("asan", "tsan"),
+    ),
     Program("driver", ("csrc/driver/driver*.cpp",), module=False, variants=tuple(VARIANTS)),
     Program(
         "conformance",

@@ -123,7 +123,8 @@ struct Grid {
   FiberThread* pick();  // null: nobody can run
   // Stops the running thread until somebody makes it ready.
   void suspend(FiberThread& self, Wait wait);
-  void leave(FiberThread& self);  // for good
+  // Where to go when a thread has left: to the next one, or out of the launch.
+  Fiber& next_after_exit();
   void complete_grid_barrier(const FiberThread& last);
   std::string who_waits() const;
   Wait first_wait() const;  // of a thread that has not left; there is one

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "sanitizers.h"
+
 namespace resnet_fused::emulator {
 
 thread_local Thread* running_thread __attribute__((tls_model("initial-exec"))) = nullptr;
@@ -58,6 +60,7 @@ std::string describe_thread(int linear, dim3 size) {
 }
 
 void fail(ErrorKind kind, Site site, const char* instruction, const std::string& what) {
+  const Quiet quiet;
   std::string message = describe(site) + ": " + instruction + ": " + what;
   uint3 block = {0, 0, 0};
   int thread = -1;

@@ -33,6 +33,7 @@ class Fiber {
   char* stack_ = nullptr;  // its lowest byte, above the guard page
   const void* known_bottom_ = nullptr;
   size_t known_size_ = 0;
+  bool finished_ = false;
   void* fake_stack_ = nullptr;  // AddressSanitizer's
   void* sanitizer_ = nullptr;   // ThreadSanitizer's
 };

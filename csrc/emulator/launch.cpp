@@ -47,20 +47,36 @@ void check_launch(const Session& session, dim3 grid, dim3 block, uint32_t shared
   }
 }
 
+// What a fiber runs, but for the switch away at its end.
+void run_thread(FiberThread& thread) {
+  Grid& grid = *thread.block->grid;
+  const std::function<void()>* kernel;
+  {
+    const Quiet quiet;
+    running_thread = &thread;
+    kernel = grid.kernel;
+  }
+  try {
+    (*kernel)();
+    const Quiet quiet;
+    thread_left(thread);
+  } catch (...) {
+    const Quiet quiet;
+    grid.error = std::current_exception();
+  }
+}
+
 // The body of every fiber.
 void fiber_main(void* argument) {
   Fiber::entered();
   auto& thread = *static_cast<FiberThread*>(argument);
-  Grid& grid = *thread.block->grid;
-  running_thread = &thread;
-  try {
-    (*grid.kernel)();
+  run_thread(thread);
+  Fiber* next;
+  {
     const Quiet quiet;
-    thread_left(thread);
-  } catch (...) {
-    grid.error = std::current_exception();
+    next = &thread.block->grid->next_after_exit();
   }
-  grid.leave(thread);
+  Fiber::switch_to(thread.fiber, *next, true);
 }
 
 void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_bytes) {
@@ -137,7 +153,12 @@ void run_blocks(Grid& grid, const std::vector<uint64_t>& linears, uint32_t share
     for (const auto& thread : block->threads) thread->fiber.release();
   }
   grid.session->blocks += linears.size();
-  if (grid.error) std::rethrow_exception(grid.error);
+  // Blocks learn nothing from each other by running one after another, so the host knows what they
+  // did only when all have run, or one has failed.
+  if (grid.error) {
+    tell_acquire(&grid);
+    std::rethrow_exception(grid.error);
+  }
 }
 
 // The blocks to run, in the schedule's order.
@@ -184,6 +205,7 @@ void launch(dim3 size, dim3 block_size, uint32_t shared_bytes, bool cooperative,
     launch(size, block_size, shared_bytes, cooperative, kernel);
     return;
   }
+  const Quiet quiet;
   Session& session = *current_session;
   check_launch(session, size, block_size, shared_bytes);
   Grid grid;
@@ -270,7 +292,7 @@ void Grid::suspend(FiberThread& thread, Wait wait) {
   running_thread = &thread;
 }
 
-void Grid::leave(FiberThread& thread) {
+Fiber& Grid::next_after_exit() {
   tell_release(this);
   FiberThread* next = error || alive == 0 ? nullptr : pick();
   if (next == nullptr && !error && alive > 0) {
@@ -281,7 +303,7 @@ void Grid::leave(FiberThread& thread) {
       error = std::current_exception();
     }
   }
-  Fiber::switch_to(thread.fiber, next != nullptr ? next->fiber : main, true);
+  return next != nullptr ? next->fiber : main;
 }
 
 void yield(Site site, const char* why) {

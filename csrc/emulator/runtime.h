@@ -11,6 +11,7 @@
 
 #include "errors.h"
 #include "faults.h"
+#include "sanitizers.h"
 #include "schedule.h"
 #include "session.h"
 #include "shared_memory.h"
@@ -36,6 +37,7 @@ Fault fault_at_marked(SiteRecord& record);
 // The fault planted for this instruction at this site (mostly none); notes that the run came here
 // and that each of `possible` could be planted. Every wrapper asks once, before it does anything.
 inline Fault fault_at(Site site, const char* instruction, std::initializer_list<Fault> possible) {
+  const Quiet quiet;
   SiteRecord& record = current_session->record_of(site, instruction);
   if (!record.listed) [[unlikely]] {
     record.listed = true;
