@@ -259,7 +259,8 @@ def atomic_add(words: Words, floats: bool) -> Words:
         with np.errstate(all="ignore"):
             terms = flushed(got.view(np.float32)), flushed(addend.copy().view(np.float32))
             placed = flushed(terms[0] + terms[1]).view(np.uint32)
-        total = common.copy().view(np.float32).sum(1).astype(np.float32).view(np.uint32)
+        terms = np.concatenate([before[:, 32:], common], 1).view(np.float32)
+        total = terms.sum(1, dtype=np.float32).view(np.uint32)
     else:
         placed = got + addend
         total = before[:, 32] + common.sum(1, dtype=np.uint32)

@@ -122,8 +122,8 @@ def test_products_are_within_the_error_of_a_sum(
     nan = np.isnan(exact)
     assert (np.isnan(got[nan])).all()
     assert (bits[np.isnan(bits.view(np.float32))] == 0x7FFFFFFF).all()  # one NaN for all
-    infinite = np.isinf(exact) & (size == np.inf) & ~nan
-    with np.errstate(over="ignore"):
+    infinite = np.isinf(exact)
+    with np.errstate(all="ignore"):
         decided = np.isfinite(exact) & (size < conformance.NEAR_OVERFLOW)
     operands_infinite = infinite & np.isinf(got)
     assert (np.sign(got[operands_infinite]) == np.sign(exact[operands_infinite])).all()
@@ -132,7 +132,7 @@ def test_products_are_within_the_error_of_a_sum(
         assert (got[decided] == truncated(exact)[decided]).mean() > 0.999
     # Half a last place of the size for each of the k sums.
     bound = DEPTH[name] * (2.0**-24 * size + 2.0**-150) * (2 if rounding == "zero" else 1)
-    assert (np.abs(got - exact)[decided] <= bound[decided]).all()
+    assert (np.abs(got[decided] - exact[decided]) <= bound[decided]).all()
 
 
 def test_fragment_tables_cover_each_element_once() -> None:
@@ -164,6 +164,7 @@ def test_every_function_of_csrc_ptx_is_tried() -> None:
     kernels = "".join(path.read_text() for path in (ROOT / "csrc" / "driver").glob("conformance*"))
     functions = public_functions()
     assert {"cp_async", "ldmatrix_x4", "shuffle_up", "dynamic_shared"} <= functions
+    functions.remove("keep")  # no instruction: it speaks to the compiler
     missing = {name for name in functions if not re.search(rf"ptx::{name}\b", kernels)}
     assert not missing
     listed = {case.instruction for case in CASES}
@@ -251,8 +252,26 @@ def test_wrong_calls_of_the_program_say_what_is_accepted(program: Path, tmp_path
 
 # ---- The faults that each function offers
 
-# They order memory that the emulator's own blocks see in order anyway: ThreadSanitizer's matter.
-UNSEEN = {"no_fence"}
+# Faults that change nothing in a kernel of csrc/driver/conformance_*.cu, and why.
+SAME_BYTES = {("st.shared", "chunk_off")}  # what it writes is the same everywhere: zeros
+OVERWRITTEN = {("ld.global", "chunk_off"), ("st.shared", "skip"), ("st.shared", "chunk_off")}
+HARMLESS: dict[str, set[tuple[str, str]]] = {
+    # Every copy there is valid, so that no mask can be left out.
+    "cp_async_groups": {("cp.async.cg", "ignore_predicate")},
+    # All bytes of the slots are copied over.
+    "cp_async_16": OVERWRITTEN,
+    "shared_16": {("st.shared", "skip"), *SAME_BYTES},
+    **{f"shared_{size}": SAME_BYTES for size in (1, 2, 4, 8)},
+    # Order of global memory between threads of one block: the emulator's is in order anyway, and
+    # only ThreadSanitizer, which does not run here, hears of it.
+    "atomic_add_acq_rel": {("atom.acq_rel.add.u32", "no_fence")},
+    "store_release_load_acquire": {
+        ("bar.warp.sync", "skip"),
+        ("st.release", "no_fence"),
+        ("ld.acquire", "no_fence"),
+    },
+    "fence_acq_rel_gpu": {("bar.warp.sync", "skip"), ("fence.acq_rel", "no_fence")},
+}
 # Some schedule shows each of the others.
 FAULT_SCHEDULES = (
     ("--asynchrony=lazy", "--order=forward"),
@@ -267,7 +286,7 @@ def faults(program: Path, case: inputs.Cases) -> list[str]:
         (Path(name) / f"{case.instruction}.in").write_bytes(case.words[:2].tobytes())
         command = [str(program), "--folder", name, "--sites"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 def noticed(program: Path, case: inputs.Cases, right: np.ndarray, fault: str) -> bool:
@@ -293,5 +312,9 @@ def test_every_fault_changes_what_the_instruction_does(program: Path, case: inpu
     (right,) = conformance.execute(program, [case])
     offered = faults(program, case)
     assert offered
-    unnoticed = [fault for fault in offered if not noticed(program, case, right, fault)]
-    assert {fault.rsplit(":", 1)[1] for fault in unnoticed} <= UNSEEN, unnoticed
+    unnoticed = {
+        tuple(fault.rsplit(":", 2)[1:])
+        for fault in offered
+        if not noticed(program, case, right, fault)
+    }
+    assert unnoticed == HARMLESS.get(case.instruction, set())

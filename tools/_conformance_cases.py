@@ -200,14 +200,13 @@ def one_product(rng: np.random.Generator, cases: int, kind: str) -> Words:
 
 
 def tf32_inputs(rng: np.random.Generator, cases: int) -> Words:
-    """Every exponent with either sign, half of the fractions at or beside a tie."""
-    exponents = np.arange(cases * WARP, dtype=np.uint32) % np.uint32(512) << np.uint32(23)
-    fractions = below(rng, 1 << 23, cases * WARP)
-    beside = (fractions & TF32_MASK) + rng.choice(
-        np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF], np.uint32), cases * WARP
-    )
-    tied = rng.random(cases * WARP) < 0.5
-    words = exponents | np.where(tied, beside, fractions).astype(np.uint32)
+    """Every exponent with either sign; most fractions at or beside a tie, some of them next to 0."""
+    count = cases * WARP
+    exponents = np.arange(count, dtype=np.uint32) % np.uint32(512) << np.uint32(23)
+    fractions = below(rng, 1 << 23, count)
+    kept = np.where(rng.random(count) < 0.3, 0, fractions & TF32_MASK)
+    beside = kept + rng.choice(np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF], np.uint32), count)
+    words = exponents | np.where(rng.random(count) < 0.7, beside, fractions).astype(np.uint32)
     return words.reshape(cases, WARP)
 
 
@@ -265,7 +264,7 @@ def atomics(rng: np.random.Generator, cases: int, floats: bool) -> Words:
     addends = special_floats(rng, cases, 32) if floats else bits(rng, cases, 32)
     common = below(rng, 1000, cases, 32)
     if floats:  # integers: their sum is exact in any order
-        before[:, 32] = 0
+        before[:, 32] = np.float32(7).view(np.uint32)
         common = common.astype(np.float32).view(np.uint32)
     before[:, 33:] = 0
     return joined(before, order(rng, cases, 32), addends, common)
@@ -280,7 +279,7 @@ def all_cases(seed: int = 0, cases: int = 64) -> list[Cases]:
     """
     rng = np.random.default_rng(seed)
     simple: dict[str, Callable[[], Words]] = {
-        "to_tf32": lambda: tf32_inputs(rng, max(cases, 16)),
+        "to_tf32": lambda: tf32_inputs(rng, max(4 * cases, 64)),
         "sync_warp": lambda: sync_warp(rng, cases),
         "sync_threads": lambda: exchange(rng, cases, 128),
         "barrier_sync": lambda: barrier_sync(rng, cases),

@@ -8,6 +8,7 @@
 // device, 2 for a wrong call; messages go to standard error.
 #include "conformance.h"
 
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -39,8 +40,15 @@ std::vector<Instruction> instructions() {
 
 void check(int, const char*) {}  // what fails in the emulator throws
 
+// Between bands that a planted fault may write to; beyond them the emulator stops it.
 std::shared_ptr<void> allocate(size_t bytes) {
-  return {::operator new(bytes), [](void* p) { ::operator delete(p); }};
+  constexpr size_t kBand = 1024;  // at least a warp's access of 16 bytes a lane
+  const std::shared_ptr<std::byte[]> block(new std::byte[bytes + 2 * kBand]);
+  emulator::Session& session = *emulator::current_session;
+  if (session.checking_tensors) {
+    session.register_tensor("words", block.get(), bytes + 2 * kBand, true);
+  }
+  return {block, block.get() + kBand};
 }
 
 void copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
@@ -82,7 +90,10 @@ void with_device(const Arguments& arguments, const std::function<void()>& run) {
       static_cast<emulator::Rounding>(arguments.choice("rounding", {"nearest", "zero"})),
       static_cast<uint64_t>(arguments.integer("seed", 0))};
   const std::string& plant = arguments.text("plant");
-  if (!plant.empty()) session.plant(planted(plant));
+  if (!plant.empty()) {
+    session.plant(planted(plant));
+    session.checking_tensors = true;  // a faulty index may lead anywhere
+  }
   run();
   if (!arguments.flag("sites")) return;
   for (const auto& site : session.report().sites) {

@@ -30,7 +30,10 @@ inline uint32_t sum(uint32_t a, uint32_t b) { return a + b; }
 // kNonAtomic others run between the read and the write.
 template <class V>
 V add(emulator::Site site, const char* name, V* at, V value, Ordering ordering, Fault fault) {
-  if (fault == Fault::kSkip) return V{0};
+  if (fault == Fault::kSkip) {
+    emulator::yield(site, name);  // as below: a loop around it must not hang
+    return V{0};
+  }
   if (fault == Fault::kNoFence) ordering = Ordering::kRelaxed;
   emulator::atomic_point(site, name, at, sizeof(V), Access::kAtomic, ordering);
   const std::atomic_ref<V> target(*at);
