@@ -4,7 +4,12 @@
 #include "rf_build_info.h"
 #include "stable.h"
 
-STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused, library) { resnet_fused::define_bn_act(library); }
+STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused, library) {
+  resnet_fused::define_bn_act(library);
+#if defined(RF_WITH_CUDA)
+  resnet_fused::define_conv_bn_act(library);
+#endif
+}
 
 static PyObject* build_info(PyObject*, PyObject*) {
   return PyUnicode_FromString(RF_BUILD_INFO);  // JSON, written by CMakeLists.txt

@@ -1,0 +1,89 @@
+#include "conv.h"
+
+#include <array>
+#include <atomic>
+#include <limits>
+#include <mutex>
+
+namespace resnet_fused {
+namespace {
+
+constexpr int kDevices = 64;
+// The launches accept less; here it keeps the arithmetic of shapes inside of 64 bits.
+constexpr int64_t kFar = int64_t{1} << 30;
+
+int32_t narrowed(const char* name, int64_t value) {
+  if (value < 1 || value > std::numeric_limits<int32_t>::max()) {
+    fail("gpu: ", name, ": expected a positive 32-bit integer, got ", value);
+  }
+  return static_cast<int32_t>(value);
+}
+
+}  // namespace
+
+DataType conv_type(const char* name, const Tensor& tensor) {
+  const DataType type = data_type(name, tensor);
+  if (type == DataType::kFloat64) {
+    fail(name, ": expected bfloat16, float16 or float32, got float64");
+  }
+  return type;
+}
+
+RfGpu gpu_of(const std::vector<int64_t>& numbers) {
+  if (numbers.size() != 3) {
+    fail("gpu: expected 3 integers (multiprocessors, bytes of shared memory of a block and of a ",
+         "multiprocessor), got ", shape_of(numbers));
+  }
+  return RfGpu{narrowed("multiprocessors", numbers[0]), narrowed("shared memory", numbers[1]),
+               narrowed("shared memory", numbers[2])};
+}
+
+RfGpu gpu_of(int device) {
+  static std::array<RfGpu, kDevices> known{};
+  static std::array<std::once_flag, kDevices> asked;
+  if (device < 0 || device >= kDevices) fail("device ", device, ": expected 0 to ", kDevices - 1);
+  std::call_once(asked[device], [device] {
+    const int error = rf_gpu(device, &known[device]);
+    if (error != 0) fail("cannot ask the driver about device ", device, ": ", rf_cuda_error(error));
+  });
+  return known[device];
+}
+
+Tensor workspace_on(int device, int64_t bytes) {
+  const std::vector<int64_t> size{bytes};
+  return torch::stable::empty(size, ScalarType::Byte, std::nullopt,
+                              torch::stable::Device(torch::headeronly::DeviceType::CUDA, device));
+}
+
+void check_geometry(const int64_t (&stride)[2], const int64_t (&padding)[2],
+                    const int64_t (&dilation)[2], int64_t groups) {
+  const auto within = [](const char* name, int64_t value, int64_t least) {
+    if (value < least || value > kFar) {
+      fail(name, ": expected ", least, " to ", kFar, ", got ", value);
+    }
+  };
+  for (int d = 0; d < 2; ++d) {
+    within("stride", stride[d], 1);
+    within("padding", padding[d], 0);
+    within("dilation", dilation[d], 1);
+  }
+  within("groups", groups, 1);
+}
+
+std::vector<int64_t> conv_output(const std::vector<int64_t>& image, const Tensor& weight,
+                                 const int64_t (&stride)[2], const int64_t (&padding)[2],
+                                 const int64_t (&dilation)[2]) {
+  std::vector<int64_t> size(2);
+  for (int d = 0; d < 2; ++d) {
+    const int64_t reach = dilation[d] * (weight.size(2 + d) - 1) + 1;
+    const int64_t room = image[d] + 2 * padding[d] - reach;
+    if (room < 0) {
+      fail("weight: it spans ", reach, " pixels along dimension ", 2 + d, ", the padded image has ",
+           image[d] + 2 * padding[d]);
+    }
+    size[d] = room / stride[d] + 1;
+  }
+  return size;
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,126 @@
+// conv_bn_act_out, conv_bn_act_plan, conv_bn_act_configurations: checks, then the plan, then the
+// CUDA launch.
+#include "../launch/conv_bn_act.h"
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "conv.h"
+
+namespace resnet_fused {
+namespace {
+
+using Pair = std::vector<int64_t>;
+
+constexpr ConvKernel<RfConvBnAct> kConvBnAct = {"conv_bn_act", rf_conv_bn_act_configurations,
+                                                rf_conv_bn_act_configuration, rf_conv_bn_act_plan,
+                                                rf_conv_bn_act_cuda};
+
+// Everything but the per-channel vectors and the devices, which no plan depends on.
+RfConvBnAct problem_of(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& residual,
+                       const Pair& stride, const Pair& padding, const Pair& dilation,
+                       int64_t groups, bool allow_tf32, const Tensor& out) {
+  RfConvBnAct problem{};
+  problem.dtype = static_cast<int32_t>(conv_type("x", x));
+  check_four_dimensions("x", x, "[N, C, H, W]");
+  check_four_dimensions("weight", weight, "[K, C/groups, R, S]");
+  check_four_dimensions("out", out, "[N, K, P, Q]");
+  check_dtype("weight", weight, "x", x);
+  check_dtype("out", out, "x", x);
+  copy_pair("stride", stride, problem.stride);
+  copy_pair("padding", padding, problem.padding);
+  copy_pair("dilation", dilation, problem.dilation);
+  check_geometry(problem.stride, problem.padding, problem.dilation, groups);
+  if (x.size(1) % groups != 0 || weight.size(1) != x.size(1) / groups ||
+      weight.size(0) % groups != 0) {
+    fail("weight: expected [K, ", x.size(1),
+         "/groups, R, S] with K a multiple of groups = ", groups, ", got ", shape_of(weight));
+  }
+  const std::vector<int64_t> pixels = conv_output({x.size(2), x.size(3)}, weight, problem.stride,
+                                                  problem.padding, problem.dilation);
+  const std::vector<int64_t> shape{x.size(0), weight.size(0), pixels[0], pixels[1]};
+  check_shape("out", out, "the convolution's shape", shape);
+  if (residual) {
+    check_dtype("residual", *residual, "x", x);
+    check_shape("residual", *residual, "out's shape", shape);
+    copy_strides(*residual, problem.residual_stride);
+  }
+  problem.x = x.const_data_ptr();
+  problem.weight = weight.const_data_ptr();
+  problem.residual = residual ? residual->const_data_ptr() : nullptr;
+  problem.out = out.mutable_data_ptr();
+  problem.allow_tf32 = allow_tf32;
+  problem.groups = static_cast<int32_t>(groups);
+  copy_sizes(x, problem.x_size);
+  copy_sizes(weight, problem.weight_size);
+  copy_strides(x, problem.x_stride);
+  copy_strides(weight, problem.weight_stride);
+  copy_strides(out, problem.out_stride);
+  return problem;
+}
+
+PlanResult conv_bn_act_plan(Tensor x, Tensor weight, std::optional<Tensor> residual, Pair stride,
+                            Pair padding, Pair dilation, int64_t groups, bool allow_tf32,
+                            Tensor out, std::vector<int64_t> gpu, int64_t configuration,
+                            int64_t splits) {
+  const RfConvBnAct problem =
+      problem_of(x, weight, residual, stride, padding, dilation, groups, allow_tf32, out);
+  return plan_conv(kConvBnAct, problem, gpu_of(gpu), configuration, splits);
+}
+
+std::vector<std::string> conv_bn_act_configurations() { return configuration_names(kConvBnAct); }
+
+void conv_bn_act_out(Tensor x, Tensor weight, Tensor scale, Tensor shift,
+                     std::optional<Tensor> residual, Pair stride, Pair padding, Pair dilation,
+                     int64_t groups, bool relu, bool allow_tf32, int64_t configuration,
+                     int64_t splits, Tensor out) {
+  RfConvBnAct problem =
+      problem_of(x, weight, residual, stride, padding, dilation, groups, allow_tf32, out);
+  check_device("weight", weight, "x", x);
+  check_device("out", out, "x", x);
+  if (residual) check_device("residual", *residual, "x", x);
+  check_per_channel("scale", scale, "x", x, weight.size(0));
+  check_per_channel("shift", shift, "x", x, weight.size(0));
+  const OutputMemory memory(out);
+  memory.apart_from("x", x);
+  memory.apart_from("weight", weight);
+  memory.apart_from("scale", scale);
+  memory.apart_from("shift", shift);
+  memory.apart_from("residual", residual);
+  problem.scale = scale.const_data_ptr();
+  problem.shift = shift.const_data_ptr();
+  problem.relu = relu;
+  run_conv(kConvBnAct, problem, configuration, splits, out);
+}
+
+}  // namespace
+
+void define_conv_bn_act(torch::stable::detail::StableLibrary& library) {
+  library.def(
+      "conv_bn_act_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, bool relu, bool allow_tf32, "
+      "int configuration, int splits, Tensor(a!) out) -> ()");
+  library.def(
+      "conv_bn_act_plan(Tensor x, Tensor weight, Tensor? residual, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups, bool allow_tf32, Tensor out, int[3] gpu, int configuration, "
+      "int splits) -> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
+  library.def("conv_bn_act_configurations() -> str[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, library) {
+  library.impl("conv_bn_act_out", TORCH_BOX(&conv_bn_act_out));
+}
+
+// Refused behind the checks of the arguments, so that those are right or wrong without a GPU.
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, library) {
+  library.impl("conv_bn_act_out", TORCH_BOX(&conv_bn_act_out));
+}
+
+// Sizes, strides and alignment decide: any device will do, and meta tensors too.
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, library) {
+  library.impl("conv_bn_act_plan", TORCH_BOX(&conv_bn_act_plan));
+  library.impl("conv_bn_act_configurations", TORCH_BOX(&conv_bn_act_configurations));
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,22 @@
+#include "gpu.h"
+
+#if !defined(RF_EMULATED)
+#include <cuda_runtime.h>
+
+extern "C" int rf_gpu(int device, RfGpu* gpu) {
+  const auto ask = [device](int32_t* value, cudaDeviceAttr attribute) -> int {
+    int found = 0;
+    const cudaError_t error = cudaDeviceGetAttribute(&found, attribute, device);
+    *value = found;
+    return error;
+  };
+  int error = ask(&gpu->multiprocessors, cudaDevAttrMultiProcessorCount);
+  if (error == cudaSuccess) {
+    error = ask(&gpu->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  }
+  if (error == cudaSuccess) {
+    error = ask(&gpu->shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  }
+  return error;
+}
+#endif
