@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matrix import ACTIVATION, cells, random_operands
+from matrix import ACTIVATION, bound_options, cells, random_operands
 from torch.testing import assert_close
 
 import resnet_fused as rf
@@ -57,9 +57,8 @@ def run(op, name, operands, case, channels_last=False):
 
 def check(op, entry, operands, case, got):
     oracle = numerics.conv_gradients_oracle(*operands, **case.geometry)
-    bound = numerics.conv_gradients_bound(
-        *operands, oracle, **case.geometry, rounding=entry.rounding
-    )
+    options = bound_options(entry, operands[0].dtype)
+    bound = numerics.conv_gradients_bound(*operands, oracle, **case.geometry, **options)
     index = OPS.index(op)
     return numerics.check_bound(got, oracle[index], bound[index])
 
