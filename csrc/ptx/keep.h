@@ -23,7 +23,8 @@ RF_DEVICE void keep(uint32_t& value) {
   static_cast<void>(value);
 #endif
 }
-RF_DEVICE void keep(const unsigned char*& pointer) {
+template <class V>
+RF_DEVICE void keep(const V*& pointer) {
 #if !defined(RF_EMULATED)
   asm volatile("" : "+l"(pointer));
 #else
