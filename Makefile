@@ -99,7 +99,7 @@ interpreter: setup ## the Triton kernels, run on the CPU by Triton's interpreter
 	TRITON_INTERPRET=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) -m interpreter
 
 emulated: setup ## the CUDA kernels, run on the CPU by the project's emulator
-	$(PY) tools/emulated.py --all
+	$(PY) tools/emulated.py --sample
 	RESNET_FUSED_EMULATED=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) -m emulated
 
 conformance: setup ## each PTX instruction: manual against emulator, and the GPU where there is one

@@ -3,6 +3,7 @@
     python tools/emulated.py                  # the modules that the tests import
     python tools/emulated.py --variant asan   # the driver under AddressSanitizer
     python tools/emulated.py --all            # everything
+    python tools/emulated.py --sample         # all but what compiles for minutes
 
 Each variant has a folder of its own, build/emulated-<variant>-<hash of compiler and flags>, in
 which ninja builds again only what an edit has touched. `current` says whether a program is built
@@ -37,8 +38,7 @@ COMMON = (
 # whole. A sanitizer's first finding ends the program, so that it can't go unnoticed.
 VARIANTS = {
     "plain": "-O2 -g1",
-    "asan": "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined "
-    "-fno-sanitize-recover=all",
+    "asan": "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all",
     "tsan": "-O1 -g -fno-omit-frame-pointer -fsanitize=thread",
 }
 # The CPU kernels are the ones that need no emulator.
@@ -54,6 +54,7 @@ class Program:
     module: bool  # a Python module, not an executable
     kernels: bool = True
     variants: tuple[str, ...] = ("plain",)
+    long: tuple[str, ...] = ()  # variants that compile for minutes: left out of --sample
 
 
 PROGRAMS = (
@@ -66,7 +67,13 @@ PROGRAMS = (
         kernels=False,
         variants=("asan", "tsan"),
     ),
-    Program("driver", ("csrc/driver/driver*.cpp",), module=False, variants=tuple(VARIANTS)),
+    Program(
+        "driver",
+        ("csrc/driver/driver*.cpp",),
+        module=False,
+        variants=tuple(VARIANTS),
+        long=("asan", "tsan"),
+    ),
     Program(
         "conformance",
         ("csrc/driver/conformance*.cu", "csrc/driver/driver_arguments.cpp"),
@@ -239,11 +246,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--variant", choices=VARIANTS, default="plain")
     parser.add_argument("--all", action="store_true", help="every variant")
+    parser.add_argument(
+        "--sample", action="store_true", help="what builds quickly"
+    )
     parser.add_argument("--program", choices=[p.name for p in PROGRAMS], action="append")
     parser.add_argument("--jobs", type=int, default=2, help="compilers that run at once")
     options = parser.parse_args(arguments)
-    for variant in VARIANTS if options.all else (options.variant,):
-        names = [program.name for program in programs_of(variant)]
+    for variant in VARIANTS if options.all or options.sample else (options.variant,):
+        programs = [p for p in programs_of(variant) if not (options.sample and variant in p.long)]
+        names = [program.name for program in programs]
         wanted = [name for name in names if name in (options.program or names)]
         if wanted:
             build(variant, wanted, options.jobs)
