@@ -86,9 +86,10 @@ HAZARDS = {
     "flag_never": ("deadlock", "wait_for_flag"),
 }
 SOUND = (
-    "copy two_groups overwrite within_warp producer neighbouring_bytes neighbouring_reads "
-    "half_masks early_exit grid last_block flag rows rows_swizzled vectors ragged"
-).split()
+    *("copy", "two_groups", "overwrite", "within_warp", "producer", "neighbouring_bytes"),
+    *("neighbouring_reads", "half_masks", "early_exit", "grid", "last_block", "flag"),
+    *("rows", "rows_swizzled", "vectors", "ragged"),
+)
 
 
 @pytest.mark.parametrize(("asynchrony", "order"), SCHEDULES)

@@ -282,6 +282,7 @@ int Grid::pick_warp() {
 }
 
 void Grid::suspend(FiberThread& thread, Wait wait) {
+  tell_release(this);  // to the host, should the thread never go on
   thread.wait = wait;
   FiberThread* next = pick();
   if (next == nullptr) {
