@@ -200,7 +200,7 @@ def one_product(rng: np.random.Generator, cases: int, kind: str) -> Words:
 
 
 def tf32_inputs(rng: np.random.Generator, cases: int) -> Words:
-    """Every exponent with either sign; most fractions at or beside a tie, some of them next to 0."""
+    """Every exponent with either sign; most fractions at or beside a tie, some next to 0."""
     count = cases * WARP
     exponents = np.arange(count, dtype=np.uint32) % np.uint32(512) << np.uint32(23)
     fractions = below(rng, 1 << 23, count)

@@ -31,11 +31,15 @@ inline uint32_t sum(uint32_t a, uint32_t b) { return a + b; }
 template <class V>
 V add(emulator::Site site, const char* name, V* at, V value, Ordering ordering, Fault fault) {
   if (fault == Fault::kSkip) {
-    emulator::yield(site, name);  // as below: a loop around it must not hang
+    emulator::yield(site, name);  // a loop around it must not hang
     return V{0};
   }
   if (fault == Fault::kNoFence) ordering = Ordering::kRelaxed;
-  emulator::atomic_point(site, name, at, sizeof(V), Access::kAtomic, ordering);
+  // Who adds nothing waits for a change: to the runtime that is a load, which lets others run and
+  // is no progress, so that a deadlock is seen.
+  const bool polls = value == V{0};
+  emulator::atomic_point(site, name, at, sizeof(V), polls ? Access::kRead : Access::kAtomic,
+                         ordering);
   const std::atomic_ref<V> target(*at);
   V before = target.load(std::memory_order_relaxed);
   if (fault == Fault::kNonAtomic) {
@@ -45,8 +49,6 @@ V add(emulator::Site site, const char* name, V* at, V value, Ordering ordering, 
   }
   while (!target.compare_exchange_weak(before, sum(before, value), std::memory_order_relaxed)) {
   }
-  // Who adds nothing waits for a change: others must come to run, or it never happens.
-  if (value == V{0}) emulator::yield(site, name);
   return before;
 }
 
