@@ -258,8 +258,8 @@ def _plans(op: str, problem: Any, key: tuple[object, ...]) -> Iterator[dict[str,
         index = configuration if configuration < count else configuration - count - 1
         with contextlib.suppress(ValueError):
             yield plan(problem, _run.gpu, index, parts)
-    # Nothing fits: the words of the last refusal.
-    yield plan(problem, _run.gpu, wanted[-1] if _run.configuration else -1, 0)
+    # No such splits, or nothing fits: then in the words of the refusal.
+    yield plan(problem, _run.gpu, -1 if _run.configuration is None else _run.configuration, 0)
 
 
 def _run_planned(

@@ -26,15 +26,19 @@ SCHEDULES = tuple(
 )
 
 
+OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad")
+
+
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """One call of conv_bn_act: what runs, on what, and how.
+    """One call of a convolution's kernel: what runs, on what, and how.
 
     Attributes:
         number: which draw it is.
+        op: one of `OPS`.
         case: sizes and options.
         dtype: of activations and weights.
-        layouts: of x, weight and residual.
+        layouts: of x, weight, the output's gradient, and of the residual or y.
         exact: integers, held to every bit; else noise, held to the bound.
         configuration: index in the kernel's table.
         splits: of the reduction; 0 leaves them to the chooser.
@@ -42,9 +46,10 @@ class Draw:
     """
 
     number: int
+    op: str
     case: cases.ConvCase
     dtype: torch.dtype
-    layouts: tuple[str, str, str]
+    layouts: tuple[str, str, str, str]
     exact: bool
     configuration: int
     splits: int
@@ -52,29 +57,31 @@ class Draw:
 
 
 @functools.cache
-def pairs() -> tuple[tuple[int, Schedule], ...]:
-    """Every configuration of conv_bn_act with every schedule, in a fixed mixed order."""
-    count = len(emulated.load().conv_bn_act_configurations())
-    made = list(itertools.product(range(count), SCHEDULES))
+def tiles(op: str) -> list[dict]:
+    """The table of configurations of an op's kernel."""
+    return getattr(emulated.load(), f"{op}_configurations")()
+
+
+@functools.cache
+def pairs(op: str) -> tuple[tuple[int, Schedule], ...]:
+    """Every configuration of an op's kernel with every schedule, in a fixed mixed order."""
+    made = list(itertools.product(range(len(tiles(op))), SCHEDULES))
     random.Random(0).shuffle(made)
     return tuple(made)
-
-
-def _output(size: int, taps: int, stride: int, padding: int, dilation: int) -> int:
-    return (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
 
 
 def _case(rng: random.Random, step: int) -> cases.ConvCase:
     """Sizes with channels in multiples of `step`; small, but beyond a tile now and then."""
     while True:
         groups = rng.choice((1, 1, 1, 2, 3))
+        k = rng.choice((rng.randint(1, 24), rng.randint(25, 140)))
         case = cases.ConvCase(
             "random",
             rng.randint(1, 3),
             groups * step * rng.randint(1, 40 // step if step > 1 else 20),
             rng.randint(1, 12),
             rng.randint(1, 12),
-            groups * rng.choice((rng.randint(1, 24), rng.randint(25, 140))),
+            groups * (k + -k % step),
             rng.choice((1, 1, 2, 3, 3, 4)),
             rng.choice((1, 1, 2, 3, 3, 4)),
             (rng.randint(1, 3), rng.randint(1, 3)),
@@ -89,19 +96,22 @@ def _case(rng: random.Random, step: int) -> cases.ConvCase:
 
 
 def draw(number: int) -> Draw:
-    """The call of that number; consecutive numbers go through `pairs`."""
+    """The call of that number; consecutive numbers go through the ops and their `pairs`."""
     rng = random.Random(number)
-    configuration, schedule = pairs()[number % len(pairs())]
-    tile = emulated.load().conv_bn_act_configurations()[configuration]
-    dtypes = [d for d in emulated.DTYPES["conv_bn_act"] if d != torch.float32 or tile["float32"]]
-    dtype = rng.choice(dtypes)
+    op = OPS[number % len(OPS)]
+    configuration, schedule = pairs(op)[number // len(OPS) % len(pairs(op))]
+    tile = tiles(op)[configuration]
+    dtype = rng.choice([d for d in emulated.DTYPES[op] if d != torch.float32 or tile["float32"]])
     step = 16 // torch.empty((), dtype=dtype).element_size() if tile["wide"] else 1
     read = ("nhwc", "padded") if tile["wide"] else ("nchw", "nhwc", "sliced", "unaligned")
+    # The shortcut is read in the epilogue, which takes any strides; y is an operand.
+    last = ("nchw", "nhwc", "sliced", "expanded") if op == "conv_bn_act" else read
     return Draw(
         number,
+        op,
         _case(rng, step),
         dtype,
-        (rng.choice(read), rng.choice(read), rng.choice(("nchw", "nhwc", "sliced", "expanded"))),
+        (rng.choice(read), rng.choice(read), rng.choice(read), rng.choice(last)),
         rng.random() < 0.5,
         configuration,
         rng.choice((0, 1, 2, 3)),
@@ -131,28 +141,41 @@ def lay_out(t: Tensor, layout: str) -> Tensor:
     return flat.view(n, h, w, c).permute(0, 3, 1, 2).copy_(t)
 
 
-def operands(d: Draw) -> numerics.ExactInputs:
-    """x, weight, scale, shift, residual."""
+def operands(d: Draw) -> tuple[Tensor | None, ...]:
+    """What the oracles take: x, weight, scale, shift, residual; or dy, y, x, weight, scale."""
     generator = torch.Generator().manual_seed(d.number)
-    if d.exact:
-        made = numerics.exact_inputs(d.case, d.dtype, generator)
-    else:
 
-        def noise(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
 
-        made = numerics.ExactInputs(
-            noise(*d.case.input_shape).to(d.dtype),
-            noise(*d.case.weight_shape).to(d.dtype),
-            noise(d.case.k),
-            noise(d.case.k),
-            noise(*d.case.output_shape).to(d.dtype) if d.case.residual else None,
-        )
-    tensors = zip((made.x, made.weight, made.residual), d.layouts, strict=True)
-    x, weight, residual = (t if t is None else lay_out(t, layout) for t, layout in tensors)
+    case, dtype = d.case, d.dtype
+    made = numerics.exact_inputs(case, dtype, generator)
+    x, weight, scale, shift, residual = made
+    dy, y = (torch.randint(-4, 5, case.output_shape, generator=generator) for _ in range(2))
+    if not d.exact:
+        x, weight = noise(*case.input_shape), noise(*case.weight_shape)
+        scale, shift, dy, y = noise(case.k), noise(case.k), noise(*dy.shape), noise(*dy.shape)
+        residual = noise(*dy.shape) if case.residual else None
+    x, weight, dy = (
+        lay_out(t.to(dtype), layout) for t, layout in zip((x, weight, dy), d.layouts, strict=False)
+    )
+    if d.op == "conv_bn_act":
+        shortcut = None if residual is None else lay_out(residual.to(dtype), d.layouts[3])
+        return x, weight, scale, shift, shortcut
+    return dy, lay_out(y.to(dtype), d.layouts[3]) if case.act == "relu" else None, x, weight, scale
+
+
+def call(op: str, case: cases.ConvCase, inputs: tuple[Tensor | None, ...]) -> Tensor:
+    """Calls an op's emulated kernel on what `operands` returns."""
+    run = overload(op, emulated.NAME)
+    geometry = geometry_args(case)
+    if op == "conv_bn_act":
+        return run(*inputs, *geometry)
+    dy, y, x, weight, scale = inputs
     assert x is not None
-    assert weight is not None
-    return numerics.ExactInputs(x, weight, made.scale, made.shift, residual)
+    if op == "conv_dgrad":
+        return run(dy, y, weight, scale, list(x.shape), x.stride(1) == 1, *geometry[:4])
+    return run(dy, y, x, weight, scale, *geometry[:4])
 
 
 def run(d: Draw) -> tuple[Tensor, dict]:
@@ -166,27 +189,38 @@ def run(d: Draw) -> tuple[Tensor, dict]:
         configuration=d.configuration,
         splits=d.splits,
     ) as runs:
-        call = overload("conv_bn_act", emulated.NAME)
-        y = call(*operands(d), *geometry_args(d.case))
+        y = call(d.op, d.case, operands(d))
     assert runs.reports[-1]["plan"]["configuration"] == d.configuration
     return y, runs.reports[-1]
 
 
-def wrong(d: Draw, y: Tensor) -> str | None:
+def wrong(d: Draw, got: Tensor) -> str | None:
     """What is wrong with the output, or None: every bit on integers, the bound on noise."""
-    inputs = operands(d)
-    oracle = numerics.conv_bn_act_oracle(*inputs, **d.case.geometry, act=d.case.act)
-    if d.exact:
-        bad = (y != oracle.to(d.dtype)).sum().item()
-        return f"{bad} of {y.numel()} elements differ" if bad else None
-    entry = next(e for e in backends.implementations("conv_bn_act") if e.name == emulated.NAME)
-    bound = numerics.conv_bn_act_bound(
-        *inputs,
-        oracle,
-        **d.case.geometry,
-        **bound_options(entry, d.dtype),
-        accumulation="nearest" if d.schedule.rounding == "nearest" else "truncate",
-        k=8 if d.dtype == torch.float32 else 16,
+    oracle, bound = expected(
+        d.op, d.case, operands(d), "nearest" if d.schedule.rounding == "nearest" else "truncate"
     )
-    check = numerics.check_bound(y, oracle, bound)
+    if d.exact:
+        bad = (got != oracle.to(d.dtype)).sum().item()
+        return f"{bad} of {got.numel()} elements differ" if bad else None
+    check = numerics.check_bound(got, oracle, bound)
     return None if check.ok else str(check)
+
+
+def expected(
+    op: str, case: cases.ConvCase, inputs: tuple[Tensor | None, ...], accumulation: str = "nearest"
+) -> tuple[Tensor, Tensor]:
+    """The oracle in float64, and how far each element may be from it."""
+    first = inputs[0]
+    assert first is not None
+    entry = next(e for e in backends.implementations(op) if e.name == emulated.NAME)
+    options = bound_options(entry, first.dtype) | {
+        "accumulation": accumulation,
+        "k": 8 if first.dtype == torch.float32 else 16,
+    }
+    if op == "conv_bn_act":
+        oracle = numerics.conv_bn_act_oracle(*inputs, **case.geometry, act=case.act)
+        return oracle, numerics.conv_bn_act_bound(*inputs, oracle, **case.geometry, **options)
+    oracles = numerics.conv_gradients_oracle(*inputs, **case.geometry)
+    bounds = numerics.conv_gradients_bound(*inputs, oracles, **case.geometry, **options)
+    index = ("conv_dgrad", "conv_wgrad").index(op)
+    return oracles[index], bounds[index]

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import emulated
+import emulated_shapes
 import torch
 from emulated import Schedule
 from emulated_shapes import lay_out
-from matrix import geometry_args
 from torch import Tensor
 
 from resnet_fused import cases, numerics
@@ -51,15 +52,15 @@ class Trial:
 
     Attributes:
         name: for messages.
-        op: what is called.
-        arguments: makes the operands, always the same ones.
+        call: runs the kernel.
+        inputs: the tensors that it must not change.
         wrong: says what is wrong with an output, or None.
         settings: of `emulated.using`.
     """
 
     name: str
-    op: str
-    arguments: Callable[[], tuple[Any, ...]]
+    call: Callable[[], Tensor]
+    inputs: tuple[Tensor | None, ...]
     wrong: Callable[[Tensor], str | None]
     settings: dict[str, Any]
 
@@ -72,13 +73,11 @@ class Trial:
         Raises:
             Exception: an error of the emulator, a changed guard band or input, wrong numbers.
         """
-        arguments = self.arguments()
-        before = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+        before = [None if t is None else t.clone() for t in self.inputs]
         with emulated.using(**self.settings, **planted) as runs:
-            y = overload(self.op, emulated.NAME)(*arguments)
-        for now, old in zip(arguments, before, strict=True):
-            same = not isinstance(now, Tensor) or torch.equal(now, old)
-            assert same, "an input was written"
+            y = self.call()
+        for now, old in zip(self.inputs, before, strict=True):
+            assert now is None or torch.equal(now, old), "an input was written"
         reason = self.wrong(y)
         assert reason is None, reason
         return runs.reports[-1]
@@ -118,8 +117,8 @@ def bn_act_trials() -> Iterator[Trial]:
             oracle = numerics.bn_act_oracle(*inputs, "relu")
             yield Trial(
                 f"bn_act {layout} {'integers' if exact else 'noise'}",
-                "bn_act",
-                lambda inputs=inputs: (*inputs, "relu"),
+                lambda inputs=inputs: overload("bn_act", emulated.NAME)(*inputs, "relu"),
+                inputs,
                 _bits(oracle.to(dtype))
                 if exact
                 else _bound(oracle, numerics.bn_act_bound(*inputs, oracle)),
@@ -137,47 +136,43 @@ HOSTILE = (
 )
 
 
-def conv_bn_act_trials() -> Iterator[Trial]:
-    """Every way of reading, writing and splitting of conv_bn_act."""
-    tiles = emulated.load().conv_bn_act_configurations()
-    small = {tile["wide"]: i for i, tile in enumerate(tiles) if tile["m"] == 64}
-    ways = [
-        (CONV, "nhwc", torch.bfloat16, small[True], 1),
-        (CONV, "nhwc", torch.bfloat16, small[True], 3),
-        (CONV, "nhwc", torch.float32, small[True], 1),
-        (ODD, "nchw", torch.bfloat16, small[False], 1),
-        (ODD, "nchw", torch.float32, small[False], 1),
-        (ODD, "nchw", torch.float32, small[False], 2),
-    ]
-    for (case, layout, dtype, configuration, splits), exact in (
-        (way, exact) for way in ways for exact in (True, False)
-    ):
-        generator = torch.Generator().manual_seed(1)
-        made = numerics.exact_inputs(case, dtype, generator)
-        if not exact:
-            shapes = (case.input_shape, case.weight_shape, (case.k,), (case.k,), case.output_shape)
-            made = numerics.ExactInputs(
-                *(
-                    _noise(generator, shape, torch.float32 if len(shape) == 1 else dtype)
-                    for shape in shapes
-                )
-            )
-        inputs = tuple(t if t.dim() == 1 else lay_out(t, layout) for t in made)
-        oracle = numerics.conv_bn_act_oracle(*inputs, **case.geometry, act=case.act)
-        bound = numerics.conv_bn_act_bound(
-            *inputs, oracle, **case.geometry, tf32=dtype == torch.float32
+def conv_trials(op: str) -> Iterator[Trial]:
+    """Every way of reading, writing and splitting of a convolution's kernel."""
+    tiles = emulated_shapes.tiles(op)
+
+    def smallest(wide: bool) -> int:
+        sizes = {i: tile["m"] * tile["n"] for i, tile in enumerate(tiles) if tile["wide"] == wide}
+        return min(sizes, key=lambda i: (not tiles[i]["float32"], sizes[i]))
+
+    ways = itertools.product((True, False), (torch.bfloat16, torch.float32), (1, 2), (True, False))
+    for wide, dtype, splits, exact in ways:
+        layout = "nhwc" if wide else "nchw"
+        d = emulated_shapes.Draw(
+            1,
+            op,
+            CONV if wide else ODD,
+            dtype,
+            (layout, layout, layout, layout),
+            exact,
+            smallest(wide),
+            splits,
+            HOSTILE[-1],
         )
+        inputs = emulated_shapes.operands(d)
+        oracle, bound = emulated_shapes.expected(op, d.case, inputs)
         for schedule in HOSTILE if exact else HOSTILE[-1:]:
             yield Trial(
-                f"conv_bn_act {layout} {dtype} splits={splits} exact={exact} {schedule}",
-                "conv_bn_act",
-                lambda inputs=inputs, case=case: (*inputs, *geometry_args(case)),
+                f"{op} {layout} {dtype} splits={splits} exact={exact} {schedule}",
+                lambda inputs=inputs, case=d.case: emulated_shapes.call(op, case, inputs),
+                inputs,
                 _bits(oracle.to(dtype)) if exact else _bound(oracle, bound),
-                {"schedule": schedule, "configuration": configuration, "splits": splits},
+                {"schedule": schedule, "configuration": d.configuration, "splits": splits},
             )
 
 
-TRIALS = {"bn_act": bn_act_trials, "conv_bn_act": conv_bn_act_trials}
+TRIALS = {"bn_act": bn_act_trials} | {
+    op: functools.partial(conv_trials, op) for op in emulated_shapes.OPS
+}
 
 
 @functools.cache

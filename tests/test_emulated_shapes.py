@@ -16,7 +16,7 @@ CHUNKS = 20
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_conv_bn_act_on_random_shapes(chunk):
+def test_random_shapes(chunk):
     """Exact on integers, within the bound on noise; configuration and schedule are drawn too."""
     failures = []
     for number in range(chunk, COUNT, CHUNKS):
@@ -34,11 +34,11 @@ def test_conv_bn_act_on_random_shapes(chunk):
 
 def test_every_configuration_meets_every_schedule():
     """In the thousand: pairs are taken in turn, and `run` asserts that the pair is what ran."""
-    tiles = emulated.load().conv_bn_act_configurations()
     drawn = [emulated_shapes.draw(number) for number in range(1000)]
-    met = {(d.configuration, d.schedule) for d in drawn}
-    assert len(met) == len(tiles) * len(emulated_shapes.SCHEDULES) == len(emulated_shapes.pairs())
     assert len(emulated_shapes.SCHEDULES) == 3 * 3 * 2
-    assert {(d.dtype, tiles[d.configuration]["wide"]) for d in drawn} == {
-        (dtype, wide) for dtype in emulated.DTYPES["conv_bn_act"] for wide in (False, True)
-    }
+    for op in emulated_shapes.OPS:
+        tiles = emulated_shapes.tiles(op)
+        met = {(d.configuration, d.schedule) for d in drawn if d.op == op}
+        assert len(met) == len(tiles) * len(emulated_shapes.SCHEDULES)
+        kinds = {(d.dtype, tiles[d.configuration]["wide"]) for d in drawn if d.op == op}
+        assert kinds == {(t, wide) for t in emulated.DTYPES[op] for wide in (False, True)}
