@@ -116,8 +116,12 @@ double cost(const Product& product, const RfConvConfiguration& tile, int64_t spl
   const double elements = both * tile.step_bytes / static_cast<double>(product.bytes);
   const double narrow = tile.wide != 0 ? 0 : elements * kNarrowInstructions / kInstructions;
   const double moved = area * static_cast<double>(product.bytes) * (product.residual ? 2 : 1);
-  const double ends = kLatency / resident + moved / kMemoryBytes;
-  double total = busy * (steps * std::max({matrix, shared, cache, latency, narrow}) + ends);
+  // Neighbours on a multiprocessor multiply while a block waits for memory at its ends; a block
+  // alone does one after the other.
+  const double loop = steps * std::max({matrix, shared, cache, latency, narrow});
+  const double ends = moved / kMemoryBytes;
+  const double hidden = std::min(loop, ends) + kLatency;
+  double total = busy * (std::max(loop, ends) + hidden / resident);
   if (splits > 1) {
     const double part = area * 4 / kCacheBytes;
     total += kMeeting + busy * part + static_cast<double>(splits) * part;
@@ -234,6 +238,9 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
   if (check_dtype(*problem, refuse) != 0 || check_sizes(*problem, refuse) != 0) return 1;
+  if (gpu->multiprocessors < 1) {
+    return refuse("a GPU of %d multiprocessors", gpu->multiprocessors);
+  }
   if (configuration < -1 || configuration >= kTiles) {
     return refuse("configuration %d; there are 0 to %d", configuration, kTiles - 1);
   }
