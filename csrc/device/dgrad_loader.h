@@ -31,12 +31,15 @@ struct DgradPlace {
 
 // Left tile: [pixels][output channels of a tap], K-major; right one: [output channels of a
 // tap][input channels], MN-major; behind them y's, as dy's.
+//
+// Of each pixel a thread keeps what ConvLoader keeps of its: offsets and a bit for each tap.
 template <class T, class Shape, LoadWidth kWidth>
 class DgradLoader {
   using Pattern = LoadPattern<T, Shape, kWidth>;
   using Left = RowLoader<T, Shape, kWidth, Shape::kM>;
   using Right = MnMajorLoader<T, Shape, kWidth, Shape::kN>;
   using LeftUnit = Unit<T, Pattern::kUnit>;
+  using Offset = StrideOffset<kWidth>;
 
  public:
   // The first step begins at `first_element` of the phase's reduction, which is not empty.
@@ -51,18 +54,19 @@ class DgradLoader {
     at_ = column_of(first_element + lane * Pattern::kUnit, reduction_);
     landed_ = at_.c;
     advance_ = column_of(Pattern::kAdvance, reduction_);
-    group_ = place.group * arguments.channels_out;
+    const int32_t first_filter = place.group * arguments.channels_out;
+    dy_from_ = static_cast<const T*>(arguments.dy) + first_filter * arguments.dy_strides.k;
+    y_from_ = static_cast<const T*>(arguments.y) + first_filter * arguments.y_strides.k;
+    scale_ = arguments.scale + first_filter;
     start_gather(place, static_cast<int32_t>(thread / Pattern::kLanes));
+
     row_ = column_of(first_element + filters_.row(), reduction_);
     row_advance_ = column_of(Right::kRowStep, reduction_);
     const int32_t n = place.n + filters_.column();
     channels_left_ = arguments.channels_in - n;
-    const ColumnStrides& strides = arguments.filters;
-    weight_ = static_cast<const T*>(arguments.weight) + group_ * strides.c +
-              place.h.first_tap * strides.r + place.w.first_tap * strides.s +
-              n * arguments.weight_c;
-    filter_columns_ = {strides.c, strides.s * arguments.w.tap_step,
-                       strides.r * arguments.h.tap_step};
+    const ColumnStrides& taps = arguments.filter_taps;
+    filter_from_ = static_cast<const T*>(arguments.weight) + first_filter * taps.c +
+                   place.h.first_tap * taps.r + place.w.first_tap * taps.s + n * arguments.weight_c;
   }
 
   RF_DEVICE void issue(ptx::SharedAddress stage) {
@@ -70,18 +74,20 @@ class DgradLoader {
     for (int pass = 0; pass < Pattern::kPasses; ++pass) {
       const Column second =
           Pattern::kThroughRegisters ? advanced(at_, Column{1, 0, 0}, reduction_) : at_;
-      gather(dy_, stage, pass, second, dy_pixel_, arguments_.dy_strides);
+      gather(dy_, stage, pass, second, dy_from_, dy_pixel_, arguments_.dy_columns);
       if (arguments_.y != nullptr) {
-        gather(y_, stage + Shape::kMaskOffset, pass, second, y_pixel_, arguments_.y_strides);
+        gather(y_, stage + Shape::kMaskOffset, pass, second, y_from_, y_pixel_,
+               arguments_.y_columns);
       }
       at_ = advanced(at_, advance_, reduction_);
     }
 #pragma unroll
     for (int i = 0; i < Right::kRows; ++i) {
       const bool known = row_.r < reduction_.taps_r;
+      const auto offset = along<Offset>(row_, arguments_.filter_columns);
       filters_.issue(right_of(stage), i, [&](int j) {
-        const int64_t channel = kWidth == LoadWidth::kWide ? 0 : j * arguments_.weight_c;
-        return Source<T>{weight_ + offset_of(row_, filter_columns_) + channel,
+        const T* from = moved_by<T, kWidth>(filter_from_, offset);
+        return Source<T>{kWidth == LoadWidth::kWide ? from : from + j * arguments_.weight_c,
                          known && j < channels_left_};
       });
       row_ = advanced(row_, row_advance_, reduction_);
@@ -115,13 +121,25 @@ class DgradLoader {
   }
 
  private:
-  static constexpr int32_t kNowhere = INT32_MIN / 2;  // no tap leads from there into an image
+  static constexpr int kColumnBits = 16;  // rows of taps have the bits 0-14, columns 16-30
+  static_assert(kMostTaps < kColumnBits);
 
   static RF_DEVICE ptx::SharedAddress right_of(ptx::SharedAddress stage) {
     return stage + Shape::kM * Shape::kStepBytes;
   }
   RF_DEVICE int32_t wrapped(int32_t c) const {
     return c >= reduction_.channels ? c - reduction_.channels : c;
+  }
+
+  // Which of the output positions first, first - step, .. exist: a bit for each of the taps.
+  static RF_DEVICE uint32_t taps_inside(int32_t first, const PhasedAxis& axis, int32_t taps) {
+    uint32_t inside = 0;
+#pragma unroll 1
+    for (int32_t tap = 0; tap < taps; ++tap) {
+      const auto at = static_cast<uint32_t>(first - tap * axis.out_step);
+      inside |= static_cast<uint32_t>(at < static_cast<uint32_t>(axis.out_size)) << tap;
+    }
+    return inside;
   }
 
   RF_DEVICE void start_gather(const DgradPlace& place, int32_t row) {
@@ -132,47 +150,43 @@ class DgradLoader {
       Pixel pixel = pixel_of(known ? m : 0, arguments_.grid);
       pixel.p += place.h.origin;
       pixel.q += place.w.origin;
-      p_[i] = known ? pixel.p : kNowhere;
-      q_[i] = pixel.q;
-      dy_pixel_[i] = static_cast<const T*>(arguments_.dy) +
-                     offset_of(pixel, arguments_.dy_strides) + group_ * arguments_.dy_strides.k;
-      y_pixel_[i] = static_cast<const T*>(arguments_.y) + offset_of(pixel, arguments_.y_strides) +
-                    group_ * arguments_.y_strides.k;
+      taps_[i] = known ? taps_inside(pixel.p, arguments_.h, place.h.taps) |
+                             taps_inside(pixel.q, arguments_.w, place.w.taps) << kColumnBits
+                       : 0;
+      dy_pixel_[i] = static_cast<Offset>(offset_of(pixel, arguments_.dy_strides));
+      y_pixel_[i] = static_cast<Offset>(offset_of(pixel, arguments_.y_strides));
+      ptx::keep(taps_[i]);
+      ptx::keep(dy_pixel_[i]);
+      ptx::keep(y_pixel_[i]);
     }
   }
 
   RF_DEVICE void gather(Left& loader, ptx::SharedAddress tile, int pass, const Column& second,
-                        const T* const (&pixel)[Left::kRows], const PixelStrides& strides) {
-    const Column& first = at_;
+                        const T* from, const Offset (&pixel)[Left::kRows],
+                        const ColumnStrides& strides) {
     loader.issue(tile, pass, [&](int i, int j) {
-      const Column& at = j == 0 ? first : second;
-      const int32_t up = at.r * arguments_.h.out_step;
-      const int32_t left = at.s * arguments_.w.out_step;
-      const auto p = static_cast<uint32_t>(p_[i] - up);
-      const auto q = static_cast<uint32_t>(q_[i] - left);
-      const bool inside = p < static_cast<uint32_t>(arguments_.h.out_size) &&
-                          q < static_cast<uint32_t>(arguments_.w.out_size);
-      const int64_t channel = kWidth == LoadWidth::kWide ? at.c : at.c * strides.k;
-      return Source<T>{pixel[i] + (channel - up * strides.p - left * strides.q),
-                       inside && at.r < reduction_.taps_r};
+      Column at = j == 0 ? at_ : second;
+      const uint32_t wanted = 1u << at.r | 1u << (at.s + kColumnBits);
+      const bool valid = at.r < reduction_.taps_r && (taps_[i] & wanted) == wanted;
+      if constexpr (kWidth == LoadWidth::kWide) at.c /= Pattern::kUnit;
+      return Source<T>{moved_by<T, kWidth>(from, pixel[i] + along<Offset>(at, strides)), valid};
     });
   }
 
   // Of this thread's columns of the pass that has landed; behind the reduction's end any channel's.
   RF_DEVICE void load_scale(float (&scale)[Pattern::kUnit]) const {
-    const float* from = arguments_.scale + group_;
     if constexpr (kWidth == LoadWidth::kWide) {
 #pragma unroll
       for (int i = 0; i < Pattern::kUnit; i += kVectorLength<float>) {
-        const auto part =
-            ptx::load_global_read_only(reinterpret_cast<const Vector<float>*>(from + landed_ + i));
+        const auto part = ptx::load_global_read_only(
+            reinterpret_cast<const Vector<float>*>(scale_ + landed_ + i));
 #pragma unroll
         for (int e = 0; e < kVectorLength<float>; ++e) scale[i + e] = part.lane[e];
       }
     } else {
 #pragma unroll
       for (int i = 0; i < Pattern::kUnit; ++i) {
-        scale[i] = ptx::load_global_read_only(from + wrapped(landed_ + i));
+        scale[i] = ptx::load_global_read_only(scale_ + wrapped(landed_ + i));
       }
     }
   }
@@ -182,18 +196,18 @@ class DgradLoader {
   Left dy_;
   Left y_;
   Right filters_;
-  Column at_;                       // of this thread's unit of the pass that is asked for next
-  Column advance_;                  // from one pass to the next
-  int32_t landed_;                  // channel of the unit that is scaled next
-  int32_t group_;                   // first output channel of the group
-  const T* dy_pixel_[Left::kRows];  // first tap, first channel of the group; may lie outside
-  const T* y_pixel_[Left::kRows];
-  int32_t p_[Left::kRows];  // row and column of the first tap
-  int32_t q_[Left::kRows];
-  Column row_;  // of the reduction, of the filters' row that is asked for next
+  Column at_;         // of this thread's unit of the pass that is asked for next
+  Column advance_;    // from one pass to the next
+  int32_t landed_;    // channel of the unit that is scaled next
+  const T* dy_from_;  // the group's first channel of pixel (0, 0, 0), as y_from_
+  const T* y_from_;
+  const float* scale_;            // of the group's first channel
+  Offset dy_pixel_[Left::kRows];  // from there to the first tap, which may lie outside
+  Offset y_pixel_[Left::kRows];
+  uint32_t taps_[Left::kRows];  // those inside of the output
+  Column row_;                  // of the reduction: the filters' row that is asked for next
   Column row_advance_;
-  const T* weight_;  // the phase's first tap, the group's first filter, this thread's channel
-  ColumnStrides filter_columns_;
+  const T* filter_from_;   // the phase's first tap, the group's first filter, this thread's channel
   int32_t channels_left_;  // input channels from this thread's on
 };
 

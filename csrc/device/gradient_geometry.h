@@ -45,16 +45,20 @@ RF_HOST_DEVICE Phase phase_of(int32_t index, const PhasedAxis& axis) {
 }
 
 struct ConvDgradArguments {
-  const void* dy;      // [N, K, P, Q] in `dy_strides`
-  const void* y;       // [N, K, P, Q] in `y_strides`; null without ReLU
-  const void* weight;  // [K, C / groups, R, S] in `filters`
+  const void* dy;      // [N, K, P, Q]
+  const void* y;       // [N, K, P, Q]; null without ReLU
+  const void* weight;  // [K, C / groups, R, S]
   const float* scale;  // [K]
   void* dx;            // [N, C, H, W] in `dx_strides`
+  // Those of what is read count 16 bytes where it is read wide, else elements; k's always elements.
   PixelStrides dy_strides;
   PixelStrides y_strides;
-  PixelStrides dx_strides;
-  ColumnStrides filters;  // elements: c from one output channel to the next, s and r along taps
-  int64_t weight_c;       // from one input channel to the next
+  ColumnStrides dy_columns;      // along the reduction: a channel, a tap of a phase
+  ColumnStrides y_columns;       // likewise
+  ColumnStrides filter_columns;  // likewise
+  ColumnStrides filter_taps;     // elements: an output channel, a tap of the filter
+  int64_t weight_c;              // elements, from one input channel to the next
+  PixelStrides dx_strides;       // elements
   PhasedAxis h;
   PhasedAxis w;
   PixelGrid grid;       // input pixels of one phase
@@ -68,17 +72,21 @@ struct ConvDgradArguments {
 };
 
 struct ConvWgradArguments {
-  const void* dy;      // [N, K, P, Q] in `dy_strides`
-  const void* y;       // [N, K, P, Q] in `y_strides`; null without ReLU
+  const void* dy;      // [N, K, P, Q]
+  const void* y;       // [N, K, P, Q]; null without ReLU
   const void* x;       // [N, C, H, W]
   const float* scale;  // [K]
   void* dweight;       // [K, C / groups, R, S]
-  PixelStrides dy_strides;
-  PixelStrides y_strides;
-  ColumnStrides x_pixels;  // elements of x from one output column q, row p, image to the next
-  ColumnStrides x_taps;    // likewise of input channel, column, row
-  Reduction pixels;        // Q, P, N: a reduction element is an output pixel
-  Reduction columns;       // C / groups, S, R: N of the product
+  // From one output column q, row p, image to the next: 16 bytes where operands are read wide, else
+  // elements.
+  ColumnStrides dy_pixels;
+  ColumnStrides y_pixels;
+  ColumnStrides x_pixels;
+  ColumnStrides x_taps;  // elements of x: an input channel, column, row
+  int64_t dy_k;          // elements, from one output channel to the next
+  int64_t y_k;
+  Reduction pixels;   // Q, P, N: a reduction element is an output pixel
+  Reduction columns;  // C / groups, S, R: N of the product
   ColumnStrides dweight_columns;
   int64_t dweight_k;
   int32_t height;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../ptx/ptx.h"
 #include "conv_loader.h"
@@ -9,6 +10,23 @@
 #include "tile_shape.h"
 
 namespace resnet_fused {
+
+// Offsets along strides that count 16 bytes, for which 31 bits are enough, or elements.
+template <LoadWidth kWidth>
+using StrideOffset = std::conditional_t<kWidth == LoadWidth::kWide, int32_t, int64_t>;
+
+template <class Offset>
+RF_DEVICE Offset along(const Column& at, const ColumnStrides& strides) {
+  return at.c * static_cast<Offset>(strides.c) + at.s * static_cast<Offset>(strides.s) +
+         at.r * static_cast<Offset>(strides.r);
+}
+
+template <class T, LoadWidth kWidth>
+RF_DEVICE const T* moved_by(const T* from, StrideOffset<kWidth> offset) {
+  constexpr int kElements =
+      kWidth == LoadWidth::kWide ? kChunkBytes / static_cast<int>(sizeof(T)) : 1;
+  return from + int64_t{offset} * kElements;
+}
 
 // A thread's rows of a tile [kRowsOfStep][kColumns]: they lie kRowStep apart, and of each it brings
 // the same 16 bytes or, of narrow operands, 4 bytes. One row after the other, the last row of a

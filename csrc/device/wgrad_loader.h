@@ -17,6 +17,7 @@ class WgradLoader {
   using Left = MnMajorLoader<T, Shape, kWidth, Shape::kM>;
   using Right = MnMajorLoader<T, Shape, kWidth, Shape::kN>;
   using LeftUnit = Unit<T, Left::kUnit>;
+  using Offset = StrideOffset<kWidth>;
 
  public:
   // The first step begins at output pixel `first_pixel`.
@@ -32,8 +33,8 @@ class WgradLoader {
     const int32_t m = tile.m * Shape::kM + dy_.column();
     const int32_t k = tile.group * arguments.channels_out + m;
     channels_left_ = arguments.channels_out - m;
-    dy_channel_ = static_cast<const T*>(arguments.dy) + k * arguments.dy_strides.k;
-    y_channel_ = static_cast<const T*>(arguments.y) + k * arguments.y_strides.k;
+    dy_channel_ = static_cast<const T*>(arguments.dy) + k * arguments.dy_k;
+    y_channel_ = static_cast<const T*>(arguments.y) + k * arguments.y_k;
 
     const int32_t n = tile.n * Shape::kN + x_.column();
     columns_left_ = arguments.columns_each - n;
@@ -51,9 +52,10 @@ class WgradLoader {
   RF_DEVICE void issue(ptx::SharedAddress stage) {
 #pragma unroll
     for (int i = 0; i < Left::kRows; ++i) {
-      issue_channels(dy_, stage, i, dy_channel_, arguments_.dy_strides);
+      issue_channels(dy_, stage, i, dy_channel_, arguments_.dy_pixels, arguments_.dy_k);
       if (arguments_.y != nullptr) {
-        issue_channels(y_, stage + Shape::kMaskOffset, i, y_channel_, arguments_.y_strides);
+        issue_channels(y_, stage + Shape::kMaskOffset, i, y_channel_, arguments_.y_pixels,
+                       arguments_.y_k);
       }
       dz_at_ = advanced(dz_at_, dz_advance_, arguments_.pixels);
     }
@@ -61,13 +63,14 @@ class WgradLoader {
     for (int i = 0; i < Right::kRows; ++i) {
       const int32_t top = x_at_.s * arguments_.stride_h;
       const int32_t left = x_at_.c * arguments_.stride_w;
-      const int64_t pixel = offset_of(x_at_, arguments_.x_pixels);
+      const auto pixel = along<Offset>(x_at_, arguments_.x_pixels);
       const bool known = x_at_.r < arguments_.pixels.taps_r;
       x_.issue(right_of(stage), i, [&](int j) {
         const bool inside =
             static_cast<uint32_t>(top + h_[j]) < static_cast<uint32_t>(arguments_.height) &&
             static_cast<uint32_t>(left + w_[j]) < static_cast<uint32_t>(arguments_.width);
-        return Source<T>{x_column_[j] + pixel, known && inside && j < columns_left_};
+        return Source<T>{moved_by<T, kWidth>(x_column_[j], pixel),
+                         known && inside && j < columns_left_};
       });
       x_at_ = advanced(x_at_, x_advance_, arguments_.pixels);
     }
@@ -99,11 +102,12 @@ class WgradLoader {
   }
 
   RF_DEVICE void issue_channels(Left& loader, ptx::SharedAddress tile, int i, const T* channel,
-                                const PixelStrides& strides) {
-    const T* pixel = channel + (dz_at_.r * strides.n + dz_at_.s * strides.p + dz_at_.c * strides.q);
+                                const ColumnStrides& pixels, int64_t next_channel) {
+    const T* pixel = moved_by<T, kWidth>(channel, along<Offset>(dz_at_, pixels));
     const bool known = dz_at_.r < arguments_.pixels.taps_r;
     loader.issue(tile, i, [&](int j) {
-      return Source<T>{pixel + j * strides.k, known && j < channels_left_};
+      return Source<T>{kWidth == LoadWidth::kWide ? pixel : pixel + j * next_channel,
+                       known && j < channels_left_};
     });
   }
 

@@ -58,6 +58,13 @@ bool is_wide(const void* pointer, const Strides& strides, int64_t channels, int6
           strides.h % unit == 0 && strides.w % unit == 0);
 }
 
+// Wide operands' offsets count 16 bytes in 31 bits; those of rows behind a reduction's end, at most
+// kBeyond of its slowest digit further, are worked out too. Larger ones are read narrow.
+constexpr int64_t kBeyond = 64;
+bool in_reach(int64_t elements, int64_t bytes) {
+  return elements < kChunkBytes / bytes * ((int64_t{1} << 31) - 1);
+}
+
 template <class T>
 T* moved(T* pointer, int64_t bytes) {
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
@@ -79,19 +86,36 @@ bool dgrad_reads_wide(const RfConvGradient& problem) {
   const int64_t bytes = bytes_of(problem.dtype);
   const int64_t filters = problem.weight_size[0] / problem.groups;
   const GradientStrides strides = strides_of(problem);
+  const PhasedAxis axes[2] = {phased_axis(problem, 0), phased_axis(problem, 1)};
+  const auto positions = [&](const PhasedAxis& axis) {
+    return int64_t{axis.size} + axis.padding + (axis.taps + kBeyond) * axis.dilation;
+  };
+  const auto read = [&](const Strides& of) {
+    return problem.x_size[0] * of.n + positions(axes[0]) * of.h + positions(axes[1]) * of.w;
+  };
+  const Strides& weight = strides.weight;
+  const int64_t weights = filters * weight.n + weight.w * axes[1].taps * axes[1].tap_step +
+                          weight.h * (axes[0].taps + kBeyond) * axes[0].tap_step;
   // The scales of a chunk are read 16 bytes at a time, too.
   return is_wide(problem.dy, strides.dy, filters, bytes) &&
          is_wide(problem.y, strides.y, filters, bytes) && is_aligned(problem.scale) &&
-         is_wide(problem.weight, strides.weight, problem.weight_size[1], bytes);
+         is_wide(problem.weight, weight, problem.weight_size[1], bytes) &&
+         in_reach(std::max({read(strides.dy), read(strides.y), weights}), bytes);
 }
 
 bool wgrad_reads_wide(const RfConvGradient& problem) {
   const int64_t bytes = bytes_of(problem.dtype);
   const int64_t filters = problem.weight_size[0] / problem.groups;
   const GradientStrides strides = strides_of(problem);
+  const OutputSize size = output_size(problem);
+  const auto read = [&](const Strides& of, int64_t step_h, int64_t step_w) {
+    return (problem.x_size[0] + kBeyond) * of.n + size.p * step_h * of.h + size.q * step_w * of.w;
+  };
+  const int64_t most = std::max({read(strides.dy, 1, 1), read(strides.y, 1, 1),
+                                 read(strides.x, problem.stride[0], problem.stride[1])});
   return is_wide(problem.dy, strides.dy, filters, bytes) &&
          is_wide(problem.y, strides.y, filters, bytes) &&
-         is_wide(problem.x, strides.x, problem.weight_size[1], bytes);
+         is_wide(problem.x, strides.x, problem.weight_size[1], bytes) && in_reach(most, bytes);
 }
 
 PhaseSize phase_size(const RfConvGradient& problem) {
@@ -129,13 +153,26 @@ ConvDgradArguments conv_dgrad_arguments(const RfConvGradient& problem, const RfC
   arguments.weight = problem.weight;
   arguments.scale = static_cast<const float*>(problem.scale);
   arguments.dx = moved(problem.x, first * strides.x.n * bytes);
-  arguments.dy_strides = strides.dy.of_pixels();
-  arguments.y_strides = strides.y.of_pixels();
-  arguments.dx_strides = strides.x.of_pixels();
-  arguments.filters = {strides.weight.n, strides.weight.w, strides.weight.h};
-  arguments.weight_c = strides.weight.c;
   arguments.h = phased_axis(problem, 0);
   arguments.w = phased_axis(problem, 1);
+  const int64_t unit = tile.wide != 0 ? kChunkBytes / bytes : 1;
+  const auto pixels_of = [&](const Strides& of) {
+    return PixelStrides{of.n / unit, of.c, of.h / unit, of.w / unit};
+  };
+  const auto columns_of = [&](const Strides& of) {
+    return ColumnStrides{of.c, -arguments.w.out_step * of.w / unit,
+                         -arguments.h.out_step * of.h / unit};
+  };
+  arguments.dy_strides = pixels_of(strides.dy);
+  arguments.y_strides = pixels_of(strides.y);
+  arguments.dy_columns = columns_of(strides.dy);
+  arguments.y_columns = columns_of(strides.y);
+  arguments.dx_strides = strides.x.of_pixels();
+  const Strides& filters = strides.weight;
+  arguments.filter_taps = {filters.n, filters.w, filters.h};
+  arguments.filter_columns = {filters.n / unit, arguments.w.tap_step * filters.w / unit,
+                              arguments.h.tap_step * filters.h / unit};
+  arguments.weight_c = filters.c;
   arguments.grid = {narrowed(pixels), make_divisor(narrowed(phase.columns)),
                     make_divisor(narrowed(phase.rows))};
   arguments.channels_in = narrowed(problem.weight_size[1]);
@@ -169,10 +206,16 @@ ConvWgradArguments conv_wgrad_arguments(const RfConvGradient& problem, const RfC
   arguments.x = problem.x;
   arguments.scale = static_cast<const float*>(problem.scale);
   arguments.dweight = problem.weight;
-  arguments.dy_strides = strides.dy.of_pixels();
-  arguments.y_strides = strides.y.of_pixels();
-  arguments.x_pixels = {problem.stride[1] * strides.x.w, problem.stride[0] * strides.x.h,
-                        strides.x.n};
+  const int64_t unit = tile.wide != 0 ? kChunkBytes / bytes : 1;
+  const auto pixels_of = [&](const Strides& of) {
+    return ColumnStrides{of.w / unit, of.h / unit, of.n / unit};
+  };
+  arguments.dy_pixels = pixels_of(strides.dy);
+  arguments.y_pixels = pixels_of(strides.y);
+  arguments.dy_k = strides.dy.c;
+  arguments.y_k = strides.y.c;
+  arguments.x_pixels = {problem.stride[1] * strides.x.w / unit,
+                        problem.stride[0] * strides.x.h / unit, strides.x.n / unit};
   arguments.x_taps = {strides.x.c, strides.x.w, strides.x.h};
   arguments.pixels = {narrowed(size.q), narrowed(size.p), narrowed(problem.x_size[0])};
   arguments.columns = {narrowed(problem.weight_size[1]), narrowed(problem.weight_size[3]),

@@ -17,7 +17,7 @@ using DgradWideTiles = TileList<      //
     GradientTile<128, 64, 2, 2, 3>,   // 64 channels
     GradientTile<64, 64, 2, 2, 4>>;   // small batches, with splits
 using DgradNarrowTiles = TileList<    //
-    GradientTile<64, 32, 2, 2, 4>>;   // odd channels, NCHW, narrow groups
+    GradientTile<64, 32, 2, 2, 3>>;   // odd channels, NCHW, narrow groups
 using WgradWideTiles = TileList<      //
     GradientTile<128, 128, 2, 2, 2>,  // the work-horse
     GradientTile<64, 128, 2, 2, 3>,   // 64 output channels
