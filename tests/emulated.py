@@ -87,6 +87,7 @@ class Run:
         schedule: None draws one from the call's shapes.
         fault: (end of the file's path, line, instruction, fault) to plant, or None.
         blocks: (first, last) block of the grid to run, or None for all.
+        resident_blocks: blocks that run at once, interleaved.
         gpu: what the kernel's configuration is chosen for.
         configuration: its index; None draws one from the call's shapes, -1 lets the chooser.
         splits: of the reduction; None draws, 0 leaves it to the chooser.
@@ -97,6 +98,7 @@ class Run:
     schedule: Schedule | None = None
     fault: tuple[str, int, str, str] | None = None
     blocks: tuple[int, int] | None = None
+    resident_blocks: int = 1
     gpu: tuple[int, int, int] = H200
     configuration: int | None = None
     splits: int | None = None
@@ -207,6 +209,7 @@ def settings(
     made.counting = _run.counting
     made.checking_tensors = True
     made.fault, made.blocks, made.shared_limit = _run.fault, _run.blocks, _run.gpu[1]
+    made.resident_blocks = _run.resident_blocks
     made.tensors = [
         (name, t.data_ptr(), _span(t) * t.element_size(), name in outputs)
         for name, t in (inputs | outputs).items()

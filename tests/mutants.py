@@ -126,8 +126,10 @@ def bn_act_trials() -> Iterator[Trial]:
             )
 
 
-CONV = cases.ConvCase("mutants", 2, 48, 6, 7, 40, 3, 3, padding=(1, 1), residual=True)
-ODD = cases.ConvCase("mutants_odd", 2, 5, 6, 7, 20, 3, 3, padding=(1, 1), residual=True)
+CONV = cases.ConvCase("mutants", 3, 48, 6, 7, 40, 3, 3, padding=(1, 1), residual=True)
+ODD = cases.ConvCase("mutants_odd", 3, 5, 6, 7, 20, 3, 3, padding=(1, 1), residual=True)
+# Sums of one term: no average hides an operand that was cut instead of rounded.
+SHALLOW = cases.ConvCase("mutants_shallow", 1, 24, 1, 1, 24, groups=24)
 # Hazards show under lazy copies and unlike orders; values need one schedule alone.
 HOSTILE = (
     Schedule("lazy", "reverse", seed=1),
@@ -146,28 +148,33 @@ def conv_trials(op: str) -> Iterator[Trial]:
 
     ways = itertools.product((True, False), (torch.bfloat16, torch.float32), (1, 2), (True, False))
     for wide, dtype, splits, exact in ways:
-        layout = "nhwc" if wide else "nchw"
-        d = emulated_shapes.Draw(
-            1,
-            op,
-            CONV if wide else ODD,
-            dtype,
-            (layout, layout, layout, layout),
-            exact,
-            smallest(wide),
-            splits,
-            HOSTILE[-1],
+        case = CONV if wide else ODD
+        yield from _conv_trial(op, case, dtype, exact, smallest(wide), splits)
+    yield from _conv_trial(op, SHALLOW, torch.float32, False, smallest(False), 1)
+
+
+def _conv_trial(
+    op: str, case: cases.ConvCase, dtype: torch.dtype, exact: bool, configuration: int, splits: int
+) -> Iterator[Trial]:
+    layout = "nhwc" if emulated_shapes.tiles(op)[configuration]["wide"] else "nchw"
+    layouts = (layout, layout, layout, layout)
+    d = emulated_shapes.Draw(1, op, case, dtype, layouts, exact, configuration, splits, HOSTILE[-1])
+    inputs = emulated_shapes.operands(d)
+    oracle, bound = emulated_shapes.expected(op, case, inputs)
+    for schedule in HOSTILE if exact else HOSTILE[-1:]:
+        yield Trial(
+            f"{op} {case.name} {layout} {dtype} splits={splits} exact={exact} {schedule}",
+            lambda: emulated_shapes.call(op, case, inputs),
+            inputs,
+            _bits(oracle.to(dtype)) if exact else _bound(oracle, bound),
+            {
+                "schedule": schedule,
+                "configuration": configuration,
+                "splits": splits,
+                # Parts of one tile meet in memory: they run side by side.
+                "resident_blocks": 2 * splits,
+            },
         )
-        inputs = emulated_shapes.operands(d)
-        oracle, bound = emulated_shapes.expected(op, d.case, inputs)
-        for schedule in HOSTILE if exact else HOSTILE[-1:]:
-            yield Trial(
-                f"{op} {layout} {dtype} splits={splits} exact={exact} {schedule}",
-                lambda inputs=inputs, case=d.case: emulated_shapes.call(op, case, inputs),
-                inputs,
-                _bits(oracle.to(dtype)) if exact else _bound(oracle, bound),
-                {"schedule": schedule, "configuration": d.configuration, "splits": splits},
-            )
 
 
 TRIALS = {"bn_act": bn_act_trials} | {

@@ -43,23 +43,24 @@ class RowLoader {
   // source(i, j): element j of the unit that row i of this thread has in this pass; j is 0 but
   // where two elements make a unit.
   template <class SourceOf>
-  RF_DEVICE void issue(ptx::SharedAddress tile, int pass, const SourceOf& source) {
+  RF_DEVICE void issue(ptx::SharedAddress tile, int pass,
+                       const SourceOf& source RF_SITE_PARAMETER) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if constexpr (Pattern::kThroughRegisters) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const Source<T> unit = source(i, j);
-          word_[pass][i][j] = unit.valid ? ptx::load_global_read_only(unit.from) : T{};
+          word_[pass][i][j] = unit.valid ? ptx::load_global_read_only(unit.from RF_SITE) : T{};
         }
       } else {
         const Source<T> unit = source(i, 0);
-        ptx::cp_async<Pattern::kUnitBytes>(address(tile, pass, i), unit.from, unit.valid);
+        ptx::cp_async<Pattern::kUnitBytes>(address(tile, pass, i), unit.from, unit.valid RF_SITE);
       }
     }
   }
 
-  RF_DEVICE void land(ptx::SharedAddress tile) const {
+  RF_DEVICE void land(ptx::SharedAddress tile RF_SITE_PARAMETER) const {
     if constexpr (Pattern::kThroughRegisters) {
 #pragma unroll
       for (int pass = 0; pass < Pattern::kPasses; ++pass) {
@@ -67,7 +68,7 @@ class RowLoader {
         for (int i = 0; i < kRows; ++i) {
           const uint32_t low = word_[pass][i][0].bits;
           const uint32_t high = word_[pass][i][1].bits;
-          ptx::store_shared(address(tile, pass, i), low | high << 16);
+          ptx::store_shared(address(tile, pass, i), low | high << 16 RF_SITE);
         }
       }
     }

@@ -51,15 +51,16 @@ class KMajorFragments {
 
   // `tile`: the operand's tile of a step. `slice`: which kSliceBytes of its rows.
   RF_DEVICE void load_block(uint32_t (&fragment)[4], ptx::SharedAddress tile, int slice,
-                            int block) const {
+                            int block RF_SITE_PARAMETER) const {
     const uint32_t chunk = chunk_ ^ (static_cast<uint32_t>(slice) * (kSliceBytes / kChunkBytes));
     // 16 rows further down the swizzle is the same.
     ptx::ldmatrix_x4(fragment, tile + row_offset_ + chunk * kChunkBytes +
-                                   static_cast<uint32_t>(block) * (16 * KMajor::kRowBytes));
+                                   static_cast<uint32_t>(block) * (16 * KMajor::kRowBytes) RF_SITE);
   }
-  RF_DEVICE void load(uint32_t (&fragments)[kBlocks][4], ptx::SharedAddress tile, int slice) const {
+  RF_DEVICE void load(uint32_t (&fragments)[kBlocks][4], ptx::SharedAddress tile,
+                      int slice RF_SITE_PARAMETER) const {
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i) load_block(fragments[i], tile, slice, i);
+    for (int i = 0; i < kBlocks; ++i) load_block(fragments[i], tile, slice, i RF_SITE);
   }
 
  private:

@@ -31,6 +31,7 @@ struct Settings {
   // End of the path, line, instruction, name of the fault.
   std::optional<std::tuple<std::string, int, std::string, std::string>> fault;
   std::optional<std::pair<uint64_t, uint64_t>> blocks;  // first and last, of the linear grid
+  uint32_t resident_blocks = 1;                         // that run at once, interleaved
   std::optional<uint32_t> shared_limit;                 // bytes a block may ask for
   bool counting = false;
   bool checking_tensors = false;

@@ -26,6 +26,7 @@ void configure(emulator::Session& session, const Settings& settings) {
   session.schedule.rounding = static_cast<emulator::Rounding>(
       choice("rounding", settings.rounding, {"nearest", "toward_zero"}));
   session.schedule.seed = settings.seed;
+  session.resident_blocks = settings.resident_blocks;
   session.counting = settings.counting;
   session.checking_tensors = settings.checking_tensors;
   if (settings.shared_limit) session.shared_limit = *settings.shared_limit;
@@ -147,6 +148,7 @@ PYBIND11_MODULE(_emulated, module) {
       .def_readwrite("seed", &Settings::seed)
       .def_readwrite("fault", &Settings::fault)
       .def_readwrite("blocks", &Settings::blocks)
+      .def_readwrite("resident_blocks", &Settings::resident_blocks)
       .def_readwrite("shared_limit", &Settings::shared_limit)
       .def_readwrite("counting", &Settings::counting)
       .def_readwrite("checking_tensors", &Settings::checking_tensors)
