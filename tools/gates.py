@@ -1,9 +1,10 @@
 """Compile gates: reads the machine code of the built extension and fails on what slows it down.
 
 For every architecture in the binary and every kernel: no spill and no local memory (neither in the
-resource table nor as LDL or STL instructions), no more registers than its occupancy allows, and
-the wide memory instructions that its source means. Needs no GPU, only cuobjdump: of the CUDA
-toolkit, or of the Triton package.
+resource table nor as LDL or STL instructions), no more registers and shared memory than the
+occupancy that it declares allows, and the matrix and wide memory instructions that its source
+means. What ptxas says in passing fails the build itself (tools/strict_nvcc.py). Needs no GPU, only
+cuobjdump: of the CUDA toolkit, or of the Triton package.
 
     python tools/gates.py --archs "80;90a"
 """
@@ -16,70 +17,12 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import toolchain
+from _cuda_rules import Kernel, short_name, tile_of
 
 EXTENSION = Path(__file__).resolve().parent.parent / "resnet_fused" / "_C.abi3.so"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is asked of the kernels whose (mangled) name holds `name`."""
-
-    name: str
-    registers: int  # at most
-    rows: int  # vectors of each tensor that a thread has in flight; 0: no wide access is meant
-
-    def wide_loads(self, mangled: str) -> int:
-        """128-bit loads: x, the residual, and scale and shift where a channel is a column."""
-        columns = "AxisE0" in mangled
-        channels = 4 if "Float16" in mangled else 2  # eight floats each, or four, or two doubles
-        return self.rows * (2 if "Lb1E" in mangled else 1) + (channels if columns else 0)
-
-
-# 256 threads a block: 128 registers leave two blocks an SM, 64 leave four.
-RULES = (Rule("bn_act_vector_kernel", 128, rows=4), Rule("bn_act_strided_kernel", 64, rows=0))
-
-
-@dataclass
-class Kernel:
-    """One kernel's machine code on one architecture."""
-
-    name: str
-    arch: str
-    registers: int = 0
-    stack: int = 0
-    local: int = 0
-    shared: int = 0
-    instructions: dict[str, int] = field(default_factory=dict)
-
-    def count(self, pattern: str) -> int:
-        """How many instructions match the pattern."""
-        return sum(n for name, n in self.instructions.items() if re.fullmatch(pattern, name))
-
-    def failures(self) -> list[str]:
-        """The gates that it does not pass, as sentences."""
-        rule = next((rule for rule in RULES if rule.name in self.name), None)
-        if rule is None:
-            return ["no rule in tools/gates.py names this kernel"]
-        loads = rule.wide_loads(self.name) if rule.rows else 0
-        checks = {
-            f"{self.stack} bytes of stack": self.stack == 0,
-            f"{self.local} bytes of local memory": self.local == 0,
-            f"{self.count('(LDL|STL).*')} LDL or STL": self.count("(LDL|STL).*") == 0,
-            f"{self.registers} registers, at most {rule.registers}": (
-                self.registers <= rule.registers
-            ),
-            f"{self.wide('LDG')} LDG.128, at least {loads}": self.wide("LDG") >= loads,
-            f"{self.wide('STG')} STG.128, at least {rule.rows}": (self.wide("STG") >= rule.rows),
-        }
-        return [sentence for sentence, passed in checks.items() if not passed]
-
-    def wide(self, opcode: str) -> int:
-        """How many 128-bit instructions of that kind there are."""
-        return self.count(rf"{opcode}\b.*\.128\b.*")
 
 
 def cuobjdump() -> str:
@@ -129,17 +72,22 @@ def read_kernels(program: str, extension: Path) -> list[Kernel]:
     return list(kernels.values())
 
 
-def short_name(mangled: str) -> str:
-    """A readable name of a kernel: bn_act_vector<BFloat16, residual, row>."""
-    match = re.search(r"resnet_fused\d+(\w+?)_kernelI(.*?)Lb([01])E(?:.*?AxisE([01]))?", mangled)
-    if match is None:
-        return mangled
-    types = {"f": "float", "d": "double"}
-    dtype = types.get(match.group(2)) or re.sub(r".*\d(B?Float16)E?.*", r"\1", match.group(2))
-    parts = [dtype, "residual" if match.group(3) == "1" else "plain"]
-    if match.group(4):
-        parts.append("row" if match.group(4) == "1" else "column")
-    return f"{match.group(1)}<{', '.join(parts)}>"
+def row(kernel: Kernel) -> str:
+    """A kernel's line of the table."""
+    tile = tile_of(kernel.name)
+    return (
+        f"{kernel.arch:>5} {kernel.registers:>4} {kernel.stack:>5} {kernel.local:>5} "
+        f"{tile.shared if tile else 0:>7} {tile.blocks if tile else 0:>6} "
+        f"{kernel.count('HMMA.*'):>5} {kernel.count('HGMMA.*'):>5} {kernel.count('UTMALDG.*'):>7} "
+        f"{kernel.wide('LDGSTS'):>10} {kernel.count('LDSM.*'):>5} "
+        f"{kernel.wide('LDG'):>7} {kernel.wide('STG'):>7}  {short_name(kernel.name)}"
+    )
+
+
+HEADINGS = (
+    " arch regs stack local  shared blocks  HMMA HGMMA UTMALDG LDGSTS.128  LDSM LDG.128 STG.128  "
+    "kernel"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -154,18 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
     kernels = read_kernels(cuobjdump(), options.extension)
     wanted = {arch.split("+")[0] for arch in toolchain.architectures(options.archs)}
     missing = wanted - {kernel.arch for kernel in kernels}
-    print(
-        f"{'arch':>5} {'regs':>4} {'stack':>5} {'local':>5} {'LDG.128':>7} {'STG.128':>7}  kernel"
-    )
+    print(HEADINGS)
     failed = 0
     for kernel in sorted(kernels, key=lambda kernel: (kernel.arch.zfill(4), kernel.name)):
         failures = kernel.failures()
         failed += bool(failures)
-        print(
-            f"{kernel.arch:>5} {kernel.registers:>4} {kernel.stack:>5} {kernel.local:>5} "
-            f"{kernel.wide('LDG'):>7} {kernel.wide('STG'):>7}  {short_name(kernel.name)}"
-            f"{'  FAILED: ' + '; '.join(failures) if failures else ''}"
-        )
+        print(row(kernel) + (f"  FAILED: {'; '.join(failures)}" if failures else ""))
     for arch in sorted(missing):
         print(f"FAILED: sm_{arch} has no machine code in {options.extension.name}")
     print(f"gates: {len(kernels)} kernels, {failed} failed, {len(missing)} architectures missing")

@@ -1,0 +1,87 @@
+"""tools/gates.py and tools/strict_nvcc.py: what they catch in machine code and in ptxas's words."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.append(str(TOOLS))
+
+import _cuda_rules as rules  # noqa: E402  (it lies in tools/)
+
+SHAPE = "NS_9TileShapeILi128ELi64ELi2ELi2ELi4ELi3EEE"
+CONV = f"_ZN12resnet_fused18conv_bn_act_kernelINS_8BFloat16E{SHAPE}LNS_9LoadWidthE0EEEvNS_1AE"
+MASKED = CONV.replace("18conv_bn_act", "17conv_dgrad").replace(SHAPE, f"NS_11MaskedShapeI{SHAPE}EE")
+BN_ACT = "_ZN12resnet_fused20bn_act_vector_kernelINS_8BFloat16ELb1ELNS_11ChannelAxisE1EEEvNS_9B"
+GOOD = {"HMMA.16816.F32.BF16": 32, "LDGSTS.E.BYPASS.128": 6, "LDSM.16.M88.4": 8, "STG.E.128": 4}
+
+
+def conv(**changes):
+    return dataclasses.replace(rules.Kernel(CONV, "80", 168, instructions=dict(GOOD)), **changes)
+
+
+def test_a_kernel_as_it_should_be_passes():
+    assert conv().failures() == []
+    assert conv(name=MASKED, arch="90a").failures() == []
+    code = {"LDG.E.128.CONSTANT": 8, "STG.E.128": 4}
+    assert rules.Kernel(BN_ACT, "80", 64, instructions=code).failures() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"registers": 169}, "169 registers, at most 168"),
+        ({"stack": 8}, "8 bytes of stack"),
+        ({"local": 16}, "16 bytes of local memory"),
+        ({"instructions": GOOD | {"STL.64": 2, "LDL": 1}}, "3 LDL or STL"),
+        ({"instructions": GOOD | {"HMMA.16816.F32.BF16": 31}}, "31 HMMA, at least 32"),
+        ({"instructions": GOOD | {"LDGSTS.E.BYPASS.128": 0, "LDGSTS.E": 9}}, "0 LDGSTS.128"),
+        ({"instructions": GOOD | {"LDSM.16.M88.4": 1}}, "1 LDSM, at least 2"),
+        (
+            {"name": CONV.replace("Li4ELi3E", "Li6ELi3E")},
+            "224256 bytes of shared memory for 3 blocks, at most 167936",
+        ),
+        ({"name": "_ZN12resnet_fused9my_kernelEv"}, "no rule in tools/_cuda_rules.py names"),
+        ({"name": CONV.replace("TileShape", "Shape")}, "its name spells no configuration"),
+    ],
+)
+def test_what_is_planted_is_caught(changes, words):
+    (failure,) = conv(**changes).failures()
+    assert words in failure
+
+
+def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():
+    large = CONV.replace("Li4ELi3E", "Li8ELi3E")
+    assert conv(name=large, arch="86").failures() == []
+    assert len(conv(name=large, arch="80").failures()) == 1
+
+
+def test_names_are_readable():
+    assert rules.short_name(CONV) == "conv_bn_act<BFloat16, 128x64 4 warps 4 stages>"
+    assert rules.short_name(BN_ACT) == "bn_act_vector<BFloat16, residual, row>"
+    tile = rules.tile_of(MASKED)
+    assert tile is not None
+    assert (tile.masked, tile.wide, tile.shared) == (True, True, 3 * (128 + 64 + 128) * 64)
+
+
+@pytest.mark.parametrize(
+    ("printed", "status", "expected"),
+    [
+        ("ptxas info : Compiling entry function", 0, 0),
+        ("ptxas info : (C7510) Potential Performance Loss: wgmma are serialized due to x", 0, 1),
+        ("ptxas info : (C7517) wait was injected", 0, 1),
+        ("error: no such file", 3, 3),
+    ],
+)
+def test_notes_of_ptxas_end_the_build(printed, status, expected):
+    inner = f"import sys; print({printed!r}); sys.exit({status})"
+    command = [sys.executable, str(TOOLS / "strict_nvcc.py"), sys.executable, "-c", inner]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == expected
+    assert printed in found.stdout
+    assert ("not accepted from ptxas" in found.stdout) == (expected == 1)

@@ -1,0 +1,185 @@
+"""What the CUDA kernels' machine code is held to: registers, occupancy, the instructions meant."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, field
+
+REGISTERS = 65536  # of a multiprocessor, on every architecture here
+REGISTER_UNIT = 8  # they are given out in such steps a thread
+RESERVED_SHARED = 1024  # bytes that the driver takes of each block's
+# Bytes of shared memory that a block may ask for, and that a multiprocessor has (CUDA C++
+# Programming Guide, Technical Specifications per Compute Capability).
+SHARED = {
+    "80": (163 * 1024, 164 * 1024),
+    "86": (99 * 1024, 100 * 1024),
+    "89": (99 * 1024, 100 * 1024),
+    "90a": (227 * 1024, 228 * 1024),
+    "100": (227 * 1024, 228 * 1024),
+    "120": (99 * 1024, 100 * 1024),
+}
+# Where every block that a configuration's registers leave room for must find shared memory too;
+# elsewhere fewer blocks share a multiprocessor, which the chooser counts with.
+FULL_OCCUPANCY = ("80", "90a", "100")
+STEP_BYTES = 64  # of a row of the reduction in one stage: two matrix instructions deep
+
+
+@dataclass
+class Kernel:
+    """One kernel's machine code on one architecture."""
+
+    name: str
+    arch: str
+    registers: int = 0
+    stack: int = 0
+    local: int = 0
+    shared: int = 0
+    instructions: dict[str, int] = field(default_factory=dict)
+
+    def count(self, pattern: str) -> int:
+        """How many instructions match the pattern."""
+        return sum(n for name, n in self.instructions.items() if re.fullmatch(pattern, name))
+
+    def wide(self, opcode: str) -> int:
+        """How many 128-bit instructions of that kind there are."""
+        return self.count(rf"{opcode}\b.*\.128\b.*")
+
+    def failures(self) -> list[str]:
+        """The gates that it does not pass, as sentences."""
+        rule = next((rule for name, rule in RULES.items() if name in self.name), None)
+        if rule is None:
+            return ["no rule in tools/_cuda_rules.py names this kernel"]
+        checks = {
+            f"{self.stack} bytes of stack": self.stack == 0,
+            f"{self.local} bytes of local memory": self.local == 0,
+            f"{self.count('(LDL|STL).*')} LDL or STL": self.count("(LDL|STL).*") == 0,
+            **rule(self),
+        }
+        return [sentence for sentence, passed in checks.items() if not passed]
+
+
+def _bn_act_vector(kernel: Kernel) -> dict[str, bool]:
+    # 256 threads a block: 128 registers leave two blocks an SM. Four vectors of each tensor are in
+    # flight; scale and shift come in vectors where a channel is a column: eight floats each, or
+    # four, or two doubles.
+    channels = 4 if "Float16" in kernel.name else 2
+    loads = 4 * (2 if "Lb1E" in kernel.name else 1)
+    loads += channels if "AxisE0" in kernel.name else 0
+    return {
+        f"{kernel.registers} registers, at most 128": kernel.registers <= 128,
+        f"{kernel.wide('LDG')} LDG.128, at least {loads}": kernel.wide("LDG") >= loads,
+        f"{kernel.wide('STG')} STG.128, at least 4": kernel.wide("STG") >= 4,
+    }
+
+
+def _at_most(registers: int, kernel: Kernel) -> dict[str, bool]:
+    return {
+        f"{kernel.registers} registers, at most {registers}": kernel.registers <= registers,
+    }
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A convolution's configuration, as its kernel's name spells it."""
+
+    m: int
+    n: int
+    warps_m: int
+    warps_n: int
+    stages: int
+    blocks: int
+    masked: bool  # a third operand is staged: where the gradient passes
+    wide: bool
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.warps_m * self.warps_n
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block: every stage of every operand."""
+        rows = self.m + self.n + (self.m if self.masked else 0)
+        return self.stages * rows * STEP_BYTES
+
+    @property
+    def registers(self) -> int:
+        """Of a thread, at most, for the blocks that are to share a multiprocessor."""
+        return REGISTERS // (self.threads * self.blocks) // REGISTER_UNIT * REGISTER_UNIT
+
+    @property
+    def matrix_instructions(self) -> int:
+        """Of a step of the main loop, by one warp: 16 x 8 results each, two deep."""
+        return 2 * (self.m // self.warps_m // 16) * (self.n // self.warps_n // 8)
+
+
+@functools.cache
+def tile_of(mangled: str) -> Tile | None:
+    """The configuration in a kernel's mangled name, or None."""
+    shape = re.search(r"(MaskedShapeI.*?)?TileShapeI" + 6 * r"Li(\d+)E" + "E", mangled)
+    width = re.search(r"LoadWidthE([01])E", mangled)
+    if shape is None or width is None:
+        return None
+    masked, *numbers = shape.groups()
+    return Tile(*map(int, numbers), masked=masked is not None, wide=width.group(1) == "0")
+
+
+def _convolution(kernel: Kernel) -> dict[str, bool]:
+    tile = tile_of(kernel.name)
+    if tile is None:
+        return {"its name spells no configuration": False}
+    block, multiprocessor = SHARED[kernel.arch]
+    fits = tile.shared <= block
+    asked = tile.blocks * (tile.shared + RESERVED_SHARED)
+    products = kernel.count("HMMA.*")
+    checks = {
+        f"{kernel.registers} registers, at most {tile.registers}": (
+            kernel.registers <= min(tile.registers, 255)
+        ),
+        f"{products} HMMA, at least {tile.matrix_instructions}": (
+            products >= tile.matrix_instructions
+        ),
+        f"{asked} bytes of shared memory for {tile.blocks} blocks, at most {multiprocessor}": (
+            asked <= multiprocessor or not fits or kernel.arch not in FULL_OCCUPANCY
+        ),
+    }
+    if tile.wide:
+        copies, loads = kernel.wide("LDGSTS"), kernel.count("LDSM.*")
+        checks |= {
+            f"{copies} LDGSTS.128, at least 2": copies >= 2,
+            f"{loads} LDSM, at least 2": loads >= 2,
+        }
+    return checks
+
+
+# By what the mangled name holds. The strided kernel of bn_act: 64 registers leave four blocks.
+RULES = {
+    "bn_act_vector_kernel": _bn_act_vector,
+    "bn_act_strided_kernel": functools.partial(_at_most, 64),
+    "conv_wgrad_merge_kernel": functools.partial(_at_most, 64),
+    "conv_bn_act_kernel": _convolution,
+    "conv_dgrad_kernel": _convolution,
+    "conv_wgrad_kernel": _convolution,
+}
+
+
+def short_name(mangled: str) -> str:
+    """A readable name of a kernel: bn_act_vector<BFloat16, residual, row>."""
+    match = re.search(r"resnet_fused\d+(\w+?)_kernelI?(.*)", mangled)
+    if match is None:
+        return mangled
+    name, rest = match.groups()
+    types = {"f": "float", "d": "double"}
+    found = re.match(r"(?:NS_\d+(B?Float16)E|([fd]))", rest)
+    parts = [(found.group(1) or types[found.group(2)])] if found else []
+    tile = tile_of(mangled)
+    if tile:
+        parts.append(
+            f"{'' if tile.wide else 'narrow '}{tile.m}x{tile.n} {tile.threads // 32} warps "
+            f"{tile.stages} stages"
+        )
+    elif residual := re.search(r"Lb([01])E(?:.*?AxisE([01]))?", rest):
+        parts.append("residual" if residual.group(1) == "1" else "plain")
+        parts += {None: [], "1": ["row"], "0": ["column"]}[residual.group(2)]
+    return f"{name}<{', '.join(parts)}>" if parts else name
