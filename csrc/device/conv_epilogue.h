@@ -167,8 +167,11 @@ class ConvEpilogue {
 
   RF_DEVICE void store_wide() const {
     T* out = static_cast<T*>(output_.out);
+    // Places are worked out anew: those of the shortcut would take registers all through the loop.
+    uint32_t thread = thread_;
+    ptx::keep(thread);
 #pragma unroll 2
-    for (uint32_t i = thread_; i < Shape::kM * Buffer::kChunks; i += Shape::kThreads) {
+    for (uint32_t i = thread; i < Shape::kM * Buffer::kChunks; i += Shape::kThreads) {
       const uint32_t row = i / Buffer::kChunks;
       const uint32_t chunk = i % Buffer::kChunks;
       if (!known(row, chunk * kPerChunk)) continue;

@@ -43,18 +43,17 @@ class KMajorFragments {
     const uint32_t matrix = lane / 8;
     const uint32_t upper = kSide == Side::kLeft ? matrix % 2 : matrix / 2;
     const uint32_t row = first + upper * 8 + lane % 8;
-    row_offset_ = row * KMajor::kRowBytes;
-    chunk_ = (kSide == Side::kLeft ? matrix / 2 : matrix % 2) ^ KMajor::swizzle(row);
-    ptx::keep(row_offset_);
-    ptx::keep(chunk_);
+    const uint32_t chunk = kSide == Side::kLeft ? matrix / 2 : matrix % 2;
+    place_ = KMajor::offset(row, chunk);
+    ptx::keep(place_);
   }
 
   // `tile`: the operand's tile of a step. `slice`: which kSliceBytes of its rows.
   RF_DEVICE void load_block(uint32_t (&fragment)[4], ptx::SharedAddress tile, int slice,
                             int block RF_SITE_PARAMETER) const {
-    const uint32_t chunk = chunk_ ^ (static_cast<uint32_t>(slice) * (kSliceBytes / kChunkBytes));
-    // 16 rows further down the swizzle is the same.
-    ptx::ldmatrix_x4(fragment, tile + row_offset_ + chunk * kChunkBytes +
+    // The next slice's chunks have another bit of their number set, swizzled or not; 16 rows
+    // further down the swizzle is the same.
+    ptx::ldmatrix_x4(fragment, tile + (place_ ^ (static_cast<uint32_t>(slice) * kSliceBytes)) +
                                    static_cast<uint32_t>(block) * (16 * KMajor::kRowBytes) RF_SITE);
   }
   RF_DEVICE void load(uint32_t (&fragments)[kBlocks][4], ptx::SharedAddress tile,
@@ -64,8 +63,7 @@ class KMajorFragments {
   }
 
  private:
-  uint32_t row_offset_;
-  uint32_t chunk_;  // of the slice's first matrix, swizzled
+  uint32_t place_;  // of the first slice's and block's row that this lane names
 };
 
 }  // namespace resnet_fused
