@@ -16,7 +16,8 @@ import _cuda_rules as rules  # noqa: E402  (it lies in tools/)
 
 SHAPE = "NS_9TileShapeILi128ELi64ELi2ELi2ELi4ELi3EEE"
 CONV = f"_ZN12resnet_fused18conv_bn_act_kernelINS_8BFloat16E{SHAPE}LNS_9LoadWidthE0EEEvNS_1AE"
-MASKED = CONV.replace("18conv_bn_act", "17conv_dgrad").replace(SHAPE, f"NS_11MaskedShapeI{SHAPE}EE")
+THREE = SHAPE.replace("Li4ELi3E", "Li3ELi3E")
+MASKED = CONV.replace("18conv_bn_act", "17conv_dgrad").replace(SHAPE, f"NS_11MaskedShapeI{THREE}EE")
 BN_ACT = "_ZN12resnet_fused20bn_act_vector_kernelINS_8BFloat16ELb1ELNS_11ChannelAxisE1EEEvNS_9B"
 GOOD = {"HMMA.16816.F32.BF16": 32, "LDGSTS.E.BYPASS.128": 6, "LDSM.16.M88.4": 8, "STG.E.128": 4}
 
