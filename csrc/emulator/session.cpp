@@ -24,6 +24,13 @@ uint64_t count_bits(const std::vector<uint64_t>& bits) {
 }
 
 void set_bits(std::vector<uint64_t>& bits, size_t first, size_t count) {
+  // Accesses are aligned and at most 16 bytes long, so one never crosses a word of bits, unless the
+  // tensor itself starts in the middle of an access's alignment.
+  const size_t shift = first % 64;
+  if (shift + count <= 64 && count < 64) {
+    bits[first / 64] |= ((uint64_t{1} << count) - 1) << shift;
+    return;
+  }
   for (size_t i = first; i < first + count; ++i) bits[i / 64] |= uint64_t{1} << (i % 64);
 }
 
@@ -101,6 +108,7 @@ void Session::touch_tensor(Site site, const char* instruction, const void* addre
       }
       continue;  // an output may lie inside of what another name covers
     }
+    if (!counting) return;
     set_bits(write ? tensor.written : tensor.read, static_cast<size_t>(first - tensor.data), bytes);
     return;
   }
