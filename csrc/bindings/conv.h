@@ -71,7 +71,8 @@ std::vector<std::string> configuration_names(const ConvKernel<Problem>& kernel) 
   return names;
 }
 
-// Plans and launches on the device of `out`, on its current stream; nothing for an empty one.
+// Plans and launches on the device of `out`, on its current stream. Nothing is launched for an
+// empty one; a result that nothing is added up in is filled with zeros.
 template <class Problem>
 void run_conv(const ConvKernel<Problem>& kernel, const Problem& problem, int64_t configuration,
               int64_t splits, const Tensor& out) {
@@ -85,6 +86,11 @@ void run_conv(const ConvKernel<Problem>& kernel, const Problem& problem, int64_t
   const int32_t refused = kernel.plan(&problem, &gpu, static_cast<int32_t>(configuration),
                                       static_cast<int32_t>(splits), &plan, why, sizeof why);
   if (refused != 0) fail(kernel.name, "_out: ", why);
+  if (plan.launches == 0) {
+    Tensor zeros = out;
+    torch::stable::zero_(zeros);
+    return;
+  }
   const Tensor workspace = workspace_on(device, plan.workspace_bytes);
   void* memory = plan.workspace_bytes > 0 ? workspace.mutable_data_ptr() : nullptr;
   const int error = kernel.run(&problem, &plan, memory, current_cuda_stream(device));

@@ -27,9 +27,10 @@ template <class... Parts>
 // so that a PyTorch without CUDA loads this extension too.
 void* current_cuda_stream(int device);
 
-// Each declares one op; module.cpp calls them. The convolutions have CUDA kernels alone: without
+// They declare the ops; module.cpp calls them. The convolutions have CUDA kernels alone: without
 // those their ops do not exist.
 void define_bn_act(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_act(torch::stable::detail::StableLibrary& library);
+void define_conv_gradients(torch::stable::detail::StableLibrary& library);
 
 }  // namespace resnet_fused

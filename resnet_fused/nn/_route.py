@@ -14,7 +14,7 @@ from .. import backends, ops
 from ..ops import _autocast, onednn
 from ..ops._checks import DTYPES
 from ..ops._library import overload
-from ..ops.conv_bn_act import unfit_for_triton, wants_channels_last
+from ..ops.conv_bn_act import detail, unfit, wants_channels_last
 from . import _prepared, _traced
 from ._modules import (
     call_reason,
@@ -221,12 +221,12 @@ def _fused(
         reason = _unfit(folded, x, narrow)
         if reason is not None:
             choice, folded = backends.next_choice(call, choice, reason), None
-    elif choice.implementation.name == "triton":
-        reason = unfit_for_triton(
-            x, conv.weight, (conv.stride, conv.padding, conv.dilation, conv.groups)
-        )
-        if reason is not None:
-            choice = backends.next_choice(call, choice, reason)
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    while choice.implementation.name in backends.GPU_BACKENDS:
+        reason = unfit(choice.implementation.name, x, conv.weight, geometry)
+        if reason is None:
+            break
+        choice = backends.next_choice(call, choice, reason)
     recording = backends.is_recording()
     if folded is not None and narrow:
         y = onednn.run_in_float32(folded, x, residual, act is not None)
@@ -239,6 +239,7 @@ def _fused(
         y = _by_op(choice.implementation.name, x, conv, bn, residual, name, grad)
         chain.bound = None
     if recording:
+        more = detail(choice.implementation.name, x, conv.weight, residual, geometry)
         route = backends.Route(
             conv,
             bn,
@@ -246,7 +247,7 @@ def _fused(
             pattern_of(act, residual is not None),
             "conv_bn_act",
             choice.implementation.name,
-            choice.why,
+            choice.why if more is None else f"{choice.why}; {more}",
             choice.refused,
             choice.implementation.rounding,
         )

@@ -15,6 +15,15 @@ from torch import Tensor
 from .. import numerics
 from ..cases import BN_ACT_CASES, BnActCase, ConvCase
 
+CONV_CASES = (
+    # Two and a half tiles of 128 pixels, channels that no tile divides, a shortcut.
+    ConvCase("3x3", 2, 96, 12, 13, 200, 3, 3, (1, 1), (1, 1), residual=True),
+    ConvCase("1x1_stride2", 3, 192, 19, 15, 136, 1, 1, (2, 2), act="none"),
+    ConvCase("groups", 2, 48, 9, 8, 96, 3, 3, (2, 1), (1, 1), (1, 2), 12),
+    ConvCase("stem", 1, 3, 23, 21, 64, 7, 7, (2, 2), (3, 3)),
+)
+"""Odd sizes that leave every tile overhanging, and the reduction too."""
+
 GUARD = 64  # elements on each side of an output
 BN_ACT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -139,3 +148,18 @@ def check_bn_act(
     terms = (x.cpu(), scale, shift, None if residual is None else residual.cpu())
     expected = numerics.bn_act_oracle(*terms, case.act).to(dtype)
     require_exact(f"{case.name}, {dtype}", buffer, out, expected)
+
+
+def gradient_inputs(
+    case: ConvCase, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """dy, y, x, weight, scale on which products and sums are exact, scale * dy included."""
+    x, weight, scale, _, _ = numerics.exact_inputs(case, dtype, generator)
+    dy = torch.randint(-4, 5, case.output_shape, generator=generator).to(dtype)
+    y = torch.randint(-2, 3, case.output_shape, generator=generator).to(dtype)
+    return dy, y if case.act == "relu" else None, x, weight, scale
+
+
+def channels_last(t: Tensor | None, device: str) -> Tensor | None:
+    """A tensor [N, C, H, W] on a device in channels_last; None stays None."""
+    return None if t is None else t.to(device).contiguous(memory_format=torch.channels_last)

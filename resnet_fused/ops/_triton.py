@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import admission, backends
 from ..triton import _limits, _tiles
-from . import _checks
+from . import _admitted, _checks
 from ._library import NAMESPACE, define
 
 INTERPRETED = (torch.float32, torch.float16)
@@ -53,10 +53,7 @@ def supports(call: backends.Call) -> str | None:
 
 def allowed(op: str, device: torch.device) -> frozenset[str] | None:
     """Configurations that were admitted on a device; None where the user's word is enough."""
-    if device.type != "cuda" or backends.requested()[0] != "auto":
-        return None
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return admission.verdict(op, "triton", index).configurations
+    return _admitted.names(op, "triton", device)
 
 
 def complete(op: str, device: torch.device) -> bool:

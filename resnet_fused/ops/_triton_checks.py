@@ -9,24 +9,21 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from .. import numerics
-from ..cases import BN_ACT_CASES, ConvCase
+from ..cases import BN_ACT_CASES
 from ..triton import _limits, _tiles
-from ._selfchecks import check_bn_act, guarded, require_exact
+from ._selfchecks import (
+    CONV_CASES,
+    channels_last,
+    check_bn_act,
+    gradient_inputs,
+    guarded,
+    require_exact,
+)
 
 DTYPES = (torch.bfloat16,)
 """On a GPU. float16 is the same code but for conversions, and a user waits for each compilation."""
-
-CASES = (
-    # Two and a half tiles of 128 pixels, channels that no tile divides, a shortcut.
-    ConvCase("3x3", 2, 96, 12, 13, 200, 3, 3, (1, 1), (1, 1), residual=True),
-    ConvCase("1x1_stride2", 3, 192, 19, 15, 136, 1, 1, (2, 2), act="none"),
-    ConvCase("groups", 2, 48, 9, 8, 96, 3, 3, (2, 1), (1, 1), (1, 2), 12),
-    ConvCase("stem", 1, 3, 23, 21, 64, 7, 7, (2, 2), (3, 3)),
-)
-"""Odd sizes that leave every tile overhanging, and the reduction too."""
 
 
 def plan(product: _tiles.Product, name: str, device: str, splits: int = 1) -> _tiles.Plan | None:
@@ -78,10 +75,6 @@ def _dtypes(device: str) -> tuple[torch.dtype, ...]:
     return DTYPES if device.startswith("cuda") else (torch.float16,)  # interpreted: no bfloat16
 
 
-def _channels_last(t: Tensor | None, device: str) -> Tensor | None:
-    return None if t is None else t.to(device).contiguous(memory_format=torch.channels_last)
-
-
 def conv_bn_act(configuration: str, device: str) -> None:
     """Checks one configuration of `conv_bn_act`, without and with a split reduction.
 
@@ -96,13 +89,13 @@ def conv_bn_act(configuration: str, device: str) -> None:
     from ..triton import conv_bn_act as kernel
 
     generator = torch.Generator().manual_seed(0)
-    for case in CASES:
+    for case in CONV_CASES:
         for dtype in _dtypes(device):
             x, weight, scale, shift, residual = numerics.exact_inputs(case, dtype, generator)
             oracle = numerics.conv_bn_act_oracle(
                 x, weight, scale, shift, residual, **case.geometry, act=case.act
             )
-            x, weight, residual = (_channels_last(t, device) for t in (x, weight, residual))
+            x, weight, residual = (channels_last(t, device) for t in (x, weight, residual))
             buffer, out = guarded(case.output_shape, dtype, device)
             product = kernel.product_of(x, weight, out, case.groups)
             geometry = (case.stride, case.padding, case.dilation, case.groups, case.act)
@@ -117,29 +110,19 @@ def conv_bn_act(configuration: str, device: str) -> None:
                 require_exact(what, buffer, out, numerics.exact_expected(oracle, dtype))
 
 
-def _gradient_inputs(
-    case: ConvCase, dtype: torch.dtype, generator: torch.Generator
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """dy, y, x, weight, scale on which products and sums are exact, scale * dy included."""
-    x, weight, scale, _, _ = numerics.exact_inputs(case, dtype, generator)
-    dy = torch.randint(-4, 5, case.output_shape, generator=generator).to(dtype)
-    y = torch.randint(-2, 3, case.output_shape, generator=generator).to(dtype)
-    return dy, y if case.act == "relu" else None, x, weight, scale
-
-
 def conv_dgrad(configuration: str, device: str) -> None:
     """Checks one configuration of `conv_dgrad`; arguments and errors as `conv_bn_act`'s."""
     from ..triton import conv_dgrad as kernel
 
     generator = torch.Generator().manual_seed(1)
-    for case in CASES[:3]:
+    for case in CONV_CASES[:3]:
         for dtype in _dtypes(device):
-            dy, y, x, weight, scale = _gradient_inputs(case, dtype, generator)
+            dy, y, x, weight, scale = gradient_inputs(case, dtype, generator)
             expected, _ = numerics.conv_gradients_oracle(
                 dy, y, x, weight, scale, **case.geometry, wanted=(True, False)
             )
             buffer, dx = guarded(case.input_shape, dtype, device)
-            given, mask, weights = (_channels_last(t, device) for t in (dy, y, weight))
+            given, mask, weights = (channels_last(t, device) for t in (dy, y, weight))
             product = kernel.product_of(dx, weight, case.stride, case.groups)
             for splits in (1, 2) if case.name == "3x3" else (1,):
                 chosen = plan(product, configuration, device, splits)
@@ -157,14 +140,14 @@ def conv_wgrad(configuration: str, device: str) -> None:
     from ..triton import conv_wgrad as kernel
 
     generator = torch.Generator().manual_seed(2)
-    for case in CASES:
+    for case in CONV_CASES:
         for dtype in _dtypes(device):
-            dy, y, x, weight, scale = _gradient_inputs(case, dtype, generator)
+            dy, y, x, weight, scale = gradient_inputs(case, dtype, generator)
             _, expected = numerics.conv_gradients_oracle(
                 dy, y, x, weight, scale, **case.geometry, wanted=(False, True)
             )
             buffer, dweight = guarded(case.weight_shape, dtype, device)
-            given, mask, image = (_channels_last(t, device) for t in (dy, y, x))
+            given, mask, image = (channels_last(t, device) for t in (dy, y, x))
             product = kernel.product_of(dy, weight, case.groups)
             for splits in (1, 3) if case.name == "3x3" else (1,):
                 chosen = plan(product, configuration, device, splits)

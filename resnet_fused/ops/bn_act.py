@@ -92,8 +92,13 @@ admission.register(
         "bn_act",
         "cuda",
         (
+            "csrc/bindings/arguments.cpp",
+            "csrc/bindings/arguments.h",
             "csrc/bindings/bn_act.cpp",
             "csrc/bindings/layout.cpp",
+            "csrc/bindings/layout.h",
+            "csrc/bindings/stable.h",
+            "csrc/bindings/stream.cpp",
             "csrc/device/bn_act.h",
             "csrc/device/portable.h",
             "csrc/device/scalar.h",

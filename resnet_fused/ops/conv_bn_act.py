@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
-from . import _autocast, _checks, _triton, onednn
+from . import _autocast, _checks, _cuda, _cuda_plan, _triton, onednn
 from ._library import define, overload
 from .bn_act import channel_sum, masked
 from .bn_act import forward as bn_act_forward
@@ -162,6 +162,7 @@ define("conv_bn_act.cpu32", SCHEMA, _cpu32, _fake_cpu)
 define("conv_bn_act.split", SCHEMA, _split, _fake_conv)
 define("conv_bn_act.reference", SCHEMA, _reference, _fake_conv)
 _triton.declare("conv_bn_act", SCHEMA, _fake_conv)
+_cuda.declare("conv_bn_act", SCHEMA, _fake_conv)
 for _entry in (
     backends.Implementation(
         "conv_bn_act",
@@ -169,6 +170,16 @@ for _entry in (
         ("triton",),
         "Triton, implicit GEMM, BN, add and ReLU in its epilogue",
         _triton.supports,
+        "fused",
+    ),
+    # Behind Triton where no record says otherwise: on the GPU that both are predicted for, an H200,
+    # Triton multiplies by wgmma, and mma.sync reaches 0.63 of its rate.
+    backends.Implementation(
+        "conv_bn_act",
+        "cuda",
+        ("cuda",),
+        "hand-written CUDA, implicit GEMM, BN, add and ReLU in its epilogue",
+        _cuda.supports,
         "fused",
     ),
     backends.Implementation(
@@ -220,18 +231,51 @@ def _choose(
 ) -> backends.Choice:
     """The implementation for a call, those left out that its very tensors speak against."""
     choice = backends.choose(call)
-    reason = None
-    if choice.implementation.name == "triton":
-        reason = unfit_for_triton(x, weight, geometry)
-    elif choice.implementation.name == "cpu" and not onednn.pytorch_agrees(x, weight, geometry[:4]):
-        reason = "PyTorch keeps it from oneDNN"
-    return choice if reason is None else backends.next_choice(call, choice, reason)
+    while (reason := unfit(choice.implementation.name, x, weight, geometry)) is not None:
+        choice = backends.next_choice(call, choice, reason)
+    return choice
 
 
-def unfit_for_triton(x: Tensor, weight: Tensor, geometry: Sequence[Any]) -> str | None:
-    """Why Triton's kernel can't take this very call, or None."""
+def unfit(implementation: str, x: Tensor, weight: Tensor, geometry: Sequence[Any]) -> str | None:
+    """Why an implementation that serves such calls can't take this very one, or None.
+
+    Args:
+        implementation: its name.
+        x: [N, C, H, W].
+        weight: [K, C/groups, R, S].
+        geometry: stride, padding, dilation, groups.
+    """
+    if implementation == "cpu":
+        agrees = onednn.pytorch_agrees(x, weight, geometry[:4])
+        return None if agrees else "PyTorch keeps it from oneDNN"
+    if implementation not in backends.GPU_BACKENDS:
+        return None
     shape = _checks.conv_output_shape("conv_bn_act", x, weight, *geometry[:4])
-    return _triton.unfit(x, weight, shape, geometry[3])
+    if implementation == "triton":
+        return _triton.unfit(x, weight, shape, geometry[3])
+    return _cuda_plan.unfit("conv_bn_act", (x, _like(x, weight), None), geometry[:4], shape)
+
+
+def _like(x: Tensor, weight: Tensor) -> Tensor:
+    """The weight in x's dtype, as far as a plan looks at it: autocast has not cast it yet."""
+    return weight if weight.dtype is x.dtype else weight.to(device="meta", dtype=x.dtype)
+
+
+def detail(
+    implementation: str,
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    geometry: Sequence[Any],
+) -> str | None:
+    """What `explain` adds on a call: of the CUDA kernel, its configuration and why."""
+    if implementation != "cuda":
+        return None
+    shape = _checks.conv_output_shape("conv_bn_act", x, weight, *geometry[:4])
+    out = torch.empty(shape, dtype=x.dtype, device="meta")
+    operands = (x, _like(x, weight), residual)
+    problem = _cuda_plan.problem_of("conv_bn_act", operands, geometry[:4], out, real=False)
+    return _cuda_plan.describe(problem, x.device)
 
 
 class _ConvBnAct(torch.autograd.Function):
@@ -252,7 +296,7 @@ class _ConvBnAct(torch.autograd.Function):
             call = _call(x, residual, act, grad=True, scale_grad=wants[2])
             name = _choose(x, weight, call, geometry).implementation.name
         raw = None
-        if name == "triton":
+        if name in backends.GPU_BACKENDS:
             y = overload("conv_bn_act", name)(x, weight, scale, shift, residual, *geometry)
         else:
             raw = torch.conv2d(x, weight, None, *geometry[:4])
@@ -280,10 +324,12 @@ class _ConvBnAct(torch.autograd.Function):
         dshift = channel_sum(dz, scale.dtype) if wants[3] else None
         dx = dweight = None
         if wants[0]:
-            run = overload("conv_dgrad", choose_dgrad(dy))
+            name = choose_dgrad(dy, y, weight, ctx.input[0], ctx.geometry)
+            run = overload("conv_dgrad", name)
             dx = run(dy, y, weight, scale, *ctx.input, *ctx.geometry)
         if wants[1]:
-            run = overload("conv_wgrad", choose_wgrad(dy))
+            name = choose_wgrad(dy, y, x, weight.shape, ctx.geometry)
+            run = overload("conv_wgrad", name)
             dweight = run(dy, y, x, weight, scale, *ctx.geometry)
         return dx, dweight, dscale, dshift, dz if wants[4] else None, None
 

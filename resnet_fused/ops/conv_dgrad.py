@@ -10,12 +10,13 @@ and the scale are applied as the kernel reads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backends
-from . import _autocast, _checks, _triton
+from . import _autocast, _checks, _cuda, _cuda_plan, _triton
 from ._library import define, overload
 from .bn_act import masked
 
@@ -83,6 +84,7 @@ def _fake(
 
 define("conv_dgrad.reference", SCHEMA, _reference, _fake)
 _triton.declare("conv_dgrad", SCHEMA, _fake)
+_cuda.declare("conv_dgrad", SCHEMA, _fake)
 backends.register(
     backends.Implementation(
         "conv_dgrad",
@@ -90,6 +92,16 @@ backends.register(
         ("triton",),
         "Triton, implicit GEMM, mask and scale as it reads",
         _triton.supports,
+        "fused",
+    )
+)
+backends.register(
+    backends.Implementation(
+        "conv_dgrad",
+        "cuda",
+        ("cuda",),
+        "hand-written CUDA, implicit GEMM, mask and scale as it reads",
+        _cuda.supports,
         "fused",
     )
 )
@@ -105,12 +117,38 @@ backends.register(
 )
 
 
-def choose(dy: Tensor) -> str:
-    """The implementation that serves a call: overload name."""
-    if torch.compiler.is_compiling():
+def choose_gradient(
+    op: str, operands: Sequence[Tensor | None], shape: Sequence[int], geometry: Sequence[Any]
+) -> str:
+    """The implementation that serves a call of an op that is a gradient: overload name.
+
+    Args:
+        op: "conv_dgrad" or "conv_wgrad".
+        operands: dy, y, and weight or x.
+        shape: of the result.
+        geometry: stride, padding, dilation, groups.
+    """
+    dy = operands[0]
+    if torch.compiler.is_compiling() or dy is None:
         return "reference"
-    call = backends.Call("conv_dgrad", dy.device.type, dy.dtype, index=dy.device.index)
-    return backends.choose(call).implementation.name
+    call = backends.Call(op, dy.device.type, dy.dtype, index=dy.device.index)
+    choice = backends.choose(call)
+    if choice.implementation.name == "cuda":
+        reason = _cuda_plan.unfit(op, operands, geometry, shape)
+        if reason is not None:
+            choice = backends.next_choice(call, choice, reason)
+    return choice.implementation.name
+
+
+def choose(
+    dy: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    input_size: Sequence[int],
+    geometry: Sequence[Any],
+) -> str:
+    """The implementation that serves a call: overload name."""
+    return choose_gradient("conv_dgrad", (dy, y, weight), input_size, geometry)
 
 
 def conv_dgrad(
@@ -162,5 +200,5 @@ def conv_dgrad(
         y = _checks.check_like(op, "y", y, dy, shape)
     _checks.no_derivative(op, dy, weight, scale)
     layout = wants_channels_last(dy, weight)
-    run = overload(op, choose(dy))
+    run = overload(op, choose(dy, y, weight, size, (stride, padding, dilation, groups)))
     return run(dy, y, weight, scale, size, layout, stride, padding, dilation, groups)

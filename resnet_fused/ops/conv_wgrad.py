@@ -8,14 +8,15 @@ Used as `conv_dgrad` is ("Deep Residual Learning for Image Recognition", section
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backends
-from . import _autocast, _checks, _triton
+from . import _autocast, _checks, _cuda, _triton
 from ._library import define, overload
-from .conv_dgrad import scaled, widened
+from .conv_dgrad import choose_gradient, scaled, widened
 
 SCHEMA = (
     "(Tensor dy, Tensor? y, Tensor x, Tensor weight, Tensor scale, int[2] stride, int[2] padding, "
@@ -68,6 +69,7 @@ def _fake(
 
 define("conv_wgrad.reference", SCHEMA, _reference, _fake)
 _triton.declare("conv_wgrad", SCHEMA, _fake)
+_cuda.declare("conv_wgrad", SCHEMA, _fake)
 backends.register(
     backends.Implementation(
         "conv_wgrad",
@@ -75,6 +77,16 @@ backends.register(
         ("triton",),
         "Triton, mask as it reads, sums merged in fixed order",
         _triton.supports,
+        "fused",
+    )
+)
+backends.register(
+    backends.Implementation(
+        "conv_wgrad",
+        "cuda",
+        ("cuda",),
+        "hand-written CUDA, mask as it reads, sums merged in fixed order",
+        _cuda.supports,
         "fused",
     )
 )
@@ -90,12 +102,15 @@ backends.register(
 )
 
 
-def choose(dy: Tensor) -> str:
+def choose(
+    dy: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    weight_shape: Sequence[int],
+    geometry: Sequence[Any],
+) -> str:
     """The implementation that serves a call: overload name."""
-    if torch.compiler.is_compiling():
-        return "reference"
-    call = backends.Call("conv_wgrad", dy.device.type, dy.dtype, index=dy.device.index)
-    return backends.choose(call).implementation.name
+    return choose_gradient("conv_wgrad", (dy, y, x), weight_shape, geometry)
 
 
 def conv_wgrad(
@@ -142,5 +157,5 @@ def conv_wgrad(
     if y is not None:
         y = _checks.check_like(op, "y", y, dy, shape)
     _checks.no_derivative(op, dy, x, scale)
-    run = overload(op, choose(dy))
+    run = overload(op, choose(dy, y, x, weight.shape, (stride, padding, dilation, groups)))
     return run(dy, y, x, weight, scale, stride, padding, dilation, groups)

@@ -1,0 +1,213 @@
+"""The CUDA convolutions of the compiled extension as implementations of their ops.
+
+`declare` enters one: its overload, its admission and what it serves. The kernels themselves are in
+csrc/, and what a launch takes of them is decided in `_cuda_plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension, admission, backends
+from . import _cuda_plan, _triton
+from ._cuda_sources import SOURCES
+from ._library import define
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GRADIENTS = ("conv_dgrad", "conv_wgrad")
+Wish = tuple[int, int]
+"""Index of a configuration, and splits."""
+
+
+def supports(call: backends.Call) -> str | None:
+    """Why the CUDA kernel can't serve a call, or None."""
+    if call.device != "cuda":
+        return f"x is on {call.device}"
+    if call.dtype not in DTYPES:
+        return f"no CUDA kernel for {call.dtype}"
+    if call.dtype is torch.float32 and not _cuda_plan.tf32():
+        return "float32 is multiplied in TF32, and torch.backends.cudnn.allow_tf32 is off"
+    if call.scale_grad:
+        return "the gradient of scale needs the convolution's own output"
+    if not _extension.available():
+        return f"the compiled extension is missing: {_extension.why_not()}"
+    if not _extension.has_cuda_kernels():
+        return "the extension was built without nvcc"
+    if not _cuda_plan.exists(call.op):
+        return f"the extension holds no CUDA kernel of {call.op}: build it again"
+    reason = admission.refusal(call, "cuda")
+    if reason is None and call.op in GRADIENTS:
+        # Looked at before the sizes are known: what is left may not take every call.
+        device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
+        if not _cuda_plan.complete(call.op, device):
+            return "some of its configurations were refused on this GPU"
+    return reason
+
+
+def launch_conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    out: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    act: str,
+    *,
+    wish: Wish | None = None,
+) -> None:
+    """Runs `conv_bn_act` into a given output.
+
+    Args:
+        x: [N, C, H, W].
+        weight: [K, C/groups, R, S].
+        scale: [K], float32.
+        shift: [K], float32.
+        residual: [N, K, P, Q], or None.
+        out: [N, K, P, Q], any layout.
+        stride: vertical, horizontal.
+        padding: likewise.
+        dilation: likewise.
+        groups: number of groups.
+        act: "relu" or "none".
+        wish: a configuration and splits in place of a choice among the admitted ones.
+
+    Raises:
+        LookupError: no admitted configuration takes it.
+        RuntimeError: the launch failed, or refused the wish.
+    """
+    geometry = (stride, padding, dilation, groups)
+    made = _cuda_plan.problem_of("conv_bn_act", (x, weight, residual), geometry, out)
+    image, filters, shortcut = made.operands
+    _cuda_plan.raw("conv_bn_act", "out")(
+        image, filters, scale, shift, shortcut, *made.geometry, act == "relu", _cuda_plan.tf32(),
+        *(wish or _cuda_plan.wanted(made)), out,
+    )  # fmt: skip
+
+
+def _launch_gradient(
+    op: str,
+    operands: Sequence[Tensor | None],
+    scale: Tensor,
+    out: Tensor,
+    geometry: Sequence[Any],
+    wish: Wish | None,
+) -> None:
+    made = _cuda_plan.problem_of(op, operands, geometry, out)
+    _cuda_plan.raw(op, "out")(
+        *made.operands, scale, *made.geometry, _cuda_plan.tf32(),
+        *(wish or _cuda_plan.wanted(made)), out,
+    )  # fmt: skip
+
+
+def launch_conv_dgrad(
+    dy: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    *geometry: Any,
+    wish: Wish | None = None,
+) -> None:
+    """Runs `conv_dgrad` into `out` [N, C, H, W]; `geometry` is stride, padding, dilation, groups.
+
+    `wish` and errors are those of `launch_conv_bn_act`.
+    """
+    _launch_gradient("conv_dgrad", (dy, y, weight), scale, out, geometry, wish)
+
+
+def launch_conv_wgrad(
+    dy: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    *geometry: Any,
+    wish: Wish | None = None,
+) -> None:
+    """Runs `conv_wgrad` into `out` [K, C/groups, R, S]; likewise."""
+    _launch_gradient("conv_wgrad", (dy, y, x), scale, out, geometry, wish)
+
+
+def _conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    act: str,
+) -> Tensor:
+    from .conv_bn_act import wants_channels_last
+
+    geometry = (stride, padding, dilation, groups)
+    out = _triton.conv_output(x, weight, geometry, wants_channels_last(x, weight))
+    launch_conv_bn_act(x, weight, scale, shift, residual, out, *geometry, act)
+    return out
+
+
+def _conv_dgrad(
+    dy: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    scale: Tensor,
+    input_size: list[int],
+    channels_last: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    dx = torch.empty(input_size, dtype=dy.dtype, device=dy.device, memory_format=form)
+    launch_conv_dgrad(dy, y, weight, scale, dx, stride, padding, dilation, groups)
+    return dx
+
+
+def _conv_wgrad(
+    dy: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    dweight = torch.empty_like(weight)
+    launch_conv_wgrad(dy, y, x, scale, dweight, stride, padding, dilation, groups)
+    return dweight
+
+
+_BODIES = {"conv_bn_act": _conv_bn_act, "conv_dgrad": _conv_dgrad, "conv_wgrad": _conv_wgrad}
+
+
+def declare(op: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Defines `torch.ops.resnet_fused.<op>.cuda` and enters the kernel for admission.
+
+    Args:
+        op: a key of `_cuda_plan.OPERANDS`.
+        schema: of the op.
+        fake: shape, dtype and strides of its result.
+    """
+    define(f"{op}.cuda", schema, _BODIES[op], fake)
+    admission.register(
+        admission.Kernel(
+            op,
+            "cuda",
+            SOURCES[op],
+            f"resnet_fused.ops._cuda_checks:{op}_configurations",
+            f"resnet_fused.ops._cuda_checks:{op}",
+        )
+    )

@@ -1,0 +1,185 @@
+"""Self-checks of the CUDA convolutions: a configuration at a time, on integers, every bit known.
+
+They run in the child process of `resnet_fused._selfcheck`, and as the first stage of `gpu-check`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import numerics
+from ..cases import ConvCase
+from . import _cuda, _cuda_plan
+from ._selfchecks import CONV_CASES, channels_last, gradient_inputs, guarded, require_exact
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+SPLITS = {"conv_bn_act": (1, 2), "conv_dgrad": (1, 2), "conv_wgrad": (1, 3)}
+"""Of the case "3x3"; the other ones are not split."""
+
+
+def _names(op: str) -> tuple[str, ...]:
+    names = _cuda_plan.configurations(op)
+    if not names:
+        raise ImportError(f"the extension holds no CUDA kernel of {op}")
+    return names
+
+
+conv_bn_act_configurations = functools.partial(_names, "conv_bn_act")
+conv_dgrad_configurations = functools.partial(_names, "conv_dgrad")
+conv_wgrad_configurations = functools.partial(_names, "conv_wgrad")
+
+
+@contextlib.contextmanager
+def _allowing_tf32() -> Iterator[None]:
+    """Float32 products in TF32: exact on integers of up to 11 bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def check(
+    op: str,
+    configuration: str,
+    device: str,
+    inputs: Callable[[ConvCase, torch.dtype, torch.Generator], tuple[Any, ...]],
+    launch: Callable[..., None],
+    about: Sequence[int],
+) -> None:
+    """Checks one configuration of an op on every case and dtype that it serves.
+
+    Args:
+        op: a key of `SPLITS`.
+        configuration: its name.
+        device: where.
+        inputs: makes the operands on the device, the launch's further arguments, and the expected
+            result [N, C, H, W] on the CPU.
+        launch: takes operands, further arguments, the output, the geometry, and configuration and
+            splits.
+        about: the GPU's numbers, as of `_cuda_plan.gpu`.
+
+    Raises:
+        ArithmeticError: a result is wrong, or no case fits the configuration.
+        ValueError: another configuration.
+    """
+    names = _names(op)
+    if configuration not in names:
+        raise ValueError(
+            f"configuration is {configuration!r}; accepted are {', '.join(map(repr, names))}"
+        )
+    index, count = names.index(configuration), 0
+    generator = torch.Generator().manual_seed(0)
+    for case in CONV_CASES:
+        geometry = (case.stride, case.padding, case.dilation, case.groups)
+        for dtype in DTYPES:
+            operands, more, expected = inputs(case, dtype, generator)
+            operands = [channels_last(t, device) for t in operands]
+            buffer, out = guarded(tuple(expected.shape), dtype, device)
+            problem = _cuda_plan.problem_of(op, operands, geometry, out)
+            for splits in SPLITS[op] if case.name == "3x3" else (1,):
+                if _cuda_plan.plan(problem, about, index, splits).configuration < 0:
+                    continue  # it is never used for this
+                out.fill_(math.nan)
+                launch(operands, more, out, geometry, (index, splits))
+                what = f"{case.name}, {dtype}, {configuration}/{splits}"
+                require_exact(what, buffer, out, expected)
+                count += 1
+    if count == 0:
+        raise ArithmeticError(f"{configuration}: no case of the self-check fits it")
+
+
+def _forward_inputs(
+    case: ConvCase, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Any, ...]:
+    x, weight, scale, shift, residual = numerics.exact_inputs(case, dtype, generator)
+    oracle = numerics.conv_bn_act_oracle(
+        x, weight, scale, shift, residual, **case.geometry, act=case.act
+    )
+    expected = numerics.exact_expected(oracle, dtype)
+    return (x, weight, residual), (scale, shift, case.act), expected
+
+
+def _dgrad_inputs(
+    case: ConvCase, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Any, ...]:
+    dy, y, x, weight, scale = gradient_inputs(case, dtype, generator)
+    expected, _ = numerics.conv_gradients_oracle(
+        dy, y, x, weight, scale, **case.geometry, wanted=(True, False)
+    )
+    return (dy, y, weight), (scale,), expected.to(dtype)
+
+
+def _wgrad_inputs(
+    case: ConvCase, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Any, ...]:
+    dy, y, x, weight, scale = gradient_inputs(case, dtype, generator)
+    _, expected = numerics.conv_gradients_oracle(
+        dy, y, x, weight, scale, **case.geometry, wanted=(False, True)
+    )
+    return (dy, y, x), (scale,), expected.to(dtype)
+
+
+INPUTS = {"conv_bn_act": _forward_inputs, "conv_dgrad": _dgrad_inputs, "conv_wgrad": _wgrad_inputs}
+
+
+def launch_on(device: str, op: str) -> Callable[..., None]:
+    """The op's own launch on a GPU, as `check` calls it."""
+
+    def launch(
+        operands: Sequence[Tensor | None],
+        more: Sequence[Any],
+        out: Tensor,
+        geometry: Sequence[Any],
+        wish: tuple[int, int],
+    ) -> None:
+        scale = more[0].to(device)
+        with _allowing_tf32():
+            if op == "conv_bn_act":
+                x, weight, residual = operands
+                vectors = (scale, more[1].to(device), residual)
+                _cuda.launch_conv_bn_act(x, weight, *vectors, out, *geometry, more[2], wish=wish)
+            else:
+                run = _cuda.launch_conv_dgrad if op == "conv_dgrad" else _cuda.launch_conv_wgrad
+                run(*operands, scale, out, *geometry, wish=wish)
+
+    return launch
+
+
+def _check_on_gpu(op: str, configuration: str, device: str) -> None:
+    with _allowing_tf32():
+        about = _cuda_plan.gpu(torch.device(device))
+        check(op, configuration, device, INPUTS[op], launch_on(device, op), about)
+
+
+def conv_bn_act(configuration: str, device: str) -> None:
+    """Checks one configuration of `conv_bn_act`, without and with a split reduction.
+
+    Args:
+        configuration: "128x64_4w4s".
+        device: "cuda:0".
+
+    Raises:
+        ArithmeticError: a result is wrong.
+        ImportError: the extension has no such kernel.
+        ValueError: another configuration.
+    """
+    _check_on_gpu("conv_bn_act", configuration, device)
+
+
+def conv_dgrad(configuration: str, device: str) -> None:
+    """Checks one configuration of `conv_dgrad`; arguments and errors as `conv_bn_act`'s."""
+    _check_on_gpu("conv_dgrad", configuration, device)
+
+
+def conv_wgrad(configuration: str, device: str) -> None:
+    """Checks one configuration of `conv_wgrad`; arguments and errors as `conv_bn_act`'s."""
+    _check_on_gpu("conv_wgrad", configuration, device)

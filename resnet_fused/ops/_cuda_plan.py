@@ -1,0 +1,280 @@
+"""The CUDA convolutions of the compiled extension: what a launch takes, and why.
+
+`csrc/launch` holds the kernels, their tables of configurations and the functions that choose among
+them; `csrc/bindings` makes ops of these: `<op>_out` writes into a tensor it is given, `<op>_plan`
+says what it would take, and reads no memory, `<op>_configurations` names them all.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _extension
+from . import _admitted
+
+OPERANDS = {
+    "conv_bn_act": ("x", "weight", "residual"),
+    "conv_dgrad": ("dy", "y", "weight"),
+    "conv_wgrad": ("dy", "y", "x"),
+}
+"""What the ops read beside vectors, in the order of their schemas."""
+
+CHUNK_BYTES = 16
+"""What operands are read by where channels lie side by side and there are enough of them."""
+
+ORDINARY = 1 << 30
+"""Elements of a tensor up to which no launch comes near to what it can count."""
+
+ORDINARY_GEOMETRY = 64
+"""Strides, paddings and dilations, likewise."""
+
+
+class Problem(NamedTuple):
+    """What a plan depends on.
+
+    Attributes:
+        op: "conv_bn_act", "conv_dgrad" or "conv_wgrad".
+        operands: those of `OPERANDS`.
+        geometry: stride, padding, dilation, groups.
+        out: the result; only its shape, strides and alignment count.
+        notes: what was done to the operands, for `explain`.
+    """
+
+    op: str
+    operands: tuple[Tensor | None, ...]
+    geometry: tuple[Any, ...]
+    out: Tensor
+    notes: tuple[str, ...] = ()
+
+
+class Plan(NamedTuple):
+    """What a launch takes.
+
+    Attributes:
+        configuration: its index, -1 where none serves the problem.
+        name: its name, "128x128_4w4s"; "" where there is none.
+        splits: parts of the reduction.
+        workspace_bytes: of memory that the splits are merged in.
+        cycles: predicted, good for comparisons alone.
+        why: the reason of the choice, or what stands against the problem.
+    """
+
+    configuration: int
+    name: str
+    splits: int
+    workspace_bytes: int
+    cycles: float
+    why: str
+
+
+@functools.cache
+def raw(op: str, part: str) -> Any:
+    """`torch.ops.resnet_fused.<op>_<part>.default`, "out", "plan" or "configurations"."""
+    return getattr(torch.ops.resnet_fused, f"{op}_{part}").default
+
+
+def exists(op: str) -> bool:
+    """Whether the extension holds CUDA kernels of an op."""
+    return _extension.available() and hasattr(torch.ops.resnet_fused, f"{op}_out")
+
+
+@functools.cache
+def configurations(op: str) -> tuple[str, ...]:
+    """The names of an op's configurations, by index; () where the extension holds none."""
+    return tuple(raw(op, "configurations")()) if exists(op) else ()
+
+
+def tf32() -> bool:
+    """Whether float32 products may be rounded to TF32: torch's own switch for convolutions."""
+    return torch.backends.cudnn.allow_tf32
+
+
+def complete(op: str, device: torch.device) -> bool:
+    """Whether every configuration may be used, so that the launch may choose by itself."""
+    names = _admitted.names(op, "cuda", device)
+    return names is None or len(names) == len(configurations(op))
+
+
+@functools.cache
+def _gpu(index: int) -> tuple[int, int, int]:
+    about = torch.cuda.get_device_properties(index)
+    return (
+        about.multi_processor_count,
+        about.shared_memory_per_block_optin,
+        about.shared_memory_per_multiprocessor,
+    )
+
+
+def gpu(device: torch.device) -> tuple[int, int, int]:
+    """Multiprocessors, bytes of shared memory of a block and of a multiprocessor."""
+    return _gpu(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def plan(problem: Problem, about: Sequence[int], configuration: int = -1, splits: int = 0) -> Plan:
+    """What a launch would take on a GPU; nothing is read or launched, and no GPU is needed.
+
+    Args:
+        problem: operands on any device.
+        about: the GPU's numbers, as of `gpu`.
+        configuration: a wish, or -1.
+        splits: a wish, or 0.
+
+    Raises:
+        RuntimeError: the operands do not fit together.
+    """
+    index, *rest = raw(problem.op, "plan")(
+        *problem.operands,
+        *problem.geometry,
+        tf32(),
+        problem.out,
+        list(about),
+        configuration,
+        splits,
+    )
+    return Plan(index, configurations(problem.op)[index] if index >= 0 else "", *rest)
+
+
+def choose(problem: Problem, about: Sequence[int], names: frozenset[str] | None) -> Plan:
+    """The plan among configurations that may be used: of several, the least predicted time.
+
+    Args:
+        problem: what is to be computed.
+        about: the GPU's numbers.
+        names: of those that may be used; None for all.
+    """
+    known = configurations(problem.op)
+    if names is None or len(names) == len(known):
+        return plan(problem, about)
+    found = [plan(problem, about, index) for index, name in enumerate(known) if name in names]
+    able = [one for one in found if one.configuration >= 0]
+    if able:
+        return min(able, key=lambda one: one.cycles)
+    why = found[0].why if found else "none was admitted"
+    return Plan(-1, "", 0, 0, math.inf, f"no admitted configuration serves it: {why}")
+
+
+def ordinary(*tensors: Tensor | None, geometry: Sequence[Any]) -> bool:
+    """Whether sizes are so far from every limit that all plans are known to take them."""
+    numbers = (*geometry[0], *geometry[1], *geometry[2])
+    return max(numbers) <= ORDINARY_GEOMETRY and all(
+        t is None or t.numel() < ORDINARY for t in tensors
+    )
+
+
+def unfit(
+    op: str, operands: Sequence[Tensor | None], geometry: Sequence[Any], shape: Sequence[int]
+) -> str | None:
+    """Why no configuration that may be used takes these very tensors, or None.
+
+    Only unusual sizes, and a GPU on which some configuration has been refused, can come to this.
+
+    Args:
+        op: a key of `OPERANDS`.
+        operands: as of `Problem`; the first one is on the GPU.
+        geometry: stride, padding, dilation, groups.
+        shape: of the result.
+    """
+    first = operands[0]
+    assert first is not None
+    out = torch.empty(tuple(shape), dtype=first.dtype, device="meta")
+    if ordinary(*operands, out, geometry=geometry) and complete(op, first.device):
+        return None
+    return refused(problem_of(op, operands, geometry, out, real=False), first.device)
+
+
+def refused(problem: Problem, device: torch.device) -> str | None:
+    """Why no configuration that may be used on a device takes a problem, or None."""
+    found = choose(problem, gpu(device), _admitted.names(problem.op, "cuda", device))
+    return found.why if found.configuration < 0 else None
+
+
+def misses_channels(t: Tensor, channels: int) -> bool:
+    """Whether a copy in channels_last could be read in chunks, and `t` [N, C, H, W] can't.
+
+    The copy costs one pass over it; reading element by element costs ten instructions for each and
+    every time that an element is used.
+
+    Args:
+        t: an operand.
+        channels: of one group of it.
+    """
+    whole = channels % (CHUNK_BYTES // t.element_size()) == 0
+    return whole and t.shape[1] > 1 and t.stride(1) != 1
+
+
+def adjacent(t: Tensor, channels: int) -> Tensor:
+    """`t`, or its copy in channels_last where that `misses_channels`."""
+    last = torch.channels_last
+    return t.contiguous(memory_format=last) if misses_channels(t, channels) else t
+
+
+def adjacent_like(t: Tensor, channels: int) -> Tensor:
+    """What a plan takes for `adjacent(t)`, without the copy."""
+    if not misses_channels(t, channels):
+        return t
+    return torch.empty(t.shape, dtype=t.dtype, device="meta", memory_format=torch.channels_last)
+
+
+def wanted(problem: Problem) -> tuple[int, int]:
+    """Configuration and splits to ask for: the launch's own choice wherever that may be taken.
+
+    Raises:
+        LookupError: no admitted configuration takes it.
+    """
+    device = problem.out.device
+    if complete(problem.op, device):
+        return -1, 0
+    names = _admitted.names(problem.op, "cuda", device)
+    found = choose(problem, gpu(device), names)
+    if found.configuration < 0:
+        raise LookupError(f"{problem.op}.cuda: {found.why}")
+    return found.configuration, found.splits
+
+
+def problem_of(
+    op: str,
+    operands: Sequence[Tensor | None],
+    geometry: Sequence[Any],
+    out: Tensor,
+    *,
+    real: bool = True,
+) -> Problem:
+    """The problem that the kernel is given: operands are copied where that is worth it.
+
+    Args:
+        op: a key of `OPERANDS`.
+        operands: as of `Problem`, before any copy.
+        geometry: stride, padding, dilation, groups.
+        out: the result, or a tensor like it.
+        real: False makes no copies, but what a plan takes for them.
+    """
+    stride, padding, dilation, groups = geometry
+    made, notes = [], []
+    for name, t in zip(OPERANDS[op], operands, strict=True):
+        if t is None or name == "residual":  # it is read once, by the epilogue
+            made.append(t)
+            continue
+        channels = t.shape[1] if name == "weight" else t.shape[1] // groups
+        given = adjacent(t, channels) if real else adjacent_like(t, channels)
+        made.append(given)
+        if given is not t:
+            notes.append(f"{name} is copied to channels_last")
+        elif channels % (CHUNK_BYTES // t.element_size()):
+            notes.append(f"{name} is read element by element: {channels} channels a group")
+        elif t.data_ptr() % CHUNK_BYTES:
+            notes.append(f"{name} is read element by element: its memory is not aligned")
+    return Problem(
+        op, tuple(made), (list(stride), list(padding), list(dilation), groups), out, tuple(notes)
+    )
+
+
+def describe(problem: Problem, device: torch.device) -> str:
+    """One line for `explain`: the configuration, why, and what is not read at full width."""
+    names = _admitted.names(problem.op, "cuda", device)
+    return "; ".join((choose(problem, gpu(device), names).why, *problem.notes))

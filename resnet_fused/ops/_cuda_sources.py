@@ -1,0 +1,100 @@
+"""The files that decide what a CUDA convolution computes: admission's hash is over these.
+
+A test compares them with what the launches and the bindings include.
+"""
+
+from __future__ import annotations
+
+_COMMON = (
+    "csrc/bindings/arguments.cpp",
+    "csrc/bindings/arguments.h",
+    "csrc/bindings/conv.cpp",
+    "csrc/bindings/conv.h",
+    "csrc/bindings/layout.cpp",
+    "csrc/bindings/layout.h",
+    "csrc/bindings/stable.h",
+    "csrc/bindings/stream.cpp",
+    "csrc/device/bn_act.h",
+    "csrc/device/conv_epilogue.h",
+    "csrc/device/conv_geometry.h",
+    "csrc/device/conv_loader.h",
+    "csrc/device/divide.h",
+    "csrc/device/main_loop.h",
+    "csrc/device/matrix_unit.h",
+    "csrc/device/operand_tile.h",
+    "csrc/device/portable.h",
+    "csrc/device/scalar.h",
+    "csrc/device/tile_shape.h",
+    "csrc/device/vector.h",
+    "csrc/launch/bn_act.h",
+    "csrc/launch/conv_bn_act.h",
+    "csrc/launch/conv_bn_act_arguments.h",
+    "csrc/launch/conv_tiles.h",
+    "csrc/launch/gpu.cu",
+    "csrc/launch/gpu.h",
+    "csrc/launch/launch.h",
+    "csrc/ptx/async_copy.h",
+    "csrc/ptx/atomic.h",
+    "csrc/ptx/barrier.h",
+    "csrc/ptx/common.h",
+    "csrc/ptx/grid_dependency.h",
+    "csrc/ptx/keep.h",
+    "csrc/ptx/matrix_load.h",
+    "csrc/ptx/memory.h",
+    "csrc/ptx/mma.h",
+    "csrc/ptx/ptx.h",
+    "csrc/ptx/shared.h",
+    "csrc/ptx/types.h",
+    "csrc/ptx/warp.h",
+)
+
+_GRADIENTS = (
+    "csrc/bindings/conv_gradients.cpp",
+    "csrc/device/gradient_epilogue.h",
+    "csrc/device/gradient_geometry.h",
+    "csrc/device/gradient_mask.h",
+    "csrc/device/mn_major.h",
+    "csrc/device/mn_major_loader.h",
+    "csrc/launch/conv_gradient_arguments.cpp",
+    "csrc/launch/conv_gradient_arguments.h",
+    "csrc/launch/conv_gradient_plan.cpp",
+    "csrc/launch/conv_gradient_tiles.h",
+    "csrc/launch/conv_gradients.h",
+)
+
+SOURCES: dict[str, tuple[str, ...]] = {
+    "conv_bn_act": (
+        *_COMMON,
+        "csrc/bindings/conv_bn_act.cpp",
+        "csrc/device/split_reduction.h",
+        "csrc/kernels/conv_bn_act_sm80.cuh",
+        "csrc/launch/conv_bn_act_arguments.cpp",
+        "csrc/launch/conv_bn_act_bfloat16.cu",
+        "csrc/launch/conv_bn_act_float16.cu",
+        "csrc/launch/conv_bn_act_float32.cu",
+        "csrc/launch/conv_bn_act_launch.cuh",
+        "csrc/launch/conv_bn_act_plan.cpp",
+    ),
+    "conv_dgrad": (
+        *_COMMON,
+        *_GRADIENTS,
+        "csrc/device/dgrad_loader.h",
+        "csrc/device/split_reduction.h",
+        "csrc/kernels/conv_dgrad_sm80.cuh",
+        "csrc/launch/conv_dgrad_bfloat16.cu",
+        "csrc/launch/conv_dgrad_float16.cu",
+        "csrc/launch/conv_dgrad_float32.cu",
+        "csrc/launch/conv_dgrad_launch.cuh",
+    ),
+    "conv_wgrad": (
+        *_COMMON,
+        *_GRADIENTS,
+        "csrc/device/wgrad_loader.h",
+        "csrc/kernels/conv_wgrad_sm80.cuh",
+        "csrc/launch/conv_wgrad_bfloat16.cu",
+        "csrc/launch/conv_wgrad_float16.cu",
+        "csrc/launch/conv_wgrad_float32.cu",
+        "csrc/launch/conv_wgrad_launch.cuh",
+    ),
+}
+"""Op -> its sources."""
