@@ -154,6 +154,11 @@ def test_any_strides(op, entry, dtype, how):
     assert found.ok, found
 
 
+def to_tf32(t):
+    """11 bits of each value: what eager multiplies in TF32, rounded as cvt.rna does."""
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
 @pytest.mark.op_matrix
 @pytest.mark.parametrize("name", TELLING)
 @pytest.mark.parametrize(("op", "entry", "dtype"), CELLS)
@@ -162,8 +167,11 @@ def test_no_worse_than_eager(op, entry, dtype, name):
     dy, y, x, weight, scale = operands = gradient_operands(case, dtype)
     dz = dy if y is None else torch.where(y <= 0, torch.zeros((), dtype=dtype), dy)
     g = (dz.to(scale.dtype) * scale[:, None, None]).to(dtype)
+    factors = (g, x, weight)
+    if bound_options(entry, dtype)["tf32"]:
+        factors = tuple(map(to_tf32, factors))
     eager = torch.ops.aten.convolution_backward(
-        g, x, weight, None, *geometry(case)[:3], False, [0, 0], case.groups, [True, True, False]
+        *factors, None, *geometry(case)[:3], False, [0, 0], case.groups, [True, True, False]
     )[OPS.index(op)]
     oracle = numerics.conv_gradients_oracle(*operands, **case.geometry)[OPS.index(op)]
     found = numerics.gradient_check(run(op, entry.name, operands, case), eager, oracle)
