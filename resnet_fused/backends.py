@@ -243,13 +243,15 @@ def choose(call: Call) -> Choice:
     Raises:
         ValueError: the environment variable holds no backend's name.
     """
-    # oneDNN can be switched off at any time (torch.backends.mkldnn.flags): part of the key. So is
-    # what admission knows, and whether it may find out now; a call on the CPU need not ask.
+    # oneDNN can be switched off at any time (torch.backends.mkldnn.flags): part of the key. So are
+    # what admission knows, whether it may find out now, and whether convolutions may take TF32; a
+    # call on the CPU need not ask.
     name = _chosen.get()  # requested(), without the call
     asked = _environment() if name is None else (name, "rf.backend")
     onednn = torch._C._get_mkldnn_enabled()
     if call.device == "cuda":
-        return _choose(call, asked, onednn, admission.generation(call.index))
+        tf32 = torch._C._get_cudnn_allow_tf32()
+        return _choose(call, asked, onednn, (admission.generation(call.index), tf32))
     return _choose(call, asked, onednn)
 
 

@@ -142,11 +142,15 @@ def launch_on(device: str, op: str) -> Callable[..., None]:
         wish: tuple[int, int],
     ) -> None:
         scale = more[0].to(device)
+        stride, padding, dilation, groups = geometry
         with _allowing_tf32():
             if op == "conv_bn_act":
                 x, weight, residual = operands
-                vectors = (scale, more[1].to(device), residual)
-                _cuda.launch_conv_bn_act(x, weight, *vectors, out, *geometry, more[2], wish=wish)
+                shift, act = more[1].to(device), more[2]
+                _cuda.launch_conv_bn_act(
+                    x, weight, scale, shift, residual, out, stride, padding, dilation, groups, act,
+                    wish=wish,
+                )  # fmt: skip
             else:
                 run = _cuda.launch_conv_dgrad if op == "conv_dgrad" else _cuda.launch_conv_wgrad
                 run(*operands, scale, out, *geometry, wish=wish)

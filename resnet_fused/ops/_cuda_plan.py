@@ -28,6 +28,9 @@ OPERANDS = {
 CHUNK_BYTES = 16
 """What operands are read by where channels lie side by side and there are enough of them."""
 
+NARROW = "narrow_"
+"""How the names of configurations begin that read operands element by element."""
+
 ORDINARY = 1 << 30
 """Elements of a tensor up to which no launch comes near to what it can count."""
 
@@ -153,8 +156,10 @@ def choose(problem: Problem, about: Sequence[int], names: frozenset[str] | None)
         return plan(problem, about)
     found = [plan(problem, about, index) for index, name in enumerate(known) if name in names]
     able = [one for one in found if one.configuration >= 0]
+    # As the launch's own choice does: narrow loads are for what nothing else serves.
+    wide = [one for one in able if not one.name.startswith(NARROW)]
     if able:
-        return min(able, key=lambda one: one.cycles)
+        return min(wide or able, key=lambda one: one.cycles)
     why = found[0].why if found else "none was admitted"
     return Plan(-1, "", 0, 0, math.inf, f"no admitted configuration serves it: {why}")
 
