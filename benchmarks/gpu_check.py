@@ -232,7 +232,7 @@ class Check:
         def report(task: Task, one: dict[str, Any]) -> None:
             self._blame(task, one)
             if "op" in task.about and isinstance(one.get("truncate"), (int, float)):
-                key = f"{task.about['op']} {task.about['mode']}"
+                key = " ".join(task.name.split()[:2])
                 worst[key] = max(worst.get(key, 0.0), one["truncate"])
             self.record.step(task.name, one)
 
@@ -270,7 +270,7 @@ class Check:
             self.record.end("the ceilings were not measured")
             return
         predictions = read_predictions(self.options.predictions)
-        timed = self.tasks(plan.timings(self.rates, predictions))
+        timed = self.tasks(plan.timings(self.rates, predictions, self._cuda_configurations()))
         layers = {task.about.get("layer") for task in timed}
         tuned = any("tuning" in task.name for task in timed)
         warm = [
@@ -311,12 +311,19 @@ class Check:
         done = self.pool().run(tasks, until, report)
         self.record.end(None if done == len(tasks) else "its time was over")
 
+    def _cuda_configurations(self) -> list[str]:
+        """Of the CUDA convolution, if it can run here."""
+        key = ("conv_bn_act", "cuda")
+        found = [k for k in self.kernels if (k["op"], k["implementation"]) == key]
+        return list(found[0]["configurations"]) if found else []
+
     def _clocks(self) -> Any:
         return environment.smi() if self.device != "cpu" else None
 
     def _blame(self, task: Task, one: Mapping[str, Any]) -> None:
         """A configuration that errs on random data is not admitted, whatever integers showed."""
-        key = (task.about.get("op", ""), "triton", one.get("configuration", ""))
+        kind = task.about.get("implementation", "triton")
+        key = (task.about.get("op", ""), kind, one.get("configuration", ""))
         if one.get("ok") is False and key in self._entries:
             self._entries[key]["ok"] = False
             self._entries[key].setdefault("error", f"{task.name}: {one.get('error')}")
@@ -324,8 +331,8 @@ class Check:
     def _note_timings(self, task: Task, one: Mapping[str, Any]) -> None:
         """Enters microseconds into the configurations' entries."""
         for variant, found in (one.get("us") or {}).items() if "layer" in task.about else ():
-            name = one["configuration"] if variant == "ours" else variant
-            entry = self._entries.get(("conv_bn_act", "triton", name))
+            kind, name = plan.kernel_and_configuration(variant, one)
+            entry = self._entries.get(("conv_bn_act", kind, name))
             if entry is not None and one.get("ok"):
                 entry["timings"][task.about["layer"]] = round(found["us"], 2)
 

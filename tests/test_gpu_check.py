@@ -353,10 +353,18 @@ def test_random_data_can_take_an_admission_back(tmp_path):
     timed = {"ok": True, "configuration": "64x64_4w4s", "us": {"ours": {"us": 12.346}}}
     check._note_timings(task, timed)
     assert entry["timings"] == {"1x1@256": 12.35}
+    other = {"ok": True, "timings": {}}
+    check._entries["conv_bn_act", "cuda", "64x64_4w4s"] = other
+    us = {"cuda": {"us": 9.0}, "cuda 64x64_4w4s": {"us": 8.0}}
+    check._note_timings(task, timed | {"us": us, "cuda_configuration": "128x64_4w4s"})
+    assert other["timings"] == {"1x1@256": 8.0} and entry["timings"] == {"1x1@256": 12.35}
     check._blame(task, {"ok": False, "configuration": "other", "error": "beyond"})
     assert entry["ok"]
     check._blame(task, {"ok": False, "configuration": "64x64_4w4s", "error": "beyond"})
-    assert entry["ok"] is False and "stem: beyond" in entry["error"]
+    assert entry["ok"] is False and "stem: beyond" in entry["error"] and other["ok"]
+    task.about["implementation"] = "cuda"
+    check._blame(task, {"ok": False, "configuration": "64x64_4w4s", "error": "beyond"})
+    assert other["ok"] is False
 
 
 def test_predictions_that_cannot_be_read_cost_a_line(tmp_path, capsys):
@@ -392,6 +400,12 @@ def test_names_of_steps_are_unique_and_functions_exist():
     assert not any("bf16 3x3" in task.name for task in plan.bounds("cpu"))
     assert len(speed.LAYERS) == 10
     assert plan.sanitized(kernels, "other") == ["m:check=a"]
+    two = fake_kernel("m", "128x64_4w4s", "64x64_4w4s", "narrow_64x32_4w4s", "narrow_2")
+    assert plan.sanitized([two]) == ["m:check=64x64_4w4s", "m:check=narrow_64x32_4w4s"]
+    cuda = [t for t in lists["bounds"] if t.arguments.get("implementation") == "cuda"]
+    assert {t.about.get("mode") for t in cuda} >= {"bf16", "fp16", "tf32"}
+    assert not any(t.about.get("mode") == "fp32" for t in cuda)
+    assert not any(t.name.startswith("conv") and "cuda" in t.name for t in plan.bounds("cpu"))
     named = [pool.Task("bn_act.triton 1", ""), pool.Task("conv_bn_act.triton 1", "")]
     assert plan.matching(named, "bn_act,nothing") == named[:1]
 

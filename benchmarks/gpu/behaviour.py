@@ -22,36 +22,52 @@ SPLIT_LAYERS = ("1x1_2048_512_at7", "3x3_512_512_at7")
 REPEATS = 250
 
 
-def determinism(device: str, op: str, case: str, repeats: int = REPEATS) -> dict[str, Any]:
+def determinism(
+    device: str, op: str, case: str, repeats: int = REPEATS, implementation: str = "triton"
+) -> dict[str, Any]:
     """A split reduction, many times over: the same bits each time."""
+    if implementation == "cuda" and (why := operands.why_no_cuda(device)) is not None:
+        return {"ok": None, "skipped": why}
     made = find(case, 8 if op == "conv_wgrad" else 1)
     if not is_cuda(device):
         depth = {"conv_bn_act": {"c": 160}, "conv_dgrad": {"k": 160}}.get(op, {})
         made = dataclasses.replace(made, **{"n": 1, "c": 32, "k": 32, "h": 12, "w": 12, **depth})
     dtype = torch.bfloat16 if is_cuda(device) else torch.float16
     given = operands.make(made, dtype, device)
-    plan = operands.plan_of(op, made, given)
+    plan = operands.plan_of(op, made, given, implementation)
     depth = operands.product_of(op, made, given).depth
     if plan.splits == 1 and depth * dtype.itemsize >= 2 * _tiles.DEPTH_BYTES:
-        plan = dataclasses.replace(plan, splits=2)
+        plan = _in_two(plan)
     if plan.splits == 1:
         return {"ok": None, "skipped": f"{depth} is too short a reduction to be split"}
     _, first = operands.poisoned(op, made, dtype, device)
-    operands.launch(op, made, given, first, plan)
+    operands.launch(op, made, given, first, plan, implementation)
     differ = torch.zeros((), dtype=torch.int64, device=device)
     again = torch.empty_like(first)
     repeats = repeats if is_cuda(device) else 2
     for _ in range(repeats):
         again.fill_(math.nan)
-        operands.launch(op, made, given, again, plan)
+        operands.launch(op, made, given, again, plan, implementation)
         differ += (again.view(torch.int16) != first.view(torch.int16)).sum()
     count = int(differ)
-    found = {"ok": count == 0, "plan": plan.name, "splits": plan.splits, "repeats": repeats}
+    found = {
+        "ok": count == 0,
+        "plan": operands.title(plan),
+        "splits": plan.splits,
+        "repeats": repeats,
+    }
     if count:
         found["error"] = f"{count} elements differed from the first run's"
     elif not bool(torch.isfinite(first).all()):
         found |= {"ok": False, "error": "elements were not written"}
     return found
+
+
+def _in_two(plan: Any) -> Any:
+    """The same plan with its reduction split."""
+    if isinstance(plan, _tiles.Plan):
+        return dataclasses.replace(plan, splits=2)
+    return plan._replace(splits=2)
 
 
 def _tensors(device: str) -> tuple[ConvCase, operands.Operands]:
@@ -61,18 +77,20 @@ def _tensors(device: str) -> tuple[ConvCase, operands.Operands]:
     return case, operands.make(case, torch.bfloat16 if is_cuda(device) else torch.float16, device)
 
 
-def _forward(case: ConvCase, given: operands.Operands) -> Tensor:
-    with rf.backend("triton"):
+def _forward(case: ConvCase, given: operands.Operands, implementation: str = "triton") -> Tensor:
+    with rf.backend(implementation):
         return rf.ops.conv_bn_act(
             given.x, given.weight, given.scale, given.shift, given.residual,
             **case.geometry, act=case.act,
         )  # fmt: skip
 
 
-def stream(device: str) -> dict[str, Any]:
+def stream(device: str, implementation: str = "triton") -> dict[str, Any]:
     """On a side stream, behind work that is still under way there: as on the default stream."""
+    if implementation == "cuda" and (why := operands.why_no_cuda(device)) is not None:
+        return {"ok": None, "skipped": why}
     case, given = _tensors(device)
-    expected = _forward(case, given)
+    expected = _forward(case, given, implementation)
     again = operands.make(case, given.x.dtype, device, salt="other")
     with side_stream(device):
         if is_cuda(device):
@@ -80,18 +98,20 @@ def stream(device: str) -> dict[str, Any]:
         again.x.copy_(given.x)
         for name in ("weight", "scale", "shift", "residual"):
             getattr(again, name).copy_(getattr(given, name))
-        y = _forward(case, again)
+        y = _forward(case, again, implementation)
     synchronize(device)
     return {"ok": same_bits(y, expected)}
 
 
-def graph(device: str) -> dict[str, Any]:
+def graph(device: str, implementation: str = "triton") -> dict[str, Any]:
     """Captured once, replayed with new data in the same tensors."""
+    if implementation == "cuda" and (why := operands.why_no_cuda(device)) is not None:
+        return {"ok": None, "skipped": why}
     case, given = _tensors(device)
     kept: list[Tensor] = []
 
     def call() -> None:
-        kept[:] = [_forward(case, given)]
+        kept[:] = [_forward(case, given, implementation)]
 
     replay = capture(call, device)
     worst = True
@@ -101,25 +121,28 @@ def graph(device: str) -> dict[str, Any]:
             getattr(given, name).copy_(getattr(fresh, name))
         replay()
         synchronize(device)
-        worst = worst and same_bits(kept[0], _forward(case, fresh))
+        worst = worst and same_bits(kept[0], _forward(case, fresh, implementation))
     return {"ok": worst}
 
 
-def threads(device: str, count: int = 2) -> dict[str, Any]:
+def threads(device: str, count: int = 2, implementation: str = "triton") -> dict[str, Any]:
     """Two threads at once, each with its own data: what each gets alone."""
+    if implementation == "cuda" and (why := operands.why_no_cuda(device)) is not None:
+        return {"ok": None, "skipped": why}
     made = [_tensors(device)[0]] * count
     given = [
         operands.make(case, _tensors(device)[1].x.dtype, device, salt=str(number))
         for number, case in enumerate(made)
     ]
-    expected = [_forward(case, one) for case, one in zip(made, given, strict=True)]
+    expected = [_forward(case, one, implementation) for case, one in zip(made, given, strict=True)]
     synchronize(device)
     wrong: list[str] = []
 
     def work(number: int) -> None:
         try:
             for _ in range(20 if is_cuda(device) else 2):
-                if not same_bits(_forward(made[number], given[number]), expected[number]):
+                y = _forward(made[number], given[number], implementation)
+                if not same_bits(y, expected[number]):
                     wrong.append(f"thread {number} got another result")
                     return
         except Exception as error:
@@ -135,11 +158,13 @@ def threads(device: str, count: int = 2) -> dict[str, Any]:
     return {"ok": not wrong, **({"error": "; ".join(wrong)} if wrong else {})}
 
 
-def large(device: str, op: str) -> dict[str, Any]:
+def large(device: str, op: str, implementation: str = "triton") -> dict[str, Any]:
     """More than 2^31 elements, bfloat16: the first, the crossing and the last images are judged.
 
     The gradient of the weight sums over all images; those that are not judged are zero there.
     """
+    if implementation == "cuda" and (why := operands.why_no_cuda(device)) is not None:
+        return {"ok": None, "skipped": why}
     channels, size = 64, 224
     images = 2**31 // (channels * size * size) + 4 if is_cuda(device) else 5
     size = size if is_cuda(device) else 4
@@ -184,7 +209,7 @@ def large(device: str, op: str) -> dict[str, Any]:
     out.fill_(math.nan)
     if op == "conv_dgrad":
         given.x = out
-    operands.launch(op, case, given, out)
+    operands.launch(op, case, given, out, implementation=implementation)
     part = out if op == "conv_wgrad" else out[judged]
     found = operands.judge(op, small, dataclasses.replace(few, y=None), part, mode)
     return {**found, "elements": elements}

@@ -24,7 +24,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def conv(
-    device: str, op: str, case: str, mode: str, batch: int | None = None, special: str = ""
+    device: str,
+    op: str,
+    case: str,
+    mode: str,
+    batch: int | None = None,
+    special: str = "",
+    implementation: str = "triton",
 ) -> dict[str, Any]:
     """One op in the configuration that "auto" would choose.
 
@@ -35,7 +41,11 @@ def conv(
         mode: of `MODES`.
         batch: images; None for the case's own.
         special: of `PLACES`, where a NaN or an infinity goes.
+        implementation: "triton" or "cuda".
     """
+    why = operands.why_no_cuda(device) if implementation == "cuda" else None
+    if why is not None:
+        return {"ok": None, "skipped": why}
     dtype, allowed = MODES[mode]
     made = find(case, batch)
     made = operands.shrunk(made, device) if batch is not None else made
@@ -46,9 +56,9 @@ def conv(
         buffer, out = operands.poisoned(op, made, dtype, device)
         found: dict[str, Any] = {}
         if out.numel() and given.dy.numel():
-            found["plan"] = operands.plan_of(op, made, given).name
+            found["plan"] = operands.title(operands.plan_of(op, made, given, implementation))
             found["configuration"] = found["plan"].partition("/")[0]
-        operands.launch(op, made, given, out)
+        operands.launch(op, made, given, out, implementation=implementation)
         found |= operands.judge(op, made, given, out, mode)
     if not operands.bands_hold(buffer):
         found |= {"ok": False, "error": f"{op}: elements beside the output were written"}

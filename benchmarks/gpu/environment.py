@@ -135,4 +135,6 @@ def absent(kernel: Any, device: str) -> str | None:
         return f"the compiled extension is missing: {_extension.why_not()}"
     elif device != "cpu" and not _extension.has_cuda_kernels():
         return "the extension was built without nvcc"
+    elif device == "cpu" and kernel.op != "bn_act":
+        return "the CUDA convolutions need a GPU"
     return _platform.platform_refusal(kernel.implementation, "cpu" if device == "cpu" else 0)

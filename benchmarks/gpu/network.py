@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import resnet_fused as rf
 from gpu.device import capture, free_bytes, interleaved, is_cuda, synchronize
-from gpu.operands import precise
+from gpu.operands import precise, why_no_cuda
 from resnet_fused import backends, numerics
 from resnet_fused.calibrate import calibrate_batchnorm
 from resnet_fused.nn.blocks import PlainBottleneck
@@ -79,15 +79,17 @@ def stem(model: Any, x: Tensor) -> Tensor:
     return model.maxpool(model.relu(model.bn1(model.conv1(x))))
 
 
-def forward(device: str, batch: int = 4) -> dict[str, Any]:
+def forward(device: str, batch: int = 4, implementation: str = "triton") -> dict[str, Any]:
     """Each fused block beside the plain one, both against float64 of the same input; the output."""
+    if implementation == "cuda" and (why := why_no_cuda(device)) is not None:
+        return {"ok": None, "skipped": why}
     plain, size = make(device)
     fused = rf.fuse(plain)
     exact = copy.deepcopy(plain).double()
     dtype = dtype_of(device)
     image = images(batch, size, device, dtype, seed=1)
     rows, failed = {}, ""
-    with torch.inference_mode(), rf.backend("triton"):
+    with torch.inference_mode(), rf.backend(implementation):
         x = stem(plain, image)
         for (name, ours), (_, eager), (_, double) in zip(
             parts(fused), parts(plain), parts(exact), strict=True
@@ -111,7 +113,7 @@ def forward(device: str, batch: int = 4) -> dict[str, Any]:
         end = numerics.relative_check(y, plain(image), oracle)
     served = sorted({route.implementation for route in routes})
     found = {"blocks": rows, "end_ratio": end.ratio, "served": served, "layers": len(routes)}
-    if served != ["triton"]:
+    if served != [implementation]:
         failed = failed or f"layers were served by {', '.join(served)}"
     if not end.ratio <= numerics.END_TO_END_LIMIT * numerics.chance(y.numel()):
         failed = failed or f"the output's rms error is {end.ratio:.3f} times eager's"
@@ -125,8 +127,10 @@ def freeze(model: nn.Module) -> None:
             module.requires_grad_(False)
 
 
-def backward(device: str, batch: int = 4) -> dict[str, Any]:
+def backward(device: str, batch: int = 4, implementation: str = "triton") -> dict[str, Any]:
     """The gradients of every convolution's weight and of every block's input, block by block."""
+    if implementation == "cuda" and (why := why_no_cuda(device)) is not None:
+        return {"ok": None, "skipped": why}
     plain, size = make(device)
     freeze(plain)
     fused = rf.fuse(plain)
@@ -141,7 +145,7 @@ def backward(device: str, batch: int = 4) -> dict[str, Any]:
         with torch.no_grad():
             following = eager(x)
         dy = images_like(following)
-        with rf.backend("triton"):
+        with rf.backend(implementation):
             mine = gradients(ours, x, dy)
         theirs = gradients(eager, x, dy)
         with precise():

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from gpu.device import is_cuda
-from resnet_fused import numerics
+from resnet_fused import _extension, numerics
 from resnet_fused.cases import CONV_CASES, RESNET50_LAYERS, ConvCase
+from resnet_fused.ops import _cuda, _cuda_plan
 from resnet_fused.ops._selfchecks import GUARD, guarded
 from resnet_fused.triton import _launch, _limits, _tiles
 
@@ -29,6 +30,9 @@ MODES = {
 DEPTH = {"bf16": 16, "fp16": 16, "tf32": 8, "fp32": 2}
 """Depth of the matrix instruction, for the bound of sums that are cut. Float32 without TF32 takes
 three products of TF32 for each, of 8: a step for every 2 or 3."""
+
+CUDA_MODES = ("bf16", "fp16", "tf32")
+"""What the CUDA convolutions multiply; float32 without TF32 is PyTorch's."""
 
 ON_THE_CPU = 3e7
 """Multiply-adds up to which the oracle is the CPU's, independent of the GPU."""
@@ -141,9 +145,43 @@ def product_of(op: str, case: ConvCase, given: Operands) -> _tiles.Product:
     return kernel.product_of(given.dy, given.weight, case.groups)
 
 
-def plan_of(op: str, case: ConvCase, given: Operands) -> _tiles.Plan:
-    """What "auto" would choose."""
-    return _launch.plan_of(product_of(op, case, given), given.x.device, None)
+def why_no_cuda(device: str) -> str | None:
+    """Why the CUDA convolutions can't run here, or None."""
+    if not is_cuda(device):
+        return "the CUDA convolutions need a GPU"
+    if not _extension.available():
+        return f"no extension: {_extension.why_not()}"
+    if not _extension.has_cuda_kernels():
+        return "the extension was built without nvcc"
+    return None
+
+
+def cuda_problem(op: str, case: ConvCase, given: Operands, out: Tensor) -> _cuda_plan.Problem:
+    """What the plan of a CUDA convolution depends on."""
+    operands = {
+        "conv_bn_act": (given.x, given.weight, given.residual),
+        "conv_dgrad": (given.dy, given.y, given.weight),
+        "conv_wgrad": (given.dy, given.y, given.x),
+    }[op]
+    return _cuda_plan.problem_of(op, operands, geometry(case), out, real=False)
+
+
+def plan_of(
+    op: str, case: ConvCase, given: Operands, implementation: str = "triton", wish: int = -1
+) -> Any:
+    """What "auto" would choose, or a plan of the CUDA kernel's configuration of index `wish`."""
+    if implementation == "triton":
+        return _launch.plan_of(product_of(op, case, given), given.x.device, None)
+    dtype = given.dy.dtype if op != "conv_bn_act" else given.x.dtype
+    out = torch.empty(output_shape(op, case), dtype=dtype, device="meta")
+    out = out.contiguous(memory_format=torch.channels_last)
+    about = _cuda_plan.gpu(given.dy.device)
+    return _cuda_plan.plan(cuda_problem(op, case, given, out), about, wish)
+
+
+def title(plan: Any) -> str:
+    """A plan's name, and the splits of its reduction: "64x64_4w4s/2"."""
+    return plan.name if isinstance(plan, _tiles.Plan) else f"{plan.name}/{plan.splits}"
 
 
 def output_shape(op: str, case: ConvCase) -> tuple[int, int, int, int]:
@@ -153,17 +191,26 @@ def output_shape(op: str, case: ConvCase) -> tuple[int, int, int, int]:
 
 
 def launch(
-    op: str, case: ConvCase, given: Operands, out: Tensor, plan: _tiles.Plan | None = None
+    op: str,
+    case: ConvCase,
+    given: Operands,
+    out: Tensor,
+    plan: Any = None,
+    implementation: str = "triton",
 ) -> None:
-    """Runs an op's Triton kernel."""
-    run = kernel_of(op).launch
+    """Runs an op's Triton or CUDA kernel, as planned or as it chooses itself."""
+    more: dict[str, Any] = {"plan": plan}
+    run = kernel_of(op).launch if implementation == "triton" else getattr(_cuda, f"launch_{op}")
+    if implementation == "cuda":
+        # Of all configurations: what is not admitted yet is just what is looked at.
+        more = {"wish": (-1, 0) if plan is None else (plan.configuration, plan.splits)}
     if op == "conv_bn_act":
         vectors = (given.scale, given.shift, given.residual)
-        run(given.x, given.weight, *vectors, out, *geometry(case), case.act, plan=plan)
+        run(given.x, given.weight, *vectors, out, *geometry(case), case.act, **more)
     elif op == "conv_dgrad":
-        run(given.dy, given.y, given.weight, given.scale, out, *geometry(case), plan=plan)
+        run(given.dy, given.y, given.weight, given.scale, out, *geometry(case), **more)
     else:
-        run(given.dy, given.y, given.x, given.scale, out, *geometry(case), plan=plan)
+        run(given.dy, given.y, given.x, given.scale, out, *geometry(case), **more)
 
 
 def poisoned(op: str, case: ConvCase, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:

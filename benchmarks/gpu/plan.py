@@ -18,8 +18,9 @@ SHARES = {
 """Stage -> its share of the time. What a stage does not need goes to those behind it."""
 
 OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad")
-SANITIZED = "64x64_4w4s"
-"""A configuration small enough for every dtype and kind of product, so that all cases run."""
+SANITIZED = ("64x64_", "narrow_")
+"""How the names of configurations begin that are small enough for every dtype and kind of product,
+so that all cases run; the CUDA kernels have two ways to load."""
 
 
 def matching(tasks: Iterable[Task], only: str) -> list[Task]:
@@ -82,12 +83,8 @@ def bounds(device: str) -> list[Task]:
         ),
     ]
 
-    def conv(op: str, case: str, mode: str, **more: Any) -> Task:
-        name = " ".join([op, mode, case, *(str(value) for value in more.values())])
-        arguments = {"op": op, "case": case, "mode": mode, **more}
-        return Task(name, "gpu.bounds:conv", arguments, about={"op": op, "mode": mode})
-
     layers = [conv(op, one.name, main, batch=4) for op in OPS for one in RESNET50_LAYERS]
+    layers += cuda_bounds() if device != "cpu" else []
     small = {mode: [conv(op, c.name, mode) for op in OPS for c in CONV_CASES] for mode in known}
     special = [
         conv(op, case, main, special=place)
@@ -109,8 +106,55 @@ def bounds(device: str) -> list[Task]:
     return [*first, *layers, *small[main], *layouts, *special, *rest]
 
 
+def conv(op: str, case: str, mode: str, **more: Any) -> Task:
+    """One op on random data; `more` as `gpu.bounds.conv` takes it."""
+    implementation = more.get("implementation", "triton")
+    kernel = op if implementation == "triton" else f"{op}.{implementation}"
+    rest = [str(value) for key, value in more.items() if key != "implementation"]
+    arguments = {"op": op, "case": case, "mode": mode, **more}
+    about = {"op": op, "mode": mode, "implementation": implementation}
+    return Task(" ".join([kernel, mode, case, *rest]), "gpu.bounds:conv", arguments, about=about)
+
+
+def cuda_bounds() -> list[Task]:
+    """The CUDA convolutions on random data: layers, every case in every mode, NaN, behaviour."""
+    from gpu import behaviour
+    from gpu.bounds import PLACES, SPECIAL_CASES
+    from gpu.operands import CUDA_MODES
+    from resnet_fused.cases import CONV_CASES, RESNET50_LAYERS
+
+    cuda = {"implementation": "cuda"}
+    steps = [
+        Task("network forward cuda", "gpu.network:forward", cuda, 150),
+        Task("network gradients cuda", "gpu.network:backward", cuda, 150),
+        *(Task(f"{name} cuda", f"gpu.behaviour:{name}", cuda)
+          for name in ("stream", "graph", "threads")),
+        *(Task(f"large {op}.cuda", "gpu.behaviour:large", {"op": op, **cuda}, 90) for op in OPS),
+        *(
+            Task(
+                f"determinism {op}.cuda {case}", "gpu.behaviour:determinism",
+                {"op": op, "case": case, **cuda},
+            )
+            for op in OPS
+            for case in behaviour.SPLIT_LAYERS
+        ),
+    ]  # fmt: skip
+    main = CUDA_MODES[0]
+    steps += [conv(op, one.name, main, batch=4, **cuda) for op in OPS for one in RESNET50_LAYERS]
+    steps += [
+        conv(op, c.name, mode, **cuda) for mode in CUDA_MODES for op in OPS for c in CONV_CASES
+    ]
+    return steps + [
+        conv(op, case, main, special=place, **cuda)
+        for op in OPS
+        for case in SPECIAL_CASES
+        for place in PLACES
+        if place.endswith(("_dy", "_y")) != (op == "conv_bn_act")
+    ]
+
+
 def sanitized(kernels: Sequence[Mapping[str, Any]], only: str = "") -> list[str]:
-    """One configuration of every kernel, as `gpu.sanitized` takes them.
+    """One or two configurations of every kernel, as `gpu.sanitized` takes them.
 
     Args:
         kernels: those that can run here.
@@ -120,8 +164,9 @@ def sanitized(kernels: Sequence[Mapping[str, Any]], only: str = "") -> list[str]
     found = []
     for task in matching(named, only) or named:
         names = list(task.arguments["configurations"])
-        name = SANITIZED if SANITIZED in names else names[0]
-        found.append(f"{task.arguments['check']}={name}")
+        small = [next((n for n in names if n.startswith(kind)), None) for kind in SANITIZED]
+        chosen = [name for name in small if name is not None] or names[:1]
+        found += [f"{task.arguments['check']}={name}" for name in chosen]
     return found
 
 
@@ -154,15 +199,38 @@ def tiles() -> tuple[str, ...]:
     return tuple(_tiles.BY_NAME)
 
 
-def timings(rates: Mapping[str, Any], predictions: Mapping[str, Any]) -> list[Task]:
-    """Ten layers at three batch sizes, `bn_act`, then every other configuration at the largest."""
+def kernel_and_configuration(variant: str, one: Mapping[str, Any]) -> tuple[str, str]:
+    """Whose time a variant is: the implementation, and the name of its configuration.
+
+    Args:
+        variant: "ours", the name of a tile, "cuda", or "cuda NAME".
+        one: what `time_layer` found.
+    """
+    kind, _, name = variant.rpartition(" ")
+    if variant == "cuda":
+        return "cuda", one["cuda_configuration"]
+    if kind == "cuda":
+        return "cuda", name
+    return "triton", one["configuration"] if variant == "ours" else variant
+
+
+def timings(
+    rates: Mapping[str, Any], predictions: Mapping[str, Any], cuda: Sequence[str] = ()
+) -> list[Task]:
+    """Ten layers at three batch sizes, `bn_act`, then every other configuration at the largest.
+
+    Args:
+        rates: the ceilings.
+        predictions: layer -> what was predicted.
+        cuda: names of the CUDA kernel's configurations, if it can run here.
+    """
     from gpu.speed import BATCHES, LAYERS
 
     ceilings = {"flops": rates["flops"], "bandwidth": rates["bandwidth"]}
     found = [
         Task(
             f"{layer}@{batch}", "gpu.speed:time_layer",
-            {"layer": layer, "batch": batch, **ceilings}, 90,
+            {"layer": layer, "batch": batch, **ceilings, "cuda": [""] if cuda else []}, 90,
             about={"layer": f"{layer}@{batch}", "predicted": predictions.get(f"{layer}@{batch}")},
         )
         for batch in BATCHES
@@ -180,7 +248,7 @@ def timings(rates: Mapping[str, Any], predictions: Mapping[str, Any]) -> list[Ta
             f"{layer}@{BATCHES[0]} tuning", "gpu.speed:time_layer",
             {
                 "layer": layer, "batch": BATCHES[0], **ceilings, "tiles": list(tiles()),
-                "peers": False, "rounds": 7,
+                "peers": False, "cuda": list(cuda), "rounds": 7,
             },
             90, about={"layer": f"{layer}@{BATCHES[0]}"},
         )

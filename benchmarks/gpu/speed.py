@@ -15,6 +15,7 @@ from gpu import operands
 from gpu.device import Samples, capture, free_bytes, interleaved, is_cuda, l2_bytes, synchronize
 from gpu.operands import Operands, find
 from resnet_fused.cases import ConvCase
+from resnet_fused.ops import _cuda_plan
 from resnet_fused.roofline import conv_cost
 from resnet_fused.triton import _tiles
 
@@ -184,6 +185,7 @@ def time_layer(
     bandwidth: float,
     tiles: tuple[str, ...] = (),
     peers: bool = True,
+    cuda: tuple[str, ...] = (),
     rounds: int = 11,
 ) -> dict[str, Any]:
     """Times one layer: every variant as a graph over several sets of operands, in turns.
@@ -196,6 +198,7 @@ def time_layer(
         bandwidth: bytes/s that it moves.
         tiles: further configurations, for tuning.
         peers: whether to time eager and cuDNN.
+        cuda: configurations of the CUDA kernel, "" for its own choice.
         rounds: samples of each variant.
     """
     case, dtype = layer_case(layer, batch, device), dtype_of(device)
@@ -209,12 +212,13 @@ def time_layer(
     plan = operands.plan_of("conv_bn_act", case, sets[0])
     found: dict[str, Any] = {"sets": count, "plan": plan.name, "why": plan.why, "omitted": {}}
     variants: dict[str, Callable[[], Any]] = {}
-    plans = {"ours": plan, "ours_again": plan}
+    plans: dict[str, Any] = {"ours": plan, "ours_again": plan}
     for tile in tiles:
         other = _plan(case, sets[0], tile)
         if other is not None and other.name != plan.name:
             plans[tile] = other
     found["plans"] = {name: {"name": one.name, "one_loop": one.flat} for name, one in plans.items()}
+    _add_cuda(case, sets[0], device, cuda, plans, found)
     for name, one in plans.items():
         replay = None
         try:
@@ -240,12 +244,42 @@ def time_layer(
     return {"ok": True, **found, "configuration": plan.tile.name, "samples": rounds}
 
 
+def _add_cuda(
+    case: ConvCase,
+    given: Operands,
+    device: str,
+    names: tuple[str, ...],
+    plans: dict[str, Any],
+    found: dict[str, Any],
+) -> None:
+    """Adds variants of the CUDA kernel: "cuda" is its own choice, "cuda NAME" another one."""
+    why = operands.why_no_cuda(device)
+    for name in names:
+        variant = f"cuda {name}".strip()
+        if why is not None:
+            found["omitted"][variant] = why
+            continue
+        known = _cuda_plan.configurations("conv_bn_act")
+        wish = known.index(name) if name else -1
+        plan = operands.plan_of("conv_bn_act", case, given, "cuda", wish)
+        if plan.configuration < 0:
+            if not name:
+                found["omitted"][variant] = plan.why
+            continue  # it is never used for this product
+        plans[variant] = plan
+        found["plans"][variant] = {"name": operands.title(plan), "why": plan.why}
+        if not name:
+            found["cuda_configuration"] = plan.name
+
+
 def _over(
-    case: ConvCase, sets: list[Operands], outs: list[Tensor], plan: _tiles.Plan
+    case: ConvCase, sets: list[Operands], outs: list[Tensor], plan: Any
 ) -> Callable[[], None]:
+    kind = "triton" if isinstance(plan, _tiles.Plan) else "cuda"
+
     def call() -> None:
         for given, out in zip(sets, outs, strict=True):
-            operands.launch("conv_bn_act", case, given, out, plan)
+            operands.launch("conv_bn_act", case, given, out, plan, kind)
 
     return call
 
@@ -300,6 +334,8 @@ def _report(
     for peer in ("eager", "cudnn"):
         if peer in timed.seconds:
             found["ratios"][f"over_{peer}"] = timed.ratio(peer, "ours")
+            if "cuda" in timed.seconds:
+                found["ratios"][f"cuda_over_{peer}"] = timed.ratio(peer, "cuda")
     return found
 
 
