@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 
 import emulated
 import emulated_shapes
+import mutants
 import pytest
+import torch
+
+from resnet_fused import numerics
+from resnet_fused.ops._library import overload
 
 pytestmark = pytest.mark.emulated
 
@@ -30,6 +36,44 @@ def test_random_shapes(chunk):
         if reason:
             failures.append((drawn, reason))
     assert not failures, f"{len(failures)} failed, first {failures[0]}"
+
+
+# The kernels of bn_act, by a line that only they run: channels as columns, as rows, any strides.
+BN_ACT = {
+    "load_channels(scale_table": ("nhwc",),
+    "row_scale = ": ("nchw",),
+    "x_offset": ("sliced", "expanded", "unaligned"),
+}
+
+
+@pytest.mark.parametrize("line", BN_ACT)
+def test_random_shapes_of_bn_act(line):
+    """Each kernel under every schedule."""
+    for number, schedule in enumerate(emulated.SCHEDULES * (10 if WHOLE else 1)):
+        rng = random.Random(f"{line} {number}")
+        dtype = rng.choice(emulated.DTYPES["bn_act"])
+        step = 8 if line != "x_offset" else 1
+        c, w = (step * rng.randint(1, 40), step * rng.randint(1, 5))
+        shape = (rng.randint(2, 4), c + (c == 1), rng.randint(2, 9), w + (w == 1))
+        generator = torch.Generator().manual_seed(number)
+        x, residual = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        scale, shift = torch.randn(2, shape[1], generator=generator, dtype=compute).unbind()
+        layout = rng.choice(BN_ACT[line])
+        inputs = (
+            emulated_shapes.lay_out(x, layout),
+            scale.clone(),
+            shift.clone(),
+            rng.choice((None, emulated_shapes.lay_out(residual, layout))),
+        )
+        act = rng.choice(("relu", "none"))
+        with emulated.using(schedule=schedule) as runs:
+            y = overload("bn_act", emulated.NAME)(*inputs, act)
+        oracle = numerics.bn_act_oracle(*inputs, act)
+        check = numerics.check_bound(y, oracle, numerics.bn_act_bound(*inputs, oracle))
+        assert check.ok, (shape, dtype, layout, schedule, check)
+        ran = {mutants.Mutant(s["file"], s["line"], "", "").text for s in runs.reports[-1]["sites"]}
+        assert any(line in text for text in ran), (shape, layout)
 
 
 def test_every_configuration_meets_every_schedule():

@@ -12,8 +12,23 @@ pytestmark = pytest.mark.emulated
 
 CHUNKS = 4
 OPS = tuple(mutants.TRIALS)
-# (file, the line's text, instruction, fault) -> why the fault does no harm there.
-HARMLESS: dict[tuple[str, str, str, str], str] = {}
+RESIDUAL = "ptx::cp_async<kChunkBytes>(buffer_.chunk_at(row, chunk), residual + offset, valid);"
+ARRIVAL = "ptx::store_shared(scratch, ptx::atomic_add_acq_rel(workspace.arrivals + tile, 1u));"
+FENCE = "ptx::fence_acq_rel_gpu();"
+TWICE = (
+    "the partial sums are released and acquired twice: by fences, and by the atomic of acquire and "
+    "release behind the barrier; either is enough"
+)
+# (op, file, the line's text, instruction, fault) -> why the fault does no harm there.
+HARMLESS: dict[tuple[str, str, str, str, str], str] = {
+    ("conv_bn_act", "conv_epilogue.h", RESIDUAL, "cp.async.cg", "ignore_predicate"): (
+        "the shortcut beyond the tile's end is added to results that are never stored"
+    ),
+} | {
+    (op, "split_reduction.h", line, instruction, "no_fence"): TWICE
+    for op in ("conv_bn_act", "conv_dgrad")
+    for line, instruction in ((FENCE, "fence.acq_rel"), (ARRIVAL, "atom.acq_rel.add.u32"))
+}
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -25,7 +40,7 @@ def test_every_fault_is_noticed(op, chunk):
     survivors, stale = [], []
     for key, group in list(groups.items())[chunk::CHUNKS]:
         alive = [m for m in group if mutants.noticed(m, mutants.found(op)[m]) is None]
-        if key not in HARMLESS:
+        if (op, *key) not in HARMLESS:
             survivors += alive
         elif not alive:
             stale.append(key)
@@ -34,7 +49,7 @@ def test_every_fault_is_noticed(op, chunk):
 
 
 def test_the_table_of_harmless_faults_names_real_ones():
-    known = {mutant.key for op in OPS for mutant in mutants.found(op)}
+    known = {(op, *mutant.key) for op in OPS for mutant in mutants.found(op)}
     assert set(HARMLESS) - known == set()
     assert all(len(reason) > 20 for reason in HARMLESS.values())
 

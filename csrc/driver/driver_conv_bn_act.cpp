@@ -46,11 +46,10 @@ RfGpu this_gpu() {
   return {132, 227 * 1024, 228 * 1024};
 #else
   int device = 0;
-  cudaDeviceProp properties;
+  RfGpu gpu;
   check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-  return {properties.multiProcessorCount, static_cast<int32_t>(properties.sharedMemPerBlockOptin),
-          static_cast<int32_t>(properties.sharedMemPerMultiprocessor)};
+  check(rf_gpu(device, &gpu), "cudaDeviceGetAttribute");
+  return gpu;
 #endif
 }
 

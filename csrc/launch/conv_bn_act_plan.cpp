@@ -264,9 +264,10 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
   for (int i = 0; i < kTiles; ++i) {
     const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(i);
     if (configuration >= 0 && i != configuration) continue;
-    against = unfit(tile, product, *gpu);
+    const char* refusal = unfit(tile, product, *gpu);
+    if (refusal != nullptr) against = refusal;
     // Narrow loads are for what is not wide, unless they are asked for.
-    if (against != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
+    if (refusal != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
     const int64_t columns = divide_up(product.channels, tile.n) * product.groups;
     // So many images that neither pixels nor blocks need more than 31 bits.
     const int64_t rows = std::min(kMost, kMost / columns * tile.m);

@@ -324,9 +324,10 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
     if (configuration >= 0 && i != configuration) continue;
     int64_t images = problem.x_size[0];
     const Product product = choice.product(tile, &images);
-    against = unfit(tile, product, choice.gpu);
+    const char* refusal = unfit(tile, product, choice.gpu);
+    if (refusal != nullptr) against = refusal;
     // Narrow loads are for what is not wide, unless they are asked for.
-    if (against != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
+    if (refusal != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
     if (images < 1) {
       against = "more tiles or pixels than a launch can have";
       continue;

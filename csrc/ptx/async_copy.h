@@ -35,7 +35,11 @@ RF_DEVICE void cp_async(SharedAddress to, const void* from, bool valid RF_SITE_P
       return;
     case emulator::Fault::kIgnorePredicate:
       if (valid) break;
-      // What lies outside of the tensor may not be mapped here, so its values are made up.
+      // An address beyond every tensor is noticed where the session knows the tensors. What lies
+      // there may not be mapped, so the values are made up.
+      if (emulator::current_session != nullptr && emulator::current_session->checking_tensors) {
+        emulator::global(site, kName, from, kBytes, kBytes, emulator::Access::kRead);
+      }
       std::memset(emulator::shared(site, kName, to, kBytes, kBytes, emulator::Access::kWrite),
                   detail::kBeyondTensor, kBytes);
       return;

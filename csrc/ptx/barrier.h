@@ -54,9 +54,11 @@ inline void named_barrier(emulator::Site site, const char* name, int id, int thr
 // Waits for all threads of the block; what they wrote before is seen behind it.
 RF_DEVICE void sync_threads(RF_SITE_ONLY) {
 #if defined(RF_EMULATED)
-  const auto fault = emulator::fault_at(site, "bar.sync 0", {emulator::Fault::kSkip});
+  const auto fault = emulator::fault_at(site, "bar.sync 0",
+                                        {emulator::Fault::kSkip, emulator::Fault::kWrongBarrier});
   if (fault == emulator::Fault::kSkip) return;
-  emulator::barrier(site, 0, detail::kEveryThread, true);
+  const bool wrong = fault == emulator::Fault::kWrongBarrier && emulator::warp() % 2 != 0;
+  emulator::barrier(site, wrong ? 1 : 0, detail::kEveryThread, true);
 #else
   asm volatile("bar.sync 0;" ::: "memory");
 #endif
