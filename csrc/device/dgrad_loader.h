@@ -110,9 +110,11 @@ class DgradLoader {
       for (int i = 0; i < Left::kRows; ++i) {
         const ptx::SharedAddress at = dy_.address(stage, pass, i);
         auto unit = ptx::load_shared<LeftUnit>(at);
-        multiply(unit, scale);
         if (arguments_.y != nullptr) {
-          mask(unit, ptx::load_shared<LeftUnit>(y_.address(stage + Shape::kMaskOffset, pass, i)));
+          const ptx::SharedAddress result = y_.address(stage + Shape::kMaskOffset, pass, i);
+          scale_and_mask(unit, ptx::load_shared<LeftUnit>(result), scale);
+        } else {
+          scale_only(unit, scale);
         }
         ptx::store_shared(at, unit);
       }

@@ -57,22 +57,15 @@ class WgradLoader {
         issue_channels(y_, stage + Shape::kMaskOffset, i, y_channel_, arguments_.y_pixels,
                        arguments_.y_k);
       }
+      if constexpr (kSameRows) issue_columns(right_of(stage), i, dz_at_);
       dz_at_ = advanced(dz_at_, dz_advance_, arguments_.pixels);
     }
+    if constexpr (!kSameRows) {
 #pragma unroll
-    for (int i = 0; i < Right::kRows; ++i) {
-      const int32_t top = x_at_.s * arguments_.stride_h;
-      const int32_t left = x_at_.c * arguments_.stride_w;
-      const auto pixel = along<Offset>(x_at_, arguments_.x_pixels);
-      const bool known = x_at_.r < arguments_.pixels.taps_r;
-      x_.issue(right_of(stage), i, [&](int j) {
-        const bool inside =
-            static_cast<uint32_t>(top + h_[j]) < static_cast<uint32_t>(arguments_.height) &&
-            static_cast<uint32_t>(left + w_[j]) < static_cast<uint32_t>(arguments_.width);
-        return Source<T>{moved_by<T, kWidth>(x_column_[j], pixel),
-                         known && inside && j < columns_left_};
-      });
-      x_at_ = advanced(x_at_, x_advance_, arguments_.pixels);
+      for (int i = 0; i < Right::kRows; ++i) {
+        issue_columns(right_of(stage), i, x_at_);
+        x_at_ = advanced(x_at_, x_advance_, arguments_.pixels);
+      }
     }
   }
 
@@ -96,6 +89,8 @@ class WgradLoader {
 
  private:
   static constexpr int kColumns = Left::kThroughRegisters ? 2 : 1;  // that a thread looks up
+  // Whether a thread's rows of both tiles are the same pixels, which it then counts once.
+  static constexpr bool kSameRows = Left::kRowStep == Right::kRowStep;
 
   static RF_DEVICE ptx::SharedAddress right_of(ptx::SharedAddress stage) {
     return stage + Shape::kM * Shape::kStepBytes;
@@ -111,13 +106,27 @@ class WgradLoader {
     });
   }
 
+  RF_DEVICE void issue_columns(ptx::SharedAddress tile, int i, const Column& at) {
+    const int32_t top = at.s * arguments_.stride_h;
+    const int32_t left = at.c * arguments_.stride_w;
+    const auto pixel = along<Offset>(at, arguments_.x_pixels);
+    const bool known = at.r < arguments_.pixels.taps_r;
+    x_.issue(tile, i, [&](int j) {
+      const bool inside =
+          static_cast<uint32_t>(top + h_[j]) < static_cast<uint32_t>(arguments_.height) &&
+          static_cast<uint32_t>(left + w_[j]) < static_cast<uint32_t>(arguments_.width);
+      return Source<T>{moved_by<T, kWidth>(x_column_[j], pixel),
+                       known && inside && j < columns_left_};
+    });
+  }
+
   const ConvWgradArguments& arguments_;
   Left dy_;
   Left y_;
   Right x_;
   Column dz_at_;  // output pixel (q, p, n) of dy's row that is asked for next
   Column dz_advance_;
-  Column x_at_;  // likewise of x's row
+  Column x_at_;  // likewise of x's row; unused with kSameRows
   Column x_advance_;
   const T* dy_channel_;  // of pixel 0
   const T* y_channel_;
