@@ -42,6 +42,7 @@ __all__ = [
     "refusal",
     "register",
     "source_hash",
+    "timings",
     "verdict",
     "without_checks",
 ]
@@ -392,11 +393,32 @@ def _shipped_records() -> tuple[dict[str, Any], ...]:
         return ()
 
 
-def _shipped(kernel: Kernel, digest: str, gpu: Gpu) -> Verdict | None:
-    """What the package's own record says of a kernel on this architecture, or None."""
+def _records_of(kernel: Kernel, digest: str, gpu: Gpu) -> list[dict[str, Any]]:
     mine = (kernel.op, kernel.implementation, digest, gpu.capability)
     fields = ("op", "implementation", "hash", "arch")
-    found = [one for one in _shipped_records() if tuple(one[name] for name in fields) == mine]
+    return [one for one in _shipped_records() if tuple(one[name] for name in fields) == mine]
+
+
+def timings(op: str, implementation: str, index: int | None = None) -> dict[str, float]:
+    """Layer -> the least microseconds that the package's own record knows of a kernel on a GPU."""
+    kernel = _kernels.get((op, implementation))
+    if kernel is None or not _shipped_records():
+        return {}
+    try:
+        digest = source_hash(kernel)
+    except OSError:  # no extension, and so no kernel
+        return {}
+    gpu = _platform.identify(_platform.current_device() if index is None else index)
+    best: dict[str, float] = {}
+    for one in _records_of(kernel, digest, gpu):
+        for layer, us in one["timings"].items() if one["ok"] else ():
+            best[layer] = min(us, best.get(layer, us))
+    return best
+
+
+def _shipped(kernel: Kernel, digest: str, gpu: Gpu) -> Verdict | None:
+    """What the package's own record says of a kernel on this architecture, or None."""
+    found = _records_of(kernel, digest, gpu)
     if not found:
         return None
     allowed = frozenset(one["configuration"] for one in found if one["ok"])
