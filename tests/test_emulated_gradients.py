@@ -195,3 +195,16 @@ def test_every_layer_of_resnet50_has_a_plan_that_fits(op, gpu):
             assert tile["shared_bytes"] <= gpu[1]
             assert tile["blocks"] * tile["warps"] <= 16, "255 registers a thread, 64 K each"
             assert made["blocks"] > 0
+
+
+def test_a_long_filter_is_refused():
+    """Both kernels' plans share the check, and conv_dgrad keeps a bit for each tap."""
+    long = cases.ConvCase("long", 1, 8, 1, 32, 8, 1, 16, padding=(0, 8))
+    for op in OPS:
+        with pytest.raises(ValueError, match="a filter of 1 x 16; at most 15 x 15"):
+            plan(op, problem(op, long))
+    fits = cases.ConvCase("fits", 1, 8, 1, 32, 8, 1, 15, padding=(0, 7))
+    operands = channels_last(gradient_operands(fits, torch.float16, exact=True))
+    assert not len(
+        wrong("conv_dgrad", operands, fits, run("conv_dgrad", emulated.NAME, operands, fits))
+    )

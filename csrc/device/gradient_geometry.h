@@ -9,6 +9,15 @@
 
 namespace resnet_fused {
 
+// A stage of the ring with a second tile of the left operand's layout behind both operands: y's,
+// beside dy's.
+template <class Shape>
+struct MaskedShape : Shape {
+  static constexpr int kMaskOffset = Shape::kStageBytes;
+  static constexpr int kStageBytes = Shape::kStageBytes + Shape::kM * Shape::kStepBytes;
+  static constexpr int kRingBytes = Shape::kStages * kStageBytes;
+};
+
 // conv_dgrad along one axis, vertical or horizontal. An input row h meets only those taps r for
 // which h + padding - r dilation is a multiple of the stride. Rows of one remainder h % stride, a
 // phase, meet the same taps, `tap_step` apart: no zero is multiplied.

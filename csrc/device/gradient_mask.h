@@ -8,7 +8,6 @@
 
 #include "../ptx/ptx.h"
 #include "scalar.h"
-#include "tile_shape.h"
 
 namespace resnet_fused {
 
@@ -16,15 +15,6 @@ namespace resnet_fused {
 template <class T, int kCount>
 struct alignas(kCount * sizeof(T)) Unit {
   T value[kCount];
-};
-
-// A stage of the ring with a second tile of the left operand's layout behind both operands: y's,
-// beside dy's.
-template <class Shape>
-struct MaskedShape : Shape {
-  static constexpr int kMaskOffset = Shape::kStageBytes;
-  static constexpr int kStageBytes = Shape::kStageBytes + Shape::kM * Shape::kStepBytes;
-  static constexpr int kRingBytes = Shape::kStages * kStageBytes;
 };
 
 // scale * dz, rounded once: an operand of the product. dz = dy where the result passed the ReLU,

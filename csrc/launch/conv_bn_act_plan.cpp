@@ -4,34 +4,18 @@
 // on a GPU; only their proportions matter.
 #include <algorithm>
 #include <array>
-#include <cstdarg>
 #include <cstdio>
 #include <string>
 
-#include "../device/bn_act.h"
 #include "conv_bn_act_arguments.h"
+#include "conv_plan.h"
 #include "conv_tiles.h"
 
 namespace resnet_fused {
 namespace {
 
-// What one multiprocessor does in a clock cycle, for an H200.
-constexpr double kMatrixUnit = 4 * 323;  // products of 16 bits: mma.sync at 0.63 of wgmma's rate
-constexpr double kSharedBytes = 128;     // the documented width of shared memory
-constexpr double kCacheBytes = 28;       // from L2, when all multiprocessors read different lines
-constexpr double kMemoryBytes = 22;      // from memory
-constexpr double kInstructions = 128;    // of single threads: four warps
-// Cycles until a load from L2 or memory has come.
-constexpr double kLatency = 800;
-// Cycles that splits cost beside their traffic: the counters' clearing and the arrivals.
-constexpr double kMeeting = 3000;
-// Instructions that a narrow operand's element takes: its bounds, its address, its load.
-constexpr double kNarrowInstructions = 10;
 // Beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostSplits = 32;
-
-// A launch counts pixels, blocks and places in a reduction in 31 bits, with room to round up.
-constexpr int64_t kMost = (int64_t{1} << 31) - 4096;
 
 constexpr int kTiles = ConvWideTiles::kSize + ConvNarrowTiles::kSize;
 
@@ -129,80 +113,13 @@ double cost(const Product& product, const RfConvConfiguration& tile, int64_t spl
   return total;
 }
 
-// Into how many parts a reduction may be cut: each has a step at least.
-bool has_work(int64_t steps, int64_t splits) {
-  return divide_up(steps, divide_up(steps, splits)) == splits;
-}
-
-struct Refusal {
-  char* why;
-  size_t bytes;
-
-  int32_t operator()(const char* format, ...) const __attribute__((format(printf, 2, 3))) {
-    va_list values;
-    va_start(values, format);
-    if (bytes > 0) std::vsnprintf(why, bytes, format, values);
-    va_end(values);
-    return 1;
-  }
-};
-
-using Long = long long;
-
-int32_t check_sizes(const RfConvBnAct& problem, const Refusal& refuse) {
-  for (int d = 0; d < 4; ++d) {
-    if (problem.x_size[d] < 0 || problem.x_size[d] > kMost || problem.weight_size[d] < 0 ||
-        problem.weight_size[d] > kMost) {
-      return refuse("sizes run from 0 to %lld; dimension %d of x has %lld, of weight %lld",
-                    static_cast<Long>(kMost), d, static_cast<Long>(problem.x_size[d]),
-                    static_cast<Long>(problem.weight_size[d]));
-    }
-  }
-  const int64_t groups = problem.groups;
-  if (groups < 1 || problem.weight_size[0] % groups != 0 ||
-      problem.x_size[1] != problem.weight_size[1] * groups) {
-    return refuse("%lld groups do not divide %lld channels by weights of [%lld, %lld]",
-                  static_cast<Long>(groups), static_cast<Long>(problem.x_size[1]),
-                  static_cast<Long>(problem.weight_size[0]),
-                  static_cast<Long>(problem.weight_size[1]));
-  }
-  if (problem.weight_size[2] > kMostTaps || problem.weight_size[3] > kMostTaps) {
-    return refuse("a filter of %lld x %lld; at most %d x %d are possible",
-                  static_cast<Long>(problem.weight_size[2]),
-                  static_cast<Long>(problem.weight_size[3]), kMostTaps, kMostTaps);
-  }
-  constexpr int64_t kFar = int64_t{1} << 30;  // positions stay in 32 bits, however far they lead
-  for (int d = 0; d < 2; ++d) {
-    const int64_t reach = problem.dilation[d] * problem.weight_size[2 + d];
-    if (problem.stride[d] < 1 || problem.dilation[d] < 1 || problem.padding[d] < 0 ||
-        problem.dilation[d] >= kFar || reach >= kFar ||
-        problem.x_size[2 + d] + 2 * problem.padding[d] >= kFar || problem.stride[d] >= kFar) {
-      return refuse(
-          "stride %lld, padding %lld, dilation %lld along dimension %d of %lld: strides "
-          "and dilations start at 1, and positions end below 2^30",
-          static_cast<Long>(problem.stride[d]), static_cast<Long>(problem.padding[d]),
-          static_cast<Long>(problem.dilation[d]), 2 + d, static_cast<Long>(problem.x_size[2 + d]));
-    }
-  }
+int32_t check_depth(const RfConvBnAct& problem, const Refusal& refuse) {
   const int64_t depth = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
   if (depth < 1 || depth > kMost) {
     return refuse("a reduction over %lld elements; from 1 to %lld are possible",
                   static_cast<Long>(depth), static_cast<Long>(kMost));
   }
   return 0;
-}
-
-int32_t check_dtype(const RfConvBnAct& problem, const Refusal& refuse) {
-  switch (static_cast<DataType>(problem.dtype)) {
-    case DataType::kBFloat16:
-    case DataType::kFloat16:
-      return 0;
-    case DataType::kFloat32:
-      if (problem.allow_tf32 != 0) return 0;
-      return refuse("float32 is multiplied in TF32, and TF32 is not allowed");
-    default:
-      return refuse("dtype %d; bfloat16, float16 and float32 in TF32 are served", problem.dtype);
-  }
 }
 
 // What keeps a configuration from a product; null if nothing.
@@ -237,7 +154,10 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
                                        char* why, size_t why_bytes) {
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
-  if (check_dtype(*problem, refuse) != 0 || check_sizes(*problem, refuse) != 0) return 1;
+  if (check_dtype(*problem, refuse) != 0 || check_sizes(*problem, refuse) != 0 ||
+      check_depth(*problem, refuse) != 0) {
+    return 1;
+  }
   if (gpu->multiprocessors < 1) {
     return refuse("a GPU of %d multiprocessors", gpu->multiprocessors);
   }

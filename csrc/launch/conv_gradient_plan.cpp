@@ -1,41 +1,23 @@
 // The tables of the gradients' configurations, and the pure functions that pick one and its splits.
 //
-// The choice is the least predicted time, as for conv_bn_act. None of the rates below has been
-// measured by this project on a GPU; only their proportions matter.
+// The choice is the least predicted time, as for conv_bn_act.
 #include <algorithm>
 #include <array>
-#include <cstdarg>
-#include <cstdio>
 #include <string>
 
-#include "../device/bn_act.h"
 #include "conv_gradient_arguments.h"
 #include "conv_gradient_tiles.h"
+#include "conv_plan.h"
 
 namespace resnet_fused {
 namespace {
 
-// What one multiprocessor does in a clock cycle, for an H200; as in conv_bn_act_plan.cpp.
-constexpr double kMatrixUnit = 4 * 323;  // products of 16 bits
-constexpr double kSharedBytes = 128;
-constexpr double kCacheBytes = 28;     // from L2
-constexpr double kMemoryBytes = 22;    // from memory
-constexpr double kInstructions = 128;  // of single threads
-constexpr double kLatency = 800;       // cycles until a load from L2 or memory has come
-// Cycles that splits cost beside their traffic: the counters' clearing and the arrivals, or the
-// second kernel.
-constexpr double kMeeting = 3000;
-// Instructions that a narrow operand's element takes: its bounds, its address, its load.
-constexpr double kNarrowInstructions = 10;
 // Instructions to widen, scale, mask and round an element of dy.
 constexpr double kMaskInstructions = 6;
 // conv_dgrad: beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostDgradSplits = 32;
 // conv_wgrad: a result of one tile still fills the largest GPUs twice.
 constexpr int kMostWgradSplits = 512;
-
-// A launch counts pixels, blocks and places in a reduction in 31 bits, with room to round up.
-constexpr int64_t kMost = (int64_t{1} << 31) - 4096;
 
 template <class WideTiles, class NarrowTiles>
 struct Table {
@@ -120,63 +102,15 @@ double cost(const Product& product, const RfConvConfiguration& tile, int64_t spl
   const double shared = (read + asked + left * (product.masked ? 3 : 2)) / kSharedBytes;
   const double cache = asked / kCacheBytes;
   const double latency = kLatency / ((tile.stages - 1) * resident);
-  const double alone =
-      (left * kMaskInstructions + (tile.wide != 0 ? 0 : asked * kNarrowInstructions)) / bytes /
-      kInstructions;
-  const double ends = kLatency / resident + area * bytes / kMemoryBytes;
-  return busy * (steps * std::max({matrix, shared, cache, latency, alone}) + ends);
+  const double narrow = tile.wide != 0 ? 0 : asked * kNarrowInstructions;
+  const double alone = (left * kMaskInstructions + narrow) / bytes / kInstructions;
+  const double loop = steps * std::max({matrix, shared, cache, latency, alone});
+  const double ends = area * bytes / kMemoryBytes;
+  const double hidden = std::min(loop, ends) + kLatency;
+  return busy * (std::max(loop, ends) + hidden / resident);
 }
 
-// Into how many parts a reduction may be cut: each has a step at least.
-bool has_work(int64_t steps, int64_t splits) {
-  return divide_up(steps, divide_up(steps, splits)) == splits;
-}
-
-struct Refusal {
-  char* why;
-  size_t bytes;
-
-  int32_t operator()(const char* format, ...) const __attribute__((format(printf, 2, 3))) {
-    va_list values;
-    va_start(values, format);
-    if (bytes > 0) std::vsnprintf(why, bytes, format, values);
-    va_end(values);
-    return 1;
-  }
-};
-
-using Long = long long;
-
-int32_t check_sizes(const RfConvGradient& problem, const Refusal& refuse) {
-  for (int d = 0; d < 4; ++d) {
-    if (problem.x_size[d] < 0 || problem.x_size[d] > kMost || problem.weight_size[d] < 0 ||
-        problem.weight_size[d] > kMost) {
-      return refuse("sizes run from 0 to %lld; dimension %d of x has %lld, of weight %lld",
-                    static_cast<Long>(kMost), d, static_cast<Long>(problem.x_size[d]),
-                    static_cast<Long>(problem.weight_size[d]));
-    }
-  }
-  const int64_t groups = problem.groups;
-  if (groups < 1 || problem.weight_size[0] % groups != 0 ||
-      problem.x_size[1] != problem.weight_size[1] * groups) {
-    return refuse("%lld groups do not divide %lld channels by weights of [%lld, %lld]",
-                  static_cast<Long>(groups), static_cast<Long>(problem.x_size[1]),
-                  static_cast<Long>(problem.weight_size[0]),
-                  static_cast<Long>(problem.weight_size[1]));
-  }
-  constexpr int64_t kFar = int64_t{1} << 30;  // positions stay in 32 bits, however far they lead
-  for (int d = 0; d < 2; ++d) {
-    const int64_t reach = problem.dilation[d] * problem.weight_size[2 + d];
-    if (problem.stride[d] < 1 || problem.dilation[d] < 1 || problem.padding[d] < 0 ||
-        problem.dilation[d] >= kFar || reach >= kFar ||
-        problem.x_size[2 + d] + 2 * problem.padding[d] >= kFar || problem.stride[d] >= kFar) {
-      return refuse(
-          "stride %lld, padding %lld, dilation %lld along dimension %d of %lld: strides "
-          "and dilations start at 1, and positions end below 2^30",
-          static_cast<Long>(problem.stride[d]), static_cast<Long>(problem.padding[d]),
-          static_cast<Long>(problem.dilation[d]), 2 + d, static_cast<Long>(problem.x_size[2 + d]));
-    }
-  }
+int32_t check_products(const RfConvGradient& problem, const Refusal& refuse) {
   const int64_t columns = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
   const int64_t taps = problem.weight_size[0] * problem.weight_size[2] * problem.weight_size[3];
   if (columns > kMost || taps > kMost) {
@@ -184,19 +118,6 @@ int32_t check_sizes(const RfConvGradient& problem, const Refusal& refuse) {
                   static_cast<Long>(columns), static_cast<Long>(taps), static_cast<Long>(kMost));
   }
   return 0;
-}
-
-int32_t check_dtype(const RfConvGradient& problem, const Refusal& refuse) {
-  switch (static_cast<DataType>(problem.dtype)) {
-    case DataType::kBFloat16:
-    case DataType::kFloat16:
-      return 0;
-    case DataType::kFloat32:
-      if (problem.allow_tf32 != 0) return 0;
-      return refuse("float32 is multiplied in TF32, and TF32 is not allowed");
-    default:
-      return refuse("dtype %d; bfloat16, float16 and float32 in TF32 are served", problem.dtype);
-  }
 }
 
 // What keeps a configuration from a product; null if nothing.
@@ -309,7 +230,13 @@ template <class Choice>
 int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfConvPlan* plan,
                const Refusal& refuse) {
   const RfConvGradient& problem = choice.problem;
-  if (check_dtype(problem, refuse) != 0 || check_sizes(problem, refuse) != 0) return 1;
+  if (check_dtype(problem, refuse) != 0 || check_sizes(problem, refuse) != 0 ||
+      check_products(problem, refuse) != 0) {
+    return 1;
+  }
+  if (choice.gpu.multiprocessors < 1) {
+    return refuse("a GPU of %d multiprocessors", choice.gpu.multiprocessors);
+  }
   if (configuration < -1 || configuration >= choice.tiles()) {
     return refuse("configuration %d; there are 0 to %d", configuration, choice.tiles() - 1);
   }

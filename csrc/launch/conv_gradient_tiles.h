@@ -1,7 +1,7 @@
 // The tiles of the gradients' kernels for sm_80 and later.
 #pragma once
 
-#include "../device/gradient_mask.h"
+#include "../device/gradient_geometry.h"
 #include "conv_tiles.h"
 
 namespace resnet_fused {
