@@ -84,7 +84,7 @@ def bounds(device: str) -> list[Task]:
     ]
 
     layers = [conv(op, one.name, main, batch=4) for op in OPS for one in RESNET50_LAYERS]
-    layers += cuda_bounds() if device != "cpu" else []
+    cuda = cuda_bounds() if device != "cpu" else []
     small = {mode: [conv(op, c.name, mode) for op in OPS for c in CONV_CASES] for mode in known}
     special = [
         conv(op, case, main, special=place)
@@ -103,7 +103,7 @@ def bounds(device: str) -> list[Task]:
         for case in ("3x3_residual", "3x3_groups4", "odd_channels")
     ]
     rest = [task for mode in known[1:] for task in small[mode]]
-    return [*first, *layers, *small[main], *layouts, *special, *rest]
+    return [*first, *layers, *small[main], *cuda, *layouts, *special, *rest]
 
 
 def conv(op: str, case: str, mode: str, **more: Any) -> Task:
