@@ -124,6 +124,8 @@ def why_not(program: str = "_emulated", variant: str = "plain") -> str | None:
     """Why what tools/emulated.py builds is not there, or None."""
     if builder.toolchain.find_cxx() is None:
         return "no C++ compiler"
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 is not installed"
     if not builder.output(program, variant).is_file():
         return "the emulated kernels are not built: make emulated"
     if not builder.current(program, variant):
