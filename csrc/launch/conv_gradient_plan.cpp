@@ -14,6 +14,8 @@ namespace {
 
 // Instructions to widen, scale, mask and round an element of dy.
 constexpr double kMaskInstructions = 6;
+// Cycles that a block waits in a step's masking: a load from shared memory, a store, the barrier.
+constexpr double kMaskLatency = 100;
 // conv_dgrad: beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostDgradSplits = 32;
 // conv_wgrad: a result of one tile still fills the largest GPUs twice.
@@ -102,9 +104,12 @@ double cost(const Product& product, const RfConvConfiguration& tile, int64_t spl
   const double shared = (read + asked + left * (product.masked ? 3 : 2)) / kSharedBytes;
   const double cache = asked / kCacheBytes;
   const double latency = kLatency / ((tile.stages - 1) * resident);
-  const double narrow = tile.wide != 0 ? 0 : asked * kNarrowInstructions;
-  const double alone = (left * kMaskInstructions + narrow) / bytes / kInstructions;
-  const double loop = steps * std::max({matrix, shared, cache, latency, alone});
+  const double narrow = tile.wide != 0 ? 0 : asked * kNarrowInstructions / bytes / kInstructions;
+  const double masking = left * kMaskInstructions / bytes / kInstructions;
+  // While a block masks what has landed, only its neighbours multiply.
+  const double pause = (masking + kMaskLatency) / resident;
+  const double step = std::max({matrix, shared, cache, latency, narrow + masking}) + pause;
+  const double loop = steps * step;
   const double ends = area * bytes / kMemoryBytes;
   const double hidden = std::min(loop, ends) + kLatency;
   return busy * (std::max(loop, ends) + hidden / resident);
