@@ -99,7 +99,10 @@ def test_wrong_numbers_are_counted():
             ["--configuration", "1x1"],
             "error: --configuration is '1x1'; accepted are auto, 256x128_8w4s",
         ),
-        (["--splits", "9", "--c", "8", "--r", "1", "--s", "1"], "error: no plan: configuration"),
+        (
+            ["--splits", "9", "--c", "8", "--r", "1", "--s", "1"],
+            "error: no plan: no configuration serves it: its reduction has no such parts",
+        ),
         (["--dtype", "float64"], "conv_bn_act serves float32, float16 and bfloat16"),
         (["--groups", "3"], "error: --groups divides"),
         (["--n", "two"], "error: --n is 'two'; an integer of at least 0 is accepted"),
