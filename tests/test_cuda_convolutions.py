@@ -225,6 +225,36 @@ def test_bad_arguments_of_the_gradients_are_named(op, changes, said):
 
 
 @needs_cuda_build
+@pytest.mark.parametrize("op", OPS)
+def test_each_argument_arrives_under_its_own_name(op, monkeypatch):
+    x, weight = image(2, 16, 5, 5, device="cpu"), image(8, 16, 3, 3, device="cpu")
+    dy, y = image(2, 8, 5, 5, device="cpu"), image(2, 8, 5, 5, device="cpu")
+    scale, shift, out = torch.ones(8), torch.zeros(8), torch.empty(0)
+    geometry, got = ((1, 2), (3, 4), (5, 6), 1), []
+    schema = torch._C._get_schema(f"resnet_fused::{op}_out", "")
+    monkeypatch.setattr(_cuda_plan, "raw", lambda op, part: lambda *given: got.extend(given))
+    monkeypatch.setattr(_cuda_plan, "tf32", lambda: True)
+    named = {
+        "scale": scale, "stride": [1, 2], "padding": [3, 4], "dilation": [5, 6], "groups": 1,
+        "allow_tf32": True, "configuration": 2, "splits": 3, "out": out,
+    }  # fmt: skip
+    if op == "conv_bn_act":
+        named |= {"x": x, "weight": weight, "shift": shift, "residual": y, "relu": True}
+        _cuda.launch_conv_bn_act(x, weight, scale, shift, y, out, *geometry, "relu", wish=(2, 3))
+    elif op == "conv_dgrad":
+        named |= {"dy": dy, "y": y, "weight": weight}
+        _cuda.launch_conv_dgrad(dy, y, weight, scale, out, *geometry, wish=(2, 3))
+    else:
+        named |= {"dy": dy, "y": y, "x": x}
+        _cuda.launch_conv_wgrad(dy, y, x, scale, out, *geometry, wish=(2, 3))
+    names = [argument.name for argument in schema.arguments]
+    assert set(names) == set(named) and len(names) == len(got)
+    for name, value in zip(names, got, strict=True):
+        same = value is named[name] if isinstance(value, torch.Tensor) else value == named[name]
+        assert same, name
+
+
+@needs_cuda_build
 @pytest.mark.parametrize("gpu", [(1,), (0, 1, 1), (132, 2**40, 1)])
 def test_a_gpu_is_three_numbers(gpu):
     made = forward_problem(image(1, 16, 5, 5), image(16, 16, 3, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import emulated
+import cuda_standins
 import pytest
 import torch
 
@@ -17,46 +17,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from gpu import behaviour, bounds, operands, plan, speed  # noqa: E402
 
-H200 = (132, 232448, 233472)
 needs_cuda_build = pytest.mark.skipif(
     not _extension.has_cuda_kernels(), reason="the extension was built without nvcc"
 )
-
-
-def settings(wish: tuple[int, int]) -> dict[str, int]:
-    """Of the emulator: "as it chooses itself" is its first configuration that serves."""
-    return {} if wish[0] < 0 else {"configuration": wish[0], "splits": wish[1]}
-
-
-def lists(geometry) -> tuple:
-    return (*(list(one) for one in geometry[:3]), geometry[3])
 
 
 @pytest.fixture
 def emulator_for_a_gpu(monkeypatch):
     """The CUDA launches run in the emulator, and nothing says that there is no GPU."""
 
-    def forward(x, weight, scale, shift, residual, out, *rest, wish):
-        with emulated.using(**settings(wish)):
-            y = emulated.conv_bn_act(x, weight, scale, shift, residual, *lists(rest[:4]), rest[4])
-        out.copy_(y)
-
-    def dgrad(dy, y, weight, scale, out, *geometry, wish):
-        with emulated.using(**settings(wish)):
-            size = list(out.shape)
-            dx = emulated.conv_dgrad(dy, y, weight, scale, size, True, *lists(geometry))
-        out.copy_(dx)
-
-    def wgrad(dy, y, x, scale, out, *geometry, wish):
-        like = torch.empty_like(out)
-        with emulated.using(**settings(wish)):
-            dweight = emulated.conv_wgrad(dy, y, x, like, scale, *lists(geometry))
-        out.copy_(dweight)
-
-    monkeypatch.setattr(_cuda, "launch_conv_bn_act", forward)
-    monkeypatch.setattr(_cuda, "launch_conv_dgrad", dgrad)
-    monkeypatch.setattr(_cuda, "launch_conv_wgrad", wgrad)
-    monkeypatch.setattr(_cuda_plan, "gpu", lambda device: H200)
+    cuda_standins.emulate_launches(monkeypatch)
     monkeypatch.setattr(operands, "why_no_cuda", lambda device: None)
 
 
