@@ -19,11 +19,11 @@ from torch import Tensor
 from . import _tiles
 from ._gemm import pixel_of
 from ._launch import (
-    channels_adjacent,
     fits_32_bits,
     on_device,
     plan_of,
     precision,
+    readable,
     traceable,
 )
 
@@ -229,7 +229,8 @@ def launch(
 
     Args:
         dy: gradient of the result [N, K, P, Q], float32, bfloat16 or float16. Copied to
-            channels_last first if its channels are not adjacent, as are y and x.
+            channels_last first if its channels are not adjacent, or its pixels not aligned to 16
+            bytes where their channels divide so; as are y and x.
         y: the result [N, K, P, Q], for ReLU's mask; None without ReLU.
         x: the layer's input [N, C, H, W].
         scale: [K] float32.
@@ -246,8 +247,8 @@ def launch(
         return
     product = product_of(dy, dweight, groups)
     plan = plan or plan_of(product, dy.device, allowed)
-    dy, x = channels_adjacent(dy), channels_adjacent(x)
-    result = dy if y is None else channels_adjacent(y)
+    dy, x = readable(dy), readable(x)
+    result = dy if y is None else readable(y)
     filters, group_in, r, s = dweight.shape
     tile = plan.tile
     narrow = _tiles.is_narrow(product.side * group_in, s)
