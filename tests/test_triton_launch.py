@@ -71,3 +71,18 @@ def test_tensors_without_memory_are_judged_by_their_offset():
             assert _launch.readable(t) is not t
     meta = torch.empty(17, dtype=torch.float16, device="meta")[1:].view(1, 1, 1, 16)
     assert _launch.readable(meta.permute(0, 3, 1, 2)).storage_offset() == 0
+
+
+def test_the_self_check_multiplies_in_every_kind_of_product():
+    from resnet_fused.ops import _triton_checks as checks
+
+    before = torch.backends.cudnn.allow_tf32
+    kinds = {
+        case.name: [(dtype, _launch.precision(dtype)) for dtype in checks._dtypes(case, "cuda:0")]
+        for case in checks.CASES
+    }
+    assert (torch.bfloat16, "ieee") in kinds["stem"] and len(kinds["stem"]) == 1
+    assert kinds["3x3"] == [
+        (torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "tf32x3")
+    ]  # fmt: skip
+    assert torch.backends.cudnn.allow_tf32 == before
