@@ -13,6 +13,10 @@ STACK_BESIDE_GROUPS = 64
 STACK_BESIDE_LOOP = 16
 """Bytes of stack outside the main loop, four registers: read back once a tile, not once a step."""
 
+STACK_BESIDE_TAPS = 64
+"""The same where taps are unrolled, sixteen registers: read back once a tap, whose loop has four
+steps or more. Nine loops in a row share what they keep across each other."""
+
 STACK_RAGGED = 256
 """The same where rows of channels are no multiple of 16 bytes: elements are stored one by one, for
 each of which a place is kept across the loop. Such loads, not the stack, bound these kernels."""
@@ -104,7 +108,13 @@ def _no_stack(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
     if _side(variant) > 1:
         most = STACK_BESIDE_GROUPS
         return f"{code.stack} bytes of stack, at most {most}" if code.stack > most else ""
-    most = STACK_RAGGED if _ragged(variant) else STACK_BESIDE_LOOP
+    unrolled = (
+        variant.constant("FLAT", True) is False
+        and variant.constant("R") * variant.constant("S") > 1
+    )
+    most = STACK_BESIDE_TAPS if unrolled else STACK_BESIDE_LOOP
+    if _ragged(variant):
+        most = STACK_RAGGED
     if code.stack > most or (code.stack and not code.loops):
         where = f"at most {most} bytes, beside the main loop"
         return f"{code.stack} bytes of stack, {local} LDL or STL, {where}"

@@ -27,6 +27,10 @@ from ._launch import (
     traceable,
 )
 
+MOST_REGISTERS = 255
+"""What a thread may have. Left to itself, ptxas spills in the main loop on sm_80, to make room for
+a third block, though the chooser counts on two."""
+
 MERGE_BLOCK = 1024
 """Weights a program of the merge: 8 a thread."""
 
@@ -268,8 +272,8 @@ def launch(
             R=r, S=s, SIDE=product.side, NARROW=narrow, MASKED=y is not None,
             SPLITS=plan.splits, WIDE=not fits_32_bits(dy, result, x, dweight),
             PRECISION=product.precision, BLOCK_M=tile.m, BLOCK_N=tile.n,
-            BLOCK_K=product.step, num_warps=tile.warps,
-            num_stages=tile.stages,
+            BLOCK_K=product.step, num_warps=tile.warps, num_stages=tile.stages,
+            maxnreg=MOST_REGISTERS,
         )  # fmt: skip
         if plan.splits > 1:
             count = dweight.numel()
