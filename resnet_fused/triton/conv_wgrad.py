@@ -27,9 +27,10 @@ from ._launch import (
     traceable,
 )
 
-MOST_REGISTERS = 255
-"""What a thread may have. Left to itself, ptxas spills in the main loop on sm_80, to make room for
-a third block, though the chooser counts on two."""
+MOST_REGISTERS = {2: 255, 4: None}
+"""What a thread may have, by the bytes of an operand's element. Left to itself, ptxas spills in the
+main loop of 16-bit products on sm_80, to make room for a third block, though the chooser counts on
+two; told the same number of float32 ones, which have no such spills, it makes some."""
 
 MERGE_BLOCK = 1024
 """Weights a program of the merge: 8 a thread."""
@@ -273,7 +274,7 @@ def launch(
             SPLITS=plan.splits, WIDE=not fits_32_bits(dy, result, x, dweight),
             PRECISION=product.precision, BLOCK_M=tile.m, BLOCK_N=tile.n,
             BLOCK_K=product.step, num_warps=tile.warps, num_stages=tile.stages,
-            maxnreg=MOST_REGISTERS,
+            maxnreg=MOST_REGISTERS[product.itemsize],
         )  # fmt: skip
         if plan.splits > 1:
             count = dweight.numel()
