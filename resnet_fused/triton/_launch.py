@@ -38,6 +38,16 @@ PIECE = 16
 """Bytes of the widest access of a thread; addresses must be multiples of it."""
 
 
+def begins_at_a_piece(t: Tensor) -> bool:
+    """Whether the first element's address is a multiple of `PIECE`.
+
+    Tensors of tracing and of device "meta" have no address; a compiler's inputs are aligned.
+    """
+    real = type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta"
+    start = t.data_ptr() if real else t.storage_offset() * t.element_size()
+    return start % PIECE == 0
+
+
 def _fits_kernels(t: Tensor) -> bool:
     """Whether channels lie side by side and, where they divide so, in whole `PIECE`s.
 
@@ -51,11 +61,8 @@ def _fits_kernels(t: Tensor) -> bool:
     size = t.element_size()
     if t.shape[1] * size % PIECE:
         return True  # no copy would help
-    # Tensors of tracing and of device "meta" have no address; a compiler's inputs are aligned.
-    real = type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta"
-    start = t.data_ptr() if real else t.storage_offset() * size
     steps = [t.stride(dim) * size for dim in (0, 2, 3) if t.shape[dim] > 1]
-    return start % PIECE == 0 and all(step % PIECE == 0 for step in steps)
+    return begins_at_a_piece(t) and all(step % PIECE == 0 for step in steps)
 
 
 def readable(t: Tensor) -> Tensor:
