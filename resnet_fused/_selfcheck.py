@@ -8,6 +8,7 @@ was under way.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import importlib
 import json
@@ -27,8 +28,11 @@ logger = logging.getLogger("resnet_fused")
 
 SECONDS = "RESNET_FUSED_SELFCHECK_SECONDS"
 DEFAULT_SECONDS = 60.0
-# A configuration that takes this share of the whole time hangs: one takes a second or two.
-SHARE = 0.25
+# A configuration that takes this share of the whole time hangs: most of what it takes is compiling,
+# up to 15 s on a slow CPU.
+SHARE = 0.5
+MOST_CHILDREN = 4
+"""At once: each takes half a GB of the GPU's memory for its context, and a core to compile."""
 # Triton's interpreter is no GPU, and a backend asked for by name is another question.
 UNWANTED = ("TRITON_INTERPRET", "RESNET_FUSED_BACKEND", "CUDA_ENABLE_COREDUMP_ON_EXCEPTION")
 MESSAGE_LENGTH = 300
@@ -87,8 +91,9 @@ def run(
     *,
     limit: float,
     uuid: str | None = None,
+    children: int = 1,
 ) -> Outcome:
-    """Checks configurations in child processes, each in turn, within a time limit.
+    """Checks configurations in child processes within a time limit.
 
     A wrong result or an exception refuses its configuration. A crash or a hang refuses the one that
     was under way, and a fresh child goes on with the rest.
@@ -99,9 +104,42 @@ def run(
         device: "cuda:1", or "cpu".
         limit: seconds for everything.
         uuid: of the GPU that is meant, should the child number them otherwise.
+        children: how many processes share the configurations at one time.
     """
-    results: dict[str, str | None] = {}
     deadline = time.monotonic() + limit
+    shares = [configurations[first::children] for first in range(children)]
+    shares = [share for share in shares if share]
+
+    def follow(share: Sequence[str]) -> Outcome:
+        return _run(check, share, device, limit, deadline, uuid)
+
+    if len(shares) < 2:
+        return follow(configurations)
+    with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
+        outcomes = list(pool.map(follow, shares))
+    found = {name: why for outcome in outcomes for name, why in outcome.results.items()}
+    problems = [outcome for outcome in outcomes if outcome.problem is not None]
+    # What is wrong with the check itself says more than that time ran out.
+    worst = min(problems, key=lambda outcome: outcome.late, default=Outcome({}))
+    results = {name: found[name] for name in configurations if name in found}
+    return Outcome(results, worst.problem, worst.late)
+
+
+def children() -> int:
+    """How many processes may check at one time here: half of the cores compile."""
+    return max(1, min(MOST_CHILDREN, (os.cpu_count() or 1) // 2))
+
+
+def _run(
+    check: str,
+    configurations: Sequence[str],
+    device: str,
+    limit: float,
+    deadline: float,
+    uuid: str | None,
+) -> Outcome:
+    """Checks configurations one after the other, each child as long as it lives."""
+    results: dict[str, str | None] = {}
     while left := [name for name in configurations if name not in results]:
         before = len(results)
         why = cannot_start()

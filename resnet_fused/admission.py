@@ -325,8 +325,9 @@ def _run(
     )  # fmt: skip
     target = "cpu" if device == "cpu" else f"cuda:{device}"
     outcome = _selfcheck.run(
-        kernel.check, left, target, limit=limit, uuid=_platform.uuid_of(device)
-    )
+        kernel.check, left, target, limit=limit, uuid=_platform.uuid_of(device),
+        children=_selfcheck.children(),
+    )  # fmt: skip
     results = {**stored.results, **outcome.results}
     if outcome.results or outcome.late:
         about = {"op": kernel.op, "implementation": kernel.implementation, "hash": digest}

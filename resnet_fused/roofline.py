@@ -220,8 +220,60 @@ def conv_cost(case: ConvShape, dtype: torch.dtype, *, fused: bool = True) -> Cos
         moved += y if case.residual else 0
     else:
         moved += 2 * y + (3 * y if case.residual else 0) + (2 * y if case.act == "relu" else 0)
-    vectors = 2 * weight[0] * max(size, 4)
-    return Cost(2 * y * math.prod(weight[1:]), moved * size + vectors)
+    return Cost(_conv_flops(case), moved * size + 2 * weight[0] * _vector(dtype))
+
+
+def conv_dgrad_cost(case: ConvShape, dtype: torch.dtype) -> Cost:
+    """The work of the gradient of a frozen ``conv_bn_act``'s input, as one kernel.
+
+    It reads the result's gradient, for a ReLU the result, the weight, and scale in the
+    accumulator's dtype, and writes the input's gradient, also where no output had read it.
+
+    Args:
+        case: the sizes of the forward call; its residual takes no part.
+        dtype: of all tensors but scale.
+    """
+    x, weight, y = (math.prod(s) for s in (case.input_shape, case.weight_shape, case.output_shape))
+    moved = y * (2 if case.act == "relu" else 1) + weight + x
+    return Cost(_conv_flops(case), moved * dtype.itemsize + case.weight_shape[0] * _vector(dtype))
+
+
+def conv_wgrad_cost(case: ConvShape, dtype: torch.dtype) -> Cost:
+    """The work of the gradient of a frozen ``conv_bn_act``'s weight, as one kernel.
+
+    It reads the result's gradient, for a ReLU the result, what the convolution reads of the input,
+    and scale in the accumulator's dtype, and writes the weight's gradient. Partial sums are no part
+    of it.
+
+    Args:
+        case: the sizes of the forward call; its residual takes no part.
+        dtype: of all tensors but scale.
+    """
+    weight, y = math.prod(case.weight_shape), math.prod(case.output_shape)
+    x = _touched(case.input_shape, case.weight_shape, case.output_shape, case.stride)
+    moved = y * (2 if case.act == "relu" else 1) + weight + x
+    return Cost(_conv_flops(case), moved * dtype.itemsize + case.weight_shape[0] * _vector(dtype))
+
+
+def bn_act_cost(shape: Sequence[int], dtype: torch.dtype, *, residual: bool = False) -> Cost:
+    """The work of one ``bn_act``: input, shortcut, scale and shift read, output written.
+
+    Args:
+        shape: [N, C, H, W].
+        dtype: of input, residual and output; scale and shift are in the accumulator's dtype.
+        residual: whether there is a shortcut.
+    """
+    moved = math.prod(shape) * (3 if residual else 2)
+    return Cost(0, moved * dtype.itemsize + 2 * shape[1] * _vector(dtype))
+
+
+def _conv_flops(case: ConvShape) -> int:
+    return 2 * math.prod(case.output_shape) * math.prod(case.weight_shape[1:])
+
+
+def _vector(dtype: torch.dtype) -> int:
+    """Bytes of an element of scale and shift."""
+    return max(dtype.itemsize, 4)
 
 
 @dataclass

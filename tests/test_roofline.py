@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -51,6 +52,27 @@ def test_conv_cost_by_hand() -> None:
     assert eager.flops == fused.flops
     wide = roofline.conv_cost(case, torch.float64)
     assert wide.bytes == 8 * (x + w + 2 * y) + 2 * 16 * 8
+
+
+def test_gradients_and_bn_act_by_hand() -> None:
+    case = ConvCase("c", 2, 8, 5, 5, 16, 3, 3, padding=(1, 1), residual=True)
+    x, w, y = 2 * 8 * 25, 16 * 8 * 9, 2 * 16 * 25
+    for cost in (roofline.conv_dgrad_cost, roofline.conv_wgrad_cost):
+        assert cost(case, torch.bfloat16) == roofline.Cost(
+            2 * case.macs, 2 * (x + w + 2 * y) + 16 * 4
+        )
+        linear = dataclasses.replace(case, act="none")
+        assert cost(linear, torch.float64).bytes == 8 * (x + w + y) + 16 * 8
+    # The input's gradient is written whole; of the input a quarter is read.
+    case = ConvCase("s", 1, 8, 9, 9, 4, stride=(2, 2), act="none")
+    y = 4 * 25
+    assert roofline.conv_dgrad_cost(case, torch.half).bytes == 2 * (8 * 81 + 32 + y) + 4 * 4
+    assert roofline.conv_wgrad_cost(case, torch.half).bytes == 2 * (8 * 25 + 32 + y) + 4 * 4
+
+    pixels = 2 * 8 * 5 * 3
+    assert roofline.bn_act_cost((2, 8, 5, 3), torch.half) == roofline.Cost(0, 4 * pixels + 64)
+    more = roofline.bn_act_cost((2, 8, 5, 3), torch.float64, residual=True)
+    assert more.bytes == 24 * pixels + 128
 
 
 def test_a_stride_beyond_the_filter_skips_pixels() -> None:

@@ -85,12 +85,41 @@ def test_many_failures_at_once():
     assert len(outcome.results) == 8 and outcome.problem is None
 
 
+def test_children_share_the_configurations(calls):
+    names = ["slow1", "faults", "slow2", "wrong", "slow3", "hangs", "slow4"]
+    begin = time.monotonic()
+    outcome = _selfcheck.run(CHECK, names, "cpu", limit=6, children=3)
+    assert time.monotonic() - begin < 6
+    assert list(outcome.results) == names and outcome.problem is None
+    assert [name for name, why in outcome.results.items() if why is None] == [
+        "slow1", "slow2", "slow3", "slow4",
+    ]  # fmt: skip
+    # Three at a time, and one more after the fault and after the hang, if anything was left there.
+    assert len({pid for _, pid in ran(calls)}) == 4
+    assert not any(is_alive(pid) for _, pid in ran(calls))
+
+
+def test_a_problem_of_one_of_several_children_is_told(calls):
+    outcome = _selfcheck.run(CHECK, ["right1", "memory", "right2"], "cpu", limit=20, children=2)
+    assert outcome.problem is not None and not outcome.late
+    assert outcome.problem.startswith("too little memory")
+    assert outcome.results == {"right1": None, "right2": None}
+
+
+def test_how_many_children_there_are(monkeypatch):
+    counts = []
+    for cores in (None, 1, 2, 4, 64):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        counts.append(_selfcheck.children())
+    assert counts == [1, 1, 1, 2, 4]
+
+
 def test_a_hang_is_ended_and_the_rest_is_checked(calls):
     begin = time.monotonic()
     outcome = run("right1", "hangs", "right2", limit=4)
     assert time.monotonic() - begin < 4
     assert outcome.results == {
-        "right1": None, "hangs": "no result within 1 s: it hangs", "right2": None,
+        "right1": None, "hangs": "no result within 2 s: it hangs", "right2": None,
     }  # fmt: skip
     assert not any(is_alive(pid) for _, pid in ran(calls))
 

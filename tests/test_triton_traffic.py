@@ -1,5 +1,5 @@
-"""What conv_bn_act loads and stores, access by access: nothing twice that need not be, nothing
-missing, and exactly what the plan predicts."""
+"""What conv_bn_act and bn_act load and store, access by access: nothing twice that need not be,
+nothing missing, and exactly what the plan predicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matrix import geometry_args, random_operands
-from triton_trace import PROOF, needs_interpreter, watch
+from test_ops_bn_act import normals
+from test_ops_bn_act import operands as bn_act_operands
+from triton_trace import PROOF, issued_bytes, needs_interpreter, unique_bytes, watch
 
 from resnet_fused import cases, roofline
 from resnet_fused.triton import _limits, _tiles, _traffic
@@ -67,8 +69,7 @@ def check_issued(case, launches, predicted):
     split = len(launches) == 2
     assert (first["partial"].stored if split else 0) == predicted.partial_stored
     assert (last["partial"].loaded if split else 0) == predicted.partial_loaded
-    issued = sum(a.loaded + a.stored for launch in launches for a in launch.distinct)
-    assert issued == predicted.total
+    assert issued_bytes(launches) == predicted.total
 
 
 def needed(case):
@@ -94,16 +95,6 @@ def check_unique(case, launches, plan):
     expected = np.broadcast_to(needed(case)[None, :, :, None], seen.shape)
     # Every column of tiles reads all channels of its groups, so one that is needed is read.
     assert (seen == expected).all()
-
-
-def unique_bytes(launches):
-    """Of the call's tensors: each byte once, however many kernels touch it."""
-    touched = {}
-    for launch in launches:
-        for name, access in launch.accesses.items():
-            if name != "partial" and access.unique:
-                touched[access.start] = max(touched.get(access.start, 0), access.unique)
-    return sum(touched.values())
 
 
 def halved(case):
@@ -172,6 +163,38 @@ def test_every_configuration_is_predicted(tile, splits):
     launches, plan, predicted = traced(case, torch.float16, plan)
     check_issued(case, launches, predicted)
     check_unique(case, launches, plan)
+
+
+def bn_act_cells():
+    return [
+        pytest.param(case, dtype, id=f"{case}-{name}")
+        for i, case in enumerate(case for case in cases.BN_ACT_CASES if case.n)
+        for j, (name, dtype) in enumerate(DTYPES.items())
+        if PROOF or i % 2 == j
+    ]
+
+
+@pytest.mark.parametrize(("case", "dtype"), bn_act_cells())
+def test_bn_act_touches_each_activation_once(case, dtype):
+    from resnet_fused.triton import bn_act
+
+    x, scale, shift, residual = bn_act_operands(case, dtype, normals)
+    form = torch.contiguous_format if case.layout == "nchw" else torch.channels_last
+    out = torch.full(case.shape, float("nan"), dtype=dtype).contiguous(memory_format=form)
+    with watch() as launches:
+        bn_act.launch(x, scale, shift, residual, out, case.act)
+    (launch,) = launches
+    block = launch.values["BLOCK_M"], launch.values["BLOCK_N"]
+    by_channel = out.stride(1) == 1 and case.c > 1
+    predicted = _traffic.bn_act_issued_bytes(case, dtype.itemsize, by_channel, block)
+    assert launch["x"].loaded == predicted.x
+    assert launch["scale"].loaded + launch["shift"].loaded == predicted.vectors
+    assert (launch["residual"].loaded if case.residual else 0) == predicted.residual
+    assert launch["out"].stored == predicted.out
+    assert issued_bytes(launches) == predicted.total
+    assert (launch["out"].stores == 1).all()
+    most = roofline.bn_act_cost(case.shape, dtype, residual=case.residual).bytes
+    assert unique_bytes(launches) <= ALLOWED * most
 
 
 def test_a_lane_outside_all_arguments_is_caught(monkeypatch):

@@ -5,58 +5,26 @@ Any access beyond is a fault of the processor's, so that the parent sees the chi
 
 from __future__ import annotations
 
-import ctypes
+import functools
+import importlib
 import math
-import mmap
 import os
 import resource
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
-from matrix import Operands, geometry_args, random_operands
+import triton_huge
+from guarded_memory import guarded
+from matrix import geometry_args
 from torch import Tensor
-from triton_trace import Programs, every_program, last_program
+from triton_trace import Programs, every_program
 
 from resnet_fused import cases, numerics
 from resnet_fused.triton import _tiles
-
-PAGE = mmap.PAGESIZE
-NO_RESERVE = 0x4000  # MAP_NORESERVE on Linux; the mmap module has a name for it from 3.13 on
-FAR = 2**33 + PAGE
-"""Bytes that can't be touched around a huge tensor: an offset that wrapped at 2^31 lands there."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-
-def unmapped_around(size: int, dtype: torch.dtype, at: str, gap: int = PAGE) -> Tensor:
-    """`size` elements with nothing behind the last ("end") or before the first ("start")."""
-    length = size * dtype.itemsize
-    whole = -(-length // PAGE) * PAGE
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
-    begin = _libc.mmap(None, whole + 2 * gap, 0, flags, -1, 0)
-    if begin in (None, ctypes.c_void_p(-1).value):
-        raise OSError(ctypes.get_errno(), "mmap")
-    if _libc.mprotect(begin + gap, whole, mmap.PROT_READ | mmap.PROT_WRITE):
-        raise OSError(ctypes.get_errno(), "mprotect")
-    first = begin + gap + (whole - length if at == "end" else 0)
-    memory = (ctypes.c_char * length).from_address(first)
-    return torch.frombuffer(memory, dtype=dtype)
-
-
-def guarded(t: Tensor, at: str) -> Tensor:
-    """A copy of `t`, channels_last, between unmapped pages."""
-    memory = unmapped_around(t.numel(), t.dtype, at)
-    if t.dim() == 1:
-        return memory.copy_(t)
-    n, c, h, w = t.shape
-    return memory.view(n, h, w, c).permute(0, 3, 1, 2).copy_(t)
-
 
 CASES = (
     # Pixels, channels and filters that no tile divides.
@@ -65,107 +33,159 @@ CASES = (
     cases.ConvCase("even", 3, 64, 5, 5, 66, stride=(2, 2), residual=True),
     cases.ConvCase("stem", 1, 3, 9, 9, 33, 7, 7, (2, 2), (3, 3)),
     cases.ConvCase("grouped", 1, 20, 4, 5, 20, 1, 2, groups=5),
-    cases.ConvCase("depthwise", 1, 70, 4, 4, 70, 2, 2, groups=70),
+    cases.ConvCase("depthwise", 1, 70, 4, 4, 70, 2, 2, groups=70, act="none"),
 )
+BARE = cases.ConvCase("bare", 1, 70, 7, 5, 69, 2, 2)
+"""Without padding: every row of the result lies beyond the last for some tap and input pixel."""
+
+BN_ACT_CASES = (
+    # Rows and columns that no tile divides, of several tiles.
+    cases.BnActCase("nhwc", 2, 65, 7, 5, True),
+    cases.BnActCase("nchw", 2, 65, 7, 5, True, layout="nchw"),
+    cases.BnActCase("wide", 1, 1031, 5, 3),
+    cases.BnActCase("long", 1, 3, 33, 35, layout="nchw"),
+)
+ENDS = (("end",), ("start",))
+Prepared = tuple[Callable[..., None], Tensor, Tensor]
 
 
-def run(case: cases.ConvCase, at: str, plan: _tiles.Plan) -> None:
-    """One call on guarded memory; its result must be right as well."""
-    from resnet_fused.triton import conv_bn_act
+def prepare(op: str, case: Any, place: Callable[[Tensor], Tensor]) -> Prepared:
+    """A launch but for its plan, the tensor that it writes, and what must stand there.
 
-    given = random_operands(case, torch.float16)
-    operands = Operands(*(t if t is None else guarded(t, at) for t in given.tuple()))
-    out = guarded(torch.full(case.output_shape, math.nan, dtype=torch.float16), at)
-    conv_bn_act.launch(*operands.tuple(), out, *geometry_args(case), plan=plan)
-    oracle = numerics.conv_bn_act_oracle(*operands.tuple(), **case.geometry, act=case.act)
-    bound = numerics.conv_bn_act_bound(*operands.tuple(), oracle, **case.geometry)
-    assert numerics.check_bound(out, oracle, bound).ok, (case, plan)
+    Args:
+        op: "conv_bn_act", "conv_dgrad", "conv_wgrad" or "bn_act".
+        case: its sizes.
+        place: puts a tensor where it is to lie.
+    """
+    launch = importlib.import_module(f"resnet_fused.triton.{op}").launch
+    if op == "bn_act":
+        form = torch.contiguous_format if case.layout == "nchw" else torch.channels_last
+        x, residual = (integers(case.shape).contiguous(memory_format=form) for _ in range(2))
+        vectors = [integers((case.c,)).float() for _ in range(2)]
+        expected = numerics.bn_act_oracle(
+            x, *vectors, residual if case.residual else None, case.act
+        )
+        shortcut = place(residual) if case.residual else None
+        out = place(torch.full_like(x, math.nan))
+        given = (place(x), *map(place, vectors), shortcut, out, case.act)
+        return functools.partial(launch, *given), out, expected.half()
+
+    form = torch.channels_last
+    operands = numerics.exact_inputs(case, torch.float16)
+    x, weight, scale, shift, residual = (
+        t if t is None else place(t.contiguous(memory_format=form) if t.dim() == 4 else t)
+        for t in operands
+    )
+    geometry = geometry_args(case)
+    if op == "conv_bn_act":
+        oracle = numerics.conv_bn_act_oracle(*operands, **case.geometry, act=case.act)
+        expected = numerics.exact_expected(oracle, torch.float16)
+        out = place(torch.full_like(expected, math.nan, memory_format=form))
+        given = (x, weight, scale, shift, residual, out, *geometry)
+        return functools.partial(launch, *given), out, expected
+
+    dy, y = (place(integers(case.output_shape).contiguous(memory_format=form)) for _ in range(2))
+    mask = y if case.act == "relu" else None
+    oracle = numerics.conv_gradients_oracle(dy, mask, x, weight, scale, **case.geometry)
+    like, expected = (x, oracle[0]) if op == "conv_dgrad" else (weight, oracle[1])
+    gradient = place(torch.full_like(like, math.nan))
+    other = (weight, scale) if op == "conv_dgrad" else (x, scale)
+    given = (dy, mask, *other, gradient, *geometry[:-1])
+    return functools.partial(launch, *given), gradient, expected.half()
 
 
-def pages(every: str) -> None:
-    """Each configuration at both ends, by turns of the cases; all cases if `every` is "all"."""
+def integers(shape: Sequence[int]) -> Tensor:
+    """-4 .. 4 in float16: every sum is exact."""
+    return torch.randint(-4, 5, tuple(shape)).half()
+
+
+def run(
+    op: str,
+    case: Any,
+    at: str,
+    plan: _tiles.Plan | None,
+    change: Callable[[str, dict[str, Any]], None] | None = None,
+) -> None:
+    """One call on guarded memory, workspace included; its result must be right as well."""
+    module = importlib.import_module(f"resnet_fused.triton.{op}")
+    own: list[Tensor] = []
+
+    def place(t: Tensor) -> Tensor:
+        own.append(guarded(t, at))
+        return own[-1]
+
+    def workspace(*shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+        sizes = shape[0] if isinstance(shape[0], Sequence) else shape
+        return place(torch.full(tuple(sizes), math.nan, dtype=dtype, device=device))
+
+    def programs(kernel: Any, _: Tensor) -> Programs:
+        def look(arguments: dict[str, Any]) -> None:
+            # A copy that a launch made instead would have no guards.
+            places = {t.data_ptr() for t in own}
+            given = [t for t in arguments.values() if isinstance(t, Tensor)]
+            assert all(t.data_ptr() in places for t in given), (op, case)
+            if change is not None:
+                change(kernel.fn.__name__, arguments)
+
+        return Programs(kernel, every_program, look)
+
+    launch, result, expected = prepare(op, case, place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "traceable", programs)
+        patch.setattr(torch, "empty", workspace)
+        launch() if plan is None else launch(plan=plan)
+    assert torch.equal(result, expected), (op, case, plan)
+
+
+def pages(op: str, every: str) -> None:
+    """Each configuration with each case at both ends; else by turns of cases and ends."""
+    if op == "bn_act":
+        for case in BN_ACT_CASES:
+            for at in ("end", "start"):
+                run(op, case, at, None)
+        return
     for i, tile in enumerate(_tiles.TILES):
         for j, case in enumerate(CASES):
             splits, flat = 1 + (i + j) % 2, tile.warps == 4
-            if every == "all" or j in (i % 5, (i + 2) % 5):
-                for at in ("end", "start"):
-                    run(case, at, _tiles.Plan(tile, splits, flat, "for the test"))
+            forward = op == "conv_bn_act" and j in (i % 5, (i + 2) % 5)
+            if every == "all" or forward or j == i % 5:
+                for at in ("end", "start") if every == "all" or forward else ENDS[i % 2]:
+                    run(op, case, at, _tiles.Plan(tile, splits, flat, "for the test"))
 
 
-def planted(argument: str, by: str) -> None:
-    """One argument of the kernel off by a few: the child must die of it."""
-    from resnet_fused.triton import conv_bn_act
+def planted(op: str, kernel: str, argument: str, by: str) -> None:
+    """One argument of one of the op's kernels off by a few: the child must die of it."""
 
-    def change(arguments: dict) -> None:
-        arguments[argument] += int(by)
+    def change(name: str, arguments: dict[str, Any]) -> None:
+        if name == kernel:
+            arguments[argument] += int(by)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            conv_bn_act, "traceable", lambda kernel, _: Programs(kernel, every_program, change)
-        )
-        at = "end" if int(by) > 0 else "start"
-        run(CASES[0], at, _tiles.Plan(_tiles.BY_NAME["64x64_4w4s"], 1, True, "for the test"))
-
-
-def unreserved(shape: Sequence[int]) -> Tensor:
-    """[N, C, H, W] float16, channels_last, all zero; takes memory only where it is written."""
-    n, c, h, w = shape
-    memory = unmapped_around(n * c * h * w, torch.float16, "end", FAR)
-    return memory.view(n, h, w, c).permute(0, 3, 1, 2)
+    splits = 2 if "merge" in kernel else 1
+    plan = _tiles.Plan(_tiles.BY_NAME["64x64_4w4s"], splits, True, "for the test")
+    case = BARE if argument == "out_height" else CASES[0]
+    at = "end" if int(by) > 0 else "start"
+    if op == "bn_act":
+        run(op, BN_ACT_CASES[0], at, None, change)
+    else:
+        run(op, case, at, plan, change)
 
 
-HUGE = {
-    # More than 65,535 images; x and out of more than 2^31 elements.
-    "x": cases.ConvCase("x", 70001, 64, 22, 22, 8, 2, 2, (11, 11)),
-    "out": cases.ConvCase("out", 70001, 8, 22, 22, 64, residual=True),
+SCENARIOS = {
+    "pages": pages,
+    "planted": planted,
+    "huge": triton_huge.huge,
+    "sums": triton_huge.sums,
 }
 
 
-def huge(which: str, index: str) -> None:
-    """The last program of a call on a huge tensor; with `index` "narrow" in 32-bit offsets."""
-    from resnet_fused.triton import conv_bn_act
-
-    case = HUGE[which]
-    x, out = unreserved(case.input_shape), unreserved(case.output_shape)
-    residual = unreserved(case.output_shape) if case.residual else None
-    small = random_operands(
-        cases.ConvCase("last", 1, *case.input_shape[1:], case.k, case.r, case.s,
-                       case.stride, residual=case.residual), torch.float16,
-    )  # fmt: skip
-    x[-1] = small.x[0]
-    if residual is not None:
-        residual[-1] = small.residual[0]
-    assert max(x.numel(), out.numel()) > 2**31
-    weight = small.weight.contiguous(memory_format=torch.channels_last)
-    tile = _tiles.BY_NAME["128x64_4w4s"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv_bn_act, "traceable", lambda kernel, _: Programs(kernel, last_program))
-        if index == "narrow":
-            patch.setattr(conv_bn_act, "fits_32_bits", lambda *tensors: True)
-        conv_bn_act.launch(
-            x, weight, small.scale, small.shift, residual, out, *geometry_args(case),
-            plan=_tiles.Plan(tile, 1, False, "for the test"),
-        )  # fmt: skip
-    oracle = numerics.conv_bn_act_oracle(*small.tuple(), stride=case.stride)
-    bound = numerics.conv_bn_act_bound(*small.tuple(), oracle, stride=case.stride)
-    # Of the last image the last tile's pixels: all of them, if it has fewer than a tile.
-    image = case.p * case.q
-    pixels = min(image, (case.n * image - 1) % tile.m + 1)
-    got, oracle, bound = (
-        t.permute(0, 2, 3, 1).reshape(image, case.k)[-pixels:] for t in (out[-1:], oracle, bound)
-    )
-    check = numerics.check_bound(got, oracle, bound)
-    assert check.ok, str(check)
-    assert got.count_nonzero()
-
-
 def main(scenarios: Sequence[str]) -> None:
-    """Runs each scenario, "huge x wide", in a fork, and prints what became of it.
+    """Runs each scenario, "pages bn_act some", in a fork, and prints what became of it.
 
     A line for each: the exit status (negative: the signal) and the peak of its memory in MB beyond
     what the imports had taken.
     """
     torch.set_num_threads(1)  # a fork has no threads of a pool
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # those that die leave nothing behind
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for scenario in scenarios:
         child = os.fork()
@@ -174,7 +194,7 @@ def main(scenarios: Sequence[str]) -> None:
             status = 1
             try:
                 torch.manual_seed(0)
-                {"pages": pages, "planted": planted, "huge": huge}[kind](*arguments)
+                SCENARIOS[kind](*arguments)
                 status = 0
             except BaseException:
                 traceback.print_exc()

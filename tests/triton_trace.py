@@ -30,6 +30,47 @@ needs_interpreter = [
 """For `pytestmark`: Triton decides how kernels run when it first sees them, once a process."""
 
 
+def _modules(fn: Any) -> frozenset[int]:
+    """Which of Triton's modules a function's names lead to: those that calling it patches."""
+    from triton.runtime import interpreter
+
+    known = (interpreter.tl, interpreter.tl.core)
+    return frozenset(id(v) for v in fn.__globals__.values() if any(v is m for m in known))
+
+
+def _hasten() -> None:
+    """Leaves out work of the interpreter that has no effect: more than half of its time.
+
+    It checks each addition and product of 32-bit indices for overflow, and drops the finding where
+    `debug` is off; and each call of a jitted function within a kernel patches triton.language
+    anew, though the kernel's launch has.
+    """
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    if not builder.options.debug:
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    patch_modules, patched = interpreter._patch_lang, set()
+
+    def begin(fn: Any) -> Any:
+        patched.clear()
+        patched.add(_modules(fn))
+        return patch_modules(fn)
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if _modules(function.fn) not in patched:
+            patched.add(_modules(function.fn))
+            patch_modules(function.fn)
+        return function.rewrite()(*args, **kwargs)
+
+    interpreter._patch_lang = begin
+    interpreter.InterpretedFunction.__call__ = call
+
+
+if _limits.interpreted():
+    _hasten()
+
+
 class Access:
     """What happened to one tensor during one launch.
 
@@ -65,13 +106,14 @@ class Access:
 
 @dataclasses.dataclass
 class Launch:
-    """One kernel's launch: its name, and an `Access` for each pointer argument.
+    """One kernel's launch: its name, an `Access` for each pointer argument, the other arguments.
 
     Arguments in one storage share their `Access`.
     """
 
     name: str
     accesses: dict[str, Access]
+    values: dict[str, Any]
 
     def __getitem__(self, argument: str) -> Access:
         return self.accesses[argument]
@@ -98,6 +140,21 @@ class Launch:
         raise AssertionError(f"{self.name}: a {kind} at {low:#x}..{high:#x} is in no argument")
 
 
+def issued_bytes(launches: Sequence[Launch]) -> int:
+    """Of active lanes, loads and stores."""
+    return sum(a.loaded + a.stored for launch in launches for a in launch.distinct)
+
+
+def unique_bytes(launches: Sequence[Launch]) -> int:
+    """Of the call's tensors: each byte once, however many kernels touch it."""
+    touched: dict[int, int] = {}
+    for launch in launches:
+        for name, access in launch.accesses.items():
+            if name != "partial" and access.unique:
+                touched[access.start] = max(touched.get(access.start, 0), access.unique)
+    return sum(touched.values())
+
+
 def _patched(patch: pytest.MonkeyPatch, owner: object, name: str, wrap: Callable[..., Any]) -> None:
     """Replaces a function by wrap(original, *its arguments)."""
     original = getattr(owner, name)
@@ -116,16 +173,13 @@ def watch() -> Iterator[list[Launch]]:
 
     def begin(original, executor, args_dev, kwargs):
         args, kwargs = original(executor, args_dev, kwargs)
-        tensors = {
-            name: value
-            for name, value in [*zip(executor.arg_names, args, strict=False), *kwargs.items()]
-            if isinstance(value, Tensor)
-        }
+        values = dict(zip(executor.arg_names, args, strict=False)) | kwargs
+        tensors = {n: values.pop(n) for n, v in [*values.items()] if isinstance(v, Tensor)}
         by_storage: dict[int, Access] = {}
         for value in tensors.values():
             by_storage.setdefault(value.untyped_storage().data_ptr(), Access(value))
         accesses = {n: by_storage[t.untyped_storage().data_ptr()] for n, t in tensors.items()}
-        launches.append(Launch(executor.fn.__name__, accesses))
+        launches.append(Launch(executor.fn.__name__, accesses, values))
         return args, kwargs
 
     def load(original, ptrs, mask, *rest, **options):

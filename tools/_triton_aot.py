@@ -283,7 +283,13 @@ def parse(listing: str) -> Code:
         if opcode.split(".")[0] == "BRA" and target and int(target[-1], 16) < address:
             loops.append((int(target[-1], 16), address))
     matrix = [a for a, o in zip(addresses, opcodes, strict=True) if o.split(".")[0] in MATRIX]
-    loops = [(a, b) for a, b in loops if any(a <= place <= b for place in matrix)]
+    # A wait's slow path lies behind the end and jumps back: unlike a loop it spans an EXIT.
+    ends = [a for a, o in zip(addresses, opcodes, strict=True) if o == "EXIT"]
+    loops = [
+        (a, b)
+        for a, b in loops
+        if any(a <= place <= b for place in matrix) and not any(a <= end <= b for end in ends)
+    ]
     inner = [
         (a, b)
         for a, b in loops

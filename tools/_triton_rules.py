@@ -13,6 +13,10 @@ STACK_BESIDE_GROUPS = 64
 STACK_BESIDE_LOOP = 16
 """Bytes of stack outside the main loop, four registers: read back once a tile, not once a step."""
 
+STACK_BESIDE_TAPS = 64
+"""The same where taps are unrolled, sixteen registers: read back once a tap, whose loop has four
+steps or more. Nine loops in a row share what they keep across each other."""
+
 STACK_RAGGED = 256
 """The same where rows of channels are no multiple of 16 bytes: elements are stored one by one, for
 each of which a place is kept across the loop. Such loads, not the stack, bound these kernels."""
@@ -104,7 +108,13 @@ def _no_stack(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
     if _side(variant) > 1:
         most = STACK_BESIDE_GROUPS
         return f"{code.stack} bytes of stack, at most {most}" if code.stack > most else ""
-    most = STACK_RAGGED if _ragged(variant) else STACK_BESIDE_LOOP
+    unrolled = (
+        variant.constant("FLAT", True) is False
+        and variant.constant("R") * variant.constant("S") > 1
+    )
+    most = STACK_BESIDE_TAPS if unrolled else STACK_BESIDE_LOOP
+    if _ragged(variant):
+        most = STACK_RAGGED
     if code.stack > most or (code.stack and not code.loops):
         where = f"at most {most} bytes, beside the main loop"
         return f"{code.stack} bytes of stack, {local} LDL or STL, {where}"
@@ -132,18 +142,26 @@ def _shared_fits(variant: aot.Variant, code: aot.Code, architecture: aot.Archite
     return f"{code.shared} bytes of shared memory, at most {most}" if code.shared > most else ""
 
 
+def _itemsize(variant: aot.Variant) -> int:
+    """Bytes of an operand's element."""
+    return 4 if variant.constant("PRECISION") in ("tf32", "tf32x3") else 2
+
+
+def _row_operands(variant: aot.Variant) -> int:
+    """How many tensors give a row of the product: gradient and result where ReLU masks."""
+    rule = RULES[variant.kernel]
+    return rule.rows + (rule.masked and bool(variant.constant("MASKED")))
+
+
 def planned_shared(variant: aot.Variant) -> int:
     """Bytes of shared memory that a matrix kernel is meant to take.
 
     The operands of each step in flight, or after the loop the results in float32, a slice at a
     time, whatever is more.
     """
-    rule = RULES[variant.kernel]
     m, n, k = (variant.constant(f"BLOCK_{axis}") for axis in "MNK")
-    stages = variant.options["num_stages"]
-    itemsize = 4 if variant.constant("PRECISION") in ("tf32", "tf32x3") else 2
-    rows = rule.rows + (rule.masked and bool(variant.constant("MASKED")))
-    operands = stages * k * (itemsize * (rows * m + n) + 4 * rule.vectors)
+    tiles = _itemsize(variant) * (_row_operands(variant) * m + n)
+    operands = variant.options["num_stages"] * k * (tiles + 4 * RULES[variant.kernel].vectors)
     results = 4 * m * n // variant.constant("SLICES", 1)
     return max(operands, results) + SLACK
 
@@ -170,7 +188,7 @@ def _matrix(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
         return ""
     kind, found = matrix_kind(variant), code.matrix()
     # One channel makes the reduction's length a constant, and its loop may vanish.
-    looped = code.loops or variant.constant("group_in") == 1
+    looped = code.loops or variant.constant("group_in") == 1 or variant.constant("group_out") == 1
     if set(found) == {kind} and looped:
         return ""
     listed = ", ".join(f"{n} {name}" for name, n in found.items()) or "no matrix instructions"
@@ -198,6 +216,15 @@ def rule_strides(variant: aot.Variant) -> tuple[str, ...] | None:
     return None
 
 
+def _small_operands(variant: aot.Variant) -> int:
+    """How many operands have too small a tile for each thread to load 16 bytes of it."""
+    step = variant.constant("BLOCK_K") * _itemsize(variant)
+    enough = 16 * 32 * variant.options["num_warps"]
+    return _row_operands(variant) * (variant.constant("BLOCK_M") * step < enough) + (
+        variant.constant("BLOCK_N") * step < enough
+    )
+
+
 def _wide_loop(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
     rule = RULES[variant.kernel]
     turned = rule.transposed and variant.constant("PRECISION") in ("tf32", "tf32x3")
@@ -205,7 +232,10 @@ def _wide_loop(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str
         return ""
     wide = code.wide("LDGSTS|LDG", loop=True)
     narrow = code.count("LDGSTS|LDG", loop=True) - wide
-    if not wide or narrow > rule.vectors * code.loops:
+    small = _small_operands(variant)
+    if (not wide and small <= _row_operands(variant)) or narrow > (
+        rule.vectors + small
+    ) * code.loops:
         return f"{wide} loads of 16 bytes and {narrow} narrower ones in the main loop"
     return ""
 

@@ -7,11 +7,12 @@ A GPU that can't compile a configuration, or runs it wrongly, loses that configu
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 from .. import numerics
-from ..cases import BN_ACT_CASES
+from ..cases import BN_ACT_CASES, BnActCase, ConvCase
 from ..triton import _limits, _tiles
 from ._selfchecks import (
     CONV_CASES,
@@ -22,8 +23,10 @@ from ._selfchecks import (
     require_exact,
 )
 
-DTYPES = (torch.bfloat16,)
-"""On a GPU. float16 is the same code but for conversions, and a user waits for each compilation."""
+FLOAT32 = "3x3"
+"""The case that is checked in float32 too, with one and with three TF32 products: other matrix
+instructions. float16 is bfloat16's code but for conversions, and a user waits for each compilation.
+"""
 
 
 def plan(product: _tiles.Product, name: str, device: str, splits: int = 1) -> _tiles.Plan | None:
@@ -67,12 +70,20 @@ def bn_act(configuration: str, device: str) -> None:
     if configuration not in bn_act_configurations():
         raise ValueError(f"configuration is {configuration!r}; accepted is '4096_4w'")
     for case in BN_ACT_CASES:
-        for dtype in _dtypes(device):
+        for dtype in _dtypes(case, device):
             check_bn_act(case, dtype, device, kernel.launch)
 
 
-def _dtypes(device: str) -> tuple[torch.dtype, ...]:
-    return DTYPES if device.startswith("cuda") else (torch.float16,)  # interpreted: no bfloat16
+def _dtypes(case: ConvCase | BnActCase, device: str) -> Iterator[torch.dtype]:
+    """What a case is checked in; torch's switch for TF32 is set for as long as each is used."""
+    if not device.startswith("cuda"):
+        yield torch.float16  # interpreted: no bfloat16
+        return
+    yield torch.bfloat16
+    if case.name == FLOAT32:
+        for switch in (True, False):
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=switch):
+                yield torch.float32
 
 
 def conv_bn_act(configuration: str, device: str) -> None:
@@ -90,7 +101,7 @@ def conv_bn_act(configuration: str, device: str) -> None:
 
     generator = torch.Generator().manual_seed(0)
     for case in CONV_CASES:
-        for dtype in _dtypes(device):
+        for dtype in _dtypes(case, device):
             x, weight, scale, shift, residual = numerics.exact_inputs(case, dtype, generator)
             oracle = numerics.conv_bn_act_oracle(
                 x, weight, scale, shift, residual, **case.geometry, act=case.act
@@ -116,7 +127,7 @@ def conv_dgrad(configuration: str, device: str) -> None:
 
     generator = torch.Generator().manual_seed(1)
     for case in CONV_CASES[:3]:
-        for dtype in _dtypes(device):
+        for dtype in _dtypes(case, device):
             dy, y, x, weight, scale = gradient_inputs(case, dtype, generator)
             expected, _ = numerics.conv_gradients_oracle(
                 dy, y, x, weight, scale, **case.geometry, wanted=(True, False)
@@ -141,7 +152,7 @@ def conv_wgrad(configuration: str, device: str) -> None:
 
     generator = torch.Generator().manual_seed(2)
     for case in CONV_CASES:
-        for dtype in _dtypes(device):
+        for dtype in _dtypes(case, device):
             dy, y, x, weight, scale = gradient_inputs(case, dtype, generator)
             _, expected = numerics.conv_gradients_oracle(
                 dy, y, x, weight, scale, **case.geometry, wanted=(False, True)

@@ -34,14 +34,53 @@ def fits_32_bits(*tensors: Tensor | None) -> bool:
     return True
 
 
-def channels_adjacent(t: Tensor) -> Tensor:
-    """`t` [N, C, H, W] with neighbouring channels side by side: itself, or a channels_last copy.
+PIECE = 16
+"""Bytes of the widest access of a thread; addresses must be multiples of it."""
 
-    Strides over N, H and W may be anything: slices and expanded tensors are read where they lie.
+
+def begins_at_a_piece(t: Tensor) -> bool:
+    """Whether the first element's address is a multiple of `PIECE`.
+
+    Tensors of tracing and of device "meta" have no address; a compiler's inputs are aligned.
     """
-    if t.shape[1] <= 1 or t.stride(1) == 1:
-        return t
-    return t.contiguous(memory_format=torch.channels_last)
+    real = type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta"
+    start = t.data_ptr() if real else t.storage_offset() * t.element_size()
+    return start % PIECE == 0
+
+
+def _fits_kernels(t: Tensor) -> bool:
+    """Whether channels lie side by side and, where they divide so, in whole `PIECE`s.
+
+    An address that is off, or a step between pixels that is, would have every element loaded and
+    stored by itself: hundreds of pointers, which spill.
+    """
+    if t.shape[1] <= 1:
+        return True
+    if t.stride(1) != 1:
+        return False
+    size = t.element_size()
+    if t.shape[1] * size % PIECE:
+        return True  # no copy would help
+    steps = [t.stride(dim) * size for dim in (0, 2, 3) if t.shape[dim] > 1]
+    return begins_at_a_piece(t) and all(step % PIECE == 0 for step in steps)
+
+
+def readable(t: Tensor) -> Tensor:
+    """`t` [N, C, H, W] as a kernel reads it well: itself, or a channels_last copy.
+
+    Strides over N, H and W may be anything that keeps pixels aligned: slices and expanded tensors
+    are read where they lie.
+    """
+    return t if _fits_kernels(t) else t.clone(memory_format=torch.channels_last)
+
+
+def writable(out: Tensor) -> Tensor:
+    """Where a kernel stores `out` [N, C, H, W]: `out` itself, or a channels_last tensor.
+
+    What is in the latter goes to `out` by a copy: one pass more, but element by element it would
+    be many.
+    """
+    return out if _fits_kernels(out) else torch.empty_like(out, memory_format=torch.channels_last)
 
 
 def precision(dtype: torch.dtype) -> str:

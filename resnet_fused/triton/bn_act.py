@@ -12,10 +12,13 @@ from torch import Tensor
 
 from . import _tiles
 from ._gemm import pixel_of
-from ._launch import fits_32_bits, on_device, traceable
+from ._launch import begins_at_a_piece, fits_32_bits, on_device, traceable
 
 ELEMENTS = 4096
 """Elements of a tile: 32 a thread, four 16-byte loads of 16-bit values in flight a tensor."""
+ELEMENTS_OFF = 2048
+"""The same where an address is no multiple of 16 bytes: each element then needs a pointer of its
+own, and those of 32 elements of three tensors are more than a thread's registers hold."""
 MAX_COLUMNS = 1024
 WARPS = 4
 CONFIGURATION = f"{ELEMENTS}_{WARPS}w"
@@ -123,7 +126,8 @@ def launch(
     shortcut = x if residual is None else residual
     dense = all(height == 1 or t.stride(2) == width * t.stride(3) for t in (x, shortcut, out))
     block_n = min(MAX_COLUMNS, max(16, 1 << (columns - 1).bit_length()))
-    block_m = ELEMENTS // block_n
+    aligned = all(begins_at_a_piece(t) for t in (x, shortcut, out))
+    block_m = (ELEMENTS if aligned else ELEMENTS_OFF) // block_n
     grid = (_tiles.cdiv(rows, block_m) * _tiles.cdiv(columns, block_n),)
     with on_device(out):
         traceable(bn_act_kernel, out)[grid](

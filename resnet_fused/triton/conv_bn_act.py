@@ -22,12 +22,13 @@ from ._gemm import finish, merge_kernel, pixel_of, same_group, tile_of
 from ._launch import (
     GROUP_M,
     MERGE_TILE,
-    channels_adjacent,
     fits_32_bits,
     on_device,
     plan_of,
     precision,
+    readable,
     traceable,
+    writable,
 )
 
 
@@ -293,7 +294,8 @@ def launch(
 
     Args:
         x: [N, C, H, W] float32, bfloat16 or float16. Copied to channels_last first if its channels
-            are not adjacent.
+            are not adjacent, or its pixels not aligned to 16 bytes where their channels divide so;
+            as are weight and residual, and `out` by a copy afterwards.
         weight: [K, C / groups, R, S], likewise.
         scale: [K] float32.
         shift: [K] float32.
@@ -311,7 +313,8 @@ def launch(
         return
     product = product_of(x, weight, out, groups)
     plan = plan or plan_of(product, x.device, allowed)
-    x, weight = channels_adjacent(x), channels_adjacent(weight)
+    x, weight = readable(x), readable(weight)
+    target = writable(out)
     n, filters, p, q = out.shape
     group_in, r, s = weight.shape[1:]
     group_out = filters // groups
@@ -319,21 +322,21 @@ def launch(
     tile, pixels = plan.tile, n * p * q
     block_k = product.step
     narrow = _tiles.is_narrow(side * group_in, s)
-    partial = out
+    partial = target
     if plan.splits > 1:
         partial = torch.empty(plan.splits, pixels, filters, dtype=torch.float32, device=x.device)
-    shortcut = out if residual is None else residual
-    wide = not fits_32_bits(x, weight, out, residual)
+    shortcut = target if residual is None else readable(residual)
+    wide = not fits_32_bits(x, weight, target, shortcut)
     tiles_n = _tiles.cdiv(product.columns, tile.n) * product.copies
     flags = {"HAS_RESIDUAL": residual is not None, "RELU": act == "relu", "WIDE": wide}
     with on_device(out):
         traceable(conv_bn_act_kernel, out)[(_tiles.cdiv(pixels, tile.m) * tiles_n * plan.splits,)](
-            x, weight, scale, shift, shortcut, out, partial,
+            x, weight, scale, shift, shortcut, target, partial,
             pixels, x.shape[2], x.shape[3], p, q, x.shape[1], filters, group_in, group_out,
             stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1],
             x.stride(0), x.stride(2), x.stride(3),
             weight.stride(0), weight.stride(2), weight.stride(3),
-            *shortcut.stride(), *out.stride(),
+            *shortcut.stride(), *target.stride(),
             R=r, S=s, SIDE=side, NARROW=narrow, FLAT=plan.flat,
             CHECKED=max(padding) > 0,
             EVEN=product.depth % block_k == 0 and groups % side == 0,
@@ -345,8 +348,10 @@ def launch(
             rows, columns = MERGE_TILE
             grid = (_tiles.cdiv(pixels, rows), _tiles.cdiv(filters, columns))
             traceable(merge_kernel, out)[grid](
-                partial, scale, shift, shortcut, out, pixels, p, q, filters,
-                *shortcut.stride(), *out.stride(),
+                partial, scale, shift, shortcut, target, pixels, p, q, filters,
+                *shortcut.stride(), *target.stride(),
                 SPLITS=plan.splits, AFFINE=True, BLOCK_M=rows, BLOCK_N=columns,
                 **flags,
             )  # fmt: skip
+        if target is not out:
+            out.copy_(target)

@@ -23,12 +23,13 @@ from ._gemm import finish, merge_kernel, pixel_of, same_group, tile_of
 from ._launch import (
     GROUP_M,
     MERGE_TILE,
-    channels_adjacent,
     fits_32_bits,
     on_device,
     plan_of,
     precision,
+    readable,
     traceable,
+    writable,
 )
 
 
@@ -303,7 +304,9 @@ def launch(
 
     Args:
         dy: gradient of the result [N, K, P, Q], float32, bfloat16 or float16. Copied to
-            channels_last first if its channels are not adjacent, as are y and weight.
+            channels_last first if its channels are not adjacent, or its pixels not aligned to 16
+            bytes where their channels divide so; as are y and weight, and `dx` by a copy
+            afterwards.
         y: the result [N, K, P, Q], for ReLU's mask; None without ReLU.
         weight: [K, C / groups, R, S].
         scale: [K] float32. scale * dz is rounded to dy's dtype before it is multiplied.
@@ -319,25 +322,26 @@ def launch(
         return
     product = product_of(dx, weight, stride, groups)
     plan = plan or plan_of(product, dx.device, allowed)
-    dy, weight = channels_adjacent(dy), channels_adjacent(weight)
-    result = dy if y is None else channels_adjacent(y)
+    dy, weight = readable(dy), readable(weight)
+    result = dy if y is None else readable(y)
+    target = writable(dx)
     n, channels, h, w = dx.shape
     filters, group_in, r, s = weight.shape
     tile, side = plan.tile, product.side
-    partial = dx
+    partial = target
     if plan.splits > 1:
         shape = (plan.splits, n * h * w, channels)
         partial = torch.empty(shape, dtype=torch.float32, device=dx.device)
-    wide = not fits_32_bits(dy, result, weight, dx)
+    wide = not fits_32_bits(dy, result, weight, target)
     tiles = _tiles.cdiv(product.rows, tile.m) * _tiles.cdiv(product.columns, tile.n)
     with on_device(dx):
         traceable(conv_dgrad_kernel, dx)[(tiles * product.copies * plan.splits,)](
-            dy, result, weight, scale, dx, partial,
+            dy, result, weight, scale, target, partial,
             product.rows, h, w, dy.shape[2], dy.shape[3], channels, filters, group_in,
             filters // groups, stride[0], stride[1], padding[0], padding[1], dilation[0],
             dilation[1], dy.stride(0), dy.stride(2), dy.stride(3),
             result.stride(0), result.stride(2), result.stride(3),
-            weight.stride(0), weight.stride(2), weight.stride(3), *dx.stride(), n,
+            weight.stride(0), weight.stride(2), weight.stride(3), *target.stride(), n,
             R=r, S=s, STEP_R=stride[0] // math.gcd(stride[0], dilation[0]),
             STEP_S=stride[1] // math.gcd(stride[1], dilation[1]), SIDE=side,
             MASKED=y is not None, SPLITS=plan.splits, WIDE=wide, PRECISION=product.precision,
@@ -348,7 +352,9 @@ def launch(
             rows, columns = MERGE_TILE
             grid = (_tiles.cdiv(n * h * w, rows), _tiles.cdiv(channels, columns))
             traceable(merge_kernel, dx)[grid](
-                partial, scale, scale, dx, dx, n * h * w, h, w, channels,
-                *dx.stride(), *dx.stride(), SPLITS=plan.splits, AFFINE=False, HAS_RESIDUAL=False,
-                RELU=False, WIDE=wide, BLOCK_M=rows, BLOCK_N=columns,
+                partial, scale, scale, target, target, n * h * w, h, w, channels,
+                *target.stride(), *target.stride(), SPLITS=plan.splits, AFFINE=False,
+                HAS_RESIDUAL=False, RELU=False, WIDE=wide, BLOCK_M=rows, BLOCK_N=columns,
             )  # fmt: skip
+        if target is not dx:
+            dx.copy_(target)

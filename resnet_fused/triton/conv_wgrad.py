@@ -19,13 +19,18 @@ from torch import Tensor
 from . import _tiles
 from ._gemm import pixel_of
 from ._launch import (
-    channels_adjacent,
     fits_32_bits,
     on_device,
     plan_of,
     precision,
+    readable,
     traceable,
 )
+
+MOST_REGISTERS = {2: 255, 4: None}
+"""What a thread may have, by the bytes of an operand's element. Left to itself, ptxas spills in the
+main loop of 16-bit products on sm_80, to make room for a third block, though the chooser counts on
+two; told the same number of float32 ones, which have no such spills, it makes some."""
 
 MERGE_BLOCK = 1024
 """Weights a program of the merge: 8 a thread."""
@@ -229,7 +234,8 @@ def launch(
 
     Args:
         dy: gradient of the result [N, K, P, Q], float32, bfloat16 or float16. Copied to
-            channels_last first if its channels are not adjacent, as are y and x.
+            channels_last first if its channels are not adjacent, or its pixels not aligned to 16
+            bytes where their channels divide so; as are y and x.
         y: the result [N, K, P, Q], for ReLU's mask; None without ReLU.
         x: the layer's input [N, C, H, W].
         scale: [K] float32.
@@ -246,8 +252,8 @@ def launch(
         return
     product = product_of(dy, dweight, groups)
     plan = plan or plan_of(product, dy.device, allowed)
-    dy, x = channels_adjacent(dy), channels_adjacent(x)
-    result = dy if y is None else channels_adjacent(y)
+    dy, x = readable(dy), readable(x)
+    result = dy if y is None else readable(y)
     filters, group_in, r, s = dweight.shape
     tile = plan.tile
     narrow = _tiles.is_narrow(product.side * group_in, s)
@@ -267,8 +273,8 @@ def launch(
             R=r, S=s, SIDE=product.side, NARROW=narrow, MASKED=y is not None,
             SPLITS=plan.splits, WIDE=not fits_32_bits(dy, result, x, dweight),
             PRECISION=product.precision, BLOCK_M=tile.m, BLOCK_N=tile.n,
-            BLOCK_K=product.step, num_warps=tile.warps,
-            num_stages=tile.stages,
+            BLOCK_K=product.step, num_warps=tile.warps, num_stages=tile.stages,
+            maxnreg=MOST_REGISTERS[product.itemsize],
         )  # fmt: skip
         if plan.splits > 1:
             count = dweight.numel()
