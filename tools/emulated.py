@@ -246,9 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--variant", choices=VARIANTS, default="plain")
     parser.add_argument("--all", action="store_true", help="every variant")
-    parser.add_argument(
-        "--sample", action="store_true", help="what builds quickly"
-    )
+    parser.add_argument("--sample", action="store_true", help="what builds quickly")
     parser.add_argument("--program", choices=[p.name for p in PROGRAMS], action="append")
     parser.add_argument("--jobs", type=int, default=2, help="compilers that run at once")
     options = parser.parse_args(arguments)
