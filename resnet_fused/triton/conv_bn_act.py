@@ -293,9 +293,8 @@ def launch(
     """Writes act(scale * conv(x, weight) + shift [+ residual]) into `out`.
 
     Args:
-        x: [N, C, H, W] float32, bfloat16 or float16. Copied to channels_last first if its channels
-            are not adjacent, or its pixels not aligned to 16 bytes where their channels divide so;
-            as are weight and residual, and `out` by a copy afterwards.
+        x: [N, C, H, W] float32, bfloat16 or float16. Copied to channels_last first if it is not
+            `readable`, as are weight and residual; `out` likewise, by a copy afterwards.
         weight: [K, C / groups, R, S], likewise.
         scale: [K] float32.
         shift: [K] float32.
