@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _tiles
+from . import _limits, _tiles
 from ._gemm import pixel_of
 from ._launch import (
     fits_32_bits,
@@ -27,10 +27,10 @@ from ._launch import (
     traceable,
 )
 
-MOST_REGISTERS = {2: 255, 4: None}
-"""What a thread may have, by the bytes of an operand's element. Left to itself, ptxas spills in the
-main loop of 16-bit products on sm_80, to make room for a third block, though the chooser counts on
-two; told the same number of float32 ones, which have no such spills, it makes some."""
+MOST_REGISTERS = 255
+"""What a thread may have on sm_80, sm_86 and sm_89 with 16-bit operands. Left to itself, ptxas
+spills there in the main loop, to make room for a third block, though the chooser counts on two.
+Elsewhere it does not, and told the same number it would."""
 
 MERGE_BLOCK = 1024
 """Weights a program of the merge: 8 a thread."""
@@ -262,6 +262,7 @@ def launch(
         shape = (plan.splits, filters, r, s, group_in)
         partial = torch.empty(shape, dtype=torch.float32, device=dy.device)
     tiles = _tiles.cdiv(product.rows, tile.m) * _tiles.cdiv(product.columns, tile.n)
+    spills = product.itemsize == 2 and _limits.limits(dy.device).capability < 90
     with on_device(dweight):
         traceable(conv_wgrad_kernel, dweight)[(tiles * product.copies * plan.splits,)](
             dy, result, x, scale, dweight, partial,
@@ -274,7 +275,7 @@ def launch(
             SPLITS=plan.splits, WIDE=not fits_32_bits(dy, result, x, dweight),
             PRECISION=product.precision, BLOCK_M=tile.m, BLOCK_N=tile.n,
             BLOCK_K=product.step, num_warps=tile.warps, num_stages=tile.stages,
-            maxnreg=MOST_REGISTERS[product.itemsize],
+            maxnreg=MOST_REGISTERS if spills else None,
         )  # fmt: skip
         if plan.splits > 1:
             count = dweight.numel()
