@@ -56,6 +56,14 @@ def test_what_is_planted_is_caught(changes, words):
     assert words in failure
 
 
+def test_float_operands_across_the_reduction_are_loaded_plainly():
+    name = CONV.replace("conv_bn_act_kernelINS_8BFloat16E", "conv_wgrad_kernelIf")
+    assert name != CONV
+    (failure,) = conv(name=name).failures()
+    assert "0 LDS, at least 2" in failure
+    assert conv(name=name, instructions=GOOD | {"LDS": 8}).failures() == []
+
+
 def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():
     large = CONV.replace("Li4ELi3E", "Li8ELi3E")
     assert conv(name=large, arch="86").failures() == []

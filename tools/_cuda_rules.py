@@ -145,10 +145,13 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
         ),
     }
     if tile.wide:
-        copies, loads = kernel.wide("LDGSTS"), kernel.count("LDSM.*")
+        # Both operands of conv_wgrad lie across the reduction. ldmatrix turns 16-bit ones round;
+        # float ones are loaded as they are.
+        load = "LDS" if "conv_wgrad_kernelIf" in kernel.name else "LDSM"
+        copies, loads = kernel.wide("LDGSTS"), kernel.count(rf"{load}\b.*")
         checks |= {
             f"{copies} LDGSTS.128, at least 2": copies >= 2,
-            f"{loads} LDSM, at least 2": loads >= 2,
+            f"{loads} {load}, at least 2": loads >= 2,
         }
     return checks
 
