@@ -17,6 +17,8 @@ logger = logging.getLogger("resnet_fused")
 
 @functools.cache
 def _load() -> tuple[Any | None, str | None]:
+    import torch  # noqa: F401  (its libraries, which the extension names, are in the process then)
+
     try:
         return importlib.import_module("resnet_fused._C"), None
     except ModuleNotFoundError:

@@ -337,3 +337,11 @@ def _toolchain(function, *arguments):
     return subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=ROOT / "tools"
     ).stdout.strip()
+
+
+def test_the_extension_loads_before_anybody_has_imported_torch():
+    line = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "extension_line.py")],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "does not load" not in line
