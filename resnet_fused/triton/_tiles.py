@@ -278,8 +278,9 @@ def cost(product: Product, tile: Tile, splits: int, limits: Limits) -> float:
 def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = None) -> Plan:
     """Picks tile, splits and loop of a product: those of the least predicted `cost`.
 
-    Short loops (see `MIN_STEPS`) run over all taps in one; those tiles have 4 warps, since Triton
-    has been seen to miscompile flattened convolution loops on 8 (pytorch#173068).
+    Short loops (see `MIN_STEPS`) run over all taps in one, and so do three-term products: beside
+    the parts of their operands, unrolled taps spill. Those tiles have 4 warps, since Triton has been
+    seen to miscompile flattened convolution loops on 8 (pytorch#173068).
 
     Args:
         product: the sizes.
@@ -299,6 +300,7 @@ def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = No
                 cdiv(steps, splits) < MIN_STEPS
                 or product.taps > MAX_UNROLLED_TAPS
                 or product.runtime_taps
+                or product.precision == "tf32x3"
             )
             if flat and tile.warps > 4:
                 continue
