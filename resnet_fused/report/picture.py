@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from resnet_fused.report.theme import DARK, LIGHT, THEMES, Theme, style, to_png
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours: paper, ink, pale lines, and one colour a role (told apart by most eyes)."""
-
-    paper: str
-    ink: str
-    quiet: str
-    line: str
-    fused: str
-    eager: str
-    bare: str
-    failed: str
-
-
-LIGHT = Theme(
-    "#ffffff", "#1b2230", "#5d6778", "#dfe3ea", "#1565d8", "#d9822b", "#7a8699", "#c62840"
-)
-DARK = Theme("#12161d", "#e8ecf3", "#98a3b5", "#2b323e", "#5aa2ff", "#f0a24a", "#8f9bb0", "#ff6b7d")
-THEMES = {"light": LIGHT, "dark": DARK}
+__all__ = ["DARK", "LIGHT", "draw"]
 
 
 def draw(content: dict[str, Any], theme: str = "light") -> bytes:
@@ -58,25 +39,12 @@ def draw(content: dict[str, Any], theme: str = "light") -> bytes:
         color=colours.ink if verification["ok"] else colours.failed,
     )  # fmt: skip
     for axis in axes:
-        _style(axis, colours)
+        style(axis, colours)
     _layers(axes[0], verification["layers"], colours)
     _blocks(axes[1], verification["blocks"], verification["end_to_end"], colours)
     if timings:
         _times(axes[2], timings, colours)
-    file = io.BytesIO()
-    # Nothing of the clock in the file: the same record draws the same bytes.
-    figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
-    return file.getvalue()
-
-
-def _style(axis: Axes, colours: Theme) -> None:
-    axis.set_facecolor(colours.paper)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(colours.line)
-    axis.tick_params(colors=colours.quiet, labelsize=8, length=0)
-    axis.grid(axis="y", color=colours.line, linewidth=0.7)
-    axis.set_axisbelow(True)
+    return to_png(figure)
 
 
 def _title(axis: Axes, text: str, note: str, colours: Theme) -> None:
