@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 WIDTH = 9.0  # inches
-_CHARACTERS = 128  # of a note that fit into the width of an axis
+NOTE_SIZE = 8.5  # points
+_RIGHT = 0.25  # inches
+_LINE = 0.15  # inches, of a note's line
 
 
 @dataclass(frozen=True)
@@ -46,22 +51,55 @@ def colours_of(theme: str) -> Theme:
     return THEMES[theme]
 
 
-def sheet(heights: list[float], colours: Theme, *, gap: float = 0.16) -> tuple[Figure, list[Axes]]:
-    """A figure of axes below each other.
+@dataclass(frozen=True)
+class Space:
+    """What one axis of a `sheet` needs.
+
+    Attributes:
+        note: the text between title and axis; its lines are counted.
+        body: height of the axis itself in inches.
+        below: inches for ticks, label and legend.
+    """
+
+    note: str
+    body: float
+    below: float = 0.52
+
+
+def sheet(
+    spaces: Sequence[Space], colours: Theme, *, left: float, footer: Sequence[str] = ()
+) -> tuple[Figure, list[Axes]]:
+    """A figure of axes below each other, every one at a place that its texts leave free.
 
     Args:
-        heights: of each axis with its texts, in inches.
+        spaces: of the axes, from the top.
         colours: of the theme.
-        gap: inches around each axis.
+        left: inches for the tick labels.
+        footer: lines below all axes, see `wrap`.
     """
-    size = (WIDTH, sum(heights) + 2 * gap)
-    figure = Figure(figsize=size, facecolor=colours.paper, layout="constrained")
+    wide = WIDTH - left - _RIGHT
+    heights = [_above(space.note, wide) + space.body + space.below for space in spaces]
+    height = sum(heights) + 0.15 + (0.2 + _LINE * len(footer)) * bool(footer)
+    figure = Figure(figsize=(WIDTH, height), facecolor=colours.paper)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(h_pad=gap / 2, w_pad=0.12)  # type: ignore[union-attr]
-    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axis in axes:
-        style(axis, colours)
-    return figure, list(axes)
+    axes, top = [], height - 0.05
+    for space in spaces:
+        top -= _above(space.note, wide) + space.body
+        place = (left / WIDTH, top / height, wide / WIDTH, space.body / height)
+        axes.append(figure.add_axes(place))
+        style(axes[-1], colours)
+        top -= space.below
+    if footer:
+        figure.text(
+            0.2 / WIDTH, top / height, "\n".join(footer), fontsize=NOTE_SIZE, va="top",
+            color=colours.quiet,
+        )  # fmt: skip
+    return figure, axes
+
+
+def _above(note: str, wide: float) -> float:
+    """Inches that title and note take."""
+    return 0.46 + _LINE * len(wrap(note, wide))
 
 
 def style(axis: Axes, colours: Theme) -> None:
@@ -76,16 +114,44 @@ def style(axis: Axes, colours: Theme) -> None:
 
 
 def entitle(axis: Axes, text: str, note: str, colours: Theme) -> None:
-    """A title, and below it a quiet note, wrapped to the axis' width."""
-    lines = textwrap.wrap(note, _CHARACTERS)
+    """A title, and below it a quiet note, within the width of an axis of a `sheet`."""
+    wide = WIDTH * axis.get_position().width
+    lines = wrap(note, wide)
     axis.set_title(
-        shorten(text, 84), loc="left", fontsize=11, fontweight="bold", color=colours.ink,
-        pad=6 + 12 * len(lines),
+        fit(text, wide, 11, "bold"), loc="left", fontsize=11, fontweight="bold",
+        color=colours.ink, pad=6 + 72 * _LINE * len(lines),
     )  # fmt: skip
     axis.annotate(
-        "\n".join(lines), (0, 1), xycoords="axes fraction", xytext=(0, 4),
-        textcoords="offset points", fontsize=8.5, color=colours.quiet, va="bottom",
+        "\n".join(lines), (0, 1), xycoords="axes fraction", xytext=(0, 5),
+        textcoords="offset points", fontsize=NOTE_SIZE, color=colours.quiet, va="bottom",
     )  # fmt: skip
+
+
+def width_of(text: str, size: float = NOTE_SIZE, weight: str = "normal") -> float:
+    """Inches that a text takes at a font size in points."""
+    font = FontProperties(size=size, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+
+
+def wrap(text: str, inches: float) -> list[str]:
+    """Lines of a text at the notes' size, each of them at most so wide."""
+    if not text:
+        return []
+    characters = max(8, int(len(text) * inches / max(width_of(text), 1e-3)))
+    lines = textwrap.wrap(text, characters)
+    while characters > 8 and max(map(width_of, lines)) > inches:
+        characters -= 1 + characters // 40
+        lines = textwrap.wrap(text, characters)
+    return lines
+
+
+def fit(text: str, inches: float, size: float = NOTE_SIZE, weight: str = "normal") -> str:
+    """The text, without its middle where it is wider."""
+    length, shown = len(text), text
+    while length > 3 and width_of(shown, size, weight) > inches:
+        length = min(length - 1, int(length * inches / width_of(shown, size, weight)) + 1)
+        shown = shorten(text, length)
+    return shown
 
 
 def shorten(text: str, length: int) -> str:
