@@ -44,7 +44,7 @@ else
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint unit interpreter emulated conformance op-matrix wheel gates proof gpu-check clean
+.PHONY: help setup run test quick lint unit interpreter emulated conformance op-matrix wheel gates proof bench gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -137,6 +137,16 @@ proof: setup ## the long proofs: all architectures, every test with more example
 	$(PY) tools/emulated.py --all
 	HYPOTHESIS_PROFILE=proof RESNET_FUSED_EMULATED=1 $(VENV)/bin/pytest -n 2 $(PYTEST_ARGS) \
 	  -m emulated --timeout=600
+
+# What tells most comes first, and no row begins when the budget is over. The compiler's other modes
+# compile long; `resnet-fused bench --level ...` runs them too.
+BENCH_OUT ?= build/bench
+BENCH_BUDGET_MIN ?= 8
+bench: setup ## this CPU beside eager, torch.compile, ONNX Runtime, OpenVINO; report in build/bench
+	$(PY) -m resnet_fused bench resnet50 --level model,block,kernel --batch 1,8 \
+	  --only model/,layer1.1/,layer3.1/,3x3_64_64_at56/,1x1_64_256_at56_add/,3x3_256_256_at14/ \
+	  --peers eager_nchw,onednn,inductor,onnxruntime,openvino --budget-min $(BENCH_BUDGET_MIN) \
+	  --output $(BENCH_OUT)/bench.json --html $(BENCH_OUT)/bench.html --png-dir $(BENCH_OUT)
 
 # A build for this GPU alone: the long default of ARCHS is for wheels.
 gpu-check: ## are the kernels right on this machine's GPU, and how fast? MINUTES=8 OUT=folder BUILD=1

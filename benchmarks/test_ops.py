@@ -1,85 +1,78 @@
-"""pytest-benchmark entries: rf.ops over the layers of ResNet-50, gradients and bn_act included."""
+"""pytest-benchmark entries: ops, blocks and networks, by eager and fused, as subjects and peers.
+
+The very computations of `resnet-fused bench`, judged before they are timed, for those who compare
+commits with pytest-benchmark. A ratio of two variants is to be taken from `resnet-fused bench`,
+which runs them in turns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import pytest
 import torch
-from operands import layers, operands
 
-import resnet_fused as rf
-from resnet_fused.cases import ConvCase
+from resnet_fused.bench import subject as subjects_
+from resnet_fused.bench.peers import PEERS, NoPeerError
+from resnet_fused.bench.subject import LEVELS, OPS, Subject, subjects
+from resnet_fused.bench.work import Work, build
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+MODEL = "resnet50"
+DTYPES = ("float32", "bfloat16")
 BATCH = {"cpu": 1, "cuda": 256}
+VARIANTS = ("eager", "fused")
+ROUNDS = {"kernel": (7, 3), "block": (7, 1), "model": (5, 1)}  # rounds, calls in each
 
 
-def _measure(benchmark: Any, device: str, call: Callable[[], object]) -> None:
-    def waited() -> None:
-        call()
-        if device == "cuda":
+def chosen() -> list[Subject]:
+    """The ops, blocks and modes of one network, in both dtypes, on what there is."""
+    found = []
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        for level in LEVELS:
+            found += subjects(
+                level, device, model=MODEL, batches=[BATCH[device]], dtypes=DTYPES, ops=OPS[level]
+            )
+    return [s for s in found if s.level != "kernel" or s.name in kernels(s.op)]
+
+
+@functools.cache
+def kernels(op: str) -> frozenset[str]:
+    return frozenset(subjects_.kernel_names(op, MODEL))
+
+
+@functools.lru_cache(maxsize=1)  # the variants of a subject follow each other
+def built(subject: Subject) -> Work:
+    return build(subject)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("subject", chosen(), ids=lambda s: f"{s.device}/{s.key}")
+def test_subject(benchmark: Any, subject: Subject, variant: str) -> None:
+    peer = PEERS[variant]
+    if (why := peer.why_not(subject)) is not None:
+        pytest.skip(why)
+    work = built(subject)
+    try:
+        prepared = peer.prepare(work)
+    except NoPeerError as error:
+        pytest.skip(str(error))
+    rounds, calls = ROUNDS[subject.level]
+    count = 0
+
+    def call() -> None:
+        nonlocal count
+        prepared.call(count % len(work.sets))
+        count += 1
+        if subject.device == "cuda":
             torch.cuda.synchronize()
 
-    with torch.inference_mode():
-        benchmark.pedantic(waited, rounds=7, iterations=3, warmup_rounds=2)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", layers(1), ids=str)
-def test_conv_bn_act(benchmark: Any, case: ConvCase, device: str, dtype: str) -> None:
-    (case,) = (other for other in layers(BATCH[device]) if other.name == case.name)
-    given = operands(case, DTYPES[dtype], device)
-    benchmark.group = f"conv_bn_act {device} {dtype}"
-    benchmark.extra_info |= {"gflop": 2e-9 * case.macs, "count": case.count}
-    _measure(
-        benchmark,
-        device,
-        lambda: rf.ops.conv_bn_act(
-            given.x, given.weight, given.scale, given.shift, given.residual, act=case.act,
-            **case.geometry,
-        ),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", layers(1), ids=str)
-def test_bn_act(benchmark: Any, case: ConvCase, device: str, dtype: str) -> None:
-    (case,) = (other for other in layers(BATCH[device]) if other.name == case.name)
-    given = operands(case, DTYPES[dtype], device)
-    y = torch.randn(case.output_shape, device=device).to(DTYPES[dtype])
-    y = y.to(memory_format=torch.channels_last)
-    moved = (3 if case.residual else 2) * y.numel() * y.element_size()
-    benchmark.group = f"bn_act {device} {dtype}"
-    benchmark.extra_info |= {"gigabytes": 1e-9 * moved, "count": case.count}
-    _measure(
-        benchmark,
-        device,
-        lambda: rf.ops.bn_act(y, given.scale, given.shift, given.residual, act=case.act),
-    )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", layers(1), ids=str)
-@pytest.mark.parametrize("op", ["conv_dgrad", "conv_wgrad"])
-def test_gradients(benchmark: Any, op: str, case: ConvCase, device: str, dtype: str) -> None:
-    (case,) = (other for other in layers(BATCH[device]) if other.name == case.name)
-    given = operands(case, DTYPES[dtype], device)
-    y = torch.randn(case.output_shape, device=device).to(DTYPES[dtype])
-    y = y.to(memory_format=torch.channels_last)
-    dy = torch.randn_like(y)
-    benchmark.group = f"{op} {device} {dtype}"
-    benchmark.extra_info |= {"gflop": 2e-9 * case.macs, "count": case.count}
-
-    def call() -> torch.Tensor:
-        if op == "conv_wgrad":
-            return rf.ops.conv_wgrad(dy, given.x, given.weight, given.scale, y, **case.geometry)
-        size = case.input_shape
-        return rf.ops.conv_dgrad(dy, given.weight, given.scale, y, input_size=size, **case.geometry)
-
-    _measure(benchmark, device, call)
+    benchmark.group = f"{subject.device}/{subject.key}"
+    benchmark.extra_info |= subject.to_dict()
+    try:
+        with work.mode():
+            judgement = work.judge(prepared.call(0))
+            assert judgement.ok, judgement.text  # what is wrong has no time
+            benchmark.pedantic(call, rounds=rounds, iterations=calls, warmup_rounds=2)
+    finally:
+        prepared.close()

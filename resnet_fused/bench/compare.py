@@ -67,7 +67,7 @@ class Change:
         a_s, b_s: medians in seconds a call; None where there is none.
         ratio: A's median over B's: above 1, B is faster.
         beside_eager: B's gain over eager over A's gain, from pairs; None where eager is missing.
-        noise: what differs between two runs of one thing, as a fraction: both records' together.
+        noise: what two runs of one thing may differ by, as a fraction: the larger of both records'.
     """
 
     key: str
@@ -377,7 +377,7 @@ def _judged(before: Row, after: Row, name: str) -> Change:
     if name != BASELINE:
         one, two = _pairs(before, name), _pairs(after, name)
         gains = ratio_of_medians(two, one) if one and two else None
-    noise = _noise(before, name) + _noise(after, name)
+    noise = max(_noise(before, name), _noise(after, name))
     change = Change(
         after["key"], name, NO_VERDICT, "", _median(_variants(before)[name]),
         _median(_variants(after)[name]), ratio, gains, noise,

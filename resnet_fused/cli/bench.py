@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from resnet_fused.cli._errors import UserError, user_errors
 from resnet_fused.cli._options import (
     DTYPES,
     ListOf,
@@ -17,102 +22,323 @@ from resnet_fused.cli._options import (
     torch_device,
     torch_dtype,
 )
-from resnet_fused.cli._output import check_folder, echo_json, progress_bar, to_json, write_file
+from resnet_fused.cli._output import echo_json, progress_bar, to_json, write_file
 
 if TYPE_CHECKING:
-    from resnet_fused.bench.model import Prediction, Result
+    from resnet_fused.bench.subject import Subject
+
+# Repeated here, so that `--help` imports no torch; a test holds them against bench.subject.
+LEVELS = ("kernel", "block", "model")
+OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act")
+MODES = ("inference", "training", "training_frozen")
+BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
+# Any of these asks for the whole benchmark; without one a network is timed in the short form.
+WHOLE = ("levels", "ops", "modes", "only", "peers", "html", "png_dir", "budget_min")
+COMPARING = ("compare", "gate", "force", "only", "as_json")  # all else times something
+
+
+class Percent(click.ParamType):
+    """A fraction, given as "5%" or as "0.05"."""
+
+    name = "5%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The fraction."""
+        text = str(value).strip()
+        try:
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            number = math.nan
+        # A bare 5 would be 500%: nobody means that.
+        if not (math.isfinite(number) and number >= 0) or (not text.endswith("%") and number > 1):
+            self.fail(f"{text!r} is no percentage; accepted: 5%, or 0.05", param, ctx)
+        return number / 100 if text.endswith("%") else number
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The command's options; see its help."""
+
+    levels: tuple[str, ...]
+    ops: tuple[str, ...]
+    modes: tuple[str, ...]
+    batches: tuple[int, ...] | None
+    dtypes: tuple[str, ...]
+    device: str
+    peers: str
+    only: tuple[str, ...]
+    rounds: int
+    budget_min: float | None
+    at_least: float
+    size: int
+    output: Path | None
+    html: Path | None
+    png_dir: Path | None
+    compare: tuple[Path, Path] | None
+    gate: float | None
+    force: bool
+    list_peers: bool
+    as_json: bool
+
+    def matches(self, key: str) -> bool:
+        """Whether a row's key holds one of the texts of --only."""
+        return not self.only or any(text in key for text in self.only)
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options, in the order of the help."""
+    positive = click.FloatRange(min=0, min_open=True)
+    file = click.Path(path_type=Path)
+    options = (
+        click.option("--level", "levels", type=ListOf(click.Choice(LEVELS)), default="model",
+                     show_default=True, help="What to time."),
+        click.option("--op", "ops", type=ListOf(click.Choice(OPS)), default="conv_bn_act",
+                     show_default=True, help="Of level kernel."),
+        click.option("--mode", "modes", type=ListOf(click.Choice(MODES)), default="inference",
+                     show_default=True, help="Of levels block and model; training is a whole "
+                     "step, training_frozen one with fixed BatchNorm."),
+        click.option("--batch", "batches", type=ListOf(click.IntRange(min=1)),
+                     help="Numbers of images.  [default: 1,8; on a GPU 1,32,256]"),
+        click.option("--dtype", "dtypes", type=ListOf(click.Choice(DTYPES)), default="float32",
+                     show_default=True, help="Of weights and activations."),
+        device_option,
+        click.option("--peers", default="all", metavar="NAME,...|all|none", show_default=True,
+                     help="Who is timed beside eager and fused; see --list-peers."),
+        click.option("--list-peers", is_flag=True, help="Who would join, and why others do not."),
+        click.option("--only", type=ListOf(click.STRING), default=(), metavar="TEXT,...",
+                     help="Rows whose key holds one of these, such as 3x3 or block/."),
+        click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True,
+                     help="Pairs to time; 6 or more for a 95% interval."),
+        click.option("--budget-min", type=positive, metavar="MINUTES",
+                     help="Begin no row behind this time, and end with what was reached."),
+        click.option("--at-least", type=positive, default=1.0, show_default=True,
+                     help="The gain over eager that the verdict asks for."),
+        size_option,
+        click.option("--output", type=file, help="Write the JSON record here too."),
+        click.option("--html", type=file, help="Write a page with all pictures and tables."),
+        click.option("--png-dir", type=file, help="Write the pictures into this folder."),
+        click.option("--compare", type=file, nargs=2, metavar="A B",
+                     help="Time nothing: compare two records, B against A."),
+        click.option("--gate", type=Percent(), help="With --compare: exit code 1 if one of our "
+                     "variants is slower by more than this plus the noise, wrong or gone."),
+        click.option("--force-compare", "force", is_flag=True,
+                     help="With --compare: across machines and dtypes too."),
+        json_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @click.command()
 @click.argument("model", default="resnet50")
-@click.option(
-    "--batch",
-    "batches",
-    type=ListOf(click.IntRange(min=1)),
-    default="1,8",
-    show_default=True,
-    help="Numbers of images.",
-)
-@click.option(
-    "--dtype",
-    "dtypes",
-    type=ListOf(click.Choice(DTYPES)),
-    default="float32",
-    show_default=True,
-    help="Of weights and activations.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=15,
-    show_default=True,
-    help="Pairs to time; 6 or more for a 95% interval.",
-)
-@click.option(
-    "--at-least",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="The gain over eager that the verdict asks for.",
-)
-@size_option
-@device_option
-@click.option("--output", type=click.Path(path_type=Path), help="Write the JSON record here too.")
-@json_option
-def bench(
-    model: str, batches: tuple[int, ...], dtypes: tuple[str, ...], rounds: int, at_least: float,
-    size: int, device: str, output: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Time MODEL fused, against eager channels_last and bare oneDNN calls.
+@_options
+@click.pass_context
+def bench(ctx: click.Context, model: str, **given: Any) -> None:
+    """Time MODEL fused, against eager channels_last and whoever else is there.
 
-    The variants are interleaved and compared pair by pair. Above 5% of foreign load on the machine
-    no verdict is given. MODEL is as for `explain`.
+    The variants are judged against float64, interleaved, and compared pair by pair. Above 5% of
+    foreign load on the machine no verdict is given.
+
+    Alone it times any network in inference: eager, fused, and bare oneDNN calls on the CPU. With
+    --level, --op, --mode, --only, --peers, --html, --png-dir or --budget-min it runs the whole
+    benchmark, on the networks of resnet_fused.models (see docs/benchmarks.md). MODEL is as for
+    `explain`.
     """
+    wanted = Wanted(**{**given, "compare": given["compare"] or None})
+    sources = {name: ctx.get_parameter_source(name) for name in [*given, "model"]}
+    chosen = {name for name, source in sources.items() if source == ParameterSource.COMMANDLINE}
+    _check(wanted, chosen, ctx)
+    if wanted.compare is not None:
+        ctx.exit(_compare(wanted, wanted.compare))
     check_environment()
-    where = torch_device(device)
-    if output is not None:
-        check_folder(output.parent)
+    if wanted.list_peers:
+        ctx.exit(_list_peers(model, wanted))
+    ctx.exit(_whole(model, wanted) if chosen & set(WHOLE) else _short(model, wanted))
+
+
+def _check(wanted: Wanted, chosen: set[str], ctx: click.Context) -> None:
+    """Holds the options against each other, before anything heavy is imported."""
+    names = {p.name: p.opts[0] for p in ctx.command.params if isinstance(p, click.Option)}
+    if wanted.compare is None:
+        for name in ("gate", "force"):
+            if name in chosen:
+                raise UserError(f"{names[name]}: goes with --compare A B alone")
+    elif extra := sorted(chosen - set(COMPARING)):
+        told = ", ".join(names.get(name, name.upper()) for name in extra)
+        raise UserError(f"--compare: times nothing, so {told} cannot go with it")
+    for name, levels in (("ops", ("kernel",)), ("modes", ("block", "model"))):
+        if name in chosen and not set(levels) & set(wanted.levels):
+            raise UserError(
+                f"{names[name]}: is for --level {' or '.join(levels)}, "
+                f"and --level is {','.join(wanted.levels)}"
+            )
+
+
+def _compare(wanted: Wanted, files: tuple[Path, Path]) -> int:
+    """Compares two records; 1 if the gate failed."""
+    from resnet_fused.bench import compare
+    from resnet_fused.cli._bench_output import say_comparison
+
+    with user_errors():
+        a, b = (compare.load(file) for file in files)
+    found = compare.compare(a, b, force=wanted.force, only=wanted.matches)
+    if not found.changes and not found.only_b:
+        raise UserError(f"--only: no row of either record holds {' or '.join(wanted.only)}")
+    gate = None if wanted.gate is None else compare.gate(found, wanted.gate)
+    if wanted.as_json:
+        echo_json({**found.to_dict(), "gate": None if gate is None else gate.to_dict()})
+    else:
+        say_comparison(found, gate, files)
+    return 0 if gate is None or gate.ok else 1
+
+
+def _subjects(model: str, wanted: Wanted, device: str) -> list[Subject]:
+    """What to time, in the order of the levels.
+
+    Raises:
+        UserError: an unknown network, or nothing that --only lets through.
+    """
+    from resnet_fused import models
+    from resnet_fused.bench.subject import subjects
+
+    name = model.removeprefix("rf:")
+    if name not in models.list_models():
+        raise UserError(
+            f"MODEL: the whole benchmark does not know {model!r}; accepted: "
+            f"{', '.join(models.list_models())}"
+        )
+    every: list[Subject] = []
+    with user_errors():
+        for level in wanted.levels:
+            every += subjects(
+                level, device, model=name, batches=wanted.batches or BATCHES[device],
+                dtypes=wanted.dtypes, size=wanted.size,
+                ops=wanted.ops if level == "kernel" else wanted.modes,
+            )  # fmt: skip
+    found = [subject for subject in every if wanted.matches(subject.key)]
+    if not found:
+        raise UserError(
+            f"--only: no key holds {' or '.join(wanted.only)}; one of {len(every)} keys is "
+            f"{every[0].key}"
+        )
+    return found
+
+
+def _peers(wanted: Wanted) -> Sequence[str] | None:
+    """The names that --peers asks for, eager and fused among them; None for all.
+
+    Raises:
+        UserError: a name that is none.
+    """
+    from resnet_fused.bench.compare import BASELINE, OURS
+    from resnet_fused.bench.peers import PEERS
+
+    if wanted.peers == "all":
+        return None
+    words = [] if wanted.peers == "none" else [w.strip() for w in wanted.peers.split(",")]
+    for word in words:
+        if word not in PEERS:
+            raise UserError(
+                f"--peers: there is no {word!r}; accepted: all, none, or of {', '.join(PEERS)}"
+            )
+    always = (BASELINE, *OURS)
+    return [name for name in PEERS if name in words or name in always]
+
+
+def _device(wanted: Wanted) -> str:
+    """The kind of device; the whole benchmark runs on the first GPU.
+
+    Raises:
+        UserError: no such device, or another GPU.
+    """
+    device = torch_device(wanted.device)
+    if device.index:
+        raise UserError(
+            f"--device: the whole benchmark runs on the first GPU; give --device cuda and "
+            f"CUDA_VISIBLE_DEVICES={device.index}"
+        )
+    return device.type
+
+
+def _list_peers(model: str, wanted: Wanted) -> int:
+    """Prints who joins at which level."""
+    from resnet_fused.bench.peers import PEERS, joining
+
+    device, names = _device(wanted), _peers(wanted)
+    first = {}
+    for subject in _subjects(model, wanted, device):
+        first.setdefault(f"{subject.level}/{subject.op}/{subject.dtype}", subject)
+    found = {kind: joining(subject, names) for kind, subject in first.items()}
+    about = {
+        kind: {**{peer.name: None for peer in there}, **why} for kind, (there, why) in found.items()
+    }
+    if wanted.as_json:
+        echo_json({kind: {n: why[n] for n in PEERS if n in why} for kind, why in about.items()})
+        return 0
+    width = max(map(len, PEERS))
+    for kind, why in about.items():
+        click.echo(f"{kind}:")
+        for name in (name for name in PEERS if name in why):
+            told = "joins" if why[name] is None else f"left out: {why[name]}"
+            click.echo(f"  {name:{width}}  {told}")
+    return 0
+
+
+def _whole(model: str, wanted: Wanted) -> int:
+    """Runs the benchmark; 1 if a variant of ours is wrong."""
+    from resnet_fused.cli import _bench_output as out
+
+    names, chosen = _peers(wanted), _subjects(model, wanted, _device(wanted))
+    out.check_targets(
+        {"--output": wanted.output, "--html": wanted.html}, {"--png-dir": wanted.png_dir}
+    )
+    from resnet_fused.bench import runner
+    from resnet_fused.bench.compare import OURS
+
+    with progress_bar("timing", quiet=wanted.as_json) as progress:
+        record = runner.run_all(chosen, names, runner.Settings(), progress)
+    written = out.write_outputs(record, wanted.output, wanted.html, wanted.png_dir)
+    wrong = out.wrong_of_ours(record, OURS)
+    if wanted.as_json:
+        echo_json(record)
+        return 1 if wrong else 0
+    out.say_machine(record)
+    out.say_rows(record)
+    for line in written:
+        click.echo(line)
+    for name in wrong:
+        click.echo(f"WRONG: {name}")
+    return 1 if wrong else 0
+
+
+def _short(model: str, wanted: Wanted) -> int:
+    """Times any network in inference: eager, fused, and bare oneDNN calls."""
+    from resnet_fused.cli._bench_output import check_targets, say_prediction, say_result
+
+    where = torch_device(wanted.device)
+    check_targets({"--output": wanted.output}, {})
     from resnet_fused.bench.model import bench_model, to_record
     from resnet_fused.cli import _models
 
     network = _models.load(model)
-    with progress_bar("timing", quiet=as_json) as progress:
+    batches = wanted.batches or BATCHES[where.type]
+    with progress_bar("timing", quiet=wanted.as_json) as progress:
         results = bench_model(
-            network.model, batches=batches, dtypes=[torch_dtype(name) for name in dtypes],
-            size=size, device=where, rounds=rounds, at_least=at_least, progress=progress,
-            announce=None if as_json else _announce, report=None if as_json else _report,
+            network.model, batches=batches, dtypes=[torch_dtype(name) for name in wanted.dtypes],
+            size=wanted.size, device=where, rounds=wanted.rounds, at_least=wanted.at_least,
+            progress=progress, announce=None if wanted.as_json else say_prediction,
+            report=None if wanted.as_json else say_result,
         )  # fmt: skip
-    settings = {"batches": batches, "dtypes": dtypes, "rounds": rounds, "size": size,
-                "device": str(where), "at_least": at_least, "weights": network.weights}  # fmt: skip
+    settings = {
+        "batches": batches, "dtypes": wanted.dtypes, "rounds": wanted.rounds, "size": wanted.size,
+        "device": str(where), "at_least": wanted.at_least, "weights": network.weights,
+    }  # fmt: skip
     record = to_record(model, results, settings)
-    if output is not None:
-        write_file(output, to_json(record) + "\n")
-    if as_json:
+    if wanted.output is not None:
+        write_file(wanted.output, to_json(record) + "\n")
+    if wanted.as_json:
         echo_json(record)
-    elif output is not None:
-        click.echo(f"record: {output}")
-
-
-def _announce(prediction: Prediction) -> None:
-    rates = prediction.ceilings
-    click.echo(
-        f"predicted, batch {prediction.batch} {prediction.dtype}: at least "
-        f"{prediction.eager_s * 1e3:.1f} ms eager, {prediction.fused_s * 1e3:.1f} ms fused, "
-        f"{prediction.gain:.2f}x, by the roofline of {rates.flops / 1e9:.0f} GFLOP/s and "
-        f"{rates.bandwidth / 1e9:.1f} GB/s measured here"
-    )
-
-
-def _report(result: Result) -> None:
-    timings = result.timings
-    times = ", ".join(
-        f"{name} {timings.median(name) * 1e3:.1f} ms "
-        f"({result.batch / timings.median(name):.1f} images/s, spread {timings.spread(name):.0%})"
-        for name in timings.seconds
-    )
-    click.echo(f"batch {result.batch} {result.dtype}: {times}")
-    for sentence in result.verdicts:
-        click.echo(f"  {sentence}")
-    for name, reason in result.omitted.items():
-        click.echo(f"  without {name}: {reason}")
-    click.echo(f"  load: others {timings.load.foreign:.1%} of {timings.load.cores} cores")
+    elif wanted.output is not None:
+        click.echo(f"record: {wanted.output}")
+    return 0
