@@ -20,13 +20,7 @@ def render(content: dict[str, Any], picture: bytes | None = None) -> str:
     Returns:
         HTML text. Whatever the record holds (file names, reasons) is escaped.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resnet_fused.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {"sci": _scientific, "fixed": _fixed, "percent": _percent}
     drawn = {"light": picture or draw(content, "light"), "dark": draw(content, "dark")}
     pictures = {theme: base64.b64encode(png).decode() for theme, png in drawn.items()}
@@ -35,6 +29,17 @@ def render(content: dict[str, Any], picture: bytes | None = None) -> str:
     reasons = {row["implementation"]: row["why"] for row in content["explanation"]["rows"]}
     return environment.get_template("template.html").render(
         **content, pictures=pictures, worst=worst, reasons=reasons
+    )
+
+
+def templates() -> jinja2.Environment:
+    """The pages' templates: what they are given is escaped, what they lack is an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("resnet_fused.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

@@ -56,7 +56,10 @@ def title(row: Row) -> str:
 
 def condition(row: Row) -> str:
     """A row's batch and dtype in words: batch 8, float32."""
-    return f"batch {about(row).get('batch', '?')}, {about(row).get('dtype', 'no dtype')}"
+    text = f"batch {about(row).get('batch', '?')}, {about(row).get('dtype', 'no dtype')}"
+    size = about(row).get("size", 224)
+    usual = about(row).get("level") == "kernel" or size == 224
+    return text if usual else f"{text}, {size} px"
 
 
 def ratio(row: Row, variant: str, baseline: str = "eager") -> Mapping[str, Any] | None:
@@ -131,9 +134,11 @@ BYTES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 
 
 def say(value: float | None, units: Sequence[tuple[float, str]] = ((1.0, ""),)) -> str:
-    """The value with three or more digits in a fitting unit, or "none"."""
+    """The value with three significant digits, or all of its whole ones, and a fitting unit."""
     if value is None:
         return "none"
     size, unit = scaled(value, units)
-    digits = 0 if abs(size) >= 100 else 1 if abs(size) >= 10 else 2
-    return f"{size:,.{digits}f} {unit}".rstrip()
+    # An exponent only for what no reader wants as zeros.
+    whole = math.floor(math.log10(abs(size))) if size else 0
+    text = f"{size:.2e}" if whole < -5 else f"{size:,.{max(0, 2 - whole)}f}"
+    return f"{text} {unit}".rstrip()

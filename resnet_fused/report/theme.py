@@ -99,7 +99,7 @@ def sheet(
 
 def _above(note: str, wide: float) -> float:
     """Inches that title and note take."""
-    return 0.46 + _LINE * len(wrap(note, wide))
+    return 0.4 + _LINE * len(wrap(note, wide))
 
 
 def style(axis: Axes, colours: Theme) -> None:
