@@ -225,6 +225,16 @@ def test_a_loaded_machine_gives_no_verdict(loaded: int) -> None:
     assert outcome.ok and outcome.judged == 1 and len(outcome.unjudged) == 1
 
 
+def test_a_replayed_graph_does_not_mind_a_busy_cpu() -> None:
+    rows = [row(seed=s, foreign=0.2, device="cuda") for s in (0, 1)]
+    for one in rows:
+        for variant in one["variants"].values():
+            variant["method"] = "cuda_graph"
+    assert only(c.compare(record(rows[0]), record(rows[1])), "fused").verdict == c.SAME
+    rows[1]["variants"]["eager"]["method"] = "cuda_events"
+    assert only(c.compare(record(rows[0]), record(rows[1])), "fused").verdict == c.NO_VERDICT
+
+
 def test_few_samples_give_no_verdict() -> None:
     rows = [row(seed=s, rounds=3, times=slower(1 + s, "fused")) for s in (0, 1)]
     change = only(c.compare(record(rows[0]), record(rows[1])), "fused")
@@ -271,11 +281,16 @@ def test_the_gate_refuses_what_is_no_limit(limit: float) -> None:
 
 
 def test_notes_say_what_else_differs() -> None:
-    after = record(row(seed=1), versions={"torch": "2.16.0"}, complete=False, of=53)
+    sources = {"conv_bn_act.cuda": "1", "bn_act.cuda": "2"}
+    after = record(
+        row(seed=1), versions={"torch": "2.16.0"}, complete=False, of=53, sources=sources
+    )
     after["machine"] = {**after["machine"], "driver": "2.0"}
-    notes = c.compare(record(row()), after).notes
+    before = record(row(), sources=sources | {"bn_act.cuda": "3"})
+    notes = c.compare(before, after).notes
     assert notes == (
         "torch: 2.15.0 in A, 2.16.0 in B",
+        "sources changed: bn_act.cuda",
         "driver: 1.0 in A, 2.0 in B",
         "B is not complete: 1 of 53 rows",
     )

@@ -148,7 +148,7 @@ def _usable(row: Mapping[str, Any] | None) -> bool:
     """Whether a row has a time of ours that was taken on a quiet machine."""
     if row is None or not row["variants"].get(OURS, {}).get("samples_s"):
         return False
-    return bool((row.get("load") or {}).get("quiet", True))
+    return compare.refusal(row) is None
 
 
 def _cells(line: Line, row: Mapping[str, Any] | None) -> str:

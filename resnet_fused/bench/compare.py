@@ -382,11 +382,11 @@ def _judged(before: Row, after: Row, name: str) -> Change:
         after["key"], name, NO_VERDICT, "", _median(_variants(before)[name]),
         _median(_variants(after)[name]), ratio, gains, noise,
     )  # fmt: skip
-    refusal = _refusal(before, "A") or _refusal(after, "B")
-    if refusal is None and ratio.confidence < LEAST_CONFIDENCE:
-        refusal = f"{len(old)} and {len(new)} samples are too few"
-    if refusal is not None:
-        return _with(change, NO_VERDICT, f"no verdict: {refusal}")
+    why_not = _refusal(before, "A") or _refusal(after, "B")
+    if why_not is None and ratio.confidence < LEAST_CONFIDENCE:
+        why_not = f"{len(old)} and {len(new)} samples are too few"
+    if why_not is not None:
+        return _with(change, NO_VERDICT, f"no verdict: {why_not}")
     estimates = [ratio] if gains is None else [ratio, gains]
     if min(e.low for e in estimates) > 1 + noise:
         return _with(change, FASTER, FASTER)
@@ -448,14 +448,25 @@ def _noise(row: Row, name: str) -> float:
     return (high - low) / middle
 
 
-def _refusal(row: Row, which: str) -> str | None:
-    """Why the load forbids a verdict, or None."""
+def refusal(row: Row) -> str | None:
+    """Why the load of the machine forbids a verdict on a row of a record, or None.
+
+    A replayed CUDA graph does not wait for the CPU, whoever else uses that.
+    """
     about = row.get("load")
+    timed = [one for one in row["variants"].values() if one.get("samples_s")]
     if not about or about.get("quiet", True):
         return None
+    if timed and all(one.get("method") == "cuda_graph" for one in timed):
+        return None
     fields = ("foreign", "own", "cores", "seconds", "limit")
-    refusal = Load(**{name: about[name] for name in fields if name in about}).refusal
-    return f"in {which}, {refusal or 'the machine was busy'}"
+    why = Load(**{name: about[name] for name in fields if name in about}).refusal
+    return why or "the machine was busy"
+
+
+def _refusal(row: Row, which: str) -> str | None:
+    why = refusal(row)
+    return None if why is None else f"in {which}, {why}"
 
 
 def _about(record: Row) -> dict[str, Any]:
@@ -477,6 +488,10 @@ def _notes(a: Row, b: Row) -> list[str]:
     for name in [*old, *(other for other in new if other not in old)]:
         if name in old and name in new and old[name] != new[name]:
             notes.append(f"{name}: {old[name]} in A, {new[name]} in B")
+    kernels = [record.get("sources") or {} for record in (a, b)]
+    changed = [name for name, known in kernels[0].items() if kernels[1].get(name, known) != known]
+    if changed:
+        notes.append(f"sources changed: {', '.join(changed)}")
     machines = [record.get("machine") or {} for record in (a, b)]
     drivers = [machine.get("driver") for machine in machines]
     if drivers[0] != drivers[1]:

@@ -97,7 +97,7 @@ def say_machine(record: Row) -> None:
     machine, versions = record["machine"], record["versions"]
     click.echo(
         f"machine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"{machine['cpu_capability']}, {machine['memory_gib']} GiB"
+        f"{machine.get('cpu_capability')}, {machine.get('memory_gib')} GiB"
     )
     for gpu in machine.get("gpus") or []:
         click.echo(
@@ -133,6 +133,10 @@ def say_rows(record: Row) -> None:
         for name, variant in row["variants"].items():
             if kernels := _kernels(variant):
                 click.echo(f"  {name} ran {kernels}")
+    for key, why in (record.get("failed") or {}).items():
+        click.echo(f"\nnot measured: {key}: {why}")
+    if "stopped" in record:
+        click.echo(f"\nSTOPPED: {record['stopped']}")
     if not record.get("complete", True):
         click.echo(f"\nnot complete: {record['reached']} of {record['of']} rows were reached")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ LEVELS = ("kernel", "block", "model")
 OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act")
 MODES = ("inference", "training", "training_frozen")
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
+ROW_SHARE = 0.5  # of the budget, for one row
 # Any of these asks for the whole benchmark; without one a network is timed in the short form.
 WHOLE = ("levels", "ops", "modes", "only", "peers", "html", "png_dir", "budget_min")
 COMPARING = ("compare", "gate", "force", "only", "as_json")  # all else times something
@@ -154,7 +157,24 @@ def bench(ctx: click.Context, model: str, **given: Any) -> None:
     check_environment()
     if wanted.list_peers:
         ctx.exit(_list_peers(model, wanted))
-    ctx.exit(_whole(model, wanted) if chosen & set(WHOLE) else _short(model, wanted))
+    if chosen & set(WHOLE):
+        ctx.exit(_whole(model, wanted, _command(ctx, chosen)))
+    ctx.exit(_short(model, wanted))
+
+
+def _command(ctx: click.Context, chosen: set[str]) -> str:
+    """What was typed, without the path of the interpreter."""
+    words = ["resnet-fused", "bench"]
+    for parameter in ctx.command.params:
+        value = ctx.params.get(parameter.name or "")
+        if parameter.name not in chosen:
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        if isinstance(parameter, click.Option):
+            words.append(parameter.opts[0])
+        if value is not True:
+            words.append(text)
+    return shlex.join(words)
 
 
 def _check(wanted: Wanted, chosen: set[str], ctx: click.Context) -> None:
@@ -225,8 +245,8 @@ def _subjects(model: str, wanted: Wanted, device: str) -> list[Subject]:
     return found
 
 
-def _peers(wanted: Wanted) -> Sequence[str] | None:
-    """The names that --peers asks for, eager and fused among them; None for all.
+def _peers(wanted: Wanted) -> Sequence[str]:
+    """The names that --peers asks for, eager and ours among them.
 
     Raises:
         UserError: a name that is none.
@@ -235,7 +255,7 @@ def _peers(wanted: Wanted) -> Sequence[str] | None:
     from resnet_fused.bench.peers import PEERS
 
     if wanted.peers == "all":
-        return None
+        return tuple(PEERS)
     words = [] if wanted.peers == "none" else [w.strip() for w in wanted.peers.split(",")]
     for word in words:
         if word not in PEERS:
@@ -285,8 +305,8 @@ def _list_peers(model: str, wanted: Wanted) -> int:
     return 0
 
 
-def _whole(model: str, wanted: Wanted) -> int:
-    """Runs the benchmark; 1 if a variant of ours is wrong."""
+def _whole(model: str, wanted: Wanted, command: str) -> int:
+    """Runs the benchmark; 1 if a variant of ours is wrong, or the GPU is lost."""
     from resnet_fused.cli import _bench_output as out
 
     names, chosen = _peers(wanted), _subjects(model, wanted, _device(wanted))
@@ -295,21 +315,34 @@ def _whole(model: str, wanted: Wanted) -> int:
     )
     from resnet_fused.bench import runner
     from resnet_fused.bench.compare import OURS
+    from resnet_fused.bench.peers import PEERS
 
+    total = math.inf if wanted.budget_min is None else 60 * wanted.budget_min
+    # One slow row shall not take the others' time.
+    share = total if len(chosen) == 1 else ROW_SHARE * total
+    settings = runner.Settings(
+        rounds=wanted.rounds, at_least=wanted.at_least, total_s=total, subject_s=share
+    )
     with progress_bar("timing", quiet=wanted.as_json) as progress:
-        record = runner.run_all(chosen, names, runner.Settings(), progress)
+        record = runner.bench(
+            chosen, [PEERS[name] for name in names], settings, command=command, progress=progress,
+            report=None if wanted.output is None else functools.partial(_keep, wanted.output),
+        )  # fmt: skip
     written = out.write_outputs(record, wanted.output, wanted.html, wanted.png_dir)
     wrong = out.wrong_of_ours(record, OURS)
     if wanted.as_json:
         echo_json(record)
-        return 1 if wrong else 0
-    out.say_machine(record)
-    out.say_rows(record)
-    for line in written:
-        click.echo(line)
-    for name in wrong:
-        click.echo(f"WRONG: {name}")
-    return 1 if wrong else 0
+    else:
+        out.say_machine(record)
+        out.say_rows(record)
+        for line in [*written, *(f"WRONG: {name}" for name in wrong)]:
+            click.echo(line)
+    return 1 if wrong or "stopped" in record else 0
+
+
+def _keep(file: Path, record: dict[str, Any]) -> None:
+    """Writes what was reached: a run that is interrupted leaves a valid record."""
+    write_file(file, to_json(record) + "\n")
 
 
 def _short(model: str, wanted: Wanted) -> int:
