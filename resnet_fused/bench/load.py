@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import psutil
 
@@ -21,7 +23,7 @@ class CpuTimes:
         wall: a monotonic clock.
         busy: time that all cores together were busy, for whomever (steal included: time that a
             hypervisor gave to another guest is lost to this program too).
-        own: CPU time of this process and of its children that have ended.
+        own: CPU time of this process and of its children and theirs, ended or alive.
     """
 
     wall: float
@@ -79,8 +81,18 @@ def read_cpu_times() -> CpuTimes:
     names = ("user", "nice", "system", "irq", "softirq", "steal", "interrupt", "dpc")
     busy = sum(getattr(system, name, 0.0) for name in names)
     mine = psutil.Process().cpu_times()
-    children = getattr(mine, "children_user", 0.0) + getattr(mine, "children_system", 0.0)
-    return CpuTimes(time.perf_counter(), busy, mine.user + mine.system + children)
+    own = _with_ended(mine)
+    for child in psutil.Process().children(recursive=True):
+        # One that has ended meanwhile is in its parent's count of ended children.
+        with contextlib.suppress(psutil.Error):
+            own += _with_ended(child.cpu_times())
+    return CpuTimes(time.perf_counter(), busy, own)
+
+
+def _with_ended(times: Any) -> float:
+    """CPU time of a process, and of those of its children that have ended, where it is known."""
+    names = ("user", "system", "children_user", "children_system")
+    return sum(getattr(times, name, 0.0) for name in names)
 
 
 class LoadMeter:

@@ -1,8 +1,16 @@
-"""What a record needs beside its numbers: the machine, the versions, the commit."""
+"""The record of a run: what it says beside its numbers, its schema, and how it is read.
+
+`record.schema.json` describes it field by field.
+"""
 
 from __future__ import annotations
 
+import datetime
+import functools
 import importlib.metadata
+import importlib.util
+import json
+import math
 import os
 import platform
 import subprocess
@@ -12,7 +20,123 @@ from typing import Any
 import psutil
 import torch
 
-PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy")
+from resnet_fused import admission
+from resnet_fused.bench import gauges
+
+SCHEMA = 2  # raised when a field changes its meaning; 1 was a whole model's record
+KIND = "bench"
+SCHEMA_FILE = Path(__file__).with_name("record.schema.json")
+PACKAGES = (
+    "torch", "torchvision", "timm", "triton", "numpy", "onnxruntime", "openvino", "onnx",
+    "onnxscript", "nvidia-cudnn-frontend", "tensorrt", "apex",
+)  # fmt: skip
+
+
+def begin(command: str, settings: dict[str, Any], of: int) -> dict[str, Any]:
+    """A record of which nothing was reached yet: valid, and filled row by row.
+
+    Args:
+        command: what was typed.
+        settings: how it is measured.
+        of: how many subjects were asked for.
+    """
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "command": command,
+        "versions": versions(),
+        "machine": machine(),
+        "sources": sources(),
+        "settings": plain(settings),
+        "ceilings": {},
+        "complete": False,
+        "reached": 0,
+        "of": of,
+        "seconds": 0.0,
+        "rows": [],
+    }
+
+
+def sources() -> dict[str, str]:
+    """Hash of the sources of each kernel that needs admission, "conv_bn_act.cuda" for example."""
+    from resnet_fused import ops  # noqa: F401  (the ops enter their kernels)
+
+    found = {}
+    for kernel in admission.kernels():
+        try:
+            found[kernel.name] = admission.source_hash(kernel)
+        except OSError:  # not built from a checkout
+            continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: NaN and infinities become None, tuples lists."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of a record."""
+    return json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+
+
+def validate(record: Any) -> None:
+    """Checks a record against its schema; without jsonschema only the outermost fields.
+
+    Raises:
+        ValueError: it is no record of schema 2; the message names the field.
+    """
+    if not isinstance(record, dict) or "schema" not in record:
+        raise ValueError("it is no record of this package: it has no field `schema`")
+    if record["schema"] != SCHEMA:
+        raise ValueError(
+            f"its schema is {record['schema']!r}; this version reads {SCHEMA}, take the version "
+            "that wrote it"
+        )
+    if record.get("kind") != KIND:
+        raise ValueError(f"its kind is {record.get('kind')!r}; accepted is {KIND!r}")
+    if importlib.util.find_spec("jsonschema") is None:
+        missing = [name for name in schema()["required"] if name not in record]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return
+    import jsonschema
+
+    checker = jsonschema.Draft202012Validator(schema())
+    problem = jsonschema.exceptions.best_match(checker.iter_errors(record))
+    if problem is not None:
+        where = "/".join(map(str, problem.absolute_path)) or "the record"
+        raise ValueError(f"{where}: {problem.message[:300]}")
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """Reads a record.
+
+    Raises:
+        ValueError: the file cannot be read, is no JSON, or no record of schema 2; the message
+            names the file and says what it is instead.
+    """
+    file = Path(path)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: is no JSON ({error})") from error
+    try:
+        validate(found)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return found
 
 
 def versions() -> dict[str, str | None]:
@@ -32,7 +156,8 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its vector units as torch uses them, memory, threads and GPUs."""
+    """The processor, its vector units as torch uses them, memory, threads; GPUs and clocks."""
+    clocks = gauges.clocks() if torch.cuda.is_available() else None
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": cpu_name(),
@@ -41,6 +166,8 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus(),
+        "driver": None if clocks is None else clocks.pop("driver"),
+        "clocks": clocks,
     }
 
 

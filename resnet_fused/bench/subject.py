@@ -47,7 +47,7 @@ class Subject:
     Attributes:
         level: "kernel" (one op), "block" (a residual block or the stem) or "model".
         op: of `OPS[level]`.
-        name: the kernel's shape ("3x3_64_64_at56"), the block's ("resnet50.layer1.0") or the model's.
+        name: a kernel's shape ("3x3_64_64_at56"), a block's ("resnet50.layer1.0") or a model's.
         batch: images.
         dtype: of all tensors but a kernel's scale and shift, which are float32.
         device: "cpu" or "cuda".

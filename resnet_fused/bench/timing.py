@@ -13,13 +13,30 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from resnet_fused.bench.load import Load, LoadMeter
 
 CONFIDENCE = 0.95
 ENOUGH_ROUNDS = 6  # the fewest pairs whose range holds the median at 95%
 MAX_CALLS = 10_000  # in one sample, of something too quick for the clock
+
+
+class SampleError(RuntimeError):
+    """A variant could not be timed any further; the message says why."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What times itself: in another process, or by a GPU's events."""
+
+    def sample(self, calls: int) -> float:
+        """Seconds a call, over about so many calls in a row.
+
+        Raises:
+            SampleError: it failed, and will again.
+        """
 
 
 @dataclass(frozen=True)
@@ -55,10 +72,19 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds a call, one sample a round for each variant, and the load meanwhile."""
+    """Seconds a call, one sample a round for each variant, and the load meanwhile.
+
+    Attributes:
+        seconds: name -> its samples.
+        load: of the machine while they were taken.
+        calls: name -> how many calls a sample is the mean of.
+        dropped: name -> why it has no samples.
+    """
 
     seconds: Mapping[str, tuple[float, ...]]
     load: Load
+    calls: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict_allowed(self) -> bool:
@@ -84,6 +110,31 @@ class Timings:
         low, high, confidence = median_interval(ratios)
         middle = statistics.median(ratios)
         return Ratio(baseline, variant, middle, low, high, confidence, len(ratios))
+
+    def noise(self, variant: str, again: str, baseline: str | None = None) -> float | None:
+        """What two runs of one thing may differ by, as a fraction.
+
+        The larger of two: how far from 1 the ratio of a variant to its second preparation may be,
+        by its whole interval (it holds what hangs on where a preparation lies in memory); and what
+        the medians of two runs' gains over the baseline differ by, sqrt(2) times half the interval
+        of one.
+
+        Args:
+            variant: the one that was prepared twice.
+            again: its second preparation.
+            baseline: what gains are measured against; None where there is none.
+
+        Returns:
+            None with fewer than six pairs, which bound nothing.
+        """
+        if len(self.seconds[variant]) < ENOUGH_ROUNDS:
+            return None
+        twice = self.ratio(variant, again)
+        found = max(abs(1 - twice.low), abs(twice.high - 1))
+        if baseline is not None:
+            gain = self.ratio(baseline, variant)
+            found = max(found, math.sqrt(0.5) * (gain.high - gain.low) / gain.median)
+        return found
 
     def verdict(self, baseline: str, variant: str, at_least: float = 1.0) -> str:
         """One sentence on whether `variant` is `at_least` times as fast, or why it is not said.
@@ -143,12 +194,13 @@ def median_interval(
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]],
+    variants: Mapping[str, Callable[[], object] | Sampler],
     *,
     rounds: int = 15,
     warmup: int = 2,
     min_sample_s: float = 0.0,
     budget_s: float = math.inf,
+    limit_s: float = math.inf,
     progress: Callable[[int, int], None] | None = None,
     synchronize: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -157,19 +209,24 @@ def interleaved(
     """Times each variant once a round, in an order that is reversed from round to round.
 
     Args:
-        variants: name -> a call to time. The first one is the baseline.
+        variants: name -> a call to time, or a `Sampler` that times itself. The first one is the
+            baseline.
         rounds: number of samples of each variant, and of pairs.
         warmup: calls of each variant before anything is timed.
         min_sample_s: a sample repeats its call until it lasts about this long (0: one call).
         budget_s: once this much time is used, no round is begun beyond the sixth: a busy machine
             shall not keep a person waiting for a verdict that it prevents.
+        limit_s: once this much time is used, no round is begun beyond the first: what the whole run
+            has left.
         progress: called with (rounds done, rounds) after each round.
-        synchronize: waits for the device; called before each reading of the clock.
+        synchronize: waits for the device; called before each reading of the clock. Samplers do so
+            themselves.
         clock: seconds, monotonic.
         meter: makes the load meter, when the timing begins.
 
     Returns:
-        The samples in seconds a call and the load while they were taken (warm-up excluded).
+        The samples in seconds a call and the load while they were taken (warm-up excluded). A
+        sampler that raised `SampleError` has none, and its reason stands in `dropped`.
 
     Raises:
         ValueError: no variants, fewer than one round, or a negative warmup or min_sample_s.
@@ -182,43 +239,83 @@ def interleaved(
         raise ValueError(
             f"warmup, min_sample_s: expected 0 or more, got {warmup} and {min_sample_s}"
         )
-    wait = synchronize or (lambda: None)
-    calls = {}
-    for name, call in variants.items():
-        # Every variant gets a fixed count, from its last warm-up call: samples stay comparable.
-        times = [_sample(call, 1, wait, clock) for _ in range(warmup or bool(min_sample_s))]
-        once = times[-1] if times else math.inf
-        calls[name] = min(MAX_CALLS, max(1, math.ceil(min_sample_s / max(once, 1e-9))))
-    samples: dict[str, list[float]] = {name: [] for name in variants}
-    order = list(variants)
+    taking = _Taking(
+        {
+            name: one if isinstance(one, Sampler) else _Call(one, synchronize, clock)
+            for name, one in variants.items()
+        }
+    )
+    for name in variants:
+        taking.warm_up(name, warmup, min_sample_s)
     with _no_garbage_collection():
         load_meter = meter()
         start = clock()
         for done in range(1, rounds + 1):
-            for name in order:
-                samples[name].append(_sample(variants[name], calls[name], wait, clock))
-            order.reverse()
+            for name in list(taking.samples)[:: 1 if done % 2 else -1]:
+                taking.take(name)
             if progress is not None:
                 progress(done, rounds)
-            if done >= ENOUGH_ROUNDS and clock() - start > budget_s:
+            used = clock() - start
+            if used > limit_s or (done >= ENOUGH_ROUNDS and used > budget_s):
                 break
         load = load_meter.read()
-    return Timings({name: tuple(values) for name, values in samples.items()}, load)
+    seconds = {name: tuple(values) for name, values in taking.samples.items()}
+    return Timings(seconds, load, taking.calls, taking.dropped)
 
 
-def _sample(
-    call: Callable[[], object],
-    calls: int,
-    wait: Callable[[], object],
-    clock: Callable[[], float],
-) -> float:
-    """Seconds a call, over `calls` calls in a row."""
-    wait()
-    start = clock()
-    for _ in range(calls):
-        call()
-    wait()
-    return (clock() - start) / calls
+class _Taking:
+    """The samples that are being taken, of the variants that are still in."""
+
+    def __init__(self, samplers: dict[str, Sampler]) -> None:
+        self._samplers = samplers
+        self.samples: dict[str, list[float]] = {name: [] for name in samplers}
+        self.calls: dict[str, int] = {}
+        self.dropped: dict[str, str] = {}
+
+    def _sample(self, name: str, calls: int) -> float | None:
+        """Seconds a call, or None once the variant has failed: then it is out."""
+        try:
+            return self._samplers[name].sample(calls)
+        except SampleError as error:
+            self.dropped[name] = str(error)
+            self.samples.pop(name)
+            return None
+
+    def warm_up(self, name: str, warmup: int, min_sample_s: float) -> None:
+        """Every variant gets a fixed count, from its last warm-up call: samples stay comparable."""
+        once: float | None = math.inf
+        for _ in range(warmup or bool(min_sample_s)):
+            once = self._sample(name, 1)
+            if once is None:
+                return
+        self.calls[name] = min(MAX_CALLS, max(1, math.ceil(min_sample_s / max(once, 1e-9))))
+
+    def take(self, name: str) -> None:
+        """One sample of a variant."""
+        taken = self._sample(name, self.calls[name])
+        if taken is not None:
+            self.samples[name].append(taken)
+
+
+class _Call:
+    """A plain call as a sampler."""
+
+    def __init__(
+        self,
+        call: Callable[[], object],
+        wait: Callable[[], object] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._call, self._wait, self._clock = call, wait or (lambda: None), clock
+
+    def sample(self, calls: int) -> float:
+        """Seconds a call, over `calls` calls in a row."""
+        self._wait()
+        start = self._clock()
+        for _ in range(calls):
+            self._call()
+        self._wait()
+        return (self._clock() - start) / calls
 
 
 @contextmanager
