@@ -23,7 +23,7 @@ UNITS = {
     "TB/s": 1e12, "GB/s": 1e9, "MB/s": 1e6,
 }  # fmt: skip
 _NONE = Markup('<span class="quiet">none</span>')
-_FACTS = ("date", "commit", "command", "seconds")
+_FACTS = ("date", "commit", "command", "seconds", "stopped")
 
 Draw = Callable[[dict[str, Any], str], bytes]
 
@@ -52,6 +52,8 @@ def render(record: dict[str, Any]) -> str:
         progress=_progress(record),
         cards=_cards(record),
         wrong=_wrong(record),
+        failed=record.get("failed") or {},
+        ceilings=record.get("ceilings") or {},
         busy=[row for row in data.rows(record) if (row.get("load") or {}).get("quiet") is False],
         levels=[_level(record, level) for level in data.LEVELS],
         waterfalls=_waterfalls(record),
@@ -59,7 +61,7 @@ def render(record: dict[str, Any]) -> str:
         memory=_image(plots.memory, record),
         tables={
             name: _flat(record.get(name) or {})
-            for name in ("machine", "versions", "settings", "ceilings", "sources")
+            for name in ("machine", "versions", "settings", "sources")
         },
     )
 
@@ -196,7 +198,7 @@ def _detail(row: data.Row) -> dict[str, Any]:
     """A row with all that the template asks for, None where the record lacks it."""
     fields = (
         "images_per_s", "median_s", "spread", "of_limit", "tflops", "gbs", "peak_memory_bytes",
-        "prepare_s", "worst", "calls", "method", "process",
+        "prepare_s", "worst", "method", "process", "note",
     )  # fmt: skip
     found = {}
     for name, variant in (row.get("variants") or {}).items():
@@ -211,6 +213,7 @@ def _detail(row: data.Row) -> dict[str, Any]:
         "key": str(row.get("key")), "variants": found, "verdicts": row.get("verdicts") or [],
         "limit_s": (row.get("limit") or {}).get("seconds"), "noise": row.get("noise"),
         "foreign": (row.get("load") or {}).get("foreign"),
+        "clocks": _flat((row.get("load") or {}).get("clocks") or {}),
         "omitted": row.get("omitted") or {},
     }  # fmt: skip
 

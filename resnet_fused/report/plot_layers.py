@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from resnet_fused.report import plot_data as data
 from resnet_fused.report.theme import Space, Theme, entitle, fit, sheet, shorten, width_of
@@ -62,7 +61,7 @@ def _panel(row: data.Row, most: int) -> Panel | None:
     layers = (row.get("limit") or {}).get("layers") or []
     known = [str(layer.get("name")) for layer in layers]
     times = {
-        name: _clean(variant["layer_s"], known)
+        name: {layer: data.number(time) for layer, time in variant["layer_s"].items()}
         for name, variant in found.items()
         if variant.get("layer_s") and not data.is_wrong(variant)
     }
@@ -74,11 +73,11 @@ def _panel(row: data.Row, most: int) -> Panel | None:
         for name in ("eager", "fused"):
             if name not in times:
                 note += f"no times by layer of {name} in this record; "
-        note += "each bar begins where the layer before it ended; timed in a pass of their own"
+        note += "each bar begins where the layer before it ended; from one pass under a profiler"
     elif layers:
         text = f"{data.title(row)}: the limit by layer, no variant has times"
         note = "the least time by the roofline, not a measurement"
-        times = {LIMIT: _clean({str(la.get("name")): la.get("seconds") for la in layers}, known)}
+        times = {LIMIT: {str(la.get("name")): data.number(la.get("seconds")) for la in layers}}
     else:
         return None
     names = list(dict.fromkeys([*known, *(name for own in times.values() for name in own)]))
@@ -87,25 +86,6 @@ def _panel(row: data.Row, most: int) -> Panel | None:
         note += f"; without a number: {unknown}"
     names, times, summed = _coarser(names, times, most)
     return Panel(text, note + summed, names, times)
-
-
-def _clean(times: dict[str, float], known: Iterable[str]) -> dict[str, float | None]:
-    """Times by layer; eager's normalisations and ReLUs are counted with their convolution."""
-    found: dict[str, float | None] = {}
-    names = set(known)
-    for name, value in times.items():
-        owner = name if name in names else _owner(name)
-        layer = owner if owner in names else name
-        seconds = data.number(value)
-        before = found.get(layer)
-        found[layer] = seconds if before is None else before + (seconds or 0.0)
-    return found
-
-
-def _owner(name: str) -> str:
-    """The convolution that a normalisation belongs to, by torchvision's and timm's names."""
-    name = re.sub(r"\bbn(\d*)$", r"conv\1", name)
-    return re.sub(r"\bdownsample\.1$", "downsample.0", name)
 
 
 def _coarser(names: list[str], times: Times, most: int) -> tuple[list[str], Times, str]:
@@ -147,6 +127,8 @@ def _draw(axis: Axes, panel: Panel, colours: Theme) -> None:
     axis.tick_params(axis="y", labelsize=7)
     axis.set_ylim(len(panel.names) - 0.4, -0.6)
     axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(7))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_xlabel("milliseconds from the step's beginning", fontsize=8.5, color=colours.quiet)
     entitle(axis, panel.title, panel.note, colours)
     handles = [Patch(color=shades.get(name, colours.bare), label=name) for name in panel.times]

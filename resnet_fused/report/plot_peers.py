@@ -7,7 +7,7 @@ from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from resnet_fused.report import plot_data as data
 from resnet_fused.report.theme import (
@@ -18,6 +18,7 @@ from resnet_fused.report.theme import (
     entitle,
     fit,
     sheet,
+    shorten,
     width_of,
     wrap,
 )
@@ -83,7 +84,7 @@ def memory_figure(record: data.Record, colours: Theme) -> Figure:
     else:
         raise data.NothingToDrawError("no variant in this record has a peak of memory")
     shown = sorted(rows, key=lambda row: -max(_peaks(row)))[:MOST_ROWS]
-    note = "the highest amount that the variant held while it ran"
+    note = "what a call had in use at its peak, above what was in use before it"
     if len(shown) < len(rows):
         note += f"; the {len(shown)} largest of {len(rows)} rows"
     panels = []
@@ -162,8 +163,8 @@ def _peaks(row: data.Row) -> list[float]:
 def _memory_bars(row: data.Row, unit: str) -> tuple[Bar, ...]:
     bars, size = [], {name: size for size, name in data.BYTES}[unit]
     for name, variant in data.variants(row).items():
-        peak = data.positive(variant.get("peak_memory_bytes"))
-        if peak is None:
+        peak = data.number(variant.get("peak_memory_bytes"))
+        if peak is None or peak < 0:
             bars.append(_no_bar(name, variant))
         else:
             bars.append(Bar(name, peak / size, data.say(peak, ((size, unit),))))
@@ -172,12 +173,12 @@ def _memory_bars(row: data.Row, unit: str) -> tuple[Bar, ...]:
 
 def _omissions(rows: list[data.Row]) -> list[str]:
     """Lines that say which variants were left out, and why."""
-    lines = []
+    lines: list[str] = []
     for why, names in data.omitted(rows).items():
-        lines += wrap(f"left out: {', '.join(names)}: {why}", WIDTH - 0.5)
-    if len(lines) > _NOTE_LINES:
-        rest = len(lines) - _NOTE_LINES
-        lines = [*lines[:_NOTE_LINES], f"and {rest} more lines: the record has them all"]
+        if len(lines) >= _NOTE_LINES:
+            return [*lines[:_NOTE_LINES], "and more: the record has all of them"]
+        who = shorten(", ".join(names), 200)
+        lines += wrap(f"left out: {who}: {shorten(why, 300)}", WIDTH - 0.5)
     return lines
 
 
@@ -231,6 +232,7 @@ def _draw_bars(axis: Axes, panel: Panel, colours: Theme) -> None:
         axis.axvline(1.0, color=colours.eager, linewidth=1.1, linestyle=(0, (5, 3)), zorder=0)
         end = max(end, 1.1)
     axis.set_xlim(0, end or 1.0)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 

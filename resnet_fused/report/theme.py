@@ -16,7 +16,7 @@ from matplotlib.textpath import text_to_path
 WIDTH = 9.0  # inches
 NOTE_SIZE = 8.5  # points
 _RIGHT = 0.25  # inches
-_LINE = 0.15  # inches, of a note's line
+_LINE = 0.168  # inches, of a note's line
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def sheet(
 
 def _above(note: str, wide: float) -> float:
     """Inches that title and note take."""
-    return 0.4 + _LINE * len(wrap(note, wide))
+    return 0.38 + _LINE * len(wrap(note, wide))
 
 
 def style(axis: Axes, colours: Theme) -> None:
@@ -140,7 +140,7 @@ def wrap(text: str, inches: float) -> list[str]:
     characters = max(8, int(len(text) * inches / max(width_of(text), 1e-3)))
     lines = textwrap.wrap(text, characters)
     while characters > 8 and max(map(width_of, lines)) > inches:
-        characters -= 1 + characters // 40
+        characters -= 1 + characters // 20
         lines = textwrap.wrap(text, characters)
     return lines
 
