@@ -16,7 +16,7 @@ def _aten(names: str) -> frozenset[str]:
 
 # Ops that touch no data: they look at a tensor, or make room for one.
 _PLUMBING = _aten(
-    "_has_compatible_shallow_copy_type _local_scalar_dense _nnpack_available _reshape_alias "
+    "_local_scalar_dense _nnpack_available _reshape_alias "
     "_to_copy _unsafe_view alias as_strided as_strided_ clone contiguous detach detach_ empty "
     "empty_like empty_strided expand expand_as flatten is_nonzero is_same_size item lift_fresh "
     "ones_like permute reshape resize_ resolve_conj resolve_neg result_type select set_ slice "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import tempfile
@@ -97,12 +98,31 @@ def _sources(work: Work, folder: Path) -> list[Any]:
     return [_onnx_model.kernel_model(work, i) for i in range(len(work.sets))]
 
 
+@functools.cache
+def _shared_pool(threads: int) -> bool:
+    """Gives all sessions one pool of threads: many that spin would take each other's time.
+
+    Returns:
+        Whether there is one; an old runtime has none.
+    """
+    import onnxruntime
+
+    make = getattr(onnxruntime, "set_global_thread_pool_sizes", None)
+    if make is None:
+        return False
+    make(threads, 1)
+    return True
+
+
 def _session(source: Any, device: str, profile: Path | None = None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
+    if _shared_pool(torch.get_num_threads()):
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if profile is not None:
         options.enable_profiling = True
