@@ -54,7 +54,8 @@ def test_subject(benchmark: Any, subject: Subject, variant: str) -> None:
         pytest.skip(why)
     work = built(subject)
     try:
-        prepared = peer.prepare(work)
+        with work.mode():
+            prepared = peer.prepare(work)
     except NoPeerError as error:
         pytest.skip(str(error))
     rounds, calls = ROUNDS[subject.level]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,14 @@ import bench_records
 import pytest
 from click.testing import CliRunner, Result
 
+from resnet_fused.bench import ceilings, load, peers, record, runner
 from resnet_fused.bench import subject as subjects
+from resnet_fused.bench.peers import Peer, Prepared
+from resnet_fused.bench.sampler import CpuSampler
+from resnet_fused.bench.subject import Subject
+from resnet_fused.bench.work import Work
 from resnet_fused.cli import main
+from resnet_fused.report import bench_page, plots
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -179,3 +188,206 @@ def test_compare_reads_the_committed_records() -> None:
     file = results / "resnet50-float32.json"
     said = run("--compare", file, file, "--gate", "0%").stdout
     assert "model/inference/resnet50/b8/float32" in said and "the same within" in said
+
+
+class OwnClock:
+    """CPU time of this process, and what it slept: no neighbour can lengthen a sample."""
+
+    def __init__(self) -> None:
+        self._slept = 0.0
+
+    def __call__(self) -> float:
+        return time.process_time() + self._slept
+
+    def sleep(self, seconds: float) -> None:
+        self._slept += seconds
+
+
+class Planted:
+    """A peer with a fault: each call does something more, or gives something else."""
+
+    isolated = False
+
+    def __init__(
+        self, inner: Peer, more: Callable[[], object] = lambda: None, off: float = 0.0
+    ) -> None:
+        self.name, self.limit_s = inner.name, inner.limit_s
+        self._inner, self._more, self._off = inner, more, off
+
+    def why_not(self, subject: Subject) -> str | None:
+        return self._inner.why_not(subject)
+
+    def prepare(self, work: Work) -> Prepared:
+        made = self._inner.prepare(work)
+
+        def call(i: int) -> Any:
+            self._more()
+            return made.call(i) + self._off
+
+        return Prepared(call, made.kernels, made.close)
+
+
+TINY = ["resnet18", "--level", "block", "--only", "layer1.0", "--batch", "1", "--size", "32",
+        "--rounds", "7", "--peers", "none"]  # fmt: skip
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> OwnClock:
+    """Real runs that read the load as nothing, on a clock that runs for this process alone."""
+    readings, own = iter(range(10**6)), OwnClock()
+
+    def idle() -> load.CpuTimes:
+        step = next(readings)
+        return load.CpuTimes(10.0 * step, 18.1 * step, 18.0 * step)
+
+    monkeypatch.setattr(load.LoadMeter.__init__, "__defaults__", (2, idle))
+    monkeypatch.setattr(CpuSampler.__init__, "__defaults__", (contextlib.nullcontext, own))
+    monkeypatch.setattr(runner.Settings, "sample_s", lambda self, device: 0.02)
+    rates = ceilings.Ceilings(1e11, 1e10, "float32")
+    monkeypatch.setattr(ceilings, "measure", lambda *_: rates)
+    return own
+
+
+def test_planted_slowness_fails_the_gate_and_a_second_run_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: OwnClock
+) -> None:
+    """From the peer to the exit code."""
+    before, again, after = (tmp_path / f"{name}.json" for name in ("before", "again", "after"))
+    first = as_json(*TINY, "--output", before)
+    record.validate(first)
+    assert json.loads(before.read_text()) == first
+    assert first["command"] == (
+        "resnet-fused bench resnet18 --level block --batch 1 --peers none --only layer1.0 "
+        f"--rounds 7 --size 32 --output {before} --json"
+    )
+    run(*TINY, "--output", again)
+    slow = Planted(peers.PEERS["fused"], more=lambda: clock.sleep(0.05))
+    monkeypatch.setitem(peers.PEERS, "fused", slow)
+    run(*TINY, "--output", after)
+    gate = ["--gate", "50%"]  # caches and clocks that neighbours disturb are no part of this test
+    assert "gate: passed" in run("--compare", before, again, *gate).stdout
+    said = run("--compare", before, after, *gate, code=1).stdout
+    assert "gate: FAILED" in said and "fused is at least" in said
+    assert "faster" in run("--compare", after, before, *gate).stdout
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_is_wrong_has_no_time_and_exits_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "wrong.json"
+    monkeypatch.setitem(peers.PEERS, "fused", Planted(peers.PEERS["fused"], off=0.5))
+    said = run(*TINY, "--output", file, code=1).stdout
+    assert "fused is WRONG and has no time" in said
+    assert "WRONG: block/inference/resnet18.layer1.0/b1/float32/32px: fused" in said
+    (row,) = json.loads(file.read_text())["rows"]
+    assert set(row["variants"]["fused"]) == {"wrong"}
+    assert "samples_s" in row["variants"]["eager"]
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A runner that measures nothing and remembers what it was asked for."""
+    asked: dict[str, Any] = {}
+
+    def bench(chosen: Any, taking: Any, settings: Any = None, **more: Any) -> dict[str, Any]:
+        asked.update(subjects=chosen, peers=[p.name for p in taking], settings=settings, **more)
+        made = bench_records.example(0, device="cpu", levels=("model",))
+        if more["report"]:
+            more["report"](made | {"complete": False})
+        return made
+
+    monkeypatch.setattr(runner, "bench", bench)
+    return asked
+
+
+def test_options_reach_the_runner(pretended: dict[str, Any]) -> None:
+    run("resnet18", "--level", "model,block", "--mode", "inference,training", "--dtype", "bfloat16",
+        "--only", "model/,stem", "--peers", "openvino, timm", "--rounds", "9", "--at-least", "1.2",
+        "--budget-min", "2", "--size", "64")  # fmt: skip
+    keys = [subject.key for subject in pretended["subjects"]]
+    assert keys == [
+        f"{what}/b{batch}/bfloat16/64px"
+        for what in ("model/inference/resnet18", "model/training/resnet18",
+                     "block/inference/resnet18.stem", "block/training/resnet18.stem")
+        for batch in (1, 8)
+    ]  # fmt: skip
+    assert pretended["peers"] == ["eager", "fused", "triton", "cuda", "timm", "openvino"]
+    settings = pretended["settings"]
+    assert (settings.rounds, settings.at_least, settings.total_s) == (9, 1.2, 120.0)
+    assert settings.subject_s == 60.0
+
+
+def test_by_default_everybody_is_asked_without_a_limit(pretended: dict[str, Any]) -> None:
+    run("resnet18", "--level", "model")
+    assert pretended["peers"] == list(peers.PEERS)
+    assert [s.batch for s in pretended["subjects"]] == [1, 8]
+    assert pretended["settings"] == runner.Settings()
+
+
+@pytest.mark.usefixtures("pretended")
+def test_record_page_and_pictures_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the page and the pictures show is test_bench_page's and test_bench_plots' affair."""
+
+    def nothing(_: object) -> bytes:
+        raise plots.NothingToDrawError("no layer has a time")
+
+    monkeypatch.setattr(bench_page, "render", lambda made: f"<!doctype html>{made['kind']}")
+    for name in ("roofline", "peers", "memory"):
+        monkeypatch.setattr(plots, name, lambda made: b"png")
+    monkeypatch.setattr(plots, "waterfall", nothing)
+    where = [tmp_path / "a" / "r.json", tmp_path / "b" / "r.html", tmp_path / "pictures"]
+    said = run("--level", "model", "--output", where[0], "--html", where[1], "--png-dir", where[2])
+    record.validate(json.loads(where[0].read_text()))
+    assert json.loads(where[0].read_text())["complete"] is True
+    assert where[1].read_text() == "<!doctype html>bench"
+    drawn = sorted(path.name for path in where[2].iterdir())
+    assert drawn == ["memory.png", "peers.png", "roofline.png"]
+    assert "no waterfall picture: no layer has a time" in said.stdout
+    for path in (*where[:2], *where[2].iterdir()):
+        assert str(path) in said.stdout
+    assert "machine: Example processor, 16 cores, 8 threads" in said.stdout
+    assert "model/inference/resnet50/b8/float32, noise" in said.stdout
+    assert "without tensorrt: not installed" in said.stdout
+
+
+def test_an_interrupted_run_leaves_what_was_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretended: dict[str, Any]
+) -> None:
+    file, real = tmp_path / "r.json", runner.bench
+
+    def interrupted(*given: Any, **more: Any) -> None:
+        real(*given, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "bench", interrupted)
+    result = CliRunner().invoke(main, ["bench", "--level", "model", "--output", str(file)])
+    assert result.exit_code == 130
+    left = json.loads(file.read_text())
+    record.validate(left)
+    assert left["complete"] is False
+
+
+def test_what_was_not_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = bench_records.example(0, device="cpu", levels=("model",))["rows"]
+    cut = bench_records.record(rows[:1], device="cpu", of=4)
+    monkeypatch.setattr(
+        runner, "bench", lambda *_, **__: cut | {"failed": {"model/x": "no memory"}}
+    )
+    said = run("--level", "model").stdout
+    assert "not measured: model/x: no memory" in said
+    assert "not complete: 1 of 4 rows were reached" in said
+    monkeypatch.setattr(runner, "bench", lambda *_, **__: cut | {"stopped": "the GPU is lost"})
+    assert "STOPPED: the GPU is lost" in run("--level", "model", code=1).stdout
+    assert as_json("--level", "model", code=1)["stopped"] == "the GPU is lost"
+
+
+def test_list_peers_says_who_joins_and_why_not() -> None:
+    said = run("resnet18", "--level", "model", "--list-peers").stdout
+    assert re.search(r"^  eager +joins$", said, re.MULTILINE)
+    assert re.search(r"^  cuda +left out: for a GPU", said, re.MULTILINE)
+    found = as_json("resnet18", "--level", "model", "--list-peers", "--peers", "tensorrt")
+    (why,) = found.values()
+    assert why["fused"] is None and "GPU" in why["tensorrt"]

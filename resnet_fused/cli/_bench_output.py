@@ -133,6 +133,8 @@ def say_rows(record: Row) -> None:
         for name, variant in row["variants"].items():
             if kernels := _kernels(variant):
                 click.echo(f"  {name} ran {kernels}")
+            if variant.get("note"):
+                click.echo(f"  {name}: {variant['note']}")
     for key, why in (record.get("failed") or {}).items():
         click.echo(f"\nnot measured: {key}: {why}")
     if "stopped" in record:
@@ -168,21 +170,20 @@ def _row_table(row: Row) -> Any:
         title += f", others used {load['foreign']:.1%} of the cores"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant")
-    # A call of a kernel has no images that anybody counts.
-    counted = row["subject"]["level"] != "kernel"
-    rate = "images/s" if counted else "TFLOP/s"
-    for name in ("ms", "spread", rate, "GB/s", "of limit", "over eager", "peak MB", "prepared"):
+    rate, unit = ("TFLOP/s", 1) if row["subject"]["device"] == "cuda" else ("GFLOP/s", 1e3)
+    columns = ("ms", "spread", "images/s", rate, "GB/s", "of limit", "over eager", "peak MB")
+    for name in (*columns, "prepared"):
         table.add_column(name, justify="right", no_wrap=True)
     gains = {r["variant"]: r for r in row.get("ratios") or () if r["baseline"] == "eager"}
     for name, variant in row["variants"].items():
-        table.add_row(Text(name), *_cells(variant, gains.get(name), counted=counted))
+        table.add_row(Text(name), *_cells(variant, gains.get(name), unit))
     limit = (row.get("limit") or {}).get("seconds")
     if limit:
         table.add_row("(limit)", _number(limit * 1e3, ",.3f"), style="dim")
     return table
 
 
-def _cells(variant: Row, gain: Row | None, *, counted: bool) -> Iterable[str]:
+def _cells(variant: Row, gain: Row | None, unit: float) -> Iterable[str]:
     if "wrong" in variant:
         return ("WRONG",)
     memory = variant.get("peak_memory_bytes")
@@ -190,7 +191,8 @@ def _cells(variant: Row, gain: Row | None, *, counted: bool) -> Iterable[str]:
     return (
         _number(_times(variant.get("median_s"), 1e3), ",.3f"),
         _number(variant.get("spread"), ".1%"),
-        _number(variant.get("images_per_s" if counted else "tflops"), ",.1f" if counted else ".3f"),
+        _number(variant.get("images_per_s"), ",.1f"),
+        _number(_times(variant.get("tflops"), unit), ",.1f"),
         _number(variant.get("gbs"), ",.1f"),
         _number(variant.get("of_limit"), ".0%"),
         over,
