@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -351,6 +352,29 @@ def test_record_page_and_pictures_are_written(
     assert "machine: Example processor, 16 cores, 8 threads" in said.stdout
     assert "model/inference/resnet50/b8/float32, noise" in said.stdout
     assert "without tensorrt: not installed" in said.stdout
+
+
+def test_the_make_target_asks_for_the_cpus_report(
+    tmp_path: Path, pretended: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All three levels of ResNet-50 at batch 1 and 8, beside the four, within ten minutes."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    values = dict(re.findall(r"^(BENCH_\w+) \?= (\S+)$", makefile, re.MULTILINE))
+    (line,) = re.findall(
+        r"^bench: .*\n\t\$\(PY\) -m resnet_fused bench (.*)$", makefile, re.MULTILINE
+    )
+    typed = re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], line)
+    monkeypatch.chdir(tmp_path)  # it writes into build/bench
+    monkeypatch.setattr("resnet_fused.cli._bench_output.write_outputs", lambda *_: [])
+    run(*shlex.split(typed))
+    chosen = pretended["subjects"]
+    assert {(s.level, s.batch) for s in chosen} == {
+        (level, batch) for level in ("kernel", "block", "model") for batch in (1, 8)
+    }
+    assert chosen[0].level == "model"  # the most telling first
+    assert {s.name.partition(".")[0] for s in chosen if s.level != "kernel"} == {"resnet50"}
+    assert {"eager", "inductor", "onnxruntime", "openvino"} <= set(pretended["peers"])
+    assert pretended["settings"].total_s <= 540  # and a minute for the pictures
 
 
 def test_an_interrupted_run_leaves_what_was_reached(
