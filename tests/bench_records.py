@@ -6,6 +6,7 @@ seeded noise on top, so that medians, spreads and ratios are what the package ma
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -313,3 +314,90 @@ def record(
         "seconds": 412.5,
         "rows": rows,
     }  # fmt: skip
+
+
+def one_kernel() -> dict[str, Any]:
+    """One row of level kernel."""
+    made = example(levels=("kernel",), ops=("conv_bn_act",))
+    return {**made, "rows": made["rows"][1:2]}
+
+
+def one_model() -> dict[str, Any]:
+    """One row of level model, on a CPU."""
+    made = example(levels=("model",), device="cpu", batches=(8,))
+    return {**made, "rows": made["rows"][:1]}
+
+
+def many() -> dict[str, Any]:
+    """300 kernels in one group, and a model of 300 layers."""
+    draw = random.Random(3)
+    one, model = one_kernel()["rows"][0], one_model()["rows"][0]
+    rows = []
+    for index in range(300):
+        row = copy.deepcopy(one)
+        row["subject"]["name"] = row["key"] = f"case_{index}"
+        row["limit"]["flops"] *= draw.uniform(0.01, 1)
+        for pair in row["ratios"]:
+            factor = draw.uniform(0.2, 3)
+            pair |= {name: pair[name] * factor for name in ("median", "low", "high")}
+        rows.append(row)
+    layers = model["limit"]["layers"]
+    model["limit"]["layers"] = [{**layers[i % 54], "name": f"name{i}.{i}.x"} for i in range(300)]
+    for name in ("eager", "fused"):
+        model["variants"][name]["layer_s"] = {f"name{i}.{i}.x": 1e-3 for i in range(300)}
+    return record([*rows, model])
+
+
+def long() -> dict[str, Any]:
+    """Names, reasons and messages that no line can hold."""
+    word = "W" * 90 + "_" + "m" * 90
+    made_long = one_model()
+    for row in [*made_long["rows"], *one_kernel()["rows"]]:
+        made = copy.deepcopy(row)
+        made["subject"] |= {"name": word, "dtype": "float32"}
+        made["variants"] = {
+            name if name in ("eager", "fused") else f"{name}{word}": variant
+            for name, variant in made["variants"].items()
+        }
+        made["variants"][f"wrong_{word}"] = {"wrong": f"{word} {word} {word}"}
+        made["omitted"] = {f"{word}{i}": f"{word} is not there, because of {i}" for i in range(12)}
+        for layer in made["limit"].get("layers", []):
+            layer["name"] = f"{layer['name']}.{word}"
+        for variant in made["variants"].values():
+            if variant.get("layer_s"):
+                variant["layer_s"] = {f"{n}.{word}": t for n, t in variant["layer_s"].items()}
+        made_long["rows"].append(made)
+    made_long["rows"] = made_long["rows"][1:]
+    return made_long
+
+
+def absent() -> dict[str, Any]:
+    """Numbers that are NaN, None or not there, beside one row that has them."""
+    model, kernel = one_model(), one_kernel()
+    kernel["rows"].append(copy.deepcopy(kernel["rows"][0]))
+    broken = kernel["rows"][0]
+    broken["limit"] |= {"bytes": None, "eager_bytes": math.nan}
+    broken["variants"]["eager"] |= {"median_s": math.nan, "peak_memory_bytes": None}
+    broken["variants"]["fused"] = {}
+    broken["ratios"] = [{"baseline": "eager", "variant": "triton", "median": None}]
+    del broken["omitted"], broken["noise"], broken["load"]
+    layers = model["rows"][0]["variants"]["fused"]["layer_s"]
+    layers |= dict.fromkeys(list(layers)[:3])
+    model["rows"][0]["variants"]["eager"]["images_per_s"] = math.inf
+    return {**model, "ceilings": {}, "rows": [*model["rows"], *kernel["rows"]]}
+
+
+def single() -> dict[str, Any]:
+    """One variant, which is not even eager."""
+    model = one_model()
+    row = model["rows"][0]
+    row["variants"] = {"fused": row["variants"]["fused"]}
+    row["ratios"] = []
+    return model
+
+
+EXTREMES: dict[str, Callable[[], dict[str, Any]]] = {
+    "kernel": one_kernel, "model": one_model, "many": many, "long": long, "absent": absent,
+    "single": single,
+}  # fmt: skip
+"""Records that a plot or a page may find hard, by name."""

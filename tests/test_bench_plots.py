@@ -5,11 +5,8 @@ The records are examples (`bench_records`): no machine measured them.
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
-import math
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -34,90 +31,6 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 LEAST_INK = 1e-4  # of an axis, in a colour of the data: less than one row's two marks
 
 Record = dict[str, Any]
-
-
-def _kernel() -> Record:
-    """One row of level kernel."""
-    made = bench_records.example(levels=("kernel",), ops=("conv_bn_act",))
-    return {**made, "rows": made["rows"][1:2]}
-
-
-def _model() -> Record:
-    """One row of level model, on a CPU."""
-    made = bench_records.example(levels=("model",), device="cpu", batches=(8,))
-    return {**made, "rows": made["rows"][:1]}
-
-
-def _many() -> Record:
-    """300 kernels in one group, and a model of 300 layers."""
-    draw = random.Random(3)
-    one, model = _kernel()["rows"][0], _model()["rows"][0]
-    rows = []
-    for index in range(300):
-        row = copy.deepcopy(one)
-        row["subject"]["name"] = row["key"] = f"case_{index}"
-        row["limit"]["flops"] *= draw.uniform(0.01, 1)
-        for pair in row["ratios"]:
-            factor = draw.uniform(0.2, 3)
-            pair |= {name: pair[name] * factor for name in ("median", "low", "high")}
-        rows.append(row)
-    layers = model["limit"]["layers"]
-    model["limit"]["layers"] = [{**layers[i % 54], "name": f"name{i}.{i}.x"} for i in range(300)]
-    for name in ("eager", "fused"):
-        model["variants"][name]["layer_s"] = {f"name{i}.{i}.x": 1e-3 for i in range(300)}
-    return bench_records.record([*rows, model])
-
-
-def _long() -> Record:
-    """Names, reasons and messages that no line can hold."""
-    word = "W" * 90 + "_" + "m" * 90
-    record = _model()
-    for row in [*record["rows"], *_kernel()["rows"]]:
-        made = copy.deepcopy(row)
-        made["subject"] |= {"name": word, "dtype": "float32"}
-        made["variants"] = {
-            name if name in ("eager", "fused") else f"{name}{word}": variant
-            for name, variant in made["variants"].items()
-        }
-        made["variants"][f"wrong_{word}"] = {"wrong": f"{word} {word} {word}"}
-        made["omitted"] = {f"{word}{i}": f"{word} is not there, because of {i}" for i in range(40)}
-        for layer in made["limit"].get("layers", []):
-            layer["name"] = f"{layer['name']}.{word}"
-        for variant in made["variants"].values():
-            if variant.get("layer_s"):
-                variant["layer_s"] = {f"{n}.{word}": t for n, t in variant["layer_s"].items()}
-        record["rows"].append(made)
-    record["rows"] = record["rows"][1:]
-    return record
-
-
-def _absent() -> Record:
-    """Numbers that are NaN, None or not there, beside one row that has them."""
-    model, kernel = _model(), _kernel()
-    kernel["rows"].append(copy.deepcopy(kernel["rows"][0]))
-    broken = kernel["rows"][0]
-    broken["limit"] |= {"bytes": None, "eager_bytes": math.nan}
-    broken["variants"]["eager"] |= {"median_s": math.nan, "peak_memory_bytes": None}
-    broken["variants"]["fused"] = {}
-    broken["ratios"] = [{"baseline": "eager", "variant": "triton", "median": None}]
-    del broken["omitted"], broken["noise"], broken["load"]
-    layers = model["rows"][0]["variants"]["fused"]["layer_s"]
-    layers |= dict.fromkeys(list(layers)[:3])
-    model["rows"][0]["variants"]["eager"]["images_per_s"] = math.inf
-    return {**model, "ceilings": {}, "rows": [*model["rows"], *kernel["rows"]]}
-
-
-def _single() -> Record:
-    """One variant, which is not even eager."""
-    model = _model()
-    row = model["rows"][0]
-    row["variants"] = {"fused": row["variants"]["fused"]}
-    row["ratios"] = []
-    return model
-
-
-RECORDS = {"kernel": _kernel, "model": _model, "many": _many, "long": _long, "absent": _absent,
-           "single": _single}  # fmt: skip
 
 
 def _drawn(
@@ -179,12 +92,12 @@ def _faults(figure: Figure, monkeypatch: pytest.MonkeyPatch, theme: str = "light
     return _text_faults(figure, texts) + empty
 
 
-@pytest.mark.parametrize("made", RECORDS)
+@pytest.mark.parametrize("made", bench_records.EXTREMES)
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_is_empty_cut_or_overlaid(
     name: str, made: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = RECORDS[made]()
+    record = bench_records.EXTREMES[made]()
     if name == "waterfall" and made == "kernel":
         with pytest.raises(plots.NothingToDrawError, match="no model level in this record"):
             FIGURES[name](record, LIGHT)
@@ -198,12 +111,12 @@ def test_the_checks_of_a_figure_bite(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plot without its points, a label outside, a label on a label."""
     with monkeypatch.context() as patch:
         patch.setattr(plot_roofline, "_draw_points", lambda *arguments: None)
-        bare = plot_roofline.figure(_kernel(), LIGHT)
+        bare = plot_roofline.figure(bench_records.one_kernel(), LIGHT)
         assert [fault[:6] for fault in _faults(bare, monkeypatch)] == ["empty:"]
-    figure = plot_roofline.figure(_kernel(), LIGHT)
+    figure = plot_roofline.figure(bench_records.one_kernel(), LIGHT)
     figure.text(0.95, 0.5, "a label that leaves the figure")
     assert [fault[:8] for fault in _faults(figure, monkeypatch)] == ["outside:"]
-    figure = plot_peers.memory_figure(_kernel(), LIGHT)
+    figure = plot_peers.memory_figure(bench_records.one_kernel(), LIGHT)
     title = figure.axes[0].get_window_extent()
     figure.text(title.x0 / figure.bbox.width, 0.5, "a label that covers what the bars say")
     assert any(fault.startswith("overlap:") for fault in _faults(figure, monkeypatch))
@@ -219,20 +132,24 @@ def _png(record: Record, name: str, theme: str) -> numpy.ndarray:
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_png_has_the_colours_of_its_theme(name: str) -> None:
     theme = "dark" if name in ("roofline", "peers") else "light"
-    pixels = _png(_model(), name, theme)
+    pixels = _png(bench_records.one_model(), name, theme)
     paper = [int(THEMES[theme].paper[i : i + 2], 16) for i in (1, 3, 5)]
     background = (pixels == paper).all(-1).mean()
     assert 0.4 < background < 0.995, background
 
 
 def test_a_record_draws_the_same_bytes_again() -> None:
-    assert plots.memory(_kernel(), "light") == plots.memory(_kernel())
-    assert plots.memory(_kernel(), "dark") != plots.memory(_kernel())
+    assert plots.memory(bench_records.one_kernel(), "light") == plots.memory(
+        bench_records.one_kernel()
+    )
+    assert plots.memory(bench_records.one_kernel(), "dark") != plots.memory(
+        bench_records.one_kernel()
+    )
 
 
 def test_a_theme_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match="theme: expected one of light, dark, got 'sepia'"):
-        plots.memory(_kernel(), "sepia")
+        plots.memory(bench_records.one_kernel(), "sepia")
     assert colours_of("dark") is DARK
 
 
@@ -252,7 +169,7 @@ def _words(figure: Figure) -> str:
 
 
 def test_what_is_wrong_or_left_out_is_named() -> None:
-    record = _kernel()
+    record = bench_records.one_kernel()
     record["rows"][0]["variants"]["cudnn"] = {"wrong": "max error 3.2x the bound"}
     words = _words(plot_peers.figure(record, LIGHT))
     assert "wrong: no time (max error 3.2x the bound)" in words
@@ -260,14 +177,14 @@ def test_what_is_wrong_or_left_out_is_named() -> None:
 
 
 def test_the_bars_say_the_records_numbers() -> None:
-    row = _model()["rows"][0]
-    words = _words(plot_peers.figure(_model(), LIGHT))
+    row = bench_records.one_model()["rows"][0]
+    words = _words(plot_peers.figure(bench_records.one_model(), LIGHT))
     assert plot_data.AGAIN not in words
     for name, variant in row["variants"].items():
         if name != plot_data.AGAIN:
             assert f"{plot_data.say(variant['images_per_s'])} images/s" in words
-    kernel = _kernel()["rows"][0]
-    words = _words(plot_peers.figure(_kernel(), LIGHT))
+    kernel = bench_records.one_kernel()["rows"][0]
+    words = _words(plot_peers.figure(bench_records.one_kernel(), LIGHT))
     pair = plot_data.ratio(kernel, "fused")
     assert pair is not None
     assert f"{pair['median']:.2f}x ({pair['low']:.2f} .. {pair['high']:.2f})" in words
@@ -291,8 +208,8 @@ def test_the_roofline_has_two_places_for_every_row_and_layer() -> None:
 
 
 def test_the_waterfall_ends_where_the_layers_do() -> None:
-    row = _model()["rows"][0]
-    axis = plot_layers.figure(_model(), LIGHT).axes[0]
+    row = bench_records.one_model()["rows"][0]
+    axis = plot_layers.figure(bench_records.one_model(), LIGHT).axes[0]
     assert len(axis.get_yticks()) == 54
     ends = {1e3 * sum(row["variants"][name]["layer_s"].values()) for name in ("eager", "fused")}
     reached = [bar.get_x() + bar.get_width() for bar in axis.patches]
@@ -301,7 +218,7 @@ def test_the_waterfall_ends_where_the_layers_do() -> None:
 
 
 def test_the_waterfall_falls_back_to_the_limit_and_says_so() -> None:
-    record = _model()
+    record = bench_records.one_model()
     for variant in record["rows"][0]["variants"].values():
         variant.pop("layer_s", None)
     figure = plot_layers.figure(record, LIGHT)

@@ -127,7 +127,7 @@ def _draw(axis: Axes, panel: Panel, colours: Theme) -> None:
     axis.tick_params(axis="y", labelsize=7)
     axis.set_ylim(len(panel.names) - 0.4, -0.6)
     axis.set_xlim(left=0)
-    axis.xaxis.set_major_locator(MaxNLocator(7))
+    axis.xaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_xlabel("milliseconds from the step's beginning", fontsize=8.5, color=colours.quiet)
     entitle(axis, panel.title, panel.note, colours)

@@ -232,7 +232,7 @@ def _draw_bars(axis: Axes, panel: Panel, colours: Theme) -> None:
         axis.axvline(1.0, color=colours.eager, linewidth=1.1, linestyle=(0, (5, 3)), zorder=0)
         end = max(end, 1.1)
     axis.set_xlim(0, end or 1.0)
-    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
@@ -268,7 +268,8 @@ def _draw_strips(axis: Axes, panel: Panel, colours: Theme) -> None:
     axis.axvline(1.0, color=colours.eager, linewidth=1.2, linestyle=(0, (5, 3)), zorder=0)
     axis.set_xscale("log")
     axis.set_xlim(min(values) / 1.15, max(values) * 1.15)
-    wide = max(values) > 30 * min(values)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 1.5, 2, 3, 5, 7)))
+    reach = max(values) / min(values)
+    subs = (1,) if reach > 1000 else (1, 2, 5) if reach > 20 else (1, 1.5, 2, 3, 5, 7)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
