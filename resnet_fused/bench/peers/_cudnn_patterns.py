@@ -3,8 +3,8 @@
 Inference takes cuDNN's runtime fusion: a convolution with scale, bias, add and ReLU behind it. The
 training patterns are those of its specialised engines: ConvBNfprop (BatchNorm and ReLU of the layer
 before on the way in, statistics on the way out), DBARCS (two BatchNorms, add and ReLU in front of a
-convolution with statistics) and DgradDreluBNBwdWeight, whose last node the Python frontend does not
-offer: its two sums stand as reductions.
+convolution with statistics), ConvBNwgrad and DgradDreluBNBwdWeight, whose last node the Python
+frontend does not offer: its two sums stand as reductions.
 """
 
 from __future__ import annotations
@@ -185,6 +185,13 @@ def _conv_with_sums(d: Draft, case: Any, x: Any) -> None:
     d.give_sums(y, case.k)
 
 
+def bn_relu_wgrad(d: Draft, case: Any) -> None:
+    """ConvBNwgrad: the gradient of a weight whose input is relu(scale * x + shift)."""
+    x = d.graph.relu(input=d.affine(d.tensor("x", case.input_shape), case.c))
+    dy = d.tensor("dy", case.output_shape)
+    d.give(d.graph.conv_wgrad(image=x, loss=dy, **_geometry(case)), case.weight_shape)
+
+
 def dgrad_relu_bn_sums(d: Draft, case: Any) -> None:
     """DgradDreluBNBwdWeight: dz = mask * conv^T(dy, weight), and BatchNorm's two sums over it.
 
@@ -214,8 +221,9 @@ KERNELS: dict[str, tuple[tuple[Pattern, ...], ...]] = {
 TRAINING: dict[str, Pattern] = {
     "conv_bn_stats": conv_bn_stats,
     "dual_bn_add_relu_conv_stats": dual_bn_add_relu_conv_stats,
+    "bn_relu_wgrad": bn_relu_wgrad,
     "dgrad_relu_bn_sums": dgrad_relu_bn_sums,
 }
 """The patterns of training with batch statistics."""
-NARROW = frozenset({"conv_bn_stats", "dual_bn_add_relu_conv_stats"})
+NARROW = frozenset({"conv_bn_stats", "dual_bn_add_relu_conv_stats", "bn_relu_wgrad"})
 """Those whose engines keep intermediate values in 16 bits."""
