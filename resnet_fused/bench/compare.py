@@ -18,7 +18,7 @@ from typing import Any
 
 from resnet_fused.bench import record as records
 from resnet_fused.bench.load import Load
-from resnet_fused.bench.subject import Subject
+from resnet_fused.bench.old_record import OLD_SCHEMA, from_schema_1
 from resnet_fused.bench.timing import median_interval
 
 OURS = ("fused", "triton", "cuda")  # the variants that the gate guards
@@ -28,7 +28,6 @@ AGAIN = "fused_again"  # the noise floor's second run of the same thing: never c
 CONFIDENCE = 0.975
 # What six samples reach on either side, the fewest that a budget leaves.
 LEAST_CONFIDENCE = 0.93
-OLD_SCHEMA = 1  # records of whole models, written before there were rows
 
 FASTER, SLOWER, SAME = "faster", "slower", "the same"
 NO_VERDICT, NOT_COMPARABLE = "no verdict", "not comparable"
@@ -168,7 +167,7 @@ def load(path: Path | str) -> dict[str, Any]:
     is_old = isinstance(content, dict) and content.get("schema") == OLD_SCHEMA
     if is_old and content.get("kind") == "model":
         try:
-            return _from_schema_1(content)
+            return from_schema_1(content)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: a record of schema 1 lacks {error}") from error
     found = records.read(file)
@@ -187,41 +186,6 @@ def _check_medians(file: Path, found: Row) -> None:
                 raise ValueError(
                     f"{file}: {row['key']}: median_s of {name} is not the median of its samples_s"
                 )
-
-
-def _from_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of an older record; the bare oneDNN calls have their present name."""
-    settings, rows = old["settings"], []
-    for result in old["results"]:
-        subject = Subject(
-            level="model", op="inference", name=old["model"], batch=result["batch"],
-            dtype=result["dtype"], device=settings["device"].partition(":")[0],
-            size=settings["size"],
-        )  # fmt: skip
-        new = {name: "onednn" if name == "bare" else name for name in result["seconds"]}
-        rows.append(
-            {
-                "key": subject.key,
-                "subject": subject.to_dict(),
-                "variants": {
-                    new[name]: {
-                        "samples_s": samples,
-                        "median_s": statistics.median(samples),
-                        "images_per_s": result["batch"] / statistics.median(samples),
-                    }
-                    for name, samples in result["seconds"].items()
-                },
-                "omitted": {new.get(n, n): why for n, why in result["omitted"].items()},
-                "ratios": [
-                    {**ratio, "baseline": new[ratio["baseline"]], "variant": new[ratio["variant"]]}
-                    for ratio in result["ratios"]
-                ],
-                "noise": None,
-                "load": result["load"],
-                "verdicts": result["verdicts"],
-            }
-        )
-    return {**{k: v for k, v in old.items() if k != "results"}, "rows": rows, "complete": True}
 
 
 def compare(
