@@ -145,7 +145,7 @@ BENCH_BUDGET_MIN ?= 8.5
 bench: setup ## this CPU beside eager, torch.compile, ONNX Runtime, OpenVINO; report in build/bench
 	$(PY) -m resnet_fused bench resnet50 --level model,block,kernel --batch 1,8 --rounds 9 \
 	  --only model/,layer1.1/,layer3.1/,3x3_64_64_at56/,1x1_64_256_at56_add/ \
-	  --peers eager_nchw,onednn,inductor,onnxruntime,openvino --budget-min $(BENCH_BUDGET_MIN) \
+	  --peers onnxruntime,openvino,inductor,onednn,eager_nchw --budget-min $(BENCH_BUDGET_MIN) \
 	  --output $(BENCH_OUT)/bench.json --html $(BENCH_OUT)/bench.html --png-dir $(BENCH_OUT)
 
 # A build for this GPU alone: the long default of ARCHS is for wheels.

@@ -313,7 +313,7 @@ def test_options_reach_the_runner(pretended: dict[str, Any]) -> None:
                      "block/inference/resnet18.stem", "block/training/resnet18.stem")
         for batch in (1, 8)
     ]  # fmt: skip
-    assert pretended["peers"] == ["eager", "fused", "triton", "cuda", "timm", "openvino"]
+    assert pretended["peers"] == ["eager", "fused", "triton", "cuda", "openvino", "timm"]
     settings = pretended["settings"]
     assert (settings.rounds, settings.at_least, settings.total_s) == (9, 1.2, 120.0)
     assert settings.subject_s == 60.0

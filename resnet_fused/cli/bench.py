@@ -246,7 +246,7 @@ def _subjects(model: str, wanted: Wanted, device: str) -> list[Subject]:
 
 
 def _peers(wanted: Wanted) -> Sequence[str]:
-    """The names that --peers asks for, eager and ours among them.
+    """The names that --peers asks for, in its order; eager and ours stand before them.
 
     Raises:
         UserError: a name that is none.
@@ -262,8 +262,8 @@ def _peers(wanted: Wanted) -> Sequence[str]:
             raise UserError(
                 f"--peers: there is no {word!r}; accepted: all, none, or of {', '.join(PEERS)}"
             )
-    always = (BASELINE, *OURS)
-    return [name for name in PEERS if name in words or name in always]
+    # Where time is short the last ones are left out: the order is the user's.
+    return tuple(dict.fromkeys((BASELINE, *OURS, *words)))
 
 
 def _device(wanted: Wanted) -> str:
