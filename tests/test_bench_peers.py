@@ -21,7 +21,15 @@ from bench_subjects import (
     work_of,
 )
 
-from resnet_fused.bench.peers import PEERS, NoPeerError, _base, _kernels, bare_onednn, joining
+from resnet_fused.bench.peers import (
+    PEERS,
+    NoPeerError,
+    _base,
+    _kernels,
+    bare_onednn,
+    joining,
+    open_vino,
+)
 from resnet_fused.bench.peers.fused import Fused
 from resnet_fused.bench.peers.timm import same_weights
 from resnet_fused.bench.subject import Subject
@@ -113,8 +121,14 @@ def test_runtimes_take_kernels_node_by_node(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_runtimes_take_blocks_and_models(name):
-    needs(name)
+def test_runtimes_take_blocks_and_models(name, monkeypatch):
+    needs(name, BLOCK)
+    compiled = []
+    inner = open_vino._compiled
+    monkeypatch.setattr(open_vino, "_compiled", lambda *a: compiled.append(a) or inner(*a))
+    prepared = PEERS[name].prepare(work_of(BLOCK))
+    assert len(compiled) == (name == "openvino")  # once for both operand sets
+    prepared.close()
     names = assert_right(PEERS[name], work_of(BLOCK))
     assert any(TELLING[name] in found for found in names), names
     assert_perturbed_is_wrong(PEERS[name], work_of(BLOCK))
@@ -124,6 +138,7 @@ def test_runtimes_take_blocks_and_models(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["inductor", "inductor_max_autotune", "inductor_freezing"])
 def test_compiled_kernels(name):
+    needs(name)
     work = work_of(CONV_ADD)
     names = assert_right(PEERS[name], work)
     assert any(TELLING[name] in found for found in names), names
@@ -136,11 +151,12 @@ def test_compiled_kernels(name):
     [("inductor_freezing", BLOCK), ("inductor", block("training", "resnet18.layer1.0"))],
 )
 def test_compiled_blocks(name, subject):
+    needs(name, subject)
     assert_right(PEERS[name], work_of(subject))
 
 
-def needs(name: str) -> None:
-    reason = PEERS[name].why_not(CONV_ADD)
+def needs(name: str, subject: Subject = CONV_ADD) -> None:
+    reason = PEERS[name].why_not(subject)
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
 
@@ -232,7 +248,9 @@ CUDA = {
         ("openvino", block("training", "resnet18.stem"), "has no training of a block"),
         ("onnxruntime", model("training"), "has no training of a model"),
         ("onnxruntime", model("inference", dtype="bfloat16"),
-         "computes in float32 and float16, not bfloat16 (on the CPUExecutionProvider)"),
+         "computes in float32 and float16, not bfloat16 (the CPUExecutionProvider)"),
+        ("onnxruntime", kernel("bn_act", "8_at8", "float16"),
+         "computes in float32, not float16 (a kernel's graph)"),
         ("inductor_freezing", model("training"),
          "frozen weights are for inference: inductor_freezing has no training of a model"),
         ("cudnn", CUDA["noact"], "cuDNN's fused convolutions end in a ReLU"),

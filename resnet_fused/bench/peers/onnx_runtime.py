@@ -45,12 +45,13 @@ class OnnxRuntime:
         dtypes = ("float32",) if kernel else ("float32", "float16")
         if subject.device == "cuda" and not kernel:
             dtypes = (*dtypes, "bfloat16")
+        why = "a kernel's graph" if kernel else f"the {PROVIDERS[subject.device]}"
         needed = installed("onnx", "onnx") if kernel else installed("onnxscript", "onnxscript")
         return first_reason(
             for_ops(subject, _calls.INFERENCE),
             installed("onnxruntime", "onnxruntime"),
             needed,
-            for_dtypes(subject, dtypes, f"on the {PROVIDERS[subject.device]}"),
+            for_dtypes(subject, dtypes, why),
             _no_cuda() if subject.device == "cuda" else None,
         )
 

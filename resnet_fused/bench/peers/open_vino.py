@@ -51,8 +51,9 @@ class OpenVino:
         """
         try:
             models = _models(work)
+            compiled = [_compiled(model, work) for model in models]
             runs = [
-                _bound(_compiled(models[i if len(models) > 1 else 0], work), operands)
+                _bound(compiled[i if len(compiled) > 1 else 0], operands)
                 for i, operands in enumerate(work.sets)
             ]
             runs[0]()
