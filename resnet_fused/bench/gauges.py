@@ -150,7 +150,11 @@ def layer_seconds(
         if device == "cuda":
             torch.cuda.synchronize()
     outermost = sorted(
-        (event for event in taken.events() if event.cpu_parent is None and _is_operator(event)),
+        (
+            event
+            for event in taken.events() or ()
+            if event.cpu_parent is None and _is_operator(event)
+        ),
         key=lambda event: event.time_range.start,
     )
     spent = [

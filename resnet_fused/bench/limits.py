@@ -53,13 +53,17 @@ def limit(work: Work, rates: Ceilings) -> dict[str, Any]:
         with the same of each.
     """
     layers = layers_of(work)
-    rows = [{"name": layer.name, **_numbers(layer, rates)} for layer in layers]
-    total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "name"}
-    return total if work.subject.level == "kernel" else {**total, "layers": rows}
+    rows = [_numbers(layer, rates) for layer in layers]
+    total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in rows[0]}
+    if work.subject.level != "kernel":
+        total["layers"] = [
+            {"name": layer.name, **row} for layer, row in zip(layers, rows, strict=True)
+        ]
+    return total
 
 
-def _numbers(layer: Layer, rates: Ceilings) -> dict[str, Any]:
-    found: dict[str, Any] = {"flops": sum(cost.flops for cost in layer.fused)}
+def _numbers(layer: Layer, rates: Ceilings) -> dict[str, float]:
+    found: dict[str, float] = {"flops": sum(cost.flops for cost in layer.fused)}
     for prefix, costs in (("", layer.fused), ("eager_", layer.eager)):
         found[f"{prefix}bytes"] = sum(cost.bytes for cost in costs)
         times = (cost.seconds(rates.flops, rates.bandwidth) for cost in costs)

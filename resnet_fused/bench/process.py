@@ -35,6 +35,7 @@ from resnet_fused.bench.timing import SampleError
 PEERS = "resnet_fused.bench.peers:PEERS"
 START_S = 60.0  # to import torch and build the operands, on a slow and busy machine
 REQUEST_S = 60.0  # for anything but preparing and sampling
+CLOSE_S = 5.0
 LEAST_S = 1.0  # for a request, however late it is
 SLACK = 10.0  # times as long as expected a sample may take
 _LINUX = sys.platform == "linux"
@@ -118,12 +119,17 @@ class ChildVariant:
 
     def layers(self, orders: Sequence[Sequence[Step]]) -> dict[str, float] | None:
         """Of one call in the child."""
-        return self._ask("layers", self._request_s, orders=[list(order) for order in orders])[
-            "layers"
-        ]
+        given = [list(order) for order in orders]
+        return self._ask("layers", self._request_s, orders=given)["layers"]
 
     def close(self) -> None:
-        """Asks the child to end, and ends it."""
+        """Lets the peer give back what it holds, then ends the child."""
+        if self._child is not None and self.prepare_s:
+            with contextlib.suppress(SampleError):
+                self._child.request({"do": "close"}, CLOSE_S)
+        self._end()
+
+    def _end(self) -> None:
         if self._child is not None:
             self._child.close()
             self._child = None
@@ -135,7 +141,7 @@ class ChildVariant:
             limit = min(limit_s, max(LEAST_S, self._left()))
             answer = self._child.request({"do": do, **more}, limit)
         except SampleError:
-            self.close()
+            self._end()
             raise
         if "error" in answer:
             raise SampleError(answer["error"])
@@ -280,6 +286,9 @@ class _Server:
             return {"method": variant.method, "note": variant.note}
         if do == "sample":
             return {"seconds": variant.sample(message["calls"])}
+        if do == "close":
+            variant.close()
+            return {}
         if do == "kernels":
             return {"kernels": variant.kernels()}
         if do == "memory":

@@ -405,6 +405,6 @@ def block_input(model: str, block: str, size: int = 224) -> tuple[int, int, int]
     if block == STEM:
         return 3, size, size
     for layer in layers(model, size):
-        if layer.name.startswith(f"{block}."):
+        if layer.name.startswith(f"{block}.") and re.fullmatch(r"layer\d+\.\d+", block):
             return layer.case.c, layer.case.h, layer.case.w
     raise ValueError(f"name is {model}.{block}; accepted are {', '.join(block_names(model, size))}")

@@ -283,11 +283,12 @@ class _Taking:
 
     def warm_up(self, name: str, warmup: int, min_sample_s: float) -> None:
         """Every variant gets a fixed count, from its last warm-up call: samples stay comparable."""
-        once: float | None = math.inf
+        once = math.inf
         for _ in range(warmup or bool(min_sample_s)):
-            once = self._sample(name, 1)
-            if once is None:
+            taken = self._sample(name, 1)
+            if taken is None:
                 return
+            once = taken
         self.calls[name] = min(MAX_CALLS, max(1, math.ceil(min_sample_s / max(once, 1e-9))))
 
     def take(self, name: str) -> None:
