@@ -316,7 +316,12 @@ def test_options_reach_the_runner(pretended: dict[str, Any]) -> None:
     assert pretended["peers"] == ["eager", "fused", "triton", "cuda", "openvino", "timm"]
     settings = pretended["settings"]
     assert (settings.rounds, settings.at_least, settings.total_s) == (9, 1.2, 120.0)
-    assert settings.subject_s == 60.0
+    assert settings.subject_s == pytest.approx(0.3 * 120)  # one of eight rows
+
+
+def test_one_row_may_take_the_whole_budget(pretended: dict[str, Any]) -> None:
+    run("resnet18", "--level", "model", "--batch", "1", "--budget-min", "2")
+    assert pretended["settings"].subject_s == pretended["settings"].total_s == 120.0
 
 
 def test_by_default_everybody_is_asked_without_a_limit(pretended: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ LEVELS = ("kernel", "block", "model")
 OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act")
 MODES = ("inference", "training", "training_frozen")
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
-ROW_SHARE = 0.5  # of the budget, for one row
+ROW_SHARE = 0.3  # of the budget, that one of many rows may take; of a few twice its part
 # Any of these asks for the whole benchmark; without one a network is timed in the short form.
 WHOLE = ("levels", "ops", "modes", "only", "peers", "html", "png_dir", "budget_min")
 COMPARING = ("compare", "gate", "force", "only", "as_json")  # all else times something
@@ -319,7 +319,7 @@ def _whole(model: str, wanted: Wanted, command: str) -> int:
 
     total = math.inf if wanted.budget_min is None else 60 * wanted.budget_min
     # One slow row shall not take the others' time.
-    share = total if len(chosen) == 1 else ROW_SHARE * total
+    share = min(1.0, max(ROW_SHARE, 2 / len(chosen))) * total
     settings = runner.Settings(
         rounds=wanted.rounds, at_least=wanted.at_least, total_s=total, subject_s=share
     )
