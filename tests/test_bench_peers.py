@@ -125,7 +125,9 @@ def test_runtimes_take_blocks_and_models(name, monkeypatch):
     needs(name, BLOCK)
     compiled = []
     inner = open_vino._compiled
-    monkeypatch.setattr(open_vino, "_compiled", lambda *a: compiled.append(a) or inner(*a))
+    monkeypatch.setattr(
+        open_vino, "_compiled", lambda *a, **k: compiled.append(a) or inner(*a, **k)
+    )
     prepared = PEERS[name].prepare(work_of(BLOCK))
     assert len(compiled) == (name == "openvino")  # once for both operand sets
     prepared.close()
