@@ -21,6 +21,7 @@ PYTHON_ROOMS = (
         "_platform",
         "_selfcheck",
         "_verdicts",
+        "_tuned",
         "_extension",
         "_C",
         "triton",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _extension
+from .. import _extension, _tuned
 from . import _admitted
 
 OPERANDS = {
@@ -226,6 +226,39 @@ def adjacent_like(t: Tensor, channels: int) -> Tensor:
     return torch.empty(t.shape, dtype=t.dtype, device="meta", memory_format=torch.channels_last)
 
 
+def tuned(problem: Problem, device: torch.device) -> Plan | None:
+    """The plan that was the fastest when this GPU was tuned, or None.
+
+    Args:
+        problem: what is to be computed.
+        device: where.
+    """
+    first, second, third = problem.operands
+    assert first is not None
+    if problem.op == "conv_bn_act":
+        assert second is not None
+        x, weight, more = first.shape, second.shape, third
+    elif problem.op == "conv_dgrad":
+        assert third is not None
+        x, weight, more = problem.out.shape, third.shape, second
+    else:
+        assert third is not None
+        x, weight, more = third.shape, problem.out.shape, second
+    found = _tuned.find(
+        "cuda", device, problem.op, first.dtype, x, weight, problem.geometry, more is not None
+    )
+    if found is None:
+        return None
+    names = _admitted.names(problem.op, "cuda", device)
+    known = configurations(problem.op)
+    if found.configuration not in known or not (names is None or found.configuration in names):
+        return None
+    # Where the operands lie decides as well: what was tuned may not take these.
+    index = known.index(found.configuration)
+    made = plan(problem, gpu(device), index, found.splits)
+    return None if made.configuration < 0 else made._replace(why=found.why)
+
+
 def wanted(problem: Problem) -> tuple[int, int]:
     """Configuration and splits to ask for: the launch's own choice wherever that may be taken.
 
@@ -233,6 +266,8 @@ def wanted(problem: Problem) -> tuple[int, int]:
         LookupError: no admitted configuration takes it.
     """
     device = problem.out.device
+    if (one := tuned(problem, device)) is not None:
+        return one.configuration, one.splits
     if complete(problem.op, device):
         return -1, 0
     names = _admitted.names(problem.op, "cuda", device)
@@ -282,4 +317,5 @@ def problem_of(
 def describe(problem: Problem, device: torch.device) -> str:
     """One line for `explain`: the configuration, why, and what is not read at full width."""
     names = _admitted.names(problem.op, "cuda", device)
-    return "; ".join((choose(problem, gpu(device), names).why, *problem.notes))
+    found = tuned(problem, device) or choose(problem, gpu(device), names)
+    return "; ".join((found.why, *problem.notes))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import admission, backends
+from .. import _tuned, admission, backends
 from ..triton import _limits, _tiles
 from . import _admitted, _checks
 from ._library import NAMESPACE, define
@@ -79,6 +79,18 @@ def unfit(x: Tensor, weight: Tensor, output_shape: Sequence[int], groups: int) -
     except LookupError as error:
         return str(error)
     return None
+
+
+def detail(
+    x: Tensor, weight: Tensor, residual: Tensor | None, geometry: Sequence[Any]
+) -> str | None:
+    """For `explain`: that tuning chose the configuration of this very call; None if it did not."""
+    call = ("conv_bn_act", x.dtype, x.shape, weight.shape, geometry[:4], residual is not None)
+    found = _tuned.find("triton", x.device, *call)
+    names = allowed("conv_bn_act", x.device)
+    if found is None or (names is not None and found.configuration not in names):
+        return None
+    return found.why
 
 
 def conv_output(x: Tensor, weight: Tensor, geometry: Sequence[Any], channels_last: bool) -> Tensor:

@@ -269,6 +269,8 @@ def detail(
     geometry: Sequence[Any],
 ) -> str | None:
     """What `explain` adds on a call: of the CUDA kernel, its configuration and why."""
+    if implementation == "triton":
+        return _triton.detail(x, weight, residual, geometry)
     if implementation != "cuda":
         return None
     shape = _checks.conv_output_shape("conv_bn_act", x, weight, *geometry[:4])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
+from .. import _tuned
 from . import _limits, _tiles
 
 GROUP_M = 8
@@ -111,8 +112,39 @@ def on_device(t: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(t.device)
 
 
+def call_of(
+    op: str, x: Tensor, weight: Tensor, third: Tensor | None, *geometry: Any
+) -> tuple[Any, ...]:
+    """What tuning finds a call by; see `_tuned.key`.
+
+    Args:
+        op: "conv_bn_act", "conv_dgrad" or "conv_wgrad".
+        x: the input [N, C, H, W], or its gradient.
+        weight: [K, C / groups, R, S], or its gradient.
+        third: the residual; of a gradient's op the result, for ReLU's mask.
+        geometry: stride, padding, dilation, groups.
+    """
+    return op, x.dtype, x.shape, weight.shape, geometry, third is not None
+
+
 def plan_of(
-    product: _tiles.Product, device: torch.device, allowed: frozenset[str] | None
+    product: _tiles.Product,
+    device: torch.device,
+    allowed: frozenset[str] | None,
+    call: tuple[Any, ...] | None = None,
 ) -> _tiles.Plan:
-    """`_tiles.choose` for a device."""
-    return _tiles.choose(product, _limits.limits(device), allowed)
+    """What tuning found for a call on this GPU, else `_tiles.choose` for the device.
+
+    Args:
+        product: the sizes from which is chosen.
+        device: of the tensors.
+        allowed: names of the configurations to choose among; None for all.
+        call: as of `call_of`; None asks the chooser alone.
+    """
+    limits = _limits.limits(device)
+    found = None if call is None else _tuned.find("triton", device, *call)
+    if found is not None and (allowed is None or found.configuration in allowed):
+        tuned = _tiles.planned(product, limits, found.configuration, found.splits, found.why)
+        if tuned is not None:
+            return tuned
+    return _tiles.choose(product, limits, allowed)

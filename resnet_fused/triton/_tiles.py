@@ -279,8 +279,8 @@ def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = No
     """Picks tile, splits and loop of a product: those of the least predicted `cost`.
 
     Short loops (see `MIN_STEPS`) run over all taps in one, and so do three-term products: beside
-    the parts of their operands, unrolled taps spill. Those tiles have 4 warps, since Triton has been
-    seen to miscompile flattened convolution loops on 8 (pytorch#173068).
+    the parts of their operands, unrolled taps spill. Those tiles have 4 warps, since Triton has
+    been seen to miscompile flattened convolution loops on 8 (pytorch#173068).
 
     Args:
         product: the sizes.
@@ -290,8 +290,24 @@ def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = No
     Raises:
         LookupError: no configuration is left.
     """
-    steps = product.steps
-    best: tuple[float, Tile, int, bool] | None = None
+    best = min(candidates(product, limits, allowed), key=lambda one: one[0], default=None)
+    if best is None:
+        raise LookupError(
+            f"none of the {len(TILES)} configurations is left for this call: "
+            f"{limits.shared_memory} bytes of shared memory"
+        )
+    _, tile, splits, flat = best
+    return Plan(tile, splits, flat, _reason(product, tile, splits, flat, limits))
+
+
+def candidates(
+    product: Product, limits: Limits, allowed: frozenset[str] | None = None
+) -> list[tuple[float, Tile, int, bool]]:
+    """All ways to run a product: (predicted `cost`, tile, splits, whether the loop is flat).
+
+    The arguments are those of `choose`.
+    """
+    steps, found = product.steps, []
     for tile in TILES:
         if not fits(product, tile, limits) or (allowed is not None and tile.name not in allowed):
             continue
@@ -302,18 +318,26 @@ def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = No
                 or product.runtime_taps
                 or product.precision == "tf32x3"
             )
-            if flat and tile.warps > 4:
-                continue
-            found = (cost(product, tile, splits, limits), tile, splits, flat)
-            if best is None or found[0] < best[0]:
-                best = found
-    if best is None:
-        raise LookupError(
-            f"none of the {len(TILES)} configurations is left for this call: "
-            f"{limits.shared_memory} bytes of shared memory"
-        )
-    _, tile, splits, flat = best
-    return Plan(tile, splits, flat, _reason(product, tile, splits, flat, limits))
+            if not (flat and tile.warps > 4):
+                found.append((cost(product, tile, splits, limits), tile, splits, flat))
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def planned(product: Product, limits: Limits, name: str, splits: int, why: str) -> Plan | None:
+    """The plan of one configuration and split, or None where they can't take the product.
+
+    Args:
+        product: the sizes.
+        limits: the GPU's.
+        name: of the configuration.
+        splits: parts of the reduction.
+        why: the reason.
+    """
+    for _, tile, parts, flat in candidates(product, limits, frozenset({name})):
+        if parts == splits:
+            return Plan(tile, splits, flat, why)
+    return None
 
 
 def _splits(product: Product, steps: int) -> list[int]:

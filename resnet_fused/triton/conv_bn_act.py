@@ -22,6 +22,7 @@ from ._gemm import finish, merge_kernel, pixel_of, same_group, tile_of
 from ._launch import (
     GROUP_M,
     MERGE_TILE,
+    call_of,
     fits_32_bits,
     on_device,
     plan_of,
@@ -311,15 +312,15 @@ def launch(
     if out.numel() == 0:
         return
     product = product_of(x, weight, out, groups)
-    plan = plan or plan_of(product, x.device, allowed)
+    call = call_of("conv_bn_act", x, weight, residual, stride, padding, dilation, groups)
+    plan = plan or plan_of(product, x.device, allowed, call)
     x, weight = readable(x), readable(weight)
     target = writable(out)
     n, filters, p, q = out.shape
     group_in, r, s = weight.shape[1:]
     group_out = filters // groups
-    side = product.side
+    side, block_k = product.side, product.step
     tile, pixels = plan.tile, n * p * q
-    block_k = product.step
     narrow = _tiles.is_narrow(side * group_in, s)
     partial = target
     if plan.splits > 1:

@@ -23,6 +23,7 @@ from ._gemm import finish, merge_kernel, pixel_of, same_group, tile_of
 from ._launch import (
     GROUP_M,
     MERGE_TILE,
+    call_of,
     fits_32_bits,
     on_device,
     plan_of,
@@ -321,7 +322,8 @@ def launch(
     if dx.numel() == 0:
         return
     product = product_of(dx, weight, stride, groups)
-    plan = plan or plan_of(product, dx.device, allowed)
+    call = call_of("conv_dgrad", dx, weight, y, stride, padding, dilation, groups)
+    plan = plan or plan_of(product, dx.device, allowed, call)
     dy, weight = readable(dy), readable(weight)
     result = dy if y is None else readable(y)
     target = writable(dx)

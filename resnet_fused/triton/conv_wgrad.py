@@ -19,6 +19,7 @@ from torch import Tensor
 from . import _limits, _tiles
 from ._gemm import pixel_of
 from ._launch import (
+    call_of,
     fits_32_bits,
     on_device,
     plan_of,
@@ -251,7 +252,8 @@ def launch(
         dweight.zero_()
         return
     product = product_of(dy, dweight, groups)
-    plan = plan or plan_of(product, dy.device, allowed)
+    call = call_of("conv_wgrad", x, dweight, y, stride, padding, dilation, groups)
+    plan = plan or plan_of(product, dy.device, allowed, call)
     dy, x = readable(dy), readable(x)
     result = dy if y is None else readable(y)
     filters, group_in, r, s = dweight.shape
