@@ -130,11 +130,12 @@ def _strange_numbers(page: str, record: Record) -> list[str]:
 @pytest.mark.parametrize("made", ["kernel", "model", "absent", "single", "long"])
 def test_every_number_is_the_records(made: str) -> None:
     record = bench_records.EXTREMES[made]()
+    record["settings"] |= {"batches": [17, 4097], "nothing": [], "deep": [{"a": 5}, {"a": None}]}
     page = bench_page.render(record)
     assert _strange_numbers(page, record) == []
     assert len(_Page(page).numbers) > 20
     text = " ".join(_Page(page).texts)
-    assert not re.search(r"\b(nan|inf|None)\b", text), text
+    assert not re.search(r"\b(nan|inf|None)\b|[<>]", text), text
 
 
 @pytest.mark.usefixtures("undrawn")

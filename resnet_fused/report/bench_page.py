@@ -45,7 +45,13 @@ def render(record: dict[str, Any]) -> str:
     if schema != SCHEMA:
         raise ValueError(f"record: expected one of schema {SCHEMA}, got schema {schema!r}")
     environment = templates()
-    environment.filters |= {"shown": shown, "count": count, "gain": gain, "value": _value}
+    environment.filters |= {
+        "shown": shown,
+        "count": count,
+        "gain": gain,
+        "rate": rate,
+        "value": _value,
+    }
     return environment.get_template("bench.html").render(
         record={name: record.get(name) for name in _FACTS},
         subject=_subject(record),
@@ -76,6 +82,14 @@ def shown(value: Any, unit: str = "", digits: int | None = None) -> Markup:
     return Markup('<data value="{}">{}</data>').format(repr(value), text)
 
 
+def rate(value: Any, kind: str) -> Markup:
+    """A rate of the record in FLOP/s or bytes/s ("flops", "bandwidth"), in a fitting unit."""
+    found = data.number(value)
+    units = {"flops": data.FLOPS, "bandwidth": data.BYTES_A_SECOND}[kind]
+    unit = data.scaled(found or 0.0, units)[1]
+    return Markup("{} {}").format(shown(value, unit), unit)
+
+
 def count(value: int) -> Markup:
     """How many of something the record holds."""
     return Markup('<data class="count" value="{0}">{0}</data>').format(value)
@@ -97,6 +111,8 @@ def _value(value: Any) -> Any:
     """What a table of facts shows of a value: numbers as they are, texts quoted."""
     if value is None:
         return _NONE
+    if isinstance(value, Markup):  # a list that `_flat` put together
+        return value
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
