@@ -10,10 +10,18 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+# The protocol's pipes are descriptors 3 and 4 of the browser.
+_LAUNCH = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 WAIT_S = 60.0  # for an answer, on a busy machine
 
 
@@ -45,11 +53,10 @@ class Browser:
         flags = [
             "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
             "--disable-dev-shm-usage", "--remote-debugging-pipe", f"--user-data-dir={profile}",
+            "about:blank",
         ]  # fmt: skip
-        # The protocol's pipes are descriptors 3 and 4 of the browser.
-        shell = f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}'
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", shell, executable, *flags, "about:blank"],
+            [sys.executable, "-ISc", _LAUNCH, str(to_child), str(from_child), executable, *flags],
             pass_fds=(to_child, from_child), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
