@@ -9,6 +9,7 @@ from resnet_fused.cli.bench import bench
 from resnet_fused.cli.explain import explain
 from resnet_fused.cli.info import info
 from resnet_fused.cli.predict import predict
+from resnet_fused.cli.tune import tune
 from resnet_fused.cli.verify import verify
 
 __all__ = ["main"]
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (info, verify, bench, explain, predict):
+for command in (info, verify, bench, tune, explain, predict):
     main.add_command(command)
