@@ -206,7 +206,7 @@ def test_what_wins_no_more_is_taken_out(file: Path) -> None:
 def keep(
     configuration: str = "32x64_4w4s", splits: int = 1, implementation: str = "triton"
 ) -> None:
-    one = _tuned.Tuned(name, splits, 1.12, 1.1, 1.15, "64x64_4w4s/1")
+    one = _tuned.Tuned(configuration, splits, 1.12, 1.1, 1.15, "64x64_4w4s/1")
     _tuned.save("cpu", [(_tuned.key(implementation, *CALL, False), one)])
 
 
