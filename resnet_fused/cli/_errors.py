@@ -18,6 +18,7 @@ OPTIONAL = {
     "jinja2": "jinja2",
     "sklearn": "scikit-learn",
     "safetensors": "safetensors",
+    "jsonschema": "jsonschema",
 }
 
 
