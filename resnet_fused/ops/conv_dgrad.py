@@ -178,7 +178,9 @@ def conv_dgrad(
 
     Returns:
         [N, C, H, W] in `dy`'s dtype; channels_last where `dy` or `weight` is. scale * dy is rounded
-        to that dtype before it is multiplied. It has no derivative of its own.
+        to that dtype before it is multiplied. Where dz is 0, a scale that is not finite gives 0
+        or NaN, as the implementation likes; eager PyTorch gives NaN. It has no derivative of its
+        own.
 
     Raises:
         TypeError: an argument has another type or dtype.
