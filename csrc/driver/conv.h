@@ -9,6 +9,7 @@
 #include <limits>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "../launch/conv_bn_act.h"
 #include "op.h"
@@ -153,7 +154,11 @@ class Planned {
   // Adds "plan" to the record; throws UsageError where there is none.
   Planned(const Interface<Problem>& op, const Problem& problem, const Arguments& arguments,
           Json& json)
-      : op_(op), problem_(problem), plan_(plan(op, problem, arguments, json)) {}
+      : op_(op), problem_(problem), plan_(plan(op, problem, arguments, json)) {
+    // In any state: NaN, and no count that is right.
+    const std::vector<uint8_t> poison(static_cast<size_t>(plan_.workspace_bytes), 0xFF);
+    workspace_.copy_from(poison.data());
+  }
 
   // Whether launch() does anything.
   bool launches() const { return plan_.launches > 0; }
