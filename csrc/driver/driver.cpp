@@ -3,7 +3,7 @@
 // JSON object. A sanitizer or a profiler runs it; so does the emulator, from the same source.
 //
 // Exit status: 0 right, 1 wrong numbers, 2 a command line that is not accepted, 3 the launch or the
-// kernel failed.
+// kernel failed, or there is no GPU.
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
