@@ -279,8 +279,8 @@ def choose(product: Product, limits: Limits, allowed: frozenset[str] | None = No
     """Picks tile, splits and loop of a product: those of the least predicted `cost`.
 
     Short loops (see `MIN_STEPS`) run over all taps in one, and so do three-term products: beside
-    the parts of their operands, unrolled taps spill. Those tiles have 4 warps, since Triton has been
-    seen to miscompile flattened convolution loops on 8 (pytorch#173068).
+    the parts of their operands, unrolled taps spill. Those tiles have 4 warps, since Triton has
+    been seen to miscompile flattened convolution loops on 8 (pytorch#173068).
 
     Args:
         product: the sizes.
