@@ -25,7 +25,9 @@ def _lists(geometry) -> tuple:
 def forward(x, weight, scale, shift, residual, out, *rest, wish=None):
     """In the place of `_cuda.launch_conv_bn_act`."""
     with emulated.using(**_settings(wish)):
-        y = emulated.conv_bn_act(x, weight, scale, shift, residual, *_lists(rest[:4]), rest[4])
+        y = emulated.convolution(
+            "conv_bn_act", x, weight, scale, shift, residual, *_lists(rest[:4]), rest[4]
+        )
     out.copy_(y)
 
 
@@ -33,7 +35,7 @@ def dgrad(dy, y, weight, scale, out, *geometry, wish=None):
     """In the place of `_cuda.launch_conv_dgrad`."""
     with emulated.using(**_settings(wish)):
         size = list(out.shape)
-        dx = emulated.conv_dgrad(dy, y, weight, scale, size, True, *_lists(geometry))
+        dx = emulated.convolution("conv_dgrad", dy, y, weight, scale, size, True, *_lists(geometry))
     out.copy_(dx)
 
 
@@ -41,7 +43,7 @@ def wgrad(dy, y, x, scale, out, *geometry, wish=None):
     """In the place of `_cuda.launch_conv_wgrad`."""
     like = torch.empty_like(out)
     with emulated.using(**_settings(wish)):
-        dweight = emulated.conv_wgrad(dy, y, x, like, scale, *_lists(geometry))
+        dweight = emulated.convolution("conv_wgrad", dy, y, x, like, scale, *_lists(geometry))
     out.copy_(dweight)
 
 

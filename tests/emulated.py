@@ -27,9 +27,7 @@ import torch
 from torch import Tensor
 
 from resnet_fused import backends, ops  # noqa: F401  (ops enter themselves)
-from resnet_fused.ops import _library, _triton
-
-ops_conv = importlib.import_module("resnet_fused.ops.conv_bn_act")
+from resnet_fused.ops import _library, _results
 
 NAME = "cuda_emulated"
 REQUIRED = "RESNET_FUSED_EMULATED"  # set: a missing module is an error, not a skip
@@ -294,120 +292,42 @@ def _run_planned(
     return guarded.result() if plan["launches"] else guarded.result().zero_()
 
 
-def conv_bn_act(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
-) -> Tensor:
-    """The op, by the emulated kernel; float32 in TF32."""
-    geometry = (stride, padding, dilation, groups)
-    like = _triton.conv_output(x, weight, geometry, ops_conv.wants_channels_last(x, weight))
-    guarded = Guarded(like)
-    inputs = {"x": x, "weight": weight, "scale": scale, "shift": shift, "residual": residual}
-    problem = load().ConvBnAct(
-        dtype=TYPE_NAMES[x.dtype],
-        relu=act == "relu",
+OUTPUTS = {"conv_bn_act": "out", "conv_dgrad": "x", "conv_wgrad": "weight"}
+"""What the result of each convolution is called."""
+
+
+def convolution(op: str, *arguments: Any) -> Tensor:
+    """An op of `OUTPUTS`, by the emulated kernel, in the order of its schema; float32 in TF32."""
+    form = _results.FORMS[op]
+    stride, padding, dilation, groups, *act = arguments[form.options :]
+    guarded = Guarded(form.empty(*arguments))
+    inputs = {name: arguments[place] for name, place in form.operands.items()}
+    tensors = inputs | {OUTPUTS[op]: guarded.tensor}
+    images = [name for name in tensors if name not in ("scale", "shift")]
+    first = arguments[0]
+    more = {"relu": act == ["relu"]} if act else {}
+    problem = getattr(load(), "ConvBnAct" if act else "ConvGradient")(
+        dtype=TYPE_NAMES[first.dtype],
         allow_tf32=True,
-        out=guarded.tensor.data_ptr(),
-        x_size=x.shape,
-        weight_size=weight.shape,
-        x_stride=x.stride(),
-        weight_stride=weight.stride(),
-        residual_stride=_strides(residual),
-        out_stride=like.stride(),
+        x_size=tensors["x"].shape,
+        weight_size=tensors["weight"].shape,
         stride=stride,
         padding=padding,
         dilation=dilation,
         groups=groups,
-        **{name: _address(t) for name, t in inputs.items()},
+        **{f"{name}_stride": _strides(tensors[name]) for name in images},
+        **{name: _address(t) for name, t in tensors.items()},
+        **more,
     )
-    layout = (x.stride(), weight.stride(), x.data_ptr() % 16, residual is None)
-    key = ("conv_bn_act", tuple(like.shape), tuple(weight.shape), x.dtype, *geometry, *layout)
-    return _run_planned("conv_bn_act", problem, key, inputs, "out", guarded)
-
-
-def conv_dgrad(
-    dy: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    scale: Tensor,
-    input_size: list[int],
-    channels_last: bool,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """The op, by the emulated kernel; float32 in TF32."""
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    like = torch.empty(input_size, dtype=dy.dtype, device="meta", memory_format=form)
-    inputs = {"dy": dy, "y": y, "weight": weight, "scale": scale}
-    return _gradient("conv_dgrad", inputs, "x", like, (stride, padding, dilation, groups))
-
-
-def conv_wgrad(
-    dy: Tensor,
-    y: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """The op, by the emulated kernel; float32 in TF32."""
-    like = torch.empty_like(weight, device="meta")
-    inputs = {"dy": dy, "y": y, "x": x, "scale": scale}
-    return _gradient("conv_wgrad", inputs, "weight", like, (stride, padding, dilation, groups))
-
-
-def _gradient(
-    op: str,
-    inputs: dict[str, Tensor | None],
-    name: str,
-    like: Tensor,
-    geometry: tuple[list[int], list[int], list[int], int],
-) -> Tensor:
-    """Runs a gradient's kernel; `like` is its output `name`, without memory."""
-    guarded = Guarded(like)
-    tensors = inputs | {name: guarded.tensor}
-    x, weight, dy = tensors["x" if "x" in tensors else name], tensors["weight"], tensors["dy"]
-    assert x is not None
-    assert weight is not None
-    assert dy is not None
-    stride, padding, dilation, groups = geometry
-    problem = load().ConvGradient(
-        dtype=TYPE_NAMES[dy.dtype],
-        allow_tf32=True,
-        x_size=x.shape,
-        weight_size=weight.shape,
-        dy_stride=dy.stride(),
-        y_stride=_strides(tensors["y"]),
-        x_stride=x.stride(),
-        weight_stride=weight.stride(),
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        **{key: _address(t) for key, t in tensors.items()},
-    )
-    layout = (dy.stride(), x.stride(), weight.stride(), dy.data_ptr() % 16, inputs["y"] is None)
-    key = (op, tuple(x.shape), tuple(weight.shape), dy.dtype, *geometry, *layout)
-    return _run_planned(op, problem, key, inputs, name, guarded)
+    layout = [_strides(tensors[name]) for name in images]
+    sizes = [tuple(tensors[name].shape) for name in ("x", "weight")]
+    key = (op, *sizes, first.dtype, stride, padding, dilation, groups, *act, *layout)
+    return _run_planned(op, problem, (*key, first.data_ptr() % 16), inputs, OUTPUTS[op], guarded)
 
 
 def _register(op: str, body: Callable[..., Tensor]) -> None:
     ours = importlib.import_module(f"resnet_fused.ops.{op}")
-    fake = getattr(ours, "_fake", None) or ours._fake_conv
-    _library.define(f"{op}.{NAME}", ours.SCHEMA, body, fake)
+    _library.define(f"{op}.{NAME}", ours.SCHEMA, body, _results.FORMS[op].empty)
     backends.register(
         backends.Implementation(
             op,
@@ -420,5 +340,6 @@ def _register(op: str, body: Callable[..., Tensor]) -> None:
     )
 
 
-for _body in (bn_act, conv_bn_act, conv_dgrad, conv_wgrad):
-    _register(_body.__name__, _body)
+_register("bn_act", bn_act)
+for _op in OUTPUTS:
+    _register(_op, functools.partial(convolution, _op))

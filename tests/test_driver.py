@@ -14,6 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.emulated
 
+FOUND = 66  # a sanitizer's exit status
 SLACK = 2  # seconds for a machine that does other things too
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
 
@@ -44,7 +45,12 @@ def fault(instruction, name, *options):
 
 
 BN_ACT = ("--op", "bn_act")
-CONV = ("--op", "conv_bn_act", "--h", 9, "--w", 9)
+CONV, DGRAD, WGRAD = (
+    ("--op", op, "--h", 9, "--w", 9) for op in ("conv_bn_act", "conv_dgrad", "conv_wgrad")
+)
+OPS = {op[1]: op for op in (BN_ACT, CONV, DGRAD, WGRAD)}
+every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+convolutions = pytest.mark.parametrize("op", [CONV, DGRAD, WGRAD], ids=lambda op: op[1])
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -82,19 +88,79 @@ def test_conv_bn_act_is_right(dtype, options, data):
     assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
 
 
-def test_wrong_numbers_are_counted():
-    planted = fault("st.global", "skip", *BN_ACT, "--dtype", "float32")
-    found = run(*BN_ACT, "--dtype", "float32", "--fault", planted)
+@pytest.mark.parametrize("data", ["integers", "normals"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--stride", 2),
+        ("--stride", 3, "--padding", 0, "--act", "none", "--layout", "nchw"),
+        ("--groups", 4, "--dilation", 2, "--padding", 2, "--act", "none"),
+        ("--r", 1, "--s", 1, "--padding", 0, "--configuration", "64x64_4w3s", "--splits", 1),
+        ("--c", 3, "--k", 5, "--layout", "nchw"),
+        ("--c", 3, "--k", 5, "--splits", 2, "--resident-blocks", 2),
+        ("--splits", 3, "--asynchrony", "lazy", "--order", "reverse", "--resident-blocks", 4),
+        ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("op", [DGRAD, WGRAD], ids=["conv_dgrad", "conv_wgrad"])
+def test_gradients_are_right(op, dtype, options, data):
+    found = run(*op, "--dtype", dtype, "--data", data, *options)
+    assert found.returncode == 0, found
+    record = json.loads(found.stdout)
+    assert record["elements"] > 0
+    assert record["wrong"] == 0
+    assert record["worst"] == 0 if data == "integers" else 0.05 < record["worst"] <= 1
+
+
+def test_no_images():
+    """Nothing is launched: dx is empty, and dweight the zeros that the caller writes."""
+    for op, elements in ((CONV, 0), (DGRAD, 0), (WGRAD, 32 * 32 * 9)):
+        found = run(*op, "--n", 0)
+        assert found.returncode == 0, found
+        record = json.loads(found.stdout)
+        assert (record["elements"], record["wrong"]) == (elements, 0)
+        assert "nothing is launched" in record["plan"]
+
+
+@every_op
+def test_wrong_numbers_are_counted(op):
+    options = (*op, "--dtype", "float32", "--splits", 1)
+    found = run(*options, "--fault", fault("st.global", "skip", *options))
     record = json.loads(found.stdout)
     assert found.returncode == 1
     assert record["wrong"] == record["elements"] > 0
     assert record["worst"] is None  # NaN, as the output was filled
 
 
+@convolutions
+def test_partial_sums_that_are_not_written_are_counted(op):
+    """The workspace holds NaN before a call, too."""
+    options = (*op, "--splits", 2)
+    found = run(*options, "--fault", fault("st.global", "skip", *options))
+    record = json.loads(found.stdout)
+    assert found.returncode == 1
+    assert record["wrong"] == record["elements"] > 0
+    assert record["worst"] is None
+
+
+@convolutions
+def test_wrong_sums_are_beyond_the_bound(op):
+    planted = fault("mma", "stale_accumulator", *op)
+    found = run(*op, "--data", "normals", "--fault", planted)
+    record = json.loads(found.stdout)
+    assert found.returncode == 1
+    assert record["wrong"] > record["elements"] // 2
+    assert record["worst"] > 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--op", "gemm"], "error: --op is 'gemm'; accepted are conv_bn_act, bn_act"),
+        (
+            ["--op", "gemm"],
+            "error: --op is 'gemm'; accepted are conv_bn_act, conv_dgrad, conv_wgrad, bn_act",
+        ),
         (
             ["--configuration", "1x1"],
             "error: --configuration is '1x1'; accepted are auto, 256x128_8w4s",
@@ -103,8 +169,31 @@ def test_wrong_numbers_are_counted():
             ["--splits", "9", "--c", "8", "--r", "1", "--s", "1"],
             "error: no plan: no configuration serves it: its reduction has no such parts",
         ),
-        (["--dtype", "float64"], "conv_bn_act serves float32, float16 and bfloat16"),
+        *(
+            (["--op", op, "--dtype", "float64"], f"{op} serves float32, float16 and bfloat16")
+            for op in ("conv_bn_act", "conv_dgrad", "conv_wgrad")
+        ),
+        *(
+            (
+                ["--op", op, "--configuration", "1x1"],
+                "error: --configuration is '1x1'; accepted are auto, 128x128_4w3s",
+            )
+            for op in ("conv_dgrad", "conv_wgrad")
+        ),
+        (
+            ["--op", "conv_dgrad", "--splits", "9", "--k", "8", "--r", "1", "--s", "1"],
+            "error: no plan: no configuration serves it: its reduction has no such parts",
+        ),
+        (
+            ["--op", "conv_wgrad", "--splits", "9", "--n", "1", "--h", "3", "--w", "3"],
+            "error: no plan: no configuration serves it: its reduction has no such parts",
+        ),
+        (["--op", "conv_dgrad", "--residual"], "error: --residual: conv_dgrad takes none"),
+        (["--op", "conv_wgrad", "--residual"], "error: --residual: conv_wgrad takes none"),
+        (["--op", "conv_wgrad", "--r", "17"], "error: the filter is larger than the image"),
+        (["--h", "2", "--r", "5", "--stride", "2"], "error: the filter is larger than the image"),
         (["--groups", "3"], "error: --groups divides"),
+        (["--resident-blocks", "0"], "error: --resident-blocks is '0'; an integer of at least 1"),
         (["--n", "two"], "error: --n is 'two'; an integer of at least 0 is accepted"),
         (["--c", "0"], "error: --c is '0'; an integer of at least 1 is accepted"),
         (["--dtype=int8"], "accepted are float32, float64, float16, bfloat16"),
@@ -125,17 +214,24 @@ def test_a_bad_command_line_is_named(options, message):
 def test_help_names_every_option():
     found = run("--help")
     assert found.returncode == 0
-    for word in ("--op", "--dtype", "--residual", "--asynchrony", "--fault"):
+    for word in (
+        "--op",
+        "--dtype",
+        "--residual",
+        "--asynchrony",
+        "--resident-blocks",
+        "--fault",
+    ):
         assert f"  {word} " in found.stdout
 
 
-@pytest.mark.parametrize("op", [BN_ACT, CONV], ids=["bn_act", "conv_bn_act"])
+@every_op
 def test_address_sanitizer_names_the_line_of_a_store_out_of_bounds(op):
     planted = fault("st.global", "row_off", *op)
     file, line, *_ = planted.split(":")
     assert run(*op, variant="asan").returncode == 0
     found = run(*op, "--fault", planted, variant="asan")
-    assert found.returncode not in (0, 1, 2, 3)
+    assert found.returncode == FOUND
     assert "heap-buffer-overflow" in found.stderr
     assert "WRITE of size " in found.stderr
     assert f"{file.rsplit('/', 1)[-1]}:{line}" in with_lines(found.stderr)
@@ -153,18 +249,64 @@ def with_lines(stack):
     return stack + subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_thread_sanitizer_is_content_and_finds_a_missing_barrier():
-    assert run(*CONV, variant="tsan", timeout=170).returncode == 0
-    planted = fault("bar.sync", "skip", *CONV)
-    found = run(*CONV, "--fault", planted, "--order", "reverse", variant="tsan", timeout=170)
-    assert found.returncode != 0
-    assert "ThreadSanitizer: data race" in found.stderr or "error: " in found.stderr
+def in_parts(op):
+    """A tile or two, each in two parts; of few blocks, as fibers cost ThreadSanitizer much."""
+    small = ("--c", 8, "--k", 8, "--splits", 2)
+    return (*op, *small, "--r", 1, "--s", 1, "--padding", 0) if op is WGRAD else (*op, *small)
 
 
-def test_a_deadlock_is_reported_within_a_second():
-    planted = fault("bar.sync", "wrong_barrier", *CONV)
+def raced(*options):
+    """What ThreadSanitizer and the emulator say of a run that must not pass."""
+    found = run(*options, variant="tsan", timeout=170)
+    assert found.returncode != 0, found.stdout
+    return found.stderr
+
+
+@convolutions
+def test_thread_sanitizer_is_content_and_finds_a_missing_barrier(op):
+    assert run(*op, variant="tsan", timeout=170).returncode == 0
+    planted = fault("bar.sync", "skip", *op)
+    found = raced(*op, "--fault", planted, "--order", "reverse")
+    assert "ThreadSanitizer: data race" in found or "error: " in found
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        (),
+        ("--resident-blocks", 2),
+        ("--resident-blocks", 2, "--order", "reverse"),
+        ("--resident-blocks", 2, "--order", "shuffled", "--asynchrony", "random"),
+    ],
+    ids=["one after another", "at once", "reversed", "shuffled"],
+)
+@convolutions
+def test_thread_sanitizer_is_content_with_splits(op, schedule):
+    found = run(*in_parts(op), *schedule, variant="tsan", timeout=170)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "2 splits" in json.loads(found.stdout)["plan"]
+
+
+@pytest.mark.parametrize("resident", [1, 2])
+@pytest.mark.parametrize(
+    ("instruction", "name"), [("bar.sync", "skip"), ("atom.acq_rel", "no_fence")]
+)
+@pytest.mark.parametrize("op", [CONV, DGRAD], ids=["conv_bn_act", "conv_dgrad"])
+def test_thread_sanitizer_finds_a_merge_without_order(op, instruction, name, resident):
+    """Between the sums that blocks leave and the block that adds them up."""
+    merging = [s for s in sites(*in_parts(op)) if s[0].endswith("split_reduction.h")]
+    file, line, *planted = next(s for s in merging if s[2].startswith(instruction) and s[3] == name)
+    options = ("--resident-blocks", resident, "--fault", ":".join((file, line, *planted)))
+    found = raced(*in_parts(op), *options)
+    assert "ThreadSanitizer: data race" in found
+    assert "split_reduction.h" in found
+
+
+@convolutions
+def test_a_deadlock_is_reported_within_a_second(op):
+    planted = fault("bar.sync", "wrong_barrier", *op)
     start = time.monotonic()
-    found = run(*CONV, "--fault", planted, timeout=10)
+    found = run(*op, "--fault", planted, timeout=10)
     assert found.returncode == 3, found
     assert "wait" in found.stderr
     assert time.monotonic() - start < 1 + SLACK

@@ -137,6 +137,28 @@ def test_nan_and_inf_reach_what_they_touch_and_nothing_else(op, entry, dtype, na
 
 
 @pytest.mark.op_matrix
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("name", ["3x3_residual", "3x3_stride3", "odd_channels_1x1"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("op", "entry", "dtype"), CELLS)
+def test_a_scale_that_is_not_finite_meets_no_zero_of_the_padding(
+    op, entry, dtype, value, name, relu
+):
+    """All values are positive, so that Inf makes no NaN."""
+    if op == "conv_wgrad":
+        return  # its padding lies in x, where PyTorch multiplies or skips as its library likes
+    case = CASES[name]
+    dy, y, x, weight, scale = (t.abs() + 1 for t in gradient_operands(case, dtype))
+    scale[1] = value
+    operands = (dy, y if relu else None, x, weight, scale)
+    got = run(op, entry.name, operands, case)
+    oracle = numerics.conv_gradients_oracle(*operands, **case.geometry)[OPS.index(op)]
+    assert not torch.isfinite(oracle).all()
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(got), kind(oracle))
+
+
+@pytest.mark.op_matrix
 @pytest.mark.parametrize("how", ["sliced", "expanded", "misaligned"])
 @pytest.mark.parametrize(("op", "entry", "dtype"), CELLS)
 def test_any_strides(op, entry, dtype, how):

@@ -78,18 +78,15 @@ def test_exported_programs_need_no_resnet_fused():
 
 
 @pytest.mark.interpreter
-def test_a_frozen_network_is_fine_tuned_through_the_kernels(monkeypatch):
+def test_a_frozen_network_is_fine_tuned_through_the_kernels():
     blocks = rf.fuse(stir(BasicBlock(16, 16)).eval())
     for name in ("bn1", "bn2"):
         getattr(blocks, name).requires_grad_(False)
     x = torch.randn(2, 16, 7, 7, requires_grad=True)
     plain = rf.unfuse(blocks)
     expected = torch.autograd.grad(plain(x).square().sum(), (x, plain.conv1.weight))
-    calls = []
-    honest = _triton._BODIES["conv_dgrad"]
     with rf.backend("triton"), backends.recording() as routes:
         y = blocks(x)
-        monkeypatch.setitem(_triton._BODIES, "conv_dgrad", lambda *a: calls.append(1) or honest(*a))
         found = torch.autograd.grad(y.square().sum(), (x, blocks.conv1.weight))
     assert [route.implementation for route in routes] == ["triton", "triton"]
     for ours, theirs in zip(found, expected, strict=True):

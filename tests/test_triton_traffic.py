@@ -116,9 +116,8 @@ def test_layers_of_a_full_batch_touch_what_the_roofline_says(case):
     """One image, with the configuration that 32 of them choose."""
     batch = dataclasses.replace(case, n=32)
     plan = _tiles.choose(_traffic.product_of(batch, 2), H200)
-    assert plan.splits == 1
     launches, plan, predicted = traced(case, torch.float16, plan)
-    assert len(launches) == 1
+    assert len(launches) == (2 if plan.splits > 1 else 1)  # and the merge of the splits
     check_issued(case, launches, predicted)
     check_unique(case, launches, plan)
     assert unique_bytes(launches) <= ALLOWED * roofline.conv_cost(case, torch.float16).bytes

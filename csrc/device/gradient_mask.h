@@ -29,10 +29,15 @@ RF_DEVICE void scale_and_mask(Unit<T, kCount>& dy, const Unit<T, kCount>& y,
     dy.value[i] = narrow<T>(widen(y.value[i]) <= 0.0f ? 0.0f : scaled);
   }
 }
+// Without ReLU. A gradient of zero stays zero under any scale, as behind a mask: taps outside of
+// the image have arrived as zeros, of which a scale that is not finite would make NaN.
 template <class T, int kCount>
 RF_DEVICE void scale_only(Unit<T, kCount>& dy, const float (&scale)[kCount]) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) dy.value[i] = narrow<T>(widen(dy.value[i]) * scale[i]);
+  for (int i = 0; i < kCount; ++i) {
+    const float value = widen(dy.value[i]);
+    dy.value[i] = narrow<T>(value == 0.0f ? 0.0f : value * scale[i]);
+  }
 }
 
 // dz alone, bit for bit: half words are cut off in place, rather than taken apart and put together.

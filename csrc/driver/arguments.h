@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -17,7 +16,7 @@ struct UsageError : std::runtime_error {
 struct Option {
   const char* name;      // without the dashes
   std::string value;     // the default; what was given, after parse
-  const char* help;      // one line
+  std::string help;      // one line
   bool is_flag = false;  // takes no value: "" is off, "1" is on
 };
 
@@ -36,7 +35,7 @@ class Arguments {
   // A decimal integer, at least `least`.
   int64_t integer(const std::string& name, int64_t least) const;
   // One of `accepted`: its index.
-  int choice(const std::string& name, std::initializer_list<const char*> accepted) const;
+  int choice(const std::string& name, const std::vector<const char*>& accepted) const;
 
  private:
   const Option& find(const std::string& name) const;

@@ -44,6 +44,16 @@ constexpr double kUnitRoundoff<Float16> = 0x1p-11;
 template <>
 constexpr double kUnitRoundoff<BFloat16> = 0x1p-8;
 
+// Half of the smallest subnormal: the error of rounding a subnormal to nearest.
+template <class T>
+constexpr double kHalfSubnormal = 0;  // of double: none that it can hold
+template <>
+constexpr double kHalfSubnormal<float> = 0x1p-150;
+template <>
+constexpr double kHalfSubnormal<Float16> = 0x1p-25;
+template <>
+constexpr double kHalfSubnormal<BFloat16> = 0x1p-134;
+
 // The nearest T of a double whose float is exact, as the exact tier's are.
 template <class T>
 T round_to(double value) {

@@ -3,10 +3,11 @@
 // JSON object. A sanitizer or a profiler runs it; so does the emulator, from the same source.
 //
 // Exit status: 0 right, 1 wrong numbers, 2 a command line that is not accepted, 3 the launch or the
-// kernel failed.
+// kernel failed, or there is no GPU, 66 a sanitizer's finding.
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <optional>
 
 #include "op.h"
@@ -20,10 +21,33 @@ namespace {
 
 enum Exit { kRight = 0, kWrong = 1, kUsage = 2, kFailed = 3 };
 
+struct Op {
+  const char* name;
+  bool (*run)(const Arguments& arguments, Common& common, Json& json);
+};
+constexpr Op kOps[] = {
+    {"conv_bn_act", run_conv_bn_act},
+    {"conv_dgrad", run_conv_dgrad},
+    {"conv_wgrad", run_conv_wgrad},
+    {"bn_act", run_bn_act},
+};
+
+std::vector<const char*> op_names() {
+  std::vector<const char*> names;
+  for (const Op& op : kOps) names.push_back(op.name);
+  return names;
+}
+
+std::string listed(const std::vector<const char*>& names) {
+  std::string list;
+  for (const char* name : names) list += (list.empty() ? "" : ", ") + std::string(name);
+  return list;
+}
+
 std::vector<Option> options() {
   std::vector<Option> all = {
       {"help", "", "this text", true},
-      {"op", "conv_bn_act", "conv_bn_act or bn_act"},
+      {"op", kOps[0].name, "one of " + listed(op_names())},
       {"dtype", "bfloat16", "float32, float64, float16 or bfloat16"},
       {"data", "integers", "integers (in [-4, 4], checked bit for bit) or normals (a bound)"},
       {"seed", "1", "of the operands"},
@@ -42,8 +66,8 @@ std::vector<Option> options() {
       {"layout", "nhwc", "nhwc or nchw, of all activations"},
       {"configuration", "auto", "auto, or a tile's name"},
       {"splits", "0", "parts of the reduction; 0 leaves it to the chooser"},
-      {"residual", "", "add a shortcut", true},
-      {"act", "relu", "relu or none"},
+      {"residual", "", "add a shortcut; conv_bn_act and bn_act", true},
+      {"act", "relu", "relu or none; of gradients: whether a mask is applied"},
   };
 #if defined(RF_EMULATED)
   const Option emulated[] = {
@@ -51,6 +75,7 @@ std::vector<Option> options() {
       {"order", "forward", "forward, reverse or shuffled: of the threads"},
       {"rounding", "nearest", "nearest or toward_zero: sums of the matrix units"},
       {"schedule-seed", "0", "of random moments and shuffled threads"},
+      {"resident-blocks", "1", "blocks that run at once, interleaved"},
       {"fault", "", "FILE:LINE:INSTRUCTION:FAULT, planted at that call"},
       {"sites", "", "list the calls that can be faulty instead of checking", true},
   };
@@ -101,6 +126,8 @@ void configure(const Arguments& arguments, emulator::Session& session) {
       static_cast<emulator::Order>(arguments.choice("order", {"forward", "reverse", "shuffled"})),
       static_cast<emulator::Rounding>(arguments.choice("rounding", {"nearest", "toward_zero"})),
       static_cast<uint64_t>(arguments.integer("schedule-seed", 0))};
+  session.resident_blocks = static_cast<uint32_t>(std::min<int64_t>(
+      arguments.integer("resident-blocks", 1), std::numeric_limits<uint32_t>::max()));
   if (!arguments.text("fault").empty()) session.plant(fault_of(arguments.text("fault")));
 }
 
@@ -123,14 +150,13 @@ int run(const Arguments& arguments) {
   emulator::Session session;
   configure(arguments, session);
 #endif
-  const int op = arguments.choice("op", {"conv_bn_act", "bn_act"});
+  const Op& op = kOps[arguments.choice("op", op_names())];
   Json json;
-  json.add("op", arguments.text("op"));
+  json.add("op", op.name);
   json.add("device", device_name());
   json.add("dtype", arguments.text("dtype"));
   json.add("data", arguments.text("data"));
-  const bool right =
-      op == 0 ? run_conv_bn_act(arguments, common, json) : run_bn_act(arguments, common, json);
+  const bool right = op.run(arguments, common, json);
 #if defined(RF_EMULATED)
   if (arguments.flag("sites")) {
     print_sites(session.report());
@@ -151,6 +177,14 @@ void report_times(std::vector<double> times, Json& json) {
 }
 
 }  // namespace resnet_fused::driver
+
+#if defined(__SANITIZE_ADDRESS__)
+// What AddressSanitizer ends with by itself is what wrong numbers end with; ThreadSanitizer's 66
+// says the same of both.
+extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
+  return "exitcode=66";
+}
+#endif
 
 int main(int count, char** words) {
   using namespace resnet_fused::driver;

@@ -49,7 +49,7 @@ int64_t Arguments::integer(const std::string& name, int64_t least) const {
   return value;
 }
 
-int Arguments::choice(const std::string& name, std::initializer_list<const char*> accepted) const {
+int Arguments::choice(const std::string& name, const std::vector<const char*>& accepted) const {
   const std::string& given = text(name);
   std::string list;
   int index = 0;

@@ -46,6 +46,11 @@ void Buffer::copy_to(void* host) const {
 }
 
 std::string device_name() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  // Without a driver the error speaks of its version.
+  if (error != cudaSuccess) check(error, "no CUDA device");
+  if (count == 0) throw std::runtime_error("no CUDA device");
   int device = 0;
   cudaDeviceProp properties;
   check(cudaGetDevice(&device), "cudaGetDevice");

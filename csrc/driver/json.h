@@ -32,7 +32,7 @@ class Json {
 
  private:
   void put(const char* name, const std::string& value) {
-    fields_ += (fields_.empty() ? "" : ", ") + ("\"" + std::string(name) + "\": ") + value;
+    fields_.append(fields_.empty() ? "\"" : ", \"").append(name).append("\": ").append(value);
   }
 
   std::string fields_;

@@ -80,7 +80,7 @@ struct NamedBarrier {
   char tokens[2];  // ThreadSanitizer's, of even and odd phases: a fast thread is one phase ahead
 };
 
-// A block of the grid; a plain launch uses one for all blocks in turn.
+// A block of the grid; a plain launch uses one for all blocks in turn, but under ThreadSanitizer.
 struct Block {
   Grid* grid = nullptr;
   uint64_t linear = 0;

@@ -123,6 +123,10 @@ void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_by
 
 // Runs some blocks together until all of their threads have left.
 void run_blocks(Grid& grid, const std::vector<uint64_t>& linears, uint32_t shared_bytes) {
+  // ThreadSanitizer forgets what it knows of memory that is freed. In memory that blocks shared,
+  // the accesses of one would race with the next one's, and the barriers of one would order it
+  // before the next, as no fence of the kernel does.
+  if (kThreadSanitizer) grid.blocks.clear();
   while (grid.blocks.size() < linears.size()) grid.blocks.push_back(std::make_unique<Block>());
   grid.blocks.resize(linears.size());
   grid.warps.clear();

@@ -30,6 +30,7 @@ void __tsan_write_range(void* address, unsigned long size);
 namespace resnet_fused::emulator {
 
 #if defined(RF_EMULATOR_TSAN)
+constexpr bool kThreadSanitizer = true;
 struct Quiet {
   Quiet() {
     AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
@@ -62,6 +63,7 @@ inline void tell_write(void* address, size_t bytes) {
 inline void tell_release(const void* token) { __tsan_release(const_cast<void*>(token)); }
 inline void tell_acquire(const void* token) { __tsan_acquire(const_cast<void*>(token)); }
 #else
+constexpr bool kThreadSanitizer = false;
 struct Quiet {
   Quiet() {}  // not trivial, so that no compiler calls the variable unused
 };

@@ -92,8 +92,7 @@ SiteRecord& Session::find_record(Site site, const char* instruction) {
 
 void Session::register_tensor(const std::string& name, const void* data, size_t bytes,
                               bool writable) {
-  const std::vector<uint64_t> none((bytes + 63) / 64);
-  tensors_.push_back({name, static_cast<const uint8_t*>(data), bytes, writable, none, none});
+  tensors_.push_back({name, static_cast<const uint8_t*>(data), bytes, writable, {}, {}});
 }
 
 void Session::touch_tensor(Site site, const char* instruction, const void* address, uint32_t bytes,
@@ -109,7 +108,9 @@ void Session::touch_tensor(Site site, const char* instruction, const void* addre
       continue;  // an output may lie inside of what another name covers
     }
     if (!counting) return;
-    set_bits(write ? tensor.written : tensor.read, static_cast<size_t>(first - tensor.data), bytes);
+    std::vector<uint64_t>& bits = write ? tensor.written : tensor.read;
+    if (bits.empty()) bits.resize((tensor.bytes + 63) / 64);  // one a byte, where they are counted
+    set_bits(bits, static_cast<size_t>(first - tensor.data), bytes);
     return;
   }
   if (!checking_tensors) return;

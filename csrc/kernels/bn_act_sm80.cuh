@@ -72,6 +72,10 @@ RF_DEVICE void bn_act_tile(const BnActLoop& loop, const BnActMatrix& matrix, int
   const C* scale_table = static_cast<const C*>(loop.scale);                     // [C]
   const C* shift_table = static_cast<const C*>(loop.shift);                     // [C]
 
+  // Before the loads: a 64-bit division is a call, which little should be kept across.
+  int64_t channel = kAxis == ChannelAxis::kRow ? row0 % matrix.channels : 0;
+  const int64_t channel_step = kAxis == ChannelAxis::kRow ? blockDim.y % matrix.channels : 0;
+
   Vector<T> x_vector[kBnActRows];
   Vector<T> residual_vector[kBnActRows];
 #pragma unroll
@@ -91,8 +95,6 @@ RF_DEVICE void bn_act_tile(const BnActLoop& loop, const BnActMatrix& matrix, int
     load_channels(shift_table + column * kLength, shift);
   }
   const BnAct<C> op = bn_act_op<C>(loop.relu);
-  int64_t channel = kAxis == ChannelAxis::kRow ? row0 % matrix.channels : 0;
-  const int64_t channel_step = kAxis == ChannelAxis::kRow ? blockDim.y % matrix.channels : 0;
 #pragma unroll
   for (int i = 0; i < kBnActRows; ++i) {
     const int64_t row = row0 + i * static_cast<int>(blockDim.y);

@@ -42,11 +42,18 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     conv_dgrad_kernel(const __grid_constant__ ConvDgradArguments arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
   const auto place = Place<Shape>::mine();
-  const Tile tile = tile_of(blockIdx.x, arguments.tiles);
-  const auto where = DgradPlace::of<Shape>(tile, arguments);
   Sums<Shape> sums;
   sums.clear();
-  add_gradients<T, Shape, kWidth>(sums, arguments, where, tile.split, ring, place);
+  {
+    const Tile tile = tile_of(blockIdx.x, arguments.tiles);
+    const auto where = DgradPlace::of<Shape>(tile, arguments);
+    add_gradients<T, Shape, kWidth>(sums, arguments, where, tile.split, ring, place);
+  }
+  // Found again: across the loop they would take registers that there are none of.
+  uint32_t block = blockIdx.x;
+  ptx::keep(block);
+  const Tile tile = tile_of(block, arguments.tiles);
+  const auto where = DgradPlace::of<Shape>(tile, arguments);
   if (arguments.tiles.splits > 1 && !merge_splits(sums, arguments.workspace, tile.index, tile.split,
                                                   arguments.tiles.splits, ring, place.thread)) {
     return;

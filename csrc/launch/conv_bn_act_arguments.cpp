@@ -4,55 +4,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "../device/bn_act.h"
-#include "../device/tile_shape.h"
+#include "conv_strides.h"
 
 namespace resnet_fused {
-namespace {
-
-int64_t bytes_of(int32_t dtype) {
-  return static_cast<DataType>(dtype) == DataType::kFloat32 ? 4 : 2;
-}
-
-int32_t narrowed(int64_t value) { return static_cast<int32_t>(value); }
-
-// Strides of dimensions of size 1 mean nothing, and could be any number; none is used.
-struct Strides {
-  int64_t n;
-  int64_t c;
-  int64_t h;
-  int64_t w;
-};
-Strides used(const int64_t (&size)[4], const int64_t (&stride)[4]) {
-  const auto one = [&](int d) { return size[d] > 1 ? stride[d] : 0; };
-  return Strides{one(0), size[1] > 1 ? stride[1] : 1, one(2), one(3)};
-}
-
-// Whether whole aligned chunks of 16 bytes can be moved: neighbours along the channels, of which
-// each group has `channels`.
-bool is_wide(const void* pointer, const Strides& strides, int64_t channels, int64_t bytes) {
-  const int64_t unit = kChunkBytes / bytes;
-  return reinterpret_cast<uintptr_t>(pointer) % kChunkBytes == 0 && strides.c == 1 &&
-         channels % unit == 0 && strides.n % unit == 0 && strides.h % unit == 0 &&
-         strides.w % unit == 0;
-}
-
-template <class T>
-T* moved(T* pointer, int64_t bytes) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return pointer == nullptr ? nullptr : static_cast<T*>(static_cast<Byte*>(pointer) + bytes);
-}
-
-}  // namespace
-
-OutputSize output_size(const RfConvBnAct& problem) {
-  const auto along = [&](int d) {
-    const int64_t reach = problem.dilation[d] * (problem.weight_size[2 + d] - 1) + 1;
-    const int64_t room = problem.x_size[2 + d] + 2 * problem.padding[d] - reach;
-    return room < 0 ? 0 : room / problem.stride[d] + 1;
-  };
-  return OutputSize{along(0), along(1)};
-}
 
 int64_t images_in_reach(const RfConvBnAct& problem) {
   constexpr int64_t kReach = (int64_t{1} << 31) - 1;
@@ -118,7 +72,8 @@ ConvOutput conv_output(const RfConvBnAct& problem, const OutputSize& size, int64
   output.channels = narrowed(group);
   output.floor = problem.relu != 0 ? 0.0f : -std::numeric_limits<float>::infinity();
   output.wide_out = is_wide(problem.out, out, group, bytes);
-  output.wide_residual = is_wide(problem.residual, residual, group, bytes);
+  output.wide_residual =
+      problem.residual != nullptr && is_wide(problem.residual, residual, group, bytes);
   output.pixels_lie_together = out.c > out.w;
   return output;
 }
@@ -174,20 +129,12 @@ extern "C" int rf_conv_bn_act_cuda(const RfConvBnAct* problem, const RfConvPlan*
   const OutputSize size = output_size(*problem);
   const int64_t images = problem->x_size[0];
   if (images * problem->weight_size[0] * size.p * size.q == 0) return 0;
+  constexpr Launches<ConvBnActArguments> kLaunches{
+      launch_conv_bn_act_bfloat16, launch_conv_bn_act_float16, launch_conv_bn_act_float32};
   for (int64_t first = 0; first < images; first += plan->images_a_launch) {
     const int64_t part = std::min(plan->images_a_launch, images - first);
     const auto arguments = conv_bn_act_arguments(*problem, *plan, workspace, first, part);
-    int error = 0;
-    switch (static_cast<DataType>(problem->dtype)) {
-      case DataType::kBFloat16:
-        error = launch_conv_bn_act_bfloat16(arguments, plan->configuration, stream);
-        break;
-      case DataType::kFloat16:
-        error = launch_conv_bn_act_float16(arguments, plan->configuration, stream);
-        break;
-      default:
-        error = launch_conv_bn_act_float32(arguments, plan->configuration, stream);
-    }
+    const int error = kLaunches(problem->dtype, arguments, plan->configuration, stream);
     if (error != 0) return error;
   }
   return 0;

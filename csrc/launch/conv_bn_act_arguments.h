@@ -6,17 +6,9 @@
 #include "../device/conv_geometry.h"
 #include "../device/scalar.h"
 #include "conv_bn_act.h"
+#include "conv_strides.h"
 
 namespace resnet_fused {
-
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Output rows and columns of a problem: [P, Q].
-struct OutputSize {
-  int64_t p;
-  int64_t q;
-};
-OutputSize output_size(const RfConvBnAct& problem);
 
 // Whether x and weight can be read 16 bytes at a time.
 bool reads_wide(const RfConvBnAct& problem);

@@ -5,31 +5,10 @@
 #include <algorithm>
 #include <numeric>
 
-#include "../device/bn_act.h"
-#include "../device/tile_shape.h"
+#include "conv_strides.h"
 
 namespace resnet_fused {
 namespace {
-
-int64_t bytes_of(int32_t dtype) {
-  return static_cast<DataType>(dtype) == DataType::kFloat32 ? 4 : 2;
-}
-
-int32_t narrowed(int64_t value) { return static_cast<int32_t>(value); }
-
-// Strides of dimensions of size 1 mean nothing, and could be any number; none is used.
-struct Strides {
-  int64_t n;
-  int64_t c;
-  int64_t h;
-  int64_t w;
-
-  PixelStrides of_pixels() const { return {n, c, h, w}; }
-};
-Strides used(const int64_t (&size)[4], const int64_t (&stride)[4]) {
-  const auto one = [&](int d) { return size[d] > 1 ? stride[d] : 0; };
-  return Strides{one(0), size[1] > 1 ? stride[1] : 1, one(2), one(3)};
-}
 
 struct GradientStrides {
   Strides dy;
@@ -45,17 +24,9 @@ GradientStrides strides_of(const RfConvGradient& problem) {
                          used(problem.weight_size, problem.weight_stride)};
 }
 
-bool is_aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % kChunkBytes == 0;
-}
-
-// Whether whole aligned chunks of 16 bytes can be moved: neighbours along the channels, of which
-// each group has `channels`. An absent tensor is in nobody's way.
-bool is_wide(const void* pointer, const Strides& strides, int64_t channels, int64_t bytes) {
-  const int64_t unit = kChunkBytes / bytes;
-  return pointer == nullptr ||
-         (is_aligned(pointer) && strides.c == 1 && channels % unit == 0 && strides.n % unit == 0 &&
-          strides.h % unit == 0 && strides.w % unit == 0);
+// Where there is no ReLU, y is in nobody's way.
+bool y_is_wide(const RfConvGradient& problem, const Strides& y, int64_t channels, int64_t bytes) {
+  return problem.y == nullptr || is_wide(problem.y, y, channels, bytes);
 }
 
 // Wide operands' offsets count 16 bytes in 31 bits; those of rows behind a reduction's end, at most
@@ -65,22 +36,7 @@ bool in_reach(int64_t elements, int64_t bytes) {
   return elements < kChunkBytes / bytes * ((int64_t{1} << 31) - 1);
 }
 
-template <class T>
-T* moved(T* pointer, int64_t bytes) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return pointer == nullptr ? nullptr : static_cast<T*>(static_cast<Byte*>(pointer) + bytes);
-}
-
 }  // namespace
-
-OutputSize output_size(const RfConvGradient& problem) {
-  const auto along = [&](int d) {
-    const int64_t reach = problem.dilation[d] * (problem.weight_size[2 + d] - 1) + 1;
-    const int64_t room = problem.x_size[2 + d] + 2 * problem.padding[d] - reach;
-    return room < 0 ? 0 : room / problem.stride[d] + 1;
-  };
-  return OutputSize{along(0), along(1)};
-}
 
 bool dgrad_reads_wide(const RfConvGradient& problem) {
   const int64_t bytes = bytes_of(problem.dtype);
@@ -98,7 +54,7 @@ bool dgrad_reads_wide(const RfConvGradient& problem) {
                           weight.h * (axes[0].taps + kBeyond) * axes[0].tap_step;
   // The scales of a chunk are read 16 bytes at a time, too.
   return is_wide(problem.dy, strides.dy, filters, bytes) &&
-         is_wide(problem.y, strides.y, filters, bytes) && is_aligned(problem.scale) &&
+         y_is_wide(problem, strides.y, filters, bytes) && is_aligned(problem.scale) &&
          is_wide(problem.weight, weight, problem.weight_size[1], bytes) &&
          in_reach(std::max({read(strides.dy), read(strides.y), weights}), bytes);
 }
@@ -114,7 +70,7 @@ bool wgrad_reads_wide(const RfConvGradient& problem) {
   const int64_t most = std::max({read(strides.dy, 1, 1), read(strides.y, 1, 1),
                                  read(strides.x, problem.stride[0], problem.stride[1])});
   return is_wide(problem.dy, strides.dy, filters, bytes) &&
-         is_wide(problem.y, strides.y, filters, bytes) &&
+         y_is_wide(problem, strides.y, filters, bytes) &&
          is_wide(problem.x, strides.x, problem.weight_size[1], bytes) && in_reach(most, bytes);
 }
 
@@ -248,20 +204,12 @@ extern "C" int rf_conv_dgrad_cuda(const RfConvGradient* problem, const RfConvPla
   using namespace resnet_fused;
   if (plan->launches == 0) return 0;
   const int64_t images = problem->x_size[0];
+  constexpr Launches<ConvDgradArguments> kLaunches{
+      launch_conv_dgrad_bfloat16, launch_conv_dgrad_float16, launch_conv_dgrad_float32};
   for (int64_t first = 0; first < images; first += plan->images_a_launch) {
     const int64_t part = std::min(plan->images_a_launch, images - first);
     const auto arguments = conv_dgrad_arguments(*problem, *plan, workspace, first, part);
-    int error = 0;
-    switch (static_cast<DataType>(problem->dtype)) {
-      case DataType::kBFloat16:
-        error = launch_conv_dgrad_bfloat16(arguments, plan->configuration, stream);
-        break;
-      case DataType::kFloat16:
-        error = launch_conv_dgrad_float16(arguments, plan->configuration, stream);
-        break;
-      default:
-        error = launch_conv_dgrad_float32(arguments, plan->configuration, stream);
-    }
+    const int error = kLaunches(problem->dtype, arguments, plan->configuration, stream);
     if (error != 0) return error;
   }
   return 0;
@@ -272,12 +220,7 @@ extern "C" int rf_conv_wgrad_cuda(const RfConvGradient* problem, const RfConvPla
   using namespace resnet_fused;
   if (plan->launches == 0) return 0;
   const auto arguments = conv_wgrad_arguments(*problem, *plan, workspace);
-  switch (static_cast<DataType>(problem->dtype)) {
-    case DataType::kBFloat16:
-      return launch_conv_wgrad_bfloat16(arguments, plan->configuration, stream);
-    case DataType::kFloat16:
-      return launch_conv_wgrad_float16(arguments, plan->configuration, stream);
-    default:
-      return launch_conv_wgrad_float32(arguments, plan->configuration, stream);
-  }
+  constexpr Launches<ConvWgradArguments> kLaunches{
+      launch_conv_wgrad_bfloat16, launch_conv_wgrad_float16, launch_conv_wgrad_float32};
+  return kLaunches(problem->dtype, arguments, plan->configuration, stream);
 }

@@ -11,9 +11,6 @@
 
 namespace resnet_fused {
 
-// Output rows and columns of a problem: [P, Q].
-OutputSize output_size(const RfConvGradient& problem);
-
 // Whether every operand that is read can be read 16 bytes at a time.
 bool dgrad_reads_wide(const RfConvGradient& problem);
 bool wgrad_reads_wide(const RfConvGradient& problem);

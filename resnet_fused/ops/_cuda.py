@@ -6,6 +6,7 @@ csrc/, and what a launch takes of them is decided in `_cuda_plan`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension, admission, backends
-from . import _cuda_plan, _triton
+from . import _cuda_plan, _results
 from ._cuda_sources import SOURCES
 from ._library import define
 
@@ -136,61 +137,13 @@ def launch_conv_wgrad(
     _launch_gradient("conv_wgrad", (dy, y, x), scale, out, geometry, wish)
 
 
-def _conv_bn_act(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
-) -> Tensor:
-    from .conv_bn_act import wants_channels_last
-
-    geometry = (stride, padding, dilation, groups)
-    out = _triton.conv_output(x, weight, geometry, wants_channels_last(x, weight))
-    launch_conv_bn_act(x, weight, scale, shift, residual, out, *geometry, act)
-    return out
-
-
-def _conv_dgrad(
-    dy: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    scale: Tensor,
-    input_size: list[int],
-    channels_last: bool,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    dx = torch.empty(input_size, dtype=dy.dtype, device=dy.device, memory_format=form)
-    launch_conv_dgrad(dy, y, weight, scale, dx, stride, padding, dilation, groups)
-    return dx
-
-
-def _conv_wgrad(
-    dy: Tensor,
-    y: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    dweight = torch.empty_like(weight)
-    launch_conv_wgrad(dy, y, x, scale, dweight, stride, padding, dilation, groups)
-    return dweight
-
-
-_BODIES = {"conv_bn_act": _conv_bn_act, "conv_dgrad": _conv_dgrad, "conv_wgrad": _conv_wgrad}
+def _launch(op: str, *arguments: Any) -> None:
+    launches = {
+        "conv_bn_act": launch_conv_bn_act,
+        "conv_dgrad": launch_conv_dgrad,
+        "conv_wgrad": launch_conv_wgrad,
+    }
+    launches[op](*arguments)
 
 
 def declare(op: str, schema: str, fake: Callable[..., Any]) -> None:
@@ -201,7 +154,7 @@ def declare(op: str, schema: str, fake: Callable[..., Any]) -> None:
         schema: of the op.
         fake: shape, dtype and strides of its result.
     """
-    define(f"{op}.cuda", schema, _BODIES[op], fake)
+    define(f"{op}.cuda", schema, _results.body(op, functools.partial(_launch, op)), fake)
     admission.register(
         admission.Kernel(
             op,

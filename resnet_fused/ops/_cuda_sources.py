@@ -30,6 +30,7 @@ _COMMON = (
     "csrc/launch/conv_bn_act.h",
     "csrc/launch/conv_bn_act_arguments.h",
     "csrc/launch/conv_plan.h",
+    "csrc/launch/conv_strides.h",
     "csrc/launch/conv_tiles.h",
     "csrc/launch/gpu.cu",
     "csrc/launch/gpu.h",

@@ -8,6 +8,7 @@ the kernel itself. Kernels in Triton's interpreter can't be traced: ordinary ops
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .. import _tuned, admission, backends
 from ..triton import _limits, _tiles
-from . import _admitted, _checks
+from . import _admitted, _results
 from ._library import NAMESPACE, define
 
 INTERPRETED = (torch.float32, torch.float16)
@@ -93,92 +94,16 @@ def detail(
     return found.why
 
 
-def conv_output(x: Tensor, weight: Tensor, geometry: Sequence[Any], channels_last: bool) -> Tensor:
-    """An empty [N, K, P, Q] for conv(x, weight)."""
-    stride, padding, dilation, groups = geometry
-    shape = _checks.conv_output_shape("conv_bn_act", x, weight, stride, padding, dilation, groups)
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
+def _launch(op: str, *arguments: Any) -> None:
+    """A kernel's launch, with the admitted configurations where it has several."""
+    launch = importlib.import_module(f"resnet_fused.triton.{op}").launch
+    if op == "bn_act":
+        launch(*arguments)
+    else:
+        launch(*arguments, allowed=allowed(op, arguments[0].device))
 
 
-def _conv_bn_act(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    act: str,
-) -> Tensor:
-    from ..triton import conv_bn_act
-    from .conv_bn_act import wants_channels_last
-
-    geometry = (stride, padding, dilation, groups)
-    out = conv_output(x, weight, geometry, wants_channels_last(x, weight))
-    names = allowed("conv_bn_act", x.device)
-    conv_bn_act.launch(x, weight, scale, shift, residual, out, *geometry, act, allowed=names)
-    return out
-
-
-def _bn_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act: str) -> Tensor:
-    from ..triton import bn_act
-
-    out = torch.empty_like(x)
-    bn_act.launch(x, scale, shift, residual, out, act)
-    return out
-
-
-def _conv_dgrad(
-    dy: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    scale: Tensor,
-    input_size: list[int],
-    channels_last: bool,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    from ..triton import conv_dgrad
-
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    dx = torch.empty(input_size, dtype=dy.dtype, device=dy.device, memory_format=form)
-    geometry = (stride, padding, dilation, groups)
-    names = allowed("conv_dgrad", dy.device)
-    conv_dgrad.launch(dy, y, weight, scale, dx, *geometry, allowed=names)
-    return dx
-
-
-def _conv_wgrad(
-    dy: Tensor,
-    y: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    from ..triton import conv_wgrad
-
-    dweight = torch.empty_like(weight)
-    geometry = (stride, padding, dilation, groups)
-    names = allowed("conv_wgrad", dy.device)
-    conv_wgrad.launch(dy, y, x, scale, dweight, *geometry, allowed=names)
-    return dweight
-
-
-_BODIES = {
-    "bn_act": _bn_act,
-    "conv_bn_act": _conv_bn_act,
-    "conv_dgrad": _conv_dgrad,
-    "conv_wgrad": _conv_wgrad,
-}
+_BODIES = {op: _results.body(op, functools.partial(_launch, op)) for op in _results.FORMS}
 _declared: dict[str, tuple[str, Callable[..., Any]]] = {}
 
 

@@ -18,6 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from .. import backends
 from . import _autocast, _checks, _cuda, _cuda_plan, _triton, onednn
 from ._library import define, overload
+from ._results import wants_channels_last
 from .bn_act import channel_sum, masked
 from .bn_act import forward as bn_act_forward
 from .conv_dgrad import choose as choose_dgrad
@@ -90,20 +91,6 @@ def _cpu32(
         return y.to(x.dtype)
     y = onednn.run_in_float32(folded, x, residual, geometry[4] == "relu")
     return y if wants_channels_last(x, weight) else y.contiguous()
-
-
-def is_channels_last(t: Tensor) -> bool:
-    """Whether PyTorch's convolution takes `t` [N, C, H, W] for channels_last."""
-    if t.is_contiguous():
-        return False
-    return t.is_contiguous(memory_format=torch.channels_last) or (
-        t.shape[1] > 1 and t.stride(1) == 1
-    )
-
-
-def wants_channels_last(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution's output is channels_last: where x or weight is, as in PyTorch."""
-    return is_channels_last(x) or is_channels_last(weight)
 
 
 def _fake_conv(

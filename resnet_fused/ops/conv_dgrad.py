@@ -9,14 +9,14 @@ and the scale are applied as the kernel reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backends
-from . import _autocast, _checks, _cuda, _cuda_plan, _triton
+from . import _autocast, _checks, _cuda, _cuda_plan, _results, _triton
 from ._library import define, overload
 from .bn_act import masked
 
@@ -38,11 +38,6 @@ def widened(dy: Tensor) -> torch.dtype:
     return torch.float32 if narrow else dy.dtype
 
 
-def _empty(dy: Tensor, input_size: Sequence[int], channels_last: bool) -> Tensor:
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(input_size, dtype=dy.dtype, device=dy.device, memory_format=form)
-
-
 def _reference(
     dy: Tensor,
     y: Tensor | None,
@@ -55,7 +50,7 @@ def _reference(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    dx = _empty(dy, input_size, channels_last)
+    dx = _results.empty_like(dy, input_size, channels_last)
     wide = widened(dy)
     g = scaled(dy, y, scale).to(wide)
     # Only the input's shape and layout are looked at.
@@ -67,54 +62,30 @@ def _reference(
     return result if same else dx.copy_(result)
 
 
-def _fake(
-    dy: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    scale: Tensor,
-    input_size: list[int],
-    channels_last: bool,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    return _empty(dy, input_size, channels_last)
+def enter(op: str, schema: str, reference: Callable[..., Tensor], how: str, term: str) -> None:
+    """Defines a gradient's overloads and enters its implementations.
+
+    Args:
+        op: "conv_dgrad" or "conv_wgrad".
+        schema: of the op.
+        reference: plain PyTorch's body.
+        how: what its kernels do, for `explain`.
+        term: the bound of `numerics` that the reference is held to.
+    """
+    fake = _results.FORMS[op].empty
+    define(f"{op}.reference", schema, reference, fake)
+    _triton.declare(op, schema, fake)
+    _cuda.declare(op, schema, fake)
+    plain = "plain PyTorch, any device and dtype"
+    for name, serves, text, supports, bound in (
+        ("triton", ("triton",), f"Triton, {how}", _triton.supports, "fused"),
+        ("cuda", ("cuda",), f"hand-written CUDA, {how}", _cuda.supports, "fused"),
+        ("reference", ("reference", "cpu"), plain, lambda call: None, term),
+    ):
+        backends.register(backends.Implementation(op, name, serves, text, supports, bound))
 
 
-define("conv_dgrad.reference", SCHEMA, _reference, _fake)
-_triton.declare("conv_dgrad", SCHEMA, _fake)
-_cuda.declare("conv_dgrad", SCHEMA, _fake)
-backends.register(
-    backends.Implementation(
-        "conv_dgrad",
-        "triton",
-        ("triton",),
-        "Triton, implicit GEMM, mask and scale as it reads",
-        _triton.supports,
-        "fused",
-    )
-)
-backends.register(
-    backends.Implementation(
-        "conv_dgrad",
-        "cuda",
-        ("cuda",),
-        "hand-written CUDA, implicit GEMM, mask and scale as it reads",
-        _cuda.supports,
-        "fused",
-    )
-)
-backends.register(
-    backends.Implementation(
-        "conv_dgrad",
-        "reference",
-        ("reference", "cpu"),
-        "plain PyTorch, any device and dtype",
-        lambda call: None,
-        "fused",
-    )
-)
+enter("conv_dgrad", SCHEMA, _reference, "implicit GEMM, mask and scale as it reads", "fused")
 
 
 def choose_gradient(
@@ -178,14 +149,14 @@ def conv_dgrad(
 
     Returns:
         [N, C, H, W] in `dy`'s dtype; channels_last where `dy` or `weight` is. scale * dy is rounded
-        to that dtype before it is multiplied. It has no derivative of its own.
+        to that dtype before it is multiplied. Where dz is 0, a scale that is not finite gives 0
+        or NaN, as the implementation likes; eager PyTorch gives NaN. It has no derivative of its
+        own.
 
     Raises:
         TypeError: an argument has another type or dtype.
         ValueError: shapes, devices or options do not fit.
     """
-    from .conv_bn_act import wants_channels_last
-
     op = "conv_dgrad"
     dy, weight, y = _autocast.cast(dy, weight, y)
     dy = _checks.check_activation_tensor(op, "dy", dy)
@@ -199,6 +170,6 @@ def conv_dgrad(
     if y is not None:
         y = _checks.check_like(op, "y", y, dy, shape)
     _checks.no_derivative(op, dy, weight, scale)
-    layout = wants_channels_last(dy, weight)
+    layout = _results.wants_channels_last(dy, weight)
     run = overload(op, choose(dy, y, weight, size, (stride, padding, dilation, groups)))
     return run(dy, y, weight, scale, size, layout, stride, padding, dilation, groups)

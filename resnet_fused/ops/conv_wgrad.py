@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
-from . import _autocast, _checks, _cuda, _triton
-from ._library import define, overload
-from .conv_dgrad import choose_gradient, scaled, widened
+from . import _autocast, _checks
+from ._library import overload
+from .conv_dgrad import choose_gradient, enter, scaled, widened
 
 SCHEMA = (
     "(Tensor dy, Tensor? y, Tensor x, Tensor weight, Tensor scale, int[2] stride, int[2] padding, "
@@ -53,53 +52,7 @@ def _reference(
     return like_parameter(dweight.to(weight.dtype), weight)
 
 
-def _fake(
-    dy: Tensor,
-    y: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    return torch.empty_like(weight)
-
-
-define("conv_wgrad.reference", SCHEMA, _reference, _fake)
-_triton.declare("conv_wgrad", SCHEMA, _fake)
-_cuda.declare("conv_wgrad", SCHEMA, _fake)
-backends.register(
-    backends.Implementation(
-        "conv_wgrad",
-        "triton",
-        ("triton",),
-        "Triton, mask as it reads, sums merged in fixed order",
-        _triton.supports,
-        "fused",
-    )
-)
-backends.register(
-    backends.Implementation(
-        "conv_wgrad",
-        "cuda",
-        ("cuda",),
-        "hand-written CUDA, mask as it reads, sums merged in fixed order",
-        _cuda.supports,
-        "fused",
-    )
-)
-backends.register(
-    backends.Implementation(
-        "conv_wgrad",
-        "reference",
-        ("reference", "cpu"),
-        "plain PyTorch, any device and dtype",
-        lambda call: None,
-        "folded",
-    )
-)
+enter("conv_wgrad", SCHEMA, _reference, "mask as it reads, sums merged in fixed order", "folded")
 
 
 def choose(

@@ -129,9 +129,11 @@ def merge_kernel(
     inside = pixel < pixels
     place = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for part in range(SPLITS):
-        offset = (tl.full((), 0, tl.int64) + part) * pixels * channels
-        acc += tl.load(partial + offset + place, mask=inside[:, None] & known[None, :], other=0.0)
+    source = partial + place
+    step = tl.full((), 1, tl.int64) * pixels * channels  # elements of one part: beyond 2^31
+    for _ in range(SPLITS):
+        acc += tl.load(source, mask=inside[:, None] & known[None, :], other=0.0)
+        source += step
     image, p, q = pixel_of(tl.minimum(pixel, pixels - 1), height, width)
     shortcut = residual + (image * residual_n + p * residual_h + q * residual_w)[:, None]
     target = out + (image * out_n + p * out_h + q * out_w)[:, None]
