@@ -44,7 +44,7 @@ else
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick lint unit interpreter emulated conformance op-matrix wheel gates proof bench gpu-check clean
+.PHONY: help setup run test quick lint unit interpreter emulated conformance op-matrix wheel gates proof bench gpu-check gpu-record clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -152,6 +152,14 @@ bench: setup ## this CPU beside eager, torch.compile, ONNX Runtime, OpenVINO; re
 gpu-check: ## are the kernels right on this machine's GPU, and how fast? MINUTES=8 OUT=folder BUILD=1
 	@$(if $(filter file,$(origin ARCHS)),env -u ARCHS) $(PYTHON) benchmarks/gpu_check.py \
 	  --minutes $(MINUTES) $(if $(OUT),--output $(OUT)) $(if $(filter 1,$(BUILD)),--build) $(GPU_CHECK_ARGS)
+
+# Checks, sanitizers, tuning and the benchmark, in one archive: for a GPU that is lent for minutes.
+BUDGET_MIN ?= 8
+GPU_RECORD_ARGS ?=
+gpu-record: ## everything about this machine's GPU in one archive; BUDGET_MIN=8 OUT=folder BUILD=1
+	@$(if $(filter file,$(origin ARCHS)),env -u ARCHS) $(PYTHON) benchmarks/gpu_record.py \
+	  --budget-min $(BUDGET_MIN) $(if $(OUT),--output $(OUT)) $(if $(filter 1,$(BUILD)),--build) \
+	  $(GPU_RECORD_ARGS)
 
 clean: ## remove what was built; the environments stay
 	rm -rf build dist *.egg-info resnet_fused/_C*.so .pytest_cache .ruff_cache .hypothesis

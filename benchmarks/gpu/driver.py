@@ -1,0 +1,120 @@
+"""compute-sanitizer over the driver: the CUDA kernels without torch, whose own kernels stay out."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpu import command, sanitizer
+from gpu.pool import ROOT
+
+NAME = "resnet_fused_driver"
+CALLS: tuple[tuple[str, ...], ...] = (
+    ("--op", "conv_bn_act", "--residual"),
+    ("--op", "conv_bn_act", "--splits", "2", "--c", "128"),
+    ("--op", "conv_bn_act", "--c", "3", "--r", "7", "--s", "7", "--padding", "3", "--stride", "2"),
+    ("--op", "conv_bn_act", "--dtype", "float32"),
+    ("--op", "conv_bn_act", "--groups", "4", "--c", "64", "--k", "64"),
+    ("--op", "bn_act", "--residual"),
+)
+"""Small ones that take every way of loading, splitting and storing."""
+
+REFUSED = re.compile(r"[Dd]evice not supported|not supported on th(is|e) (device|GPU|platform)")
+"""What compute-sanitizer says where a virtual machine keeps it from the GPU."""
+
+
+def find(given: Path | None) -> Path | None:
+    """The driver as given, or the newest one that was built or carried in build/driver-*."""
+    if given is not None:
+        return given if shutil.which(given) else None
+    built = [path for path in ROOT.glob(f"build/driver-*/{NAME}") if shutil.which(path)]
+    return max(built, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def build(archs: str, log: Path, jobs: int) -> command.Child:
+    """Begins to build it."""
+    tool = str(ROOT / "tools" / "driver.py")
+    return command.Child([sys.executable, tool, "--archs", archs, "--jobs", str(jobs)], log)
+
+
+def refused(text: str) -> str | None:
+    """The line in which a sanitizer says that it can't look at this GPU, or None."""
+    lines = [line.strip("= ") for line in text.splitlines() if REFUSED.search(line)]
+    return lines[0] if lines else None
+
+
+def judge(tool: str, ran: Sequence[command.Ran], calls: int) -> dict[str, Any]:
+    """What all runs of one tool say together.
+
+    Args:
+        tool: of `sanitizer.TOOLS`.
+        ran: its runs, one a call of the driver, as far as they were reached.
+        calls: how many there are.
+    """
+    found: dict[str, Any] = {"program": NAME, "checks": calls, "passed": 0, "ours": 0, "total": 0}
+    for one in ran:
+        said = refused(one.text)
+        if said is not None:
+            return {**found, "ok": None, "refused": True, "skipped": f"refused: {said}"}
+        if one.code is None:
+            break
+        seen = sanitizer.parse(tool, one.text)
+        # All kernels here are ours, whatever the report calls them.
+        seen["ours"] = seen["reports"]
+        verdict = sanitizer.verdict(tool, seen, one.code)
+        found["total"] += seen["total"] or 0
+        found["ours"] += seen["ours"]
+        if not verdict["ok"]:
+            return {**found, "ok": False, "error": verdict["error"], "tail": one.tail}
+        found["passed"] += 1
+    if found["passed"] < calls:
+        text = f"its time was over, {found['passed']} of {calls} calls passed"
+        return {**found, "ok": None, "cut": True, "skipped": text}
+    return {**found, "ok": True}
+
+
+def run(
+    tool_path: str,
+    program: Path,
+    until: Callable[[], float],
+    report: Callable[[str, dict[str, Any]], None],
+    logs: Path,
+    tools: Sequence[str] = sanitizer.TOOLS,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Runs every tool over every call, the tools at once, and reports as they end.
+
+    Args:
+        tool_path: compute-sanitizer.
+        program: the driver.
+        until: gives the seconds that are left.
+        report: called with a tool's name and what it found.
+        logs: folder of the logs.
+        tools: which.
+        extra: environment variables.
+    """
+    lock = threading.Lock()
+
+    def work(tool: str) -> None:
+        ran = []
+        for number, call in enumerate(CALLS):
+            if until() <= 0:
+                break
+            words = [tool_path, "--tool", tool, "--print-limit", "10000", str(program), *call]
+            log = logs / f"{tool}-{number}.log"
+            ran.append(command.run(words, until(), log, extra))
+            if ran[-1].code is None or refused(ran[-1].text):
+                break
+        with lock:
+            report(tool, judge(tool, ran, len(CALLS)))
+
+    threads = [threading.Thread(target=work, args=(tool,)) for tool in tools]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,215 @@
+"""What gpu_record runs in child processes: `python -m gpu.recorded probe|tune|bench|page ...`.
+
+tune and bench let "auto" take what the stage `exact` of the same run has admitted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+BATCHES = (256, 32, 1)
+HEAVIEST = 6  # kernels at the first batch; half of them at the others
+ENDING_S = 3.0  # kept for writing
+ROW_S = 40.0  # for one row of the benchmark, preparing included
+TINY = ("3x3_8_8_at6", "1x1_8_16_at6_add")
+
+
+def probe(device: str) -> dict[str, Any]:
+    """The GPU's name and compute capability, or why there is none."""
+    import torch
+
+    if device == "cpu":
+        return {"name": "cpu", "capability": None, "torch": torch.__version__}
+    if torch.version.cuda is None:
+        return {"why": f"torch {torch.__version__} is built without CUDA"}
+    if not torch.cuda.is_available():
+        return {"why": f"torch {torch.__version__} sees no GPU"}
+    about = torch.cuda.get_device_properties(0)
+    return {"name": about.name, "capability": [about.major, about.minor]}
+
+
+def admit(file: Path, folder: Path) -> int:
+    """Makes what a check has found this process' record of admission.
+
+    Args:
+        file: the check's.
+        folder: where that record is written.
+
+    Returns:
+        How many configurations it holds; with none the package's own record stays.
+    """
+    import resnet_fused.ops  # noqa: F401  (importing it enters the kernels)
+    from resnet_fused import admission
+
+    entries = json.loads(file.read_text(encoding="utf-8"))["admission"]
+    content, _ = admission.record(entries)
+    if content["records"]:
+        made = folder / f"admitted-{os.getpid()}.json"
+        made.write_text(json.dumps(content), encoding="utf-8")
+        admission.SHIPPED = made
+        admission.forget()
+    return len(content["records"])
+
+
+def subjects(device: str) -> list[Any]:
+    """What is timed, the most telling first."""
+    from resnet_fused.bench.subject import Subject, block_names, kernel_names
+
+    if device == "cpu":
+        small = [Subject("kernel", "conv_bn_act", name, 2, "float32", device) for name in TINY]
+        block = Subject("block", "inference", "resnet18.layer1.0", 1, "float32", device, size=32)
+        model = Subject("model", "inference", "resnet18", 1, "float32", device, size=32)
+        return [*small, block, model]
+    make = functools.partial(Subject, dtype="bfloat16", device=device)
+    ranked = {
+        op: sorted(shares, key=lambda name, shares=shares: -shares[name])
+        for op in ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act")
+        for shares in [kernel_names(op, "resnet50")]
+    }
+
+    def kernels(op: str, batch: int, names: Sequence[str]) -> list[Any]:
+        return [make("kernel", op, name, batch) for name in names]
+
+    def models(op: str, *batches: int) -> list[Any]:
+        return [make("model", op, "resnet50", batch) for batch in batches]
+
+    first, forward = BATCHES[0], ranked["conv_bn_act"]
+    blocks = block_names("resnet50")
+    found = [
+        *kernels("conv_bn_act", first, forward[:HEAVIEST]),
+        *models("inference", *BATCHES),
+        *(one for batch in BATCHES[1:]
+          for one in kernels("conv_bn_act", batch, forward[: HEAVIEST // 2])),
+        *(make("block", "inference", name, first) for name in blocks[:2]),
+        *models("training_frozen", first), *models("training", first),
+        *(one for op in ("conv_dgrad", "conv_wgrad", "bn_act")
+          for one in kernels(op, first, ranked[op][: HEAVIEST // 2])),
+        *(make("block", "training_frozen", name, first) for name in blocks[:2]),
+        *(one for batch in BATCHES for one in kernels("conv_bn_act", batch, forward)),
+        *(make("block", "inference", name, first) for name in blocks),
+    ]  # fmt: skip
+    return list({subject.key: subject for subject in found}.values())
+
+
+class ForModels:
+    """A peer that prepares long: it joins where a whole network is timed."""
+
+    def __init__(self, peer: Any) -> None:
+        self._peer = peer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._peer, name)
+
+    def why_not(self, subject: Any) -> str | None:
+        """What the peer says; left out below whole networks."""
+        if subject.level != "model":
+            return "it prepares too long for this record's time: whole networks alone"
+        return self._peer.why_not(subject)
+
+
+def peers(device: str) -> list[Any]:
+    """Who is timed: those that join quickly everywhere, Inductor and others on whole networks."""
+    from resnet_fused.bench.peers import PEERS
+
+    if device == "cpu":
+        return [PEERS["eager"], PEERS["fused"]]
+    long = ("inductor", "tensorrt")
+    quick = [peer for peer in PEERS.values() if not peer.isolated and peer.name not in long]
+    return [*quick, *(ForModels(PEERS[name]) for name in long if name in PEERS)]
+
+
+def bench(order: dict[str, Any]) -> None:
+    """Runs the benchmark from a place in the list on; the record is whole after each row."""
+    from gpu.record import write_atomically
+    from resnet_fused.bench import runner
+
+    device, output = order["device"], Path(order["output"])
+    chosen = subjects(device)
+    keys = Path(order["keys"])
+    write_atomically(keys, {"keys": [subject.key for subject in chosen]})
+    seconds = max(1.0, order["seconds"] - ENDING_S)
+    tiny = device == "cpu"
+    settings = runner.Settings(
+        rounds=6 if tiny else 9, warmup=1, min_sample_s=1e-3 if tiny else None,
+        total_s=seconds, subject_s=min(ROW_S, seconds), details=not tiny,
+    )  # fmt: skip
+    left = chosen[order["skip"] :]
+    if left:
+        found = runner.bench(
+            left, peers(device), settings, command=order["command"],
+            report=lambda found: write_atomically(output, found),
+            progress=lambda done, of, what: print(f"{done} of {of}: {what}", flush=True),
+        )  # fmt: skip
+        write_atomically(output, found)  # why it was stopped stands in this one alone
+
+
+def tune(order: dict[str, Any]) -> None:
+    """Tunes the heaviest layers of ResNet-50; a tiny one in the interpreter on the CPU."""
+    import contextlib
+
+    from gpu.record import write_atomically
+    from resnet_fused import backends, models
+    from resnet_fused.bench import tune as tuning
+    from resnet_fused.bench.sampler import CpuSampler
+    from resnet_fused.bench.subject import Subject
+
+    output = Path(order["output"])
+    seconds = max(1.0, order["seconds"] - ENDING_S)
+    more: dict[str, Any] = {
+        "report": lambda found: write_atomically(output, found),
+        "progress": lambda done, of, what: print(f"{done} of {of}: {what}", flush=True),
+    }
+    if order["device"] != "cpu":
+        todo = tuning.jobs(
+            models.get_model("resnet50"), "cuda", batches=BATCHES[:1], dtypes=["bfloat16"]
+        )
+        tuning.tune(todo, tuning.Settings(rounds=9, most=6, total_s=seconds), **more)
+        return
+    subject = Subject("kernel", "conv_bn_act", "1x1_64_64_at4", 1, "float32", "cpu")
+
+    def sampler(call: Any, work: Any) -> CpuSampler:
+        return CpuSampler(call, len(work.sets), work.mode)
+
+    settings = tuning.Settings(6, 1, most=2, min_sample_s=0.0, total_s=seconds)
+    one = functools.partial(tuning.tune_one, samplers=sampler)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(backends.backend("triton"))
+        tuning.tune([tuning.Job(subject, ("tiny",))], settings, one=one, **more)
+
+
+def page(record: str, html: str) -> None:
+    """Draws a record."""
+    from resnet_fused.report import bench_page
+
+    text = bench_page.render(json.loads(Path(record).read_text(encoding="utf-8")))
+    beside = Path(f"{html}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(html)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one of them; its order is one JSON object, or plain words."""
+    from gpu.worker import EXTENSION, add_extension
+
+    what, *rest = arguments
+    if what == "probe":
+        print(json.dumps(probe(*rest)), flush=True)
+        return 0
+    add_extension(os.environ.get(EXTENSION))
+    if what == "page":
+        page(*rest)
+        return 0
+    order = json.loads(rest[0])
+    print(f"{admit(Path(order['admission']), Path(order['scratch']))} configurations are admitted")
+    {"bench": bench, "tune": tune}[what](order)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
