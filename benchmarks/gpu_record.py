@@ -227,7 +227,7 @@ class Recording(gpu_check.Check):
         program = self._driver(until) if tool is not None else None
         if tool is not None and program is None:
             # A GPU that the tool can't look at is no failure there either.
-            with _excusing(self.record):
+            with driver.excusing(self.record):
                 super().sanitizer(until)
             return
         tools = sanitizer.TOOLS
@@ -343,6 +343,9 @@ class Recording(gpu_check.Check):
             if not (lost or (found is not None and found.get("stopped"))):
                 break
             restarts += 1
+        for key, why in ((one.record or {}).get("failed") or {}).items():
+            if key not in one.blamed:  # too little memory, say: it ended no process
+                self.record.step(key, {"ok": None, "skipped": why})
         self.record.end(None if not one.left else "its time was over")
 
     def _rows(self, rows: Sequence[Mapping[str, Any]], blamed: str) -> None:
@@ -409,25 +412,6 @@ class Recording(gpu_check.Check):
                     about.size, about.mtime = len(data), int(path.stat().st_mtime)
                     made.addfile(about, io.BytesIO(data))
             beside.replace(file)
-
-
-@contextlib.contextmanager
-def _excusing(record: Any) -> Any:
-    """Within the block a sanitizer that the GPU refuses is skipped, not failed."""
-    whole = record.step
-
-    def step(name: str, found: Mapping[str, Any], line: str = "") -> None:
-        said = driver.refused(str(found.get("tail", "")))
-        if said is not None:
-            found = {**found, "ok": None, "refused": True, "skipped": f"refused: {said}"}
-            found.pop("error", None)
-        whole(name, found, line)
-
-    record.step = step
-    try:
-        yield
-    finally:
-        del record.step
 
 
 def probe(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
