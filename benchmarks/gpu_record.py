@@ -34,7 +34,7 @@ from typing import Any
 STARTED = time.monotonic()
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-for _entry in (str(ROOT / "tools"), str(ROOT), str(FOLDER)):
+for _entry in (str(ROOT), str(FOLDER)):
     if _entry not in sys.path:
         sys.path.insert(0, _entry)
 
@@ -201,8 +201,7 @@ class Recording(gpu_check.Check):
             return [self.options.conformance], ""
         if self.device == "cpu":
             return None, "there is no hardware; `make conformance` holds the emulator to itself"
-        import toolchain
-
+        toolchain = _toolchain()
         nvcc, why = toolchain.find_nvcc()
         if nvcc is None:
             return None, why or "no nvcc"
@@ -412,6 +411,16 @@ class Recording(gpu_check.Check):
                     about.size, about.mtime = len(data), int(path.stat().st_mtime)
                     made.addfile(about, io.BytesIO(data))
             beside.replace(file)
+
+
+def _toolchain() -> Any:
+    """tools/toolchain.py, without leaving its folder on the path: names there are in use here."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import toolchain
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    return toolchain
 
 
 def probe(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:

@@ -404,8 +404,8 @@ def test_peers_that_compile_join_whole_networks_alone() -> None:
         next(one for one in recorded.subjects("cuda") if one.level == level)
         for level in ("kernel", "model")
     )
-    assert "whole networks alone" in names["inductor"].why_not(kernel)
-    assert "whole networks alone" not in (names["inductor"].why_not(model) or "")
+    assert "the network in inference alone" in names["inductor"].why_not(kernel)
+    assert "in inference alone" not in (names["inductor"].why_not(model) or "")
     assert names["inductor"].isolated and names["inductor"].limit_s > 0
     assert not any(peer.isolated and not isinstance(peer, recorded.ForModels)
                    for peer in names.values())  # fmt: skip

@@ -182,6 +182,21 @@ def test_one_that_breaks_costs_itself_alone() -> None:
     assert "out of resource" in outcome.failed["32x64_4w4s/1"]
 
 
+def test_a_graph_is_not_held_against_plain_calls() -> None:
+    clock = FakeClock()
+    kernel = StandIn(clock, {"64x64_4w4s": (0.1,), "32x64_4w4s": (0.01,)})
+    made: list[CpuSampler] = []
+
+    def sampler(call: Callable[[int], Any], work: Work) -> CpuSampler:
+        made.append(CpuSampler(call, len(work.sets), work.mode, clock))
+        if len(made) == 2:  # the other one's, in the first rounds
+            made[-1].method, made[-1].note = "cuda_events", "no graph: it synchronises"
+        return made[-1]
+
+    outcome = tune_one(JOB, kernel, QUICK, samplers=sampler, clock=clock, meter=_quiet_meter)
+    assert outcome.after is None and outcome.failed == {"32x64_4w4s/1": "no graph: it synchronises"}
+
+
 def test_a_wrong_pick_is_a_problem_and_nothing_is_kept(file: Path) -> None:
     clock = FakeClock()
     seconds = {"64x64_4w4s": (0.1,), "32x64_4w4s": (0.01,)}

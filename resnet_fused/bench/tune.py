@@ -242,9 +242,18 @@ class _Tuning:
 
     def _time(self, options: dict[str, Option], rounds: int) -> Timings:
         samplers = {name: self._sampler(option) for name, option in options.items()}
+        # A graph against plain calls would be a contest of launching: only like is held to like.
+        alike = {
+            name: sampler
+            for name, sampler in samplers.items()
+            if getattr(sampler, "method", "") == getattr(samplers[PICK], "method", "")
+        }
+        for name in samplers.keys() - alike.keys():
+            note = getattr(samplers[name], "note", "") or "it is timed in another way than the pick"
+            self.outcome.failed[options[name].name] = note
         try:
             return interleaved(
-                samplers, rounds=rounds, warmup=1, min_sample_s=self.settings.min_sample_s,
+                alike, rounds=rounds, warmup=1, min_sample_s=self.settings.min_sample_s,
                 clock=self._clock, meter=self._meter,
             )  # fmt: skip
         finally:
@@ -287,6 +296,8 @@ def tune_one(
     except DeviceLostError:
         raise
     except (LookupError, RuntimeError, MemoryError) as error:
+        if job.subject.device == "cuda":
+            check_device()
         outcome.problem = first_line(error)
         return outcome
     if won is not None:
