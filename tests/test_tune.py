@@ -329,6 +329,7 @@ def test_cuda_takes_what_was_tuned_and_explain_says_so(monkeypatch: pytest.Monke
     for name, splits in (("no_such_tile", 1), (known[index], 31)):
         keep(name, splits, "cuda")
         assert _cuda_plan.wanted(problem) == (-1, 0)
+        assert "tuned" not in _cuda_plan.describe(problem, CPU)
 
 
 def test_each_configuration_is_tried_before_any_is_tried_twice() -> None:
