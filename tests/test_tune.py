@@ -23,7 +23,7 @@ from resnet_fused.bench.judging import eager_kernel
 from resnet_fused.bench.sampler import CpuSampler, DeviceLostError
 from resnet_fused.bench.subject import Subject
 from resnet_fused.bench.tune import Job, Settings, tune_one
-from resnet_fused.bench.tune_kernels import Option, TritonKernel, key_of, spread_out
+from resnet_fused.bench.tune_kernels import CudaKernel, Option, TritonKernel, key_of, spread_out
 from resnet_fused.bench.work import Work, build
 from resnet_fused.models import get_model
 from resnet_fused.ops import _cuda_plan, _triton
@@ -330,6 +330,40 @@ def test_cuda_takes_what_was_tuned_and_explain_says_so(monkeypatch: pytest.Monke
         keep(name, splits, "cuda")
         assert _cuda_plan.wanted(problem) == (-1, 0)
         assert "tuned" not in _cuda_plan.describe(problem, CPU)
+
+
+@pytest.mark.parametrize("op", tune.OPS)
+def test_the_cuda_kernels_options_are_those_that_take_the_call(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not _cuda_plan.exists(op):
+        pytest.skip("the extension holds no CUDA kernels here: its chooser cannot be asked")
+    monkeypatch.setattr(_cuda_plan, "gpu", lambda device: cuda_standins.H200)
+    subject = Subject("kernel", op, "3x3_64_64_at14", 4, "bfloat16", "cpu")
+    pick, others = CudaKernel().options(build(subject))
+    names = [one.name for one in others]
+    assert pick.name not in names and len(set(names)) == len(names) > 3
+    assert not any(name.startswith(_cuda_plan.NARROW) for name in [pick.name, *names])
+    known = _cuda_plan.configurations(op)
+    assert all(known[one.wish[0]] == one.configuration for one in [pick, *others])
+    assert all(one.wish[1] == one.splits >= 1 for one in [pick, *others])
+    best = {name.partition("/")[0] for name in names[: len({one.configuration for one in others})]}
+    assert best == {one.configuration for one in others}
+
+
+def test_a_dry_run_launches_nothing(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    kernel = StandIn(FakeClock(), {"64x64_4w4s": (0.1,), "32x64_4w4s": (0.01,)})
+    absent = StandIn(FakeClock(), {})
+    absent.why_not = lambda subject: "not admitted"  # type: ignore[method-assign]
+    first, second = tune.plans([JOB], [kernel, absent])
+    assert (first["before"], first["options"]) == ("64x64_4w4s/1", ["32x64_4w4s/1"])
+    assert second["problem"] == "not admitted" and not kernel.calls and not file.exists()
+    command = sys.modules["resnet_fused.cli.tune"]
+    monkeypatch.setattr(command, "_gpu", lambda name: "cpu")
+    monkeypatch.setattr(command, "_jobs", lambda *_: [])
+    monkeypatch.setattr("resnet_fused.bench.tune.plans", lambda todo: [first, second])
+    run = CliRunner().invoke(cli.main, ["tune", "--dry-run"])
+    assert run.exit_code == 0 and "1 others" in run.output and "not admitted" in run.output
 
 
 def test_each_configuration_is_tried_before_any_is_tried_twice() -> None:
