@@ -21,6 +21,11 @@ CALLS: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_act", "--c", "3", "--r", "7", "--s", "7", "--padding", "3", "--stride", "2"),
     ("--op", "conv_bn_act", "--dtype", "float32"),
     ("--op", "conv_bn_act", "--groups", "4", "--c", "64", "--k", "64"),
+    ("--op", "conv_dgrad", "--stride", "2"),
+    ("--op", "conv_dgrad", "--splits", "2", "--k", "128"),
+    ("--op", "conv_dgrad", "--c", "5", "--act", "none"),
+    ("--op", "conv_wgrad", "--splits", "2"),
+    ("--op", "conv_wgrad", "--c", "3", "--r", "7", "--s", "7", "--padding", "3", "--stride", "2"),
     ("--op", "bn_act", "--residual"),
 )
 """Small ones that take every way of loading, splitting and storing."""
