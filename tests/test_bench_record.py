@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from bench_records import example
 
@@ -19,6 +18,9 @@ from resnet_fused.bench import ceilings, record, runner
 from resnet_fused.bench.peers import PEERS
 from resnet_fused.bench.subject import Subject
 
+jsonschema = pytest.importorskip(
+    "jsonschema", reason="without jsonschema records are not checked: pip install jsonschema"
+)
 Change = Callable[[dict[str, Any]], object]
 RECORD = example(device="cpu", levels=("model",))
 
