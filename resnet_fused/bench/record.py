@@ -10,7 +10,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import platform
 import subprocess
@@ -22,6 +21,7 @@ import torch
 
 from resnet_fused import admission
 from resnet_fused.bench import gauges
+from resnet_fused.bench.plain import plain
 
 SCHEMA = 2  # raised when a field changes its meaning; 1 was a whole model's record
 KIND = "bench"
@@ -70,17 +70,6 @@ def sources() -> dict[str, str]:
         except OSError:  # not built from a checkout
             continue
     return found
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: NaN and infinities become None, tuples lists."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 @functools.cache

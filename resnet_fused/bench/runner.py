@@ -22,6 +22,7 @@ import torch
 
 from resnet_fused.bench import ceilings, gauges, limits, process, record
 from resnet_fused.bench.peers import NoPeerError
+from resnet_fused.bench.plain import plain
 from resnet_fused.bench.process import ChildVariant
 from resnet_fused.bench.sampler import CUDA_GRAPH, DeviceLostError, OwnVariant, Variant, first_line
 from resnet_fused.bench.subject import Subject
@@ -111,7 +112,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return record.plain({"key": self.subject.key, **fields, "subject": self.subject.to_dict()})
+        return plain({"key": self.subject.key, **fields, "subject": self.subject.to_dict()})
 
 
 class _Clock:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from resnet_fused import _platform, _tuned
 from resnet_fused.bench import record
 from resnet_fused.bench.load import LoadMeter
+from resnet_fused.bench.plain import plain
 from resnet_fused.bench.sampler import CudaSampler, DeviceLostError, check_device, first_line
 from resnet_fused.bench.subject import Subject, conv_name, walk
 from resnet_fused.bench.timing import Sampler, Timings, interleaved
@@ -91,7 +92,7 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""
-        return record.plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
 
 Samplers = Callable[[Callable[[int], Any], Work], Sampler]
@@ -355,7 +356,7 @@ def tune(
         "schema": 1, "kind": "tune", "commit": record.commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "gpu": _platform.identify(place)._asdict(), "sources": record.sources(),
-        "settings": record.plain(dataclasses.asdict(settings)),
+        "settings": plain(dataclasses.asdict(settings)),
         "kept_in": str(_tuned.path()) if keep else None,
         "complete": False, "reached": 0, "of": len(todo), "seconds": 0.0,
         "omitted": {}, "layers": [],

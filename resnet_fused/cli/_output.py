@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 import tempfile
@@ -15,20 +14,10 @@ from typing import Any
 
 import click
 
+from resnet_fused.bench.plain import plain
 from resnet_fused.cli._errors import UserError
 
 Progress = Callable[[int, int, str], None]
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: NaN and infinities become None, tuples lists."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def to_json(value: Any) -> str:

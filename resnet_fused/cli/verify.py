@@ -168,7 +168,7 @@ def _provenance() -> dict[str, Any]:
 
 def _write(record: dict[str, Any], folder: Path) -> dict[str, str]:
     """Draws and writes the picture and the page; returns their paths."""
-    from resnet_fused.cli._output import plain
+    from resnet_fused.bench.plain import plain
     from resnet_fused.report import draw, render
 
     content = plain(record)
