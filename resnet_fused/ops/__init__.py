@@ -1,8 +1,32 @@
 """The fused ops: functional, with autograd, autocast and fakes; see `rf.backend` for who serves."""
 
 from .bn_act import bn_act
+from .bn_act_pool import bn_act_pool
+from .bn_add_act import bn_add_act
+from .bn_add_act_backward import bn_add_act_backward
+from .bn_backward_apply import bn_backward_apply
+from .bn_backward_finalize import bn_backward_finalize
+from .bn_finalize import bn_finalize, bn_update_stats
 from .conv_bn_act import conv_bn_act
+from .conv_bn_dgrad import conv_bn_dgrad
+from .conv_bn_stats import conv_bn_stats
+from .conv_bn_wgrad import conv_bn_wgrad
 from .conv_dgrad import conv_dgrad
 from .conv_wgrad import conv_wgrad
 
-__all__ = ["bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad"]
+__all__ = [
+    "bn_act",
+    "bn_act_pool",
+    "bn_add_act",
+    "bn_add_act_backward",
+    "bn_backward_apply",
+    "bn_backward_finalize",
+    "bn_finalize",
+    "bn_update_stats",
+    "conv_bn_act",
+    "conv_bn_dgrad",
+    "conv_bn_stats",
+    "conv_bn_wgrad",
+    "conv_dgrad",
+    "conv_wgrad",
+]

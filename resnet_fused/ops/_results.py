@@ -53,6 +53,64 @@ def _of_bn_act(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+def _rows(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised per-channel values, in the dtype of the arithmetic on tensors like `like`."""
+    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def _of_conv_bn_stats(x: Tensor, norm: Tensor | None, weight: Tensor, *rest: Any) -> Any:
+    shape = _checks.conv_output_shape("conv_bn_stats", x, weight, *rest[:4])
+    y = empty_like(x, shape, wants_channels_last(x, weight))
+    return y, _rows(x, 2, shape[1])
+
+
+def _of_bn_finalize(stats: Tensor, *rest: Any) -> Tensor:
+    return stats.new_empty((4, stats.shape[-1]))
+
+
+def _of_bn_add_act(y: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(y)
+
+
+def _of_bn_add_act_backward(
+    dout: Tensor, out: Tensor | None, y: Tensor, norm: Tensor, residual: Tensor | None, *rest: Any
+) -> Any:
+    return torch.empty_like(y), _rows(y, 2 if residual is None else 3, y.shape[1])
+
+
+def _of_bn_backward_finalize(sums: Tensor, *rest: Any) -> Any:
+    channels = sums.shape[1]
+    return (
+        sums.new_empty((3, channels)),
+        sums.new_empty((channels,)),
+        sums.new_empty((channels,)),
+    )
+
+
+def _of_conv_bn_dgrad(dz: Tensor, *rest: Any) -> Any:
+    raw, input_size, channels_last = rest[4], rest[6], rest[7]
+    dx = empty_like(dz, input_size, channels_last)
+    return dx, _rows(dz, 0 if raw is None else 2, input_size[1])
+
+
+def _of_conv_bn_wgrad(*rest: Any) -> Tensor:
+    return torch.empty_like(rest[5])
+
+
+def _of_bn_act_pool(y: Tensor, norm: Tensor, *rest: Any) -> Any:
+    sizes = [
+        (size + 2 * pad - kernel) // step + 1
+        for size, kernel, step, pad in zip(y.shape[2:], *rest, strict=True)
+    ]
+    out = empty_like(y, [*y.shape[:2], *sizes], is_channels_last(y))
+    return out, torch.empty_like(out, dtype=torch.uint8)
+
+
+def _of_bn_act_pool_backward(dout: Tensor, taps: Tensor, y: Tensor, *rest: Any) -> Any:
+    return torch.empty_like(y), _rows(y, 2, y.shape[1])
+
+
 @dataclass(frozen=True)
 class Form:
     """How an op's arguments, in the order of its schema, become those of a kernel's launch.
@@ -60,12 +118,12 @@ class Form:
     Attributes:
         operands: names of the tensors that the kernel reads, and where they stand.
         options: the first of the arguments that say how: geometry, activation. The last ones.
-        empty: makes the result, given all arguments.
+        empty: makes the result, or a tuple of results, given all arguments.
     """
 
     operands: dict[str, int]
     options: int
-    empty: Callable[..., Tensor]
+    empty: Callable[..., Any]
 
 
 FORMS = {
@@ -75,22 +133,47 @@ FORMS = {
     ),
     "conv_dgrad": Form({"dy": 0, "y": 1, "weight": 2, "scale": 3}, 6, _of_conv_dgrad),
     "conv_wgrad": Form({"dy": 0, "y": 1, "x": 2, "scale": 4}, 5, _of_conv_wgrad),
+    "conv_bn_stats": Form({"x": 0, "norm": 1, "weight": 2}, 3, _of_conv_bn_stats),
+    "bn_finalize": Form({"stats": 0, "total": 1, "gamma": 2, "beta": 3}, 4, _of_bn_finalize),
+    "bn_add_act": Form({"y": 0, "norm": 1, "residual": 2, "residual_norm": 3}, 4, _of_bn_add_act),
+    "bn_add_act_backward": Form(
+        {"dout": 0, "out": 1, "y": 2, "norm": 3, "residual": 4, "residual_norm": 5},
+        6,
+        _of_bn_add_act_backward,
+    ),
+    "bn_backward_finalize": Form(
+        {"sums": 0, "all_sums": 1, "total": 2, "norm": 3}, 4, _of_bn_backward_finalize
+    ),
+    "bn_backward_apply": Form({"dz": 0, "y": 1, "coefficients": 2}, 3, _of_bn_add_act),
+    "conv_bn_dgrad": Form(
+        {"dz": 0, "y": 1, "coefficients": 2, "weight": 3, "addend": 4, "raw": 5, "norm": 6},
+        9,
+        _of_conv_bn_dgrad,
+    ),
+    "conv_bn_wgrad": Form(
+        {"dz": 0, "y": 1, "coefficients": 2, "x": 3, "norm": 4}, 6, _of_conv_bn_wgrad
+    ),
+    "bn_act_pool": Form({"y": 0, "norm": 1}, 2, _of_bn_act_pool),
+    "bn_act_pool_backward": Form(
+        {"dout": 0, "taps": 1, "y": 2, "norm": 3}, 4, _of_bn_act_pool_backward
+    ),
 }
 
 
-def body(op: str, launch: Callable[..., None]) -> Callable[..., Tensor]:
+def body(op: str, launch: Callable[..., None]) -> Callable[..., Any]:
     """An implementation of an op, by a kernel that writes into its result.
 
     Args:
         op: a key of `FORMS`.
-        launch: called as launch(*operands, result, *options).
+        launch: called as launch(*operands, *results, *options).
     """
     form = FORMS[op]
 
-    def run(*arguments: Any) -> Tensor:
+    def run(*arguments: Any) -> Any:
         result = form.empty(*arguments)
+        results = result if isinstance(result, tuple) else (result,)
         operands = [arguments[place] for place in form.operands.values()]
-        launch(*operands, result, *arguments[form.options :])
+        launch(*operands, *results, *arguments[form.options :])
         return result
 
     return run

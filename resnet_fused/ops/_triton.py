@@ -23,6 +23,20 @@ from ._library import NAMESPACE, define
 INTERPRETED = (torch.float32, torch.float16)
 COMPILED = (torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("conv_dgrad", "conv_wgrad")
+WITHOUT_TILES = frozenset(
+    {
+        "bn_act",
+        "bn_act_pool",
+        "bn_act_pool_backward",
+        "bn_add_act",
+        "bn_add_act_backward",
+        "bn_backward_apply",
+        "bn_backward_finalize",
+        "bn_finalize",
+        "bn_update_stats",
+    }
+)
+"""Ops whose kernels have one configuration, no table of tiles."""
 SOURCES = ("triton/_gemm.py", "triton/_launch.py", "triton/_tiles.py")
 
 
@@ -97,26 +111,40 @@ def detail(
 def _launch(op: str, *arguments: Any) -> None:
     """A kernel's launch, with the admitted configurations where it has several."""
     launch = importlib.import_module(f"resnet_fused.triton.{op}").launch
-    if op == "bn_act":
+    if op in WITHOUT_TILES:
         launch(*arguments)
     else:
         launch(*arguments, allowed=allowed(op, arguments[0].device))
 
 
 _BODIES = {op: _results.body(op, functools.partial(_launch, op)) for op in _results.FORMS}
-_declared: dict[str, tuple[str, Callable[..., Any]]] = {}
+_declared: dict[str, tuple[str, Callable[..., Any], tuple[str, ...]]] = {}
 
 
-def declare(op: str, schema: str, fake: Callable[..., Any]) -> None:
-    """Notes the schema and the fake of an op that has a Triton kernel, and enters the kernel."""
-    _declared[op] = schema, fake
+def declare(
+    op: str,
+    schema: str,
+    fake: Callable[..., Any],
+    checks: str = "_triton_checks",
+    mutates: tuple[str, ...] = (),
+) -> None:
+    """Notes the schema and the fake of an op that has a Triton kernel, and enters the kernel.
+
+    Args:
+        op: its name.
+        schema: arguments and results.
+        fake: makes empty results.
+        checks: the module of `resnet_fused.ops` that holds its self-check.
+        mutates: arguments that it writes into.
+    """
+    _declared[op] = schema, fake, mutates
     admission.register(
         admission.Kernel(
             op,
             "triton",
             (f"triton/{op}.py", *SOURCES),
-            f"resnet_fused.ops._triton_checks:{op}_configurations",
-            f"resnet_fused.ops._triton_checks:{op}",
+            f"resnet_fused.ops.{checks}:{op}_configurations",
+            f"resnet_fused.ops.{checks}:{op}",
         )
     )
 
@@ -130,10 +158,10 @@ def load() -> None:
     """
     import triton  # noqa: F401
 
-    for op, (schema, fake) in _declared.items():
+    for op, (schema, fake, mutates) in _declared.items():
         if _limits.interpreted():
             define(f"{op}.triton", schema, _BODIES[op], fake)
         else:
             torch.library.triton_op(
-                f"{NAMESPACE}::{op}.triton", _BODIES[op], mutates_args=(), schema=schema
+                f"{NAMESPACE}::{op}.triton", _BODIES[op], mutates_args=mutates, schema=schema
             )
