@@ -31,7 +31,7 @@ def _reference(
     y: Tensor, norm: Tensor, kernel: list[int], stride: list[int], padding: list[int]
 ) -> tuple[Tensor, Tensor]:
     h = normalised(y, norm)
-    out, index = torch.max_pool2d_with_indices(h, kernel, stride, padding)
+    out, index = torch.nn.functional.max_pool2d(h, kernel, stride, padding, return_indices=True)
     rows = torch.arange(out.shape[2], device=y.device).view(-1, 1) * stride[0] - padding[0]
     columns = torch.arange(out.shape[3], device=y.device) * stride[1] - padding[1]
     tap = (index // y.shape[3] - rows) * kernel[1] + index % y.shape[3] - columns
