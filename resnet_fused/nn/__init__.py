@@ -3,5 +3,14 @@
 from ._blocks import Sequential
 from ._prepared import drop as refresh
 from .blocks import BasicBlock, Bottleneck, ConvBNAct, Stem
+from .shortcuts import PaddedShortcut
 
-__all__ = ["BasicBlock", "Bottleneck", "ConvBNAct", "Sequential", "Stem", "refresh"]
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "ConvBNAct",
+    "PaddedShortcut",
+    "Sequential",
+    "Stem",
+    "refresh",
+]

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from .. import backends
 from ..ops import onednn
-from . import _traced
+from . import _traced, _training_route
 from ._modules import has_global_hooks, has_hooks, is_norm, pattern_of
 from ._route import Chain, conv_bn, nothing_special, ready
 
@@ -103,6 +103,10 @@ class FusedBlock(Fused):
         Returns:
             The output, and a bound on its magnitude if one follows.
         """
+        if prepared is None and any(_is_live(self._modules[step.bn]) for step in self.steps):
+            y = self._train(x)
+            if y is not None:
+                return y, None
         chain = Chain(x, bound, None if prepared is None else True)
         if prepared is None:
             prepared = self.prepared(x.dtype) if chain.quick else ([None] * len(self.steps), None)
@@ -115,6 +119,13 @@ class FusedBlock(Fused):
         last = self._children(self.steps[-1])
         y = conv_bn(y, *last, shortcut, chain=chain, give_residual=given, folded=folded[-1])
         return y, chain.bound
+
+    def _train(self, x: Tensor) -> Tensor | None:
+        """The block as one autograd node, or None where its layers are to go one by one."""
+        downsample = self._modules.get("downsample")
+        projection = None if downsample is None else projection_of(downsample)
+        steps = [self._children(step) for step in self.steps]
+        return _training_route.run_block(x, steps, downsample, projection)[0]
 
     def _shortcut(
         self, x: Tensor, chain: Chain, folded: onednn.Folded | None
@@ -154,6 +165,10 @@ class FusedBlock(Fused):
                 pattern = pattern_of(act, index == len(self.steps) - 1)
                 backends.record(backends.Route(conv, bn, act, pattern, "-", "modules", reason))
         return y
+
+
+def _is_live(bn: nn.Module) -> bool:
+    return is_norm(bn) and _training_route.is_live(bn)
 
 
 def projection_of(downsample: nn.Module) -> tuple[nn.Module, nn.Module] | None:
@@ -212,7 +227,11 @@ def run_in_order(
                 act_next = len(following) == 2 and type(following[1][1]) is nn.ReLU
                 if act_next and following[0][0] not in needed:
                     layer.append(following[1][1])
-        if len(layer) > 1:
+        pool = items[index + 3] if len(layer) == 3 and index + 3 < len(items) else None
+        if pool is not None and following[1][0] not in needed and trains_with(layer[1], pool[1], x):
+            x, bound, ours = stem(x, *layer, pool[1]), None, False
+            layer.append(pool[1])
+        elif len(layer) > 1:
             x, bound, ours = conv_bn(x, *layer), None, False
         elif index in ready_blocks:
             folded, _ = ready_blocks[index]
@@ -224,6 +243,25 @@ def run_in_order(
             x, bound, ours = module(x), None, False
         index += len(layer)
         yield items[index - 1][0], x
+
+
+def trains_with(bn: nn.Module, pool: nn.Module, x: Any) -> bool:
+    """Whether a stem's pooling may be part of its layer: in training, where it saves memory."""
+    return (
+        isinstance(x, Tensor)
+        and _is_live(bn)
+        and _training_route.pooling_window(pool) is not None
+        and not has_global_hooks()
+    )
+
+
+def stem(x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module, pool: nn.Module) -> Tensor:
+    """Convolution, live BatchNorm, ReLU and max pooling, as one autograd node where it can be."""
+    if not torch.compiler.is_compiling():
+        y, _ = _training_route.run_stem(x, conv, bn, act, pool)
+        if y is not None:
+            return y
+    return pool(conv_bn(x, conv, bn, act))
 
 
 class FusedSequential(Fused):
@@ -275,10 +313,14 @@ class FusedStem(Fused):
         view = object.__new__(self.plain_class)
         view.__dict__.update(self.__dict__)
         if not untouched:
-            swapped = {
+            swapped: dict[str, Any] = {
                 self.stem.conv: lambda y: conv_bn(y, conv, bn, act),
                 self.stem.bn: _NOTHING,
                 self.stem.act: _NOTHING,
             }
+            pool = self._modules.get("maxpool")
+            if pool is not None and trains_with(bn, pool, x):
+                swapped[self.stem.conv] = lambda y: stem(y, conv, bn, act, pool)
+                swapped["maxpool"] = _NOTHING
             view.__dict__["_modules"] = {**self._modules, **swapped}
         return view

@@ -55,8 +55,14 @@ def has_global_hooks() -> bool:
     )
 
 
-def structure(conv: nn.Module, bn: nn.Module) -> str | None:
-    """Why the modules themselves can't be bypassed, or None."""
+def structure(conv: nn.Module, bn: nn.Module, live: bool = False) -> str | None:
+    """Why the modules themselves can't be bypassed, or None.
+
+    Args:
+        conv: the convolution.
+        bn: the normalisation behind it.
+        live: the batch's statistics are no reason.
+    """
     if type(conv) is not nn.Conv2d:
         return f"the convolution is a {type(conv).__name__}, not exactly nn.Conv2d"
     if not is_norm(bn):
@@ -67,6 +73,8 @@ def structure(conv: nn.Module, bn: nn.Module) -> str | None:
         return "global module hooks are registered"
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return f"padding {conv.padding!r} with mode {conv.padding_mode!r} is left to PyTorch"
+    if live:
+        return None
     # `_buffers` rather than attributes: `nn.Module.__getattr__` is slow, and this runs each time.
     if bn._buffers["running_mean"] is None or bn._buffers["running_var"] is None:
         return "the BatchNorm keeps no running statistics, it always uses the batch's"

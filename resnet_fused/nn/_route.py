@@ -15,13 +15,14 @@ from ..ops import _autocast, onednn
 from ..ops._checks import DTYPES
 from ..ops._library import overload
 from ..ops.conv_bn_act import detail, unfit, wants_channels_last
-from . import _prepared, _traced
+from . import _prepared, _traced, _training_route
 from ._modules import (
     call_reason,
     has_global_hooks,
     has_hooks,
     hooked,
     is_frozen_type,
+    is_norm,
     pattern_of,
     run_modules,
     structure,
@@ -149,6 +150,12 @@ def conv_bn(
         # A step is likely to follow, and torch's fused optimisers leave no new version behind.
         conv.__dict__.pop(_prepared.ATTRIBUTE, None)
     reason = structure(conv, bn) or call_reason(x, conv, residual)
+    if reason is not None and is_norm(bn) and _training_route.is_live(bn):
+        trained, reason = _training_route.run_layer(x, conv, bn, act, residual)
+        if trained is not None:
+            if chain is not None:
+                chain.bound = None
+            return trained
     if reason is not None:
         y = run_modules(x, conv, bn, act, residual)
         if chain is not None:

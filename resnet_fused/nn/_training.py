@@ -1,0 +1,373 @@
+"""Convolutions with live BatchNorms as one autograd node: a layer, a residual block, the stem.
+
+Forward writes each convolution's raw output once and reads it through BatchNorm and ReLU where the
+next one needs it; backward masks, reduces and applies BatchNorm's backward as it reads. Kept for
+backward are the input, the raw outputs and the block's output: nothing that is between them ("Deep
+Residual Learning for Image Recognition", figures 2 and 5, in training; section 3.4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from ..ops import _results, _training, bn_update_stats
+from ..ops.bn_finalize import merge_stats
+
+Geometry = tuple[list[int], list[int], list[int], int]
+Coefficients = tuple[Tensor, Tensor, Tensor]
+PARAMETERS = 3
+"""Of each layer: weight, gamma, beta."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution and its BatchNorm, without their parameters.
+
+    Attributes:
+        geometry: stride, padding, dilation, groups.
+        bn: the normalisation: eps, momentum, running statistics.
+        live: whether the batch's statistics are used; else the running ones, which stay.
+        group: the processes that share live statistics; None for this one alone.
+    """
+
+    geometry: Geometry
+    bn: nn.Module
+    live: bool
+    group: Any = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a node computes.
+
+    Attributes:
+        layers: one behind the other, ReLU between them.
+        shortcut: "none"; "identity"; "projection", by the layer of that name; "padded", option A;
+            "given", a tensor of the output's shape.
+        projection: see shortcut.
+        stride: of a padded shortcut's pixels.
+        offset: channel that a padded shortcut's first one is added to.
+        act: "relu" or "none", at the end.
+        window: kernel, stride and padding of the max pooling behind it, or None.
+        folds: whether kernels apply BatchNorm as they read, so that nothing is written between two
+            convolutions; else one pass writes what PyTorch's convolutions are to read.
+    """
+
+    layers: tuple[Layer, ...]
+    shortcut: str = "none"
+    projection: Layer | None = None
+    stride: int = 1
+    offset: int = 0
+    act: str = "relu"
+    window: tuple[list[int], list[int], list[int]] | None = None
+    folds: bool = False
+
+
+class Norm(NamedTuple):
+    """A layer's BatchNorm in one forward: its values, and how many elements they were made of."""
+
+    rows: Tensor
+    count: int
+    total: Tensor | None
+    stats: Tensor | None
+
+
+def frozen_rows(bn: nn.Module, like: Tensor) -> Tensor:
+    """[4, K] of given statistics: scale, shift, mean, invstd."""
+    dtype = _training.compute_dtype(like.dtype)
+    mean = bn.running_mean.double()
+    invstd = (bn.running_var.double() + bn.eps).rsqrt()
+    scale = (invstd if bn.weight is None else bn.weight.double() * invstd).to(dtype)
+    shift = -mean * scale.double()
+    if bn.bias is not None:
+        shift = shift + bn.bias.double()
+    return torch.stack((scale, shift.to(dtype), mean.to(dtype), invstd.to(dtype)))
+
+
+def _gathered(stats: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
+    """The statistics of all processes, joined in the order of their ranks, and the joined count."""
+    from torch.distributed import _functional_collectives as collectives
+
+    # A count is exact in float32 up to 2^24; above, its two halves are.
+    halves = torch.tensor([count >> 20, count & 0xFFFFF], dtype=stats.dtype, device=stats.device)
+    mine = torch.cat((halves, stats.flatten())).unsqueeze(0)
+    every = collectives.wait_tensor(collectives.all_gather_tensor(mine, 0, group))
+    counts = every[:, 0].double() * 2.0**20 + every[:, 1].double()
+    return merge_stats(counts, every[:, 2:].unflatten(1, (2, -1)))
+
+
+def _reduced(sums: Tensor, layer: Layer) -> Tensor | None:
+    """The sums over all processes, or None where there is one."""
+    if layer.group is None:
+        return None
+    from torch.distributed import _functional_collectives as collectives
+
+    return collectives.wait_tensor(collectives.all_reduce(sums, "sum", layer.group))
+
+
+class _Forward:
+    """One forward pass of a plan: what backward needs of it gathers here."""
+
+    def __init__(self, plan: Plan, x: Tensor, parameters: tuple[Tensor | None, ...]) -> None:
+        self.plan = plan
+        self.x = x
+        self.parameters = parameters
+        self.weights: list[Tensor] = []
+        self.raw: list[Tensor] = []
+        self.norms: list[Norm] = []
+        self.taps: Tensor | None = None
+
+    def op(self, name: str, *arguments: Any) -> Any:
+        return _training.run(name, self.x, *arguments)
+
+    def convolve(self, layer: Layer, index: int, h: Tensor, norm: Tensor | None) -> None:
+        weight, gamma, beta = self.parameters[PARAMETERS * index :][:PARAMETERS]
+        weight = weight.to(h.dtype)
+        if norm is not None and not self.plan.folds:
+            h, norm = self.op("bn_add_act", h, norm, None, None, 0, "relu"), None
+        if layer.live or norm is not None:
+            y, stats = self.op("conv_bn_stats", h, norm, weight, *layer.geometry)
+        else:
+            y, stats = torch.conv2d(h, weight, None, *layer.geometry), None
+        count = y.numel() // max(1, y.shape[1])
+        if layer.live:
+            total = None
+            if layer.group is not None:
+                stats, total = _gathered(stats, count, layer.group)
+            rows = self.op("bn_finalize", stats, total, gamma, beta, count, layer.bn.eps)
+            self.norms.append(Norm(rows, count, total, stats))
+        else:
+            self.norms.append(Norm(frozen_rows(layer.bn, y), count, None, None))
+        self.weights.append(weight)
+        self.raw.append(y)
+
+    def run(self, residual: Tensor | None) -> Tensor:
+        plan = self.plan
+        h, norm = self.x, None
+        for index, layer in enumerate(plan.layers):
+            self.convolve(layer, index, h, norm)
+            h, norm = self.raw[-1], self.norms[-1].rows
+        last = len(plan.layers) - 1
+        added, added_norm, offset = residual, None, 0
+        if plan.projection is not None:
+            self.convolve(plan.projection, last + 1, self.x, None)
+            added, added_norm = self.raw[-1], self.norms[-1].rows
+        elif plan.shortcut == "identity":
+            added = self.x
+        elif plan.shortcut == "padded":
+            added, offset = self.x[:, :, :: plan.stride, :: plan.stride], plan.offset
+        y, rows = self.raw[last], self.norms[last].rows
+        if plan.window is not None:
+            out, self.taps = self.op("bn_act_pool", y, rows, *plan.window)
+        else:
+            out = self.op("bn_add_act", y, rows, added, added_norm, offset, plan.act)
+        self.update()
+        return out
+
+    def update(self) -> None:
+        """Running statistics, when all memory has been had: out of memory leaves them as they were.
+
+        A block that runs twice takes its batch in twice, as the modules would.
+        """
+        layers = [*self.plan.layers]
+        if self.plan.projection is not None:
+            layers.append(self.plan.projection)
+        for layer, norm in zip(layers, self.norms, strict=True):
+            bn = layer.bn
+            if not layer.live or not bn.training or bn.running_mean is None:
+                continue
+            bn_update_stats(
+                norm.stats, norm.count, bn.running_mean, bn.running_var, bn.num_batches_tracked,
+                momentum=bn.momentum, total=norm.total,
+            )  # fmt: skip
+
+
+class _Backward:
+    """One backward pass of a plan, from what forward has kept."""
+
+    def __init__(self, ctx: Any) -> None:
+        self.plan: Plan = ctx.plan
+        self.wants: tuple[bool, ...] = ctx.needs_input_grad[1:]
+        count = len(self.plan.layers) + (self.plan.projection is not None)
+        saved = list(ctx.saved_tensors)
+        self.x, self.out, self.taps = saved[:3]
+        parts = [saved[3 + count * part : 3 + count * (part + 1)] for part in range(5)]
+        self.raw, self.rows, self.totals, cast, self.given = parts
+        self.weights = [
+            given if w is None else w for w, given in zip(cast, self.given, strict=True)
+        ]
+        self.counts: list[int] = ctx.counts
+        self.grads: list[Tensor | None] = [None] * (PARAMETERS * count)
+
+    def op(self, name: str, *arguments: Any) -> Any:
+        return _training.run(name, self.x, *arguments)
+
+    def wants_parameter(self, index: int, which: int) -> bool:
+        return self.wants[2 + PARAMETERS * index + which]
+
+    def normalise(
+        self, layer: Layer, index: int, sums: Tensor, every: Tensor | None, row: int
+    ) -> Tensor:
+        """The coefficients of the gradient of layer `index`'s raw output; gamma's and beta's."""
+        coefficients, dgamma, dbeta = self.op(
+            "bn_backward_finalize", sums, every, self.totals[index], self.rows[index],
+            self.counts[index], row, not layer.live,
+        )  # fmt: skip
+        for which, grad in ((1, dgamma), (2, dbeta)):
+            if self.wants_parameter(index, which):
+                # BatchNorm's parameters may be of another dtype than its arithmetic.
+                given = self.dtypes(index)[which]
+                self.grads[PARAMETERS * index + which] = grad if given is None else grad.to(given)
+        return coefficients
+
+    def dtypes(self, index: int) -> tuple[None, torch.dtype | None, torch.dtype | None]:
+        layers = [*self.plan.layers, self.plan.projection]
+        bn = layers[index].bn
+        return None, *(None if t is None else t.dtype for t in (bn.weight, bn.bias))
+
+    def convolution(
+        self,
+        layer: Layer,
+        index: int,
+        dz: Tensor,
+        coefficients: Tensor,
+        *,
+        addend: Tensor | None = None,
+        addend_stride: int = 1,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of layer `index`'s weight and input: (dz below, its sums)."""
+        y: Tensor | None = self.raw[index]
+        affine: Tensor | None = coefficients
+        inner = 0 < index < len(self.plan.layers)
+        needs_dx = inner or self.wants[0]
+        needs_dw = self.wants_parameter(index, 0)
+        if not self.plan.folds and (needs_dx or needs_dw):
+            dz, y, affine = self.op("bn_backward_apply", dz, y, coefficients), None, None
+        below = self.raw[index - 1] if inner else None
+        rows = self.rows[index - 1] if inner else None
+        if needs_dw:
+            read, read_rows = (below, rows) if inner else (self.x, None)
+            if inner and not self.plan.folds:
+                read, read_rows = self.op("bn_add_act", below, rows, None, None, 0, "relu"), None
+            self.grads[PARAMETERS * index] = self.op(
+                "conv_bn_wgrad", dz, y, affine, read, read_rows, self.given[index], *layer.geometry
+            )
+            del read
+        if not needs_dx:
+            return None, None
+        weight = self.weights[index]
+        size = list(self.x.shape if below is None else below.shape)
+        layout = _results.wants_channels_last(self.x if below is None else below, weight)
+        return self.op(
+            "conv_bn_dgrad", dz, y, affine, weight, addend, below, rows, size, layout,
+            addend_stride, *layer.geometry,
+        )  # fmt: skip
+
+    def run(self, dout: Tensor) -> tuple[Tensor | None, ...]:
+        plan = self.plan
+        last = len(plan.layers) - 1
+        y, rows = self.raw[last], self.rows[last]
+        yd = rows_d = None
+        if plan.projection is not None:
+            yd, rows_d = self.raw[last + 1], self.rows[last + 1]
+        if plan.window is not None:
+            dz, sums = self.op("bn_act_pool_backward", dout, self.taps, y, rows, *plan.window)
+        else:
+            out = self.out
+            dz, sums = self.op("bn_add_act_backward", dout, out, y, rows, yd, rows_d, plan.act)
+        every = _reduced(sums, plan.layers[last])
+        shortcut, stride = self.through_shortcut(dz, sums, every)
+        given = dz if plan.shortcut == "given" and self.wants[1] else None
+        for index in reversed(range(last + 1)):
+            layer = plan.layers[index]
+            if index < last:
+                every = _reduced(sums, layer)
+            coefficients = self.normalise(layer, index, sums, every, 1)
+            if index > 0:
+                dz, sums = self.convolution(layer, index, dz, coefficients)
+            else:
+                dz, _ = self.convolution(
+                    layer, index, dz, coefficients, addend=shortcut, addend_stride=stride
+                )
+        return (dz, given, *self.grads)
+
+    def through_shortcut(
+        self, ds: Tensor, sums: Tensor, every: Tensor | None
+    ) -> tuple[Tensor | None, int]:
+        """What the shortcut adds to the gradient of the input, and at which pixels."""
+        plan = self.plan
+        if plan.projection is not None:
+            index = len(plan.layers)
+            if plan.projection.group is not plan.layers[-1].group:
+                every = _reduced(sums, plan.projection)
+            coefficients = self.normalise(plan.projection, index, sums, every, 2)
+            dx, _ = self.convolution(plan.projection, index, ds, coefficients)
+            return dx, 1
+        if not self.wants[0]:
+            return None, 1
+        if plan.shortcut == "identity":
+            return ds, 1
+        if plan.shortcut == "padded":
+            return ds[:, plan.offset : plan.offset + self.x.shape[1]], plan.stride
+        return None, 1
+
+
+class _Node(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        plan: Plan,
+        x: Tensor,
+        residual: Tensor | None,
+        *parameters: Tensor | None,
+    ) -> Tensor:
+        state = _Forward(plan, x, parameters)
+        out = state.run(residual)
+        keeps_out = plan.act == "relu" and plan.shortcut != "none"
+        ctx.save_for_backward(
+            x,
+            out if keeps_out else None,
+            state.taps,
+            *state.raw,
+            *(norm.rows for norm in state.norms),
+            *(norm.total for norm in state.norms),
+            # Only what the cast has made anew: two places would be two copies to whoever packs them.
+            *(
+                None if weight is given else weight
+                for weight, given in zip(state.weights, parameters[::PARAMETERS], strict=True)
+            ),
+            *parameters[::PARAMETERS],
+        )
+        ctx.plan = plan
+        ctx.counts = [norm.count for norm in state.norms]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *_Backward(ctx).run(dout))
+
+
+def run(
+    plan: Plan, x: Tensor, residual: Tensor | None, parameters: tuple[Tensor | None, ...]
+) -> Tensor:
+    """Runs a plan, with autograd where a gradient is wanted.
+
+    Args:
+        plan: what to compute.
+        x: [N, C, H, W], in the dtype of the arithmetic.
+        residual: a given shortcut, or None.
+        parameters: weight, gamma and beta of each layer, the projection's last; as the user holds
+            them, so that each gradient comes in its parameter's dtype and strides.
+
+    Returns:
+        [N, K, P, Q].
+    """
+    if torch.is_grad_enabled():
+        return _Node.apply(plan, x, residual, *parameters)
+    return _Forward(plan, x, parameters).run(residual)

@@ -1,0 +1,265 @@
+"""Which layers and blocks train as one autograd node, and why others do not.
+
+Each forward decides anew, as `_route` does for inference: anything out of the ordinary about the
+modules leaves them to PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import backends
+from ..ops import _autocast
+from . import _training as node
+from ._modules import call_reason, has_hooks, is_frozen_type, pattern_of, structure
+from .shortcuts import PaddedShortcut
+
+OPS = (
+    "conv_bn_stats",
+    "bn_finalize",
+    "bn_add_act",
+    "bn_add_act_backward",
+    "bn_backward_finalize",
+    "bn_backward_apply",
+    "conv_bn_dgrad",
+    "conv_bn_wgrad",
+)
+POOL_OPS = ("bn_act_pool", "bn_act_pool_backward")
+
+
+class Pair(NamedTuple):
+    """A convolution and its normalisation."""
+
+    conv: nn.Module
+    bn: nn.Module
+
+
+def is_live(bn: nn.Module) -> bool:
+    """Whether a normalisation uses the batch's statistics in this call."""
+    if is_frozen_type(type(bn)):
+        return False
+    buffers = bn._buffers
+    return bn.training or buffers["running_mean"] is None or buffers["running_var"] is None
+
+
+def _pair_reason(conv: nn.Module, bn: nn.Module) -> str | None:
+    reason = structure(conv, bn, live=True)
+    if reason is None and is_live(bn) and conv._parameters["bias"] is not None:
+        reason = "the convolution has a bias, which live statistics cancel: left to PyTorch"
+    return reason
+
+
+def _process_group(bn: nn.Module) -> Any:
+    """The processes that a SyncBatchNorm shares its batch with, or None for this one alone."""
+    if type(bn) is not nn.SyncBatchNorm or not bn.training:
+        return None
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    group = bn.process_group or torch.distributed.group.WORLD
+    return group if torch.distributed.get_world_size(group) > 1 else None
+
+
+def _layer(conv: nn.Module, bn: nn.Module) -> node.Layer:
+    geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
+    live = is_live(bn)
+    return node.Layer(geometry, bn, live, _process_group(bn) if live else None)
+
+
+def serving(
+    x: Tensor, dtype: torch.dtype, pool: bool = False
+) -> tuple[backends.Choice, str | None]:
+    """The choice for the convolutions of such a call, and why training is left to PyTorch, or None.
+
+    Plain PyTorch's references are for those who ask for them: they are no faster than the modules.
+    """
+    ops = (*OPS, *POOL_OPS) if pool else OPS
+    index, kind = x.device.index, x.device.type
+    first = backends.choose(backends.Call(OPS[0], kind, dtype, True, index=index))
+    asked = backends.requested()[0]
+    if asked == "reference":
+        return first, None
+    for op in ops:
+        choice = backends.choose(backends.Call(op, kind, dtype, True, index=index))
+        if choice.implementation.name == "reference":
+            refused = "; ".join(f"{name}: {reason}" for name, reason in choice.refused)
+            return first, f"no kernel serves {op} in training ({refused or choice.why})"
+    return first, None
+
+
+def _too_few(layers: list[Pair], x: Tensor) -> None:
+    """Raises where a live BatchNorm would see one value a channel, before anything is computed."""
+    n, _, h, w = x.shape
+    for conv, bn in layers:
+        sizes = [
+            (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
+            for size, pad, dil, kernel, step in zip(
+                (h, w), conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
+            )
+        ]
+        h, w = sizes
+        if n * h * w == 1 and is_live(bn) and bn.training and _process_group(bn) is None:
+            shape = torch.Size([n, conv.out_channels, h, w])
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {shape}"
+            )
+
+
+def _parameters(pairs: list[Pair]) -> tuple[Tensor | None, ...]:
+    """Weight, gamma and beta of each layer; frozen ones' gamma and beta are no parameters."""
+    found: list[Tensor | None] = []
+    for conv, bn in pairs:
+        affine = bn._parameters
+        found += [conv._parameters["weight"], affine.get("weight"), affine.get("bias")]
+    return tuple(found)
+
+
+def _record(
+    pairs: list[Pair], acts: list[nn.Module | None], choice: backends.Choice, added: int | None
+) -> None:
+    """Notes what each layer took; `added` is the one that the shortcut is added behind."""
+    if not backends.is_recording():
+        return
+    for index, (pair, act) in enumerate(zip(pairs, acts, strict=True)):
+        backends.record(
+            backends.Route(
+                pair.conv,
+                pair.bn,
+                act,
+                pattern_of(act, index == added),
+                "conv_bn_stats",
+                choice.implementation.name,
+                f"training, one autograd node: {choice.why}",
+                choice.refused,
+                choice.implementation.rounding,
+            )
+        )
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return _autocast.dtype_for(x.device.type) or x.dtype
+
+
+def _act_reason(act: nn.Module | None) -> str | None:
+    if act is None or (type(act) is nn.ReLU and not has_hooks(act)):
+        return None
+    return f"the activation is a {type(act).__name__}, or has a hook"
+
+
+def run_layer(
+    x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module | None, residual: Tensor | None
+) -> tuple[Tensor | None, str]:
+    """One conv-BN(-add)(-ReLU) with a live BatchNorm.
+
+    Returns:
+        [N, K, P, Q] and "", or None and why the modules are to run.
+    """
+    reason = _pair_reason(conv, bn) or call_reason(x, conv, residual)
+    if reason is not None:
+        return None, reason
+    dtype = _dtype(x)
+    choice, reason = serving(x, dtype)
+    if reason is not None:
+        return None, reason
+    pairs = [Pair(conv, bn)]
+    _too_few(pairs, x)
+    plan = node.Plan(
+        (_layer(conv, bn),),
+        shortcut="none" if residual is None else "given",
+        act="none" if act is None else "relu",
+        folds=choice.implementation.name in backends.GPU_BACKENDS,
+    )
+    _record(pairs, [act], choice, None if residual is None else 0)
+    given = None if residual is None else residual.to(dtype)
+    return node.run(plan, x.to(dtype), given, _parameters(pairs)), ""
+
+
+def run_stem(
+    x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module, pool: nn.Module
+) -> tuple[Tensor | None, str]:
+    """A convolution, live BatchNorm, ReLU and max pooling: as `run_layer`."""
+    reason = _pair_reason(conv, bn) or call_reason(x, conv, None) or _act_reason(act)
+    if reason is not None:
+        return None, reason
+    dtype = _dtype(x)
+    choice, reason = serving(x, dtype, pool=True)
+    if reason is not None:
+        return None, reason
+    pairs = [Pair(conv, bn)]
+    _too_few(pairs, x)
+    plan = node.Plan(
+        (_layer(conv, bn),),
+        window=pooling_window(pool),
+        folds=choice.implementation.name in backends.GPU_BACKENDS,
+    )
+    _record(pairs, [act], choice, None)
+    return node.run(plan, x.to(dtype), None, _parameters(pairs)), ""
+
+
+def pooling_window(pool: nn.Module) -> tuple[list[int], list[int], list[int]] | None:
+    """Kernel, stride and padding of a max pooling that follows a stem, or None for others."""
+    if type(pool) is not nn.MaxPool2d or has_hooks(pool) or pool.return_indices or pool.ceil_mode:
+        return None
+    sizes = [_two(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
+    kernel, stride, padding, dilation = sizes
+    return (kernel, stride, padding) if dilation == [1, 1] and max(kernel) <= 15 else None
+
+
+def _two(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def run_block(
+    x: Tensor,
+    steps: list[tuple[nn.Module, nn.Module, nn.Module]],
+    downsample: nn.Module | None,
+    projection: tuple[nn.Module, nn.Module] | None,
+) -> tuple[Tensor | None, str]:
+    """A residual block with a live BatchNorm in it.
+
+    Args:
+        x: [N, C, H, W].
+        steps: convolution, normalisation, activation of each layer.
+        downsample: the shortcut's module, or None for the identity.
+        projection: its convolution and normalisation, where it is nothing else.
+
+    Returns:
+        [N, K, P, Q] and "", or None and why the layers are to run one by one.
+    """
+    pairs = [Pair(conv, bn) for conv, bn, _ in steps]
+    acts: list[nn.Module | None] = [act for _, _, act in steps]
+    every = pairs if projection is None else [*pairs, Pair(*projection)]
+    for pair in every:
+        reason = _pair_reason(*pair)
+        if reason is not None:
+            return None, reason
+    reason = next(filter(None, map(_act_reason, acts)), None) or call_reason(x, pairs[0].conv, None)
+    if reason is not None:
+        return None, reason
+    dtype = _dtype(x)
+    choice, reason = serving(x, dtype)
+    if reason is not None:
+        return None, reason
+    _too_few(pairs, x)
+    residual = None
+    shortcut, stride, offset = "identity", 1, 0
+    if projection is not None:
+        shortcut = "projection"
+    elif type(downsample) is PaddedShortcut and not has_hooks(downsample):
+        shortcut, stride, offset = "padded", downsample.stride, downsample.before
+    elif downsample is not None:
+        shortcut, residual = "given", downsample(x).to(dtype)
+    plan = node.Plan(
+        tuple(_layer(*pair) for pair in pairs),
+        shortcut,
+        None if projection is None else _layer(*projection),
+        stride,
+        offset,
+        folds=choice.implementation.name in backends.GPU_BACKENDS,
+    )
+    if projection is not None:
+        _record([every[-1]], [None], choice, None)
+    _record(pairs, acts, choice, len(pairs) - 1)
+    return node.run(plan, x.to(dtype), residual, _parameters(every)), ""
