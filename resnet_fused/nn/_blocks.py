@@ -220,6 +220,7 @@ def run_in_order(
     while index < len(items):
         name, module = items[index]
         layer = [module]
+        pool = None
         if type(module) is nn.Conv2d and name not in needed:
             following = items[index + 1 : index + 3]
             if following and is_norm(following[0][1]):
@@ -227,10 +228,10 @@ def run_in_order(
                 act_next = len(following) == 2 and type(following[1][1]) is nn.ReLU
                 if act_next and following[0][0] not in needed:
                     layer.append(following[1][1])
-        pool = items[index + 3] if len(layer) == 3 and index + 3 < len(items) else None
-        if pool is not None and following[1][0] not in needed and trains_with(layer[1], pool[1], x):
-            x, bound, ours = stem(x, *layer, pool[1]), None, False
-            layer.append(pool[1])
+                    pool = _pool_of(items, index + 3, x, needed)
+        if pool is not None:
+            layer.append(pool)
+            x, bound, ours = stem(x, *layer), None, False
         elif len(layer) > 1:
             x, bound, ours = conv_bn(x, *layer), None, False
         elif index in ready_blocks:
@@ -243,6 +244,16 @@ def run_in_order(
             x, bound, ours = module(x), None, False
         index += len(layer)
         yield items[index - 1][0], x
+
+
+def _pool_of(
+    items: list[tuple[str, nn.Module]], index: int, x: Any, needed: frozenset[str]
+) -> nn.Module | None:
+    """The pooling at `index`, where it may be part of the layer in front of it."""
+    if index >= len(items) or items[index - 1][0] in needed:
+        return None
+    pool = items[index][1]
+    return pool if trains_with(items[index - 2][1], pool, x) else None
 
 
 def trains_with(bn: nn.Module, pool: nn.Module, x: Any) -> bool:

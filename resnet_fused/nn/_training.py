@@ -336,7 +336,7 @@ class _Node(torch.autograd.Function):
             *state.raw,
             *(norm.rows for norm in state.norms),
             *(norm.total for norm in state.norms),
-            # Only what the cast has made anew: two places would be two copies to whoever packs them.
+            # Only what a cast made anew: two places would be two copies to whoever packs them.
             *(
                 None if weight is given else weight
                 for weight, given in zip(state.weights, parameters[::PARAMETERS], strict=True)
