@@ -5,9 +5,10 @@ the same random numbers and compute the same function; only the layers in betwee
 torchvision itself is imported only when trained weights are asked for.
 """
 
+from . import cifar, resnet
+from .cifar import CifarResNet, PlainCifarResNet, cifar_resnet20
 from .resnet import (
     ARCHITECTURES,
-    CLASSES,
     Architecture,
     PlainResNet,
     ResNet,
@@ -26,12 +27,18 @@ from .resnet import (
     wide_resnet101_2,
 )
 
+CLASSES = (*resnet.CLASSES, *cifar.CLASSES)
+"""What `rf.fuse` makes of the plain classes of this package."""
+
 __all__ = [
     "ARCHITECTURES",
     "CLASSES",
     "Architecture",
+    "CifarResNet",
+    "PlainCifarResNet",
     "PlainResNet",
     "ResNet",
+    "cifar_resnet20",
     "get_model",
     "get_model_weights",
     "list_models",
