@@ -55,6 +55,7 @@ _training.enter(
     SCHEMA,
     _reference,
     "BN's backward and the input's BN and ReLU as it reads, sums merged in fixed order",
+    triton="_training_checks_wgrad",
 )
 
 
