@@ -1,8 +1,8 @@
 """The one list of shapes, for tests and benchmarks alike.
 
-`CONV_CASES` and `BN_ACT_CASES` are small and each is there for a reason, named by its tags;
-`RESNET50_LAYERS` are the convolutions of ResNet-50 at 224x224 (He et al., Deep Residual Learning
-for Image Recognition, 2015, table 1, with the stride on the 3x3 as torchvision has it).
+`CONV_CASES`, `BN_ACT_CASES` and `POOL_CASES` are small and each is there for a reason, named by its
+tags; `RESNET50_LAYERS` are the convolutions of ResNet-50 at 224x224 (He et al., Deep Residual
+Learning for Image Recognition, 2015, table 1, with the stride on the 3x3 as torchvision has it).
 """
 
 from __future__ import annotations
@@ -131,6 +131,46 @@ class BnActCase:
         return self.name
 
 
+@dataclass(frozen=True)
+class PoolCase:
+    """One call of ``bn_act_pool`` on [n, c, h, w]; kernel, stride, padding: (vertical, horizontal).
+
+    ``layout`` is as in `BnActCase`.
+    """
+
+    name: str
+    n: int
+    c: int
+    h: int
+    w: int
+    kernel: Pair = (3, 3)
+    stride: Pair = (2, 2)
+    padding: Pair = (1, 1)
+    layout: str = "nhwc"
+    tags: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[N, C, H, W] of the input."""
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """[N, C, P, Q]."""
+        sizes = zip((self.h, self.w), self.kernel, self.stride, self.padding, strict=True)
+        p, q = ((size + 2 * pad - kernel) // step + 1 for size, kernel, step, pad in sizes)
+        return self.n, self.c, p, q
+
+    @property
+    def window(self) -> tuple[list[int], list[int], list[int]]:
+        """Kernel, stride and padding as the overloads take them."""
+        return list(self.kernel), list(self.stride), list(self.padding)
+
+    def __str__(self) -> str:
+        """The name: what pytest shows."""
+        return self.name
+
+
 def _square(
     name: str,
     n: int,
@@ -211,6 +251,24 @@ BN_ACT_CASES: tuple[BnActCase, ...] = (
     BnActCase("all_equal", 4, 4, 4, 4, True, tags=("all_equal",)),
     BnActCase("long_rows", 1, 8, 64, 65, layout="nchw", tags=("nchw", "large")),
     BnActCase("many_channels", 1, 2048, 2, 2, True, tags=("nhwc", "large")),
+)
+
+POOL_CASES: tuple[PoolCase, ...] = (
+    PoolCase("stem_even", 2, 16, 8, 6, tags=("stem",)),
+    PoolCase("stem_odd", 2, 16, 7, 9, tags=("stem", "odd_size")),
+    PoolCase("stem_nchw", 2, 12, 9, 8, layout="nchw", tags=("stem",)),
+    PoolCase("sliced", 2, 8, 6, 6, layout="sliced", tags=("strided",)),
+    PoolCase("unaligned", 1, 8, 7, 7, layout="unaligned", tags=("unaligned",)),
+    PoolCase("disjoint", 2, 8, 6, 8, (2, 2), (2, 2), (0, 0), tags=("disjoint",)),
+    PoolCase("every_pixel", 1, 8, 5, 6, (3, 3), (1, 1), (1, 1), tags=("overlapping",)),
+    PoolCase("gaps", 1, 8, 8, 9, (2, 2), (3, 3), (0, 0), tags=("gaps",)),
+    PoolCase("uneven", 2, 8, 7, 6, (3, 2), (2, 1), (1, 0), tags=("rectangular",)),
+    PoolCase("one_window", 2, 8, 3, 3, (3, 3), (1, 1), (0, 0), tags=("1x1_spatial",)),
+    PoolCase("one_pixel", 3, 16, 1, 1, tags=("nc11",)),
+    PoolCase("most_taps", 1, 2, 15, 17, (15, 17), (1, 1), (7, 8), tags=("taps255",)),
+    PoolCase("odd_channels", 2, 65, 5, 5, tags=("odd",)),
+    PoolCase("one_channel", 2, 1, 6, 6, layout="nchw", tags=("c1",)),
+    PoolCase("empty_batch", 0, 16, 8, 8, tags=("n0", "empty")),
 )
 
 

@@ -13,6 +13,7 @@ from resnet_fused import backends, cases, ops  # noqa: F401  (ops enter themselv
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 IDS = {d: str(d).removeprefix("torch.") for d in DTYPES}
+LAYOUTS = ("nchw", "nhwc", "sliced", "unaligned")
 ACTIVATION = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
@@ -95,6 +96,25 @@ def random_operands(case: cases.ConvCase, dtype: torch.dtype) -> Operands:
     )
 
 
+def lay_out(t: Tensor, layout: str) -> Tensor:
+    """The same values [N, C, H, W] in the layout of the case."""
+    n, c, h, w = t.shape
+    if layout == "nchw":
+        return t.contiguous()
+    if layout == "nhwc":
+        return t.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        big = torch.full((n, c, h, 2 * w), float("nan"), dtype=t.dtype)
+        big[..., ::2] = t
+        return big[..., ::2]
+    if layout == "expanded":
+        return t[:1].expand(n, c, h, w)
+    assert layout == "unaligned", layout
+    flat = torch.empty(t.numel() + 1, dtype=t.dtype)[1:]
+    nhwc = flat.view(n, h, w, c).permute(0, 3, 1, 2)
+    return nhwc.copy_(t)
+
+
 def geometry_args(case: cases.ConvCase) -> tuple[object, ...]:
     """The trailing positional arguments of the raw overloads."""
     return (
@@ -104,3 +124,92 @@ def geometry_args(case: cases.ConvCase) -> tuple[object, ...]:
         case.groups,
         case.act,
     )
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of per-channel values beside activations of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def norm_values(channels: int, dtype: torch.dtype, *, exact: bool = False) -> Tensor:
+    """Scale, shift, mean, invstd [4, C]: scales of both signs, one zero; exact: small integers."""
+    if exact:
+        scale = torch.tensor([0.5, 1.0, 2.0])[torch.randint(0, 3, (channels,))]
+        scale = scale * (torch.randint(0, 2, (channels,)) * 2 - 1)
+        shift, mean = (torch.randint(-3, 4, (channels,)).float() for _ in range(2))
+        invstd = torch.ones(channels)
+    else:
+        scale, shift, mean, invstd = torch.randn(4, channels, dtype=torch.float64)
+        invstd = invstd.abs() + 0.5
+    scale = scale.clone()
+    scale[0] = 0
+    return torch.stack((scale, shift, mean, invstd)).to(compute_dtype(dtype))
+
+
+@dataclasses.dataclass
+class Layer:
+    """A convolution between two live BatchNorms, and what flows back through it.
+
+    dz, y: [N, K, P, Q]; coefficients: [3, K]; x: [N, C, H, W], the raw output below; norm: [4, C];
+    addend: of every second pixel of x.
+    """
+
+    x: Tensor
+    norm: Tensor
+    weight: Tensor
+    dz: Tensor
+    y: Tensor
+    coefficients: Tensor
+    addend: Tensor
+
+    def lay_out(self, layout: str) -> Layer:
+        """The same values; activations in another layout."""
+        names = ("x", "dz", "y", "addend")
+        return dataclasses.replace(self, **{n: lay_out(getattr(self, n), layout) for n in names})
+
+
+def random_layer(case: cases.ConvCase, dtype: torch.dtype, *, exact: bool = False) -> Layer:
+    """Random values of a layer; integers on which every sum is exact if asked for."""
+
+    def values(*shape: int, most: int = 4) -> Tensor:
+        if exact:
+            return torch.randint(-most, most + 1, shape).to(dtype)
+        return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+    n, c, h, w = case.input_shape
+    coefficients = norm_values(case.k, dtype, exact=exact)[:3]
+    return Layer(
+        values(n, c, h, w),
+        norm_values(c, dtype, exact=exact),
+        values(*case.weight_shape),
+        values(*case.output_shape),
+        values(*case.output_shape),
+        coefficients,
+        values(n, c, (h + 1) // 2, (w + 1) // 2),
+    )
+
+
+def conv_arguments(case: cases.ConvCase) -> tuple[object, ...]:
+    """stride, padding, dilation, groups, as the raw overloads of training take them."""
+    return geometry_args(case)[:4]
+
+
+SPREADS = ("even", "ramp", "drift", "apart", "outlier", "constant")
+
+
+def spread_values(kind: str, kappa: float, rows: int = 4096) -> Tensor:
+    """Float32 [rows, 1, 1, 1] of mean kappa and, at "even", std 1, in the order of the tiles."""
+    y = torch.randn(rows, dtype=torch.float64)
+    place = torch.arange(rows) / rows
+    if kind == "ramp":
+        y += 4 * kappa**0.5 * (place - 0.5)
+    elif kind == "drift":
+        y += torch.randn(rows).cumsum(0) / 32
+    elif kind == "apart":
+        y += 8.0 * (place > 0.5)
+    elif kind == "outlier":
+        y[0] = -3e4
+        y[1] = 1e4
+    elif kind == "constant":
+        y = torch.full_like(y, 0.7)
+    return (y + kappa).float().view(-1, 1, 1, 1)

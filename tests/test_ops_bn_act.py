@@ -5,31 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from matrix import cells
+from matrix import cells, lay_out
 from torch.testing import assert_close
 
 import resnet_fused as rf
 from resnet_fused import cases, numerics
 from resnet_fused.ops._library import overload
-
-
-def lay_out(t: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values [N, C, H, W] in the layout of the case."""
-    n, c, h, w = t.shape
-    if layout == "nchw":
-        return t.contiguous()
-    if layout == "nhwc":
-        return t.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":
-        big = torch.full((n, c, h, 2 * w), float("nan"), dtype=t.dtype)
-        big[..., ::2] = t
-        return big[..., ::2]
-    if layout == "expanded":
-        return t[:1].expand(n, c, h, w)
-    assert layout == "unaligned", layout
-    flat = torch.empty(t.numel() + 1, dtype=t.dtype)[1:]
-    nhwc = flat.view(n, h, w, c).permute(0, 3, 1, 2)
-    return nhwc.copy_(t)
 
 
 def operands(case, dtype, values):

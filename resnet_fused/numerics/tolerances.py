@@ -17,6 +17,18 @@ EPILOGUE_STEPS = 8.0
 # bn_act has no sum: product, shift and residual round at most once each, 1.5 units of 2u; 2 covers
 # their second order and an implementation without fma.
 BN_ACT_STEPS = 2.0
+# BatchNorm's statistics, in units of u of the accumulator: |mean error| <= 8 (|mean| + std), and
+# |M2 error| <= (32 + 12 kappa / sqrt(tiles)) M2 with kappa = |mean| / std. Measured over 1 to 6272
+# tiles of 128 rows and kappa of 0 to 1e4, on independent values, ramps, drifts and tiles far apart:
+# two passes within a tile and a closed form between tiles use 0.37 and 0.52 of this at most. The
+# part with kappa is what rounding each tile's mean to float32 costs. Chan's merge of one tile after
+# the other needs 4 to 20 times the mean's bound.
+STATS_MEAN = 8.0
+STATS_VARIANCE = 32.0
+STATS_SPREAD = 12.0
+# What is per channel is computed in float64 and rounded once. This is for the steps inside, a root
+# and a division of a unit or two among them, in units of float64's 2u.
+FINALIZE_STEPS = 8.0
 # Folding rounds each weight once. The n errors are independent, with a standard deviation of 0.41 u
 # (mantissas spread evenly), so their sum over a window is close to normal with 0.41 u |scale|
 # sqrt(conv(x^2, w^2)). 1.5% of the outputs exceed that root, and a tensor of 1e7 reaches 5.4
