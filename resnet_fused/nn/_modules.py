@@ -98,7 +98,8 @@ def call_reason(x: Tensor, conv: nn.Module, residual: Tensor | None) -> str | No
         return f"input on {device}, weight on {weight.device}: PyTorch reports it"
     if device.type not in ("cpu", "cuda"):
         return f"device {device.type} is left to PyTorch"
-    if dtype != weight.dtype and _autocast.dtype_for(device.type) is None:
+    as_given = _autocast.dtype_for(device.type) is None or torch.float64 in (dtype, weight.dtype)
+    if dtype != weight.dtype and as_given:
         return f"input {dtype}, weight {weight.dtype}: PyTorch reports it"
     if dtype not in DTYPES:
         return f"dtype {dtype} is left to PyTorch"

@@ -209,7 +209,7 @@ def _fused(
     grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, residual, *_prepared.sources(conv, bn))
     )
-    dtype = _autocast.dtype_for(x.device.type) or x.dtype
+    dtype = _autocast.arithmetic(x)
     given = x, residual
     if x.dtype != dtype:
         x = x.to(dtype)

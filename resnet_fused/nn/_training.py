@@ -8,6 +8,7 @@ Residual Learning for Image Recognition", figures 2 and 5, in training; section 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from .. import backends
 from ..ops import _results, _training, bn_update_stats
 from ..ops.bn_finalize import merge_stats
 
@@ -181,6 +183,8 @@ class _Forward:
             bn = layer.bn
             if not layer.live or not bn.training or bn.running_mean is None:
                 continue
+            if not bn.track_running_stats:  # turned off behind the constructor's back
+                continue
             bn_update_stats(
                 norm.stats, norm.count, bn.running_mean, bn.running_var, bn.num_batches_tracked,
                 momentum=bn.momentum, total=norm.total,
@@ -202,6 +206,7 @@ class _Backward:
             given if w is None else w for w, given in zip(cast, self.given, strict=True)
         ]
         self.counts: list[int] = ctx.counts
+        self.dtypes: list[torch.dtype] = ctx.dtypes
         self.grads: list[Tensor | None] = [None] * (PARAMETERS * count)
 
     def op(self, name: str, *arguments: Any) -> Any:
@@ -221,14 +226,9 @@ class _Backward:
         for which, grad in ((1, dgamma), (2, dbeta)):
             if self.wants_parameter(index, which):
                 # BatchNorm's parameters may be of another dtype than its arithmetic.
-                given = self.dtypes(index)[which]
-                self.grads[PARAMETERS * index + which] = grad if given is None else grad.to(given)
+                place = PARAMETERS * index + which
+                self.grads[place] = grad.to(self.dtypes[place])
         return coefficients
-
-    def dtypes(self, index: int) -> tuple[None, torch.dtype | None, torch.dtype | None]:
-        layers = [*self.plan.layers, self.plan.projection]
-        bn = layers[index].bn
-        return None, *(None if t is None else t.dtype for t in (bn.weight, bn.bias))
 
     def convolution(
         self,
@@ -345,12 +345,18 @@ class _Node(torch.autograd.Function):
         )
         ctx.plan = plan
         ctx.counts = [norm.count for norm in state.norms]
+        ctx.dtypes = [None if t is None else t.dtype for t in parameters]
+        ctx.asked = backends.requested()
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *_Backward(ctx).run(dout))
+        # Behind forward's `with` block, or in autograd's own thread: what was asked for stands.
+        name, source = ctx.asked
+        asked = backends.backend(name) if source == "rf.backend" else contextlib.nullcontext()
+        with asked:
+            return (None, *_Backward(ctx).run(dout))
 
 
 def run(

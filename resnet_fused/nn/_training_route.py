@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import backends
 from ..ops import _autocast
+from . import _prepared
 from . import _training as node
 from ._modules import call_reason, has_hooks, is_frozen_type, pattern_of, structure
 from .shortcuts import PaddedShortcut
@@ -47,9 +48,76 @@ def is_live(bn: nn.Module) -> bool:
 
 def _pair_reason(conv: nn.Module, bn: nn.Module) -> str | None:
     reason = structure(conv, bn, live=True)
-    if reason is None and is_live(bn) and conv._parameters["bias"] is not None:
+    if reason is None and conv._parameters["bias"] is not None:
         reason = "the convolution has a bias, which live statistics cancel: left to PyTorch"
     return reason
+
+
+def _tensors_reason(x: Tensor, dtype: torch.dtype, pairs: list[Pair]) -> str | None:
+    """Why the layers' own tensors are none that a node takes, or None."""
+    for conv, bn in pairs:
+        weight = conv._parameters["weight"]
+        if type(weight) is not Tensor and type(weight) is not nn.Parameter:
+            return f"a convolution's weight is a {type(weight).__name__}"
+        if weight.dtype != dtype and torch.float64 in (weight.dtype, dtype):
+            return f"a weight is {weight.dtype}, the arithmetic {dtype}: PyTorch reports it"
+        if dtype == x.dtype != weight.dtype and _autocast.dtype_for(x.device.type) is None:
+            return f"input {dtype}, a weight {weight.dtype}: PyTorch reports it"
+        vectors = {**bn._parameters, **bn._buffers}
+        for t in (weight, *vectors.values()):
+            if t is not None and t.device != x.device:
+                return f"input on {x.device}, a layer's tensors on {t.device}: PyTorch reports it"
+    return None
+
+
+def _shape_after(shape: torch.Size, pairs: list[Pair]) -> torch.Size | None:
+    """The shape behind layers that follow each other; None where something does not fit.
+
+    Raises:
+        ValueError: a live BatchNorm would see one value a channel; nothing has been computed.
+    """
+    too_few = None
+    for conv, bn in pairs:
+        weight, groups = conv._parameters["weight"], conv.groups
+        n, channels, *sizes = shape
+        outputs, inputs, *window = weight.shape
+        vectors = [
+            t for name, t in (*bn._parameters.items(), *bn._buffers.items())
+            if t is not None and name != "num_batches_tracked"
+        ]  # fmt: skip
+        if channels != inputs * groups or outputs % groups:
+            return None
+        if any(t.shape != (outputs,) for t in vectors):
+            return None
+        sizes = [
+            (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
+            for size, pad, dil, kernel, step in zip(
+                sizes, conv.padding, conv.dilation, window, conv.stride, strict=True
+            )
+        ]
+        if min(sizes) < 1:
+            return None
+        shape = torch.Size([n, outputs, *sizes])
+        if n * sizes[0] * sizes[1] == 1 and is_live(bn) and _process_group(bn) is None:
+            too_few = too_few or shape
+    if too_few is not None:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {too_few}"
+        )
+    return shape
+
+
+UNFIT = "the shapes do not fit: PyTorch reports it"
+
+
+def _forget(pairs: list[Pair]) -> None:
+    """Drops weights prepared for inference: a step is likely to follow.
+
+    PyTorch's fused optimisers write parameters without leaving a new version behind.
+    """
+    if torch.is_grad_enabled():
+        for conv, _ in pairs:
+            conv.__dict__.pop(_prepared.ATTRIBUTE, None)
 
 
 def _process_group(bn: nn.Module) -> Any:
@@ -89,24 +157,6 @@ def serving(
     return first, None
 
 
-def _too_few(layers: list[Pair], x: Tensor) -> None:
-    """Raises where a live BatchNorm would see one value a channel, before anything is computed."""
-    n, _, h, w = x.shape
-    for conv, bn in layers:
-        sizes = [
-            (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
-            for size, pad, dil, kernel, step in zip(
-                (h, w), conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
-            )
-        ]
-        h, w = sizes
-        if n * h * w == 1 and is_live(bn) and bn.training and _process_group(bn) is None:
-            shape = torch.Size([n, conv.out_channels, h, w])
-            raise ValueError(
-                f"Expected more than 1 value per channel when training, got input size {shape}"
-            )
-
-
 def _parameters(pairs: list[Pair]) -> tuple[Tensor | None, ...]:
     """Weight, gamma and beta of each layer; frozen ones' gamma and beta are no parameters."""
     found: list[Tensor | None] = []
@@ -138,10 +188,6 @@ def _record(
         )
 
 
-def _dtype(x: Tensor) -> torch.dtype:
-    return _autocast.dtype_for(x.device.type) or x.dtype
-
-
 def _act_reason(act: nn.Module | None) -> str | None:
     if act is None or (type(act) is nn.ReLU and not has_hooks(act)):
         return None
@@ -159,12 +205,15 @@ def run_layer(
     reason = _pair_reason(conv, bn) or call_reason(x, conv, residual)
     if reason is not None:
         return None, reason
-    dtype = _dtype(x)
+    dtype, pairs = _autocast.arithmetic(x), [Pair(conv, bn)]
     choice, reason = serving(x, dtype)
+    reason = reason or _tensors_reason(x, dtype, pairs)
     if reason is not None:
         return None, reason
-    pairs = [Pair(conv, bn)]
-    _too_few(pairs, x)
+    shape = _shape_after(x.shape, pairs)
+    if shape is None or (residual is not None and residual.shape != shape):
+        return None, UNFIT
+    _forget(pairs)
     plan = node.Plan(
         (_layer(conv, bn),),
         shortcut="none" if residual is None else "given",
@@ -183,12 +232,14 @@ def run_stem(
     reason = _pair_reason(conv, bn) or call_reason(x, conv, None) or _act_reason(act)
     if reason is not None:
         return None, reason
-    dtype = _dtype(x)
+    dtype, pairs = _autocast.arithmetic(x), [Pair(conv, bn)]
     choice, reason = serving(x, dtype, pool=True)
+    reason = reason or _tensors_reason(x, dtype, pairs)
     if reason is not None:
         return None, reason
-    pairs = [Pair(conv, bn)]
-    _too_few(pairs, x)
+    if _shape_after(x.shape, pairs) is None:
+        return None, UNFIT
+    _forget(pairs)
     plan = node.Plan(
         (_layer(conv, bn),),
         window=pooling_window(pool),
@@ -238,19 +289,23 @@ def run_block(
     reason = next(filter(None, map(_act_reason, acts)), None) or call_reason(x, pairs[0].conv, None)
     if reason is not None:
         return None, reason
-    dtype = _dtype(x)
+    dtype = _autocast.arithmetic(x)
     choice, reason = serving(x, dtype)
+    reason = reason or _tensors_reason(x, dtype, every)
     if reason is not None:
         return None, reason
-    _too_few(pairs, x)
+    shape = _shape_after(x.shape, pairs)
+    if shape is None or not _fits(x.shape, shape, downsample, projection):
+        return None, UNFIT
+    _forget(every)
     residual = None
     shortcut, stride, offset = "identity", 1, 0
     if projection is not None:
         shortcut = "projection"
-    elif type(downsample) is PaddedShortcut and not has_hooks(downsample):
+    elif _is_padded(downsample):
         shortcut, stride, offset = "padded", downsample.stride, downsample.before
     elif downsample is not None:
-        shortcut, residual = "given", downsample(x).to(dtype)
+        shortcut, residual = "given", downsample(x).to(dtype).broadcast_to(shape)
     plan = node.Plan(
         tuple(_layer(*pair) for pair in pairs),
         shortcut,
@@ -263,3 +318,24 @@ def run_block(
         _record([every[-1]], [None], choice, None)
     _record(pairs, acts, choice, len(pairs) - 1)
     return node.run(plan, x.to(dtype), residual, _parameters(every)), ""
+
+
+def _is_padded(downsample: nn.Module | None) -> bool:
+    return type(downsample) is PaddedShortcut and not has_hooks(downsample)
+
+
+def _fits(
+    x: torch.Size,
+    out: torch.Size,
+    downsample: nn.Module | None,
+    projection: tuple[nn.Module, nn.Module] | None,
+) -> bool:
+    """Whether a block's shortcut has the shape of what it is added to, where that can be told."""
+    if projection is not None:
+        return _shape_after(x, [Pair(*projection)]) == out
+    if _is_padded(downsample):
+        n, channels, *sizes = x
+        sizes = [-(-size // downsample.stride) for size in sizes]
+        kept = channels == downsample.in_channels
+        return kept and out == (n, downsample.out_channels, *sizes)
+    return downsample is not None or x == out

@@ -19,6 +19,13 @@ def dtype_for(device_type: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type)
 
 
+def arithmetic(x: Tensor) -> torch.dtype:
+    """The dtype a layer works in on `x`: autocast's where that is on; float64 it leaves alone."""
+    if x.dtype == torch.float64:
+        return x.dtype
+    return dtype_for(x.device.type) or x.dtype
+
+
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Casts activations and conv weights as autocast would: floating, but never float64.
 
