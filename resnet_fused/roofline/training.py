@@ -1,0 +1,232 @@
+"""FLOPs and bytes of training's ops, and of a layer's, a block's, a stem's whole step.
+
+Every tensor is read and written once per kernel, whatever stays in a cache. Weights and per-channel
+vectors count; the small kernels that work on the latter alone do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .inference import ConvShape, Cost, _conv_flops, _touched, _vector
+
+Shape = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of a step.
+
+    Attributes:
+        layer: place of its convolution in the block; that of the projection is behind the last.
+        op: such as "conv_bn_stats".
+        cost: its work.
+        backward: whether it belongs to the backward pass.
+    """
+
+    layer: int
+    op: str
+    cost: Cost
+    backward: bool
+
+
+def _elements(shape: Shape) -> int:
+    return math.prod(shape)
+
+
+def conv_bn_stats_cost(case: ConvShape, dtype: torch.dtype, *, prologue: bool = False) -> Cost:
+    """The work of one ``conv_bn_stats``.
+
+    Args:
+        case: its sizes.
+        dtype: of input, weight and output.
+        prologue: whether the input is read through scale and shift.
+    """
+    x, weight, y = case.input_shape, case.weight_shape, case.output_shape
+    moved = _touched(x, weight, y, case.stride) + _elements(weight) + _elements(y)
+    vectors = 2 * y[1] + (2 * x[1] if prologue else 0)
+    return Cost(_conv_flops(case), moved * dtype.itemsize + vectors * _vector(dtype))
+
+
+def conv_bn_dgrad_cost(
+    case: ConvShape,
+    dtype: torch.dtype,
+    *,
+    affine: bool = True,
+    addend: int = 0,
+    masked: bool = False,
+) -> Cost:
+    """The work of one ``conv_bn_dgrad``.
+
+    Args:
+        case: sizes of the forward call.
+        dtype: of all tensors but per-channel values.
+        affine: whether BatchNorm's backward is applied as it reads: y is read beside dz.
+        addend: elements of what is added.
+        masked: whether ReLU's mask is made of the raw output below, and reductions are taken.
+    """
+    x, weight, y = (_elements(s) for s in (case.input_shape, case.weight_shape, case.output_shape))
+    moved = y * (2 if affine else 1) + weight + addend + x * (2 if masked else 1)
+    vectors = (3 * case.output_shape[1] if affine else 0) + (
+        5 * case.input_shape[1] if masked else 0
+    )
+    return Cost(_conv_flops(case), moved * dtype.itemsize + vectors * _vector(dtype))
+
+
+def conv_bn_wgrad_cost(
+    case: ConvShape,
+    dtype: torch.dtype,
+    *,
+    affine: bool = True,
+    prologue: bool = False,
+    parameter: torch.dtype | None = None,
+) -> Cost:
+    """The work of one ``conv_bn_wgrad``; partial sums are no part of it.
+
+    Args:
+        case: sizes of the forward call.
+        dtype: of the activations.
+        affine: whether BatchNorm's backward is applied as it reads.
+        prologue: whether the input is read through scale and shift.
+        parameter: dtype of the gradient; that of the activations by default.
+    """
+    weight, y = _elements(case.weight_shape), _elements(case.output_shape)
+    x = _touched(case.input_shape, case.weight_shape, case.output_shape, case.stride)
+    moved = y * (2 if affine else 1) + x
+    vectors = (3 * case.output_shape[1] if affine else 0) + (
+        2 * case.input_shape[1] if prologue else 0
+    )
+    stored = weight * (parameter or dtype).itemsize
+    return Cost(_conv_flops(case), moved * dtype.itemsize + stored + vectors * _vector(dtype))
+
+
+def bn_add_act_cost(
+    shape: Shape, dtype: torch.dtype, *, residual: int = 0, projected: bool = False
+) -> Cost:
+    """The work of one ``bn_add_act``.
+
+    Args:
+        shape: [N, K, P, Q].
+        dtype: of the activations.
+        residual: elements of the shortcut.
+        projected: whether it is read through a BatchNorm of its own.
+    """
+    vectors = 2 * shape[1] * (2 if projected else 1)
+    moved = 2 * _elements(shape) + residual
+    return Cost(0, moved * dtype.itemsize + vectors * _vector(dtype))
+
+
+def bn_add_act_backward_cost(
+    shape: Shape, dtype: torch.dtype, *, out: bool = True, projected: bool = False
+) -> Cost:
+    """The work of one ``bn_add_act_backward``.
+
+    Args:
+        shape: [N, K, P, Q].
+        dtype: of the activations.
+        out: whether the mask is read off the result; else it is made of y.
+        projected: whether a projection's reductions are taken too.
+    """
+    moved = _elements(shape) * (3 + out + projected)
+    vectors = shape[1] * (5 + 2 * projected)
+    return Cost(0, moved * dtype.itemsize + vectors * _vector(dtype))
+
+
+def bn_backward_apply_cost(shape: Shape, dtype: torch.dtype) -> Cost:
+    """The work of one ``bn_backward_apply`` on [N, K, P, Q]."""
+    return Cost(0, 3 * _elements(shape) * dtype.itemsize + 3 * shape[1] * _vector(dtype))
+
+
+def bn_act_pool_cost(shape: Shape, pooled: Shape, dtype: torch.dtype) -> Cost:
+    """The work of one ``bn_act_pool`` from [N, K, H, W] to `pooled`; a tap is one byte."""
+    moved = (_elements(shape) + _elements(pooled)) * dtype.itemsize + _elements(pooled)
+    return Cost(0, moved + 2 * shape[1] * _vector(dtype))
+
+
+def bn_act_pool_backward_cost(shape: Shape, pooled: Shape, dtype: torch.dtype) -> Cost:
+    """The work of one ``bn_act_pool_backward``."""
+    moved = (2 * _elements(shape) + _elements(pooled)) * dtype.itemsize + _elements(pooled)
+    return Cost(0, moved + 5 * shape[1] * _vector(dtype))
+
+
+def node_kernels(
+    layers: Sequence[ConvShape],
+    dtype: torch.dtype,
+    *,
+    shortcut: str = "none",
+    projection: ConvShape | None = None,
+    pooled: Shape | None = None,
+    folds: bool = True,
+    input_gradient: bool = True,
+    parameter: torch.dtype | None = None,
+) -> list[Kernel]:
+    """The kernels of a training step of one layer, residual block or stem.
+
+    Args:
+        layers: its convolutions, one behind the other.
+        dtype: of the activations.
+        shortcut: "none", "identity" or "padded"; a projection says so itself.
+        projection: the shortcut's convolution.
+        pooled: shape behind the max pooling that ends a stem.
+        folds: whether BatchNorm's forward and backward are applied as kernels read; else passes
+            of their own write what the convolutions read.
+        input_gradient: whether the gradient of the input is wanted.
+        parameter: dtype of the weights' gradients.
+
+    Returns:
+        In order: forward, then backward.
+    """
+    found: list[Kernel] = []
+    last = len(layers) - 1
+    final = layers[-1].output_shape
+
+    def add(layer: int, op: str, cost: Cost, backward: bool = True) -> None:
+        found.append(Kernel(layer, op, cost, backward))
+
+    for index, case in enumerate(layers):
+        if index and not folds:
+            add(index, "bn_add_act", bn_add_act_cost(case.input_shape, dtype), False)
+        prologue = folds and index > 0
+        cost = conv_bn_stats_cost(case, dtype, prologue=prologue)
+        add(index, "conv_bn_stats", cost, False)
+    added = 0
+    if projection is not None:
+        add(last + 1, "conv_bn_stats", conv_bn_stats_cost(projection, dtype), False)
+        added = _elements(final)
+    elif shortcut in ("identity", "given"):
+        added = _elements(final)
+    elif shortcut == "padded":
+        added = _elements(final) // final[1] * layers[0].input_shape[1]
+    if pooled is not None:
+        add(last, "bn_act_pool", bn_act_pool_cost(final, pooled, dtype), False)
+        add(last, "bn_act_pool_backward", bn_act_pool_backward_cost(final, pooled, dtype))
+    else:
+        projected = projection is not None
+        forward = bn_add_act_cost(final, dtype, residual=added, projected=projected)
+        add(last, "bn_add_act", forward, False)
+        backward = bn_add_act_backward_cost(final, dtype, out=added > 0, projected=projected)
+        add(last, "bn_add_act_backward", backward)
+
+    def gradients(index: int, case: ConvShape, inner: bool, addend: int) -> None:
+        if not folds:
+            add(index, "bn_backward_apply", bn_backward_apply_cost(case.output_shape, dtype))
+            if inner:
+                add(index, "bn_add_act", bn_add_act_cost(case.input_shape, dtype))
+        weight = conv_bn_wgrad_cost(
+            case, dtype, affine=folds, prologue=folds and inner, parameter=parameter
+        )
+        add(index, "conv_bn_wgrad", weight)
+        if inner or input_gradient:
+            image = conv_bn_dgrad_cost(case, dtype, affine=folds, addend=addend, masked=inner)
+            add(index, "conv_bn_dgrad", image)
+
+    if projection is not None:
+        gradients(last + 1, projection, False, 0)
+        added = _elements(projection.input_shape)
+    for index in reversed(range(last + 1)):
+        gradients(index, layers[index], index > 0, added if index == 0 else 0)
+    return found
