@@ -33,7 +33,7 @@ def bottleneck(**options) -> tuple[list[roofline.Kernel], int]:
 
 @pytest.mark.parametrize(
     ("folds", "forward", "backward", "kernels"),
-    # Forward by hand: 4+1, 1+1, 1+4, then y3, x and out 12. Backward: dout, out, y3 and dS 16; conv3
+    # Forward by hand: 4+1, 1+1, 1+4; y3, x and out 12. Backward: dout, out, y3 and dS 16; conv3
     # reads dS and y3 (8) twice, y2 twice, writes 1: 19; conv2 likewise 7; conv1 reads 2 twice, x,
     # dS, and writes dx: 16. With passes of their own: y and h of two layers more in forward; in
     # backward 12+2+5+6, 3+2+2+3 and 3+5+9.

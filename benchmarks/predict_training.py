@@ -1,0 +1,167 @@
+"""Predicts ResNet-50's training step by the Triton kernels on an H200, in bf16, kernel by kernel.
+
+Each kernel takes as long as its bytes through memory, what its loads ask of L2, or its products on
+the tensor cores, whichever is most, and a launch. The rates are those of `predict_triton.py`. The
+blocks' ends are passes of their own, and each block is a node of its own.
+
+    python benchmarks/predict_training.py            # the table
+    python benchmarks/predict_training.py --write    # into docs/measured_facts.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from predict_triton import CACHE, H200, LAUNCH, MEMORY, PAGE, TENSOR, efficiency
+
+from resnet_fused import models
+from resnet_fused.bench.nodes import nodes, saved_bytes, traffic
+from resnet_fused.cases import ConvCase
+from resnet_fused.roofline import Kernel
+from resnet_fused.triton import _tiles, _traffic
+
+BEGIN, END = "<!-- training: begin -->", "<!-- training: end -->"
+BATCHES = (32, 256)
+SMALL = 6
+"""Kernels of a layer's step that work on vectors alone: finalize, merge; forward and backward."""
+EAGER_MB = 472.5
+"""MB an image that eager PyTorch moves: passes counted in ResNet-50's step at 224x224, bf16."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """All kernels of one op.
+
+    Attributes:
+        op: its name.
+        kernels: how many.
+        ms: their time.
+        gb: bytes that must move through memory.
+        bound: how many are bound by memory, L2, tensor cores.
+    """
+
+    op: str
+    kernels: int
+    ms: float
+    gb: float
+    bound: tuple[int, int, int]
+
+
+def _issued(case: ConvCase, op: str, kernel: Kernel) -> tuple[float, float]:
+    """Bytes that the loop asks of L2, and seconds on the tensor cores."""
+    masked = dataclasses.replace(case, act="relu", residual=False)  # y is read beside dz
+    product = _traffic.product_of(masked, 2)
+    if op == "conv_bn_wgrad":
+        product = dataclasses.replace(
+            product, rows=product.columns * product.copies, columns=case.c // case.groups,
+            copies=case.r * case.s, depth=case.n * case.p * case.q, taps=1, narrow=False,
+        )  # fmt: skip
+        plan = _tiles.choose(product, H200)
+        issued = _traffic.wgrad_issued_bytes(masked, product, plan).total
+    elif op == "conv_bn_dgrad":
+        phases = case.stride[0] * case.stride[1]
+        product = dataclasses.replace(
+            product, rows=case.n * case.h * case.w // phases, columns=case.c, copies=phases,
+            depth=case.k, taps=-(-case.r // case.stride[0]) * -(-case.s // case.stride[1]),
+            narrow=False, runtime_taps=True,
+        )  # fmt: skip
+        plan = _tiles.choose(product, H200)
+        issued = _traffic.dgrad_issued_bytes(masked, product, plan).total
+    else:
+        plan = _tiles.choose(product, H200)
+        issued = _traffic.issued_bytes(masked, product, plan).total
+    return issued, kernel.cost.flops / (TENSOR * efficiency(plan.tile))
+
+
+def seconds(case: ConvCase, kernel: Kernel) -> tuple[float, float, float]:
+    """Of one kernel: memory, L2, tensor cores."""
+    memory = kernel.cost.bytes / MEMORY
+    if not kernel.op.startswith("conv"):
+        return memory, 0.0, 0.0
+    issued, tensor = _issued(case, kernel.op, kernel)
+    return memory, issued / CACHE, tensor
+
+
+@functools.cache
+def predict(batch: int) -> tuple[list[Sum], int]:
+    """The sums over the step's ops, and how many layers it has."""
+    found = nodes(models.resnet50(), (batch, 3, 224, 224), torch.bfloat16)
+    rows: dict[str, list[tuple[tuple[float, float, float], int]]] = {}
+    for node in found:
+        for kernel in node.kernels:
+            times = seconds(node.cases[kernel.layer], kernel)
+            rows.setdefault(kernel.op, []).append((times, kernel.cost.bytes))
+    sums = []
+    for op, entries in rows.items():
+        bound = [entry[0].index(max(entry[0])) for entry in entries]
+        ms = sum(max(times) + LAUNCH for times, _ in entries) * 1e3
+        counts = bound.count(0), bound.count(1), bound.count(2)
+        gb = sum(size for _, size in entries) / 1e9
+        sums.append(Sum(op, len(entries), ms, gb, counts))
+    return sums, sum(len(node.layers) for node in found)
+
+
+def table() -> str:
+    """The predictions as Markdown."""
+    lines = [
+        f"Assumed: memory {MEMORY / 1e12:.2f} TB/s, L2 {CACHE / 1e12:.1f} TB/s, tensor cores "
+        f"{TENSOR / 1e12:.0f} TFLOP/s times 0.75 times the tile's feed, {LAUNCH * 1e6:.0f} us a "
+        f"launch, {SMALL} small kernels a layer beside these. ResNet-50, 224x224, bfloat16.",
+        "",
+    ]
+    for batch in BATCHES:
+        sums, layers = predict(batch)
+        small = layers * SMALL * LAUNCH * 1e3
+        total = sum(row.ms for row in sums) + small
+        lines += [
+            f"| batch {batch} | kernels | ms | GB | bound by memory, L2, tensor cores |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {row.op} | {row.kernels} | {row.ms:.2f} | {row.gb:.2f} | "
+            f"{row.bound[0]}, {row.bound[1]}, {row.bound[2]} |"
+            for row in sums
+        ]
+        lines += [
+            f"| small ones | {layers * SMALL} | {small:.2f} | | |",
+            "",
+            f"Sum at batch {batch}: {total:.2f} ms, {batch / total * 1e3:,.0f} images/s without "
+            "the classifier and the optimiser.",
+            "",
+        ]
+    batch = BATCHES[-1]
+    found = nodes(models.resnet50(), (batch, 3, 224, 224), torch.bfloat16)
+    forward, backward = (part / batch / 1e6 for part in traffic(found))
+    lines.append(
+        f"Traffic an image at batch {batch}: {forward:.1f} + {backward:.1f} = "
+        f"{forward + backward:.1f} MB, {(forward + backward) / EAGER_MB:.2f} of eager's "
+        f"{EAGER_MB} MB. Kept for backward: {saved_bytes(found, torch.bfloat16) / batch / 1e6:.1f} "
+        "MB an image."
+    )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--write", is_flag=True, help="Into docs/measured_facts.md.")
+def main(write: bool) -> None:
+    """Predict the Triton kernels' training step."""
+    text = table()
+    click.echo(text)
+    if write:
+        page = PAGE.read_text(encoding="utf-8")
+        before, rest = page.split(BEGIN)
+        after = rest.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""A model's training step as the kernels of its autograd nodes: blocks, stem, single layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from resnet_fused.bench.subject import walk
+from resnet_fused.cases import ConvCase
+from resnet_fused.convert import fuse
+from resnet_fused.nn import PaddedShortcut
+from resnet_fused.nn._blocks import FusedBlock, FusedStem, projection_of
+from resnet_fused.roofline import Kernel, node_kernels
+
+
+@dataclass(frozen=True)
+class Node:
+    """One autograd node.
+
+    Attributes:
+        name: of the block, or of the convolution that stands alone.
+        layers: names of its convolutions, the projection's last.
+        cases: their sizes.
+        kernels: of a whole step, forward then backward.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    cases: tuple[ConvCase, ...]
+    kernels: tuple[Kernel, ...]
+
+
+def nodes(
+    module: nn.Module,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    folds: bool = True,
+    parameter: torch.dtype | None = None,
+) -> list[Node]:
+    """The nodes of a training step, in order of execution.
+
+    Args:
+        module: plain modules.
+        shape: of the input, [N, C, H, W].
+        dtype: of the activations.
+        folds: whether BatchNorm is applied as kernels read.
+        parameter: dtype of the weights; that of the activations by default.
+    """
+    cases = {layer.name: layer for layer in walk(module, shape)}
+    fused = fuse(module)
+    names = {id(child): name for name, child in fused.named_modules()}
+    found: dict[str, Node] = {}
+
+    def add(name: str, convs: list[str], projection: str | None, **options: Any) -> None:
+        inner = [cases[conv].case for conv in convs]
+        if projection is not None:
+            options["projection"] = cases[projection].case
+        options["input_gradient"] = not cases[convs[0]].first
+        kernels = node_kernels(inner, dtype, folds=folds, parameter=parameter, **options)
+        every = [*convs, *([] if projection is None else [projection])]
+        found[convs[0]] = Node(
+            name, tuple(every), tuple(cases[conv].case for conv in every), tuple(kernels)
+        )
+
+    for name, child in fused.named_modules():
+        if isinstance(child, FusedBlock):
+            convs = [f"{name}.{step.conv}".lstrip(".") for step in child.steps]
+            downsample = child._modules.get("downsample")
+            pair = None if downsample is None else projection_of(downsample)
+            shortcut = "identity" if downsample is None else "given"
+            if isinstance(downsample, PaddedShortcut):
+                shortcut = "padded"
+            add(name, convs, None if pair is None else names[id(pair[0])], shortcut=shortcut)
+        elif isinstance(child, FusedStem):
+            pool = child._modules.get("maxpool")
+            stem = f"{name}.{child.stem.conv}".lstrip(".")
+            add(
+                stem, [stem], None, pooled=None if pool is None else _pooled(pool, cases[stem].case)
+            )
+    taken = {layer for node in found.values() for layer in node.layers}
+    for name in cases:
+        if name not in taken:
+            add(name, [name], None)
+    return [found[name] for name in cases if name in found]
+
+
+def _pooled(pool: Any, case: ConvCase) -> tuple[int, ...]:
+    n, k, h, w = case.output_shape
+    step, window, pad = (
+        value if isinstance(value, int) else value[0]
+        for value in (pool.stride, pool.kernel_size, pool.padding)
+    )
+    return (n, k, *((side + 2 * pad - window) // step + 1 for side in (h, w)))
+
+
+def traffic(found: Sequence[Node]) -> tuple[int, int]:
+    """Bytes of all nodes' forward and backward kernels."""
+    sums = [
+        sum(k.cost.bytes for node in found for k in node.kernels if k.backward is backward)
+        for backward in (False, True)
+    ]
+    return sums[0], sums[1]
+
+
+def saved_bytes(found: Sequence[Node], dtype: torch.dtype) -> int:
+    """Bytes of activations that backward needs: raw outputs, block outputs, the stem's taps.
+
+    A node's input is the output of the one before it, and is counted there; the images are not.
+    """
+    total = 0
+    for node in found:
+        total += sum(math.prod(case.output_shape) for case in node.cases) * dtype.itemsize
+        pool = [kernel for kernel in node.kernels if kernel.op == "bn_act_pool"]
+        final = node.cases[len(node.layers) - 1 - _projected(node)]
+        if pool:
+            # What bn_act_pool moves beside its input and two vectors: the result and the taps.
+            size = math.prod(final.output_shape) * dtype.itemsize
+            total += pool[0].cost.bytes - size - 2 * final.k * max(4, dtype.itemsize)
+        elif len(node.layers) > 1:
+            total += math.prod(final.output_shape) * dtype.itemsize
+    return total
+
+
+def _projected(node: Node) -> int:
+    return max(kernel.layer for kernel in node.kernels) + 1 - _chain(node)
+
+
+def _chain(node: Node) -> int:
+    """Convolutions one behind the other: the one whose output ends the node is the last."""
+    ends = ("bn_add_act_backward", "bn_act_pool_backward")
+    return next(kernel.layer for kernel in node.kernels if kernel.op in ends) + 1

@@ -1,0 +1,57 @@
+"""The prediction of a training step in the docs is that of the code as it is, and adds up."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_fused import models
+from resnet_fused.bench.nodes import nodes, saved_bytes, traffic
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def tool():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        yield importlib.import_module("predict_training")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_the_page_is_up_to_date(tool):
+    page = tool.PAGE.read_text(encoding="utf-8")
+    assert f"{tool.BEGIN}\n{tool.table()}\n{tool.END}" in page, "predict_training.py --write"
+
+
+def test_no_kernel_is_faster_than_memory(tool):
+    sums, layers = tool.predict(256)
+    assert layers == 53
+    for row in sums:
+        assert row.ms >= row.gb * 1e12 / tool.MEMORY * 0.999
+        assert sum(row.bound) == row.kernels
+    assert {row.op: row.kernels for row in sums}["conv_bn_dgrad"] == 52  # none of the images
+
+
+def test_every_convolution_belongs_to_one_node():
+    model = models.cifar_resnet20()
+    found = nodes(model, (2, 3, 32, 32), torch.float32)
+    names = [layer for node in found for layer in node.layers]
+    convs = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    assert sorted(names) == sorted(convs)
+    assert len(found) == 10  # a stem, nine blocks
+
+
+def test_what_is_kept_and_moved_of_resnet50():
+    """By hand: 22.2 MB raw outputs, 11.0 of blocks, 0.6 of the stem's pooling; bf16, an image."""
+    found = nodes(models.resnet50(), (64, 3, 224, 224), torch.bfloat16)
+    assert saved_bytes(found, torch.bfloat16) / 64 / 1e6 == pytest.approx(33.9, abs=0.1)
+    forward, backward = (part / 64 / 1e6 for part in traffic(found))
+    assert forward == pytest.approx(76.8, rel=0.02)  # and weights, shared by 64 images
+    passes = nodes(models.resnet50(), (64, 3, 224, 224), torch.bfloat16, folds=False)
+    assert sum(traffic(passes)) / 64 / 1e6 > forward + backward + 20
