@@ -1,0 +1,213 @@
+// Tiles of training's CPU kernels: where their operands lie, buffers for those that lie badly, and
+// the per-channel values of a row.
+//
+// Compiled once per instruction set (see launch/bn_training_cpu_body.cpp): nothing here is shared
+// between them, the standard library's templates included.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/bn_training.h"
+#include "../device/portable.h"
+#include "../device/scalar.h"
+
+// The loop behind it reads and writes each element in its own iteration: in place is no obstacle.
+#if defined(__clang__)
+#define RF_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define RF_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define RF_INDEPENDENT
+#endif
+
+RF_NAMESPACE_BEGIN
+
+namespace cpu {
+
+RF_HOST_DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+RF_HOST_DEVICE double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// A range of channels and a range of pixels; with channels inside, `image` is 0 and the pixels are
+// those of all images.
+struct Tile {
+  int64_t image;
+  int64_t pixel;
+  int64_t pixels;
+  int64_t channel;
+  int64_t channels;
+};
+
+inline Tile tile_at(const BnTrainingCall& call, int64_t block, int64_t group) {
+  const BnTrainingTiles& t = call.tiles;
+  const int64_t per_image = (t.pixels + t.length - 1) / t.length;
+  Tile tile;
+  tile.image = t.channels_inside ? 0 : block / per_image;
+  tile.pixel = (t.channels_inside ? block : block % per_image) * t.length;
+  tile.pixels = smaller(t.length, t.pixels - tile.pixel);
+  tile.channel = group * t.group;
+  tile.channels = smaller(t.group, call.size[1] - tile.channel);
+  return tile;
+}
+
+// The image, row and column of a tile's pixels, one after the other.
+class Pixels {
+ public:
+  Pixels(const BnTrainingCall& call, const Tile& tile) : call_(call) {
+    const int64_t plane = call.size[2] * call.size[3];
+    const int64_t inside = tile.pixel % plane;
+    n = tile.image + tile.pixel / plane;
+    p = inside / call.size[3];
+    q = inside % call.size[3];
+  }
+  void next() {
+    if (++q < call_.size[3]) return;
+    q = 0;
+    if (++p < call_.size[2]) return;
+    p = 0;
+    ++n;
+  }
+  int64_t offset(const int64_t (&stride)[4]) const {
+    return n * stride[0] + p * stride[2] + q * stride[3];
+  }
+
+  int64_t n, p, q;
+
+ private:
+  const BnTrainingCall& call_;
+};
+
+// An operand's tile: row after row, columns side by side.
+template <class T>
+struct View {
+  T* at;
+  int64_t row;
+
+  T* operator[](int64_t r) const { return at + r * row; }
+};
+
+// How far a buffer's pixels and channels are apart.
+struct BufferStride {
+  BufferStride(const BnTrainingCall& call, const Tile& tile)
+      : pixel(call.tiles.channels_inside ? tile.channels : 1),
+        channel(call.tiles.channels_inside ? 1 : tile.pixels) {}
+
+  int64_t pixel, channel;
+};
+
+// Copies a tile between an operand and a buffer. `first`: the tensor's channel 0.
+template <bool kStore, class T>
+void copy_tile(const BnTrainingCall& call, const BnTrainingOperand& operand, int64_t first,
+               const Tile& tile, T* buffer) {
+  const BufferStride to(call, tile);
+  Pixels at(call, tile);
+  for (int64_t i = 0; i < tile.pixels; ++i, at.next()) {
+    T* there = static_cast<T*>(operand.data) + at.offset(operand.stride) +
+               (tile.channel - first) * operand.stride[1];
+    T* here = buffer + i * to.pixel;
+    for (int64_t c = 0; c < tile.channels; ++c) {
+      if constexpr (kStore) {
+        there[c * operand.stride[1]] = here[c * to.channel];
+      } else {
+        here[c * to.channel] = there[c * operand.stride[1]];
+      }
+    }
+  }
+}
+
+// The tile of an operand that is read: in place, or a copy in `buffer`.
+template <class T>
+View<T> read_tile(const BnTrainingCall& call, int index, const Tile& tile, T* buffer) {
+  const BnTrainingOperand& operand = call.operand[index];
+  if (operand.data == nullptr) return {nullptr, 0};
+  const int64_t first = index == kResidual ? call.residual_first : 0;
+  const bool inside = call.tiles.channels_inside;
+  if (call.tiles.packed[index]) {
+    copy_tile<false>(call, operand, first, tile, buffer);
+    return {buffer, inside ? tile.channels : tile.pixels};
+  }
+  T* at = static_cast<T*>(operand.data) + (tile.channel - first) * operand.stride[1];
+  if (inside) {
+    const int64_t row = call.tiles.pixel_stride[index];
+    return {at + tile.pixel * row, row};
+  }
+  return {at + tile.image * operand.stride[0] + tile.pixel, operand.stride[1]};
+}
+
+// The tile of the result: in place, or `buffer`, which store_tile copies.
+template <class T>
+View<T> result_tile(const BnTrainingCall& call, const Tile& tile, T* buffer) {
+  const bool inside = call.tiles.channels_inside;
+  if (call.tiles.packed[kResult]) return {buffer, inside ? tile.channels : tile.pixels};
+  return read_tile<T>(call, kResult, tile, nullptr);
+}
+
+template <class T>
+void store_tile(const BnTrainingCall& call, const Tile& tile, T* buffer) {
+  if (call.tiles.packed[kResult]) {
+    copy_tile<true>(call, call.operand[kResult], 0, tile, buffer);
+  }
+}
+
+// Buffers for a task's packed operands.
+template <class T>
+struct Buffers {
+  T of[kBnTrainingOperands][kPackedTile];
+};
+
+// A per-channel value along a tile's row: one for each column, or one for the whole row.
+template <class C, bool kInside>
+struct Along {
+  Along(const C* values, int64_t row) : at(values), one(kInside ? C(0) : values[row]) {}
+  RF_HOST_DEVICE C operator[](int64_t column) const { return kInside ? at[column] : one; }
+
+  const C* at;
+  C one;
+};
+
+// Columns of a row are added up lane by lane, where the row is one channel's.
+constexpr int64_t kLanes = 32;
+
+// Partial sums of a tile's channels: the columns', or the current row's lanes.
+template <class C, bool kInside>
+struct Partial {
+  C of[kMostSums][kInside ? kLongestGroup : kLanes];
+
+  void clear(int sums, int64_t columns) {
+    const int64_t used = kInside ? columns : kLanes;
+    for (int s = 0; s < sums; ++s) {
+      for (int64_t c = 0; c < used; ++c) of[s][c] = C(0);
+    }
+  }
+  double lanes(int s) const {
+    double sum = 0;
+    for (int64_t c = 0; c < kLanes; ++c) sum += static_cast<double>(of[s][c]);
+    return sum;
+  }
+};
+
+// Runs body(row, first column, columns) over a tile's rows such that a run's columns have a place
+// in Partial each; before and after surround what adds up to the same places.
+template <bool kInside, class Begin, class Body, class End>
+RF_HOST_DEVICE void for_each_run(const Tile& tile, const Begin& begin, const Body& body,
+                                 const End& end) {
+  if constexpr (kInside) {
+    begin();
+    for (int64_t r = 0; r < tile.pixels; ++r) body(r, 0, tile.channels);
+    end(0, tile.channels);
+  } else {
+    for (int64_t r = 0; r < tile.channels; ++r) {
+      begin();
+      int64_t c = 0;
+      for (; c + kLanes <= tile.pixels; c += kLanes) body(r, c, kLanes);
+      if (c < tile.pixels) body(r, c, tile.pixels - c);
+      end(r, 1);
+    }
+  }
+}
+
+}  // namespace cpu
+
+RF_NAMESPACE_END

@@ -1,0 +1,143 @@
+"""Training on the CPU: PyTorch's convolutions between the C++ passes of `csrc/`.
+
+What a GPU's kernels do as they read and write is a pass of its own here, in place where it can be:
+BatchNorm and ReLU before a convolution, the statistics behind it, and in backward the affine before
+its gradients, mask and sums behind them. Each temporary goes as soon as its reader is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _results, _training
+from .conv_dgrad import widened
+from .conv_wgrad import like_parameter
+
+
+def _ops() -> Any:
+    return torch.ops.resnet_fused
+
+
+def _stats(like: Tensor, rows: int, channels: int) -> Tensor:
+    return torch.empty((rows, channels), dtype=_training.compute_dtype(like.dtype))
+
+
+def _read(x: Tensor, norm: Tensor | None) -> Tensor:
+    """What a convolution reads of `x`: itself, or relu(scale * x + shift) in its layout."""
+    if norm is None:
+        return x
+    h = _results.empty_like(x, x.shape, _results.is_channels_last(x))
+    _ops().bn_add_act_out(x, norm, None, None, 0, True, h)
+    return h
+
+
+def _affine(dz: Tensor, y: Tensor | None, coefficients: Tensor | None) -> Tensor:
+    """The gradient of a raw output: A dz + B y + C, or `dz` itself."""
+    if coefficients is None:
+        return dz
+    dy = _results.empty_like(dz, dz.shape, _results.is_channels_last(dz))
+    _ops().bn_backward_apply_out(dz, y, coefficients, dy)
+    return dy
+
+
+def _in_form(t: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """`t` in the dtype and layout that the op promises; itself where it has them."""
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return t.to(dtype).contiguous(memory_format=form)
+
+
+def conv_bn_stats(x: Tensor, norm: Tensor | None, weight: Tensor, *geometry: Any) -> Any:
+    """Body of `conv_bn_stats`."""
+    y = torch.conv2d(_read(x, norm), weight, None, *geometry)
+    y = _in_form(y, x.dtype, _results.wants_channels_last(x, weight))
+    stats = _stats(y, 2, y.shape[1])
+    _ops().bn_stats_out(y, stats)
+    return y, stats
+
+
+def _bn_add_act(*arguments: Any) -> None:
+    *operands, out, offset, act = arguments
+    _ops().bn_add_act_out(*operands, offset, act == "relu", out)
+
+
+def _bn_add_act_backward(*arguments: Any) -> None:
+    *operands, dz, sums, act = arguments
+    _ops().bn_add_act_backward_out(*operands, act == "relu", dz, sums)
+
+
+def _bn_backward_apply(*arguments: Any) -> None:
+    _ops().bn_backward_apply_out(*arguments)
+
+
+def _bn_act_pool(*arguments: Any) -> None:
+    y, norm, out, taps, *window = arguments
+    _ops().bn_act_pool_out(y, norm, *window, out, taps)
+
+
+def _bn_act_pool_backward(*arguments: Any) -> None:
+    dout, taps, y, norm, dz, sums, *window = arguments
+    _ops().bn_act_pool_backward_out(dout, taps, y, norm, *window, dz, sums)
+
+
+bn_add_act = _results.body("bn_add_act", _bn_add_act)
+bn_add_act_backward = _results.body("bn_add_act_backward", _bn_add_act_backward)
+bn_backward_apply = _results.body("bn_backward_apply", _bn_backward_apply)
+bn_act_pool = _results.body("bn_act_pool", _bn_act_pool)
+bn_act_pool_backward = _results.body("bn_act_pool_backward", _bn_act_pool_backward)
+
+
+def conv_bn_dgrad(
+    dz: Tensor,
+    y: Tensor | None,
+    coefficients: Tensor | None,
+    weight: Tensor,
+    addend: Tensor | None,
+    raw: Tensor | None,
+    norm: Tensor | None,
+    input_size: Sequence[int],
+    channels_last: bool,
+    addend_stride: int,
+    *geometry: Any,
+) -> tuple[Tensor, Tensor]:
+    """Body of `conv_bn_dgrad`; the addend goes to the unrounded product, as in the reference."""
+    wide = widened(dz) if addend is None else _training.compute_dtype(dz.dtype)
+    # Its values are not looked at: shape and layout alone.
+    like = _results.empty_like(dz, input_size, channels_last).to(wide)
+    stride, padding, dilation, groups = geometry
+    dh, _, _ = torch.ops.aten.convolution_backward(
+        _affine(dz, y, coefficients).to(wide), like, weight.to(wide), None, stride, padding,
+        dilation, False, [0, 0], groups, [True, False, False],
+    )  # fmt: skip
+    del like
+    if addend is not None:
+        dh[:, :, ::addend_stride, ::addend_stride] += addend
+    dx = _in_form(dh, dz.dtype, channels_last)
+    del dh
+    sums = _stats(dz, 0 if raw is None else 2, input_size[1])
+    if raw is not None:
+        _ops().bn_add_act_backward_out(dx, None, raw, norm, None, None, True, dx, sums)
+    return dx, sums
+
+
+def conv_bn_wgrad(
+    dz: Tensor,
+    y: Tensor | None,
+    coefficients: Tensor | None,
+    x: Tensor,
+    norm: Tensor | None,
+    weight: Tensor,
+    *geometry: Any,
+) -> Tensor:
+    """Body of `conv_bn_wgrad`; the sums go unrounded to a parameter in float32."""
+    same = weight.dtype is dz.dtype
+    wide = widened(dz) if same else _training.compute_dtype(dz.dtype)
+    stride, padding, dilation, groups = geometry
+    _, dweight, _ = torch.ops.aten.convolution_backward(
+        _affine(dz, y, coefficients).to(wide), _read(x, norm).to(wide), weight.to(wide), None,
+        stride, padding, dilation, False, [0, 0], groups, [False, True, False],
+    )  # fmt: skip
+    return like_parameter(dweight.to(weight.dtype), weight)
