@@ -22,7 +22,6 @@ from ._library import NAMESPACE, define
 
 INTERPRETED = (torch.float32, torch.float16)
 COMPILED = (torch.float32, torch.bfloat16, torch.float16)
-GRADIENTS = ("conv_dgrad", "conv_wgrad")
 WITHOUT_TILES = frozenset(
     {
         "bn_act",
@@ -37,7 +36,13 @@ WITHOUT_TILES = frozenset(
     }
 )
 """Ops whose kernels have one configuration, no table of tiles."""
-SOURCES = ("triton/_gemm.py", "triton/_launch.py", "triton/_tiles.py")
+SOURCES = (
+    "triton/_bn.py",
+    "triton/_gemm.py",
+    "triton/_implicit.py",
+    "triton/_launch.py",
+    "triton/_tiles.py",
+)
 
 
 def supports(call: backends.Call) -> str | None:
@@ -58,7 +63,7 @@ def supports(call: backends.Call) -> str | None:
     if call.device != "cuda":
         return None
     reason = admission.refusal(call, "triton")
-    if reason is None and call.op in GRADIENTS:
+    if reason is None and call.op not in ("conv_bn_act", *WITHOUT_TILES):
         # Looked at before the sizes are known: what is left may not take every call.
         device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
         if not complete(call.op, device):

@@ -53,6 +53,7 @@ _training.enter(
     SCHEMA,
     _reference,
     "implicit GEMM, BN and ReLU as it reads, statistics in its epilogue",
+    triton="_training_checks_stats",
 )
 
 
