@@ -38,10 +38,12 @@ WITHOUT_TILES = frozenset(
 """Ops whose kernels have one configuration, no table of tiles."""
 SOURCES = (
     "triton/_bn.py",
+    "triton/_dgrad.py",
     "triton/_gemm.py",
     "triton/_implicit.py",
     "triton/_launch.py",
     "triton/_tiles.py",
+    "triton/_wgrad.py",
 )
 
 

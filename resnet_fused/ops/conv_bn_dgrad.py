@@ -73,6 +73,7 @@ _training.enter(
     SCHEMA,
     _reference,
     "implicit GEMM, BN's backward as it reads, mask and reductions in its epilogue",
+    triton="_training_checks_dgrad",
 )
 
 

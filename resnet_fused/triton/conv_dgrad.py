@@ -2,10 +2,8 @@
 
     dx = conv^T(scale * dz, weight),  dz = dy where y passed the ReLU, else 0
 
-An implicit GEMM like the forward one, with output pixels and filters in the reduction. An input
-pixel (h, w) meets only those taps r for which h + padding - r dilation is a multiple of the stride:
-pixels of one remainder, a phase, meet the same taps and share tiles, so that no zero is multiplied
-("A guide to convolution arithmetic for deep learning", section 4, without its inserted zeros).
+An implicit GEMM like the forward one, with output pixels and filters in the reduction, by phases of
+the stride (`_dgrad`).
 """
 
 from __future__ import annotations
@@ -19,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _tiles
-from ._gemm import finish, merge_kernel, pixel_of, same_group, tile_of
+from ._dgrad import tile_sums
+from ._gemm import finish, merge_kernel
 from ._launch import (
     GROUP_M,
     MERGE_TILE,
@@ -32,111 +31,6 @@ from ._launch import (
     traceable,
     writable,
 )
-
-
-@triton.jit
-def first_tap(start, stride, dilation, TAPS: tl.constexpr):
-    """The first tap r with (start - r dilation) a multiple of the stride; TAPS if there is none."""
-    first = tl.full((), TAPS, tl.int32)
-    for back in tl.static_range(TAPS):
-        r = TAPS - 1 - back
-        first = tl.where((start - r * dilation) % stride == 0, r, first)
-    return first
-
-
-@triton.jit
-def accumulate(
-    acc,  # [BLOCK_M, BLOCK_N] float32
-    dy,  # [N, K, P, Q], channels adjacent
-    y,  # [N, K, P, Q], channels adjacent
-    weight,  # [K, C / groups, R, S], channels adjacent
-    scale,  # [K] float32, from the bundle's first filter on
-    base,  # [BLOCK_M] offset in dy of row i, column j and the bundle's first filter
-    y_base,  # [BLOCK_M] likewise in y
-    row,  # [BLOCK_M] i: the input row without its phase, divided by the stride
-    column,  # [BLOCK_M] j
-    inside,  # [BLOCK_M] which pixels exist
-    place,  # [BLOCK_N] input channel counted within its group
-    member,  # [BLOCK_N] input channel counted within the bundle
-    known,  # [BLOCK_N] which of them exist
-    filters,  # of dy, from the bundle's first on
-    part,  # which split of the reduction
-    group,  # the only group of the bundle that is summed; -1 for all
-    start_h,  # phase + padding
-    start_w,
-    out_height,
-    out_width,
-    group_in,
-    group_out,
-    stride_h,
-    stride_w,
-    dilation_h,
-    dilation_w,
-    dy_h,
-    dy_w,
-    y_h,
-    y_w,
-    weight_k,
-    weight_r,
-    weight_s,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STEP_R: tl.constexpr,
-    STEP_S: tl.constexpr,
-    SIDE: tl.constexpr,
-    MASKED: tl.constexpr,
-    SPLITS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Adds one part of the reduction, over the phase's taps and a run of filters, to `acc`."""
-    run = SIDE * group_out
-    blocks = tl.cdiv(run, BLOCK_K)
-    each = tl.cdiv(blocks, SPLITS)
-    begin = part * each
-    count = tl.minimum(each, blocks - begin)
-    first_r = first_tap(start_h, stride_h, dilation_h, R)
-    first_s = first_tap(start_w, stride_w, dilation_w, S)
-    taps_h = tl.cdiv(R - first_r, STEP_R)
-    taps_w = tl.cdiv(S - first_s, STEP_S)
-    taps = taps_h * taps_w
-    lane = tl.arange(0, BLOCK_K)
-    zero = tl.full((), 0, base.dtype)
-    for step in range(count * taps):
-        tap = step % taps
-        k = (begin + step // taps) * BLOCK_K + lane
-        r = first_r + (tap // taps_w) * STEP_R
-        s = first_s + (tap % taps_w) * STEP_S
-        # Exact quotients, of either sign.
-        up = (start_h - r * dilation_h) // stride_h
-        left = (start_w - s * dilation_w) // stride_w
-        p = row + up
-        q = column + left
-        there = (k < run) & (k < filters)
-        if SIDE > 1:
-            own = k // group_out
-            there = there & (own == tl.where(group < 0, own, group))
-        seen = (inside & (p >= 0) & (p < out_height) & (q >= 0) & (q < out_width))[:, None]
-        seen = seen & there[None, :]
-        offset = (zero + up) * dy_h + (zero + left) * dy_w + k
-        z = tl.load(dy + base[:, None] + offset[None, :], mask=seen, other=0.0)
-        factor = tl.load(scale + k, mask=there, other=0.0)
-        scaled = z.to(tl.float32) * factor[None, :]
-        if MASKED:
-            offset = (zero + up) * y_h + (zero + left) * y_w + k
-            result = tl.load(y + y_base[:, None] + offset[None, :], mask=seen, other=0.0)
-            # Not (y > 0): where y is NaN, the gradient passes.
-            scaled = tl.where(result.to(tl.float32) <= 0.0, 0.0, scaled)
-        else:
-            scaled = tl.where(seen, scaled, 0.0)
-        a = scaled.to(dy.dtype.element_ty)
-        used = there[:, None] & known[None, :]
-        if SIDE > 1:
-            used = used & same_group(k[:, None], member[None, :], group_out, group_in)
-        where = (zero + k) * weight_k + (zero + r) * weight_r + (zero + s) * weight_s
-        b = tl.load(weight + where[:, None] + place[None, :], mask=used, other=0.0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    return acc
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
@@ -192,76 +86,25 @@ def conv_dgrad_kernel(
     SLICES: tl.constexpr,
 ):
     """One tile of one phase of dx, or with SPLITS > 1 of one part's sums."""
-    index: tl.constexpr = tl.int64 if WIDE else tl.int32
-    tiles_m = tl.cdiv(pixels, BLOCK_M)
-    tiles_each = tl.cdiv(SIDE * group_in, BLOCK_N)
-    tiles_n = tiles_each * tl.cdiv(channels, SIDE * group_in)
-    part = tl.program_id(0) % SPLITS
-    program = tl.program_id(0) // SPLITS
-    phase = program // (tiles_m * tiles_n)
-    tile_m, tile_n = tile_of(program % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
-    phase_h = phase // stride_w
-    phase_w = phase % stride_w
-    pixel = tile_m.to(index) * BLOCK_M + tl.arange(0, BLOCK_M)
-    rows = tl.cdiv(height, stride_h)
-    columns = tl.cdiv(width, stride_w)
-    image, row, column = pixel_of(tl.minimum(pixel, pixels - 1), rows, columns)
-    h = row * stride_h + phase_h
-    w = column * stride_w + phase_w
-    inside = (pixel < pixels) & (h < height) & (w < width)
-    bundle = tile_n // tiles_each
-    first_member = (tile_n % tiles_each) * BLOCK_N
-    first_channel = bundle * SIDE * group_in
-    last_channel = tl.minimum(first_channel + SIDE * group_in, channels)
-    member = first_member + tl.arange(0, BLOCK_N)
-    known = first_channel + member < last_channel
-    first_filter = bundle * SIDE * group_out
-    base = image * dy_n + row * dy_h + column * dy_w + first_filter
-    y_base = image * y_n + row * y_h + column * y_w + first_filter
-    place = member % group_in if SIDE > 1 else member
-    weights = weight + first_filter.to(tl.int64) * weight_k
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    group = tl.full((), -1, tl.int32)
-    if SIDE == 1:
-        acc = accumulate(
-            acc, dy, y, weights, scale + first_filter, base, y_base, row, column, inside, place,
-            member, known, filters - first_filter, part, group, phase_h + padding_h,
-            phase_w + padding_w, out_height, out_width, group_in, group_out, stride_h, stride_w,
-            dilation_h, dilation_w, dy_h, dy_w, y_h, y_w, weight_k, weight_r, weight_s,
-            R, S, STEP_R, STEP_S, SIDE, MASKED, SPLITS, PRECISION, BLOCK_K,
-        )  # fmt: skip
-    else:
-        # First all groups at once; if that gave a NaN anywhere, then each alone.
-        groups = tl.full((), 0, tl.int32)
-        while group < groups:
-            fresh = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            fresh = accumulate(
-                fresh, dy, y, weights, scale + first_filter, base, y_base, row, column, inside,
-                place, member, known, filters - first_filter, part, group, phase_h + padding_h,
-                phase_w + padding_w, out_height, out_width, group_in, group_out, stride_h,
-                stride_w, dilation_h, dilation_w, dy_h, dy_w, y_h, y_w, weight_k, weight_r,
-                weight_s, R, S, STEP_R, STEP_S, SIDE, MASKED, SPLITS, PRECISION, BLOCK_K,
-            )  # fmt: skip
-            own = member // group_in
-            mine = own == tl.where(group < 0, own, group)
-            acc = tl.where(mine[None, :], fresh, acc)
-            lost = tl.max(tl.max((acc != acc).to(tl.int32), 1), 0)
-            groups = tl.where(group < 0, lost * SIDE, groups).to(tl.int32)
-            group += 1
+    acc, part, _, image, h, w, inside, first, last = tile_sums(
+        dy, y, weight, scale, pixels, height, width, out_height, out_width, channels, filters,
+        group_in, group_out, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
+        dy_n, dy_h, dy_w, y_n, y_h, y_w, weight_k, weight_r, weight_s, R, S, STEP_R, STEP_S, SIDE,
+        "mask" if MASKED else "scale", SPLITS, WIDE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+    )  # fmt: skip
     if SPLITS > 1:
         whole = (image.to(tl.int64) * height + h) * width + w
         sums = (part.to(tl.int64) * images * height * width + whole) * channels
         sums = partial + sums[:, None]
         finish(
-            acc, scale, scale, sums, sums, inside, first_channel + first_member, last_channel, 1,
-            1, False, False, False, BLOCK_N, SLICES,
+            acc, scale, scale, sums, sums, inside, first, last, 1, 1, False, False, False, BLOCK_N,
+            SLICES,
         )  # fmt: skip
     else:
         target = dx + (image * dx_n + h * dx_h + w * dx_w)[:, None]
         finish(
-            acc, scale, scale, target, target, inside,
-            (first_channel + first_member).to(index), last_channel, dx_c, dx_c,
-            False, False, False, BLOCK_N, SLICES,
+            acc, scale, scale, target, target, inside, first, last, dx_c, dx_c, False, False, False,
+            BLOCK_N, SLICES,
         )  # fmt: skip
 
 
