@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import emulated
 import pytest
@@ -14,6 +15,17 @@ from resnet_fused import backends, cases, ops  # noqa: F401  (ops enter themselv
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 IDS = {d: str(d).removeprefix("torch.") for d in DTYPES}
 LAYOUTS = ("nchw", "nhwc", "sliced", "unaligned")
+WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
+"""Whether every test runs on every case (`make proof`), not on a sample that CI has time for."""
+SAMPLE = frozenset(
+    {
+        "1x1", "1x1_stride2", "3x3_residual", "3x3_stride2", "3x3_stride3", "3x3_dilated4_stride2",
+        "3x3_groups4", "3x3_depthwise_x2", "odd_channels", "k65", "one_channel", "nc11_3x3",
+        "empty_batch", "stem", "uneven",
+    }
+)  # fmt: skip
+SAMPLED_CASES = [case for case in cases.CONV_CASES if WHOLE or case.name in SAMPLE]
+"""For what comes on top of the exact tier, which always goes through all cases."""
 ACTIVATION = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
@@ -213,3 +225,22 @@ def spread_values(kind: str, kappa: float, rows: int = 4096) -> Tensor:
     elif kind == "constant":
         y = torch.full_like(y, 0.7)
     return (y + kappa).float().view(-1, 1, 1, 1)
+
+
+def kink_values(dtype: torch.dtype, channels: int = 48) -> tuple[Tensor, Tensor]:
+    """Values next to the place where scale * y + shift changes its sign: [7, C, 1, 1], [4, C].
+
+    Computed as a product and a sum some would come out on the other side.
+    """
+    norm = norm_values(channels, dtype)
+    norm[0, 0] = 1
+    y = (-norm[1].double() / norm[0].double()).to(dtype)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    steps = torch.arange(-3, 4).to(bits).view(-1, 1)
+    near = (y.view(bits) + steps).view(dtype)
+    return near.view(7, channels, 1, 1), norm
+
+
+def repeats(entry: backends.Implementation) -> int:
+    """How often a call is made again to see that its bits stay: most for the C++ kernels."""
+    return 250 if entry.name == "cpu" else 3

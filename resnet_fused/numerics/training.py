@@ -116,19 +116,21 @@ def stats_bound(y: Tensor, oracle: Tensor, *, tiles: int = 1) -> Tensor:
 
     8 u (|mean| + std) for the mean and (32 + 12 kappa / sqrt(tiles)) u M2 for M2, with
     kappa = |mean| / std; and m times the square of the mean's error, which is what a channel of one
-    value has.
+    value has. In float64 nothing wider holds the sums: 2 sqrt(m) is added to 8 and to 32.
 
     Args:
         y: [N, K, P, Q] as it was stored.
         oracle: what `stats_oracle` returned.
         tiles: parts that were merged; 1 is the widest bound.
     """
-    u, m = unit_roundoff(accumulator_dtype(y.dtype)), y.numel() // max(1, y.shape[1])
+    acc, m = accumulator_dtype(y.dtype), y.numel() // max(1, y.shape[1])
+    u, sums = unit_roundoff(acc), 2.0 * math.sqrt(m) if acc is torch.float64 else 0.0
     mean, m2 = oracle.nan_to_num(0.0, 0.0, 0.0)
     deviation = (m2 / max(1, m)).sqrt()
-    off = STATS_MEAN * u * (mean.abs() + deviation)
+    off = (STATS_MEAN + sums) * u * (mean.abs() + deviation)
     apart = STATS_SPREAD / math.sqrt(tiles) * mean.abs() * deviation * m
-    bound = torch.stack((off, u * (STATS_VARIANCE * m2 + apart) + m * off.square()))
+    squares = (STATS_VARIANCE + sums) * m2
+    bound = torch.stack((off, u * (squares + apart) + m * off.square()))
     bound += half_subnormal(accumulator_dtype(y.dtype))
     return bound.masked_fill_(~torch.isfinite(oracle), 0.0)
 
