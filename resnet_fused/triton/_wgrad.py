@@ -18,6 +18,15 @@ MERGE_BLOCK = 1024
 
 
 @triton.jit
+def row_of(values, place, known, WANTED: tl.constexpr):
+    """The channels' values, 0 where there is no channel; places alone where nobody wants them."""
+    if WANTED:
+        return tl.load(values + place, mask=known, other=0.0)
+    else:
+        return place
+
+
+@triton.jit
 def weight_sums(
     dy,  # [N, K, P, Q], channels adjacent
     y,  # [N, K, P, Q], channels adjacent; unused without MASKED and AFFINE
@@ -104,13 +113,11 @@ def weight_sums(
         c = column
     channel = bundle * span + c
     there = (column < columns) & (channel < channels)
-    if AFFINE:
-        a1 = tl.load(coefficients + k, mask=known, other=0.0)
-        a2 = tl.load(coefficients + filters + k, mask=known, other=0.0)
-        a3 = tl.load(coefficients + 2 * filters + k, mask=known, other=0.0)
-    if NORM:
-        scale = tl.load(norm + channel, mask=there, other=0.0)
-        shift = tl.load(norm + channels + channel, mask=there, other=0.0)
+    a1 = row_of(coefficients, k, known, AFFINE)
+    a2 = row_of(coefficients + filters, k, known, AFFINE)
+    a3 = row_of(coefficients + 2 * filters, k, known, AFFINE)
+    scale = row_of(norm, channel, there, NORM)
+    shift = row_of(norm + channels, channel, there, NORM)
 
     steps = tl.cdiv(pixels, BLOCK_K)
     each = tl.cdiv(steps, SPLITS)
@@ -125,6 +132,7 @@ def weight_sums(
         row = image * dy_n + p * dy_h + q * dy_w
         seen = inside[:, None] & known[None, :]
         z = tl.load(dy + row[:, None] + k[None, :], mask=seen, other=0.0)
+        result = z
         if MASKED or AFFINE:
             row = image * y_n + p * y_h + q * y_w
             result = tl.load(y + row[:, None] + k[None, :], mask=seen, other=0.0)
