@@ -93,6 +93,21 @@ def check_total(op: str, total: object, like: Tensor) -> Tensor | None:
     return total
 
 
+def check_count(op: str, count: object, total: Tensor | None, *, least: int = 0) -> None:
+    """Checks the number of elements a channel of this rank.
+
+    Args:
+        op: name for the messages.
+        count: what was given.
+        total: elements a channel over all ranks, or None.
+        least: 2 where one value a channel has no variance; none at all, an empty batch, is right.
+    """
+    if not isinstance(count, int | torch.SymInt) or count < 0:
+        raise ValueError(f"{op}: count is {count!r}; an int of 0 or more is accepted")
+    if least > 1 and total is None and count == 1:
+        raise ValueError(f"{op}: expected more than 1 value per channel, got count=1")
+
+
 def supports_cpu(call: backends.Call) -> str | None:
     """Why the C++ kernels can't serve a call, or None."""
     if call.device != "cpu":

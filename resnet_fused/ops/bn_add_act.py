@@ -127,6 +127,8 @@ def bn_add_act(
     norm = _training.check_norm(op, "norm", norm, y, channels)
     if residual is not None:
         residual = _checks.check_like(op, "residual", residual, y, None)
+        if not isinstance(offset, int):
+            raise TypeError(f"{op}: offset is {offset!r}; an int is needed")
         held = residual.shape[1]
         fits = residual.shape[0] == y.shape[0] and residual.shape[2:] == y.shape[2:]
         if not fits or not 0 <= offset <= channels - held:

@@ -78,13 +78,17 @@ def bn_backward_finalize(
     if not isinstance(sums, Tensor) or sums.dim() != 2 or sums.shape[0] not in (2, 3):
         got = tuple(sums.shape) if isinstance(sums, Tensor) else type(sums).__name__
         raise ValueError(f"{op}: sums must be a tensor [2 or 3, K], got {got}")
-    if not 1 <= row < sums.shape[0]:
-        raise ValueError(f"{op}: row is {row}; 1 to {sums.shape[0] - 1} is accepted")
+    if sums.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{op}: sums has dtype {sums.dtype}; float32 or float64 is accepted")
+    if not isinstance(row, int) or not 1 <= row < sums.shape[0]:
+        raise ValueError(f"{op}: row is {row!r}; 1 to {sums.shape[0] - 1} is accepted")
     norm = _training.check_norm(op, "norm", norm, sums, sums.shape[1])
     if all_sums is not None:
         meaning = "the sums of all ranks"
         shape = tuple(sums.shape)
         all_sums = _training.check_rows(op, "all_sums", all_sums, sums, shape, meaning)
     total = _training.check_total(op, total, sums)
+    _training.check_count(op, count, total)
     _checks.no_derivative(op, sums, norm)
+    sums = sums.contiguous()
     return _training.run(op, sums, sums, all_sums, total, norm, count, row, frozen)

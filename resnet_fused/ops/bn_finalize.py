@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from . import _training
+from . import _checks, _training
 
 SCHEMA = (
     "(Tensor stats, Tensor? total, Tensor? gamma, Tensor? beta, SymInt count, float eps) -> Tensor"
@@ -166,14 +166,13 @@ def bn_update_stats(
 
     Raises:
         TypeError: an argument has another type or dtype.
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or there is one value a channel: it has no variance.
     """
     op = "bn_update_stats"
-    stats, channels = _checked_stats(op, stats)
-    for name, t in (("running_mean", running_mean), ("running_var", running_var)):
-        if not isinstance(t, Tensor) or tuple(t.shape) != (channels,):
-            raise ValueError(f"{op}: {name} must be a tensor of shape ({channels},), got {t!r}")
+    stats, _ = _checked_stats(op, stats)
     total = _training.check_total(op, total, stats)
+    _training.check_count(op, count, total, least=2)
+    _check_running(op, stats, running_mean, running_var, num_batches_tracked, momentum)
     changed = [running_mean, running_var]
     if num_batches_tracked is not None:
         changed.append(num_batches_tracked)
@@ -191,6 +190,36 @@ def _checked_stats(op: str, stats: object) -> tuple[Tensor, int]:
     if stats.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{op}: stats has dtype {stats.dtype}; float32 or float64 is accepted")
     return stats.contiguous(), stats.shape[1]
+
+
+def _check_running(
+    op: str,
+    stats: Tensor,
+    running_mean: object,
+    running_var: object,
+    num_batches_tracked: object,
+    momentum: object,
+) -> None:
+    """Checks what is written in place, before anything is."""
+    shape = tuple(stats.shape[1:])
+    for name, t in (("running_mean", running_mean), ("running_var", running_var)):
+        if not isinstance(t, Tensor) or not t.dtype.is_floating_point or tuple(t.shape) != shape:
+            raise ValueError(f"{op}: {name} is {_told(t)}; a floating tensor {shape} is needed")
+        if t.device != stats.device:
+            raise ValueError(f"{op}: {name} is on {t.device}, stats on {stats.device}")
+    if num_batches_tracked is not None:
+        t, name = num_batches_tracked, "num_batches_tracked"
+        if not isinstance(t, Tensor) or t.dtype.is_floating_point or t.dim():
+            raise ValueError(f"{op}: {name} is {_told(t)}; None or an integer tensor [] is needed")
+        if t.device != stats.device:
+            raise ValueError(f"{op}: {name} is on {t.device}, stats on {stats.device}")
+    if momentum is not None and not isinstance(momentum, int | float):
+        raise TypeError(f"{op}: momentum is {momentum!r}; None or a number is accepted")
+
+
+def _told(t: object) -> str:
+    """What was given, for a message: a tensor by dtype and shape."""
+    return f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
 
 
 def bn_finalize(
@@ -230,14 +259,18 @@ def bn_finalize(
     """
     op = "bn_finalize"
     stats, channels = _checked_stats(op, stats)
-    for name, t in (("gamma", gamma), ("beta", beta)):
-        if t is not None and tuple(t.shape) != (channels,):
-            raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}; ({channels},) is needed")
+    if gamma is not None:
+        gamma = _checks.check_channel_vector(op, "gamma", gamma, stats, channels)
+    if beta is not None:
+        beta = _checks.check_channel_vector(op, "beta", beta, stats, channels)
+    if not isinstance(eps, int | float):
+        raise TypeError(f"{op}: eps is {eps!r}; a number is needed")
     total = _training.check_total(op, total, stats)
-    if total is None and count == 1:
-        raise ValueError(f"{op}: expected more than 1 value per channel, got count=1")
+    _training.check_count(op, count, total, least=2)
     if (running_mean is None) != (running_var is None):
         raise ValueError(f"{op}: running_mean and running_var are given together or not at all")
+    if running_mean is not None:
+        _check_running(op, stats, running_mean, running_var, num_batches_tracked, momentum)
     rest = (total, gamma, beta, count, eps)
     wanted = any(t is not None and t.requires_grad for t in (stats, gamma, beta))
     if torch.is_grad_enabled() and wanted:
