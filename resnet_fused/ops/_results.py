@@ -69,6 +69,10 @@ def _of_bn_finalize(stats: Tensor, *rest: Any) -> Tensor:
     return stats.new_empty((4, stats.shape[-1]))
 
 
+def _of_bn_update_stats(*arguments: Any) -> None:
+    """Nothing: it writes into arguments."""
+
+
 def _of_bn_add_act(y: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(y)
 
@@ -135,6 +139,17 @@ FORMS = {
     "conv_wgrad": Form({"dy": 0, "y": 1, "x": 2, "scale": 4}, 5, _of_conv_wgrad),
     "conv_bn_stats": Form({"x": 0, "norm": 1, "weight": 2}, 3, _of_conv_bn_stats),
     "bn_finalize": Form({"stats": 0, "total": 1, "gamma": 2, "beta": 3}, 4, _of_bn_finalize),
+    "bn_update_stats": Form(
+        {
+            "stats": 0,
+            "total": 1,
+            "running_mean": 2,
+            "running_var": 3,
+            "num_batches_tracked": 4,
+        },
+        5,
+        _of_bn_update_stats,
+    ),
     "bn_add_act": Form({"y": 0, "norm": 1, "residual": 2, "residual_norm": 3}, 4, _of_bn_add_act),
     "bn_add_act_backward": Form(
         {"dout": 0, "out": 1, "y": 2, "norm": 3, "residual": 4, "residual_norm": 5},
@@ -171,7 +186,7 @@ def body(op: str, launch: Callable[..., None]) -> Callable[..., Any]:
 
     def run(*arguments: Any) -> Any:
         result = form.empty(*arguments)
-        results = result if isinstance(result, tuple) else (result,)
+        results = result if isinstance(result, tuple) else () if result is None else (result,)
         operands = [arguments[place] for place in form.operands.values()]
         launch(*operands, *results, *arguments[form.options :])
         return result

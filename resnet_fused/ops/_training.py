@@ -126,6 +126,7 @@ def enter(
     cpu: Callable[..., Any] | None = None,
     fake: Callable[..., Any] | None = None,
     triton: str | None = None,
+    mutates: tuple[str, ...] = (),
     rounding: str = "fused",
 ) -> None:
     """Defines an op's overloads and enters its implementations.
@@ -138,11 +139,12 @@ def enter(
         cpu: body by the C++ kernels, where there is one.
         fake: makes empty results; by default that of `_results.FORMS`.
         triton: module that holds the self-check of its Triton kernel, where there is one.
+        mutates: arguments that it writes into.
         rounding: the bound of `numerics` that all implementations are held to.
     """
     fake = fake or _results.FORMS[op].empty
     if triton is not None:
-        _triton.declare(op, schema, fake, triton)
+        _triton.declare(op, schema, fake, triton, mutates)
         backends.register(
             backends.Implementation(
                 op, "triton", ("triton",), f"Triton, {about}", _triton.supports, rounding

@@ -39,10 +39,12 @@ WITHOUT_TILES = frozenset(
 SOURCES = (
     "triton/_bn.py",
     "triton/_dgrad.py",
+    "triton/_elementwise.py",
     "triton/_gemm.py",
     "triton/_implicit.py",
     "triton/_launch.py",
     "triton/_tiles.py",
+    "triton/_vectors.py",
     "triton/_wgrad.py",
 )
 

@@ -63,8 +63,20 @@ def _backward(
     return dz, reductions(dz, y, norm)
 
 
-_training.enter("bn_act_pool", SCHEMA, _reference, "one pass, one byte a window")
-_training.enter("bn_act_pool_backward", BACKWARD_SCHEMA, _backward, "gathered, in fixed order")
+_training.enter(
+    "bn_act_pool",
+    SCHEMA,
+    _reference,
+    "one pass, one byte a window",
+    triton="_training_checks_elementwise",
+)
+_training.enter(
+    "bn_act_pool_backward",
+    BACKWARD_SCHEMA,
+    _backward,
+    "gathered, in fixed order",
+    triton="_training_checks_elementwise",
+)
 
 
 class _BnActPool(torch.autograd.Function):

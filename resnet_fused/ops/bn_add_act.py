@@ -52,7 +52,13 @@ def _reference(
     return torch.empty_like(y).copy_(z)
 
 
-_training.enter("bn_add_act", SCHEMA, _reference, "one pass")
+_training.enter(
+    "bn_add_act",
+    SCHEMA,
+    _reference,
+    "one pass",
+    triton="_training_checks_elementwise",
+)
 
 
 class _BnAddAct(torch.autograd.Function):

@@ -49,7 +49,13 @@ def _reference(
     return dz, sums
 
 
-_training.enter("bn_add_act_backward", SCHEMA, _reference, "one pass, sums in fixed order")
+_training.enter(
+    "bn_add_act_backward",
+    SCHEMA,
+    _reference,
+    "one pass, sums in fixed order",
+    triton="_training_checks_elementwise",
+)
 
 
 def bn_add_act_backward(

@@ -20,7 +20,13 @@ def _reference(dz: Tensor, y: Tensor, coefficients: Tensor) -> Tensor:
     return torch.empty_like(dz).copy_(_training.affine_gradient(dz, y, coefficients))
 
 
-_training.enter("bn_backward_apply", SCHEMA, _reference, "one pass")
+_training.enter(
+    "bn_backward_apply",
+    SCHEMA,
+    _reference,
+    "one pass",
+    triton="_training_checks_elementwise",
+)
 
 
 def bn_backward_apply(dz: Tensor, y: Tensor, coefficients: Tensor) -> Tensor:

@@ -43,7 +43,13 @@ def _reference(
     return coefficients, dgamma.to(norm.dtype), sums[0].clone()
 
 
-_training.enter("bn_backward_finalize", SCHEMA, _reference, "sums to coefficients, in float64")
+_training.enter(
+    "bn_backward_finalize",
+    SCHEMA,
+    _reference,
+    "sums to coefficients, in float64",
+    triton="_training_checks_elementwise",
+)
 
 
 def bn_backward_finalize(

@@ -46,7 +46,13 @@ def _formula(
     return torch.stack((scale, shift.to(stats.dtype), stats[0], invstd.to(stats.dtype)))
 
 
-_training.enter("bn_finalize", SCHEMA, _formula, "statistics to scale and shift, in float64")
+_training.enter(
+    "bn_finalize",
+    SCHEMA,
+    _formula,
+    "statistics to scale and shift, in float64",
+    triton="_training_checks_elementwise",
+)
 
 
 def _update(
@@ -78,16 +84,13 @@ def _update(
         running.copy_((1 - factor) * kept + factor * batch)
 
 
-def _no_result(*arguments: Any) -> None:
-    return None
-
-
 _training.enter(
     "bn_update_stats",
     UPDATE_SCHEMA,
     _update,
     "running mean and variance, in place",
-    fake=_no_result,
+    triton="_training_checks_elementwise",
+    mutates=("running_mean", "running_var", "num_batches_tracked"),
 )
 
 

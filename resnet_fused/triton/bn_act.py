@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _tiles
-from ._gemm import pixel_of
+from ._elementwise import offsets
 from ._launch import begins_at_a_piece, fits_32_bits, on_device, traceable
 
 ELEMENTS = 4096
@@ -22,21 +22,6 @@ own, and those of 32 elements of three tensors are more than a thread's register
 MAX_COLUMNS = 1024
 WARPS = 4
 CONFIGURATION = f"{ELEMENTS}_{WARPS}w"
-
-
-@triton.jit
-def offsets(
-    row, column, sizes_h, sizes_w, channels, n, c, h, w, BY_CHANNEL: tl.constexpr,
-    DENSE: tl.constexpr,
-):  # fmt: skip
-    """Offsets of a tile's rows [R] and columns [C] in a tensor with strides n, c, h, w."""
-    if BY_CHANNEL:
-        image, y, x = pixel_of(row, sizes_h, sizes_w)
-        return image * n + y * h + x * w, column * c
-    rows = (row // channels) * n + (row % channels) * c
-    if DENSE:
-        return rows, column * w
-    return rows, (column // sizes_w) * h + (column % sizes_w) * w
 
 
 @triton.jit(do_not_specialize=["height", "width"])
