@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from resnet_fused import numerics
 from resnet_fused.bench.subject import Subject
+from resnet_fused.bench.training_kernels import KINDS
 from resnet_fused.cases import BnActCase
 
 if TYPE_CHECKING:
@@ -247,7 +248,10 @@ def reference(work: Work) -> Reference:
     """Computes what the subject's outputs are judged by."""
     if work.subject.level == "kernel":
         with torch.inference_mode():
-            part = _bn_part(work) if isinstance(work.case, BnActCase) else _conv_part(work)
+            if work.subject.op in KINDS:
+                part = _training_part(work)
+            else:
+                part = _bn_part(work) if isinstance(work.case, BnActCase) else _conv_part(work)
         return Reference({"": part})
     return _step_parts(work) if work.subject.training else _forward_part(work)
 
@@ -295,6 +299,34 @@ def _conv_part(work: Work) -> Part:
         else:
             oracle, bound = _gradient_bound(op, case, few)
     return _part(axis, picked, oracle, bound, eager)
+
+
+def _training_part(work: Work) -> Part:
+    """The first result of an op of training; its sums are the tests' and self-checks' matter."""
+    case, op, kind = work.case, work.subject.op, KINDS[work.subject.op]
+    given = work.sets[0]
+    eager = eager_kernel(work)
+    few = dict(vars(given))
+    if op == "conv_bn_wgrad":
+        axis, picked = _channels(case)
+        for name, along in _OF_FILTERS.items():
+            few[name] = _few(few[name], None if axis is None else along, picked)
+    else:
+        axis, picked = _images(given.dz.shape[0] if given.x is None else given.x.shape[0])
+        for name, t in few.items():
+            if name != "weight" and t is not None and t.dim() == 4:
+                few[name] = _few(t, axis, picked)
+    chosen, widest = dataclasses.replace(given, **few), None
+    with precise():
+        for sums in _sums(eager):
+            oracle, bound = kind.bound(case, chosen, **sums)
+            widest = bound if widest is None else torch.maximum(widest, bound)
+    assert widest is not None
+    return _part(axis, picked, oracle, widest, eager)
+
+
+_OF_FILTERS = {"weight": 0, "dz": 1, "y": 1, "coefficients": 1}
+"""Operands with a dimension of output channels, and which it is."""
 
 
 def _channels(case: Any) -> tuple[int | None, tuple[int, ...]]:
@@ -350,6 +382,8 @@ def eager_kernel(work: Work, i: int = 0) -> Tensor:
     """What eager PyTorch does for a kernel's subject on set i, pass by pass."""
     case: Any = work.case
     given, op = work.sets[i], work.subject.op
+    if op in KINDS:
+        return KINDS[op].eager(case)(given)
     if op in ("conv_bn_act", "bn_act"):
         y = given.x
         if op == "conv_bn_act":

@@ -16,6 +16,7 @@ import torch
 from resnet_fused.bench.ceilings import Ceilings
 from resnet_fused.bench.gauges import Step
 from resnet_fused.bench.subject import Subject, walk
+from resnet_fused.bench.training_kernels import KINDS
 from resnet_fused.bench.work import Work
 from resnet_fused.cases import BnActCase, ConvCase
 from resnet_fused.roofline import (
@@ -74,6 +75,11 @@ def _numbers(layer: Layer, rates: Ceilings) -> dict[str, float]:
 def layers_of(work: Work) -> list[Layer]:
     """The layers of a block or model in order of execution; a kernel is one."""
     subject = work.subject
+    kind = KINDS.get(subject.op)
+    if kind is not None and work.case is not None:
+        dtype = subject.torch_dtype
+        costs = (kind.cost(work.case, dtype),), kind.passes(work.case, dtype)
+        return [Layer(work.case.name, "conv", *costs)]
     if isinstance(work.case, BnActCase):
         return [_bn_layer(work.case, subject.torch_dtype)]
     if isinstance(work.case, ConvCase):

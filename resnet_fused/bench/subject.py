@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from resnet_fused import models
+from resnet_fused.bench.training_kernels import KINDS
 from resnet_fused.cases import BnActCase, ConvCase
 from resnet_fused.convert import unfuse
 from resnet_fused.roofline import ModelCost, bn_act_cost, conv_cost, model_cost
 
 LEVELS = ("kernel", "block", "model")
-KERNEL_OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act")
+KERNEL_OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act", *KINDS)
+BN_OPS = ("bn_act", "bn_add_act", "bn_add_act_backward")
 MODEL_OPS = ("inference", "training", "training_frozen")
 """`training` is a step with batch statistics, `training_frozen` one with fixed BatchNorm."""
 OPS = {"kernel": KERNEL_OPS, "block": MODEL_OPS, "model": MODEL_OPS}
@@ -101,7 +103,7 @@ class Subject:
         """The case of a kernel; None for blocks and models."""
         if self.level != "kernel":
             return None
-        make = bn_case if self.op == "bn_act" else conv_case
+        make = bn_case if self.op in BN_OPS else conv_case
         return make(self.name, self.batch)
 
     def to_dict(self) -> dict[str, Any]:
@@ -357,7 +359,14 @@ def kernel_names(op: str, model: str, size: int = 224) -> dict[str, float]:
     found: dict[str, float] = {}
     for layer in layers(model, size):
         case = layer.case
-        if op == "bn_act":
+        if op in KINDS:
+            made = KINDS[op].names(layer)
+            if made is None:
+                continue
+            cost = KINDS[op].cost(dataclasses.replace(made, n=WEIGHED_AT), torch.bfloat16)
+            weight = cost.seconds(200.0, 1.0)
+            name = bn_name(made) if isinstance(made, BnActCase) else conv_name(made)
+        elif op == "bn_act":
             _, k, p, q = case.output_shape
             bn = BnActCase("", WEIGHED_AT, k, p, q, case.residual, case.act)
             name = bn_name(bn)

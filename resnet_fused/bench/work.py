@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnet_fused import backends
 from resnet_fused.bench import judging
 from resnet_fused.bench.judging import Judgement
 from resnet_fused.bench.subject import STEM, Subject, block_input, plain_network
+from resnet_fused.bench.training_kernels import KINDS
 from resnet_fused.calibrate import calibrate_batchnorm
 from resnet_fused.cases import BnActCase, ConvCase
 from resnet_fused.roofline import bn_act_cost, conv_cost, model_cost
@@ -184,6 +186,12 @@ def _kernel(subject: Subject) -> Work:
     case = subject.case
     assert case is not None
     dtype = subject.torch_dtype
+    kind = KINDS.get(subject.op)
+    if kind is not None:
+        with torch.no_grad(), backends.backend("reference"):
+            count = sets_for(kind.cost(case, dtype).bytes, subject.device)
+            sets = [kind.make(_Maker(subject, i), case) for i in range(count)]
+        return Work(subject, sets, case=case)
     if isinstance(case, BnActCase):
         size, made = bn_act_cost(case.shape, dtype, residual=case.residual).bytes, _bn_set
     else:

@@ -1,0 +1,355 @@
+"""The ops of training with batch statistics as subjects: operands, eager's way, oracle, limit.
+
+One `Kind` an op, in a table: what the rest of the benchmark asks of an op stands in one place. In a
+case, `act="relu"` says that a BatchNorm and ReLU stand below the convolution (it reads through
+them, and its gradient is masked), `residual` that a shortcut's gradient is added. Eager's way is
+the calls of PyTorch that give the same results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resnet_fused import numerics, ops, roofline
+from resnet_fused.cases import BnActCase, ConvCase
+from resnet_fused.roofline import Cost
+
+if TYPE_CHECKING:
+    from resnet_fused.bench.subject import Layer
+
+EPS = 1e-5
+SCALE, SHIFT, MEAN, INVSTD = range(4)
+
+
+@dataclass(frozen=True)
+class TrainingOperands:
+    """Tensors of one call; None where the op takes none.
+
+    Attributes:
+        weight: [K, C / groups, R, S].
+        x: [N, C, H, W], what the convolution reads, or the raw output that it reads through `norm`.
+        norm: [4, C] of the BatchNorm below.
+        h: relu(scale * x + shift), which eager has stored; x itself without `norm`.
+        dz: [N, K, P, Q], gradient behind the convolution's BatchNorm.
+        y: [N, K, P, Q], raw output.
+        own: [4, K] of its BatchNorm.
+        gamma: [K] of it.
+        coefficients: [3, K].
+        dy: [N, K, P, Q], A dz + B y + C.
+        addend: [N, C, H, W].
+        residual: [N, K, P, Q].
+        out: [N, K, P, Q], the block's output.
+    """
+
+    weight: Tensor | None = None
+    x: Tensor | None = None
+    norm: Tensor | None = None
+    h: Tensor | None = None
+    dz: Tensor | None = None
+    y: Tensor | None = None
+    own: Tensor | None = None
+    gamma: Tensor | None = None
+    coefficients: Tensor | None = None
+    dy: Tensor | None = None
+    addend: Tensor | None = None
+    residual: Tensor | None = None
+    out: Tensor | None = None
+
+
+Function = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the benchmark asks of an op.
+
+    Attributes:
+        names: a network's layer -> the op's case there, or None.
+        make: (maker of tensors, case) -> operands.
+        ours: case -> function of operands: `rf.ops`.
+        eager: case -> function of operands: PyTorch's calls.
+        bound: (case, operands) -> oracle and bound of the first result.
+        cost: (case, dtype) -> the least work.
+        passes: (case, dtype) -> eager's, call by call.
+    """
+
+    names: Callable[[Layer], ConvCase | BnActCase | None]
+    make: Callable[[Any, Any], TrainingOperands]
+    ours: Callable[[Any], Function]
+    eager: Callable[[Any], Function]
+    bound: Callable[..., tuple[Tensor, Tensor]]
+    cost: Callable[[Any, torch.dtype], Cost]
+    passes: Callable[[Any, torch.dtype], tuple[Cost, ...]]
+
+
+def _inner(layer: Layer) -> bool:
+    """Whether a layer reads another one of its block."""
+    return re.search(r"\.conv[2-9]$", layer.name) is not None
+
+
+def _forward_case(layer: Layer) -> ConvCase:
+    act = "relu" if _inner(layer) else "none"
+    return dataclasses.replace(layer.case, act=act, residual=False, name="")
+
+
+def _input_gradient_case(layer: Layer) -> ConvCase | None:
+    if layer.first:
+        return None
+    first = layer.name.endswith(".conv1")
+    return dataclasses.replace(_forward_case(layer), residual=first)
+
+
+def _end_case(layer: Layer) -> BnActCase | None:
+    if not layer.case.residual:
+        return None
+    _, k, p, q = layer.case.output_shape
+    return BnActCase("", layer.case.n, k, p, q, True, "relu")
+
+
+def _norm_of(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """[4, K] of a raw output's own statistics."""
+    variance, mean = torch.var_mean(y.float(), (0, 2, 3), correction=0)
+    count = y.numel() // y.shape[1]
+    return ops.bn_finalize(torch.stack((mean, variance * count)), count, gamma, beta, eps=EPS)
+
+
+def _below(make: Any, case: ConvCase) -> dict[str, Tensor]:
+    x = make.image(*case.input_shape)
+    if case.act != "relu":
+        return {"x": x, "h": x}
+    norm = _norm_of(x, *make.affine(case.c))
+    return {"x": x, "norm": norm, "h": ops.bn_add_act(x, norm)}
+
+
+def _above(make: Any, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    dz, y = make.image(*shape), make.image(*shape)
+    gamma, beta = make.affine(shape[1])
+    own = _norm_of(y, gamma, beta)
+    _, sums = ops.bn_add_act_backward(dz, None, y, own, act="none")
+    coefficients, _, _ = ops.bn_backward_finalize(sums, own, dz.numel() // shape[1])
+    dy = ops.bn_backward_apply(dz, y, coefficients)
+    return {
+        "dz": dz, "y": y, "own": own, "gamma": gamma, "coefficients": coefficients, "dy": dy,
+    }  # fmt: skip
+
+
+def _weight(make: Any, case: ConvCase) -> Tensor:
+    return make.image(*case.weight_shape).mul_((case.c // case.groups * case.r * case.s) ** -0.5)
+
+
+def _make_forward(make: Any, case: ConvCase) -> TrainingOperands:
+    return TrainingOperands(_weight(make, case), **_below(make, case))
+
+
+def _make_gradient(make: Any, case: ConvCase) -> TrainingOperands:
+    given = {**_below(make, case), **_above(make, case.output_shape)}
+    if case.residual:
+        given["addend"] = make.image(*case.input_shape)
+    return TrainingOperands(_weight(make, case), **given)
+
+
+def _make_end(make: Any, case: BnActCase) -> TrainingOperands:
+    given = _above(make, case.shape)
+    residual = make.image(*case.shape)
+    out = ops.bn_add_act(given["y"], given["own"], residual)
+    return TrainingOperands(**given, residual=residual, out=out)
+
+
+def _apply(x: Tensor, norm: Tensor) -> Tensor:
+    """BatchNorm by PyTorch's own call, with statistics that are known."""
+    gamma = norm[SCALE] / norm[INVSTD]
+    beta = norm[SHIFT] + norm[MEAN] * norm[SCALE]
+    variance = norm[INVSTD].double().square().reciprocal().float() - EPS
+    return F.batch_norm(x, norm[MEAN], variance, gamma, beta, False, 0.0, EPS)
+
+
+def _eager_forward(case: ConvCase) -> Function:
+    def run(o: TrainingOperands) -> Tensor:
+        assert o.x is not None
+        h = o.x if o.norm is None else F.relu_(_apply(o.x, o.norm))
+        y = torch.conv2d(h, o.weight, None, **case.geometry)
+        torch.batch_norm_update_stats(y, None, None, 0.1)
+        return y
+
+    return run
+
+
+def _eager_normalised(o: TrainingOperands) -> Tensor:
+    """Dy by BatchNorm's own backward."""
+    assert o.own is not None
+    found = torch.ops.aten.native_batch_norm_backward(
+        o.dz, o.y, o.gamma, None, None, o.own[MEAN], o.own[INVSTD], True, EPS, [True, False, False]
+    )
+    return found[0]
+
+
+def _eager_gradient(case: ConvCase, of_input: bool) -> Function:
+    stride, padding, dilation, groups = case.geometry.values()
+
+    def run(o: TrainingOperands) -> Tensor:
+        dy = _eager_normalised(o)
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            dy, o.h, o.weight, None, stride, padding, dilation, False, [0, 0], groups,
+            [of_input, not of_input, False],
+        )  # fmt: skip
+        if not of_input:
+            return dweight
+        if o.addend is not None:
+            dx = dx + o.addend
+        return dx if o.norm is None else torch.ops.aten.threshold_backward(dx, o.h, 0)
+
+    return run
+
+
+def _eager_end(case: BnActCase) -> Function:
+    def run(o: TrainingOperands) -> Tensor:
+        assert o.y is not None
+        assert o.own is not None
+        return F.relu_(_apply(o.y, o.own).add_(o.residual))
+
+    return run
+
+
+def _eager_end_backward(case: BnActCase) -> Function:
+    def run(o: TrainingOperands) -> Tensor:
+        assert o.own is not None
+        dz = torch.ops.aten.threshold_backward(o.dz, o.out, 0)
+        torch.ops.aten.native_batch_norm_backward(
+            dz, o.y, o.gamma, None, None, o.own[MEAN], o.own[INVSTD], True, EPS,
+            [False, True, True],
+        )  # fmt: skip
+        return dz
+
+    return run
+
+
+def _ours_dgrad(case: ConvCase) -> Function:
+    size = case.input_shape
+    return lambda o: ops.conv_bn_dgrad(
+        o.dz, o.weight, o.y, o.coefficients, input_size=(o.dz.shape[0], *size[1:]),
+        addend=o.addend, raw=None if o.norm is None else o.x, norm=o.norm, **case.geometry,
+    )[0]  # fmt: skip
+
+
+def _bound_forward(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
+    oracle = numerics.conv_bn_stats_oracle(o.x, o.norm, o.weight, **case.geometry)
+    bound = numerics.conv_bn_stats_bound(o.x, o.norm, o.weight, oracle, **case.geometry, **sums)
+    return oracle, bound
+
+
+def _bound_dgrad(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
+    raw = None if o.norm is None else o.x
+    given = (o.dz, o.y, o.coefficients, o.weight, o.addend, raw, o.norm)
+    size = (o.dz.shape[0], *case.input_shape[1:])
+    oracle = numerics.conv_bn_dgrad_oracle(*given, input_size=size, **case.geometry)
+    return oracle, numerics.conv_bn_dgrad_bound(*given, oracle, **case.geometry, **sums)
+
+
+def _bound_wgrad(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
+    given = (o.dz, o.y, o.coefficients, o.x, o.norm, o.weight)
+    oracle = numerics.conv_bn_wgrad_oracle(*given, **case.geometry)
+    return oracle, numerics.conv_bn_wgrad_bound(*given, oracle, **case.geometry, **sums)
+
+
+def _bound_end(case: BnActCase, o: Any, **_: Any) -> tuple[Tensor, Tensor]:
+    oracle = numerics.bn_add_act_oracle(o.y, o.own, o.residual)
+    return oracle, numerics.bn_add_act_bound(o.y, o.own, o.residual, None, 0, oracle)
+
+
+def _bound_end_backward(case: BnActCase, o: Any, **_: Any) -> tuple[Tensor, Tensor]:
+    dz = torch.where(o.out <= 0, 0.0, o.dz.double())
+    return dz, torch.zeros_like(dz)
+
+
+def _pass(shape: tuple[int, ...], dtype: torch.dtype, tensors: int) -> Cost:
+    return roofline.bn_act_cost(shape, dtype, residual=tensors == 3)
+
+
+def _forward_passes(case: ConvCase, dtype: torch.dtype) -> tuple[Cost, ...]:
+    conv = roofline.conv_bn_stats_cost(case, dtype)
+    below = (_pass(case.input_shape, dtype, 2),) * (2 if case.act == "relu" else 0)
+    statistics = Cost(0, _pass(case.output_shape, dtype, 2).bytes // 2)
+    return (*below, conv, statistics)
+
+
+def _gradient_passes(case: ConvCase, dtype: torch.dtype, of_input: bool) -> tuple[Cost, ...]:
+    norm = (_pass(case.output_shape, dtype, 2), _pass(case.output_shape, dtype, 3))
+    if not of_input:
+        return (*norm, roofline.conv_bn_wgrad_cost(case, dtype, affine=False))
+    after = (_pass(case.input_shape, dtype, 3),) * (case.residual + (case.act == "relu"))
+    return (*norm, roofline.conv_bn_dgrad_cost(case, dtype, affine=False), *after)
+
+
+def _elements(case: ConvCase) -> int:
+    n, c, h, w = case.input_shape
+    return n * c * h * w
+
+
+KINDS: dict[str, Kind] = {
+    "conv_bn_stats": Kind(
+        _forward_case,
+        _make_forward,
+        lambda case: lambda o: ops.conv_bn_stats(o.x, o.weight, o.norm, **case.geometry)[0],
+        _eager_forward,
+        _bound_forward,
+        lambda case, dtype: roofline.conv_bn_stats_cost(
+            case, dtype, prologue=case.act == "relu"
+        ),
+        _forward_passes,
+    ),
+    "conv_bn_dgrad": Kind(
+        _input_gradient_case,
+        _make_gradient,
+        _ours_dgrad,
+        lambda case: _eager_gradient(case, True),
+        _bound_dgrad,
+        lambda case, dtype: roofline.conv_bn_dgrad_cost(
+            case, dtype, addend=_elements(case) * case.residual, masked=case.act == "relu"
+        ),
+        lambda case, dtype: _gradient_passes(case, dtype, True),
+    ),
+    "conv_bn_wgrad": Kind(
+        _forward_case,
+        _make_gradient,
+        lambda case: lambda o: ops.conv_bn_wgrad(
+            o.dz, o.x, o.weight, o.y, o.coefficients, o.norm, **case.geometry
+        ),
+        lambda case: _eager_gradient(case, False),
+        _bound_wgrad,
+        lambda case, dtype: roofline.conv_bn_wgrad_cost(
+            case, dtype, prologue=case.act == "relu"
+        ),
+        lambda case, dtype: _gradient_passes(case, dtype, False),
+    ),
+    "bn_add_act": Kind(
+        _end_case,
+        _make_end,
+        lambda case: lambda o: ops.bn_add_act(o.y, o.own, o.residual),
+        _eager_end,
+        _bound_end,
+        lambda case, dtype: roofline.bn_add_act_cost(
+            case.shape, dtype, residual=case.n * case.c * case.h * case.w
+        ),
+        lambda case, dtype: (
+            _pass(case.shape, dtype, 2), _pass(case.shape, dtype, 3), _pass(case.shape, dtype, 2),
+        ),
+    ),
+    "bn_add_act_backward": Kind(
+        _end_case,
+        _make_end,
+        lambda case: lambda o: ops.bn_add_act_backward(o.dz, o.out, o.y, o.own)[0],
+        _eager_end_backward,
+        _bound_end_backward,
+        lambda case, dtype: roofline.bn_add_act_backward_cost(case.shape, dtype),
+        lambda case, dtype: (_pass(case.shape, dtype, 3), _pass(case.shape, dtype, 2)),
+    ),
+}  # fmt: skip
+"""Op -> what the benchmark asks of it."""

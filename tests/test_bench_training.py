@@ -1,0 +1,79 @@
+"""The ops of training as subjects of the benchmark: operands, judgement, limits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from resnet_fused.bench import limits, subject, work
+from resnet_fused.bench.peers import PEERS
+from resnet_fused.bench.training_kernels import KINDS
+
+NAMES = {
+    "conv_bn_stats": ("3x3_16_16_at6", "1x1s2_16_32_at7_noact"),
+    "conv_bn_dgrad": ("3x3_16_16_at6", "1x1_32_16_at6_add_noact"),
+    "conv_bn_wgrad": ("3x3s2_16_16_at7", "7x7s2_3_16_at14_noact"),
+    "bn_add_act": ("32_at5_add",),
+    "bn_add_act_backward": ("32_at5_add",),
+}
+CELLS = [(op, name) for op in KINDS for name in NAMES[op]]
+
+
+def built(op: str, name: str, dtype: str) -> work.Work:
+    made = work.build(subject.Subject("kernel", op, name, 3, dtype, "cpu"))
+    return dataclasses.replace(made, sets=made.sets[:1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("op", "name"), CELLS)
+def test_eager_and_ours_are_right_and_a_wrong_one_is_not(op, name, dtype):
+    made = built(op, name, dtype)
+    outs = {peer: PEERS[peer].prepare(made).call(0) for peer in ("eager", "fused")}
+    for peer, out in outs.items():
+        judged = made.judge(out)
+        assert judged.ok, f"{peer}: {judged.text}"
+    wrong = outs["fused"].clone()
+    wrong[0, 0] += 0.25 * float(outs["fused"].abs().max())
+    assert not made.judge(wrong).ok
+    assert not made.judge(torch.zeros_like(wrong)).ok
+
+
+def test_what_a_mask_or_a_prologue_changes_is_seen():
+    """The operands are such that leaving out a part of the op gives another result."""
+    made = built("conv_bn_dgrad", "3x3_16_16_at6", "float32")
+    given = made.sets[0]
+    run = KINDS["conv_bn_dgrad"].ours(made.case)
+    for field in ("norm", "y"):
+        less = {field: None, **({"coefficients": None} if field == "y" else {})}
+        assert not made.judge(run(dataclasses.replace(given, **less))).ok, field
+    made = built("conv_bn_stats", "3x3_16_16_at6", "float32")
+    run = KINDS["conv_bn_stats"].ours(made.case)
+    assert not made.judge(run(dataclasses.replace(made.sets[0], norm=None))).ok
+
+
+@pytest.mark.parametrize(("op", "name"), CELLS)
+def test_the_limit_is_below_eagers_passes(op, name):
+    (layer,) = limits.layers_of(built(op, name, "bfloat16"))
+    eager = sum(cost.bytes for cost in layer.eager)
+    assert 0 < layer.fused[0].bytes < 1.05 * eager
+    assert layer.fused[0].flops == sum(cost.flops for cost in layer.eager)
+
+
+@pytest.mark.parametrize("op", KINDS)
+def test_every_layer_of_a_network_is_there(op):
+    """Every convolution has its statistics and gradients, every block its end."""
+    network = subject.layers("resnet18", 64)
+    found = [KINDS[op].names(layer) for layer in network]
+    blocks = sum(layer.case.residual for layer in network)
+    expected = {
+        "conv_bn_stats": len(network), "conv_bn_wgrad": len(network),
+        "conv_bn_dgrad": len(network) - 1,  # nobody needs the images' gradient
+        "bn_add_act": blocks, "bn_add_act_backward": blocks,
+    }  # fmt: skip
+    assert sum(case is not None for case in found) == expected[op]
+    keys = [s.key for s in subject.subjects("kernel", "cpu", batches=[1], ops=[op], size=64)]
+    assert len(keys) == len(set(keys)) > 5
+    inner = [case.act == "relu" for case in found if case is not None and op.startswith("conv")]
+    assert not inner or 0 < sum(inner) < len(inner)
