@@ -27,6 +27,8 @@ def serves(backend: str) -> bool:
     return any(entry.name == backend for entry in backends.implementations("conv_bn_stats"))
 
 
+BACKEND = "cpu" if serves("cpu") else "reference"
+"""What a training step on the CPU takes by itself; else the one that is always there."""
 SERVED = pytest.mark.skipif(not serves("cpu"), reason="no C++ kernels of training in this build")
 BACKENDS = ["reference", pytest.param("cpu", marks=SERVED)]
 
@@ -68,8 +70,13 @@ def steps(plain: nn.Module, x: Tensor, backend: str | None) -> tuple[Step, Step]
     return step(rf.fuse(copy.deepcopy(plain)), x, backend), step(copy.deepcopy(plain), x)
 
 
-def assert_same(ours: Step, theirs: Step, tolerance: float = 1e-12) -> None:
-    """Output, every gradient and every buffer agree, relative to the largest of each tensor."""
+def assert_same(
+    ours: Step, theirs: Step, tolerance: float = 1e-12, *, infinite: bool = False
+) -> None:
+    """Output, every gradient and every buffer agree, relative to the largest of each tensor.
+
+    NaN stands where NaN is expected, in gradients and buffers also Inf if `infinite`.
+    """
     assert ours.grads.keys() == theirs.grads.keys()
     assert ours.buffers.keys() == theirs.buffers.keys()
     pairs = {"out": (ours.out, theirs.out)}
@@ -80,6 +87,8 @@ def assert_same(ours: Step, theirs: Step, tolerance: float = 1e-12) -> None:
         if got is None or expected is None:
             continue
         assert got.dtype == expected.dtype and got.shape == expected.shape, name
+        if infinite and name != "out":
+            got, expected = (torch.where(t.isfinite(), t, torch.nan) for t in (got, expected))
         assert torch.equal(got.isnan(), expected.isnan()), f"{name}: NaN elsewhere"
         finite = expected.double().nan_to_num()
         scale = max(1.0, float(finite.abs().max())) if finite.numel() else 1.0
@@ -185,3 +194,22 @@ def replace_norms(model: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module])
 
 def to_frozen(model: nn.Module) -> nn.Module:
     return replace_norms(model, lambda bn: FrozenBatchNorm2d(bn.num_features))
+
+
+def loss_of(model, x):
+    y = model(x)
+    return (y * gradient_like(y)).sum()
+
+
+def state(model):
+    """Gradients and buffers of a model, to compare."""
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    return Step(torch.zeros(()), grads, dict(model.named_buffers()))
+
+
+def assert_like(ours, theirs, tolerance=1e-11):
+    assert_same(state(ours), state(theirs), tolerance)
+
+
+def is_node(y):
+    return type(y.grad_fn).__name__ == NODE
