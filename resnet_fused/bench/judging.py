@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -316,13 +317,11 @@ def _training_part(work: Work) -> Part:
         for name, t in few.items():
             if name != "weight" and t is not None and t.dim() == 4:
                 few[name] = _few(t, axis, picked)
-    chosen, widest = dataclasses.replace(given, **few), None
+    chosen = dataclasses.replace(given, **few)
     with precise():
-        for sums in _sums(eager):
-            oracle, bound = kind.bound(case, chosen, **sums)
-            widest = bound if widest is None else torch.maximum(widest, bound)
-    assert widest is not None
-    return _part(axis, picked, oracle, widest, eager)
+        found = [kind.bound(case, chosen, **sums) for sums in _sums(eager)]
+    widest = functools.reduce(torch.maximum, (bound for _, bound in found))
+    return _part(axis, picked, found[0][0], widest, eager)
 
 
 _OF_FILTERS = {"weight": 0, "dz": 1, "y": 1, "coefficients": 1}
