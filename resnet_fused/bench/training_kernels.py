@@ -176,7 +176,7 @@ def _eager_forward(case: ConvCase) -> Function:
         assert o.x is not None
         assert o.weight is not None
         h = o.x if o.norm is None else F.relu_(_apply(o.x, o.norm))
-        y = torch.conv2d(h, o.weight, None, **case.geometry)
+        y = torch.conv2d(h, o.weight, None, *case.geometry.values())
         torch.batch_norm_update_stats(y, None, None, 0.1)
         return y
 
