@@ -83,6 +83,7 @@ def bounds(device: str) -> list[Task]:
         ),
     ]
 
+    first += training(device)
     layers = [conv(op, one.name, main, batch=4) for op in OPS for one in RESNET50_LAYERS]
     cuda = cuda_bounds() if device != "cpu" else []
     small = {mode: [conv(op, c.name, mode) for op in OPS for c in CONV_CASES] for mode in known}
@@ -104,6 +105,29 @@ def bounds(device: str) -> list[Task]:
     ]
     rest = [task for mode in known[1:] for task in small[mode]]
     return [*first, *layers, *small[main], *cuda, *layouts, *special, *rest]
+
+
+def training(device: str) -> list[Task]:
+    """Training with batch statistics: blocks and the captured step first, then the ops."""
+    from gpu import training
+    from resnet_fused.bench.training_kernels import KINDS
+
+    real = device != "cpu"
+    names = training.blocks() if real else []
+    found = [Task(f"training {name}", "gpu.training:block", {"name": name}) for name in names]
+    found.append(Task("training captured", "gpu.training:captured"))
+    return found + [
+        Task(
+            f"{op} {name}", "gpu.training:kernel",
+            {"op": op, "name": name, **({} if real else {"batch": 1})}, about={"op": op},
+        )
+        for op in KINDS
+        for name in (training.kernels(op) if real else INTERPRETED[op[:2]])
+    ]  # fmt: skip
+
+
+INTERPRETED = {"co": ("3x3_16_16_at5", "1x1_16_32_at5_noact"), "bn": ("32_at4_add",)}
+"""Calls of training's ops for Triton's interpreter, by how an op's name begins."""
 
 
 def conv(op: str, case: str, mode: str, **more: Any) -> Task:

@@ -1,0 +1,63 @@
+"""gpu-check's steps of training, run on the CPU where Triton's interpreter stands in for a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from triton_trace import needs_interpreter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+from gpu import plan, training
+
+from resnet_fused import ops
+from resnet_fused.bench.training_kernels import KINDS
+
+CALLS = [("conv_bn_stats", "3x3_16_16_at5"), ("conv_bn_dgrad", "3x3_16_16_at5"),
+         ("conv_bn_wgrad", "1x1_16_32_at5_noact"), ("bn_add_act_backward", "32_at4_add")]  # fmt: skip
+
+
+def test_the_plan_names_every_op_and_block():
+    """On a GPU: all blocks of ResNet-50, a captured step, the heaviest calls of each op."""
+    names = [task.name for task in plan.training("cuda:0")]
+    assert sum(name.startswith("training resnet50.") for name in names) == len(training.blocks())
+    assert "training captured" in names
+    for op in KINDS:
+        assert sum(name.startswith(f"{op} ") for name in names) >= 4, op
+    every = [task.name for task in plan.bounds("cuda:0")]
+    assert set(names) < set(every)
+    assert len(every) == len(set(every))
+
+
+class TestInterpreted:
+    """The steps themselves."""
+
+    pytestmark = needs_interpreter
+
+    @pytest.mark.parametrize(("op", "name"), CALLS)
+    def test_a_right_kernel_passes(self, op, name):
+        found = training.kernel("cpu", op, name, batch=1)
+        assert found["ok"], found
+        assert found["worst"] <= 1.0
+
+    def test_a_wrong_result_and_wrong_sums_fail(self, monkeypatch):
+        op, name = CALLS[0]
+        right = ops.conv_bn_stats
+
+        def wrong(*args, **options):
+            y, stats = right(*args, **options)
+            return y, stats * torch.tensor([[1.0], [1.001]])
+
+        monkeypatch.setattr(ops, "conv_bn_stats", wrong)
+        assert not training.kernel("cpu", op, name, batch=1)["ok"]
+        monkeypatch.setattr(ops, "conv_bn_stats", lambda *a, **o: (right(*a, **o)[0] * 1.01, None))
+        with pytest.raises(TypeError):
+            training.kernel("cpu", op, name, batch=1)
+        monkeypatch.setattr(training, "_sums", lambda *a: None)
+        assert not training.kernel("cpu", op, name, batch=1)["ok"]
+
+    def test_what_needs_a_gpu_says_so(self):
+        assert training.captured("cpu")["skipped"]
