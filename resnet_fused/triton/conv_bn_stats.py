@@ -5,7 +5,8 @@
     stats = mean and M2 of the rounded y
 
 One program computes a tile of pixels x output channels (see `_implicit`) and, from the registers
-that hold the rounded values, the mean of each column and then the squares around that mean: sums
+that hold the rounded values, the mean of each column and then the squares around that mean (Chan,
+Golub and LeVeque, "Algorithms for computing the sample variance", the corrected two-pass one): sums
 of y^2 would lose everything where the mean is large. The tiles' moments are merged by further
 kernels in float64 and in a fixed order, in closed form around the first tile's mean p:
 
@@ -81,10 +82,16 @@ def finish_measured(
         known = channel < last
         y = acc.to(out.dtype.element_ty)
         tl.store(out + (channel * out_c)[None, :], y, mask=inside[:, None] & known[None, :])
+        # Rows beyond the last pixel hold 0, also once they are centred: one multiply-add for both.
         value = tl.where(inside[:, None], y.to(tl.float32), 0.0)
         mean = tl.math.div_rn(tl.sum(value, 0), count)
-        centred = tl.where(inside[:, None], value - mean[None, :], 0.0)
-        m2 = tl.sum(centred * centred, 0)
+        centred = tl.math.fma(inside.to(tl.float32)[:, None], -mean[None, :], value)
+        # What the first sum has rounded away is left over; so the order of sums does not matter.
+        left_over = tl.sum(centred, 0)
+        rest = tl.math.div_rn(left_over, count)
+        mean += rest
+        m2 = tl.math.fma(-rest, left_over, tl.sum(centred * centred, 0))
+        m2 = tl.where(m2 < 0.0, 0.0, m2)
         tl.store(moments + channel, mean, mask=known)
         tl.store(moments + channels + channel, m2, mask=known)
 
