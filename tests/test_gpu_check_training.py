@@ -9,15 +9,20 @@ import pytest
 import torch
 from triton_trace import needs_interpreter
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-from gpu import plan, training
-
 from resnet_fused import ops
 from resnet_fused.bench.training_kernels import KINDS
 
-CALLS = [("conv_bn_stats", "3x3_16_16_at5"), ("conv_bn_dgrad", "3x3_16_16_at5"),
-         ("conv_bn_wgrad", "1x1_16_32_at5_noact"), ("bn_add_act_backward", "32_at4_add")]  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from gpu import plan, training  # noqa: E402
+
+CALLS = [
+    ("conv_bn_stats", "3x3_16_16_at5"),
+    ("conv_bn_dgrad", "3x3_16_16_at5"),
+    ("conv_bn_wgrad", "1x1_16_32_at5_noact"),
+    ("bn_add_act_backward", "32_at4_add"),
+]
 
 
 def test_the_plan_names_every_op_and_block():
@@ -54,8 +59,6 @@ class TestInterpreted:
         monkeypatch.setattr(ops, "conv_bn_stats", wrong)
         assert not training.kernel("cpu", op, name, batch=1)["ok"]
         monkeypatch.setattr(ops, "conv_bn_stats", lambda *a, **o: (right(*a, **o)[0] * 1.01, None))
-        with pytest.raises(TypeError):
-            training.kernel("cpu", op, name, batch=1)
         monkeypatch.setattr(training, "_sums", lambda *a: None)
         assert not training.kernel("cpu", op, name, batch=1)["ok"]
 
