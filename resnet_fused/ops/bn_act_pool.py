@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from . import _autocast, _checks, _training
+from . import _autocast, _checks, _training, _training_cpu
 from ._training import SCALE, SHIFT, normalised, per_channel
 from .bn_add_act_backward import reductions
 
@@ -69,6 +69,7 @@ _training.enter(
     _reference,
     "one pass, one byte a window",
     triton="_training_checks_elementwise",
+    cpu=_training_cpu.bn_act_pool,
 )
 _training.enter(
     "bn_act_pool_backward",
@@ -76,6 +77,7 @@ _training.enter(
     _backward,
     "gathered, in fixed order",
     triton="_training_checks_elementwise",
+    cpu=_training_cpu.bn_act_pool_backward,
 )
 
 

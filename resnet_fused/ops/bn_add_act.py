@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from . import _autocast, _checks, _training
+from . import _autocast, _checks, _training, _training_cpu
 from ._training import SCALE, SHIFT, fma, per_channel
 
 SCHEMA = (
@@ -58,6 +58,7 @@ _training.enter(
     _reference,
     "one pass",
     triton="_training_checks_elementwise",
+    cpu=_training_cpu.bn_add_act,
 )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks, _training
+from . import _autocast, _checks, _training, _training_cpu
 from ._training import MEAN, normalised, per_channel
 
 SCHEMA = (
@@ -55,6 +55,7 @@ _training.enter(
     _reference,
     "one pass, sums in fixed order",
     triton="_training_checks_elementwise",
+    cpu=_training_cpu.bn_add_act_backward,
 )
 
 

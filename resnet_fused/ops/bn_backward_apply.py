@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks, _training
+from . import _autocast, _checks, _training, _training_cpu
 
 SCHEMA = "(Tensor dz, Tensor y, Tensor coefficients) -> Tensor"
 
@@ -26,6 +26,7 @@ _training.enter(
     _reference,
     "one pass",
     triton="_training_checks_elementwise",
+    cpu=_training_cpu.bn_backward_apply,
 )
 
 

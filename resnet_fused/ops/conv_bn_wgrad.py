@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks, _training
+from . import _autocast, _checks, _training, _training_cpu
 from ._training import affine_gradient
 from .conv_bn_dgrad import check_affine
 from .conv_bn_stats import read
@@ -56,6 +56,7 @@ _training.enter(
     _reference,
     "BN's backward and the input's BN and ReLU as it reads, sums merged in fixed order",
     triton="_training_checks_wgrad",
+    cpu=_training_cpu.conv_bn_wgrad,
 )
 
 
