@@ -318,19 +318,21 @@ def test_configurations_that_would_spill_are_not_offered():
     dweight = torch.empty(case.weight_shape, device="meta")
     product = conv_bn_wgrad.product_of(dz, dweight, 1)
     h200, small = _tiles.Limits(132, 232448, 90), _tiles.Limits(170, 99 * 1024, 120)
-    assert conv_bn_wgrad.offered(product, False, h200) is None
-    names = conv_bn_wgrad.offered(product, True, h200)
+    assert conv_bn_wgrad.offered(product, False, False, h200) is None
+    names = conv_bn_wgrad.offered(product, True, False, h200)
+    assert "64x128_4w4s" in names and "128x256_8w3s" not in names
+    names = conv_bn_wgrad.offered(product, False, True, h200)
     assert "128x128_8w3s" in names and not names & {"128x256_8w3s", "64x128_4w4s"}
     only = frozenset({"64x64_4w4s", "128x256_8w3s"})
-    assert conv_bn_wgrad.offered(product, True, h200, only) == {"64x64_4w4s"}
+    assert conv_bn_wgrad.offered(product, True, True, h200, only) == {"64x64_4w4s"}
     wide = conv_bn_wgrad.product_of(dz.float(), dweight, 1)
     wide = dataclasses.replace(wide, precision="tf32x3")
-    assert "64x64_4w4s" in conv_bn_wgrad.offered(wide, True, h200)
-    assert "64x64_4w4s" not in conv_bn_wgrad.offered(wide, True, small)
+    assert "64x64_4w4s" in conv_bn_wgrad.offered(wide, True, True, h200)
+    assert "64x64_4w4s" not in conv_bn_wgrad.offered(wide, True, True, small)
     for limits in (h200, small):
         for one in (product, wide):
-            for below in (False, True):
-                _tiles.choose(one, limits, conv_bn_wgrad.offered(one, below, limits))
+            for affine, below in PROLOGUES:
+                _tiles.choose(one, limits, conv_bn_wgrad.offered(one, affine, below, limits))
 
 
 @pytest.mark.parametrize("name", [t.name for t in _tiles.TILES] if PROOF else ["64x64_4w4s"])

@@ -122,7 +122,7 @@ def conv_bn_wgrad(configuration: str, device: str) -> None:
                 buffer, dweight = guarded(case.weight_shape, kept, device)
                 product = kernel.product_of(dz, dweight, case.groups)
                 chosen = plan(product, configuration, device, splits)
-                names = kernel.offered(product, norm, _limits.limits(torch.device(device)))
+                names = kernel.offered(product, True, norm, _limits.limits(torch.device(device)))
                 if chosen is None or (names is not None and configuration not in names):
                     continue
                 geometry = (case.stride, case.padding, case.dilation, case.groups)

@@ -97,6 +97,7 @@ def product_of(dz: Tensor, dweight: Tensor, groups: int) -> _tiles.Product:
 
 def offered(
     product: _tiles.Product,
+    affine: bool,
     below: bool,
     limits: _tiles.Limits,
     allowed: frozenset[str] | None = None,
@@ -105,20 +106,23 @@ def offered(
 
     Args:
         product: the sizes.
+        affine: whether dz is read through BatchNorm's backward: beside its arithmetic 64 sums a
+            thread do not spill.
         below: whether x is read through a BatchNorm and ReLU. A tile's columns are then made in
             registers like its rows, and up to 16 a warp do not spill. Three-term products go
             through shared memory once more, beside what is in flight.
         limits: the GPU's.
         allowed: names to choose among before that; None for all.
     """
-    if not below:
+    if not affine and not below:
         return allowed
-    again = product.step * product.itemsize if product.precision == "tf32x3" else 0
+    again = product.step * product.itemsize if below and product.precision == "tf32x3" else 0
     return frozenset(
         tile.name
         for tile in _tiles.TILES
         if (allowed is None or tile.name in allowed)
-        and tile.n <= 16 * tile.warps
+        and not (affine and tile.sums > 64)
+        and not (below and tile.n > 16 * tile.warps)
         and _tiles.shared_memory(product, tile) + tile.n * again <= limits.shared_memory
     )
 
@@ -164,7 +168,7 @@ def launch(
     limits = _limits.limits(dz.device)
     if plan is None:
         call = call_of("conv_bn_wgrad", x, dweight, y, stride, padding, dilation, groups)
-        names = offered(product, norm is not None, limits, allowed)
+        names = offered(product, y is not None, norm is not None, limits, allowed)
         plan = plan_of(product, dz.device, names, call)
     dz, x = readable(dz), readable(x)
     raw = dz if y is None else readable(y)
