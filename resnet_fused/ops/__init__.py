@@ -9,6 +9,7 @@ from .bn_backward_finalize import bn_backward_finalize
 from .bn_finalize import bn_finalize, bn_update_stats
 from .conv_bn_act import conv_bn_act
 from .conv_bn_dgrad import conv_bn_dgrad
+from .conv_bn_grad1x1 import conv_bn_grad1x1
 from .conv_bn_stats import conv_bn_stats
 from .conv_bn_wgrad import conv_bn_wgrad
 from .conv_dgrad import conv_dgrad
@@ -25,6 +26,7 @@ __all__ = [
     "bn_update_stats",
     "conv_bn_act",
     "conv_bn_dgrad",
+    "conv_bn_grad1x1",
     "conv_bn_stats",
     "conv_bn_wgrad",
     "conv_dgrad",

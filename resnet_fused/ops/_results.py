@@ -102,6 +102,12 @@ def _of_conv_bn_wgrad(*rest: Any) -> Tensor:
     return torch.empty_like(rest[5])
 
 
+def _of_conv_bn_grad1x1(*rest: Any) -> Any:
+    x, norm, parameter, channels_last = rest[3], rest[4], rest[7], rest[8]
+    dx = empty_like(x, x.shape, channels_last)
+    return dx, _rows(x, 0 if norm is None else 2, x.shape[1]), torch.empty_like(parameter)
+
+
 def _of_bn_act_pool(y: Tensor, norm: Tensor, *rest: Any) -> Any:
     sizes = [
         (size + 2 * pad - kernel) // step + 1
@@ -167,6 +173,11 @@ FORMS = {
     ),
     "conv_bn_wgrad": Form(
         {"dz": 0, "y": 1, "coefficients": 2, "x": 3, "norm": 4}, 6, _of_conv_bn_wgrad
+    ),
+    "conv_bn_grad1x1": Form(
+        {"dz": 0, "y": 1, "coefficients": 2, "x": 3, "norm": 4, "weight": 5, "addend": 6},
+        9,
+        _of_conv_bn_grad1x1,
     ),
     "bn_act_pool": Form({"y": 0, "norm": 1}, 2, _of_bn_act_pool),
     "bn_act_pool_backward": Form(

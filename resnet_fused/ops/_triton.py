@@ -67,7 +67,7 @@ def supports(call: backends.Call) -> str | None:
     if call.device != "cuda":
         return None
     reason = admission.refusal(call, "triton")
-    if reason is None and call.op not in ("conv_bn_act", *WITHOUT_TILES):
+    if reason is None and call.op not in ("conv_bn_act", "conv_bn_grad1x1", *WITHOUT_TILES):
         # Looked at before the sizes are known: what is left may not take every call.
         device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
         if not complete(call.op, device):

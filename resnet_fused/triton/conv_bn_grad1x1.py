@@ -1,0 +1,285 @@
+"""`conv_bn_grad1x1` in Triton: both gradients of a 1x1 convolution, each operand read once.
+
+    dy = A dz + (B y + C),  h = relu(scale * x + shift)
+    dx = dy weight [+ addend], masked by h and summed;  dweight = sum over pixels of dy h
+
+A program walks over tiles of pixels. Of each it makes dy and h in registers, multiplies them twice,
+finishes and stores its tile of dx (`_dgrad`). The sums of its part of dweight, all filters x some
+channels, stay in registers for its whole life; a second kernel adds the programs' sums in a fixed
+order. dy must hold all filters at once: `serves` says which shapes fit.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _limits, _tiles
+from ._bn import activated, affine_gradient
+from ._dgrad import SUMS_TILE, finish_pixels, sums_kernel
+from ._gemm import pixel_of
+from ._launch import fits_32_bits, on_device, precision, readable, traceable, writable
+from ._wgrad import MERGE_BLOCK, row_of, wgrad_merge_kernel
+
+
+@dataclass(frozen=True)
+class Config:
+    """One configuration.
+
+    Attributes:
+        filters: that a program holds: all there are.
+        channels: of a program.
+        slices: of columns in which a tile of dx is finished.
+        shared: bytes of shared memory that it takes in 16 bits, found by compiling it.
+    """
+
+    filters: int
+    channels: int
+    slices: int
+    shared: int
+
+    @property
+    def name(self) -> str:
+        """What records call it: "64x128_8w2s"."""
+        return f"{self.filters}x{self.channels}_{WARPS}w{STAGES}s"
+
+
+PIXELS, WARPS, STAGES = 64, 8, 2
+"""Of a tile, of a program, tiles in flight. 128 pixels of 128 channels would spill on sm_90."""
+
+CONFIGS = (
+    Config(64, 128, 2, 80 * 1024),
+    Config(128, 128, 2, 128 * 1024),
+    Config(256, 64, 1, 176 * 1024),
+)
+"""Of those that hold all filters the first is taken. Each thread keeps 32 or 64 sums of dweight."""
+
+BY_NAME = {one.name: one for one in CONFIGS}
+
+CAPABILITIES = (90, 100)
+"""Architectures that do not spill: their tensor cores read shared memory, where others take both
+products' operands through registers."""
+
+MOST_REREADS = 4
+"""How many programs may read the same dz and y: beyond, the cache would be busier with them than
+memory is with all else."""
+
+
+@triton.jit(do_not_specialize=["pixels", "height", "width", "parts"])
+def conv_bn_grad1x1_kernel(
+    dz,  # [N, K, H, W], channels adjacent
+    y,  # [N, K, H, W], channels adjacent; unused without AFFINE
+    coefficients,  # [3, K] float32 A, B, C; unused without AFFINE
+    x,  # [N, C, H, W], channels adjacent
+    norm,  # [4, C] float32 scale, shift, mean, invstd; unused without NORM
+    weight,  # [K, C, 1, 1], channels adjacent
+    addend,  # [N, C, ceil(H / addend_stride), ceil(W / addend_stride)], channels adjacent
+    dx,  # [N, C, H, W], channels adjacent
+    workspace,  # [tiles of pixels, 2, C] float32; unused without NORM
+    partial,  # [parts, K, C] float32
+    pixels,  # N H W
+    height,
+    width,
+    channels,
+    filters,
+    parts,  # programs that share the pixels
+    dz_n,
+    dz_h,
+    dz_w,
+    y_n,
+    y_h,
+    y_w,
+    x_n,
+    x_h,
+    x_w,
+    weight_k,
+    addend_stride,
+    addend_n,
+    addend_h,
+    addend_w,
+    dx_n,
+    dx_h,
+    dx_w,
+    AFFINE: tl.constexpr,
+    NORM: tl.constexpr,
+    HAS_ADDEND: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
+):
+    """Every parts-th tile of dx for BLOCK_N channels, and these tiles' sums of dweight."""
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    tiles_n = tl.cdiv(channels, BLOCK_N)
+    # What runs at one time reads the same pixels.
+    part = tl.program_id(0) // tiles_n
+    first = (tl.program_id(0) % tiles_n) * BLOCK_N
+    channel = first + tl.arange(0, BLOCK_N)
+    known = channel < channels
+    k = tl.arange(0, BLOCK_K)
+    there = k < filters
+    place = k.to(tl.int64)[:, None] * weight_k + channel[None, :]
+    weights = tl.load(weight + place, mask=there[:, None] & known[None, :], other=0.0)
+    a1 = row_of(coefficients, k, there, AFFINE)
+    a2 = row_of(coefficients + filters, k, there, AFFINE)
+    a3 = row_of(coefficients + 2 * filters, k, there, AFFINE)
+    scale = row_of(norm, channel, known, NORM)
+    shift = row_of(norm + channels, channel, known, NORM)
+    acc = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
+    zero = tl.full((), 0, index)
+    for step in range(part, tl.cdiv(pixels, BLOCK_M), parts):
+        tile = zero + step
+        pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        inside = pixel < pixels
+        image, p, q = pixel_of(tl.minimum(pixel, pixels - 1), height, width)
+        row = image * dz_n + p * dz_h + q * dz_w
+        seen = inside[:, None] & there[None, :]
+        z = tl.load(dz + row[:, None] + k[None, :], mask=seen, other=0.0)
+        if AFFINE:
+            row = image * y_n + p * y_h + q * y_w
+            raw = tl.load(y + row[:, None] + k[None, :], mask=seen, other=0.0)
+            z = affine_gradient(z, raw, a1[None, :], a2[None, :], a3[None, :])
+            # Behind the last pixel it would be C.
+            z = tl.where(inside[:, None], z, 0.0).to(dz.dtype.element_ty)
+        row = image * x_n + p * x_h + q * x_w
+        h = tl.load(
+            x + row[:, None] + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
+        )
+        if NORM:
+            h = activated(h, scale[None, :], shift[None, :])
+            h = tl.where(inside[:, None], h, 0.0).to(x.dtype.element_ty)
+        acc = tl.dot(tl.trans(z), h, acc, input_precision=PRECISION)
+        dh = tl.dot(z, weights, input_precision=PRECISION)
+        finish_pixels(
+            dh, addend, x, norm, dx, workspace, tile, image, p, q, inside, first.to(index),
+            channels, channels, addend_stride, addend_n, addend_h, addend_w, x_n, x_h, x_w, dx_n,
+            dx_h, dx_w, HAS_ADDEND, NORM, BLOCK_N, SLICES,
+        )  # fmt: skip
+    row = (part.to(tl.int64) * filters + k) * channels
+    stored = there[:, None] & known[None, :]
+    tl.store(partial + row[:, None] + channel[None, :], acc, mask=stored)
+
+
+def serves(
+    filters: int,
+    channels: int,
+    itemsize: int,
+    limits: _tiles.Limits,
+    allowed: frozenset[str] | None = None,
+) -> Config | None:
+    """The configuration that takes a 1x1 convolution of stride 1, or None: then two kernels do.
+
+    Up to 256 filters in 16 bits, if the GPU has the shared memory, and up to `MOST_REREADS`
+    programs side by side: of ResNet-50 all of the first stage and what reduces to 128 channels.
+    What it saves is the second reading of dz, y and x: of an expanding layer's bytes almost half,
+    of a reducing one's an eighth.
+
+    Args:
+        filters: K.
+        channels: C.
+        itemsize: bytes of an element.
+        limits: the GPU's.
+        allowed: names of the configurations to choose among; None for all.
+    """
+    if itemsize != 2 or limits.capability not in CAPABILITIES:
+        return None
+    for one in CONFIGS:
+        if one.filters >= filters:
+            few = _tiles.cdiv(channels, one.channels) <= MOST_REREADS
+            known = allowed is None or one.name in allowed
+            return one if few and known and one.shared <= limits.shared_memory else None
+    return None
+
+
+def launch(
+    dz: Tensor,
+    y: Tensor | None,
+    coefficients: Tensor | None,
+    x: Tensor,
+    norm: Tensor | None,
+    weight: Tensor,
+    addend: Tensor | None,
+    dx: Tensor,
+    sums: Tensor,
+    dweight: Tensor,
+    addend_stride: int,
+    *,
+    config: Config | None = None,
+    allowed: frozenset[str] | None = None,
+) -> None:
+    """Writes both gradients of a 1x1 convolution and the reductions of the one of its input.
+
+    Args:
+        dz: gradient behind the BatchNorm [N, K, H, W], bfloat16 or float16. Copied to channels_last
+            first if it is not `readable`, as are y, x, weight and addend; and `dx` by a copy
+            afterwards.
+        y: the convolution's raw output [N, K, H, W]; None: dz is the gradient of that itself.
+        coefficients: [3, K] float32 A, B, C, dense; given with y.
+        x: what the convolution read [N, C, H, W], or with `norm` the raw output below.
+        norm: [4, C] float32 of the BatchNorm and ReLU below, dense; None: neither is there.
+        weight: [K, C, 1, 1], dtype of dz.
+        addend: [N, C, ceil(H / addend_stride), ceil(W / addend_stride)], or None.
+        dx: [N, C, H, W], any layout without overlaps; overwritten.
+        sums: [2, C] float32, contiguous; overwritten. [0, C] without norm.
+        dweight: [K, C, 1, 1], dtype of dz or float32, any strides without overlaps; overwritten.
+        addend_stride: the addend belongs to every addend_stride-th row and column.
+        config: configuration to use instead of the chosen one.
+        allowed: names of the configurations to choose among; None for all.
+
+    Raises:
+        LookupError: no configuration takes the shape; see `serves`.
+    """
+    if dz.numel() == 0:
+        sums.zero_()
+        dweight.zero_()
+        return
+    n, channels, height, width = x.shape
+    filters = dz.shape[1]
+    limits = _limits.limits(dz.device)
+    config = config or serves(filters, channels, dz.element_size(), limits, allowed)
+    if config is None:
+        raise LookupError(f"no configuration for {filters} filters and {channels} channels")
+    dz, x, weight, target = readable(dz), readable(x), readable(weight), writable(dx)
+    raw = dz if y is None else readable(y)
+    more = dz if addend is None else readable(addend)
+    pixels = n * height * width
+    tiles, across = _tiles.cdiv(pixels, PIXELS), _tiles.cdiv(channels, config.channels)
+    parts = max(1, min(tiles, limits.multiprocessors // across))
+    empty = functools.partial(torch.empty, dtype=torch.float32, device=dz.device)
+    workspace = sums if norm is None else empty((tiles, 2, channels))
+    partial = empty((parts, filters, channels))
+    with on_device(dx):
+        traceable(conv_bn_grad1x1_kernel, dx)[(parts * across,)](
+            dz, raw, sums if coefficients is None else coefficients, x,
+            sums if norm is None else norm, weight, more, target, workspace, partial,
+            pixels, height, width, channels, filters, parts, *steps(dz), *steps(raw), *steps(x),
+            weight.stride(0), addend_stride, *steps(more), *steps(target),
+            AFFINE=coefficients is not None, NORM=norm is not None,
+            HAS_ADDEND=addend is not None, WIDE=not fits_32_bits(dz, raw, x, more, target),
+            PRECISION=precision(dz.dtype), BLOCK_M=PIXELS, BLOCK_N=config.channels,
+            BLOCK_K=config.filters, SLICES=config.slices, num_warps=WARPS, num_stages=STAGES,
+        )  # fmt: skip
+        count = dweight.numel()
+        traceable(wgrad_merge_kernel, dx)[(_tiles.cdiv(count, MERGE_BLOCK),)](
+            partial, partial, dweight, count, channels, *dweight.stride(), R=1, S=1,
+            SCALED=False, SPLITS=parts, BLOCK=MERGE_BLOCK,
+        )  # fmt: skip
+        if norm is not None:
+            traceable(sums_kernel, dx)[(_tiles.cdiv(2 * channels, SUMS_TILE[1]),)](
+                workspace, sums, tiles, 2 * channels, BLOCK_M=SUMS_TILE[0], BLOCK_N=SUMS_TILE[1],
+                num_warps=8,
+            )  # fmt: skip
+        if target is not dx:
+            dx.copy_(target)
+
+
+def steps(t: Tensor) -> tuple[int, int, int]:
+    """Elements between the images, rows and columns of [N, C, H, W]."""
+    return t.stride(0), t.stride(2), t.stride(3)
