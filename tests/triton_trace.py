@@ -67,8 +67,32 @@ def _hasten() -> None:
     interpreter.InterpretedFunction.__call__ = call
 
 
+def fused(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """x * y + z of float32 numbers, the product exact and the sum rounded: a GPU's multiply-add."""
+    return (x.astype(np.float64) * y + z).astype(np.float32)
+
+
+def _fuse() -> None:
+    """Has tl.math.fma round once, as on a GPU: older interpreters round the product as well.
+
+    The sign of scale * y + shift, and with it ReLU's mask, is then right bit for bit.
+    """
+    from triton.runtime import interpreter
+
+    builder = type(interpreter.interpreter_builder)
+    original = builder.create_fma
+
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        if not x.data.dtype == y.data.dtype == z.data.dtype == np.float32:
+            return original(self, x, y, z)
+        return interpreter.TensorHandle(fused(x.data, y.data, z.data), z.dtype.scalar)
+
+    builder.create_fma = create_fma
+
+
 if _limits.interpreted():
     _hasten()
+    _fuse()
 
 
 class Access:
