@@ -147,10 +147,13 @@ def _check(
     step = case.stride[1]
     operands = exact_operands(case, dtype, generator, affine=affine, addend=step)
     dx, sums = expected_dgrad(operands, case, step)
-    on_device = [
-        channels_last(t, device) if t is not None and t.dim() == 4 else t for t in operands
-    ]
-    on_device = [None if t is None else t.to(device) for t in on_device]
+    dz, y, weight, addend, raw = (
+        channels_last(t, device)
+        for t in (operands.dz, operands.y, operands.weight, operands.addend, operands.raw)
+    )
+    rows, norm = (
+        None if t is None else t.to(device) for t in (operands.coefficients, operands.norm)
+    )
     buffer, gradient = guarded(case.input_shape, dtype, device)
     reduced = torch.empty(2, case.c, device=device)
     product = kernel.product_of(gradient, operands.weight, case.stride, case.groups, affine)
@@ -161,7 +164,9 @@ def _check(
         gradient.fill_(math.nan)
         reduced.fill_(math.nan)
         geometry = (case.stride, case.padding, case.dilation, case.groups)
-        kernel.launch(*on_device, gradient, reduced, step, *geometry, plan=chosen)
+        kernel.launch(
+            dz, y, rows, weight, addend, raw, norm, gradient, reduced, step, *geometry, plan=chosen
+        )  # fmt: skip
         what = f"{case.name}, {dtype}, {chosen.name}"
         require_exact(what, buffer, gradient, dx)
         wrong = (reduced.cpu() != sums).sum().item()
