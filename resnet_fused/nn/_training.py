@@ -98,7 +98,9 @@ def _gathered(stats: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
     # A count is exact in float32 up to 2^24; above, its two halves are.
     halves = torch.tensor([count >> 20, count & 0xFFFFF], dtype=stats.dtype, device=stats.device)
     mine = torch.cat((halves, stats.flatten())).unsqueeze(0)
-    every = collectives.wait_tensor(collectives.all_gather_tensor(mine, 0, group))
+    # torch 2.15 has renamed it.
+    gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+    every = collectives.wait_tensor(gather(mine, 0, group))
     counts = every[:, 0].double() * 2.0**20 + every[:, 1].double()
     return merge_stats(counts, every[:, 2:].unflatten(1, (2, -1)))
 
