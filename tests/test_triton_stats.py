@@ -231,9 +231,18 @@ def plant(x, norm, weight, name):
         row[3], row[5], row[-1] = NAN, INF, -INF
 
 
-@pytest.mark.parametrize("splits", [1, 2])
-@pytest.mark.parametrize("name", ["x", "weight", "scale", "shift"])
-@pytest.mark.parametrize("case", [GROUPED, BY_NAME["even_1x1"]], ids=str)
+@pytest.mark.parametrize(
+    ("case", "splits", "name"),
+    [
+        (case, splits, name)
+        for case in (GROUPED, BY_NAME["even_1x1"])
+        for splits in (1, 2)
+        for name in ("x", "weight", "scale", "shift")
+        # Groups are summed again, one by one: 17 times the time.
+        if PROOF or case is not GROUPED or (splits == 1) == (name in ("x", "scale"))
+    ],
+    ids=str,
+)
 def test_nan_and_inf_stay_in_their_places(case, name, splits):
     """As the reference has them: an output's in its channel's statistics, all of them NaN."""
     x, weight = torch.randn(case.input_shape), torch.randn(case.weight_shape)
@@ -256,7 +265,7 @@ def test_nan_and_inf_stay_in_their_places(case, name, splits):
     check_stats(y[:, ~lost], stats[:, ~lost])
 
 
-@pytest.mark.parametrize(("channel", "value"), [(3, NAN), (4, NAN), (79, NAN), (63, INF)])
+@pytest.mark.parametrize(("channel", "value"), [(4, NAN), (79, NAN), (63, INF)])
 def test_nothing_leaks_between_groups(channel, value):
     """16 groups of 4 channels share a tile; a shift that is not finite reaches its group alone."""
     case = cases.ConvCase("leak", 2, 80, 4, 3, 80, groups=20)
@@ -314,7 +323,7 @@ def test_the_same_bits_each_time(splits):
     norm = norm_values(ODD.c, torch.float32)
     p = plan(_tiles.BY_NAME["64x128_4w4s"], splits)
     first = run(ODD, nhwc(x), norm, nhwc(weight), p)
-    for _ in range(2):
+    for _ in range(3 if PROOF else 1):
         again = run(ODD, nhwc(x), norm, nhwc(weight), p)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
@@ -332,7 +341,7 @@ def test_an_empty_batch_launches_nothing(monkeypatch):
 @pytest.mark.parametrize("prologue", [False, True])
 @pytest.mark.parametrize("splits", [1, 2])
 def test_each_element_is_written_once_and_no_more_read_than_the_roofline_says(splits, prologue):
-    case = cases.ConvCase("3x3", 2, 128, 7, 7, 64, 3, 3, padding=(1, 1))
+    case = cases.ConvCase("3x3", 1, 128, 7, 7, 64, 3, 3, padding=(1, 1))
     x, norm, weight = checks.exact_operands(case, torch.float16)
     y = nhwc(torch.empty(case.output_shape, dtype=torch.float16))
     stats = torch.empty(2, case.k)

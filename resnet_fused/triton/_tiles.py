@@ -5,6 +5,7 @@ Every convolution here is a product [M, T] x [T, N] whose result is cut into til
 | kernel       | M                     | N                    | T, the reduction          |
 | ------------ | --------------------- | -------------------- | ------------------------- |
 | conv_bn_act  | output pixels         | output channels      | taps x input channels     |
+| conv_bn_stats| output pixels         | output channels      | taps x input channels     |
 | conv_dgrad   | input pixels, a phase | input channels       | taps x output channels    |
 | conv_wgrad   | output channels       | input channels       | output pixels; N per tap  |
 
@@ -116,7 +117,8 @@ class Product:
         runtime_taps: whether the taps are known at run time only: their loop is always flat.
         precision: of float32 products, "tf32" or "tf32x3"; "ieee" for 16-bit operands.
         gathered: tensors that the rows' operand is made of in registers: gradient and result in
-            dgrad and wgrad; 0 where it goes straight to shared memory.
+            dgrad and wgrad, the input behind a BatchNorm; 0 where it goes straight to shared
+            memory.
         narrow: whether a filter's row is one run, whose pixels are masked one by one.
         ragged: whether some channel count is no multiple of 16 bytes: loads of single elements.
     """
@@ -219,9 +221,20 @@ def fits(product: Product, tile: Tile, limits: Limits) -> bool:
         return False
     if tile.n > 4 * max(16, product.columns):
         return False  # more than three quarters of it would be empty
-    # An operand that is made in registers takes as many of them as sums do.
-    crowded = product.gathered and tile.m > 16 * tile.warps
-    return not crowded and tile.sums <= most_sums(product, limits)
+    return not crowded(product, tile, limits) and tile.sums <= most_sums(product, limits)
+
+
+def crowded(product: Product, tile: Tile, limits: Limits) -> bool:
+    """Whether an operand that is made in registers leaves too few of them for the sums.
+
+    It takes as many as sums do. One tensor, beside 64 sums a thread or fewer, may have twice the
+    rows of two; on sm_90, where it is multiplied from registers, only in a loop over one tap.
+    """
+    if not product.gathered:
+        return False
+    roomy = product.gathered == 1 and tile.sums <= 64
+    roomy = roomy and (limits.capability != 90 or product.taps == 1)
+    return tile.m > (32 if roomy else 16) * tile.warps
 
 
 def is_narrow(span: int, s: int) -> bool:
