@@ -14,9 +14,12 @@ from torch.testing import assert_close
 import resnet_fused as rf
 from resnet_fused import numerics
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch is built without gloo"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (dist.is_available() and dist.is_gloo_available()), reason="torch is built without gloo"
+    ),
+    pytest.mark.timeout(400),  # the first test starts the processes
+]
 F64 = torch.float64
 SCENARIOS = ranks.scenarios()
 
@@ -25,8 +28,10 @@ SCENARIOS = ranks.scenarios()
 def results(tmp_path_factory):
     """Scenario -> what each rank returned."""
     folder = tmp_path_factory.mktemp("ranks")
+    # One server imports torch, the ranks are its children.
+    mp.get_context("forkserver").set_forkserver_preload(["training_ranks"])
     context = mp.start_processes(
-        ranks.work, (str(folder),), nprocs=ranks.RANKS, join=False, start_method="spawn"
+        ranks.work, (str(folder),), nprocs=ranks.RANKS, join=False, start_method="forkserver"
     )
     try:
         for _ in range(2 * ranks.RANKS):

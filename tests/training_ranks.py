@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,7 @@ def scenarios() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
 def work(rank: int, folder: str) -> None:
     """One process: all scenarios, each result or its failure in a file of its own."""
     torch.set_num_threads(1)
+    warnings.simplefilter("error", FutureWarning)  # collectives that torch is about to remove
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meet",
