@@ -6,6 +6,7 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused, library) {
   resnet_fused::define_bn_act(library);
+  resnet_fused::define_bn_finalize(library);
   resnet_fused::define_bn_training(library);
 #if defined(RF_WITH_CUDA)
   resnet_fused::define_conv_bn_act(library);

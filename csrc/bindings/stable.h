@@ -30,6 +30,7 @@ void* current_cuda_stream(int device);
 // They declare the ops; module.cpp calls them. The convolutions have CUDA kernels alone: without
 // those their ops do not exist.
 void define_bn_act(torch::stable::detail::StableLibrary& library);
+void define_bn_finalize(torch::stable::detail::StableLibrary& library);
 void define_bn_training(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_act(torch::stable::detail::StableLibrary& library);
 void define_conv_gradients(torch::stable::detail::StableLibrary& library);

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks, _training
+from . import _checks, _training, _training_cpu
 from ._training import INVSTD, MEAN, SCALE
 
 SCHEMA = (
@@ -49,6 +49,7 @@ _training.enter(
     _reference,
     "sums to coefficients, in float64",
     triton="_training_checks_elementwise",
+    cpu=_training_cpu.bn_backward_finalize,
 )
 
 

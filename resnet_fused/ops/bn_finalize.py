@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from . import _checks, _training
+from . import _checks, _training, _training_cpu
 
 SCHEMA = (
     "(Tensor stats, Tensor? total, Tensor? gamma, Tensor? beta, SymInt count, float eps) -> Tensor"
@@ -52,6 +52,7 @@ _training.enter(
     _formula,
     "statistics to scale and shift, in float64",
     triton="_training_checks_elementwise",
+    cpu=_training_cpu.bn_finalize,
 )
 
 
@@ -91,6 +92,7 @@ _training.enter(
     "running mean and variance, in place",
     triton="_training_checks_elementwise",
     mutates=("running_mean", "running_var", "num_batches_tracked"),
+    cpu=_training_cpu.bn_update_stats,
 )
 
 
