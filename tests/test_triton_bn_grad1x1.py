@@ -76,12 +76,15 @@ def check_exact(operands, case, step=1, **options):
 
 
 @pytest.mark.parametrize("name", checks.CONFIGURATIONS)
-def test_every_configuration(name):
-    """The self-check of each, which poisons and guards the results."""
+def test_every_configuration(name, monkeypatch):
+    """The self-check of each, which poisons and guards the results; in CI of the odd sizes."""
     from resnet_fused.triton import conv_bn_grad1x1 as kernel
 
     assert tuple(one.name for one in kernel.CONFIGS) == checks.CONFIGURATIONS
     assert checks.conv_bn_grad1x1_configurations() == checks.CONFIGURATIONS
+    if not PROOF:
+        _, odd = checks.cases_of(name)
+        monkeypatch.setattr(checks, "cases_of", lambda configuration: (odd,))
     checks.conv_bn_grad1x1(name, "cpu")
 
 
@@ -101,9 +104,15 @@ def test_the_self_check_finds_a_fault(monkeypatch):
             checks.conv_bn_grad1x1("256x64_8w2s", "cpu")
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    ("affine", "below"), [(True, True), (True, False), (False, True), (False, False)]
+    ("affine", "below", "step"),
+    [
+        (bool(affine), bool(below), step)
+        for affine in range(2)
+        for below in range(2)
+        for step in range(4)
+        if PROOF or (affine + below + step) % 2
+    ],
 )
 def test_every_prologue_and_addend(affine, below, step):
     operands = operands_of(CASE, affine=affine, below=below, step=step)
@@ -115,7 +124,7 @@ def test_each_operand_is_read_once(below):
     """dz and y once for each 128 channels, x a second time for its mask; nothing else twice."""
     operands = operands_of(EVEN, below=below)
     with watch() as launches:
-        launch(operands, EVEN)
+        check_exact(operands, EVEN)
     first, merge = launches[:2]
     for name, times in (("dz", 1), ("y", 1), ("weight", None), ("addend", 1)):
         parts = first.values["parts"]
@@ -185,8 +194,15 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["dz", "y", "raw", "addend", "weight"])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        (name, layout)
+        for i, name in enumerate(["dz", "y", "raw", "addend", "weight"])
+        for j, layout in enumerate(LAYOUTS)
+        if PROOF or (i + j) % 2
+    ],
+)
 def test_operands_in_any_layout(name, layout):
     operands = operands_of(CASE)
     operands = operands._replace(**{name: LAYOUTS[layout](getattr(operands, name))})
@@ -329,7 +345,9 @@ def test_what_is_served():
         assert kernel.serves(filters, channels, 4, h200) is None
     assert kernel.serves(256, 64, 2, small) is None
     assert kernel.serves(64, 64, 2, h200, frozenset({"256x64_8w2s"})) is None
-    assert kernel.serves(64, 64, 2, dataclasses.replace(h200, capability=80)) is None
+    b200, a100 = (dataclasses.replace(h200, capability=capability) for capability in (100, 80))
+    assert [kernel.serves(k, 64, 2, b200) is None for k in (64, 128, 256)] == [False, False, True]
+    assert kernel.serves(64, 64, 2, a100) is None
     case = cases.ConvCase("many", 1, 8, 2, 2, 300)
     operands = operands_of(case)
     with pytest.raises(LookupError, match="300 filters and 8 channels"):

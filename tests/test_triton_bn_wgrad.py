@@ -259,8 +259,15 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["dz", "y", "x"])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        (name, layout)
+        for i, name in enumerate(["dz", "y", "x"])
+        for j, layout in enumerate(LAYOUTS)
+        if PROOF or (i + j) % 2
+    ],
+)
 def test_operands_in_any_layout(name, layout):
     case = BY_NAME["padded"]
     operands = channels_last(checks.exact_operands(case, torch.float16))
@@ -269,9 +276,9 @@ def test_operands_in_any_layout(name, layout):
     assert torch.equal(launch(operands, case), expected)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES if PROOF else CASES[1:4], ids=str)
 def test_within_the_bound_and_the_same_bits_each_time(case):
-    dtype = [torch.float16, torch.float32][case.k % 2]
+    dtype = [torch.float16, torch.float32][case.c % 8 // 4]
     operands = random_operands(case, dtype)
     got = launch(operands, case, plan(splits=3))
     check_bound(operands, case, got)

@@ -25,7 +25,7 @@ def cases_of(configuration: str) -> tuple[ConvCase, ...]:
     """
     filters, channels = (int(size) for size in configuration.split("_")[0].split("x"))
     return (
-        ConvCase("whole", 2, channels, 8, 8, filters),
+        ConvCase("whole", 3, channels, 8, 8, filters),
         ConvCase("odd", 3, 2 * channels - 5, 7, 9, filters - 7),
     )
 
@@ -38,6 +38,7 @@ def conv_bn_grad1x1_configurations() -> tuple[str, ...]:
 def conv_bn_grad1x1(configuration: str, device: str) -> None:
     """Checks one configuration of `conv_bn_grad1x1`, with every prologue and addend.
 
+    Two programs share three tiles of pixels or more: one of them adds up more than one tile.
     Nothing runs on a GPU that it does not serve.
 
     Args:
@@ -77,7 +78,7 @@ def conv_bn_grad1x1(configuration: str, device: str) -> None:
             coefficients, norm = (None if t is None else t.to(device) for t in (coefficients, norm))
             kernel.launch(
                 dz, y, coefficients, x, norm, weight, addend, dx, rows, dweight, max(1, step),
-                config=config,
+                config=config, parts=2,
             )  # fmt: skip
             what = f"{case.name}, {dtype}, {configuration}"
             require_exact(f"{what}, dx", buffer, dx, expected_dx)

@@ -35,13 +35,17 @@ class Config:
         filters: that a program holds: all there are.
         channels: of a program.
         slices: of columns in which a tile of dx is finished.
-        shared: bytes of shared memory that it takes in 16 bits, found by compiling it.
+        shared: bytes of shared memory that it takes in 16 bits, at most, found by compiling it.
+        capabilities: architectures where it does not spill, found likewise: their tensor cores
+            read shared memory, where others take the operands of both products through registers.
+            On sm_100 the sums of dweight pass through them too.
     """
 
     filters: int
     channels: int
     slices: int
     shared: int
+    capabilities: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -53,17 +57,13 @@ PIXELS, WARPS, STAGES = 64, 8, 2
 """Of a tile, of a program, tiles in flight. 128 pixels of 128 channels would spill on sm_90."""
 
 CONFIGS = (
-    Config(64, 128, 2, 80 * 1024),
-    Config(128, 128, 2, 128 * 1024),
-    Config(256, 64, 1, 176 * 1024),
+    Config(64, 128, 2, 80 * 1024, (90, 100)),
+    Config(128, 128, 2, 128 * 1024, (90, 100)),
+    Config(256, 64, 1, 176 * 1024, (90,)),
 )
 """Of those that hold all filters the first is taken. Each thread keeps 32 or 64 sums of dweight."""
 
 BY_NAME = {one.name: one for one in CONFIGS}
-
-CAPABILITIES = (90, 100)
-"""Architectures that do not spill: their tensor cores read shared memory, where others take both
-products' operands through registers."""
 
 MOST_REREADS = 4
 """How many programs may read the same dz and y: beyond, the cache would be busier with them than
@@ -176,8 +176,8 @@ def serves(
 ) -> Config | None:
     """The configuration that takes a 1x1 convolution of stride 1, or None: then two kernels do.
 
-    Up to 256 filters in 16 bits, if the GPU has the shared memory, and up to `MOST_REREADS`
-    programs side by side: of ResNet-50 all of the first stage and what reduces to 128 channels.
+    Up to 256 filters (128 on sm_100) in 16 bits and up to `MOST_REREADS` programs side by side: of
+    ResNet-50 all 1x1 layers of the first stage and those that reduce to 128 channels.
     What it saves is the second reading of dz, y and x: of an expanding layer's bytes almost half,
     of a reducing one's an eighth.
 
@@ -188,13 +188,13 @@ def serves(
         limits: the GPU's.
         allowed: names of the configurations to choose among; None for all.
     """
-    if itemsize != 2 or limits.capability not in CAPABILITIES:
+    if itemsize != 2:
         return None
     for one in CONFIGS:
         if one.filters >= filters:
             few = _tiles.cdiv(channels, one.channels) <= MOST_REREADS
-            known = allowed is None or one.name in allowed
-            return one if few and known and one.shared <= limits.shared_memory else None
+            fits = limits.capability in one.capabilities and one.shared <= limits.shared_memory
+            return one if few and fits and (allowed is None or one.name in allowed) else None
     return None
 
 
@@ -212,6 +212,7 @@ def launch(
     addend_stride: int,
     *,
     config: Config | None = None,
+    parts: int | None = None,
     allowed: frozenset[str] | None = None,
 ) -> None:
     """Writes both gradients of a 1x1 convolution and the reductions of the one of its input.
@@ -231,6 +232,7 @@ def launch(
         dweight: [K, C, 1, 1], dtype of dz or float32, any strides without overlaps; overwritten.
         addend_stride: the addend belongs to every addend_stride-th row and column.
         config: configuration to use instead of the chosen one.
+        parts: programs that share the pixels, instead of as many as the GPU holds at one time.
         allowed: names of the configurations to choose among; None for all.
 
     Raises:
@@ -251,7 +253,7 @@ def launch(
     more = dz if addend is None else readable(addend)
     pixels = n * height * width
     tiles, across = _tiles.cdiv(pixels, PIXELS), _tiles.cdiv(channels, config.channels)
-    parts = max(1, min(tiles, limits.multiprocessors // across))
+    parts = parts or max(1, min(tiles, limits.multiprocessors // across))
     empty = functools.partial(torch.empty, dtype=torch.float32, device=dz.device)
     workspace = sums if norm is None else empty((tiles, 2, channels))
     partial = empty((parts, filters, channels))
