@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import _triton_aot as aot
+import _triton_training as training
 import torch
 from torch import Tensor
 
@@ -45,6 +46,7 @@ class Call:
             element off 16 bytes.
         tile: the configuration that is asked for; None leaves it to the chooser.
         sample: whether CI compiles it.
+        form: which operands a call of training has; see `_triton_training`.
     """
 
     op: str
@@ -53,16 +55,18 @@ class Call:
     layout: str = "nhwc"
     tile: str | None = None
     sample: bool = False
+    form: str = ""
 
     @property
     def name(self) -> str:
         """For messages: "conv_bn_act 3x3_short n32 tf32 nhwc 64x64_4w4s"."""
         tile = f" {self.tile}" if self.tile else ""
-        return f"{self.op} {self.shape.name} n{self.shape.n} {self.type} {self.layout}{tile}"
+        form = f" ({self.form})" if self.form else ""
+        return f"{self.op} {self.shape.name} n{self.shape.n} {self.type} {self.layout}{form}{tile}"
 
-    def tensor(self, *sizes: int) -> Tensor:
-        """An operand without memory, in the call's dtype and layout."""
-        dtype = _DTYPES.get(self.type, torch.float32)
+    def tensor(self, *sizes: int, dtype: torch.dtype | None = None) -> Tensor:
+        """An operand without memory, in the call's layout and, unless given, its dtype."""
+        dtype = dtype or _DTYPES.get(self.type, torch.float32)
         if len(sizes) == 1:
             return torch.empty(sizes, dtype=torch.float32, device="meta")
         n, c, h, w = sizes
@@ -83,6 +87,8 @@ class Call:
         Raises:
             LookupError: the chooser does not offer the configuration for this call.
         """
+        if self.op in training.OPS:
+            return training.launch(self)
         module = importlib.import_module(f"resnet_fused.triton.{self.op}")
         shape = self.shape
         if isinstance(shape, BnActCase):
@@ -132,6 +138,9 @@ SHAPES = (
 
 TABLE_SHAPES = ("1x1_residual", "3x3_short", "3x3_grouped")
 """Those that the resource table is made of: one loop, taps and channels in one, groups."""
+
+TABLE_OPS = (*CONVOLUTIONS, *training.FORMS)
+"""The ops of its rows; of training's, 16-bit operands alone."""
 
 HUGE = _shape("1x1_huge", 4096, 256, 56, 64, 1)
 """More than 2^31 elements: offsets of 64 bits."""
@@ -202,7 +211,8 @@ def calls() -> list[Call]:
         if "empty" not in case.tags:
             layout = "nhwc" if case.layout == "expanded" else case.layout
             found.append(Call("bn_act", case, "bf16", layout))
-    return found
+    specs = [*training.convolutions(SHAPES, CLASSES), *training.passes()]
+    return found + [Call(*spec) for spec in specs]
 
 
 @dataclass
@@ -221,7 +231,9 @@ class Recorded:
     def sample(self) -> bool:
         """Whether CI compiles it: kernels that merge splits only behind the last class."""
         merge = "merge" in self.variant.kernel
-        return any(call.sample and (not merge or call.tile == "64x64_4w4s") for call in self.calls)
+        return any(
+            call.sample and (not merge or call.tile in (None, "64x64_4w4s")) for call in self.calls
+        )
 
     @property
     def side(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import _triton_aot as aot
 
@@ -34,22 +34,29 @@ class Rule:
 
     Attributes:
         matrix: whether it multiplies matrices.
-        rows: tensors of BLOCK_M rows that it reads in each step; one more where ReLU is masked
-            and `masked` is set.
-        masked: see rows.
-        vectors: loads of one value a row or column in each step, which can't be 16 bytes wide.
+        rows: tensors of BLOCK_M rows that it reads in each step.
+        vectors: loads of one value a row or column in each step, which can't be 16 bytes wide; of
+            kernels without matrices, all narrower loads.
+        more: constants of the kernel that mean more, as {name: (rows, vectors)}.
+        stores: narrower stores: sums by channel, single bytes.
+        planned: whether the chooser's account of shared memory is this kernel's.
+        across: whether 16-byte accesses are meant where channels are side by side alone.
         transposed: whether an operand lies across the reduction in memory. The instructions take
             32-bit operands along it alone, so float32 ones are loaded to be turned round.
         strides: parameters that are strides or channel counts. Where each of them is 1 or a
-            multiple of 16, and so are the pointers, accesses can be 16 bytes wide.
+            multiple of 16, and so are the pointers, accesses can be 16 bytes wide. None: none are
+            meant.
     """
 
     matrix: bool
     rows: int = 1
-    masked: bool = False
     vectors: int = 0
+    more: dict[str, tuple[int, int]] = field(default_factory=dict)
+    stores: int = 0
+    planned: bool = True
     transposed: bool = False
-    strides: tuple[str, ...] = ()
+    across: bool = False
+    strides: tuple[str, ...] | None = None
 
 
 def _strides(*tensors: str, dims: str = "nhw") -> tuple[str, ...]:
@@ -58,23 +65,65 @@ def _strides(*tensors: str, dims: str = "nhw") -> tuple[str, ...]:
 
 _CHANNELS = ("channels", "filters", "group_in", "group_out")
 _WEIGHT = _strides("weight", dims="krs")
+_MASKED = {"MASKED": (1, 0)}
 RULES = {
     "conv_bn_act_kernel": Rule(
         True, strides=(*_CHANNELS, *_strides("x"), *_WEIGHT, *_strides("residual", "out"))
     ),
     "conv_dgrad_kernel": Rule(
-        True, masked=True, vectors=1, transposed=True,
+        True, vectors=1, more=_MASKED, transposed=True,
         strides=(*_CHANNELS, *_strides("dy", "y"), *_WEIGHT, *_strides("dx")),
     ),
     "conv_wgrad_kernel": Rule(
-        True, masked=True, transposed=True,
+        True, more=_MASKED, transposed=True,
         strides=(*_CHANNELS, *_strides("dy", "y", "x"), *_strides("dweight", dims="krs")),
     ),
     "merge_kernel": Rule(False, strides=("channels", *_strides("residual", "out"))),
     "wgrad_merge_kernel": Rule(
         False, strides=("count", "group_in", *_strides("dweight", dims="krs"))
     ),
-    "bn_act_kernel": Rule(False),
+    "bn_act_kernel": Rule(
+        False, vectors=2, across=True, strides=_strides("x", "residual", "out")
+    ),
+    "conv_bn_stats_kernel": Rule(
+        True, more={"PROLOGUE": (0, 2)}, stores=16,
+        strides=(*_CHANNELS, *_strides("x"), *_WEIGHT, *_strides("out")),
+    ),
+    "stats_merge_kernel": Rule(False),
+    "merge_moments_kernel": Rule(False),
+    "merge_chunks_kernel": Rule(False),
+    "conv_bn_dgrad_kernel": Rule(
+        True, more={"AFFINE": (1, 3)}, stores=16, transposed=True,
+        strides=(*_CHANNELS, *_strides("dz", "y"), *_WEIGHT, *_strides("addend", "raw", "dx")),
+    ),
+    "bn_dgrad_merge_kernel": Rule(False),
+    "sums_kernel": Rule(False),
+    "conv_bn_wgrad_kernel": Rule(
+        True, more={"AFFINE": (1, 0)}, transposed=True,
+        strides=(*_CHANNELS, *_strides("dz", "y", "x"), *_strides("dweight", dims="krs")),
+    ),
+    "conv_bn_grad1x1_kernel": Rule(True, planned=False),
+    "bn_add_act_kernel": Rule(
+        False, vectors=2, more={"SHORTCUT": (0, 2)}, across=True,
+        strides=_strides("y", "residual", "out"),
+    ),
+    "bn_add_act_backward_kernel": Rule(
+        False, vectors=3, more={"PROJECTED": (0, 1)}, stores=3, across=True,
+        strides=_strides("dout", "out", "y", "residual", "dz"),
+    ),
+    "bn_backward_apply_kernel": Rule(
+        False, vectors=3, across=True, strides=_strides("dz", "y", "dy")
+    ),
+    "bn_act_pool_kernel": Rule(
+        False, vectors=2, stores=2, across=True, strides=_strides("y", "out", "taps")
+    ),
+    "bn_act_pool_backward_kernel": Rule(
+        False, vectors=3 + 8, stores=2, across=True, strides=_strides("dout", "taps", "y", "dz")
+    ),
+    "merge_sums_kernel": Rule(False),
+    "bn_finalize_kernel": Rule(False),
+    "bn_update_stats_kernel": Rule(False),
+    "bn_backward_finalize_kernel": Rule(False),
 }  # fmt: skip
 
 
@@ -147,10 +196,16 @@ def _itemsize(variant: aot.Variant) -> int:
     return 4 if variant.constant("PRECISION") in ("tf32", "tf32x3") else 2
 
 
+def _meant(variant: aot.Variant) -> tuple[int, int]:
+    """Tensors that give a row of the product, and loads of one value a row or column."""
+    rule = RULES[variant.kernel]
+    more = [counts for name, counts in rule.more.items() if variant.constant(name)]
+    return rule.rows + sum(rows for rows, _ in more), rule.vectors + sum(n for _, n in more)
+
+
 def _row_operands(variant: aot.Variant) -> int:
     """How many tensors give a row of the product: gradient and result where ReLU masks."""
-    rule = RULES[variant.kernel]
-    return rule.rows + (rule.masked and bool(variant.constant("MASKED")))
+    return _meant(variant)[0]
 
 
 def planned_shared(variant: aot.Variant) -> int:
@@ -160,14 +215,16 @@ def planned_shared(variant: aot.Variant) -> int:
     time, whatever is more.
     """
     m, n, k = (variant.constant(f"BLOCK_{axis}") for axis in "MNK")
-    tiles = _itemsize(variant) * (_row_operands(variant) * m + n)
-    operands = variant.options["num_stages"] * k * (tiles + 4 * RULES[variant.kernel].vectors)
+    rows, vectors = _meant(variant)
+    tiles = _itemsize(variant) * (rows * m + n)
+    operands = variant.options["num_stages"] * k * (tiles + 4 * vectors)
     results = 4 * m * n // variant.constant("SLICES", 1)
     return max(operands, results) + SLACK
 
 
 def _shared_planned(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
-    if not RULES[variant.kernel].matrix:
+    rule = RULES[variant.kernel]
+    if not rule.matrix or not rule.planned:
         return ""
     most = planned_shared(variant)
     return f"{code.shared} bytes of shared memory, planned are {most}" if code.shared > most else ""
@@ -209,11 +266,10 @@ def aligned(variant: aot.Variant) -> bool:
 
 def rule_strides(variant: aot.Variant) -> tuple[str, ...] | None:
     """The parameters that decide about wide accesses; None where none are meant."""
-    if variant.kernel != "bn_act_kernel":
-        return RULES[variant.kernel].strides
-    if variant.constant("BY_CHANNEL"):
-        return ("columns", *_strides("x", "residual", "out"))
-    return None
+    rule = RULES[variant.kernel]
+    if not rule.across or rule.strides is None:
+        return rule.strides
+    return ("columns", *rule.strides) if variant.constant("BY_CHANNEL") else None
 
 
 def _small_operands(variant: aot.Variant) -> int:
@@ -228,14 +284,16 @@ def _small_operands(variant: aot.Variant) -> int:
 def _wide_loop(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
     rule = RULES[variant.kernel]
     turned = rule.transposed and variant.constant("PRECISION") in ("tf32", "tf32x3")
-    if not rule.matrix or turned or not aligned(variant):
+    if turned or not aligned(variant):
         return ""
-    wide = code.wide("LDGSTS|LDG", loop=True)
-    narrow = code.count("LDGSTS|LDG", loop=True) - wide
+    wide = code.wide("LDGSTS|LDG", loop=rule.matrix)
+    narrow = code.count("LDGSTS|LDG", loop=rule.matrix) - wide
+    rows, vectors = _meant(variant)
+    if not rule.matrix:
+        meant = wide and (narrow <= vectors or not rule.across)
+        return "" if meant else f"{wide} loads of 16 bytes and {narrow} narrower ones"
     small = _small_operands(variant)
-    if (not wide and small <= _row_operands(variant)) or narrow > (
-        rule.vectors + small
-    ) * code.loops:
+    if (not wide and small <= rows) or narrow > (vectors + small) * code.loops:
         return f"{wide} loads of 16 bytes and {narrow} narrower ones in the main loop"
     return ""
 
@@ -245,7 +303,8 @@ def _wide_stores(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> s
         return ""
     wide = code.wide("STG")
     narrow = code.count("STG") - wide
-    return f"{wide} stores of 16 bytes and {narrow} narrower ones" if narrow or not wide else ""
+    meant = wide and narrow <= RULES[variant.kernel].stores
+    return "" if meant else f"{wide} stores of 16 bytes and {narrow} narrower ones"
 
 
 def _asynchronous(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:

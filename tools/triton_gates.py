@@ -171,19 +171,29 @@ def row_of(call: cases.Call, side: int) -> tuple[str, str, str]:
 
 def table_calls() -> list[cases.Call]:
     """The calls whose code the table is made of: every configuration, one after the other."""
-    chosen = cases.TABLE_SHAPES
-    return [call for call in cases.calls() if call.tile and call.shape.name in chosen]
+    return [
+        call
+        for call in cases.calls()
+        if call.tile
+        and call.shape.name in cases.TABLE_SHAPES
+        and (call.op in cases.CONVOLUTIONS or call.type == "bf16")
+    ]
+
+
+def table_variants(number: int) -> list[cases.Recorded]:
+    """The matrix kernels that an architecture compiles for the table."""
+    recorded = cases.record(table_calls(), number)[0]
+    return [entry for entry in recorded if rules.RULES[entry.variant.kernel].matrix]
 
 
 def rows(numbers: Sequence[int] = TABLE_ARCHITECTURES) -> list[tuple[str, str, str]]:
     """Names of the table's rows: whatever the chooser offers on one of the architectures."""
     found: dict[tuple[str, str, str], None] = {}
     for number in numbers:
-        for entry in cases.record(table_calls(), number)[0]:
-            if rules.RULES[entry.variant.kernel].matrix:
-                found |= {row_of(call, entry.side): None for call in entry.calls}
+        for entry in table_variants(number):
+            found |= {row_of(call, entry.side): None for call in entry.calls}
     order = [tile.name for tile in _tiles.TILES]
-    return sorted(found, key=lambda row: (cases.CONVOLUTIONS.index(row[0]), order.index(row[1])))
+    return sorted(found, key=lambda row: (cases.TABLE_OPS.index(row[0]), order.index(row[1])))
 
 
 def _cells(results: Sequence[Result], number: int) -> list[str]:
@@ -208,9 +218,8 @@ def table(results: Sequence[Result], numbers: Sequence[int] = TABLE_ARCHITECTURE
     by_row: dict[tuple[str, str, str], dict[int, list[Result]]] = {}
     for result in results:
         entry = result.recorded
-        if rules.RULES[entry.variant.kernel].matrix:
-            for row in {row_of(call, entry.side) for call in entry.calls}:
-                by_row.setdefault(row, {}).setdefault(entry.variant.capability, []).append(result)
+        for row in {row_of(call, entry.side) for call in entry.calls}:
+            by_row.setdefault(row, {}).setdefault(entry.variant.capability, []).append(result)
     head = ["op", "configuration", "operands"]
     for number in numbers:
         head += [f"sm_{number} registers", "spilled B", "shared KB", "instructions", "blocks"]
@@ -235,7 +244,9 @@ operands; `groups` stands for narrow groups side by side in a tile. Each number 
 the shapes that the row is compiled for, `blocks` the fewest to most blocks that fit on a
 multiprocessor by registers, shared memory and threads. A dash: the chooser does not offer the
 configuration there. HMMA is mma.sync, HGMMA wgmma. Convolutions of the forward pass add a shortcut
-where the shape has one; the backward ones read ReLU's mask.
+where the shape has one; the backward ones read ReLU's mask. The conv_bn ops of training are
+compiled with everything that they can read along: BatchNorm and ReLU of the input, BatchNorm's
+backward, the mask and the shortcut's gradient.
 """
 
 
@@ -249,7 +260,7 @@ def write(workers: int) -> int:
     """Compiles every configuration and writes the table; 0 unless something does not compile."""
     results: list[Result] = []
     for number in TABLE_ARCHITECTURES:
-        results += compiled(cases.record(table_calls(), number)[0], workers)
+        results += compiled(table_variants(number), workers)
     TABLE.write_text(table(results), encoding="utf-8")
     bad = [result for result in results if result.code is None]
     for result in bad:
