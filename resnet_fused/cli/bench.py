@@ -158,7 +158,8 @@ def bench(ctx: click.Context, model: str, **given: Any) -> None:
     if wanted.compare is not None:
         ctx.exit(_compare(wanted, wanted.compare))
     check_environment()
-    names = _peers(wanted.peers or ("all" if chosen & set(WHOLE) else None))
+    everybody = wanted.peers is None and bool(chosen & set(WHOLE))
+    names = _peers("all" if everybody else wanted.peers)
     if wanted.list_peers:
         ctx.exit(_list_peers(model, wanted, names))
     ctx.exit(_run(model, wanted, names, _command(ctx, chosen)))
@@ -226,7 +227,12 @@ def _subjects(model: str, wanted: Wanted, device: str) -> list[Subject]:
     from resnet_fused.cli import _models
 
     _models.check_name(model)
-    name = networks.canonical(model)
+    name, whole = networks.canonical(model), ("model",)
+    if not networks.is_own(name) and (wanted.levels, wanted.modes) != (whole, ("inference",)):
+        raise UserError(
+            f"MODEL: of {model} only --level model --mode inference is timed; accepted for the "
+            f"rest: {', '.join(networks.names('rf'))}"
+        )
     every: list[Subject] = []
     with user_errors():
         for level in wanted.levels:
