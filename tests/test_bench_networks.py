@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnet_fused.bench import gauges, limits, networks, process, record
+from resnet_fused.bench import gauges, limits, networks, peers, process, record
 from resnet_fused.bench import subject as subjects
 from resnet_fused.bench.ceilings import Ceilings
 from resnet_fused.bench.subject import Subject
@@ -52,6 +52,10 @@ def test_a_foreign_network_is_the_same_in_every_process(name: str, tmp_path: Pat
     assert work.judge(outputs[0]).ok and child.judge(outputs[0]).ok
     assert not work.judge(outputs[0] * 1.01).ok
     assert limits.limit(work, Ceilings(1e11, 1e10, "float32"))["seconds"] > 0
+
+
+def test_timm_is_no_peer_of_its_own_networks() -> None:
+    assert peers.PEERS["timm"].why_not(_inference("timm:resnet18")) == "the subject is timm's own"
 
 
 class TwoHeads(nn.Module):
