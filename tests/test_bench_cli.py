@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import random
 import re
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import bench_records
+import command
 import pytest
-from click.testing import CliRunner, Result
+import torch
+from click.testing import CliRunner
 
 from resnet_fused.bench import ceilings, load, model, peers, record, runner, timing
 from resnet_fused.bench import subject as subjects
@@ -30,22 +33,8 @@ from resnet_fused.report import bench_page, plots
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, ["bench", *map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-def as_json(*arguments: object, code: int = 0) -> Any:
-    result = run(*arguments, "--json", code=code)
-    assert result.stderr == ""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads(result.stdout, parse_constant=refuse)
+run = functools.partial(command.run, "bench")
+as_json = functools.partial(command.as_json, "bench")
 
 
 @pytest.fixture
@@ -62,11 +51,12 @@ def nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_options_know_what_subjects_know() -> None:
-    command: Any = sys.modules["resnet_fused.cli.bench"]  # the name is the command's, too
-    assert command.LEVELS == subjects.LEVELS
-    assert set(command.OPS) == set(subjects.KERNEL_OPS)
-    assert command.MODES == subjects.MODEL_OPS
-    assert command.DTYPES == subjects.DTYPES
+    bench: Any = sys.modules["resnet_fused.cli.bench"]  # the name is the command's, too
+    assert bench.LEVELS == subjects.LEVELS
+    assert set(bench.OPS) == set(subjects.KERNEL_OPS)
+    assert bench.MODES == subjects.MODEL_OPS
+    assert bench.DTYPES == subjects.DTYPES
+    assert set(bench.QUICK) <= set(peers.PEERS)
 
 
 @pytest.mark.usefixtures("nothing_is_timed")
@@ -83,8 +73,9 @@ def test_the_options_know_what_subjects_know() -> None:
         (["--only", "conv9"], ["--only: no key holds conv9", "model/inference/resnet50/b1"]),
         (["--budget-min", "0"], ["--budget-min", "0"]),
         (["--budget-min", "soon"], ["--budget-min", "'soon'"]),
-        (["resnet51", "--level", "model"], ["MODEL", "'resnet51'", "resnet50", "wide_resnet"]),
-        (["timm:resnet50", "--level", "model"], ["MODEL", "'timm:resnet50'", "resnet50"]),
+        (["resnet51", "--level", "model"], ["MODEL", "'resnet51'", "did you mean resnet50"]),
+        (["timm:resnet50", "--level", "block"], ["MODEL: of timm:resnet50 only", "resnet50, "]),
+        (["vgg16", "--mode", "training"], ["MODEL: of vgg16 only", "resnet50, "]),
         (["--level", "block", "--device", "cuda:7"], ["--device", "'cuda:7'"]),
         (["--gate", "5%"], ["--gate: goes with --compare A B alone"]),
         (["--force-compare"], ["--force-compare: goes with --compare"]),
@@ -234,6 +225,9 @@ TINY = ["resnet18", "--level", "block", "--only", "layer1.0", "--batch", "1", "-
         "--rounds", "7", "--peers", "none"]  # fmt: skip
 
 
+OURS_TWICE = ["fused", "fused_again"]
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> OwnClock:
     """Real runs that read the load as nothing, on a clock that only the variants' calls move."""
@@ -291,6 +285,42 @@ def test_what_is_wrong_has_no_time_and_exits_with_1(
     assert "samples_s" in row["variants"]["eager"]
 
 
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("after", [0, 9], ids=["preparing", "timing"])
+def test_what_crashes_of_ours_is_named_and_exits_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    calls, file = itertools.count(), tmp_path / "crashed.json"
+
+    def crash() -> None:
+        if next(calls) >= after:
+            raise RuntimeError("an illegal instruction")
+
+    monkeypatch.setitem(peers.PEERS, "fused", Planted(peers.PEERS["fused"], more=crash))
+    said = run(*TINY, "--output", file, code=1).stdout
+    key = "block/inference/resnet18.layer1.0/b1/float32/32px"
+    assert said.splitlines()[-2:] == [f"CRASHED: {key}: {name}" for name in OURS_TWICE]
+    made = json.loads(file.read_text())
+    record.validate(made)
+    (row,) = made["rows"]
+    assert sorted(row["crashed"]) == OURS_TWICE and "fused" not in row["variants"]
+    what = "fused crashed and has no time, the call failed: RuntimeError: an illegal instruction"
+    assert what in said and what in row["verdicts"]
+    assert "samples_s" in row["variants"]["eager"]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_peers_crash_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash() -> None:
+        raise RuntimeError("an illegal instruction")
+
+    monkeypatch.setitem(peers.PEERS, "onednn", Planted(peers.PEERS["onednn"], more=crash))
+    (row,) = as_json(*TINY[:-1], "onednn")["rows"]
+    assert row["crashed"] == ["onednn"] and "illegal" in row["omitted"]["onednn"]
+    assert "samples_s" in row["variants"]["fused"]
+    assert not any("crashed" in sentence for sentence in row["verdicts"])
+
+
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A runner that measures nothing and remembers what it was asked for."""
@@ -334,6 +364,35 @@ def test_by_default_everybody_is_asked_without_a_limit(pretended: dict[str, Any]
     assert pretended["peers"] == list(peers.PEERS)
     assert [s.batch for s in pretended["subjects"]] == [1, 8]
     assert pretended["settings"] == runner.Settings()
+
+
+def test_alone_it_asks_the_quick_peers_of_any_network(pretended: dict[str, Any]) -> None:
+    for name, key in (
+        ("resnet18", "resnet18"),
+        ("rf:resnet18", "resnet18"),
+        ("timm:resnet18", "timm:resnet18"),
+        ("mobilenet_v2", "mobilenet_v2"),
+    ):
+        run(name, "--size", "64")  # fmt: skip
+        assert pretended["peers"] == ["eager", "fused", "onednn"]
+        keys = [subject.key for subject in pretended["subjects"]]
+        assert keys == [f"model/inference/{key}/b{n}/float32/64px" for n in (1, 8)]
+    run("timm:resnet18", "--level", "model")
+    assert pretended["peers"] == list(peers.PEERS)
+    run("resnet18", "--peers", "openvino")
+    assert pretended["peers"] == ["eager", "fused", "triton", "cuda", "openvino"]
+
+
+def test_another_gpu_becomes_the_current_one(
+    monkeypatch: pytest.MonkeyPatch, pretended: dict[str, Any]
+) -> None:
+    made_current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    run("resnet18", "--device", "cuda:1", "--batch", "1")
+    assert made_current == [torch.device("cuda:1")]
+    assert [subject.device for subject in pretended["subjects"]] == ["cuda"]
 
 
 @pytest.mark.usefixtures("pretended")

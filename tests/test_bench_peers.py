@@ -33,6 +33,7 @@ from resnet_fused.bench.peers import (
 from resnet_fused.bench.peers.fused import Fused
 from resnet_fused.bench.peers.timm import same_weights
 from resnet_fused.bench.subject import Subject
+from resnet_fused.bench.work import Work
 
 NAMES = [
     "eager_nchw", "eager", "fused", "triton", "cuda", "onednn", "inductor",
@@ -196,6 +197,19 @@ def test_onnxruntime_leaves_no_files(monkeypatch, tmp_path):
     prepared = PEERS["onnxruntime"].prepare(work_of(CONV_ADD))
     assert prepared.kernels()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("op", "calls"),
+    [("inference", 4), ("training", 1), ("training_frozen", 1)],  # a step may last many seconds
+)
+def test_only_what_packs_weights_is_called_again_to_prepare(op, calls, monkeypatch):
+    made, run = [], Work.run
+    monkeypatch.setattr(Work, "run", lambda *given: (made.append(op), run(*given))[1])
+    work = work_of(block(op, "resnet18.layer1.0", "bfloat16"))
+    with work.mode():
+        PEERS["fused"].prepare(work)
+    assert len(made) == calls
 
 
 def test_a_forced_backend_that_falls_back_is_no_peer():

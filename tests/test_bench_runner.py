@@ -212,7 +212,8 @@ def test_a_child_that_fails_is_a_reason(
     )  # fmt: skip
     start = time.monotonic()
     row = run(KERNEL, [_eager("right"), peer], settings, rates=RATES)
-    assert match in row.omitted["inductor"]
+    assert match in row.omitted["inductor"] and row.verdicts == []
+    assert row.crashed == ([] if behaviour == "refuses" else ["inductor"])
     assert "median_s" in row.variants["eager"]
     assert time.monotonic() - start < 120
     assert not [p for p in psutil.Process().children(recursive=True) if "bench.process" in str(p)]

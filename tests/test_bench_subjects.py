@@ -152,7 +152,7 @@ def test_names_of_nothing_are_refused() -> None:
     for name in ("resnet50.layer9.0", "resnet50.layer1"):
         with pytest.raises(ValueError, match="accepted are resnet50.layer"):
             build(Subject("block", "inference", name, 1, "float32", "cpu", size=64))
-    with pytest.raises(ValueError, match="at level model is a network"):
+    with pytest.raises(ValueError, match="accepted is a network of"):
         build(Subject("model", "inference", "resnet18.layer1.0", 1, "float32", "cpu", size=64))
 
 

@@ -8,40 +8,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torchvision
-from click.testing import CliRunner, Result
+from command import as_json, run
 from PIL import Image
 
 import resnet_fused as rf
-from resnet_fused.bench import load
-from resnet_fused.cli import main
+from resnet_fused.bench import load, record
 from resnet_fused.data import photographs
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 
 SMALL = ["resnet18", "--size", "64"]
-
-
-def _run(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-def _json(*arguments: str, code: int = 0) -> Any:
-    result = _run(*arguments, "--json", code=code)
-    assert result.stderr == ""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads(result.stdout, parse_constant=refuse)
 
 
 @pytest.fixture
@@ -70,28 +50,28 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     seconds = []
     for _ in range(3):  # the quickest counts: the machine may be busy, the program may not
         start = time.perf_counter()
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         seconds.append(time.perf_counter() - start)
-    assert run.returncode == 0, run.stderr
-    assert all(name in run.stdout for name in ("info", "verify", "bench", "explain", "predict"))
-    assert run.stdout.rstrip().endswith("False")
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("info", "verify", "bench", "explain", "predict"))
+    assert done.stdout.rstrip().endswith("False")
     assert min(seconds) < 0.5
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "bench", "explain", "predict"])
 def test_every_command_has_help(command: str) -> None:
-    assert "--json" in _run(command, "--help").stdout
+    assert "--json" in run(command, "--help").stdout
 
 
 def test_python_m_is_the_command() -> None:
-    run = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "resnet_fused", "--version"], capture_output=True, text=True
     )
-    assert run.stdout.startswith("resnet-fused, version")
+    assert done.stdout.startswith("resnet-fused, version")
 
 
 def test_info() -> None:
-    about = _json("info")
+    about = as_json("info")
     assert about["versions"]["torch"] == torch.__version__
     assert about["machine"]["cores"] >= 1
     assert about["extension"]["built"] is (about["extension"]["why_not"] is None)
@@ -100,14 +80,14 @@ def test_info() -> None:
     call = rf.backends.Call("conv_bn_act", "cpu", torch.float32)
     expected = rf.backends.choose(call).implementation.name
     assert served["conv_bn_act", "cpu", "float32"]["implementation"] == expected
-    text = _run("info").stdout
+    text = run("info").stdout
     assert torch.__version__ in text
     assert "conv_bn_act" in text
 
 
 def test_info_shows_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESNET_FUSED_BACKEND", "reference")
-    about = _json("info")
+    about = as_json("info")
     assert about["backend"]["requested"] == "reference"
     assert about["backend"]["source"] == "RESNET_FUSED_BACKEND"
     rows = [row for row in about["ops"] if row["op"] == "conv_bn_act"]
@@ -116,7 +96,7 @@ def test_info_shows_the_environment_variable(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", ["resnet18", "rf:resnet18", "timm:resnet18"])
 def test_explain(name: str) -> None:
-    found = _json("explain", name, "--size", "64", "--batch", "2")
+    found = as_json("explain", name, "--size", "64", "--batch", "2")
     assert found["model"] == name
     assert len(found["rows"]) == 20
     assert sum(found["counts"].values()) == 20
@@ -125,14 +105,14 @@ def test_explain(name: str) -> None:
 
 
 def test_explain_prints_a_line_a_layer_and_a_summary() -> None:
-    lines = _run("explain", *SMALL).stdout.splitlines()
+    lines = run("explain", *SMALL).stdout.splitlines()
     assert len(lines) == 1 + 20 + 1
     assert lines[1].startswith("conv1 ")
     assert "20 of 20 convolutions fused" in lines[-1]
 
 
 def test_predict_agrees_with_torchvision(picture: Path, weights: Path) -> None:
-    found = _json("predict", str(picture), "--model", "resnet18", "--weights", str(weights))
+    found = as_json("predict", str(picture), "--model", "resnet18", "--weights", str(weights))
     plain = torchvision.models.resnet18(num_classes=5).eval()
     plain.load_state_dict(torch.load(weights))
     preset = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
@@ -161,18 +141,18 @@ def test_predict_reads_every_form_of_weights(
     else:
         torch.save(state, file)
     call = ("predict", str(picture), "--model", "resnet18", "--topk", "1", "--weights")
-    assert _json(*call, str(file))["predictions"] == _json(*call, str(weights))["predictions"]
+    assert as_json(*call, str(file))["predictions"] == as_json(*call, str(weights))["predictions"]
 
 
 def test_predict_names_classes(tmp_path: Path, picture: Path) -> None:
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
     arguments = ("--model", "resnet18", "--weights", str(tmp_path / "w.pth"), "--topk", "2000")
-    found = _json("predict", str(picture), *arguments)["predictions"]
+    found = as_json("predict", str(picture), *arguments)["predictions"]
     names = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
     assert len(found) == 1000
     assert all(entry["label"] == names[entry["index"]] for entry in found)
-    lines = _run("predict", str(picture), *arguments[:-1], "3").stdout.splitlines()
+    lines = run("predict", str(picture), *arguments[:-1], "3").stdout.splitlines()
     assert [line.strip().split("%  ")[1] for line in lines] == [e["label"] for e in found[:3]]
 
 
@@ -187,7 +167,7 @@ def test_published_weights_come_with_their_own_crop(
         return state
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fake)
-    found = _json("predict", str(picture), "--weights", "IMAGENET1K_V2")
+    found = as_json("predict", str(picture), "--weights", "IMAGENET1K_V2")
     enum = torchvision.models.ResNet50_Weights
     assert asked == [enum.IMAGENET1K_V2.url]
     assert found["weights"] == "torchvision's ResNet50_Weights.IMAGENET1K_V2"
@@ -200,28 +180,26 @@ def test_published_weights_come_with_their_own_crop(
 
 def test_bench_record(tmp_path: Path) -> None:
     file = tmp_path / "new" / "record.json"
-    record = _json("bench", *SMALL, "--batch", "1,2", "--rounds", "2", "--output", str(file))
-    assert json.loads(file.read_text()) == record
-    assert record["schema"] == 1
-    assert record["settings"]["batches"] == [1, 2]
-    assert [(entry["batch"], entry["dtype"]) for entry in record["results"]] == [
-        (1, "float32"),
-        (2, "float32"),
-    ]
-    for entry in record["results"]:
-        assert list(entry["seconds"]) == ["eager", "fused", "bare"]
-        assert all(len(samples) == 2 for samples in entry["seconds"].values())
-        assert entry["omitted"] == {}
-        assert 0 < entry["prediction"]["fused_s"] < entry["prediction"]["eager_s"]
-        pairs = {(ratio["baseline"], ratio["variant"]) for ratio in entry["ratios"]}
-        assert pairs == {("eager", "fused"), ("eager", "bare"), ("bare", "fused")}
-        assert entry["load"]["cores"] >= 1
-    assert {"torch", "python"} <= record["versions"].keys()
+    found = as_json("bench", *SMALL, "--batch", "1,2", "--rounds", "2", "--output", str(file))
+    assert json.loads(file.read_text()) == found
+    record.validate(found)
+    assert found["complete"] and (found["settings"]["rounds"], found["settings"]["threads"]) == (
+        2, None,
+    )  # fmt: skip
+    keys = [row["key"] for row in found["rows"]]
+    assert keys == [f"model/inference/resnet18/b{n}/float32/64px" for n in (1, 2)]
+    for row in found["rows"]:
+        assert list(row["variants"]) == ["eager", "fused", "fused_again", "onednn"]
+        assert all(len(one["samples_s"]) == 2 for one in row["variants"].values())
+        assert row["omitted"] == {} and row["crashed"] == []
+        assert 0 < row["limit"]["seconds"] < row["limit"]["eager_seconds"]
+        pairs = {(ratio["baseline"], ratio["variant"]) for ratio in row["ratios"]}
+        assert pairs >= {("eager", "fused"), ("eager", "onednn"), ("onednn", "fused")}
+        assert row["load"]["cores"] >= 1 and len(row["verdicts"]) == 2
+    assert {"torch", "python"} <= found["versions"].keys()
 
 
-def test_bench_predicts_first_and_refuses_a_verdict_under_load(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_bench_predicts_and_refuses_a_verdict_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter(range(1000))
 
     def busy() -> load.CpuTimes:  # each reading: 10 s later, 6% of two cores used by others
@@ -229,22 +207,28 @@ def test_bench_predicts_first_and_refuses_a_verdict_under_load(
         return load.CpuTimes(10.0 * step, 19.2 * step, 18.0 * step)
 
     monkeypatch.setattr(load.LoadMeter.__init__, "__defaults__", (2, busy))
-    lines = _run("bench", *SMALL, "--batch", "1", "--rounds", "1").stdout.splitlines()
-    assert lines[0].startswith("predicted, batch 1 float32: at least")
-    assert lines[1].startswith("batch 1 float32: eager")
-    assert "no verdict, other programs used 6.0% of the 2 cores (limit 5%)" in lines[2]
+    lines = run("bench", *SMALL, "--batch", "1", "--rounds", "1").stdout.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if "predicted by the roofline: at least" in line)
+    for line, beside in zip(lines[at + 1 :], ("eager", "onednn"), strict=False):
+        assert "no verdict, other programs used 6.0% of the 2 cores (limit 5%)" in line
+        assert line.endswith(f"against {beside}")
 
 
-def test_bench_leaves_out_the_peer_that_it_cannot_make() -> None:
-    record = _json("bench", "mobilenet_v2", "--size", "32", "--batch", "1", "--rounds", "1")
-    (entry,) = record["results"]
-    assert list(entry["seconds"]) == ["eager", "fused"]
-    assert "it has no conv1" in entry["omitted"]["bare"]
+@pytest.mark.parametrize("name", ["mobilenet_v2", "timm:resnet18"])
+def test_bench_times_any_network_beside_the_peers_that_can(name: str) -> None:
+    found = as_json("bench", name, "--size", "32", "--batch", "1", "--rounds", "1")
+    record.validate(found)
+    (row,) = found["rows"]
+    assert row["key"] == f"model/inference/{name}/b1/float32/32px"
+    assert {"eager", "fused", "fused_again"} <= row["variants"].keys() and not row["crashed"]
+    assert all("samples_s" in one for one in row["variants"].values())
+    if name == "mobilenet_v2":
+        assert "it has no conv1" in row["omitted"]["onednn"]
 
 
 def test_verify_writes_the_report(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    result = _run("verify", *SMALL, "--batch", "2", "--output", str(out))
+    result = run("verify", *SMALL, "--batch", "2", "--output", str(out))
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.png"]
     with Image.open(out / "report.png") as image:
         assert image.size[0] > 1000
@@ -260,7 +244,7 @@ def test_verify_writes_the_report(tmp_path: Path) -> None:
 def test_verify_json(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # By the module's name: the package's attribute of that name is the command.
     monkeypatch.setattr(sys.modules["resnet_fused.cli.verify"], "ROUNDS", 2)
-    found = _json("verify", *SMALL, "--images", str(picture), "--batch", "3", "--time")
+    found = as_json("verify", *SMALL, "--images", str(picture), "--batch", "3", "--time")
     verification = found["verification"]
     assert verification["ok"] is True
     assert verification["input_shape"] == [3, 3, 64, 64]
@@ -275,7 +259,7 @@ def test_verify_json(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_verify_with_weights_calibrates_nothing(weights: Path) -> None:
-    found = _json("verify", *SMALL, "--weights", str(weights), "--dtype", "bfloat16")
+    found = as_json("verify", *SMALL, "--weights", str(weights), "--dtype", "bfloat16")
     assert found["calibration"] is None
     assert found["verification"]["dtype"] == "bfloat16"
 
@@ -298,10 +282,10 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("planted")
 def test_verify_exits_with_1_when_a_check_fails(tmp_path: Path) -> None:
-    result = _run("verify", *SMALL, "--batch", "1", "--output", str(tmp_path), code=1)
+    result = run("verify", *SMALL, "--batch", "1", "--output", str(tmp_path), code=1)
     failure = "layer conv1 (conv+bn+relu, reference) is off by"
     assert f"FAILED:\n  {failure}" in result.stdout
     page = (tmp_path / "report.html").read_text()
     assert "checks failed" in page
     assert failure in page
-    assert _json("verify", *SMALL, "--batch", "1", code=1)["verification"]["ok"] is False
+    assert as_json("verify", *SMALL, "--batch", "1", code=1)["verification"]["ok"] is False

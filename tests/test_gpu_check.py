@@ -287,6 +287,9 @@ def test_the_watchdog_ends_what_nothing_else_ends(monkeypatch, tmp_path):
     assert ended == [0] and "watchdog" in json.loads((tmp_path / "r.json").read_text())
 
 
+# Half a minute of work. The check ends by itself before they are over and says what it cut, so that
+# a machine with much else to do makes this test fail for that reason, if at all.
+MINUTES = 6
 SANITIZER = """#!/bin/sh
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -313,16 +316,18 @@ def test_every_stage_runs_and_what_it_writes_is_admitted(tmp_path, monkeypatch, 
     done = subprocess.run(
         [
             sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--device", "cpu",
-            "--minutes", "3", "--output", str(tmp_path), "--only", only, "--sanitizer", str(tool),
-            "--commit", "abc", "--predictions", str(tmp_path / "predictions.json"),
+            "--minutes", str(MINUTES), "--output", str(tmp_path), "--only", only,
+            "--sanitizer", str(tool), "--commit", "abc",
+            "--predictions", str(tmp_path / "predictions.json"),
         ],
-        capture_output=True, text=True, timeout=150, check=False,
+        capture_output=True, text=True, timeout=60 * MINUTES, check=False,
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     content = content_of(tmp_path)
     assert content["schema"] == 1 and content["kind"] == "gpu-check" and content["ok"]
-    assert content["complete"] and content["commit"] == "abc"
+    cut = {name: stage["cut"] for name, stage in content["stages"].items() if stage["cut"]}
+    assert content["complete"] and content["commit"] == "abc", f"on this machine: {cut}"
     assert list(content["stages"]) == list(gpu_check.STAGES)
     steps = {name: stage["steps"] for name, stage in content["stages"].items()}
     assert all(steps.values()), {name: len(found) for name, found in steps.items()}

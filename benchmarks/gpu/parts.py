@@ -83,11 +83,13 @@ class Parts:
 
 
 def wrong_of_ours(row: Mapping[str, Any], ours: Sequence[str] = ("fused", "triton", "cuda")) -> str:
-    """Which variants of ours a row says are wrong; "" for none."""
+    """Which variants of ours a row says are wrong, or have crashed; "" for none."""
+    wrong = {name: one["wrong"] for name, one in row["variants"].items() if "wrong" in one}
+    crashed = {name: row["omitted"][name] for name in row.get("crashed", ())}
     return "; ".join(
-        f"{name}: {variant['wrong']}"
-        for name, variant in row["variants"].items()
-        if "wrong" in variant and name.removesuffix("_again") in ours
+        f"{name}: {why}"
+        for name, why in {**wrong, **crashed}.items()
+        if name.removesuffix("_again") in ours
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import math
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from resnet_fused.bench.plain import plain
 
 SCHEMA = 1  # raised when a field changes its meaning
 RESERVE_S = 20.0  # the check ends so long before its minutes do
@@ -58,25 +59,12 @@ class Clock:
         return self.now() + part * self.left
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: numbers that are none become text, keys become text."""
-    if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(one) for one in value]
-    if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    return str(value)
-
-
 def write_atomically(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file so that a reader finds the old content or the new one, never a part."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        text = json.dumps(plain(content), allow_nan=False, indent=1)
+        text = json.dumps(plain(content, words=True), allow_nan=False, indent=1)
         beside.write_text(text + "\n", encoding="utf-8")
         beside.replace(file)
     finally:

@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
         arguments: the device, the number of the pipe for answers, and the seconds after which this
             process ends, should its parent be gone by then.
     """
-    from gpu.record import plain
+    from resnet_fused.bench.plain import plain
 
     device, pipe, life = arguments[0], int(arguments[1]), float(arguments[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def tell(**event: Any) -> None:
-        data = json.dumps(plain(event)).encode() + b"\n"
+        data = json.dumps(plain(event, words=True)).encode() + b"\n"
         while data:
             data = data[os.write(pipe, data) :]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import subprocess
 from collections.abc import Callable, Sequence
@@ -93,11 +94,17 @@ def _status(field: str) -> int:
     raise KeyError(field)
 
 
-def clocks(index: int = 0) -> dict[str, Any] | None:
+def current_gpu() -> str:
+    """What nvidia-smi and CUDA_VISIBLE_DEVICES call the GPU that torch is set to."""
+    index, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index].strip() if visible else str(index)
+
+
+def clocks(index: int | str = 0) -> dict[str, Any] | None:
     """A GPU's driver, clocks in MHz, power in W and temperature, as nvidia-smi tells them.
 
     Args:
-        index: of the GPU.
+        index: of the GPU, or its UUID.
 
     Returns:
         None without nvidia-smi or a GPU; a field that the device does not tell is None.

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from resnet_fused import numerics
 from resnet_fused.bench.subject import Subject
@@ -119,10 +120,10 @@ def _moved(fields: Mapping[str, Any], device: str) -> dict[str, Any]:
 def judge(work: Work, out: Any) -> Judgement:
     """Judges an output of set 0 by the work's reference."""
     assert work.reference is not None
-    found = _named(out, work.subject)
+    parts = work.reference.parts
+    found = _named(out, work.subject, several="" not in parts)
     if isinstance(found, str):
         return Judgement(False, math.inf, found)
-    parts = work.reference.parts
     if missing := [name for name in parts if name not in found]:
         return Judgement(False, math.inf, f"it lacks {', '.join(missing)}")
     judged = {name: _judge_part(part, found[name]) for name, part in parts.items()}
@@ -136,9 +137,14 @@ def judge(work: Work, out: Any) -> Judgement:
     return Judgement(ok, one.worst, f"{worst}: {one.text}" if worst else one.text)
 
 
-def _named(out: Any, subject: Subject) -> dict[str, Tensor] | str:
+def _named(out: Any, subject: Subject, several: bool = False) -> dict[str, Tensor] | str:
+    """An output's tensors by name, or why they are none that is expected."""
     if not subject.training:
-        return {"": out} if isinstance(out, Tensor) else f"it returned a {type(out).__name__}"
+        if isinstance(out, Tensor):
+            return {"": out}
+        leaves = enumerate(tree_leaves(out)) if several else ()
+        tensors = {f"output {i}": t for i, t in leaves if isinstance(t, Tensor)}
+        return tensors or f"it returned a {type(out).__name__}"
     shaped = isinstance(out, (tuple, list)) and len(out) == 2 and isinstance(out[1], Mapping)
     if not shaped:
         return "a training step returns (loss, name -> gradient)"
@@ -412,15 +418,27 @@ def _double(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _forward_part(work: Work) -> Reference:
     module, x = work.module, work.sets[0].x
     assert module is not None
-    axis, picked = _images(len(x))
-    few = _few(x, axis, picked)
-    assert few is not None
     with torch.inference_mode():
         eager = module(x)
+        lone = isinstance(eager, Tensor)
+        axis, picked = _images(len(x)) if lone else (None, ())
+        few = _few(x, axis, picked)
+        assert few is not None
         other = copy.deepcopy(module).to(memory_format=torch.contiguous_format)(few.contiguous())
         with precise():
             oracle = _double(module, torch.float64)(few.double())
-        return Reference({"": _part(axis, picked, oracle, None, eager, other)})
+        if lone:
+            return Reference({"": _part(axis, picked, oracle, None, eager, other)})
+    return _parts_by_name(work.subject, oracle, eager, other)
+
+
+def _parts_by_name(subject: Subject, *outputs: Any) -> Reference:
+    """The parts of outputs of several tensors: in float64, eager's, and eager's in NCHW."""
+    named = [_named(out, subject, several=True) for out in outputs]
+    oracles, eagers, others = (n for n in named if not isinstance(n, str))
+    return Reference(
+        {name: _part(None, (), t, None, eagers[name], others[name]) for name, t in oracles.items()}
+    )
 
 
 def _step_parts(work: Work) -> Reference:
@@ -438,11 +456,7 @@ def _step_parts(work: Work) -> Reference:
         eager = work.run(copy.deepcopy(module))
         plain = _with_batch(work, dataclasses.replace(batch, **_cast(batch, subject.torch_dtype)))
         other = plain.run(copy.deepcopy(module).to(memory_format=torch.contiguous_format))
-    named = [_named(out, subject) for out in (oracle, eager, other)]
-    exacts, eagers, others = (n for n in named if not isinstance(n, str))
-    return Reference(
-        {name: _part(None, (), t, None, eagers[name], others[name]) for name, t in exacts.items()}
-    )
+    return _parts_by_name(subject, oracle, eager, other)
 
 
 def _cast(batch: Any, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Whole models: eager channels_last against `rf.fuse`, and against bare oneDNN calls on the CPU."""
+"""Whole models, for `verify --time`: eager channels_last, `rf.fuse`, bare oneDNN on the CPU."""
 
 from __future__ import annotations
 
 import copy
-import datetime
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_fused.bench import ceilings, record
+from resnet_fused.bench import ceilings
 from resnet_fused.bench.peers import NoPeerError, bare_onednn
+from resnet_fused.bench.runner import NEAR_BARE
 from resnet_fused.bench.timing import Timings, interleaved
 from resnet_fused.convert import fuse, unfuse
 from resnet_fused.data.photographs import crops
 from resnet_fused.roofline import model_cost
 
-SCHEMA = 1  # of the JSON record; raised when a field changes its meaning
 MIN_SAMPLE_S = 0.1  # a sample of something quick repeats it, past the scheduler's time slices
-NEAR_BARE = 0.95  # the fused model is to be within 5% of the bare calls
 
 Progress = Callable[[int, int, str], None]
 
@@ -66,12 +64,11 @@ class Result:
     timings: Timings
     prediction: Prediction
     omitted: dict[str, str] = field(default_factory=dict)
-    at_least: float = 1.0
 
     @property
     def verdicts(self) -> list[str]:
         """A sentence on the gain, and one on the distance to the bare calls."""
-        said = [self.timings.verdict("eager", "fused", self.at_least)]
+        said = [self.timings.verdict("eager", "fused")]
         if "bare" in self.timings.seconds:
             said.append(self.timings.verdict("bare", "fused", NEAR_BARE))
         return said
@@ -154,10 +151,7 @@ def bench_model(
     size: int = 224,
     device: torch.device | None = None,
     rounds: int = 15,
-    at_least: float = 1.0,
     budget_s: float = math.inf,
-    announce: Callable[[Prediction], None] | None = None,
-    report: Callable[[Result], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Result]:
     """Predicts, then times every batch size in every dtype.
@@ -169,10 +163,7 @@ def bench_model(
         size: side of the images in pixels.
         device: None is the CPU.
         rounds: interleaved samples of each variant.
-        at_least: gain over eager that the verdict asks for.
         budget_s: seconds for one batch size in one dtype; see `interleaved`.
-        announce: called with each prediction, all of them before the first timing.
-        report: called with each result as it comes.
         progress: called as progress(done, total, what).
 
     Returns:
@@ -185,8 +176,6 @@ def bench_model(
         rates = ceilings.measure(where, dtype)
         for batch in batches:
             predictions[dtype, batch] = predict(model, (batch, 3, size, size), rates)
-            if announce is not None:
-                announce(predictions[dtype, batch])
     results = []
     for dtype in dtypes:
         ready = cast(model, where, dtype)
@@ -208,24 +197,7 @@ def bench_model(
                     synchronize=synchronizer(where),
                 )
             prediction = predictions[dtype, batch]
-            result = Result(batch, prediction.dtype, timings, prediction, omitted, at_least)
+            result = Result(batch, prediction.dtype, timings, prediction, omitted)
             results.append(result)
             done += rounds
-            if report is not None:
-                report(result)
     return results
-
-
-def to_record(name: str, results: Sequence[Result], settings: dict[str, Any]) -> dict[str, Any]:
-    """The whole run as JSON: what, where, with which versions, and every sample."""
-    return {
-        "schema": SCHEMA,
-        "kind": "model",
-        "model": name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": record.commit(),
-        "versions": record.versions(),
-        "machine": record.machine(),
-        "settings": settings,
-        "results": [result.to_dict() for result in results],
-    }

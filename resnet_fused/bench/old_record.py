@@ -1,4 +1,4 @@
-"""Records of whole models, as the command's short form writes them, in the words of schema 2."""
+"""Records of whole models from before schema 2, in its words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from resnet_fused.bench.networks import canonical
 from resnet_fused.bench.subject import Subject
 
 OLD_SCHEMA = 1
@@ -15,7 +16,7 @@ def from_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of a record of schema 1; the bare oneDNN calls have their present name.
 
     Args:
-        old: what `bench.model.to_record` made.
+        old: what `resnet-fused bench MODEL` wrote then.
 
     Returns:
         What schema 2 has of it: no limits, kernels, memory or noise.
@@ -26,7 +27,7 @@ def from_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
     settings, rows = old["settings"], []
     for result in old["results"]:
         subject = Subject(
-            level="model", op="inference", name=old["model"], batch=result["batch"],
+            level="model", op="inference", name=canonical(old["model"]), batch=result["batch"],
             dtype=result["dtype"], device=settings["device"].partition(":")[0],
             size=settings["size"],
         )  # fmt: skip

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 import torch
 
+from resnet_fused.bench import gauges
 from resnet_fused.bench.gauges import Step
 from resnet_fused.bench.judging import Judgement
 from resnet_fused.bench.peers import NoPeerError
@@ -85,7 +86,9 @@ class ChildVariant:
     def prepare(self) -> None:
         """Starts the process, builds the operands there and prepares the peer."""
         start = time.perf_counter()
-        self._child = Child(self._about["threads"])
+        # In the child the GPU that is current here is the only one, and so the first.
+        on_gpu = self._about["subject"]["device"] == "cuda" and torch.cuda.is_available()
+        self._child = Child(self._about["threads"], gauges.current_gpu() if on_gpu else None)
         self._ask("build", START_S, **self._about)
         took = time.perf_counter() - start
         answer = self._ask("prepare", self._limit_s)
@@ -153,13 +156,16 @@ class Child:
 
     Args:
         threads: of the libraries that read OMP_NUM_THREADS when they start.
+        gpu: the only one that it sees; None leaves what this process sees.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, gpu: str | None = None) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long)
         self._buffer = b""
         self._pipe, writing = os.pipe()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         # The child imports what this process would: stand-ins of a test as well.
         environment["PYTHONPATH"] = os.pathsep.join(part or os.getcwd() for part in sys.path)
         try:

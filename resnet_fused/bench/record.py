@@ -146,7 +146,7 @@ def versions() -> dict[str, str | None]:
 
 def machine() -> dict[str, Any]:
     """The processor, its vector units as torch uses them, memory, threads; GPUs and clocks."""
-    clocks = gauges.clocks() if torch.cuda.is_available() else None
+    clocks = gauges.clocks(gauges.current_gpu()) if torch.cuda.is_available() else None
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": cpu_name(),
@@ -171,11 +171,11 @@ def cpu_name() -> str:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Name, compute capability and memory of each GPU that torch sees."""
+    """Name, compute capability and memory of each GPU that torch sees; first the one it uses."""
     if not torch.cuda.is_available():
         return []
-    found = []
-    for index in range(torch.cuda.device_count()):
+    found, used = [], torch.cuda.current_device()
+    for index in sorted(range(torch.cuda.device_count()), key=lambda index: index != used):
         about = torch.cuda.get_device_properties(index)
         found.append(
             {

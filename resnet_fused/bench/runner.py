@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import math
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resnet_fused.bench import ceilings, gauges, limits, process, record
+from resnet_fused.bench import ceilings, compare, gauges, limits, process, record
 from resnet_fused.bench.peers import NoPeerError
 from resnet_fused.bench.plain import plain
 from resnet_fused.bench.process import ChildVariant
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 BASELINE, OURS, AGAIN = "eager", "fused", "fused_again"
 # What eager's own passes move; everybody else is measured by what a fused one moves.
 UNFUSED = ("eager", "eager_nchw", "timm")
+BARE, NEAR_BARE = "onednn", 0.95  # fused is to be within 5% of the bare calls
 LEAST_SUBJECT_S = 2.0  # no subject is begun with less
 TIMING_SHARE = 0.5  # of a subject's time is kept from preparing for timing
 
@@ -104,6 +106,7 @@ class Row:
     limit: dict[str, Any]
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     omitted: dict[str, str] = field(default_factory=dict)
+    crashed: list[str] = field(default_factory=list)
     ratios: list[dict[str, Any]] = field(default_factory=list)
     noise: float | None = None
     load: dict[str, Any] = field(default_factory=dict)
@@ -165,8 +168,10 @@ class _Run:
                 if variant.method == CUDA_GRAPH:
                     judged = variant.judge()
                     facts["worst"] = max(facts["worst"], judged.worst)
-        except (NoPeerError, SampleError) as error:
+        except NoPeerError as error:
             self.row.omitted[name] = str(error)
+        except SampleError as error:
+            self._crash(name, str(error))
         except DeviceLostError:
             variant.close()
             raise
@@ -176,6 +181,13 @@ class _Run:
                 return
             self.row.variants[name] = {"wrong": judged.text}
         variant.close()
+
+    def _crash(self, name: str, why: str) -> None:
+        """A peer's end is a reason; ours is a finding, which the verdicts name as well."""
+        self.row.omitted[name] = why
+        self.row.crashed.append(name)
+        if name.startswith(compare.OURS):
+            self.row.verdicts.append(f"{name} crashed and has no time, {why}")
 
     def _make(self, name: str, peer: Peer) -> Variant:
         if not peer.isolated:
@@ -203,7 +215,7 @@ class _Run:
             progress=lambda done, total: self._progress(done, total, "timing"),
         )
         for name, why in timings.dropped.items():
-            self.row.omitted[name] = why
+            self._crash(name, why)
             self.variants.pop(name).close()
         return timings if timings.seconds else None
 
@@ -236,7 +248,8 @@ class _Run:
     def _orders(self) -> list[list[gauges.Step]]:
         """How layers may run, where the profiler can tell them apart: in a forward pass."""
         subject = self.work.subject
-        if subject.level == "kernel" or subject.training or not self.settings.details:
+        known = subject.level != "kernel" and not subject.foreign
+        if not known or subject.training or not self.settings.details:
             return []
         return limits.orders(self.work)
 
@@ -279,7 +292,8 @@ def run(
         budget_s: seconds, beside `settings.subject_s`.
 
     Returns:
-        The row. A variant that is wrong has no time, and one that fails stands in `omitted`.
+        The row. A variant that is wrong has no time; one that fails stands in `omitted` and
+        `crashed`, and in the verdicts if it is of this package.
 
     Raises:
         ValueError: the subject's name is one of nothing.
@@ -294,7 +308,8 @@ def run(
         device = torch.device(subject.device)
         rates = rates or ceilings.measure(device, subject.torch_dtype)
         row = Row(subject, limits.limit(work, rates))
-        before = gauges.clocks() if subject.device == "cuda" else None
+        read = functools.partial(gauges.clocks, _gpu())
+        before = read() if subject.device == "cuda" else None
         preparing = _Clock((1 - TIMING_SHARE) * clock.left())
         with _Run(work, row, settings, told, clock) as running:
             for name, peer in _in_order(peers):
@@ -309,8 +324,12 @@ def run(
                 running.describe(timings)
                 _conclude(row, timings, running, settings)
         if before is not None:
-            row.load["clocks"] = {"before": before, "after": gauges.clocks()}
+            row.load["clocks"] = {"before": before, "after": read()}
     return row
+
+
+def _gpu() -> str:
+    return gauges.current_gpu() if torch.cuda.is_available() else "0"
 
 
 def _in_order(peers: Sequence[Peer]) -> list[tuple[str, Peer]]:
@@ -342,8 +361,9 @@ def _conclude(row: Row, timings: Timings, running: _Run, settings: Settings) -> 
     if replayed:
         quiet = dataclasses.replace(timings.load, foreign=0.0, seconds=math.inf)
         timings = dataclasses.replace(timings, load=quiet)
-    if BASELINE in names and OURS in names:
-        row.verdicts.append(timings.verdict(BASELINE, OURS, settings.at_least))
+    for baseline, at_least in ((BASELINE, settings.at_least), (BARE, NEAR_BARE)):
+        if baseline in names and OURS in names:
+            row.verdicts.append(timings.verdict(baseline, OURS, at_least))
 
 
 @contextlib.contextmanager

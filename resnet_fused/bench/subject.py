@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_fused import models
+from resnet_fused.bench import networks
 from resnet_fused.bench.training_kernels import KINDS
 from resnet_fused.cases import BnActCase, ConvCase
 from resnet_fused.convert import unfuse
@@ -49,7 +50,8 @@ class Subject:
     Attributes:
         level: "kernel" (one op), "block" (a residual block or the stem) or "model".
         op: of `OPS[level]`.
-        name: a kernel's shape ("3x3_64_64_at56"), a block's ("resnet50.layer1.0") or a model's.
+        name: a kernel's shape ("3x3_64_64_at56"), a block's ("resnet50.layer1.0") or a model's; in
+            inference also that of a foreign network ("timm:resnet50", "mobilenet_v2").
         batch: images.
         dtype: of all tensors but a kernel's scale and shift, which are float32.
         device: "cpu" or "cuda".
@@ -92,6 +94,11 @@ class Subject:
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself."""
         return getattr(torch, self.dtype)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is a network of others, of which only inference as a whole is known."""
+        return self.level == "model" and not networks.is_own(self.name)
 
     @property
     def training(self) -> bool:
@@ -208,12 +215,13 @@ class Layer:
 
 
 def plain_network(name: str) -> nn.Module:
-    """A network of `resnet_fused.models` as plain PyTorch modules, with the global random state.
+    """A network as plain PyTorch modules, with the global random state.
 
     Raises:
         ValueError: unknown network.
     """
-    return unfuse(models.get_model(name))
+    own = networks.is_own(name)
+    return unfuse(networks.build(f"rf:{networks.canonical(name)}" if own else name))
 
 
 @functools.lru_cache(maxsize=32)
@@ -301,7 +309,8 @@ def subjects(
     Args:
         level: of `LEVELS`.
         device: "cpu" or "cuda".
-        model: a network of `resnet_fused.models`.
+        model: a network of `resnet_fused.models`; for a model's inference any that
+            `networks.build` makes.
         batches: numbers of images.
         dtypes: of `DTYPES`.
         ops: of `OPS[level]`; none takes the first one.
@@ -314,8 +323,12 @@ def subjects(
     """
     if level not in LEVELS:
         raise ValueError(f"level is {level!r}; accepted are {', '.join(LEVELS)}")
-    if model not in models.list_models():
-        raise ValueError(f"model is {model!r}; accepted are {', '.join(models.list_models())}")
+    known = models.list_models()
+    if model not in known and (level, *ops) not in (("model",), ("model", "inference")):
+        raise ValueError(
+            f"model is {model!r}; accepted are {', '.join(known)}, and other networks for the "
+            "inference of level model alone"
+        )
     for argument, values in (("batches", batches), ("dtypes", dtypes)):
         if not values:
             raise ValueError(f"{argument} is empty; accepted is at least one")

@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_fused import backends
 from resnet_fused.bench import judging
@@ -210,7 +211,8 @@ def sets_for(size: int, device: str) -> int:
 def cache_bytes(device: str) -> int:
     """Size of the last cache: a GPU's L2, or what the kernel tells of the CPU's."""
     if device == "cuda":
-        return int(getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0)) or 64 << 20
+        about = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return int(getattr(about, "L2_cache_size", 0)) or 64 << 20
     folder = Path("/sys/devices/system/cpu/cpu0/cache")
     sizes = [_cache_size(path) for path in folder.glob("*/size")]
     return max(sizes, default=0) or 32 << 20
@@ -227,7 +229,7 @@ def _cache_size(path: Path) -> int:
 
 
 def _free_bytes(device: str) -> int:
-    return torch.cuda.mem_get_info(0)[0] if device == "cuda" else psutil.virtual_memory().available
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
 
 
 class _Maker:
@@ -278,14 +280,19 @@ def _bn_set(subject: Subject, case: Any, index: int) -> BnOperands:
 
 
 def _network(subject: Subject, state: dict[str, Tensor] | None) -> Work:
-    module, shape = _module(subject)
+    module, shape = _foreign(subject) if subject.foreign else _module(subject)
     if state is None:
-        _initialise(module, subject)
         n, pixels = _CALIBRATION
+        if not subject.foreign:
+            _initialise(module, subject)
+        else:  # it may take images of one size alone
+            pixels = subject.size
         few = (min(v, pixels) for v in shape[1:])
         generator = torch.Generator().manual_seed(subject.seed)
         # On the CPU and in float32, wherever it will run: the statistics are the same everywhere.
-        calibrate_batchnorm(module, torch.randn(n, shape[0], *few, generator=generator))
+        images = torch.randn(n, shape[0], *few, generator=generator)
+        if any(_has_statistics(child) for child in module.modules()):
+            calibrate_batchnorm(module, images)
     else:
         module.load_state_dict(state)
     module.train(subject.op == "training")
@@ -308,16 +315,30 @@ def _module(subject: Subject) -> tuple[nn.Module, tuple[int, int, int]]:
     with torch.device("meta"):
         network: Any = plain_network(model)
     shape = (3, subject.size, subject.size)
-    if subject.level == "model":
-        if block:
-            raise ValueError(f"name is {subject.name!r}; accepted at level model is a network")
-    elif block == STEM:
+    if block == STEM:
         stem = ("conv1", "bn1", "relu", "maxpool")
         network = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in stem))
-    else:
+    elif block:
         shape = block_input(model, block, subject.size)
         network = network.get_submodule(block)
     return network.to_empty(device="cpu"), shape
+
+
+def _foreign(subject: Subject) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Another's network with its own first weights: what it needs beside them, only it knows."""
+    if subject.training:
+        raise ValueError(
+            f"op is {subject.op!r}; accepted for {subject.name} is inference, training is for the "
+            "networks of resnet_fused.models"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subject.seed)
+        network = plain_network(subject.name)
+    return network.eval(), (3, subject.size, subject.size)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.affine and module.track_running_stats
 
 
 def _initialise(module: nn.Module, subject: Subject) -> None:

@@ -15,7 +15,6 @@ from resnet_fused.cli._output import check_folder, plain, to_json, write_file
 
 if TYPE_CHECKING:
     from resnet_fused.bench.compare import Change, Comparison, Estimate, Gate
-    from resnet_fused.bench.model import Prediction, Result
 
 PICTURES = ("roofline", "waterfall", "peers", "memory")
 WIDTH = 160  # of a table that goes into a file or a pipe
@@ -123,6 +122,11 @@ def say_rows(record: Row) -> None:
     for row in record["rows"]:
         console.print()
         console.print(_row_table(row), highlight=False)
+        limit = row["limit"]
+        click.echo(
+            f"  predicted by the roofline: at least {_least_ms(limit['eager_seconds'])} eager, "
+            f"{_least_ms(limit['seconds'])} fused, {limit['eager_seconds'] / limit['seconds']:.2f}x"
+        )
         for sentence in row.get("verdicts") or ():
             click.echo(f"  {sentence}")
         for name, variant in row["variants"].items():
@@ -141,6 +145,10 @@ def say_rows(record: Row) -> None:
         click.echo(f"\nSTOPPED: {record['stopped']}")
     if not record.get("complete", True):
         click.echo(f"\nnot complete: {record['reached']} of {record['of']} rows were reached")
+
+
+def _least_ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.3g} ms" if seconds < 0.1 else f"{seconds * 1e3:,.0f} ms"
 
 
 def _by_reason(omitted: Mapping[str, str]) -> dict[str, list[str]]:
@@ -212,14 +220,15 @@ def _number(value: float | None, form: str) -> str:
     return f"{value:{body}}{space}{unit}"
 
 
-def wrong_of_ours(record: Row, ours: Sequence[str]) -> list[str]:
-    """The variants of ours that a record says are wrong: "key: name"."""
-    return [
-        f"{row['key']}: {name}"
-        for row in record["rows"]
-        for name, variant in row["variants"].items()
-        if "wrong" in variant and name.startswith(tuple(ours))
-    ]
+def faults_of_ours(record: Row, ours: Sequence[str]) -> list[str]:
+    """The variants of ours that a record says are wrong or crashed: "WRONG: key: name"."""
+    found = []
+    for row in record["rows"]:
+        wrong = [name for name, variant in row["variants"].items() if "wrong" in variant]
+        for word, names in (("WRONG", wrong), ("CRASHED", row.get("crashed") or ())):
+            mine = (name for name in names if name.startswith(tuple(ours)))
+            found += [f"{word}: {row['key']}: {name}" for name in mine]
+    return found
 
 
 def say_comparison(found: Comparison, gate: Gate | None, names: tuple[Path, Path]) -> None:
@@ -294,30 +303,3 @@ def _say_gate(gate: Gate) -> None:
     click.echo(f"gate: FAILED at {gate.limit:.1%}")
     for sentence in gate.failures:
         click.echo(f"  {sentence}")
-
-
-def say_prediction(prediction: Prediction) -> None:
-    """Prints a model's least time before it is timed."""
-    rates = prediction.ceilings
-    click.echo(
-        f"predicted, batch {prediction.batch} {prediction.dtype}: at least "
-        f"{prediction.eager_s * 1e3:.1f} ms eager, {prediction.fused_s * 1e3:.1f} ms fused, "
-        f"{prediction.gain:.2f}x, by the roofline of {rates.flops / 1e9:.0f} GFLOP/s and "
-        f"{rates.bandwidth / 1e9:.1f} GB/s measured here"
-    )
-
-
-def say_result(result: Result) -> None:
-    """Prints a model's times, verdicts, and who was left out."""
-    timings = result.timings
-    times = ", ".join(
-        f"{name} {timings.median(name) * 1e3:.1f} ms "
-        f"({result.batch / timings.median(name):.1f} images/s, spread {timings.spread(name):.0%})"
-        for name in timings.seconds
-    )
-    click.echo(f"batch {result.batch} {result.dtype}: {times}")
-    for sentence in result.verdicts:
-        click.echo(f"  {sentence}")
-    for name, reason in result.omitted.items():
-        click.echo(f"  without {name}: {reason}")
-    click.echo(f"  load: others {timings.load.foreign:.1%} of {timings.load.cores} cores")

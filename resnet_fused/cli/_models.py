@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resnet_fused.bench import networks
 from resnet_fused.cli._errors import UserError, user_errors
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
@@ -56,44 +57,27 @@ def load(name: str, weights: str | None = None, *, quiet: bool = True) -> Networ
         UserError: an unknown name, weights that cannot be had or read or that are of another
             architecture; the message says which and what is accepted.
     """
+    check_name(name)
     source, _, short = name.rpartition(":")
-    makers = {"": _Torchvision, "timm": _Timm, "rf": _Own}
-    if source not in makers:
-        raise UserError(
-            f"MODEL: unknown source {source!r} in {name!r}; accepted: timm:, rf: or none"
-        )
-    zoo: _Torchvision | _Timm | _Own = makers[source]()
-    _check_name(name, short, zoo.names(), source)
     if weights is not None and _is_file(weights):
         state = read_state_dict(Path(weights))
         # A head of another size is a fine-tuned network, not another architecture.
         head = state.get("fc.weight")
         classes = {"num_classes": len(head)} if head is not None and head.dim() == 2 else {}
-        model = zoo.build(short, **classes)
+        with user_errors() if source == "rf" else contextlib.nullcontext():
+            model = networks.build(name, **classes)
         _fill(model, state, name, weights)
         return Network(name, model.eval(), f"from '{weights}'", True, _categories(model), _preset())
     if weights is not None:
+        zoo = {"": _Torchvision, "timm": _Timm, "rf": _Own}[source]()
         return zoo.published(name, short, weights, quiet)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = zoo.build(short)
+        model = networks.build(name)
     return Network(name, model.eval(), "random (seed 0)", False, _categories(model), _preset())
 
 
 class _Torchvision:
-    def names(self) -> list[str]:
-        from torchvision import models
-
-        return models.list_models(module=models)
-
-    def build(self, name: str, **arguments: Any) -> nn.Module:
-        from torchvision import models
-
-        # GoogLeNet and Inception would warn about, and return, what inference has no use for.
-        if name in ("googlenet", "inception_v3"):
-            arguments |= {"init_weights": True, "aux_logits": True}
-        return models.get_model(name, weights=None, **arguments)
-
     def enum(self, name: str) -> Any:
         from torchvision import models
 
@@ -130,17 +114,6 @@ class _Torchvision:
 
 
 class _Own(_Torchvision):
-    def names(self) -> list[str]:
-        from resnet_fused import models
-
-        return models.list_models()
-
-    def build(self, name: str, **arguments: Any) -> nn.Module:
-        from resnet_fused import models
-
-        with user_errors():
-            return models.get_model(name, **arguments)
-
     def enum(self, name: str) -> Any:
         from resnet_fused import models
 
@@ -153,16 +126,6 @@ class _Own(_Torchvision):
 
 
 class _Timm:
-    def names(self) -> list[str]:
-        import timm
-
-        return timm.list_models()
-
-    def build(self, name: str, **arguments: Any) -> nn.Module:
-        import timm
-
-        return timm.create_model(name, pretrained=False, **arguments)
-
     def published(self, full: str, name: str, weights: str, quiet: bool) -> Network:
         import timm
 
@@ -191,7 +154,18 @@ def _suggestion(word: str, known: Any) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _check_name(full: str, short: str, known: list[str], source: str) -> None:
+def check_name(full: str) -> None:
+    """Refuses what names no network.
+
+    Raises:
+        UserError: unknown source or name; with the nearest names that there are.
+    """
+    source, _, short = full.rpartition(":")
+    if source not in networks.SOURCES:
+        raise UserError(
+            f"MODEL: unknown source {source!r} in {full!r}; accepted: timm:, rf: or none"
+        )
+    known = networks.names(source)
     if short in known:
         return
     prefix = f"{source}:" if source else ""

@@ -22,7 +22,6 @@ from resnet_fused.cli._options import (
     json_option,
     size_option,
     torch_device,
-    torch_dtype,
 )
 from resnet_fused.cli._output import echo_json, progress_bar, to_json, write_file
 
@@ -35,8 +34,9 @@ OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act")
 MODES = ("inference", "training", "training_frozen")
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
 ROW_SHARE = 0.3  # of the budget, that one of many rows may take; of a few twice its part
-# Any of these asks for the whole benchmark; without one a network is timed in the short form.
-WHOLE = ("levels", "ops", "modes", "only", "peers", "html", "png_dir", "budget_min")
+QUICK = ("eager", "fused", "onednn")  # peers that are ready at once
+# Any of these asks for everybody who joins; without one the quick peers are timed.
+WHOLE = ("levels", "ops", "modes", "only", "html", "png_dir", "budget_min", "list_peers")
 COMPARING = ("compare", "gate", "force", "only", "as_json")  # all else times something
 
 
@@ -68,7 +68,7 @@ class Wanted:
     batches: tuple[int, ...] | None
     dtypes: tuple[str, ...]
     device: str
-    peers: str
+    peers: str | None
     only: tuple[str, ...]
     rounds: int
     budget_min: float | None
@@ -105,8 +105,10 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dtype", "dtypes", type=ListOf(click.Choice(DTYPES)), default="float32",
                      show_default=True, help="Of weights and activations."),
         device_option,
-        click.option("--peers", default="all", metavar="NAME,...|all|none", show_default=True,
-                     help="Who is timed beside eager and fused; see --list-peers."),
+        click.option("--peers", metavar="NAME,...|all|none",
+                     help="Who is timed beside eager and fused; see --list-peers.  [default: "
+                     "onednn; all with --level, --op, --mode, --only, --html, --png-dir or "
+                     "--budget-min]"),
         click.option("--list-peers", is_flag=True, help="Who would join, and why others do not."),
         click.option("--only", type=ListOf(click.STRING), default=(), metavar="TEXT,...",
                      help="Rows whose key holds one of these, such as 3x3 or block/."),
@@ -143,10 +145,11 @@ def bench(ctx: click.Context, model: str, **given: Any) -> None:
     The variants are judged against float64, interleaved, and compared pair by pair. Above 5% of
     foreign load on the machine no verdict is given.
 
-    Alone it times any network in inference: eager, fused, and bare oneDNN calls on the CPU. With
-    --level, --op, --mode, --only, --peers, --html, --png-dir or --budget-min it runs the whole
-    benchmark, on the networks of resnet_fused.models (see docs/benchmarks.md). MODEL is as for
-    `explain`.
+    Alone it times any network in inference: eager, fused, and bare oneDNN calls on the CPU. Other
+    levels, training and more peers are for asking (see docs/benchmarks.md); kernels, blocks and
+    training are those of the networks of resnet_fused.models. MODEL is as for `explain`.
+
+    Exits with 1 when a variant of this package is wrong or crashes.
     """
     wanted = Wanted(**{**given, "compare": given["compare"] or None})
     sources = {name: ctx.get_parameter_source(name) for name in [*given, "model"]}
@@ -155,11 +158,11 @@ def bench(ctx: click.Context, model: str, **given: Any) -> None:
     if wanted.compare is not None:
         ctx.exit(_compare(wanted, wanted.compare))
     check_environment()
+    everybody = wanted.peers is None and bool(chosen & set(WHOLE))
+    names = _peers("all" if everybody else wanted.peers)
     if wanted.list_peers:
-        ctx.exit(_list_peers(model, wanted))
-    if chosen & set(WHOLE):
-        ctx.exit(_whole(model, wanted, _command(ctx, chosen)))
-    ctx.exit(_short(model, wanted))
+        ctx.exit(_list_peers(model, wanted, names))
+    ctx.exit(_run(model, wanted, names, _command(ctx, chosen)))
 
 
 def _command(ctx: click.Context, chosen: set[str]) -> str:
@@ -219,14 +222,16 @@ def _subjects(model: str, wanted: Wanted, device: str) -> list[Subject]:
     Raises:
         UserError: an unknown network, or nothing that --only lets through.
     """
-    from resnet_fused import models
+    from resnet_fused.bench import networks
     from resnet_fused.bench.subject import subjects
+    from resnet_fused.cli import _models
 
-    name = model.removeprefix("rf:")
-    if name not in models.list_models():
+    _models.check_name(model)
+    name, whole = networks.canonical(model), ("model",)
+    if not networks.is_own(name) and (wanted.levels, wanted.modes) != (whole, ("inference",)):
         raise UserError(
-            f"MODEL: the whole benchmark does not know {model!r}; accepted: "
-            f"{', '.join(models.list_models())}"
+            f"MODEL: of {model} only --level model --mode inference is timed; accepted for the "
+            f"rest: {', '.join(networks.names('rf'))}"
         )
     every: list[Subject] = []
     with user_errors():
@@ -245,8 +250,11 @@ def _subjects(model: str, wanted: Wanted, device: str) -> list[Subject]:
     return found
 
 
-def _peers(wanted: Wanted) -> Sequence[str]:
+def _peers(asked: str | None) -> Sequence[str]:
     """The names that --peers asks for, in its order; eager and ours stand before them.
+
+    Args:
+        asked: the option's text; None takes the quick ones.
 
     Raises:
         UserError: a name that is none.
@@ -254,9 +262,11 @@ def _peers(wanted: Wanted) -> Sequence[str]:
     from resnet_fused.bench.compare import BASELINE, OURS
     from resnet_fused.bench.peers import PEERS
 
-    if wanted.peers == "all":
+    if asked is None:
+        return QUICK
+    if asked == "all":
         return tuple(PEERS)
-    words = [] if wanted.peers == "none" else [w.strip() for w in wanted.peers.split(",")]
+    words = [] if asked == "none" else [w.strip() for w in asked.split(",")]
     for word in words:
         if word not in PEERS:
             raise UserError(
@@ -267,26 +277,24 @@ def _peers(wanted: Wanted) -> Sequence[str]:
 
 
 def _device(wanted: Wanted) -> str:
-    """The kind of device; the whole benchmark runs on the first GPU.
+    """The kind of device; a GPU of another number becomes the current one.
 
     Raises:
-        UserError: no such device, or another GPU.
+        UserError: no such device.
     """
     device = torch_device(wanted.device)
     if device.index:
-        raise UserError(
-            f"--device: the whole benchmark runs on the first GPU; give --device cuda and "
-            f"CUDA_VISIBLE_DEVICES={device.index}"
-        )
+        import torch
+
+        torch.cuda.set_device(device)
     return device.type
 
 
-def _list_peers(model: str, wanted: Wanted) -> int:
+def _list_peers(model: str, wanted: Wanted, names: Sequence[str]) -> int:
     """Prints who joins at which level."""
     from resnet_fused.bench.peers import PEERS, joining
 
-    device, names = _device(wanted), _peers(wanted)
-    first = {}
+    device, first = _device(wanted), {}
     for subject in _subjects(model, wanted, device):
         first.setdefault(f"{subject.level}/{subject.op}/{subject.dtype}", subject)
     found = {kind: joining(subject, names) for kind, subject in first.items()}
@@ -305,11 +313,11 @@ def _list_peers(model: str, wanted: Wanted) -> int:
     return 0
 
 
-def _whole(model: str, wanted: Wanted, command: str) -> int:
-    """Runs the benchmark; 1 if a variant of ours is wrong, or the GPU is lost."""
+def _run(model: str, wanted: Wanted, names: Sequence[str], command: str) -> int:
+    """Runs the benchmark; 1 if a variant of ours is wrong or crashed, or the GPU is lost."""
     from resnet_fused.cli import _bench_output as out
 
-    names, chosen = _peers(wanted), _subjects(model, wanted, _device(wanted))
+    chosen = _subjects(model, wanted, _device(wanted))
     out.check_targets(
         {"--output": wanted.output, "--html": wanted.html}, {"--png-dir": wanted.png_dir}
     )
@@ -329,49 +337,17 @@ def _whole(model: str, wanted: Wanted, command: str) -> int:
             report=None if wanted.output is None else functools.partial(_keep, wanted.output),
         )  # fmt: skip
     written = out.write_outputs(record, wanted.output, wanted.html, wanted.png_dir)
-    wrong = out.wrong_of_ours(record, OURS)
+    faults = out.faults_of_ours(record, OURS)
     if wanted.as_json:
         echo_json(record)
     else:
         out.say_machine(record)
         out.say_rows(record)
-        for line in [*written, *(f"WRONG: {name}" for name in wrong)]:
+        for line in [*written, *faults]:
             click.echo(line)
-    return 1 if wrong or "stopped" in record else 0
+    return 1 if faults or "stopped" in record else 0
 
 
 def _keep(file: Path, record: dict[str, Any]) -> None:
     """Writes what was reached: a run that is interrupted leaves a valid record."""
     write_file(file, to_json(record) + "\n")
-
-
-def _short(model: str, wanted: Wanted) -> int:
-    """Times any network in inference: eager, fused, and bare oneDNN calls."""
-    from resnet_fused.cli._bench_output import check_targets, say_prediction, say_result
-
-    where = torch_device(wanted.device)
-    check_targets({"--output": wanted.output}, {})
-    from resnet_fused.bench.model import bench_model, to_record
-    from resnet_fused.cli import _models
-
-    network = _models.load(model)
-    batches = wanted.batches or BATCHES[where.type]
-    with progress_bar("timing", quiet=wanted.as_json) as progress:
-        results = bench_model(
-            network.model, batches=batches, dtypes=[torch_dtype(name) for name in wanted.dtypes],
-            size=wanted.size, device=where, rounds=wanted.rounds, at_least=wanted.at_least,
-            progress=progress, announce=None if wanted.as_json else say_prediction,
-            report=None if wanted.as_json else say_result,
-        )  # fmt: skip
-    settings = {
-        "batches": batches, "dtypes": wanted.dtypes, "rounds": wanted.rounds, "size": wanted.size,
-        "device": str(where), "at_least": wanted.at_least, "weights": network.weights,
-    }  # fmt: skip
-    record = to_record(model, results, settings)
-    if wanted.output is not None:
-        write_file(wanted.output, to_json(record) + "\n")
-    if wanted.as_json:
-        echo_json(record)
-    elif wanted.output is not None:
-        click.echo(f"record: {wanted.output}")
-    return 0

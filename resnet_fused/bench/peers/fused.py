@@ -78,7 +78,9 @@ class Fused:
             warm = range(len(work.sets))  # each set has weights of its own
         else:
             inner = _calls.over_module(work, fuse(unfuse(work.module)))
-            warm = range(1)
+            # A training step packs nothing, and its first call, which names the routes, has
+            # compiled what there is to compile: more of them would only cost their time.
+            warm = range(0 if work.subject.training else 1)
 
         def forced(i: int) -> Any:
             with self._asked():

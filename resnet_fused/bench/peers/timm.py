@@ -32,7 +32,8 @@ class Timm:
 
     def why_not(self, subject: Subject) -> str | None:
         """It has models, no parts of them."""
-        return first_reason(for_ops(subject, {"model": MODEL_OPS}), installed("timm", "timm"))
+        own = "the subject is timm's own" if subject.name.startswith("timm:") else None
+        return first_reason(for_ops(subject, {"model": MODEL_OPS}), own, installed("timm", "timm"))
 
     def prepare(self, work: Work) -> Prepared:
         """Makes timm's model and fills it with the subject's weights.
