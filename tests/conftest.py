@@ -23,6 +23,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # Half of the interpreter's time goes into these; here in float16 and bit for bit, in `make proof`
 # in every way.
 LARGE = re.compile(r"triton-.*(stem|deep|odd_channels|all_equal)")
+# Training's kernels have tests of their own, of every configuration: of its matrix the interpreter
+# runs these in CI's time, the rest in `make proof`.
+TRAINING = re.compile(
+    r"(exact_on_integers\[triton-float16-(3x3_stride2|3x3_groups4|odd_channels_1x1|empty_batch)"
+    r"|within_the_bound\[triton-float32-(3x3_residual|1x1_stride2|nchw_residual|odd_nhwc)"
+    r"|(within_the_bound|apply|add_act_backward)\[triton-float16-(nhwc_residual|unaligned|empty_b)"
+    r"|any_layout\[triton-float16-3x3_groups4-sliced|another_layout\[triton-float16"
+    r"|(nan|torch_does).*\[triton-float16-\w+-nan|kink.*\[triton|centred\[triton"
+    r"|opcheck\[(bn_update|bn_act_pool-)"
+    r"|(is_exact|pool_backward)\[triton-float16-(stem_odd|stem_nchw|sliced|uneven|gaps|empty_batch)"
+    r"|hard_values\[triton-float32-(apart|outlier|constant)-1000|repeats|fake_says.*sliced"
+    r"|finalize.*\[triton-float32-(65|pix)|bn_update_stats\[triton-float32-running_dtype0"
+    r"|empty_batch_(is_counted|has_finite)|no_pixels)"
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,11 +60,17 @@ def _leave_out_interpreted(config: pytest.Config, items: list[pytest.Item]) -> N
             continue
         if not _limits.interpreted():
             item.add_marker(pytest.mark.skip(reason="needs TRITON_INTERPRET=1: make interpreter"))
-        elif not whole and LARGE.search(item.name) and not _is_sampled(item.name):
+        elif not whole and _is_left_out(item):
             left.append(item)
     if left:
         items[:] = [item for item in items if item not in left]
         config.hook.pytest_deselected(items=left)
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    if "test_ops_training_" in item.nodeid:
+        return not TRAINING.search(item.name)
+    return bool(LARGE.search(item.name)) and not _is_sampled(item.name)
 
 
 def _is_sampled(name: str) -> bool:

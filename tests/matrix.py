@@ -8,11 +8,14 @@ import os
 import emulated
 import pytest
 import torch
+import triton_trace  # noqa: F401  (interpreted multiply-adds round once)
 from torch import Tensor
 
 from resnet_fused import backends, cases, ops  # noqa: F401  (ops enter themselves)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FUSED = DTYPES[:3]
+"""Where multiply-adds are fused by contract; in float64 they may be or not."""
 IDS = {d: str(d).removeprefix("torch.") for d in DTYPES}
 LAYOUTS = ("nchw", "nhwc", "sliced", "unaligned")
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
@@ -24,6 +27,8 @@ SAMPLE = frozenset(
         "empty_batch", "stem", "uneven",
     }
 )  # fmt: skip
+EXACT = DTYPES if WHOLE else DTYPES[:3]
+"""For integers on convolutions: float64 is held to account by the gradients' tests."""
 SAMPLED_CASES = [case for case in cases.CONV_CASES if WHOLE or case.name in SAMPLE]
 """For what comes on top of the exact tier, which always goes through all cases."""
 ACTIVATION = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -243,4 +248,4 @@ def kink_values(dtype: torch.dtype, channels: int = 48) -> tuple[Tensor, Tensor]
 
 def repeats(entry: backends.Implementation) -> int:
     """How often a call is made again to see that its bits stay: most for the C++ kernels."""
-    return 250 if entry.name == "cpu" else 3
+    return {"cpu": 250, "triton": 1}.get(entry.name, 3)

@@ -32,6 +32,25 @@ EXPECTED = {
     ("bn_act", "reference"): set(DTYPES),
     ("bn_act", "cuda_emulated"): set(),
 }
+TRAINING = (
+    "conv_bn_stats",
+    "bn_finalize",
+    "bn_update_stats",
+    "bn_add_act",
+    "bn_add_act_backward",
+    "bn_backward_finalize",
+    "bn_backward_apply",
+    "conv_bn_dgrad",
+    "conv_bn_wgrad",
+    "bn_act_pool",
+    "bn_act_pool_backward",
+)
+for op in TRAINING:
+    EXPECTED[op, "reference"] = set(DTYPES)
+    EXPECTED[op, "triton"] = set()
+    EXPECTED[op, "cpu"] = set(DTYPES)
+EXPECTED["conv_bn_grad1x1", "reference"] = set(DTYPES)
+EXPECTED["conv_bn_grad1x1", "triton"] = set()
 
 
 @pytest.mark.op_matrix
@@ -47,7 +66,9 @@ def test_matrix_is_whole():
     }
     expected = dict(EXPECTED)
     if not _extension.available():
-        expected[("bn_act", "cpu")] = expected[("conv_bn_act", "split")] = set()
+        compiled = [(op, name) for op, name in expected if name == "cpu" and op != "conv_bn_act"]
+        for key in (*compiled, ("conv_bn_act", "split")):
+            expected[key] = set()
     if not onednn.native_bfloat16():
         expected[("conv_bn_act", "cpu")] = {torch.float32}
         expected[("conv_bn_act", "cpu32")] = {torch.float16, torch.bfloat16}
@@ -56,7 +77,9 @@ def test_matrix_is_whole():
 
 @pytest.mark.interpreter
 @pytest.mark.op_matrix
-@pytest.mark.parametrize("op", ["bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad"])
+@pytest.mark.parametrize(
+    "op", ["bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad", "conv_bn_grad1x1", *TRAINING]
+)
 def test_the_interpreter_takes_part(op):
     """In float32 and float16 (its bfloat16 is wrong), and only when it is asked for by name."""
     entry = next(entry for entry in backends.implementations(op) if entry.name == "triton")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from matrix import (
     ACTIVATION,
+    EXACT,
+    FUSED,
     SAMPLED_CASES,
     SPREADS,
     bound_options,
@@ -59,7 +61,7 @@ def check_stats_conv(entry, layer, case, norm):
 
 @pytest.mark.op_matrix
 @pytest.mark.parametrize("case", cases.CONV_CASES, ids=str)
-@pytest.mark.parametrize(("entry", "dtype"), cells("conv_bn_stats"))
+@pytest.mark.parametrize(("entry", "dtype"), cells("conv_bn_stats", EXACT))
 def test_conv_bn_stats_exact_on_integers(entry, dtype, case):
     layer = random_layer(case, dtype, exact=True)
     y, _ = check_stats_conv(entry, layer, case, layer.norm)
@@ -84,7 +86,7 @@ def test_conv_bn_stats_within_the_bound(entry, dtype, case):
 @pytest.mark.op_matrix
 @pytest.mark.parametrize("layout", ["nchw", "sliced", "unaligned"])
 @pytest.mark.parametrize("name", ["3x3_residual", "odd_channels_1x1"])
-@pytest.mark.parametrize(("entry", "dtype"), cells("conv_bn_stats"))
+@pytest.mark.parametrize(("entry", "dtype"), cells("conv_bn_stats", FUSED))
 def test_conv_bn_stats_of_any_layout(entry, dtype, name, layout):
     case = CASES[name]
     layer = random_layer(case, dtype)
@@ -110,7 +112,7 @@ def test_another_geometry_of_the_same_shape_is_computed_anew(entry, dtype, dilat
 @pytest.mark.op_matrix
 @pytest.mark.parametrize("value", SPECIALS)
 @pytest.mark.parametrize("operand", ["x", "scale", "shift", "weight"])
-@pytest.mark.parametrize(("entry", "dtype"), cells("conv_bn_stats"))
+@pytest.mark.parametrize(("entry", "dtype"), cells("conv_bn_stats", FUSED))
 def test_conv_bn_stats_puts_nan_and_inf_where_torch_does(entry, dtype, operand, value):
     case = CASES["3x3_groups4"]
     layer = random_layer(case, dtype)
@@ -177,11 +179,9 @@ def test_conv_bn_stats_repeats_bit_for_bit(entry, dtype):
 
 
 @pytest.mark.op_matrix
-@pytest.mark.parametrize(("entry", "dtype"), cells("conv_bn_stats"))
+@pytest.mark.parametrize(("entry", "dtype"), cells("conv_bn_stats", FUSED))
 def test_values_at_the_kink_are_read_alike(entry, dtype):
     """Behind an identity, h itself: bit for bit, where a product and a sum would flip its mask."""
-    if dtype is torch.float64:
-        return  # it may be fused or not
     y, norm = kink_values(dtype)
     k = y.shape[1]
     weight = torch.eye(k, dtype=dtype).view(k, k, 1, 1)
@@ -309,27 +309,28 @@ def block_end(case, dtype, shortcut, *, exact=False):
 
 
 @pytest.mark.op_matrix
-@pytest.mark.parametrize("shortcut", SHORTCUTS)
 @pytest.mark.parametrize("case", cases.BN_ACT_CASES, ids=str)
 @pytest.mark.parametrize(("entry", "dtype"), cells("bn_add_act"))
-def test_bn_add_act_within_the_bound(entry, dtype, case, shortcut):
-    args = block_end(case, dtype, shortcut)
-    before = [t.clone() for t in args[:4] if t is not None]
-    out = overload("bn_add_act", entry.name)(*args, case.act)
-    oracle = numerics.bn_add_act_oracle(*args, case.act)
-    found = numerics.check_bound(out, oracle, numerics.bn_add_act_bound(*args, oracle))
-    assert found.ok, found
-    assert out.dtype == dtype
-    if case.layout in ACTIVATION:
-        assert out.is_contiguous(memory_format=ACTIVATION[case.layout])
-    if shortcut == "none" and dtype is not torch.float64:
-        assert torch.equal(out, numerics.normalised(args[0], args[1], case.act))
-    given = [t for t in args[:4] if t is not None]
-    for t, old in zip(given, before, strict=True):
-        assert torch.equal(t, old), "an input was written"
-    exact = block_end(case, dtype, shortcut, exact=True)
-    out = overload("bn_add_act", entry.name)(*exact, case.act)
-    assert torch.equal(out, numerics.bn_add_act_oracle(*exact, case.act).to(dtype))
+def test_bn_add_act_within_the_bound(entry, dtype, case):
+    call = overload("bn_add_act", entry.name)
+    for shortcut in SHORTCUTS:
+        args = block_end(case, dtype, shortcut)
+        given = [t for t in args[:4] if t is not None]
+        before = [t.clone() for t in given]
+        out = call(*args, case.act)
+        oracle = numerics.bn_add_act_oracle(*args, case.act)
+        found = numerics.check_bound(out, oracle, numerics.bn_add_act_bound(*args, oracle))
+        assert found.ok, f"{shortcut}: {found}"
+        assert out.dtype == dtype
+        if case.layout in ACTIVATION:
+            assert out.is_contiguous(memory_format=ACTIVATION[case.layout])
+        if shortcut == "none" and dtype is not torch.float64:
+            assert torch.equal(out, numerics.normalised(args[0], args[1], case.act))
+        for t, old in zip(given, before, strict=True):
+            assert torch.equal(t, old), "an input was written"
+        args = block_end(case, dtype, shortcut, exact=True)
+        expected = numerics.bn_add_act_oracle(*args, case.act).to(dtype)
+        assert torch.equal(call(*args, case.act), expected), f"{shortcut}, integers"
 
 
 @pytest.mark.op_matrix

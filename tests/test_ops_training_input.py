@@ -53,12 +53,11 @@ OPCHECKED = [
 
 
 @pytest.mark.op_matrix
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize(("op", "entry"), OPCHECKED)
-def test_opcheck(op, entry, layout):
+def test_opcheck(op, entry):
     """Not test_autograd_registration: gradients come from an autograd.Function outside the op."""
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    arguments = raw_calls(layout=layout)[op]
+    arguments = raw_calls()[op]
     torch.library.opcheck(overload(op, entry.name), arguments, test_utils=tests)
 
 
