@@ -16,7 +16,7 @@ from torchvision.models import resnet as tv
 from torchvision.ops import FrozenBatchNorm2d
 
 import resnet_fused as rf
-from resnet_fused import backends
+from resnet_fused import backends, ops
 
 NODE = "_NodeBackward"
 """Name of the autograd node of a fused layer or block."""
@@ -24,6 +24,7 @@ NODE = "_NodeBackward"
 
 def serves(backend: str) -> bool:
     """Whether training on the CPU has this implementation."""
+    assert ops.conv_bn_stats  # the ops enter their implementations when they are imported
     return any(entry.name == backend for entry in backends.implementations("conv_bn_stats"))
 
 
