@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 
 # Repeated here, so that `--help` imports no torch; a test holds them against bench.subject.
 LEVELS = ("kernel", "block", "model")
-OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act")
+OPS = (
+    "conv_bn_act",
+    "conv_dgrad",
+    "conv_wgrad",
+    "bn_act",
+    "conv_bn_stats",
+    "conv_bn_dgrad",
+    "conv_bn_wgrad",
+    "bn_add_act",
+    "bn_add_act_backward",
+)
 MODES = ("inference", "training", "training_frozen")
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
 ROW_SHARE = 0.3  # of the budget, that one of many rows may take; of a few twice its part
