@@ -23,9 +23,13 @@ void pool_tap(const T* y, int64_t step, int64_t n, Along<Compute<T>, kInside> sc
   for (int64_t i = 0; i < n; ++i) {
     const C z = multiply_add(scale[i], widen(y[kUnit ? i : i * step]), shift[i]);
     const C h = widen(narrow<T>(C(0) > z ? C(0) : z));
-    const bool wins = h > best[i] || h != h;
-    best[i] = wins ? h : best[i];
-    winner[i] = wins ? tap : winner[i];
+    // Selects, one after the other: of (h > best || h is NaN) GCC makes no vectors.
+    const C held = best[i];
+    const int32_t holder = winner[i];
+    const C larger_one = h > held ? h : held;
+    const int32_t larger_tap = h > held ? tap : holder;
+    best[i] = h != h ? h : larger_one;
+    winner[i] = h != h ? tap : larger_tap;
   }
 }
 
@@ -132,9 +136,61 @@ struct WindowRange {
   int64_t first, last;
 };
 
+// The same for one channel and the windows of a row side by side: a tap's pixels are `apart`.
+template <class T>
+void add_windows(const T* gradient, int64_t step, const uint8_t* taps, int64_t taps_step,
+                 uint8_t tap, int64_t n, Compute<T>* RF_RESTRICT sum, int64_t apart) {
+  using C = Compute<T>;
+  RF_INDEPENDENT
+  for (int64_t q = 0; q < n; ++q) {
+    const C g = widen(gradient[q * step]);
+    sum[q * apart] += taps[q * taps_step] == tap ? g : C(0);
+  }
+}
+
+// gather_windows where the tile's columns are pixels: row by row of the image, tap by tap.
+template <class T>
+void gather_rows(const BnTrainingCall& call, const Tile& tile, T* buffer) {
+  using C = Compute<T>;
+  const BnTrainingPool& pool = call.pool;
+  const int64_t (&stride)[4] = call.operand[kGradient].stride;
+  const int64_t (&taps_stride)[4] = pool.taps_stride;
+  const T* gradient = static_cast<const T*>(call.operand[kGradient].data) + tile.image * stride[0] +
+                      tile.channel * stride[1];
+  const uint8_t* taps = pool.taps + tile.image * taps_stride[0] + tile.channel * taps_stride[1];
+  const int64_t step = pool.step[1], elements = tile.channels * tile.pixels;
+  C sum[kPackedTile];
+  for (int64_t i = 0; i < elements; ++i) sum[i] = C(0);
+  for (int64_t done = 0, length; done < tile.pixels; done += length) {
+    const int64_t row = (tile.pixel + done) / call.size[3];
+    const int64_t left = (tile.pixel + done) % call.size[3];
+    length = smaller(call.size[3] - left, tile.pixels - done);
+    const WindowRange rows(pool, 0, row);
+    for (int64_t p = rows.first; p < rows.last; ++p) {
+      const int64_t r = row + pool.padding[0] - p * pool.step[0];
+      // From the last tap to the first: a pixel then adds its windows in their own order.
+      for (int64_t s = pool.kernel[1] - 1; s >= 0; --s) {
+        const int64_t begin = left + pool.padding[1] - s, end = begin + length;
+        if (end <= 0) continue;
+        const int64_t first = begin <= 0 ? 0 : (begin + step - 1) / step;
+        const int64_t n = smaller((end - 1) / step + 1, pool.windows[1]) - first;
+        const uint8_t tap = static_cast<uint8_t>(r * pool.kernel[1] + s);
+        for (int64_t c = 0; c < tile.channels; ++c) {
+          add_windows(gradient + c * stride[1] + p * stride[2] + first * stride[3], stride[3],
+                      taps + c * taps_stride[1] + p * taps_stride[2] + first * taps_stride[3],
+                      taps_stride[3], tap, n, sum + c * tile.pixels + done + first * step - begin,
+                      step);
+        }
+      }
+    }
+  }
+  for (int64_t i = 0; i < elements; ++i) buffer[i] = narrow<T>(sum[i]);
+}
+
 // The gradient of the pooled-over activation: a tile of it, rounded, into a buffer.
 template <class T>
 void gather_windows(const BnTrainingCall& call, const Tile& tile, T* buffer) {
+  if (!call.tiles.channels_inside) return gather_rows(call, tile, buffer);
   using C = Compute<T>;
   const BnTrainingPool& pool = call.pool;
   const int64_t (&stride)[4] = call.operand[kGradient].stride;
