@@ -47,6 +47,11 @@ SOURCES = (
     "triton/_vectors.py",
     "triton/_wgrad.py",
 )
+BESIDE = {
+    "conv_bn_dgrad": ("triton/conv_dgrad.py",),
+    "conv_bn_wgrad": ("triton/conv_wgrad.py",),
+}
+"""Ops whose kernels take sizes from another op's file."""
 
 
 def supports(call: backends.Call) -> str | None:
@@ -151,7 +156,7 @@ def declare(
         admission.Kernel(
             op,
             "triton",
-            (f"triton/{op}.py", *SOURCES),
+            (f"triton/{op}.py", *BESIDE.get(op, ()), *SOURCES),
             f"resnet_fused.ops.{checks}:{op}_configurations",
             f"resnet_fused.ops.{checks}:{op}",
         )
