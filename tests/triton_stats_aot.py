@@ -102,6 +102,18 @@ def wide(variant: aot.Variant) -> int:
     return elements * size // (16 * 32 * variant.options["num_warps"])
 
 
+def failures(variant: aot.Variant, code: aot.Code) -> list[str]:
+    """The gates that are not passed, but for what is particular to these kernels."""
+    stored = "wide stores: " if code.wide("STG") >= wide(variant) else "-"  # a value a column too
+    copied = "-"
+    if variant.constant("PROLOGUE") and variant.constant("PRECISION") == "tf32x3":
+        # wgmma reads both parts of what is made in registers from shared memory.
+        parts = 2 * 4 * variant.constant("BLOCK_M") * variant.constant("BLOCK_K")
+        if code.shared <= rules.planned_shared(variant) + parts:
+            copied = "planned shared memory: "
+    return [text for text in rules.failures(variant, code) if not text.startswith((stored, copied))]
+
+
 def compiled(call: calls.Call, prologue: bool, capability: int, seen: set[str]) -> list[dict]:
     """What each new variant of a call needs, and which gates it fails."""
     found = []
@@ -140,12 +152,7 @@ def compiled(call: calls.Call, prologue: bool, capability: int, seen: set[str]) 
                 "local": code.count("LDL|STL"),
                 "local_in_loop": code.count("LDL|STL", loop=True),
                 "shared": code.shared,
-                "failures": [
-                    text
-                    for text in rules.failures(variant, code)
-                    # One value a column goes to the moments and to stats.
-                    if not text.startswith("wide stores: ") or code.wide("STG") < wide(variant)
-                ],
+                "failures": failures(variant, code),
             }
         )
     return found

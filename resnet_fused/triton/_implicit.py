@@ -97,6 +97,7 @@ def accumulate(
                 there = there & (own == tl.where(group < 0, own, group))
             offset = (zero + r * dilation_h) * x_h + (zero + s * dilation_w) * x_w + c
             pointers = x + base[:, None] + offset[None, :]
+            seen = there[None, :]
             if CHECKED:
                 h = row + r * dilation_h
                 if NARROW:
