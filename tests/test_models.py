@@ -195,27 +195,28 @@ def test_eval_error_in_float32_is_that_of_torchvision(name: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["basic", "bottleneck", "grouped", "dilated_all"])
-def test_training_is_bit_equal_to_torchvision(variant: str) -> None:
-    """Training runs PyTorch's own operations: output, gradients and statistics are the same."""
+def test_training_is_torchvisions(variant: str) -> None:
+    """Output, gradients and statistics are the same, up to float64's roundings."""
     ours, theirs = small_pair(variant)
     perturb(theirs)
     ours.load_state_dict(theirs.state_dict())
-    x = images(n=4)
+    x = images(n=4, dtype=torch.float64)
     results = []
     for model in (ours, theirs):
-        model.train()
+        model.double().train()
         y = model(x)
         y.square().mean().backward()
         gradients = {n: p.grad for n, p in model.named_parameters()}
         results.append((y.detach(), gradients, dict(model.named_buffers())))
     (y, gradients, buffers), (expected, their_gradients, their_buffers) = results
-    assert torch.equal(y, expected)
+    close = {"rtol": 1e-7, "atol": 1e-8}
+    torch.testing.assert_close(y, expected, **close)
     assert gradients.keys() == their_gradients.keys()
     for name, gradient in gradients.items():
         assert gradient is not None, name
-        assert torch.equal(gradient, their_gradients[name]), name
+        torch.testing.assert_close(gradient, their_gradients[name], msg=name, **close)
     for name, buffer in buffers.items():
-        assert torch.equal(buffer, their_buffers[name]), name
+        torch.testing.assert_close(buffer, their_buffers[name], msg=name, **close)
 
 
 @pytest.mark.parametrize("variant", ["basic", "frozen"])
@@ -237,7 +238,7 @@ def test_gradients_with_fixed_statistics_in_float64(variant: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2"])
-def test_every_convolution_runs_fused_in_inference(name: str) -> None:
+def test_every_convolution_runs_fused_in_inference_and_training(name: str) -> None:
     model = rf.models.get_model(name).eval()
     with torch.no_grad():
         table = rf.explain(model, images(n=1, size=32))
@@ -246,7 +247,7 @@ def test_every_convolution_runs_fused_in_inference(name: str) -> None:
     assert "modules" not in table.counts()
     with torch.no_grad():
         training = rf.explain(model.train(), images(n=2, size=32))
-    assert training.counts() == {"modules": len(convs)}
+    assert training.counts() == {"cpu": len(convs)}
 
 
 def test_unfuse_gives_plain_modules_and_fuse_the_network_again() -> None:
