@@ -268,18 +268,29 @@ def launch(
             PRECISION=precision(dz.dtype), BLOCK_M=PIXELS, BLOCK_N=config.channels,
             BLOCK_K=config.filters, SLICES=config.slices, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
-        count = dweight.numel()
-        traceable(wgrad_merge_kernel, dx)[(_tiles.cdiv(count, MERGE_BLOCK),)](
-            partial, partial, dweight, count, channels, *dweight.stride(), R=1, S=1,
-            SCALED=False, SPLITS=parts, BLOCK=MERGE_BLOCK,
-        )  # fmt: skip
+        merge(partial, dweight)
         if norm is not None:
-            traceable(sums_kernel, dx)[(_tiles.cdiv(2 * channels, SUMS_TILE[1]),)](
-                workspace, sums, tiles, 2 * channels, BLOCK_M=SUMS_TILE[0], BLOCK_N=SUMS_TILE[1],
-                num_warps=8,
-            )  # fmt: skip
+            merge_sums(workspace, sums)
         if target is not dx:
             dx.copy_(target)
+
+
+def merge(partial: Tensor, dweight: Tensor) -> None:
+    """Adds the programs' sums [parts, K, C] in order, into the gradient of the weights."""
+    count = dweight.numel()
+    traceable(wgrad_merge_kernel, dweight)[(_tiles.cdiv(count, MERGE_BLOCK),)](
+        partial, partial, dweight, count, dweight.shape[1], *dweight.stride(), R=1, S=1,
+        SCALED=False, SPLITS=partial.shape[0], BLOCK=MERGE_BLOCK,
+    )  # fmt: skip
+
+
+def merge_sums(workspace: Tensor, sums: Tensor) -> None:
+    """Adds the tiles' sums [tiles, 2, C] in order, in float64."""
+    tiles, _, channels = workspace.shape
+    traceable(sums_kernel, sums)[(_tiles.cdiv(2 * channels, SUMS_TILE[1]),)](
+        workspace, sums, tiles, 2 * channels, BLOCK_M=SUMS_TILE[0], BLOCK_N=SUMS_TILE[1],
+        num_warps=8,
+    )  # fmt: skip
 
 
 def steps(t: Tensor) -> tuple[int, int, int]:
