@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -218,9 +219,8 @@ def launch(
     """Writes the gradient of a convolution's input into `dx` and its reductions into `sums`.
 
     Args:
-        dz: gradient behind the BatchNorm [N, K, P, Q], float32, bfloat16 or float16. Copied to
-            channels_last first if it is not `readable`, as are y, weight, addend and raw; and `dx`
-            by a copy afterwards.
+        dz: gradient behind the BatchNorm [N, K, P, Q], float32, bfloat16 or float16. Operands that
+            are not `readable` are copied to channels_last first; `dx` likewise, afterwards.
         y: the convolution's raw output [N, K, P, Q], or None: dz is the gradient of that itself.
         coefficients: [3, K] float32; given with y.
         weight: [K, C / groups, R, S].
@@ -244,27 +244,16 @@ def launch(
     call = call_of("conv_bn_dgrad", dx, weight, y, stride, padding, dilation, groups)
     plan = plan or plan_of(product, dx.device, allowed, call)
     dz, weight, target = readable(dz), readable(weight), writable(dx)
-    result, more, below = (
-        other if t is None else readable(t) for t, other in ((y, dz), (addend, dz), (raw, dz))
-    )
+    result, more, below = (dz if t is None else readable(t) for t in (y, addend, raw))
     n, channels, h, w = dx.shape
     filters, group_in, r, s = weight.shape
     tile, split = plan.tile, plan.splits > 1
     tiles_m = _tiles.cdiv(product.rows, tile.m)
-    rows = _tiles.cdiv(n * h * w, MERGE_TILE[0]) if split else tiles_m * stride[0] * stride[1]
-    partial = workspace = sums
-    if split:
-        shape = (plan.splits, n * h * w, channels)
-        partial = torch.empty(shape, dtype=torch.float32, device=dx.device)
-    if raw is not None:
-        workspace = torch.empty((rows, 2, channels), dtype=torch.float32, device=dx.device)
-    vectors = sums if coefficients is None else coefficients.contiguous()
-    norms = sums if norm is None else norm.contiguous()
+    partial, workspace = workspaces(dx, tiles_m * math.prod(stride), plan, raw is not None, sums)
+    vectors, norms = (sums if t is None else t.contiguous() for t in (coefficients, norm))
     epilogue = {"HAS_ADDEND": addend is not None, "REDUCED": raw is not None}
-    sizes = {
-        "SPLITS": plan.splits,
-        "WIDE": not fits_32_bits(dz, result, weight, more, below, target),
-    }
+    wide = not fits_32_bits(dz, result, weight, more, below, target)
+    sizes = {"SPLITS": plan.splits, "WIDE": wide}
     tail = (addend_stride, *steps(more), *steps(below), *steps(target))
     tiles = tiles_m * _tiles.cdiv(product.columns, tile.n) * product.copies
     with on_device(dx):
@@ -273,33 +262,71 @@ def launch(
             product.rows, h, w, dz.shape[2], dz.shape[3], channels, filters, group_in,
             filters // groups, stride[0], stride[1], padding[0], padding[1], dilation[0],
             dilation[1], *steps(dz), *steps(result), *steps(weight), *tail, n,
-            R=r, S=s, STEP_R=stride[0] // math.gcd(stride[0], dilation[0]),
-            STEP_S=stride[1] // math.gcd(stride[1], dilation[1]), SIDE=product.side,
-            AFFINE=y is not None, PRECISION=product.precision, BLOCK_M=tile.m, BLOCK_N=tile.n,
-            BLOCK_K=product.step, GROUP_M=GROUP_M,
-            SLICES=tile.slices if split else slices_of(tile, y is not None),
-            num_warps=tile.warps, num_stages=tile.stages, **sizes,
+            STEP_R=stride[0] // math.gcd(stride[0], dilation[0]),
+            STEP_S=stride[1] // math.gcd(stride[1], dilation[1]), R=r, S=s, AFFINE=y is not None,
+            **blocks(product, plan, y is not None), **sizes,
             **{name: flag and not split for name, flag in epilogue.items()},
         )  # fmt: skip
         if split:
-            grid = (rows, _tiles.cdiv(channels, MERGE_TILE[1]))
+            grid = (_tiles.cdiv(n * h * w, MERGE_TILE[0]), _tiles.cdiv(channels, MERGE_TILE[1]))
             traceable(bn_dgrad_merge_kernel, dx)[grid](
                 partial, more, below, norms, target, workspace, n * h * w, h, w, channels, *tail,
                 BLOCK_M=MERGE_TILE[0], BLOCK_N=MERGE_TILE[1], **sizes, **epilogue,
             )  # fmt: skip
         if raw is not None:
-            grid = (_tiles.cdiv(2 * channels, SUMS_TILE[1]),)
-            traceable(sums_kernel, dx)[grid](
-                workspace, sums, rows, 2 * channels,
-                BLOCK_M=SUMS_TILE[0], BLOCK_N=SUMS_TILE[1], num_warps=8,
-            )  # fmt: skip
+            add_rows(workspace, sums, dx)
         if target is not dx:
             dx.copy_(target)
 
 
-def slices_of(tile: _tiles.Tile, affine: bool) -> int:
-    """In how many slices of columns the epilogue runs."""
-    return max(1, tile.sums // (SLICE // 2 if tile.sums > 64 and not affine else SLICE))
+def workspaces(
+    dx: Tensor, rows: int, plan: _tiles.Plan, reduced: bool, unused: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The splits' products [splits, N H W, C], and each tile's sums [rows of tiles, 2, C].
+
+    Args:
+        dx: the result.
+        rows: of tiles of all phases, where the reduction is not split.
+        plan: how it runs.
+        reduced: whether there are sums.
+        unused: stands for what is not needed.
+    """
+    n, channels, h, w = dx.shape
+    partial = workspace = unused
+    if plan.splits > 1:
+        shape = (plan.splits, n * h * w, channels)
+        partial = torch.empty(shape, dtype=torch.float32, device=dx.device)
+        rows = _tiles.cdiv(n * h * w, MERGE_TILE[0])
+    if reduced:
+        workspace = torch.empty((rows, 2, channels), dtype=torch.float32, device=dx.device)
+    return partial, workspace
+
+
+def add_rows(workspace: Tensor, sums: Tensor, dx: Tensor) -> None:
+    """Launches `sums_kernel` [rows, 2, C] -> [2, C], for the result `dx`."""
+    rows, columns = SUMS_TILE
+    values = sums.numel()
+    traceable(sums_kernel, dx)[(_tiles.cdiv(values, columns),)](
+        workspace, sums, workspace.shape[0], values, BLOCK_M=rows, BLOCK_N=columns, num_warps=8
+    )
+
+
+def blocks(product: _tiles.Product, plan: _tiles.Plan, affine: bool) -> dict[str, Any]:
+    """What a configuration fixes at compile time."""
+    tile, slice_ = plan.tile, SLICE
+    if tile.sums > 64 and not affine:
+        slice_ //= 2
+    return {
+        "SIDE": product.side,
+        "PRECISION": product.precision,
+        "BLOCK_M": tile.m,
+        "BLOCK_N": tile.n,
+        "BLOCK_K": product.step,
+        "GROUP_M": GROUP_M,
+        "SLICES": tile.slices if plan.splits > 1 else max(1, tile.sums // slice_),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
 
 
 def steps(t: Tensor) -> tuple[int, int, int]:
