@@ -212,12 +212,15 @@ def planned_shared(variant: aot.Variant) -> int:
     """Bytes of shared memory that a matrix kernel is meant to take.
 
     The operands of each step in flight, or after the loop the results in float32, a slice at a
-    time, whatever is more.
+    time, whatever is more. In a gradient of the weights the input that is made in registers goes
+    through shared memory once more where it is multiplied in three terms: its chooser knows.
     """
     m, n, k = (variant.constant(f"BLOCK_{axis}") for axis in "MNK")
     rows, vectors = _meant(variant)
     tiles = _itemsize(variant) * (rows * m + n)
     operands = variant.options["num_stages"] * k * (tiles + 4 * vectors)
+    if variant.kernel == "conv_bn_wgrad_kernel" and variant.constant("NORM"):
+        operands += n * k * 4 if variant.constant("PRECISION") == "tf32x3" else 0
     results = 4 * m * n // variant.constant("SLICES", 1)
     return max(operands, results) + SLACK
 
