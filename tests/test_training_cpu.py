@@ -56,7 +56,7 @@ SHAPES = [
     (4, 1, 6, 5),
     (9, 8, 1, 1),
     (1, 1, 1, 1),
-    (1, 40, 60, 41),
+    (1, 40, 40, 33),
 ]
 EMPTY = [(0, 3, 4, 4), (2, 3, 0, 4)]
 
@@ -349,13 +349,13 @@ def every_result(y, dout, norm):
 def test_the_bits_depend_on_no_number_of_threads(dtype, layout):
     """And are the same each time: many tasks of both kinds of tiles, some of them shorter."""
     place = LAYOUTS[layout]
-    y, dout = (place(values((3, 70, 45, 41), dtype)) for _ in range(2))
+    y, dout = (place(values((2, 70, 33, 41), dtype)) for _ in range(2))
     norm = norm_values(70, dtype)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         expected = every_result(y, dout, norm)
-        for threads in (2, 3, 2, 5):
+        for threads in (2, 3, 2):
             torch.set_num_threads(threads)
             for got, wanted in zip(every_result(y, dout, norm), expected, strict=True):
                 assert torch.equal(got, wanted)

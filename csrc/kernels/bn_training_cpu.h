@@ -92,7 +92,7 @@ void tile_statistics(const BnTrainingCall& call, const Tile& tile, bool first, T
 template <class T, bool kInside>
 void statistics_task(const BnTrainingCall& call, int64_t chunk, int64_t group) {
   ChannelStatistics found[kLongestGroup];
-  T buffer[kPackedTile];
+  alignas(64) T buffer[kPackedTile];
   const int64_t begin = chunk * call.tiles.chunk;
   const int64_t end = smaller(call.tiles.blocks, begin + call.tiles.chunk);
   double n = 0;

@@ -154,7 +154,7 @@ void store_tile(const BnTrainingCall& call, const Tile& tile, T* buffer) {
 // Buffers for a task's packed operands.
 template <class T>
 struct Buffers {
-  T of[kBnTrainingOperands][kPackedTile];
+  alignas(64) T of[kBnTrainingOperands][kPackedTile];
 };
 
 // A per-channel value along a tile's row: one for each column, or one for the whole row.
@@ -173,7 +173,7 @@ constexpr int64_t kLanes = 32;
 // Partial sums of a tile's channels: the columns', or the current row's lanes.
 template <class C, bool kInside>
 struct Partial {
-  C of[kMostSums][kInside ? kLongestGroup : kLanes];
+  alignas(64) C of[kMostSums][kInside ? kLongestGroup : kLanes];
 
   void clear(int sums, int64_t columns) {
     const int64_t used = kInside ? columns : kLanes;
