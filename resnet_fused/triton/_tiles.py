@@ -228,12 +228,13 @@ def crowded(product: Product, tile: Tile, limits: Limits) -> bool:
     """Whether an operand that is made in registers leaves too few of them for the sums.
 
     It takes as many as sums do. One tensor, beside 64 sums a thread or fewer, may have twice the
-    rows of two; on sm_90, where it is multiplied from registers, only in a loop over one tap.
+    rows of two; on sm_90, where it is multiplied from registers, only in a loop over one tap; not
+    on sm_100, where sums pass through registers as well.
     """
     if not product.gathered:
         return False
     roomy = product.gathered == 1 and tile.sums <= 64
-    roomy = roomy and (limits.capability != 90 or product.taps == 1)
+    roomy = roomy and (limits.capability != 90 or product.taps == 1) and limits.capability != 100
     return tile.m > (32 if roomy else 16) * tile.warps
 
 

@@ -5,10 +5,9 @@
     stats = mean and M2 of the rounded y
 
 One program computes a tile of pixels x output channels (see `_implicit`) and, from the registers
-that hold the rounded values, the mean of each column and then the squares around that mean (Chan,
-Golub and LeVeque, "Algorithms for computing the sample variance", the corrected two-pass one): sums
-of y^2 would lose everything where the mean is large. The tiles' moments are merged by further
-kernels in float64 and in a fixed order, in closed form around the first tile's mean p:
+that hold the rounded values, the mean of each column and then the squares around it (the corrected
+two-pass algorithm of Chan, Golub and LeVeque): sums of y^2 would be lost where the mean is large.
+The tiles' moments are merged in float64, in a fixed order, around the first tile's mean p:
 
     d_i = mean_i - p;  S = sum n_i d_i;  Q = sum (M2_i + n_i d_i^2)
     mean = p + S / n;  M2 = Q - S^2 / n
@@ -65,7 +64,7 @@ def finish_measured(
 ):
     """Epilogue: stores the rounded sums, and of those the mean and M2 of each column.
 
-    In SLICES (1, 2 or 4) of the columns, one after the other, as `_gemm.finish`.
+    In SLICES of the columns, one after the other, as `_gemm.finish`.
     """
     if SLICES > 1:
         half: tl.constexpr = COLUMNS // 2
@@ -296,6 +295,11 @@ def product_of(
     return _implicit.product_of(x, weight, y, groups, prologue=norm is not None)
 
 
+def slices_of(tile: _tiles.Tile) -> int:
+    """In how many slices a tile is measured: 32 values a thread at a time."""
+    return max(1, tile.sums // 32)
+
+
 def chunk_of(tiles: int) -> int:
     """How many tiles one program merges: all of them, or whole steps of a chunk."""
     if tiles <= MOST_AT_ONCE:
@@ -384,7 +388,7 @@ def launch(
             x, weight, stats if norm is None else norm, target, moments, partial,
             *sizes(x, weight, y, stride, padding, dilation, groups), *target.stride(),
             PROLOGUE=norm is not None, WIDE=wide,
-            **constants(product, plan, weight, padding, groups),
+            **(constants(product, plan, weight, padding, groups) | {"SLICES": slices_of(tile)}),
         )  # fmt: skip
         if split:
             traceable(stats_merge_kernel, y)[(tiles, _tiles.cdiv(filters, columns))](
