@@ -32,6 +32,7 @@ HALF = torch.float16
 NAN, INF = float("nan"), float("inf")
 # 126 pixels in tiles of 64; 65 channels and 40 filters, which no tile divides.
 CASE = cases.ConvCase("odd", 2, 65, 7, 9, 40)
+SERVED = cases.ConvCase("served", 2, 72, 7, 9, 40)
 EVEN = cases.ConvCase("even", 2, 64, 8, 8, 200)
 
 
@@ -59,6 +60,7 @@ def launch(operands, case, *, step=1, config=None, dx=None, dtype=torch.float32)
 
     dz, y, coefficients, weight, addend, x, norm = operands
     dx = torch.full_like(x, NAN) if dx is None else dx
+    config = config or kernel.BY_NAME["64x128_8w2s" if case.k <= 64 else "256x64_8w2s"]
     sums = torch.full((0 if norm is None else 2, case.c), NAN)
     dweight = torch.full(case.weight_shape, NAN, dtype=dtype)
     kernel.launch(
@@ -279,19 +281,19 @@ def test_the_op_by_one_kernel(dtype, form):
     """Layouts as of the two ops; the gradient's dtype and strides are the parameter's."""
     from resnet_fused.triton import conv_bn_grad1x1 as kernel
 
-    assert kernel.serves(CASE.k, CASE.c, 2, _tiles.Limits(4, 232448, 90)) is not None
-    operands = operands_of(CASE)
+    assert kernel.serves(SERVED.k, SERVED.c, 2, _tiles.Limits(4, 232448, 90)) is not None
+    operands = operands_of(SERVED)
     weight = operands.weight.contiguous(memory_format=form)
     operands = operands._replace(raw=operands.raw.contiguous(memory_format=form), weight=weight)
     parameter = None
     if dtype is not None:
-        parameter = torch.empty(CASE.c, CASE.k, 1, 1, dtype=dtype).transpose(0, 1)
+        parameter = torch.empty(SERVED.c, SERVED.k, 1, 1, dtype=dtype).transpose(0, 1)
     with rf.backend("triton"), watch() as launches:
         dx, sums, dweight = call(operands, parameter=parameter)
     assert [one.name for one in launches] == [
         "conv_bn_grad1x1_kernel", "wgrad_merge_kernel", "sums_kernel"
     ]  # fmt: skip
-    wanted = expected(operands, CASE)
+    wanted = expected(operands, SERVED)
     assert torch.equal(dx, wanted[0]) and torch.equal(sums, wanted[1])
     like = weight if parameter is None else parameter
     assert dweight.dtype is like.dtype and dweight.stride() == like.stride()
@@ -304,7 +306,8 @@ def test_the_op_by_one_kernel(dtype, form):
     [
         (cases.ConvCase("filters", 1, 8, 3, 3, 257), HALF),
         (cases.ConvCase("channels", 1, 257, 3, 3, 130), HALF),
-        (CASE, torch.float32),
+        (CASE, HALF),
+        (SERVED, torch.float32),
     ],
     ids=str,
 )
@@ -338,7 +341,8 @@ def test_what_is_served():
     h200, small = _tiles.Limits(132, 232448, 90), _tiles.Limits(170, 99 * 1024, 120)
     for filters, channels, name in (
         (64, 256, "64x128_8w2s"), (64, 64, "64x128_8w2s"), (128, 512, "128x128_8w2s"),
-        (256, 64, "256x64_8w2s"), (256, 257, None), (257, 64, None), (128, 513, None),
+        (256, 64, "256x64_8w2s"), (256, 264, None), (264, 64, None), (128, 520, None),
+        (65, 64, None), (64, 65, None),
     ):  # fmt: skip
         found = kernel.serves(filters, channels, 2, h200)
         assert (found.name if found else None) == name
@@ -349,9 +353,10 @@ def test_what_is_served():
     assert [kernel.serves(k, 64, 2, b200) is None for k in (64, 128, 256)] == [False, False, True]
     assert kernel.serves(64, 64, 2, a100) is None
     case = cases.ConvCase("many", 1, 8, 2, 2, 300)
-    operands = operands_of(case)
+    dz, y, coefficients, weight, addend, x, norm = operands_of(case)
+    results = torch.empty_like(x), torch.empty(2, 8), torch.empty_like(weight)
     with pytest.raises(LookupError, match="300 filters and 8 channels"):
-        launch(operands, case)
+        kernel.launch(dz, y, coefficients, x, norm, weight, addend, *results, 1)
 
 
 T = torch.zeros

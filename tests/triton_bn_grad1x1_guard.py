@@ -60,7 +60,7 @@ def run(case: cases.ConvCase, place: Callable[[str, Tensor], Tensor], fault: str
         launch: Any = kernel.launch
         launch(
             *(given[name] for name in ("dz", "y", "coefficients", "raw", "norm", "weight")),
-            given["addend"], *results, 1,
+            given["addend"], *results, 1, config=kernel.CONFIGS[0],
         )  # fmt: skip
     for got, wanted in zip(results, (dx, sums, dweight), strict=True):
         assert torch.equal(got, wanted)

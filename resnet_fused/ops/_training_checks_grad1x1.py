@@ -26,7 +26,7 @@ def cases_of(configuration: str) -> tuple[ConvCase, ...]:
     filters, channels = (int(size) for size in configuration.split("_")[0].split("x"))
     return (
         ConvCase("whole", 3, channels, 8, 8, filters),
-        ConvCase("odd", 3, 2 * channels - 5, 7, 9, filters - 7),
+        ConvCase("odd", 3, 2 * channels - 8, 7, 9, filters - 8),
     )
 
 

@@ -65,6 +65,9 @@ CONFIGS = (
 
 BY_NAME = {one.name: one for one in CONFIGS}
 
+PIECE = 8
+"""Channels that a thread loads at a time: one by one they would need a pointer each, and spill."""
+
 MOST_REREADS = 4
 """How many programs may read the same dz and y: beyond, the cache would be busier with them than
 memory is with all else."""
@@ -176,10 +179,10 @@ def serves(
 ) -> Config | None:
     """The configuration that takes a 1x1 convolution of stride 1, or None: then two kernels do.
 
-    Up to 256 filters (128 on sm_100) in 16 bits and up to `MOST_REREADS` programs side by side: of
-    ResNet-50 all 1x1 layers of the first stage and those that reduce to 128 channels.
-    What it saves is the second reading of dz, y and x: of an expanding layer's bytes almost half,
-    of a reducing one's an eighth.
+    Multiples of 8 channels, up to 256 filters (128 on sm_100), in 16 bits and up to `MOST_REREADS`
+    programs side by side: of ResNet-50 all 1x1 layers of the first stage and those that reduce to
+    128 channels. What it saves is the second reading of dz, y and x: of an expanding layer's bytes
+    almost half, of a reducing one's an eighth.
 
     Args:
         filters: K.
@@ -188,7 +191,7 @@ def serves(
         limits: the GPU's.
         allowed: names of the configurations to choose among; None for all.
     """
-    if itemsize != 2:
+    if itemsize != 2 or filters % PIECE or channels % PIECE:
         return None
     for one in CONFIGS:
         if one.filters >= filters:
