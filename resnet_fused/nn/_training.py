@@ -232,6 +232,14 @@ class _Backward:
                 self.grads[place] = grad.to(self.dtypes[place])
         return coefficients
 
+    def applied(self, dz: Tensor, y: Tensor, coefficients: Tensor, dead: bool) -> Tensor:
+        """The gradient of a raw output; over a dead `dz` where the C++ pass serves."""
+        name = _training.choice("bn_backward_apply", dz).implementation.name
+        if not dead or name != "cpu":
+            return self.op("bn_backward_apply", dz, y, coefficients)
+        torch.ops.resnet_fused.bn_backward_apply_out(dz, y, coefficients, dz)
+        return dz
+
     def convolution(
         self,
         layer: Layer,
@@ -239,17 +247,21 @@ class _Backward:
         dz: Tensor,
         coefficients: Tensor,
         *,
+        dead: bool = False,
         addend: Tensor | None = None,
         addend_stride: int = 1,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of layer `index`'s weight and input: (dz below, its sums)."""
+        """The gradients of layer `index`'s weight and input: (dz below, its sums).
+
+        Where `dz` is dead, nobody reads it behind this layer: its memory may be used again.
+        """
         y: Tensor | None = self.raw[index]
         affine: Tensor | None = coefficients
         inner = 0 < index < len(self.plan.layers)
         needs_dx = inner or self.wants[0]
         needs_dw = self.wants_parameter(index, 0)
         if not self.plan.folds and (needs_dx or needs_dw):
-            dz, y, affine = self.op("bn_backward_apply", dz, y, coefficients), None, None
+            dz, y, affine = self.applied(dz, y, coefficients, dead), None, None
         below = self.raw[index - 1] if inner else None
         rows = self.rows[index - 1] if inner else None
         if needs_dw:
@@ -285,17 +297,20 @@ class _Backward:
         every = _reduced(sums, plan.layers[last])
         shortcut, stride = self.through_shortcut(dz, sums, every)
         given = dz if plan.shortcut == "given" and self.wants[1] else None
+        dead = given is None and (shortcut is None or plan.projection is not None)
         for index in reversed(range(last + 1)):
             layer = plan.layers[index]
             if index < last:
                 every = _reduced(sums, layer)
             coefficients = self.normalise(layer, index, sums, every, 1)
             if index > 0:
-                dz, sums = self.convolution(layer, index, dz, coefficients)
+                dz, sums = self.convolution(layer, index, dz, coefficients, dead=dead)
             else:
                 dz, _ = self.convolution(
-                    layer, index, dz, coefficients, addend=shortcut, addend_stride=stride
-                )
+                    layer, index, dz, coefficients, dead=dead, addend=shortcut,
+                    addend_stride=stride,
+                )  # fmt: skip
+            dead = True
         return (dz, given, *self.grads)
 
     def through_shortcut(
