@@ -76,14 +76,13 @@ def bn_add_act_backward_kernel(
     part, channel = first_program(channels, columns, BY_CHANNEL, BLOCK_N)
     channel = channel.to(index)
     mean = channel_values(norm, 2, channel, channels, BY_CHANNEL)
-    if RELU and not FROM_OUT:
-        scale = channel_values(norm, 0, channel, channels, BY_CHANNEL)
-        shift = channel_values(norm, 1, channel, channels, BY_CHANNEL)
+    # What of these no branch uses the compiler drops, loads too.
+    scale = channel_values(norm, 0, channel, channels, BY_CHANNEL)
+    shift = channel_values(norm, 1, channel, channels, BY_CHANNEL)
+    projected_mean = channel_values(residual_norm, 2, channel, channels, BY_CHANNEL)
     plain = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     centred = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if PROJECTED:
-        projected_mean = channel_values(residual_norm, 2, channel, channels, BY_CHANNEL)
-        projected = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    projected = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for tile in range(part * each, tl.minimum((part + 1) * each, tiles)):
         row, column = summed_tile(tile, channel, columns, BY_CHANNEL, BLOCK_M, BLOCK_N)
         inside = (row < rows)[:, None] & (column < columns)[None, :]
