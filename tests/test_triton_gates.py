@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -12,6 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from resnet_fused import admission
+from resnet_fused.ops import _triton
 
 pytest.importorskip("triton", reason="the gates compile with Triton, which is not installed")
 
@@ -123,6 +127,35 @@ def test_the_sample_holds_every_configuration_of_every_op(plants: dict[str, Any]
     ops = ("conv_bn_act", "conv_dgrad", "conv_wgrad")
     wanted = sorted([op, tile] for op in ops for tile in plants["configurations"])
     assert plants["sampled"] == wanted
+
+
+@pytest.mark.slow
+def test_training_s_passes_are_gated(plants: dict[str, Any]) -> None:
+    found = plants["training"]
+    assert found["shipped"] == []
+    assert [text.split(":")[0] for text in found["narrow"]] == ["wide loads"]
+    assert re.search(r"8 loads of 16 bytes and \d+ narrower ones", found["narrow"][0])
+    assert [text.split(":")[0] for text in found["spilling"]] == ["stack"]
+    assert found["ops"] == found["expected"] and found["kernels"] == []
+
+
+def imported(module: str) -> set[str]:
+    """The modules of resnet_fused.triton that one of them imports, directly or not."""
+    tree = ast.parse((ROOT / "resnet_fused" / "triton" / f"{module}.py").read_text("utf-8"))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return found.union(*map(imported, found))
+
+
+@pytest.mark.parametrize("op", _triton._declared)
+def test_a_kernel_s_hash_covers_what_it_imports(op: str) -> None:
+    """A record admits the sources that it was made with: a changed helper must withdraw it."""
+    sources = next(k.sources for k in admission.kernels() if k.name == f"{op}.triton")
+    without_code = {"_limits"}  # what GPUs offer: only the chooser asks
+    wanted = {f"triton/{module}.py" for module in imported(op) - without_code}
+    assert wanted <= set(sources)
 
 
 @pytest.mark.slow

@@ -123,6 +123,26 @@ def planted(tile: _tiles.Tile, capability: int = 80) -> list[str]:
     return verdict(launches[0].variant)
 
 
+def training() -> dict[str, Any]:
+    """A pass of training's as it ships, with narrower loads and with a spill; what is sampled."""
+    chosen = [c for c in cases.calls() if c.op == "bn_add_act_backward" and c.sample]
+    full = next(call for call in chosen if call.form == "out projected")
+    entries, _ = cases.record([full], 80)
+    entry = next(e for e in entries if e.variant.kernel == "bn_add_act_backward_kernel")
+    code, error = triton_gates.attempt(entry.variant)
+    assert code is not None, error
+    counts = {**code.counts, "LDG.E.64": 5}
+    sampled, _ = cases.record([call for call in cases.calls() if call.sample], 90)
+    return {
+        "shipped": rules.failures(entry.variant, code),
+        "narrow": rules.failures(entry.variant, dataclasses.replace(code, counts=counts)),
+        "spilling": rules.failures(entry.variant, dataclasses.replace(code, stack=8)),
+        "ops": sorted({call.op for e in sampled if e.sample for call in e.calls if call.sample}),
+        "expected": sorted((*cases.CONVOLUTIONS, "bn_act", *cases.training.OPS)),
+        "kernels": sorted({e.variant.kernel for e in sampled} - set(rules.RULES)),
+    }
+
+
 def main() -> None:
     plain = recorded(
         conv_bn_act_kernel, 80, meta(4096), meta(4096), BLOCK_M=32, BLOCK_N=64, BLOCK_K=64
@@ -173,9 +193,11 @@ def main() -> None:
                     {
                         (call.op, call.tile)
                         for call in cases.calls()
-                        if call.sample and call.tile and call.type == "bf16"
+                        if call.sample and call.op in cases.CONVOLUTIONS
+                        if call.tile and call.type == "bf16"
                     }
                 ),
+                "training": training(),
                 "reasons": [gate.reason for gate in rules.GATES],
             }
         )
