@@ -34,14 +34,18 @@ void bn_backward_finalize(ChannelVector sums, ChannelVector all_sums, ChannelVec
   for (int64_t k = 0; k < channels; ++k) {
     const double scale = norm.get(k), mean = norm.get(2 * channels + k);
     const double invstd = norm.get(3 * channels + k);
-    double b = 0, c = 0;
-    if (!frozen) {
-      b = -scale * invstd * (invstd * all_sums.get(row * channels + k)) / elements;
-      c = -scale * all_sums.get(k) / elements - b * mean;
-    }
     coefficients.set(k, scale);
-    coefficients.set(channels + k, b);
-    coefficients.set(2 * channels + k, c);
+    if (frozen) {
+      coefficients.set(channels + k, 0);
+      coefficients.set(2 * channels + k, 0);
+    } else {
+      coefficients.set(
+          channels + k,
+          -scale * invstd * (invstd * all_sums.get(row * channels + k)) / elements);
+      // Of the rounded B, whose error then cancels in B (y - mean).
+      const double b = coefficients.get(channels + k);
+      coefficients.set(2 * channels + k, -scale * all_sums.get(k) / elements - b * mean);
+    }
     dgamma.set(k, invstd * sums.get(row * channels + k));
     dbeta.set(k, sums.get(k));
   }

@@ -38,6 +38,8 @@ def _reference(
         b = c = torch.zeros_like(scale)
     else:
         b = -scale * invstd * (invstd * everywhere[row].double()) / m
+        # C of the rounded B, whose error then cancels in B (y - mean).
+        b = b.to(norm.dtype).double()
         c = -scale * everywhere[0].double() / m - b * mean
     coefficients = torch.stack((scale, b, c)).to(norm.dtype)
     return coefficients, dgamma.to(norm.dtype), sums[0].clone()

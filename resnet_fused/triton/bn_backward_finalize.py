@@ -46,7 +46,8 @@ def bn_backward_finalize_kernel(
         mean = tl.load(norm + 2 * channels + channel, mask=known, other=0.0).to(tl.float64)
         s1 = tl.load(all_sums + channel, mask=known, other=0.0).to(tl.float64)
         s2 = tl.load(all_sums + row * channels + channel, mask=known, other=0.0).to(tl.float64)
-        b = -a * invstd * (invstd * s2) / m
+        # C of the rounded B, whose error then cancels in B (y - mean).
+        b = (-a * invstd * (invstd * s2) / m).to(tl.float32).to(tl.float64)
         c = -a * s1 / m - b * mean
     tl.store(coefficients + channels + channel, b.to(tl.float32), mask=known)
     tl.store(coefficients + 2 * channels + channel, c.to(tl.float32), mask=known)
