@@ -43,7 +43,10 @@ ODD = cases.BnActCase("tiles", 3, 37, 7, 5)
 ODD_NCHW = cases.BnActCase("tiles_nchw", 3, 5, 7, 5, layout="nchw")
 """With `small_tiles` rows and columns that no tile divides, more than one of each."""
 LAID_OUT = [*(c for c in cases.BN_ACT_CASES if c.n), ODD, ODD_NCHW]
-DEAR = ("long_rows", "odd_nchw", "many_channels", "all_equal")
+DEAR = (
+    "long_rows", "odd_nchw", "many_channels", "all_equal", "nchw", "nchw_residual", "nhwc_no_act",
+    "nhwc_residual",
+)  # fmt: skip
 """Whose many programs take the interpreter long; `make proof` has them backward too."""
 BACKWARD = [c for c in LAID_OUT if PROOF or c.name not in DEAR]
 WINDOWS = (
@@ -482,15 +485,12 @@ def test_the_self_check_passes_and_bites(op, monkeypatch):
 
 # More than 2^31 elements
 
-SAMPLED = [
-    ("bn_add_act", "nhwc"),
-    ("bn_add_act_backward", "nhwc"),
-    ("bn_act_pool_backward", "nhwc"),
-]
+SAMPLED = [("bn_add_act", "nhwc"), ("bn_add_act_backward", "nhwc")]
 HUGE = [(op, layout) for op in OPS[3:] for layout in ("nhwc", "nchw")] if PROOF else SAMPLED
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: mmap without reserve")
+@pytest.mark.timeout(600)
 def test_offsets_beyond_32_bits():
     """The last program of each kernel is right; with offsets of 32 bits it dies by a signal."""
     right = [f"training {op} {layout} -" for op, layout in HUGE]
