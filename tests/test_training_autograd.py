@@ -186,7 +186,8 @@ def test_backward_is_by_the_backend_that_forward_was_asked_for(backend):
     with rf.backend("auto"), Overloads() as ran:
         y.sum().backward()
         assert rf.backends.requested() == ("auto", "rf.backend")
-    assert backend in ran.names and ran.names <= {backend, "reference"}
+    # A vector's arithmetic may be PyTorch's in both.
+    assert backend in ran.names and (backend == "cpu" or "cpu" not in ran.names)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
