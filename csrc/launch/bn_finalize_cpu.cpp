@@ -39,9 +39,8 @@ void bn_backward_finalize(ChannelVector sums, ChannelVector all_sums, ChannelVec
       coefficients.set(channels + k, 0);
       coefficients.set(2 * channels + k, 0);
     } else {
-      coefficients.set(
-          channels + k,
-          -scale * invstd * (invstd * all_sums.get(row * channels + k)) / elements);
+      coefficients.set(channels + k,
+                       -scale * invstd * (invstd * all_sums.get(row * channels + k)) / elements);
       // Of the rounded B, whose error then cancels in B (y - mean).
       const double b = coefficients.get(channels + k);
       coefficients.set(2 * channels + k, -scale * all_sums.get(k) / elements - b * mean);
