@@ -172,11 +172,13 @@ def _apply(x: Tensor, norm: Tensor) -> Tensor:
 
 
 def _eager_forward(case: ConvCase) -> Function:
+    stride, padding, dilation, groups = case.stride, case.padding, case.dilation, case.groups
+
     def run(o: TrainingOperands) -> Tensor:
         assert o.x is not None
         assert o.weight is not None
         h = o.x if o.norm is None else F.relu_(_apply(o.x, o.norm))
-        y = torch.conv2d(h, o.weight, None, *case.geometry.values())
+        y = F.conv2d(h, o.weight, None, stride, padding, dilation, groups)
         torch.batch_norm_update_stats(y, None, None, 0.1)
         return y
 
