@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import resnet_fused as rf
 
-EPOCHS = 10
+EPOCHS = 12
 BATCH = 64
 ENOUGH = 0.97
 
