@@ -168,6 +168,6 @@ def _sections(about: dict[str, Any]) -> list[tuple[str, list[str]]]:
             f"{backend['requested']} (asked for by: {backend['source']})",
             f"{variable}={value or ''} (accepted: {', '.join(backend['accepted'])})",
         ]),
-        ("implementations in inference", ops),
+        ("implementations", ops),
         ("admission of GPU kernels", _admission_lines(about["admission"])),
     ]  # fmt: skip

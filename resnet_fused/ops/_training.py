@@ -152,9 +152,9 @@ def enter(
         )
     if cpu is not None:
         define(f"{op}.cpu", schema, cpu, fake)
-        backends.register(
-            backends.Implementation(op, "cpu", ("cpu",), f"C++, {about}", supports_cpu, rounding)
-        )
+        # The convolutions between the C++ passes are PyTorch's.
+        by = "PyTorch's convolution and C++ passes" if op.startswith("conv") else f"C++, {about}"
+        backends.register(backends.Implementation(op, "cpu", ("cpu",), by, supports_cpu, rounding))
     define(f"{op}.reference", schema, reference, fake)
     backends.register(
         backends.Implementation(
