@@ -186,7 +186,7 @@ def _eager_forward(case: ConvCase) -> Function:
 
 
 def _eager_normalised(o: TrainingOperands) -> Tensor:
-    """Dy by BatchNorm's own backward."""
+    """The gradient of the raw output by BatchNorm's own backward."""
     assert o.own is not None
     found = torch.ops.aten.native_batch_norm_backward(
         o.dz, o.y, o.gamma, None, None, o.own[MEAN], o.own[INVSTD], True, EPS, [True, False, False]
