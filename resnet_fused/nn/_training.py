@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
-from ..ops import _results, _training, bn_update_stats
+from ..ops import _grad1x1, _results, _training, bn_update_stats
 from ..ops.bn_finalize import merge_stats
 
 Geometry = tuple[list[int], list[int], list[int], int]
@@ -240,6 +240,14 @@ class _Backward:
         torch.ops.resnet_fused.bn_backward_apply_out(dz, y, coefficients, dz)
         return dz
 
+    def merges(self, layer: Layer, weight: Tensor, read: Tensor, inner: bool) -> bool:
+        """Whether one op makes both gradients of a layer that reads `read`."""
+        found = _grad1x1.way(
+            read.device, read.dtype, read.shape, weight.shape, layer.geometry,
+            folds=self.plan.folds, masked=inner,
+        )  # fmt: skip
+        return found.merged
+
     def convolution(
         self,
         layer: Layer,
@@ -264,8 +272,18 @@ class _Backward:
             dz, y, affine = self.applied(dz, y, coefficients, dead), None, None
         below = self.raw[index - 1] if inner else None
         rows = self.rows[index - 1] if inner else None
+        weight = self.weights[index]
+        read = self.x if below is None else below
+        layout = _results.wants_channels_last(read, weight)
+        if needs_dx and needs_dw and self.merges(layer, weight, read, inner):
+            dx, sums, self.grads[PARAMETERS * index] = self.op(
+                "conv_bn_grad1x1", dz, y, affine, read, rows, weight, addend, self.given[index],
+                layout, addend_stride,
+            )  # fmt: skip
+            return dx, sums
+        size = list(read.shape)
         if needs_dw:
-            read, read_rows = (below, rows) if inner else (self.x, None)
+            read_rows = rows
             if inner and not self.plan.folds:
                 read, read_rows = self.op("bn_add_act", below, rows, None, None, 0, "relu"), None
             self.grads[PARAMETERS * index] = self.op(
@@ -274,9 +292,6 @@ class _Backward:
             del read
         if not needs_dx:
             return None, None
-        weight = self.weights[index]
-        size = list(self.x.shape if below is None else below.shape)
-        layout = _results.wants_channels_last(self.x if below is None else below, weight)
         return self.op(
             "conv_bn_dgrad", dz, y, affine, weight, addend, below, rows, size, layout,
             addend_stride, *layer.geometry,

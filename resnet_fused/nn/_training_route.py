@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..ops import _autocast
+from ..ops import _autocast, _grad1x1
 from . import _prepared
 from . import _training as node
 from ._modules import call_reason, has_hooks, is_frozen_type, pattern_of, structure
@@ -169,12 +169,20 @@ def _parameters(pairs: list[Pair]) -> tuple[Tensor | None, ...]:
 
 
 def _record(
-    pairs: list[Pair], acts: list[nn.Module | None], choice: backends.Choice, added: int | None
+    pairs: list[Pair],
+    acts: list[nn.Module | None],
+    choice: backends.Choice,
+    added: int | None,
+    x: Tensor,
+    dtype: torch.dtype,
 ) -> None:
     """Notes what each layer took; `added` is the one that the shortcut is added behind."""
     if not backends.is_recording():
         return
+    shape = x.shape
     for index, (pair, act) in enumerate(zip(pairs, acts, strict=True)):
+        why = f"training, one autograd node: {choice.why}"
+        how = _gradients(pair.conv, shape, x, dtype, choice, index > 0)
         backends.record(
             backends.Route(
                 pair.conv,
@@ -183,11 +191,32 @@ def _record(
                 pattern_of(act, index == added),
                 "conv_bn_stats",
                 choice.implementation.name,
-                f"training, one autograd node: {choice.why}",
+                f"{why}; {how}" if how else why,
                 choice.refused,
                 choice.implementation.rounding,
             )
         )
+        shape = _shape_after(shape, [pair]) or shape
+
+
+def _gradients(
+    conv: nn.Module,
+    shape: torch.Size,
+    x: Tensor,
+    dtype: torch.dtype,
+    choice: backends.Choice,
+    inner: bool,
+) -> str:
+    """Which way a 1x1 convolution's gradients will take, where both are wanted."""
+    weight = conv._parameters["weight"]
+    if not torch.is_grad_enabled() or not weight.requires_grad or not (inner or x.requires_grad):
+        return ""
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    way = _grad1x1.way(
+        x.device, dtype, shape, weight.shape, geometry,
+        folds=choice.implementation.name in backends.GPU_BACKENDS, masked=inner,
+    )  # fmt: skip
+    return f"both gradients by {way.how}: {way.why}" if way.why else ""
 
 
 def _act_reason(act: nn.Module | None) -> str | None:
@@ -222,7 +251,7 @@ def run_layer(
         act="none" if act is None else "relu",
         folds=choice.implementation.name in backends.GPU_BACKENDS,
     )
-    _record(pairs, [act], choice, None if residual is None else 0)
+    _record(pairs, [act], choice, None if residual is None else 0, x, dtype)
     given = None if residual is None else residual.to(dtype)
     return node.run(plan, x.to(dtype), given, _parameters(pairs)), ""
 
@@ -247,7 +276,7 @@ def run_stem(
         window=pooling_window(pool),
         folds=choice.implementation.name in backends.GPU_BACKENDS,
     )
-    _record(pairs, [act], choice, None)
+    _record(pairs, [act], choice, None, x, dtype)
     return node.run(plan, x.to(dtype), None, _parameters(pairs)), ""
 
 
@@ -317,8 +346,8 @@ def run_block(
         folds=choice.implementation.name in backends.GPU_BACKENDS,
     )
     if projection is not None:
-        _record([every[-1]], [None], choice, None)
-    _record(pairs, acts, choice, len(pairs) - 1)
+        _record([every[-1]], [None], choice, None, x, dtype)
+    _record(pairs, acts, choice, len(pairs) - 1, x, dtype)
     return node.run(plan, x.to(dtype), residual, _parameters(every)), ""
 
 

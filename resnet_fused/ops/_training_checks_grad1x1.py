@@ -8,13 +8,12 @@ from __future__ import annotations
 import torch
 
 from ..cases import ConvCase
-from ..triton import _limits
+from ..triton import _grad1x1, _limits
 from . import _training_checks_dgrad as dgrad_checks
 from . import _training_checks_wgrad as wgrad_checks
 from ._selfchecks import channels_last, guarded, require_exact
 
-CONFIGURATIONS = ("64x128_8w2s", "128x128_8w2s", "256x64_8w2s")
-"""Those of `triton.conv_bn_grad1x1`, which can't be imported where Triton is not."""
+CONFIGURATIONS = tuple(_grad1x1.BY_NAME)
 
 
 def cases_of(configuration: str) -> tuple[ConvCase, ...]:

@@ -49,6 +49,7 @@ SOURCES = (
 )
 BESIDE = {
     "conv_bn_dgrad": ("triton/conv_dgrad.py",),
+    "conv_bn_grad1x1": ("triton/_grad1x1.py",),
     "conv_bn_wgrad": ("triton/conv_wgrad.py",),
 }
 """Ops whose kernels take sizes from another op's file."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..triton import _limits
+from ..triton import _grad1x1, _limits
 from . import _autocast, _checks, _results, _training, _triton
+from ._grad1x1 import GEOMETRY
 from ._library import overload
 from .conv_bn_dgrad import _reference as dgrad_reference
 from .conv_bn_dgrad import check_affine
@@ -22,7 +23,6 @@ SCHEMA = (
     "Tensor? addend, Tensor parameter, bool channels_last, int addend_stride) "
     "-> (Tensor, Tensor, Tensor)"
 )
-GEOMETRY = [1, 1], [0, 0], [1, 1], 1
 
 
 def _reference(
@@ -61,13 +61,10 @@ def unfit(dz: Tensor, channels: int) -> str | None:
         dz: [N, K, H, W].
         channels: C.
     """
-    from ..triton import conv_bn_grad1x1 as kernel
-
     names = _triton.allowed("conv_bn_grad1x1", dz.device)
     limits = _limits.limits(dz.device)
-    if kernel.serves(dz.shape[1], channels, dz.element_size(), limits, names) is None:
-        return f"{dz.shape[1]} filters and {channels} channels in {dz.dtype} do not fit"
-    return None
+    sizes = dz.shape[1], channels, dz.element_size()
+    return _grad1x1.unfit(*sizes) if _grad1x1.serves(*sizes, limits, names) is None else None
 
 
 def conv_bn_grad1x1(

@@ -12,7 +12,6 @@ order. dy must hold all filters at once: `serves` says which shapes fit.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -23,54 +22,11 @@ from . import _limits, _tiles
 from ._bn import activated, affine_gradient
 from ._dgrad import SUMS_TILE, finish_pixels, sums_kernel
 from ._gemm import pixel_of
+from ._grad1x1 import BY_NAME, CONFIGS, PIXELS, STAGES, WARPS, Config, programs, serves
 from ._launch import fits_32_bits, on_device, precision, readable, traceable, writable
 from ._wgrad import MERGE_BLOCK, row_of, wgrad_merge_kernel
 
-
-@dataclass(frozen=True)
-class Config:
-    """One configuration.
-
-    Attributes:
-        filters: that a program holds: all there are.
-        channels: of a program.
-        slices: of columns in which a tile of dx is finished.
-        shared: bytes of shared memory that it takes in 16 bits, at most, found by compiling it.
-        capabilities: architectures where it does not spill, found likewise: their tensor cores
-            read shared memory, where others take the operands of both products through registers.
-            On sm_100 the sums of dweight pass through them too.
-    """
-
-    filters: int
-    channels: int
-    slices: int
-    shared: int
-    capabilities: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """What records call it: "64x128_8w2s"."""
-        return f"{self.filters}x{self.channels}_{WARPS}w{STAGES}s"
-
-
-PIXELS, WARPS, STAGES = 64, 8, 2
-"""Of a tile, of a program, tiles in flight. 128 pixels of 128 channels would spill on sm_90."""
-
-CONFIGS = (
-    Config(64, 128, 2, 80 * 1024, (90, 100)),
-    Config(128, 128, 2, 128 * 1024, (90, 100)),
-    Config(256, 64, 1, 176 * 1024, (90,)),
-)
-"""Of those that hold all filters the first is taken. Each thread keeps 32 or 64 sums of dweight."""
-
-BY_NAME = {one.name: one for one in CONFIGS}
-
-PIECE = 8
-"""Channels that a thread loads at a time: one by one they would need a pointer each, and spill."""
-
-MOST_REREADS = 4
-"""How many programs may read the same dz and y: beyond, the cache would be busier with them than
-memory is with all else."""
+__all__ = ["BY_NAME", "CONFIGS", "Config", "conv_bn_grad1x1_kernel", "launch", "serves"]
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "parts"])
@@ -170,37 +126,6 @@ def conv_bn_grad1x1_kernel(
     tl.store(partial + row[:, None] + channel[None, :], acc, mask=stored)
 
 
-def serves(
-    filters: int,
-    channels: int,
-    itemsize: int,
-    limits: _tiles.Limits,
-    allowed: frozenset[str] | None = None,
-) -> Config | None:
-    """The configuration that takes a 1x1 convolution of stride 1, or None: then two kernels do.
-
-    Multiples of 8 channels, up to 256 filters (128 on sm_100), in 16 bits and up to `MOST_REREADS`
-    programs side by side: of ResNet-50 all 1x1 layers of the first stage and those that reduce to
-    128 channels. What it saves is the second reading of dz, y and x: of an expanding layer's bytes
-    almost half, of a reducing one's an eighth.
-
-    Args:
-        filters: K.
-        channels: C.
-        itemsize: bytes of an element.
-        limits: the GPU's.
-        allowed: names of the configurations to choose among; None for all.
-    """
-    if itemsize != 2 or filters % PIECE or channels % PIECE:
-        return None
-    for one in CONFIGS:
-        if one.filters >= filters:
-            few = _tiles.cdiv(channels, one.channels) <= MOST_REREADS
-            fits = limits.capability in one.capabilities and one.shared <= limits.shared_memory
-            return one if few and fits and (allowed is None or one.name in allowed) else None
-    return None
-
-
 def launch(
     dz: Tensor,
     y: Tensor | None,
@@ -255,8 +180,8 @@ def launch(
     raw = dz if y is None else readable(y)
     more = dz if addend is None else readable(addend)
     pixels = n * height * width
-    tiles, across = _tiles.cdiv(pixels, PIXELS), _tiles.cdiv(channels, config.channels)
-    parts = parts or max(1, min(tiles, limits.multiprocessors // across))
+    tiles, (most, across) = _tiles.cdiv(pixels, PIXELS), programs(pixels, channels, config, limits)
+    parts = parts or most
     empty = functools.partial(torch.empty, dtype=torch.float32, device=dz.device)
     workspace = sums if norm is None else empty((tiles, 2, channels))
     partial = empty((parts, filters, channels))
