@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from resnet_fused.bench import limits, subject, work
+from resnet_fused import numerics
+from resnet_fused.bench import kinds, limits, subject, work
 from resnet_fused.bench.peers import PEERS
 from resnet_fused.bench.training_kernels import KINDS
 
@@ -34,10 +35,48 @@ def test_eager_and_ours_are_right_and_a_wrong_one_is_not(op, name, dtype):
     for peer, out in outs.items():
         judged = made.judge(out)
         assert judged.ok, f"{peer}: {judged.text}"
-    wrong = outs["fused"].clone()
-    wrong[0, 0] += 0.25 * float(outs["fused"].abs().max())
-    assert not made.judge(wrong).ok
-    assert not made.judge(torch.zeros_like(wrong)).ok
+    named = KINDS[op].named(outs["fused"])
+    assert list(named) == ["", *(result.name for result in KINDS[op].results[1:])]
+    for name, t in named.items():
+        if not t.numel():  # the sums that nobody wants
+            continue
+        wrong = t.clone()
+        wrong[0, 0] += 0.25 * float(t.abs().max())
+        for other in (wrong, torch.zeros_like(t), t[1:]):
+            spoilt = tuple((named | {name: other}).values())
+            judged = made.judge(spoilt if len(spoilt) > 1 else spoilt[0])
+            assert not judged.ok
+            assert judged.text.startswith(name)
+
+
+def test_a_second_result_off_by_more_than_its_bound_is_seen():
+    """Sums that are right for another tensor, and M2 that is a thousandth too large."""
+    made = built("conv_bn_stats", "3x3_16_16_at6", "bfloat16")
+    y, stats = PEERS["fused"].prepare(made).call(0)
+    assert made.judge((y, stats)).ok
+    assert not made.judge((y, stats * torch.tensor([[1.0], [1.001]]))).ok
+    unrounded = torch.conv2d(made.sets[0].h.double(), made.sets[0].weight.double(), padding=1)
+    off = torch.stack((unrounded.mean((0, 2, 3)), stats[1].double())).float()
+    assert made.judge((y, off)).text.startswith("stats: ")
+    made = built("bn_add_act_backward", "32_at5_add", "bfloat16")
+    dz, sums = PEERS["fused"].prepare(made).call(0)
+    assert made.judge((dz, sums)).ok
+    given = made.sets[0]
+    raw = (given.dz.float() * given.y.float()).sum((0, 2, 3))  # without mask and mean
+    assert not made.judge((dz, torch.stack((sums[0], raw)))).ok
+    assert not made.judge((dz, sums, sums)).ok
+
+
+def test_values_a_channel_are_the_same_whole_or_in_parts(monkeypatch):
+    made = built("bn_add_act_backward", "32_at5_add", "float32")
+    given = made.sets[0]
+    measure = numerics.reductions_oracle
+    whole = measure(given.dz, (given.y, given.own))
+    for at_once in (1, given.dz.numel() // 5, 1 << 26):
+        monkeypatch.setattr(kinds, "AT_ONCE", at_once)
+        torch.testing.assert_close(
+            kinds.by_channels(measure, given.dz, (given.y, given.own)), whole
+        )
 
 
 def test_what_a_mask_or_a_prologue_changes_is_seen():
@@ -47,10 +86,10 @@ def test_what_a_mask_or_a_prologue_changes_is_seen():
     run = KINDS["conv_bn_dgrad"].ours(made.case)
     for field in ("norm", "y"):
         less = {field: None, **({"coefficients": None} if field == "y" else {})}
-        assert not made.judge(run(dataclasses.replace(given, **less))).ok, field
+        assert not made.judge(run(dataclasses.replace(given, **less))[0]).ok, field
     made = built("conv_bn_stats", "3x3_16_16_at6", "float32")
     run = KINDS["conv_bn_stats"].ours(made.case)
-    assert not made.judge(run(dataclasses.replace(made.sets[0], norm=None))).ok
+    assert not made.judge(run(dataclasses.replace(made.sets[0], norm=None))[0]).ok
 
 
 @pytest.mark.parametrize(("op", "name"), CELLS)

@@ -57,9 +57,17 @@ class TestInterpreted:
             return y, stats * torch.tensor([[1.0], [1.001]])
 
         monkeypatch.setattr(ops, "conv_bn_stats", wrong)
-        assert not training.kernel("cpu", op, name, batch=1)["ok"]
-        monkeypatch.setattr(ops, "conv_bn_stats", lambda *a, **o: (right(*a, **o)[0] * 1.01, None))
-        monkeypatch.setattr(training, "_sums", lambda *a: None)
+        found = training.kernel("cpu", op, name, batch=1)
+        assert not found["ok"]
+        assert "stats: " in found["error"]
+        monkeypatch.setattr(ops, "conv_bn_stats", lambda *a, **o: right(*a, **o)[0])
+        assert "every result there: False" in training.kernel("cpu", op, name, batch=1)["error"]
+
+        def other(*args, **options):
+            y, stats = right(*args, **options)
+            return y * 1.01, stats
+
+        monkeypatch.setattr(ops, "conv_bn_stats", other)
         assert not training.kernel("cpu", op, name, batch=1)["ok"]
 
     def test_what_needs_a_gpu_says_so(self):

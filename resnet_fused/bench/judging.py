@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,13 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from resnet_fused import numerics
+from resnet_fused.bench.kernels import KINDS
+from resnet_fused.bench.kinds import Result, widest
 from resnet_fused.bench.subject import Subject
-from resnet_fused.bench.training_kernels import KINDS
-from resnet_fused.cases import BnActCase
 
 if TYPE_CHECKING:
     from resnet_fused.bench.work import Work
@@ -121,13 +119,22 @@ def judge(work: Work, out: Any) -> Judgement:
     """Judges an output of set 0 by the work's reference."""
     assert work.reference is not None
     parts = work.reference.parts
-    found = _named(out, work.subject, several="" not in parts)
+    if work.subject.level == "kernel":
+        found = KINDS[work.subject.op].named(out) or f"it returned a {type(out).__name__}"
+    else:
+        found = _named(out, work.subject, several="" not in parts)
     if isinstance(found, str):
         return Judgement(False, math.inf, found)
     if missing := [name for name in parts if name not in found]:
         return Judgement(False, math.inf, f"it lacks {', '.join(missing)}")
     judged = {name: _judge_part(part, found[name]) for name, part in parts.items()}
-    looked = [one for name, one in judged.items() if parts[name].noisy <= TOO_NOISY or not one.ok]
+    if work.subject.level == "kernel" and judged[""].ok:
+        judged |= _follow(work, found)
+    looked = [
+        one
+        for name, one in judged.items()
+        if name not in parts or parts[name].noisy <= TOO_NOISY or not one.ok
+    ]
     if not looked:
         text = "eager itself is too far from float64 for a judgement"
         return Judgement(False, math.inf, text)
@@ -255,11 +262,7 @@ def reference(work: Work) -> Reference:
     """Computes what the subject's outputs are judged by."""
     if work.subject.level == "kernel":
         with torch.inference_mode():
-            if work.subject.op in KINDS:
-                part = _training_part(work)
-            else:
-                part = _bn_part(work) if isinstance(work.case, BnActCase) else _conv_part(work)
-        return Reference({"": part})
+            return Reference(_kernel_parts(work))
     return _step_parts(work) if work.subject.training else _forward_part(work)
 
 
@@ -273,65 +276,59 @@ def _few(t: Tensor | None, axis: int | None, picked: tuple[int, ...]) -> Tensor 
     return t.index_select(axis, torch.tensor(picked, device=t.device))
 
 
-def _bn_part(work: Work) -> Part:
-    given, case = work.sets[0], work.case
-    assert isinstance(case, BnActCase)
-    eager = eager_kernel(work)
-    axis, picked = _images(case.n)
-    x, residual = (_few(t, axis, picked) for t in (given.x, given.residual))
-    assert x is not None
-    oracle = numerics.bn_act_oracle(x, given.scale, given.shift, residual, case.act)
-    bound = numerics.bn_act_bound(x, given.scale, given.shift, residual, oracle)
-    return _part(axis, picked, oracle, bound, eager)
+def _kernel_parts(work: Work) -> dict[str, Part]:
+    """Those results of a kernel that its operands alone decide; the first is ""."""
+    kind, given = KINDS[work.subject.op], work.sets[0]
+    eager = kind.named(kind.eager(work.case, given)(given))
+    assert eager is not None
+    own = [result for result in kind.results if result.bound is not None]
+    return {
+        name: _kernel_part(work, result, t)
+        for result, (name, t) in zip(own, eager.items(), strict=True)
+    }
 
 
-def _conv_part(work: Work) -> Part:
-    case: Any = work.case
-    given, op = work.sets[0], work.subject.op
-    eager = eager_kernel(work)
-    axis, picked = _images(case.n)
+def _kernel_part(work: Work, result: Result, eager: Tensor) -> Part:
+    case, given = work.case, work.sets[0]
     few = dict(vars(given))
-    if op == "conv_wgrad":
+    if result.filters:
         axis, picked = _channels(case)
-        for name in ("weight", "scale", "shift"):
-            few[name] = _few(few[name], axis, picked)
-        for name in ("dy", "y"):
-            few[name] = _few(few[name], None if axis is None else 1, picked)
-    else:
-        for name in ("x", "residual", "dy", "y"):
-            few[name] = _few(few[name], axis, picked)
-    with precise():
-        if op == "conv_bn_act":
-            oracle, bound = _forward_bound(case, few)
-        else:
-            oracle, bound = _gradient_bound(op, case, few)
-    return _part(axis, picked, oracle, bound, eager)
-
-
-def _training_part(work: Work) -> Part:
-    """The first result of an op of training; its sums are the tests' and self-checks' matter."""
-    case, op, kind = work.case, work.subject.op, KINDS[work.subject.op]
-    given = work.sets[0]
-    eager = eager_kernel(work)
-    few = dict(vars(given))
-    if op == "conv_bn_wgrad":
-        axis, picked = _channels(case)
-        for name, along in _OF_FILTERS.items():
+        for name, along in result.filters.items():
             few[name] = _few(few[name], None if axis is None else along, picked)
     else:
-        axis, picked = _images(given.dz.shape[0] if given.x is None else given.x.shape[0])
-        for name, t in few.items():
-            if name != "weight" and t is not None and t.dim() == 4:
-                few[name] = _few(t, axis, picked)
+        images = {name: t for name, t in few.items() if name != "weight" and _is_image(t)}
+        axis, picked = _images(len(next(iter(images.values()))))
+        few |= {name: _few(t, axis, picked) for name, t in images.items()}
     chosen = dataclasses.replace(given, **few)
+    assert result.bound is not None
     with precise():
-        found = [kind.bound(case, chosen, **sums) for sums in _sums(eager)]
-    widest = functools.reduce(torch.maximum, (bound for _, bound in found))
-    return _part(axis, picked, found[0][0], widest, eager)
+        oracle, bound = widest(result.bound(case, chosen, **sums) for sums in _sums(eager))
+    return _part(axis, picked, oracle, bound, eager)
 
 
-_OF_FILTERS = {"weight": 0, "dz": 1, "y": 1, "coefficients": 1}
-"""Operands with a dimension of output channels, and which it is."""
+def _is_image(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.dim() == 4
+
+
+def _follow(work: Work, found: Mapping[str, Tensor]) -> dict[str, Judgement]:
+    """What a kernel's call says about its own first result, against float64 of that result."""
+    judged = {}
+    for result in KINDS[work.subject.op].results:
+        got = found.get(result.name)
+        if result.follows is None or got is None:
+            continue
+        with precise():
+            expected = result.follows(work.case, work.sets[0], found[""].detach())
+        if expected is None:
+            continue
+        oracle, bound = expected
+        if got.shape != oracle.shape:
+            shapes = f"shape {tuple(got.shape)}, expected {tuple(oracle.shape)}"
+            judged[result.name] = Judgement(False, math.inf, shapes)
+            continue
+        check = numerics.check_bound(got.detach().to(oracle.device), oracle, bound)
+        judged[result.name] = Judgement(check.ok, check.worst, str(check))
+    return judged
 
 
 def _channels(case: Any) -> tuple[int | None, tuple[int, ...]]:
@@ -352,63 +349,12 @@ def _sums(t: Tensor) -> list[dict[str, Any]]:
     return [options, {**options, "accumulation": "truncate", "k": _DEPTHS[t.dtype]}]
 
 
-def _forward_bound(case: Any, few: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    terms = tuple(few[name] for name in ("x", "weight", "scale", "shift", "residual"))
-    oracle = numerics.conv_bn_act_oracle(*terms, **case.geometry, act=case.act)
-    widest: Tensor | None = None
-    for rounding in numerics.ROUNDINGS:
-        for sums in _sums(few["x"]):
-            bound = numerics.conv_bn_act_bound(
-                *terms, oracle=oracle, **case.geometry, rounding=rounding, **sums
-            )
-            widest = bound if widest is None else torch.maximum(widest, bound)
-    assert widest is not None
-    # Libraries that fold take the shift as a bias in the tensors' dtype.
-    u = numerics.unit_roundoff(few["x"].dtype)
-    return oracle, widest + u * few["shift"].double().abs().view(1, -1, 1, 1)
-
-
-def _gradient_bound(op: str, case: Any, few: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    dy, y, weight, scale = (few[name] for name in ("dy", "y", "weight", "scale"))
-    # The gradient of the input does not depend on x, that of the weight not on the weight's values.
-    x = few["x"] if few["x"] is not None else dy.new_zeros(len(dy), *case.input_shape[1:])
-    both = numerics.conv_gradients_oracle(dy, y, x, weight, scale, **case.geometry)
-    index, widest = (0 if op == "conv_dgrad" else 1), None
-    for sums in _sums(dy):
-        bound = numerics.conv_gradients_bound(
-            dy, y, x, weight, scale, both, **case.geometry, rounding="folded", **sums
-        )[index]
-        widest = bound if widest is None else torch.maximum(widest, bound)
-    assert widest is not None
-    return both[index], widest
-
-
 def eager_kernel(work: Work, i: int = 0) -> Tensor:
-    """What eager PyTorch does for a kernel's subject on set i, pass by pass."""
-    case: Any = work.case
-    given, op = work.sets[i], work.subject.op
-    if op in KINDS:
-        return KINDS[op].eager(case)(given)
-    if op in ("conv_bn_act", "bn_act"):
-        y = given.x
-        if op == "conv_bn_act":
-            y = F.conv2d(y, given.weight, None, *case.geometry.values())
-        mean, var = torch.zeros_like(given.scale), torch.ones_like(given.scale)
-        y = F.batch_norm(y, mean, var, given.scale, given.shift, False, 0.0, 1e-30)
-        if given.residual is not None:
-            y = y + given.residual
-        return F.relu(y) if case.act == "relu" else y
-    dz = given.dy if given.y is None else torch.where(given.y > 0, given.dy, 0.0)
-    dz = dz * given.scale.to(dz.dtype).view(1, -1, 1, 1)
-    wanted = [op == "conv_dgrad", op == "conv_wgrad", False]
-    x = given.x
-    if x is None:  # its sizes alone are read
-        x = dz.new_empty(1).expand(case.input_shape)
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
-        dz, x, given.weight, None, case.stride, case.padding, case.dilation, False, [0, 0],
-        case.groups, wanted,
-    )  # fmt: skip
-    return dx if op == "conv_dgrad" else dweight
+    """What eager PyTorch does for a kernel's subject on set i, pass by pass: the first result."""
+    kind = KINDS[work.subject.op]
+    found = kind.named(kind.eager(work.case, work.sets[i])(work.sets[i]))
+    assert found is not None
+    return found[""]
 
 
 def _double(module: nn.Module, dtype: torch.dtype) -> nn.Module:

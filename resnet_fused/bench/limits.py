@@ -8,24 +8,19 @@ statistics a step has to pass over some tensors again, so that this is a lower b
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
 
 from resnet_fused.bench.ceilings import Ceilings
 from resnet_fused.bench.gauges import Step
-from resnet_fused.bench.subject import Subject, walk
-from resnet_fused.bench.training_kernels import KINDS
+from resnet_fused.bench.kernels import KINDS
+from resnet_fused.bench.subject import walk
 from resnet_fused.bench.work import Work
-from resnet_fused.cases import BnActCase, ConvCase
+from resnet_fused.cases import ConvCase
 from resnet_fused.roofline import (
     Cost,
     ModelCost,
-    bn_act_cost,
-    conv_cost,
-    conv_dgrad_cost,
-    conv_wgrad_cost,
     model_cost,
 )
 
@@ -75,15 +70,10 @@ def _numbers(layer: Layer, rates: Ceilings) -> dict[str, float]:
 def layers_of(work: Work) -> list[Layer]:
     """The layers of a block or model in order of execution; a kernel is one."""
     subject = work.subject
-    kind = KINDS.get(subject.op)
-    if kind is not None and work.case is not None:
-        dtype = subject.torch_dtype
+    if work.case is not None:
+        kind, dtype = KINDS[subject.op], subject.torch_dtype
         costs = (kind.cost(work.case, dtype),), kind.passes(work.case, dtype)
-        return [Layer(work.case.name, "conv", *costs)]
-    if isinstance(work.case, BnActCase):
-        return [_bn_layer(work.case, subject.torch_dtype)]
-    if isinstance(work.case, ConvCase):
-        return [_kernel_layer(work.case, subject)]
+        return [Layer(work.case.name, "kernel", *costs)]
     assert work.module is not None
     shape = tuple(work.sets[0].x.shape)
     cost = model_cost(work.module, shape, dtype=subject.torch_dtype)
@@ -145,42 +135,11 @@ def _forward(cost: ModelCost) -> list[Layer]:
     return found
 
 
-def _passes(case: ConvCase, dtype: torch.dtype, tensors: int) -> tuple[Cost, ...]:
-    """A pass that reads and writes so many tensors of the output's size; none for 0."""
-    size = math.prod(case.output_shape) * dtype.itemsize
-    return (Cost(0, tensors * size),) if tensors else ()
-
-
 def _backward(case: ConvCase, dtype: torch.dtype, images: bool) -> Layer:
-    """Both gradients; eager masks (3 tensors) and scales (2) the output's gradient before."""
-    weight = conv_wgrad_cost(case, dtype)
-    plain = dataclasses.replace(case, act="none", residual=False)
-    relu = _passes(case, dtype, 3 if case.act == "relu" else 0)
-    shared = (*relu, *_passes(case, dtype, 2), conv_wgrad_cost(plain, dtype))
-    if images:
-        return Layer(case.name, "conv", (weight,), shared)
-    fused = (weight, conv_dgrad_cost(case, dtype))
-    return Layer(case.name, "conv", fused, (*shared, conv_dgrad_cost(plain, dtype)))
-
-
-def _bn_layer(case: BnActCase, dtype: torch.dtype) -> Layer:
-    fused = bn_act_cost(case.shape, dtype, residual=case.residual)
-    tensor = math.prod(case.shape) * dtype.itemsize
-    passes = [2] + [3] * case.residual + [2] * (case.act == "relu")
-    return Layer(case.name, "bn", (fused,), tuple(Cost(0, n * tensor) for n in passes))
-
-
-def _kernel_layer(case: ConvCase, subject: Subject) -> Layer:
-    dtype = subject.torch_dtype
-    plain = dataclasses.replace(case, act="none", residual=False)
-    if subject.op == "conv_bn_act":
-        bare = Cost(0, 2 * case.k * max(dtype.itemsize, 4))
-        conv = conv_cost(plain, dtype)
-        conv = Cost(conv.flops, conv.bytes - bare.bytes)
-        passes = [2] + [3] * case.residual + [2] * (case.act == "relu")
-        after = [cost for n in passes for cost in _passes(case, dtype, n)]
-        return Layer(case.name, "conv", (conv_cost(case, dtype),), (conv, *after))
-    of = conv_dgrad_cost if subject.op == "conv_dgrad" else conv_wgrad_cost
-    relu = _passes(case, dtype, 3 if case.act == "relu" else 0)
-    eager = (*relu, *_passes(case, dtype, 2), of(plain, dtype))
-    return Layer(case.name, "conv", (of(case, dtype),), eager)
+    """Both gradients, with what eager does to the output's gradient before them once."""
+    weight, below = KINDS["conv_wgrad"], KINDS["conv_dgrad"]
+    fused, eager = (weight.cost(case, dtype),), weight.passes(case, dtype)
+    if not images:
+        fused = (*fused, below.cost(case, dtype))
+        eager = (*eager, below.passes(case, dtype)[-1])
+    return Layer(case.name, "conv", fused, eager)

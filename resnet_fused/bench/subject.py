@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from resnet_fused import models
 from resnet_fused.bench import networks
-from resnet_fused.bench.training_kernels import KINDS
+from resnet_fused.bench.kernels import KINDS
 from resnet_fused.cases import BnActCase, ConvCase
 from resnet_fused.convert import unfuse
-from resnet_fused.roofline import ModelCost, bn_act_cost, conv_cost, model_cost
+from resnet_fused.roofline import ModelCost, conv_cost, model_cost
 
 LEVELS = ("kernel", "block", "model")
-KERNEL_OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act", *KINDS)
-BN_OPS = ("bn_act", "bn_add_act", "bn_add_act_backward")
+KERNEL_OPS = tuple(KINDS)
 MODEL_OPS = ("inference", "training", "training_frozen")
 """`training` is a step with batch statistics, `training_frozen` one with fixed BatchNorm."""
 OPS = {"kernel": KERNEL_OPS, "block": MODEL_OPS, "model": MODEL_OPS}
@@ -35,6 +34,7 @@ DEVICES = ("cpu", "cuda")
 NETWORKS = tuple(name for name in models.list_models() if re.fullmatch(r"resnet\d+", name))
 STEM = "stem"
 WEIGHED_AT = 32  # images, when layers are put in order; at 1 the weights' traffic would decide
+USUAL = 200.0, 1.0  # a machine with a ridge of 200 FLOPs a byte, of which seconds are in proportion
 
 _CONV_NAME = re.compile(
     r"(?P<r>\d+)x(?P<s>\d+)(?:s(?P<stride>\d+))?(?:d(?P<dilation>\d+))?(?:g(?P<groups>\d+))?"
@@ -110,7 +110,7 @@ class Subject:
         """The case of a kernel; None for blocks and models."""
         if self.level != "kernel":
             return None
-        make = bn_case if self.op in BN_OPS else conv_case
+        make = bn_case if KINDS[self.op].form is BnActCase else conv_case
         return make(self.name, self.batch)
 
     def to_dict(self) -> dict[str, Any]:
@@ -369,35 +369,19 @@ def kernel_names(op: str, model: str, size: int = 224) -> dict[str, float]:
 
     The share orders the list and is nowhere reported.
     """
-    found: dict[str, float] = {}
+    kind, found = KINDS[op], dict[str, float]()
     for layer in layers(model, size):
-        case = layer.case
-        if op in KINDS:
-            made = KINDS[op].names(layer)
-            if made is None:
-                continue
-            cost = KINDS[op].cost(dataclasses.replace(made, n=WEIGHED_AT), torch.bfloat16)
-            weight = cost.seconds(200.0, 1.0)
-            name = bn_name(made) if isinstance(made, BnActCase) else conv_name(made)
-        elif op == "bn_act":
-            _, k, p, q = case.output_shape
-            bn = BnActCase("", WEIGHED_AT, k, p, q, case.residual, case.act)
-            name = bn_name(bn)
-            weight = float(bn_act_cost(bn.shape, torch.bfloat16, residual=bn.residual).bytes)
-        else:
-            if op == "conv_dgrad" and layer.first:
-                continue
-            if op != "conv_bn_act":  # the shortcut takes no part in these gradients
-                case = dataclasses.replace(case, residual=False)
-            name = conv_name(dataclasses.replace(case, name=""))
-            weight = _work(case)
-        found[name] = found.get(name, 0.0) + weight
+        case = kind.names(layer)
+        if case is None:
+            continue
+        cost = kind.cost(dataclasses.replace(case, n=WEIGHED_AT), torch.bfloat16)
+        name = bn_name(case) if isinstance(case, BnActCase) else conv_name(case)
+        found[name] = found.get(name, 0.0) + cost.seconds(*USUAL)
     return found
 
 
 def _work(case: ConvCase) -> float:
-    """Seconds, in proportion, on a machine with a ridge of 200 FLOPs a byte, at a usual batch."""
-    return conv_cost(dataclasses.replace(case, n=WEIGHED_AT), torch.bfloat16).seconds(200.0, 1.0)
+    return conv_cost(dataclasses.replace(case, n=WEIGHED_AT), torch.bfloat16).seconds(*USUAL)
 
 
 def block_names(model: str, size: int = 224) -> list[str]:

@@ -1,7 +1,6 @@
-"""The ops of training with batch statistics as subjects: operands, eager's way, oracle, limit.
+"""The ops of training with batch statistics as subjects: see `kinds`.
 
-One `Kind` an op, in a table: what the rest of the benchmark asks of an op stands in one place. In a
-case, `act="relu"` says that a BatchNorm and ReLU stand below the convolution (it reads through
+In a case, `act="relu"` says that a BatchNorm and ReLU stand below the convolution (it reads through
 them, and its gradient is masked), `residual` that a shortcut's gradient is added. Eager's way is
 the calls of PyTorch that give the same results.
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_fused import numerics, ops, roofline
+from resnet_fused.bench.kinds import (
+    Function,
+    Kind,
+    Result,
+    by_channels,
+    elements,
+    tensor_pass,
+    weight,
+)
 from resnet_fused.cases import BnActCase, ConvCase
 from resnet_fused.roofline import Cost
 
@@ -62,32 +69,6 @@ class TrainingOperands:
     addend: Tensor | None = None
     residual: Tensor | None = None
     out: Tensor | None = None
-
-
-Function = Callable[[Any], Tensor]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the benchmark asks of an op.
-
-    Attributes:
-        names: a network's layer -> the op's case there, or None.
-        make: (maker of tensors, case) -> operands.
-        ours: case -> function of operands: `rf.ops`.
-        eager: case -> function of operands: PyTorch's calls.
-        bound: (case, operands) -> oracle and bound of the first result.
-        cost: (case, dtype) -> the least work.
-        passes: (case, dtype) -> eager's, call by call.
-    """
-
-    names: Callable[[Layer], ConvCase | BnActCase | None]
-    make: Callable[[Any, Any], TrainingOperands]
-    ours: Callable[[Any], Function]
-    eager: Callable[[Any], Function]
-    bound: Callable[..., tuple[Tensor, Tensor]]
-    cost: Callable[[Any, torch.dtype], Cost]
-    passes: Callable[[Any, torch.dtype], tuple[Cost, ...]]
 
 
 def _inner(layer: Layer) -> bool:
@@ -141,19 +122,15 @@ def _above(make: Any, shape: tuple[int, ...]) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def _weight(make: Any, case: ConvCase) -> Tensor:
-    return make.image(*case.weight_shape).mul_((case.c // case.groups * case.r * case.s) ** -0.5)
-
-
 def _make_forward(make: Any, case: ConvCase) -> TrainingOperands:
-    return TrainingOperands(_weight(make, case), **_below(make, case))
+    return TrainingOperands(weight(make, case), **_below(make, case))
 
 
 def _make_gradient(make: Any, case: ConvCase) -> TrainingOperands:
     given = {**_below(make, case), **_above(make, case.output_shape)}
     if case.residual:
         given["addend"] = make.image(*case.input_shape)
-    return TrainingOperands(_weight(make, case), **given)
+    return TrainingOperands(weight(make, case), **given)
 
 
 def _make_end(make: Any, case: BnActCase) -> TrainingOperands:
@@ -171,7 +148,7 @@ def _apply(x: Tensor, norm: Tensor) -> Tensor:
     return F.batch_norm(x, norm[MEAN], variance, gamma, beta, False, 0.0, EPS)
 
 
-def _eager_forward(case: ConvCase) -> Function:
+def _eager_forward(case: ConvCase, _like: Any) -> Function:
     stride, padding, dilation, groups = case.stride, case.padding, case.dilation, case.groups
 
     def run(o: TrainingOperands) -> Tensor:
@@ -212,7 +189,7 @@ def _eager_gradient(case: ConvCase, of_input: bool) -> Function:
     return run
 
 
-def _eager_end(case: BnActCase) -> Function:
+def _eager_end(_case: BnActCase, _like: Any) -> Function:
     def run(o: TrainingOperands) -> Tensor:
         assert o.y is not None
         assert o.own is not None
@@ -221,7 +198,7 @@ def _eager_end(case: BnActCase) -> Function:
     return run
 
 
-def _eager_end_backward(case: BnActCase) -> Function:
+def _eager_end_backward(_case: BnActCase, _like: Any) -> Function:
     def run(o: TrainingOperands) -> Tensor:
         assert o.own is not None
         dz = torch.ops.aten.threshold_backward(o.dz, o.out, 0)
@@ -239,7 +216,7 @@ def _ours_dgrad(case: ConvCase) -> Function:
     return lambda o: ops.conv_bn_dgrad(
         o.dz, o.weight, o.y, o.coefficients, input_size=(o.dz.shape[0], *size[1:]),
         addend=o.addend, raw=None if o.norm is None else o.x, norm=o.norm, **case.geometry,
-    )[0]  # fmt: skip
+    )  # fmt: skip
 
 
 def _bound_forward(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
@@ -272,87 +249,108 @@ def _bound_end_backward(case: BnActCase, o: Any, **_: Any) -> tuple[Tensor, Tens
     return dz, torch.zeros_like(dz)
 
 
-def _pass(shape: tuple[int, ...], dtype: torch.dtype, tensors: int) -> Cost:
-    return roofline.bn_act_cost(shape, dtype, residual=tensors == 3)
+def _stats_of(_case: ConvCase, _o: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and M2 of what was written."""
+    oracle = by_channels(numerics.stats_oracle, y)
+    return oracle, numerics.stats_bound(y, oracle)
+
+
+def _reductions(dz: Tensor, raw: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    branch = (raw, norm)
+    return (
+        by_channels(numerics.reductions_oracle, dz, branch),
+        by_channels(numerics.reductions_bound, dz, branch),
+    )
+
+
+def _sums_below(_case: ConvCase, o: Any, dz: Tensor) -> tuple[Tensor, Tensor] | None:
+    return None if o.norm is None else _reductions(dz, o.x, o.norm)
+
+
+def _sums_of_end(_case: BnActCase, o: Any, dz: Tensor) -> tuple[Tensor, Tensor]:
+    return _reductions(dz, o.y, o.own)
+
+
+OF_FILTERS = {"weight": 0, "dz": 1, "y": 1, "coefficients": 1}
+"""Operands with a dimension of output channels, and which it is."""
 
 
 def _forward_passes(case: ConvCase, dtype: torch.dtype) -> tuple[Cost, ...]:
     conv = roofline.conv_bn_stats_cost(case, dtype)
-    below = (_pass(case.input_shape, dtype, 2),) * (2 if case.act == "relu" else 0)
-    statistics = Cost(0, _pass(case.output_shape, dtype, 2).bytes // 2)
+    below = (tensor_pass(case.input_shape, dtype, 2),) * (2 if case.act == "relu" else 0)
+    statistics = Cost(0, tensor_pass(case.output_shape, dtype, 2).bytes // 2)
     return (*below, conv, statistics)
 
 
 def _gradient_passes(case: ConvCase, dtype: torch.dtype, of_input: bool) -> tuple[Cost, ...]:
-    norm = (_pass(case.output_shape, dtype, 2), _pass(case.output_shape, dtype, 3))
+    norm = (tensor_pass(case.output_shape, dtype, 2), tensor_pass(case.output_shape, dtype, 3))
     if not of_input:
         return (*norm, roofline.conv_bn_wgrad_cost(case, dtype, affine=False))
-    after = (_pass(case.input_shape, dtype, 3),) * (case.residual + (case.act == "relu"))
+    after = (tensor_pass(case.input_shape, dtype, 3),) * (case.residual + (case.act == "relu"))
     return (*norm, roofline.conv_bn_dgrad_cost(case, dtype, affine=False), *after)
-
-
-def _elements(case: ConvCase) -> int:
-    n, c, h, w = case.input_shape
-    return n * c * h * w
 
 
 KINDS: dict[str, Kind] = {
     "conv_bn_stats": Kind(
+        ConvCase,
         _forward_case,
         _make_forward,
-        lambda case: lambda o: ops.conv_bn_stats(o.x, o.weight, o.norm, **case.geometry)[0],
+        lambda case: lambda o: ops.conv_bn_stats(o.x, o.weight, o.norm, **case.geometry),
         _eager_forward,
-        _bound_forward,
+        (Result("y", _bound_forward), Result("stats", follows=_stats_of)),
         lambda case, dtype: roofline.conv_bn_stats_cost(
             case, dtype, prologue=case.act == "relu"
         ),
         _forward_passes,
     ),
     "conv_bn_dgrad": Kind(
+        ConvCase,
         _input_gradient_case,
         _make_gradient,
         _ours_dgrad,
-        lambda case: _eager_gradient(case, True),
-        _bound_dgrad,
+        lambda case, _: _eager_gradient(case, True),
+        (Result("dz", _bound_dgrad), Result("sums", follows=_sums_below)),
         lambda case, dtype: roofline.conv_bn_dgrad_cost(
-            case, dtype, addend=_elements(case) * case.residual, masked=case.act == "relu"
+            case, dtype, addend=elements(case.input_shape) * case.residual,
+            masked=case.act == "relu",
         ),
         lambda case, dtype: _gradient_passes(case, dtype, True),
     ),
     "conv_bn_wgrad": Kind(
+        ConvCase,
         _forward_case,
         _make_gradient,
         lambda case: lambda o: ops.conv_bn_wgrad(
             o.dz, o.x, o.weight, o.y, o.coefficients, o.norm, **case.geometry
         ),
-        lambda case: _eager_gradient(case, False),
-        _bound_wgrad,
+        lambda case, _: _eager_gradient(case, False),
+        (Result("dweight", _bound_wgrad, filters=OF_FILTERS),),
         lambda case, dtype: roofline.conv_bn_wgrad_cost(
             case, dtype, prologue=case.act == "relu"
         ),
         lambda case, dtype: _gradient_passes(case, dtype, False),
     ),
     "bn_add_act": Kind(
+        BnActCase,
         _end_case,
         _make_end,
         lambda case: lambda o: ops.bn_add_act(o.y, o.own, o.residual),
         _eager_end,
-        _bound_end,
+        (Result("out", _bound_end),),
         lambda case, dtype: roofline.bn_add_act_cost(
-            case.shape, dtype, residual=case.n * case.c * case.h * case.w
+            case.shape, dtype, residual=elements(case.shape)
         ),
-        lambda case, dtype: (
-            _pass(case.shape, dtype, 2), _pass(case.shape, dtype, 3), _pass(case.shape, dtype, 2),
-        ),
+        lambda case, dtype: tuple(tensor_pass(case.shape, dtype, n) for n in (2, 3, 2)),
     ),
     "bn_add_act_backward": Kind(
+        BnActCase,
         _end_case,
         _make_end,
-        lambda case: lambda o: ops.bn_add_act_backward(o.dz, o.out, o.y, o.own)[0],
+        lambda case: lambda o: ops.bn_add_act_backward(o.dz, o.out, o.y, o.own),
         _eager_end_backward,
-        _bound_end_backward,
+        (Result("dz", _bound_end_backward), Result("sums", follows=_sums_of_end)),
         lambda case, dtype: roofline.bn_add_act_backward_cost(case.shape, dtype),
-        lambda case, dtype: (_pass(case.shape, dtype, 3), _pass(case.shape, dtype, 2)),
+        lambda case, dtype: (tensor_pass(case.shape, dtype, 3), tensor_pass(case.shape, dtype, 2)),
     ),
 }  # fmt: skip
 """Op -> what the benchmark asks of it."""

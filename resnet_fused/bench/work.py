@@ -20,49 +20,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resnet_fused import backends
 from resnet_fused.bench import judging
 from resnet_fused.bench.judging import Judgement
+from resnet_fused.bench.kernels import KINDS
 from resnet_fused.bench.subject import STEM, Subject, block_input, plain_network
-from resnet_fused.bench.training_kernels import KINDS
 from resnet_fused.calibrate import calibrate_batchnorm
 from resnet_fused.cases import BnActCase, ConvCase
-from resnet_fused.roofline import bn_act_cost, conv_cost, model_cost
+from resnet_fused.roofline import model_cost
 
 MOST_SETS = 16
 CACHES = 2  # times the last cache's size that all sets together hold
 MEMORY_SHARE = 0.2  # of the free memory that the sets may take
 _CALIBRATION = (8, 96)  # images and pixels that set BatchNorm's statistics
 _WATCHED = 6
-
-
-@dataclass(frozen=True)
-class ConvOperands:
-    """Tensors of one call of a convolution's op; None where the op takes none.
-
-    Attributes:
-        weight: [K, C / groups, R, S], in the subject's dtype and channels_last.
-        scale, shift: [K] float32.
-        x: [N, C, H, W]; None for conv_dgrad.
-        residual: [N, K, P, Q], for conv_bn_act with a shortcut.
-        dy: [N, K, P, Q], the result's gradient, for conv_dgrad and conv_wgrad.
-        y: [N, K, P, Q], the result itself, whose sign is ReLU's mask; None without ReLU.
-    """
-
-    weight: Tensor
-    scale: Tensor
-    shift: Tensor
-    x: Tensor | None = None
-    residual: Tensor | None = None
-    dy: Tensor | None = None
-    y: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class BnOperands:
-    """x and residual [N, C, H, W] in channels_last; scale and shift [C] float32."""
-
-    x: Tensor
-    scale: Tensor
-    shift: Tensor
-    residual: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +53,7 @@ class Work:
 
     Attributes:
         subject: what it is.
-        sets: rotating operands: `ConvOperands`, `BnOperands` or `Batch`. Together they exceed what
+        sets: rotating operands: those of the kernel's `Kind`, or `Batch`. Together they exceed what
             the last cache holds twice, up to 16 sets; set 0 is what is judged.
         module: for a block or model the plain module in eval or train mode; None for kernels.
         case: of a kernel; None for blocks and models.
@@ -145,7 +113,8 @@ class Work:
         """Whether an output of set 0 is right; see `judging` for what that means.
 
         Args:
-            out: what `run` returns, or a kernel's output in the eager op's shape and dtype.
+            out: what `run` returns; or a kernel's results in the shapes and dtypes of `rf.ops`, a
+                lone tensor being the first of them.
         """
         if self.reference is None:
             self.reference = judging.reference(self)
@@ -187,18 +156,11 @@ def _kernel(subject: Subject) -> Work:
     case = subject.case
     assert case is not None
     dtype = subject.torch_dtype
-    kind = KINDS.get(subject.op)
-    if kind is not None:
-        with torch.no_grad(), backends.backend("reference"):
-            count = sets_for(kind.cost(case, dtype).bytes, subject.device)
-            sets = [kind.make(_Maker(subject, i), case) for i in range(count)]
-        return Work(subject, sets, case=case)
-    if isinstance(case, BnActCase):
-        size, made = bn_act_cost(case.shape, dtype, residual=case.residual).bytes, _bn_set
-    else:
-        size, made = conv_cost(case, dtype).bytes, _conv_set
-    count = sets_for(size, subject.device)
-    return Work(subject, [made(subject, case, i) for i in range(count)], case=case)
+    kind = KINDS[subject.op]
+    count = sets_for(kind.cost(case, dtype).bytes, subject.device)
+    with torch.no_grad(), backends.backend("reference"):
+        sets = [kind.make(_Maker(subject, i), case) for i in range(count)]
+    return Work(subject, sets, case=case)
 
 
 def sets_for(size: int, device: str) -> int:
@@ -255,28 +217,6 @@ class _Maker:
 
     def labels(self, n: int, classes: int) -> Tensor:
         return torch.randint(classes, (n,), generator=self.generator, device=self.device)
-
-
-def _conv_set(subject: Subject, case: Any, index: int) -> ConvOperands:
-    make = _Maker(subject, index)
-    fan_in = case.c // case.groups * case.r * case.s
-    weight = make.image(*case.weight_shape).mul_(fan_in**-0.5)
-    given: dict[str, Tensor] = {}
-    if subject.op != "conv_dgrad":
-        given["x"] = make.image(*case.input_shape)
-    if subject.op == "conv_bn_act" and case.residual:
-        given["residual"] = make.image(*case.output_shape)
-    if subject.op != "conv_bn_act":
-        given["dy"] = make.image(*case.output_shape)
-        if case.act == "relu":
-            given["y"] = make.image(*case.output_shape).relu_()
-    return ConvOperands(weight, *make.affine(case.k), **given)
-
-
-def _bn_set(subject: Subject, case: Any, index: int) -> BnOperands:
-    make = _Maker(subject, index)
-    residual = make.image(*case.shape) if case.residual else None
-    return BnOperands(make.image(*case.shape), *make.affine(case.c), residual)
 
 
 def _network(subject: Subject, state: dict[str, Tensor] | None) -> Work:

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from resnet_fused.bench.fixed_kernels import EPS, unit_statistics
+from resnet_fused.bench.kernels import KINDS
 from resnet_fused.bench.subject import KERNEL_OPS, MODEL_OPS
-from resnet_fused.bench.training_kernels import KINDS
+from resnet_fused.cases import ConvCase
 
 if TYPE_CHECKING:
     from resnet_fused.bench.work import Work
 
-EPS = 1e-5  # of the BatchNorms that stand for a kernel's scale and shift
 EVERYTHING = {"kernel": KERNEL_OPS, "block": MODEL_OPS, "model": MODEL_OPS}
-INFERENCE = {"kernel": ("conv_bn_act", "bn_act"), "block": ("inference",), "model": ("inference",)}
+INFERENCE = {
+    "kernel": tuple(op for op, kind in KINDS.items() if kind.inference),
+    "block": ("inference",),
+    "model": ("inference",),
+}
 
 
 def over_operands(work: Work, run: Callable[[Any], Any]) -> Callable[[int], Any]:
@@ -67,57 +71,9 @@ def converted(work: Work, convert: Callable[[Tensor], Tensor]) -> Work:
     return dataclasses.replace(work, sets=sets)
 
 
-def unit_statistics(work: Work) -> tuple[Tensor, Tensor]:
-    """Mean and variance [K] under which a BatchNorm's weight and bias are scale and shift."""
-    scale = work.sets[0].scale
-    return torch.zeros_like(scale), torch.full_like(scale, 1.0 - EPS)
-
-
-def kernel_function(work: Work) -> Callable[[Any], Tensor]:
+def kernel_function(work: Work) -> Callable[[Any], Any]:
     """A kernel as PyTorch's modules compute it: one op after the other."""
-    case: Any = work.case
-    if work.subject.op in KINDS:
-        return KINDS[work.subject.op].eager(case)
-    mean, variance = unit_statistics(work)
-
-    def finish(y: Tensor, o: Any) -> Tensor:
-        y = F.batch_norm(y, mean, variance, o.scale, o.shift, False, 0.0, EPS)
-        if o.residual is not None:
-            y = y.add_(o.residual)
-        return F.relu_(y) if case.act == "relu" else y
-
-    if work.subject.op == "bn_act":
-        return lambda o: finish(o.x, o)
-    if work.subject.op == "conv_bn_act":
-        return lambda o: finish(torch.conv2d(o.x, o.weight, None, **case.geometry), o)
-    return _gradient(work)
-
-
-def _gradient(work: Work) -> Callable[[Any], Tensor]:
-    """conv_dgrad or conv_wgrad: ReLU's mask, BatchNorm's scale, the convolution's gradient."""
-    case: Any = work.case
-    of_input = work.subject.op == "conv_dgrad"
-    first = work.sets[0]
-    form = torch.channels_last if not first.weight.is_contiguous() else torch.contiguous_format
-    # The gradient of the input asks for the input's shape and layout alone.
-    shape = torch.empty(
-        case.input_shape, dtype=first.dy.dtype, device=first.dy.device, memory_format=form
-    )
-    stride, padding, dilation, groups = case.geometry.values()
-    mask = (of_input, not of_input, False)
-
-    def run(o: Any) -> Tensor:
-        dz = o.dy if o.y is None else torch.ops.aten.threshold_backward(o.dy, o.y, 0)
-        # As BatchNorm's gradient does, in one pass: float32 within, rounded once.
-        g = torch.empty_like(dz)
-        torch.mul(dz, o.scale.view(1, -1, 1, 1), out=g)
-        found = torch.ops.aten.convolution_backward(
-            g, shape if of_input else o.x, o.weight, None, stride, padding, dilation, False, [0, 0],
-            groups, mask,
-        )  # fmt: skip
-        return found[0 if of_input else 1]
-
-    return run
+    return KINDS[work.subject.op].eager(work.case, work.sets[0])
 
 
 class Layer(nn.Module):
@@ -128,13 +84,13 @@ class Layer(nn.Module):
         case: Any = work.case
         o = work.sets[i]
         self.conv: nn.Module = nn.Identity()
-        if work.subject.op == "conv_bn_act":
+        if isinstance(case, ConvCase):
             with torch.device("meta"):
                 self.conv = nn.Conv2d(case.c, case.k, (case.r, case.s), bias=False, **case.geometry)
             self.conv.weight = nn.Parameter(o.weight, requires_grad=False)
         with torch.device("meta"):
             self.bn = nn.BatchNorm2d(len(o.scale), eps=EPS)
-        mean, variance = unit_statistics(work)
+        mean, variance = unit_statistics(o.scale)
         self.bn.weight = nn.Parameter(o.scale, requires_grad=False)
         self.bn.bias = nn.Parameter(o.shift, requires_grad=False)
         self.bn.running_mean, self.bn.running_var = mean, variance

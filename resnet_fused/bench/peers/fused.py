@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnet_fused import _extension, backends, ops
+from resnet_fused import _extension, backends
+from resnet_fused.bench.kernels import KINDS
 from resnet_fused.bench.peers import _calls, _kernels
 from resnet_fused.bench.peers._base import (
     NoPeerError,
@@ -18,7 +18,6 @@ from resnet_fused.bench.peers._base import (
     for_device,
     installed,
 )
-from resnet_fused.bench.training_kernels import KINDS
 from resnet_fused.convert import fuse, unfuse
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Fused:
             NoPeerError: the forced backend does not serve this subject's tensors.
         """
         if work.module is None:
-            inner = _calls.over_operands(work, kernel_function(work))
+            inner = _calls.over_operands(work, KINDS[work.subject.op].ours(work.case))
             warm = range(len(work.sets))  # each set has weights of its own
         else:
             inner = _calls.over_module(work, fuse(unfuse(work.module)))
@@ -109,25 +108,6 @@ class Fused:
             with self._asked():
                 why = f"{why}; {backends.choose(asked).why}"
         raise NoPeerError(f"{self.backend} does not serve it: {why}")
-
-
-def kernel_function(work: Work) -> Callable[[Any], Tensor]:
-    """The op of a kernel subject, as a function of one operand set."""
-    case: Any = work.case
-    op = work.subject.op
-    if op in KINDS:
-        return KINDS[op].ours(case)
-    if op == "bn_act":
-        return lambda o: ops.bn_act(o.x, o.scale, o.shift, o.residual, act=case.act)
-    geometry = case.geometry
-    if op == "conv_bn_act":
-        return lambda o: ops.conv_bn_act(
-            o.x, o.weight, o.scale, o.shift, o.residual, act=case.act, **geometry
-        )
-    if op == "conv_dgrad":
-        size = case.input_shape
-        return lambda o: ops.conv_dgrad(o.dy, o.weight, o.scale, o.y, input_size=size, **geometry)
-    return lambda o: ops.conv_wgrad(o.dy, o.x, o.weight, o.scale, o.y, **geometry)
 
 
 class _Ops(TorchDispatchMode):
