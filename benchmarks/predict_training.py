@@ -2,7 +2,8 @@
 
 Each kernel takes as long as its bytes through memory, what its loads ask of L2, or its products on
 the tensor cores, whichever is most, and a launch. The rates are those of `predict_triton.py`. The
-blocks' ends are passes of their own, and each block is a node of its own.
+blocks' ends are passes of their own, and each block is a node of its own. Both gradients of a 1x1
+convolution come from one kernel where the node would take it.
 
     python benchmarks/predict_training.py            # the table
     python benchmarks/predict_training.py --write    # into docs/measured_facts.md
@@ -24,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from predict_triton import CACHE, H200, LAUNCH, MEMORY, PAGE, TENSOR, efficiency
 
 from resnet_fused import models
-from resnet_fused.bench.nodes import nodes, saved_bytes, traffic
+from resnet_fused.bench.nodes import Node, nodes, saved_bytes, traffic
 from resnet_fused.cases import ConvCase
-from resnet_fused.roofline import Kernel
-from resnet_fused.triton import _tiles, _traffic
+from resnet_fused.roofline import Kernel, conv_bn_grad1x1_cost
+from resnet_fused.triton import _grad1x1, _tiles, _traffic
 
 BEGIN, END = "<!-- training: begin -->", "<!-- training: end -->"
 BATCHES = (32, 256)
@@ -58,6 +59,21 @@ class Sum:
     bound: tuple[int, int, int]
 
 
+def _merged(case: ConvCase, kernel: Kernel, inner: bool) -> tuple[float, float]:
+    """As `_issued`, of both gradients in one kernel: two products, of tiles of different sides."""
+    sizes = case.n * case.h * case.w, case.k, case.c, 2
+    config = _grad1x1.serves(*sizes[1:], H200)
+    bare = conv_bn_grad1x1_cost(case, torch.bfloat16, masked=inner)
+    addend = (kernel.cost.bytes - bare.bytes) // 2
+    issued = _grad1x1.issued_bytes(*sizes, config, H200, masked=inner, addend=addend).total
+    shared = functools.partial(
+        _tiles.Tile, n=config.channels, warps=_grad1x1.WARPS, stages=_grad1x1.STAGES, why=""
+    )
+    products = shared(m=_grad1x1.PIXELS), shared(m=config.filters)
+    each = kernel.cost.flops / 2
+    return issued, sum(each / (TENSOR * efficiency(tile)) for tile in products)
+
+
 def _issued(case: ConvCase, op: str, kernel: Kernel) -> tuple[float, float]:
     """Bytes that the loop asks of L2, and seconds on the tensor cores."""
     masked = dataclasses.replace(case, act="relu", residual=False)  # y is read beside dz
@@ -84,23 +100,31 @@ def _issued(case: ConvCase, op: str, kernel: Kernel) -> tuple[float, float]:
     return issued, kernel.cost.flops / (TENSOR * efficiency(plan.tile))
 
 
-def seconds(case: ConvCase, kernel: Kernel) -> tuple[float, float, float]:
+def seconds(node: Node, kernel: Kernel) -> tuple[float, float, float]:
     """Of one kernel: memory, L2, tensor cores."""
-    memory = kernel.cost.bytes / MEMORY
+    memory, case = kernel.cost.bytes / MEMORY, node.cases[kernel.layer]
     if not kernel.op.startswith("conv"):
         return memory, 0.0, 0.0
-    issued, tensor = _issued(case, kernel.op, kernel)
+    if kernel.op == "conv_bn_grad1x1":
+        issued, tensor = _merged(case, kernel, node.inner(kernel.layer))
+    else:
+        issued, tensor = _issued(case, kernel.op, kernel)
     return memory, issued / CACHE, tensor
+
+
+@functools.cache
+def _nodes(batch: int) -> list[Node]:
+    return nodes(models.resnet50(), (batch, 3, 224, 224), torch.bfloat16, limits=H200)
 
 
 @functools.cache
 def predict(batch: int) -> tuple[list[Sum], int]:
     """The sums over the step's ops, and how many layers it has."""
-    found = nodes(models.resnet50(), (batch, 3, 224, 224), torch.bfloat16)
+    found = _nodes(batch)
     rows: dict[str, list[tuple[tuple[float, float, float], int]]] = {}
     for node in found:
         for kernel in node.kernels:
-            times = seconds(node.cases[kernel.layer], kernel)
+            times = seconds(node, kernel)
             rows.setdefault(kernel.op, []).append((times, kernel.cost.bytes))
     sums = []
     for op, entries in rows.items():
@@ -141,7 +165,7 @@ def table() -> str:
             "",
         ]
     batch = BATCHES[-1]
-    found = nodes(models.resnet50(), (batch, 3, 224, 224), torch.bfloat16)
+    found = _nodes(batch)
     forward, backward = (part / batch / 1e6 for part in traffic(found))
     both, kept = forward + backward, saved_bytes(found, torch.bfloat16) / batch / 1e6
     lines.append(

@@ -15,7 +15,10 @@ from resnet_fused.cases import ConvCase
 from resnet_fused.convert import fuse
 from resnet_fused.nn import PaddedShortcut
 from resnet_fused.nn._blocks import FusedBlock, FusedStem, projection_of
+from resnet_fused.ops import _grad1x1
 from resnet_fused.roofline import Kernel, node_kernels
+from resnet_fused.triton import _grad1x1 as _rule
+from resnet_fused.triton import _tiles
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,18 @@ class Node:
         layers: names of its convolutions, the projection's last.
         cases: their sizes.
         kernels: of a whole step, forward then backward.
+        chain: how many of them stand one behind the other; a projection's is none of these.
     """
 
     name: str
     layers: tuple[str, ...]
     cases: tuple[ConvCase, ...]
     kernels: tuple[Kernel, ...]
+    chain: int
+
+    def inner(self, layer: int) -> bool:
+        """Whether a convolution reads another one of the node."""
+        return 0 < layer < self.chain
 
 
 def nodes(
@@ -42,6 +51,7 @@ def nodes(
     *,
     folds: bool = True,
     parameter: torch.dtype | None = None,
+    limits: _tiles.Limits | None = None,
 ) -> list[Node]:
     """The nodes of a training step, in order of execution.
 
@@ -51,6 +61,8 @@ def nodes(
         dtype: of the activations.
         folds: whether BatchNorm is applied as kernels read.
         parameter: dtype of the weights; that of the activations by default.
+        limits: of the GPU whose kernels are taken: 1x1 convolutions have both gradients made by one
+            where the nodes would. None: always by two.
     """
     cases = {layer.name: layer for layer in walk(module, shape)}
     fused = fuse(module)
@@ -62,11 +74,17 @@ def nodes(
         if projection is not None:
             options["projection"] = cases[projection].case
         options["input_gradient"] = not cases[convs[0]].first
-        kernels = node_kernels(inner, dtype, folds=folds, parameter=parameter, **options)
         every = [*convs, *([] if projection is None else [projection])]
-        found[convs[0]] = Node(
-            name, tuple(every), tuple(cases[conv].case for conv in every), tuple(kernels)
-        )
+        if folds and limits is not None:
+            options["merged"] = [
+                index
+                for index, conv in enumerate(every)
+                if not cases[conv].first
+                and merges(cases[conv].case, dtype, limits, inner=0 < index < len(convs))
+            ]
+        kernels = node_kernels(inner, dtype, folds=folds, parameter=parameter, **options)
+        sizes = tuple(cases[conv].case for conv in every)
+        found[convs[0]] = Node(name, tuple(every), sizes, tuple(kernels), len(convs))
 
     for name, child in fused.named_modules():
         if isinstance(child, FusedBlock):
@@ -88,6 +106,21 @@ def nodes(
         if name not in taken:
             add(name, [name], None)
     return [found[name] for name in cases if name in found]
+
+
+def merges(case: ConvCase, dtype: torch.dtype, limits: _tiles.Limits, *, inner: bool) -> bool:
+    """Whether a node has both gradients of a convolution made by one kernel.
+
+    Args:
+        case: its sizes.
+        dtype: of the activations.
+        limits: the GPU's.
+        inner: whether it reads another one of its node.
+    """
+    if not _grad1x1.fits_geometry(case.weight_shape, case.stride, case.padding, case.groups):
+        return False
+    sizes = case.n * case.h * case.w, case.k, case.c, dtype.itemsize
+    return _rule.choose(*sizes, limits, masked=inner).config is not None
 
 
 def _pooled(pool: Any, case: ConvCase) -> tuple[int, ...]:
@@ -117,7 +150,7 @@ def saved_bytes(found: Sequence[Node], dtype: torch.dtype) -> int:
     for node in found:
         total += sum(math.prod(case.output_shape) for case in node.cases) * dtype.itemsize
         pool = [kernel for kernel in node.kernels if kernel.op == "bn_act_pool"]
-        final = node.cases[len(node.layers) - 1 - _projected(node)]
+        final = node.cases[node.chain - 1]
         if pool:
             # What bn_act_pool moves beside its input and two vectors: the result and the taps.
             size = math.prod(final.output_shape) * dtype.itemsize
@@ -125,13 +158,3 @@ def saved_bytes(found: Sequence[Node], dtype: torch.dtype) -> int:
         elif len(node.layers) > 1:
             total += math.prod(final.output_shape) * dtype.itemsize
     return total
-
-
-def _projected(node: Node) -> int:
-    return max(kernel.layer for kernel in node.kernels) + 1 - _chain(node)
-
-
-def _chain(node: Node) -> int:
-    """Convolutions one behind the other: the one whose output ends the node is the last."""
-    ends = ("bn_add_act_backward", "bn_act_pool_backward")
-    return next(kernel.layer for kernel in node.kernels if kernel.op in ends) + 1

@@ -156,6 +156,9 @@ def serving(
         if plain and kind not in choice.implementation.backends:
             refused = "; ".join(f"{name}: {reason}" for name, reason in choice.refused)
             return first, f"no kernel serves {op} in training ({refused or choice.why})"
+    if kind == "cuda":
+        # Backward asks for it: a self-check that is due belongs here, not into a backward pass.
+        backends.choose(backends.Call(_grad1x1.OP, kind, dtype, index=index))
     return first, None
 
 

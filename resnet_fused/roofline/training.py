@@ -7,7 +7,7 @@ vectors count; the small kernels that work on the latter alone do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,34 @@ def conv_bn_wgrad_cost(
     return Cost(_conv_flops(case), moved * dtype.itemsize + stored + vectors * _vector(dtype))
 
 
+def conv_bn_grad1x1_cost(
+    case: ConvShape,
+    dtype: torch.dtype,
+    *,
+    affine: bool = True,
+    addend: int = 0,
+    masked: bool = False,
+    parameter: torch.dtype | None = None,
+) -> Cost:
+    """The work of one ``conv_bn_grad1x1``: what both gradients read is read once.
+
+    Args:
+        case: sizes of the forward call, a 1x1 convolution of stride 1.
+        dtype: of the activations.
+        affine: whether BatchNorm's backward is applied as it reads.
+        addend: elements of what is added.
+        masked: whether the input is read through BatchNorm and ReLU, and its gradient masked.
+        parameter: dtype of the weights' gradient; that of the activations by default.
+    """
+    x, weight, y = (_elements(s) for s in (case.input_shape, case.weight_shape, case.output_shape))
+    moved = y * (2 if affine else 1) + weight + addend + 2 * x
+    vectors = (3 * case.output_shape[1] if affine else 0) + (
+        5 * case.input_shape[1] if masked else 0
+    )
+    stored = weight * (parameter or dtype).itemsize
+    return Cost(2 * _conv_flops(case), moved * dtype.itemsize + stored + vectors * _vector(dtype))
+
+
 def bn_add_act_cost(
     shape: Shape, dtype: torch.dtype, *, residual: int = 0, projected: bool = False
 ) -> Cost:
@@ -163,6 +191,7 @@ def node_kernels(
     folds: bool = True,
     input_gradient: bool = True,
     parameter: torch.dtype | None = None,
+    merged: Collection[int] = (),
 ) -> list[Kernel]:
     """The kernels of a training step of one layer, residual block or stem.
 
@@ -176,6 +205,8 @@ def node_kernels(
             of their own write what the convolutions read.
         input_gradient: whether the gradient of the input is wanted.
         parameter: dtype of the weights' gradients.
+        merged: places of the convolutions whose two gradients one kernel makes, the projection's
+            behind the last.
 
     Returns:
         In order: forward, then backward.
@@ -216,6 +247,12 @@ def node_kernels(
             add(index, "bn_backward_apply", bn_backward_apply_cost(case.output_shape, dtype))
             if inner:
                 add(index, "bn_add_act", bn_add_act_cost(case.input_shape, dtype))
+        if index in merged:
+            both = conv_bn_grad1x1_cost(
+                case, dtype, affine=folds, addend=addend, masked=inner, parameter=parameter
+            )
+            add(index, "conv_bn_grad1x1", both)
+            return
         weight = conv_bn_wgrad_cost(
             case, dtype, affine=folds, prologue=folds and inner, parameter=parameter
         )

@@ -141,10 +141,11 @@ def choose(
 ) -> Verdict:
     """Whether one kernel should make both gradients of a 1x1 convolution of stride 1.
 
-    It should where it takes the sizes and moves fewer bytes: what two kernels would read again must
-    be more than what its programs' sums of dweight, written and read, are above those of
-    `conv_bn_wgrad`. There is one set of sums a program however small the batch is, so that a batch
-    of few images goes to two kernels. The limit is arithmetic, not measured: `_tuned` overrules it.
+    It should where it takes the sizes, has a tile of pixels for every multiprocessor, and moves
+    fewer bytes: what two kernels would read again must be more than what its programs' sums of
+    dweight, written and read, are above those of `conv_bn_wgrad`. There is one set of sums a
+    program however small the batch is, so that a batch of few images goes to two kernels. The rule
+    is arithmetic, not measured: what `_tuned` knows of a GPU overrules it.
 
     Args:
         pixels: N H W.
@@ -162,7 +163,10 @@ def choose(
     if not pixels:
         return Verdict(None, "an empty batch")
     saved = again_bytes(pixels, filters, channels, itemsize, affine=affine, masked=masked)
-    parts, _ = programs(pixels, channels, config, limits)
+    parts, across = programs(pixels, channels, config, limits)
+    tiles = _tiles.cdiv(pixels, PIXELS)
+    if tiles * across < limits.multiprocessors:
+        return Verdict(None, f"{tiles} tiles of pixels do not fill {limits.multiprocessors} SMs")
     product = _tiles.Product(
         rows=filters, columns=channels, copies=1, depth=pixels, taps=1, itemsize=itemsize,
         gathered=2,
