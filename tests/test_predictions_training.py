@@ -35,7 +35,30 @@ def test_no_kernel_is_faster_than_memory(tool):
     for row in sums:
         assert row.ms >= row.gb * 1e12 / tool.MEMORY * 0.999
         assert sum(row.bound) == row.kernels
-    assert {row.op: row.kernels for row in sums}["conv_bn_dgrad"] == 52  # none of the images
+    kernels = {row.op: row.kernels for row in sums}
+    # None of the images; of 11 layers together with the weights' gradient.
+    assert kernels["conv_bn_dgrad"] + kernels["conv_bn_grad1x1"] == 52
+    assert kernels["conv_bn_wgrad"] + kernels["conv_bn_grad1x1"] == 53
+    assert kernels["conv_bn_grad1x1"] == 11
+
+
+def test_a_merged_gradient_is_no_dearer_than_two(tool):
+    """Of each layer that takes it: memory, L2 and a launch, against those of two kernels."""
+    batch = 256
+    merged = {node.name: node for node in tool._nodes(batch)}
+    shape = (batch, 3, 224, 224)
+    for node in nodes(models.resnet50(), shape, torch.bfloat16):
+        times = [
+            {
+                (kernel.op, kernel.layer): max(tool.seconds(one, kernel)) + tool.LAUNCH
+                for kernel in one.kernels
+            }
+            for one in (node, merged[node.name])
+        ]
+        for (op, layer), seconds in times[1].items():
+            if op == "conv_bn_grad1x1":
+                two = sum(times[0][kind, layer] for kind in ("conv_bn_dgrad", "conv_bn_wgrad"))
+                assert seconds < two, (node.name, layer)
 
 
 def test_every_convolution_belongs_to_one_node():

@@ -46,6 +46,19 @@ def test_passes_of_an_identity_bottleneck(folds, forward, backward, kernels):
     assert sum(kernel.backward for kernel in found) == kernels
 
 
+def test_passes_of_a_bottleneck_with_merged_gradients():
+    """conv3 reads dS, y3 and y2 once less (9 passes), conv1 dz and y1 (2)."""
+    two, weights = bottleneck(shortcut="identity")
+    one, _ = bottleneck(shortcut="identity", merged=(0, 2))
+    assert passes(two, True, weights) - passes(one, True, weights) == pytest.approx(11, rel=2e-3)
+    assert [kernel.op for kernel in one if kernel.backward] == [
+        "bn_add_act_backward", "conv_bn_grad1x1", "conv_bn_wgrad", "conv_bn_dgrad",
+        "conv_bn_grad1x1",
+    ]  # fmt: skip
+    found, _ = bottleneck(projection=conv(4 * WIDTH, 4 * WIDTH), merged=(3,))
+    assert [kernel.layer for kernel in found if kernel.op == "conv_bn_grad1x1"] == [3]
+
+
 def test_a_basic_block_moves_less_than_half_of_eager():
     """Eager: 17 and 27 passes; fused 7, and 16 with the block's end as a pass of its own."""
     layers = [conv(WIDTH, WIDTH, 3), conv(WIDTH, WIDTH, 3)]
