@@ -2,8 +2,9 @@
 //
 // Tensors are [N, K, P, Q]. A tile is a range of channels times a range of pixels. Channels-last
 // tensors are cut so that a tile's rows are pixels and its columns channels ("channels inside");
-// others so that its rows are channels and its columns pixels of one image. Columns then have
-// stride 1 in memory; an operand for which that is not so is copied through a small buffer.
+// others so that its rows are channels, of one image or of several small ones, and its columns
+// pixels. Columns then have stride 1 in memory; an operand for which that is not so is copied
+// through a small buffer.
 //
 // Where the cuts lie depends on sizes and strides alone, never on the number of threads, and sums
 // are merged in the order of the tiles: the same input gives the same bits.
@@ -54,7 +55,8 @@ struct BnTrainingTiles {
   bool packed[kBnTrainingOperands];           // copied through a buffer
   int64_t pixel_stride[kBnTrainingOperands];  // channels inside, not packed: from row to row
   int64_t group;                              // channels of a tile
-  int64_t length;                             // pixels of a tile
+  int64_t images;                             // of a tile, where it holds whole ones
+  int64_t length;                             // pixels of a tile, or of each of its images
   int64_t pixels;                             // that tiles share: N P Q, or P Q of each image
   int64_t blocks;                             // tiles along the pixels, all images together
   int64_t chunk;                              // blocks of one task

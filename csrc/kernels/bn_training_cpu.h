@@ -57,7 +57,7 @@ void tile_statistics(const BnTrainingCall& call, const Tile& tile, bool first, T
                      ChannelStatistics* found) {
   using C = Compute<T>;
   const View<T> y = read_tile<T>(call, kRaw, tile, buffer);
-  const double n = static_cast<double>(tile.pixels);
+  const double n = static_cast<double>(tile.elements());
   C mean[kLongestGroup];
   Partial<C, kInside> partial;
   const auto clear = [&] { partial.clear(2, tile.channels); };
@@ -66,8 +66,8 @@ void tile_statistics(const BnTrainingCall& call, const Tile& tile, bool first, T
   };
   for_each_run<kInside>(
       tile, clear,
-      [&](int64_t r, int64_t c, int64_t length) {
-        add_row<T, kInside>(y[r] + c, length, partial.of[0]);
+      [&](int64_t i, int64_t r, int64_t c, int64_t length) {
+        add_row<T, kInside>(y(i, r) + c, length, partial.of[0]);
       },
       [&](int64_t channel, int64_t channels) {
         for (int64_t i = 0; i < channels; ++i) {
@@ -76,8 +76,8 @@ void tile_statistics(const BnTrainingCall& call, const Tile& tile, bool first, T
       });
   for_each_run<kInside>(
       tile, clear,
-      [&](int64_t r, int64_t c, int64_t length) {
-        add_spread<T, kInside>(y[r] + c, length, {mean, r}, partial.of[0], partial.of[1]);
+      [&](int64_t i, int64_t r, int64_t c, int64_t length) {
+        add_spread<T, kInside>(y(i, r) + c, length, {mean, r}, partial.of[0], partial.of[1]);
       },
       [&](int64_t channel, int64_t channels) {
         for (int64_t i = 0; i < channels; ++i) {
@@ -99,7 +99,7 @@ void statistics_task(const BnTrainingCall& call, int64_t chunk, int64_t group) {
   Tile tile{};
   for (int64_t block = begin; block < end; ++block) {
     tile = tile_at(call, block, group);
-    n += static_cast<double>(tile.pixels);
+    n += static_cast<double>(tile.elements());
     tile_statistics<T, kInside>(call, tile, block == begin, buffer, found);
   }
   double* mean = call.workspace + 2 * chunk * call.size[1] + tile.channel;
@@ -135,7 +135,7 @@ void forward_tile(const BnTrainingCall& call, const Tile& tile, Buffers<T>& buff
   using C = Compute<T>;
   if (tile.channels <= 0) return;
   const View<T> y = read_tile(call, kRaw, tile, buffers.of[kRaw]);
-  View<T> residual{y.at, 0};
+  View<T> residual{y.at, 0, 0};
   if (kShortcut != Shortcut::kNone) {
     residual = read_tile(call, kResidual, tile, buffers.of[kResidual]);
   }
@@ -148,12 +148,11 @@ void forward_tile(const BnTrainingCall& call, const Tile& tile, Buffers<T>& buff
     residual_shift = norm_row<T>(call, call.residual_norm, 1) + tile.channel;
   }
   const C floor = call.relu ? C(0) : -C(__builtin_huge_val());
-  const int64_t rows = kInside ? tile.pixels : tile.channels;
   const int64_t columns = kInside ? tile.channels : tile.pixels;
-  for (int64_t r = 0; r < rows; ++r) {
-    forward_row<T, kInside, kShortcut>(y[r], residual[r], out[r], columns, {scale, r}, {shift, r},
-                                       {residual_scale, r}, {residual_shift, r}, floor);
-  }
+  for_each_row<kInside>(tile, [&](int64_t i, int64_t r) {
+    forward_row<T, kInside, kShortcut>(y(i, r), residual(i, r), out(i, r), columns, {scale, r},
+                                       {shift, r}, {residual_scale, r}, {residual_shift, r}, floor);
+  });
   store_tile(call, tile, buffers.of[kResult]);
 }
 
@@ -225,13 +224,13 @@ void backward_tile(const BnTrainingCall& call, const Tile& tile, Buffers<T>& buf
   using C = Compute<T>;
   constexpr int kSums = kResidualSum ? 3 : 2;
   const View<T> y = read_tile(call, kRaw, tile, buffers.of[kRaw]);
-  View<T> passed{y.at, 0}, residual{y.at, 0};
+  View<T> passed{y.at, 0, 0}, residual{y.at, 0, 0};
   if (kMask == Mask::kResult) passed = read_tile(call, kPassed, tile, buffers.of[kPassed]);
   if (kResidualSum) residual = read_tile(call, kResidual, tile, buffers.of[kResidual]);
   View<T> gradient;
   if (call.op == BnTrainingOp::kPoolBackward) {
     gather_windows(call, tile, buffers.of[kGradient]);
-    gradient = {buffers.of[kGradient], kInside ? tile.channels : tile.pixels};
+    gradient = BufferStride(call, tile).view(buffers.of[kGradient]);
   } else {
     gradient = read_tile(call, kGradient, tile, buffers.of[kGradient]);
   }
@@ -244,11 +243,11 @@ void backward_tile(const BnTrainingCall& call, const Tile& tile, Buffers<T>& buf
   Partial<C, kInside> partial;
   for_each_run<kInside>(
       tile, [&] { partial.clear(kSums, tile.channels); },
-      [&](int64_t r, int64_t c, int64_t length) {
+      [&](int64_t i, int64_t r, int64_t c, int64_t length) {
         backward_run<T, kInside, kMask, kResidualSum>(
-            gradient[r] + c, passed[r] + c, y[r] + c, residual[r] + c, dz[r] + c, length,
-            {scale, r}, {shift, r}, {mean, r}, {residual_mean, r}, partial.of[0], partial.of[1],
-            partial.of[2]);
+            gradient(i, r) + c, passed(i, r) + c, y(i, r) + c, residual(i, r) + c, dz(i, r) + c,
+            length, {scale, r}, {shift, r}, {mean, r}, {residual_mean, r}, partial.of[0],
+            partial.of[1], partial.of[2]);
       },
       [&](int64_t channel, int64_t channels) {
         for (int s = 0; s < kSums; ++s) {
@@ -318,11 +317,10 @@ void apply_task(const BnTrainingCall& call, int64_t chunk, int64_t group) {
     const Compute<T>* a = norm_row<T>(call, call.norm, 0) + tile.channel;
     const Compute<T>* b = norm_row<T>(call, call.norm, 1) + tile.channel;
     const Compute<T>* c = norm_row<T>(call, call.norm, 2) + tile.channel;
-    const int64_t rows = kInside ? tile.pixels : tile.channels;
     const int64_t columns = kInside ? tile.channels : tile.pixels;
-    for (int64_t r = 0; r < rows; ++r) {
-      apply_row<T, kInside>(dz[r], y[r], dy[r], columns, {a, r}, {b, r}, {c, r});
-    }
+    for_each_row<kInside>(tile, [&](int64_t i, int64_t r) {
+      apply_row<T, kInside>(dz(i, r), y(i, r), dy(i, r), columns, {a, r}, {b, r}, {c, r});
+    });
     store_tile(call, tile, buffers.of[kResult]);
   }
 }

@@ -30,21 +30,25 @@ RF_HOST_DEVICE double multiply_add(double a, double b, double c) { return __buil
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// A range of channels and a range of pixels; with channels inside, `image` is 0 and the pixels are
-// those of all images.
+// A range of channels and a range of pixels, in each of `images`; with channels inside, these are
+// one, and the pixels are those of all images.
 struct Tile {
   int64_t image;
+  int64_t images;
   int64_t pixel;
   int64_t pixels;
   int64_t channel;
   int64_t channels;
+
+  int64_t elements() const { return images * pixels; }  // of a channel
 };
 
 inline Tile tile_at(const BnTrainingCall& call, int64_t block, int64_t group) {
   const BnTrainingTiles& t = call.tiles;
   const int64_t per_image = (t.pixels + t.length - 1) / t.length;
   Tile tile;
-  tile.image = t.channels_inside ? 0 : block / per_image;
+  tile.image = t.channels_inside ? 0 : block / per_image * t.images;
+  tile.images = t.channels_inside ? 1 : smaller(t.images, call.size[0] - tile.image);
   tile.pixel = (t.channels_inside ? block : block % per_image) * t.length;
   tile.pixels = smaller(t.length, t.pixels - tile.pixel);
   tile.channel = group * t.group;
@@ -79,22 +83,29 @@ class Pixels {
   const BnTrainingCall& call_;
 };
 
-// An operand's tile: row after row, columns side by side.
+// An operand's tile: image after image, row after row, columns side by side.
 template <class T>
 struct View {
   T* at;
   int64_t row;
+  int64_t image;
 
-  T* operator[](int64_t r) const { return at + r * row; }
+  T* operator()(int64_t i, int64_t r) const { return at + i * image + r * row; }
 };
 
-// How far a buffer's pixels and channels are apart.
+// How far a buffer's pixels, channels and images are apart.
 struct BufferStride {
   BufferStride(const BnTrainingCall& call, const Tile& tile)
       : pixel(call.tiles.channels_inside ? tile.channels : 1),
-        channel(call.tiles.channels_inside ? 1 : tile.pixels) {}
+        channel(call.tiles.channels_inside ? 1 : tile.pixels),
+        image(tile.channels * tile.pixels) {}
 
-  int64_t pixel, channel;
+  template <class T>
+  View<T> view(T* buffer) const {
+    return {buffer, pixel == 1 ? channel : pixel, image};
+  }
+
+  int64_t pixel, channel, image;
 };
 
 // Copies a tile between an operand and a buffer. `first`: the tensor's channel 0.
@@ -103,10 +114,10 @@ void copy_tile(const BnTrainingCall& call, const BnTrainingOperand& operand, int
                const Tile& tile, T* buffer) {
   const BufferStride to(call, tile);
   Pixels at(call, tile);
-  for (int64_t i = 0; i < tile.pixels; ++i, at.next()) {
+  for (int64_t i = 0; i < tile.elements(); ++i, at.next()) {
     T* there = static_cast<T*>(operand.data) + at.offset(operand.stride) +
                (tile.channel - first) * operand.stride[1];
-    T* here = buffer + i * to.pixel;
+    T* here = buffer + i / tile.pixels * to.image + i % tile.pixels * to.pixel;
     for (int64_t c = 0; c < tile.channels; ++c) {
       if constexpr (kStore) {
         there[c * operand.stride[1]] = here[c * to.channel];
@@ -121,26 +132,26 @@ void copy_tile(const BnTrainingCall& call, const BnTrainingOperand& operand, int
 template <class T>
 View<T> read_tile(const BnTrainingCall& call, int index, const Tile& tile, T* buffer) {
   const BnTrainingOperand& operand = call.operand[index];
-  if (operand.data == nullptr) return {nullptr, 0};
+  if (operand.data == nullptr) return {nullptr, 0, 0};
   const int64_t first = index == kResidual ? call.residual_first : 0;
   const bool inside = call.tiles.channels_inside;
   if (call.tiles.packed[index]) {
     copy_tile<false>(call, operand, first, tile, buffer);
-    return {buffer, inside ? tile.channels : tile.pixels};
+    return BufferStride(call, tile).view(buffer);
   }
   T* at = static_cast<T*>(operand.data) + (tile.channel - first) * operand.stride[1];
   if (inside) {
     const int64_t row = call.tiles.pixel_stride[index];
-    return {at + tile.pixel * row, row};
+    return {at + tile.pixel * row, row, 0};
   }
-  return {at + tile.image * operand.stride[0] + tile.pixel, operand.stride[1]};
+  const int64_t image = operand.stride[0];
+  return {at + tile.image * image + tile.pixel, operand.stride[1], image};
 }
 
 // The tile of the result: in place, or `buffer`, which store_tile copies.
 template <class T>
 View<T> result_tile(const BnTrainingCall& call, const Tile& tile, T* buffer) {
-  const bool inside = call.tiles.channels_inside;
-  if (call.tiles.packed[kResult]) return {buffer, inside ? tile.channels : tile.pixels};
+  if (call.tiles.packed[kResult]) return BufferStride(call, tile).view(buffer);
   return read_tile<T>(call, kResult, tile, nullptr);
 }
 
@@ -182,29 +193,47 @@ struct Partial {
     }
   }
   double lanes(int s) const {
-    double sum = 0;
-    for (int64_t c = 0; c < kLanes; ++c) sum += static_cast<double>(of[s][c]);
-    return sum;
+    // By halves, in a fixed order: one after the other, each addition would wait for the last.
+    constexpr int kWidth = 8;
+    double sum[kWidth] = {};
+    for (int64_t c = 0; c < kLanes; c += kWidth) {
+      for (int i = 0; i < kWidth; ++i) sum[i] += static_cast<double>(of[s][c + i]);
+    }
+    for (int half = kWidth / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+    }
+    return sum[0];
   }
 };
 
-// Runs body(row, first column, columns) over a tile's rows such that a run's columns have a place
-// in Partial each; before and after surround what adds up to the same places.
+// Runs body(image, row, first column, columns) over a tile's rows such that a run's columns have a
+// place in Partial each; before and after surround what adds up to the same places.
 template <bool kInside, class Begin, class Body, class End>
 RF_HOST_DEVICE void for_each_run(const Tile& tile, const Begin& begin, const Body& body,
                                  const End& end) {
   if constexpr (kInside) {
     begin();
-    for (int64_t r = 0; r < tile.pixels; ++r) body(r, 0, tile.channels);
+    for (int64_t r = 0; r < tile.pixels; ++r) body(0, r, 0, tile.channels);
     end(0, tile.channels);
   } else {
     for (int64_t r = 0; r < tile.channels; ++r) {
       begin();
-      int64_t c = 0;
-      for (; c + kLanes <= tile.pixels; c += kLanes) body(r, c, kLanes);
-      if (c < tile.pixels) body(r, c, tile.pixels - c);
+      for (int64_t i = 0; i < tile.images; ++i) {
+        int64_t c = 0;
+        for (; c + kLanes <= tile.pixels; c += kLanes) body(i, r, c, kLanes);
+        if (c < tile.pixels) body(i, r, c, tile.pixels - c);
+      }
       end(r, 1);
     }
+  }
+}
+
+// Runs body(image, row) over a tile's rows.
+template <bool kInside, class Body>
+void for_each_row(const Tile& tile, const Body& body) {
+  const int64_t rows = kInside ? tile.pixels : tile.channels;
+  for (int64_t i = 0; i < tile.images; ++i) {
+    for (int64_t r = 0; r < rows; ++r) body(i, r);
   }
 }
 

@@ -55,27 +55,33 @@ extern "C" void rf_bn_training_plan(BnTrainingCall* call) {
     return;
   }
   bool any_packed = false;
+  const bool gathers = call->op == BnTrainingOp::kPoolBackward;
   for (int i = 0; i < kBnTrainingOperands; ++i) {
     // The gradient of a pooling is gathered into the buffer.
-    const bool gathered = i == kGradient && call->op == BnTrainingOp::kPoolBackward;
+    const bool gathered = i == kGradient && gathers;
     const BnTrainingOperand& operand = call->operand[i];
     t.packed[i] = operand.data != nullptr &&
                   (gathered || !is_direct(*call, operand, t.channels_inside, &t.pixel_stride[i]));
     any_packed = any_packed || t.packed[i];
   }
   t.pixels = t.channels_inside ? images * plane : plane;
+  t.images = 1;
   if (t.channels_inside) {
     const int64_t group = any_packed ? 128 : kLongestGroup;
     t.group = std::min(channels, group);
     t.length = any_packed ? std::min(kRows, kPackedTile / t.group) : kRows;
   } else {
     const int64_t tile = any_packed ? kPackedTile : kPlaneTile;
-    t.length = std::max<int64_t>(1, std::min(plane, any_packed ? tile / 8 : kColumns));
-    t.group = std::max<int64_t>(1, std::min({channels, tile / t.length, kLongestGroup}));
+    const int64_t longest = any_packed ? tile / 8 : kColumns;
+    t.length = std::max<int64_t>(1, std::min(plane, longest));
+    // Small images side by side: a channel's own work is done once for all of them.
+    if (!gathers) t.images = std::max<int64_t>(1, std::min(images, longest / t.length));
+    t.group = std::min({channels, tile / (t.images * t.length), kLongestGroup});
+    t.group = std::max<int64_t>(1, t.group);
   }
   const int64_t per_pixels = divide_up(t.pixels, t.length);
-  t.blocks = t.channels_inside ? per_pixels : images * per_pixels;
-  t.chunk = std::max<int64_t>(1, kTask / (t.group * t.length));
+  t.blocks = t.channels_inside ? per_pixels : divide_up(images, t.images) * per_pixels;
+  t.chunk = std::max<int64_t>(1, kTask / (t.group * t.images * t.length));
   t.chunks = divide_up(t.blocks, t.chunk);
   t.groups = divide_up(channels, t.group);
 }
@@ -98,9 +104,11 @@ namespace {
 int64_t chunk_pixels(const BnTrainingCall& call, int64_t chunk) {
   const BnTrainingTiles& t = call.tiles;
   const int64_t per_pixels = divide_up(t.pixels, t.length);
-  // Every image's (or the only) range of blocks ends with a shorter one.
+  // Every image's (or the only) range of blocks ends with a shorter one; so do the images.
+  const int64_t most = t.channels_inside ? 1 : call.size[0];
   const auto up_to = [&](int64_t block) {
-    return block / per_pixels * t.pixels + std::min(t.pixels, block % per_pixels * t.length);
+    const int64_t images = std::min(most, block / per_pixels * t.images);
+    return images * t.pixels + std::min(t.pixels, block % per_pixels * t.length);
   };
   return up_to(std::min(t.blocks, (chunk + 1) * t.chunk)) - up_to(chunk * t.chunk);
 }
