@@ -129,6 +129,7 @@ _recorder: contextvars.ContextVar[_Recorder | None] = contextvars.ContextVar(
     "recorder", default=None
 )
 _registry: dict[str, list[Implementation]] = {}
+_forgotten = 0  # how often choices were forgotten
 
 
 def register(implementation: Implementation) -> None:
@@ -266,16 +267,27 @@ def choose(call: Call) -> Choice:
     Raises:
         ValueError: the environment variable holds no backend's name.
     """
+    asked, onednn, generation, _ = circumstances(call.device, call.index)
+    return _choose(call, asked, onednn, generation)
+
+
+def circumstances(device: str, index: int | None) -> tuple[tuple[str, str], bool, Hashable, int]:
+    """What choices for a device depend on beside the call: what keeps choices keeps these too.
+
+    Args:
+        device: its type.
+        index: of the GPU, as in `Call`.
+    """
     # oneDNN can be switched off at any time (torch.backends.mkldnn.flags): part of the key. So are
     # what admission knows, whether it may find out now, and whether convolutions may take TF32; a
     # call on the CPU need not ask.
     name = _chosen.get()  # requested(), without the call
     asked = _environment() if name is None else (name, "rf.backend")
     onednn = torch._C._get_mkldnn_enabled()
-    if call.device == "cuda":
-        tf32 = torch._C._get_cudnn_allow_tf32()
-        return _choose(call, asked, onednn, (admission.generation(call.index), tf32))
-    return _choose(call, asked, onednn)
+    generation = None
+    if device == "cuda":
+        generation = admission.generation(index), torch._C._get_cudnn_allow_tf32()
+    return asked, onednn, generation, _forgotten
 
 
 def absent(op: str, backend: str) -> str:
@@ -300,6 +312,8 @@ def next_choice(call: Call, refused: Choice, reason: str) -> Choice:
 
 def forget_choices() -> None:
     """Makes every later call be chosen afresh, warned about again, and the environment be read."""
+    global _forgotten
+    _forgotten += 1
     _choose.cache_clear()
     _environment.cache_clear()
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from resnet_fused import backends
+from resnet_fused.nn import _training_route
 from resnet_fused.triton import _limits
 
 # The autouse fixtures below are the same for every example.
@@ -86,6 +87,12 @@ def _seed() -> None:
 def _no_backend_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
     backends.forget_choices()
+
+
+@pytest.fixture(autouse=True)
+def _training_nodes_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' layers are small: test_training_sizes.py looks at who gets a node by itself."""
+    monkeypatch.setattr(_training_route, "FEWEST_ELEMENTS", 0)
 
 
 @pytest.fixture

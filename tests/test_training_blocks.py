@@ -19,6 +19,7 @@ from training_nets import (
     SERVED,
     assert_same,
     build,
+    kept_bytes,
     norms,
     replace_norms,
     step,
@@ -275,24 +276,6 @@ def test_gradcheck(name, backend):
 
 
 # ------------------------------------------------------------------ memory
-
-
-def kept_bytes(model, x):
-    """Bytes that autograd keeps of a forward, parameters left out; each memory once."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    parameters |= {b.untyped_storage().data_ptr() for b in model.buffers()}
-    kept = {}
-
-    def pack(t):
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = (storage.nbytes(), t)  # alive: no address comes twice
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = model(x)
-    del y
-    return sum(nbytes for nbytes, _ in kept.values())
 
 
 @pytest.mark.parametrize(("network", "most"), [("resnet50", 0.79), ("resnet18", 0.63)])

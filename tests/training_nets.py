@@ -97,6 +97,24 @@ def assert_same(
         assert error <= tolerance * scale, f"{name}: {error:.3g} off, of {scale:.3g}"
 
 
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that autograd keeps of a forward, parameters left out; each memory once."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    parameters |= {b.untyped_storage().data_ptr() for b in model.buffers()}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = (storage.nbytes(), t)  # alive: no address comes twice
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = model(x)
+    del y
+    return sum(nbytes for nbytes, _ in kept.values())
+
+
 def projection(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))

@@ -104,9 +104,11 @@ class FusedBlock(Fused):
             The output, and a bound on its magnitude if one follows.
         """
         if prepared is None and any(_is_live(self._modules[step.bn]) for step in self.steps):
-            y = self._train(x)
+            y, reason = self._train(x)
             if y is not None:
                 return y, None
+            if isinstance(reason, _training_route.TooSmall):
+                return self._unfused(x, reason), None
         chain = Chain(x, bound, None if prepared is None else True)
         if prepared is None:
             prepared = self.prepared(x.dtype) if chain.quick else ([None] * len(self.steps), None)
@@ -120,12 +122,12 @@ class FusedBlock(Fused):
         y = conv_bn(y, *last, shortcut, chain=chain, give_residual=given, folded=folded[-1])
         return y, chain.bound
 
-    def _train(self, x: Tensor) -> Tensor | None:
-        """The block as one autograd node, or None where its layers are to go one by one."""
+    def _train(self, x: Tensor) -> tuple[Tensor | None, str]:
+        """The block as one autograd node, or None and why not."""
         downsample = self._modules.get("downsample")
         projection = None if downsample is None else projection_of(downsample)
         steps = [self._children(step) for step in self.steps]
-        return _training_route.run_block(x, steps, downsample, projection)[0]
+        return _training_route.run_block(x, steps, downsample, projection)
 
     def _shortcut(
         self, x: Tensor, chain: Chain, folded: onednn.Folded | None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
-from ..ops import _grad1x1, _results, _training, bn_update_stats
+from ..ops import _grad1x1, _results, _training, _training_cpu
 from ..ops.bn_finalize import merge_stats
 
 Geometry = tuple[list[int], list[int], list[int], int]
@@ -125,13 +125,15 @@ class _Forward:
         self.raw: list[Tensor] = []
         self.norms: list[Norm] = []
         self.taps: Tensor | None = None
+        self.ops = _training.table(x)
 
     def op(self, name: str, *arguments: Any) -> Any:
-        return _training.run(name, self.x, *arguments)
+        return self.ops[name](*arguments)
 
     def convolve(self, layer: Layer, index: int, h: Tensor, norm: Tensor | None) -> None:
         weight, gamma, beta = self.parameters[PARAMETERS * index :][:PARAMETERS]
-        weight = weight.to(h.dtype)
+        if weight.dtype is not h.dtype:
+            weight = weight.to(h.dtype)
         if norm is not None and not self.plan.folds:
             h, norm = self.op("bn_add_act", h, norm, None, None, 0, "relu"), None
         if layer.live or norm is not None:
@@ -181,16 +183,28 @@ class _Forward:
         layers = [*self.plan.layers]
         if self.plan.projection is not None:
             layers.append(self.plan.projection)
+        changed: list[Tensor] = []
         for layer, norm in zip(layers, self.norms, strict=True):
             bn = layer.bn
             if not layer.live or not bn.training or bn.running_mean is None:
                 continue
             if not bn.track_running_stats:  # turned off behind the constructor's back
                 continue
-            bn_update_stats(
-                norm.stats, norm.count, bn.running_mean, bn.running_var, bn.num_batches_tracked,
-                momentum=bn.momentum, total=norm.total,
-            )  # fmt: skip
+            running = [bn.running_mean, bn.running_var]
+            counter = bn.num_batches_tracked
+            # Its own checks of them are the route's, made before anything was computed.
+            self.op(
+                "bn_update_stats",
+                norm.stats,
+                norm.total,
+                *running,
+                counter,
+                norm.count,
+                bn.momentum,
+            )
+            changed += running if counter is None else [*running, counter]
+        # What caches values made of these sees by their version that they are new.
+        torch.autograd.graph.increment_version(changed)
 
 
 class _Backward:
@@ -210,9 +224,10 @@ class _Backward:
         self.counts: list[int] = ctx.counts
         self.dtypes: list[torch.dtype] = ctx.dtypes
         self.grads: list[Tensor | None] = [None] * (PARAMETERS * count)
+        self.ops = _training.table(self.x)
 
     def op(self, name: str, *arguments: Any) -> Any:
-        return _training.run(name, self.x, *arguments)
+        return self.ops[name](*arguments)
 
     def wants_parameter(self, index: int, which: int) -> bool:
         return self.wants[2 + PARAMETERS * index + which]
@@ -229,15 +244,15 @@ class _Backward:
             if self.wants_parameter(index, which):
                 # BatchNorm's parameters may be of another dtype than its arithmetic.
                 place = PARAMETERS * index + which
-                self.grads[place] = grad.to(self.dtypes[place])
+                dtype = self.dtypes[place]
+                self.grads[place] = grad if grad.dtype is dtype else grad.to(dtype)
         return coefficients
 
     def applied(self, dz: Tensor, y: Tensor, coefficients: Tensor, dead: bool) -> Tensor:
         """The gradient of a raw output; over a dead `dz` where the C++ pass serves."""
-        name = _training.choice("bn_backward_apply", dz).implementation.name
-        if not dead or name != "cpu":
+        if not dead or not self.ops.is_body("bn_backward_apply"):
             return self.op("bn_backward_apply", dz, y, coefficients)
-        torch.ops.resnet_fused.bn_backward_apply_out(dz, y, coefficients, dz)
+        _training_cpu.passes.bn_backward_apply_out(dz, y, coefficients, dz)
         return dz
 
     def merges(self, layer: Layer, weight: Tensor, read: Tensor, inner: bool) -> bool:
@@ -275,6 +290,14 @@ class _Backward:
         weight = self.weights[index]
         read = self.x if below is None else below
         layout = _results.wants_channels_last(read, weight)
+        if needs_dx and needs_dw and self.ops.is_body("conv_bn_wgrad"):
+            both = _training_cpu.gradients(
+                dz, read, rows, weight, self.given[index], addend, addend_stride, layout,
+                *layer.geometry,
+            )  # fmt: skip
+            if both is not None:
+                dx, sums, self.grads[PARAMETERS * index] = both
+                return dx, sums
         if needs_dx and needs_dw and self.merges(layer, weight, read, inner):
             dx, sums, self.grads[PARAMETERS * index] = self.op(
                 "conv_bn_grad1x1", dz, y, affine, read, rows, weight, addend, self.given[index],

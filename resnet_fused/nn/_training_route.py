@@ -29,6 +29,8 @@ OPS = (
     "conv_bn_wgrad",
 )
 POOL_OPS = ("bn_act_pool", "bn_act_pool_backward")
+FEWEST_ELEMENTS = 131_072
+"""Of a layer's output, on average, for a node on the CPU where nobody asks for one by name."""
 
 
 class Pair(NamedTuple):
@@ -108,6 +110,35 @@ def _shape_after(shape: torch.Size, pairs: list[Pair]) -> torch.Size | None:
 
 
 UNFIT = "the shapes do not fit: PyTorch reports it"
+
+
+class TooSmall(str):
+    """A reason: the modules of all layers are to run, none of them as a node of its own."""
+
+    __slots__ = ()
+
+
+def _too_small(x: Tensor, pairs: list[Pair]) -> TooSmall | None:
+    """Why PyTorch's modules are faster on the CPU, or None.
+
+    What a node costs is the same for every layer; what it saves grows with the layer's output.
+    """
+    if x.device.type != "cpu" or backends.requested()[0] != "auto":
+        return None
+    n, _, *sizes = x.shape
+    pixels, elements = n * sizes[0] * sizes[1], 0
+    for conv, bn in pairs:
+        if type(bn) is nn.SyncBatchNorm:  # PyTorch's takes nothing that is on the CPU
+            return None
+        pixels //= conv.stride[0] * conv.stride[1]
+        elements += pixels * conv.out_channels
+    elements //= len(pairs)
+    if elements >= FEWEST_ELEMENTS:
+        return None
+    return TooSmall(
+        f"training: {elements:,} elements a layer; PyTorch's modules are faster on the CPU below "
+        f'{FEWEST_ELEMENTS:,} (rf.backend("cpu") takes the node)'
+    )
 
 
 def _forget(pairs: list[Pair]) -> None:
@@ -237,9 +268,11 @@ def run_layer(
         [N, K, P, Q] and "", or None and why the modules are to run.
     """
     reason = _pair_reason(conv, bn) or call_reason(x, conv, residual)
+    pairs = [Pair(conv, bn)]
+    reason = reason or _too_small(x, pairs)
     if reason is not None:
         return None, reason
-    dtype, pairs = _autocast.arithmetic(x), [Pair(conv, bn)]
+    dtype = _autocast.arithmetic(x)
     choice, reason = serving(x, dtype)
     reason = reason or _tensors_reason(x, dtype, pairs)
     if reason is not None:
@@ -264,9 +297,11 @@ def run_stem(
 ) -> tuple[Tensor | None, str]:
     """A convolution, live BatchNorm, ReLU and max pooling: as `run_layer`."""
     reason = _pair_reason(conv, bn) or call_reason(x, conv, None) or _act_reason(act)
+    pairs = [Pair(conv, bn)]
+    reason = reason or _too_small(x, pairs)
     if reason is not None:
         return None, reason
-    dtype, pairs = _autocast.arithmetic(x), [Pair(conv, bn)]
+    dtype = _autocast.arithmetic(x)
     choice, reason = serving(x, dtype, pool=True)
     reason = reason or _tensors_reason(x, dtype, pairs)
     if reason is not None:
@@ -321,6 +356,7 @@ def run_block(
         if reason is not None:
             return None, reason
     reason = next(filter(None, map(_act_reason, acts)), None) or call_reason(x, pairs[0].conv, None)
+    reason = reason or _too_small(x, pairs)
     if reason is not None:
         return None, reason
     dtype = _autocast.arithmetic(x)

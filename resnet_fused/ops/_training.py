@@ -8,7 +8,8 @@ make the same ReLU mask in every implementation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from ._library import define, overload
 
 SCALE, SHIFT, MEAN, INVSTD = range(4)
 NORM_ROWS = 4
+_bodies: dict[str, Callable[..., Any]] = {}
+"""The C++ passes' bodies by op: what their overloads call."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -152,6 +155,7 @@ def enter(
         )
     if cpu is not None:
         define(f"{op}.cpu", schema, cpu, fake)
+        _bodies[op] = cpu
         # The convolutions between the C++ passes are PyTorch's.
         by = "PyTorch's convolution and C++ passes" if op.startswith("conv") else f"C++, {about}"
         backends.register(backends.Implementation(op, "cpu", ("cpu",), by, supports_cpu, rounding))
@@ -171,6 +175,57 @@ def enter(
 def choice(op: str, t: Tensor) -> backends.Choice:
     """The implementation of an op for activations like `t`, and why."""
     return backends.choose(backends.Call(op, t.device.type, t.dtype, index=t.device.index))
+
+
+def watched() -> bool:
+    """Whether somebody is to see each op: a compiler, a mode, a transform of `torch.func`."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.compiler.is_compiling()
+    )
+
+
+class Table(dict[str, Callable[..., Any]]):
+    """The ops of training for activations of one dtype on one device, as checked calls run them.
+
+    Each is found once, when it is first asked for. Where the C++ passes serve and nobody watches,
+    an op is their body itself: for a small map the way through the dispatcher takes longer.
+
+    Args:
+        call: the facts of a call of an op.
+        bodies: whether bodies may be called themselves.
+    """
+
+    def __init__(self, call: Callable[[str], backends.Call], bodies: bool) -> None:
+        super().__init__()
+        self._call = call
+        self._bodies = bodies
+
+    def __missing__(self, op: str) -> Callable[..., Any]:
+        name = backends.choose(self._call(op)).implementation.name
+        found = _bodies[op] if self._bodies and name == "cpu" else overload(op, name)
+        self[op] = found
+        return found
+
+    def is_body(self, op: str) -> bool:
+        """Whether an op is the body of the C++ passes: its parts may be put together otherwise."""
+        return self[op] is _bodies.get(op)
+
+
+@functools.lru_cache(maxsize=64)
+def _table(
+    device: str, index: int | None, dtype: torch.dtype, circumstances: Hashable, bodies: bool
+) -> Table:
+    return Table(lambda op: backends.Call(op, device, dtype, index=index), bodies)
+
+
+def table(like: Tensor) -> Table:
+    """The ops for activations like `like`, as things stand now; not for a compiler's eyes."""
+    device = like.device
+    kind, index = device.type, device.index
+    return _table(kind, index, like.dtype, backends.circumstances(kind, index), not watched())
 
 
 def run(op: str, like: Tensor, *arguments: Any) -> Any:
