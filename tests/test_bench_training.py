@@ -16,6 +16,7 @@ NAMES = {
     "conv_bn_stats": ("3x3_16_16_at6", "1x1s2_16_32_at7_noact"),
     "conv_bn_dgrad": ("3x3_16_16_at6", "1x1_32_16_at6_add_noact"),
     "conv_bn_wgrad": ("3x3s2_16_16_at7", "7x7s2_3_16_at14_noact"),
+    "conv_bn_grad1x1": ("1x1_16_32_at6", "1x1_32_16_at6_add_noact"),
     "bn_add_act": ("32_at5_add",),
     "bn_add_act_backward": ("32_at5_add",),
 }
@@ -109,6 +110,7 @@ def test_every_layer_of_a_network_is_there(op):
     expected = {
         "conv_bn_stats": len(network), "conv_bn_wgrad": len(network),
         "conv_bn_dgrad": len(network) - 1,  # nobody needs the images' gradient
+        "conv_bn_grad1x1": 0,  # the projections have stride 2
         "bn_add_act": blocks, "bn_add_act_backward": blocks,
     }  # fmt: skip
     assert sum(case is not None for case in found) == expected[op]

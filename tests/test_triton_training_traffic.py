@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_trace import needs_interpreter, watch
+from triton_trace import issued_bytes, needs_interpreter, watch
 
 from resnet_fused import backends
 from resnet_fused.bench import subject, work
 from resnet_fused.bench.training_kernels import KINDS
+from resnet_fused.triton import _grad1x1, _limits
 
 pytestmark = needs_interpreter
 
@@ -24,6 +25,8 @@ CELLS = [
     ("conv_bn_dgrad", "3x3s2_64_64_at14"),
     ("conv_bn_wgrad", "3x3_64_64_at14"),
     ("conv_bn_wgrad", "1x1_64_128_at14"),
+    ("conv_bn_grad1x1", "1x1_64_256_at14"),
+    ("conv_bn_grad1x1", "1x1_256_64_at14_add_noact"),
     ("bn_add_act", "128_at14_add"),
     ("bn_add_act_backward", "128_at14_add"),
 ]
@@ -48,10 +51,32 @@ def test_every_byte_once(op, name):
     kind = KINDS[op]
     with backends.backend("triton"), torch.inference_mode(), watch() as launches:
         kind.ours(made.case)(made.sets[0])
-    assert launches
+    assert f"{op}_kernel" in {launch.name for launch in launches}
     found, own = touched(launches)
     expected = kind.cost(made.case, torch.float16).bytes
     assert 0.85 * expected <= found + own
     assert found <= ALLOWED * expected, f"{found / expected:.2f} of the roofline"
     # With 392 pixels a workspace is no small thing; it must not hold activations.
     assert own <= max(2 * expected, 1 << 20)
+
+
+@pytest.mark.parametrize("name", ["1x1_40_64_at9", "1x1_200_24_at9_add_noact"])
+def test_what_the_merged_gradient_asks_of_the_caches(name):
+    """Bytes of active lanes, as the prediction counts them: 162 pixels, the last tile not full."""
+    op = "conv_bn_grad1x1"
+    made = work.build(subject.Subject("kernel", op, name, 2, "float16", "cpu"))
+    case = made.case
+    with backends.backend("triton"), torch.inference_mode(), watch() as launches:
+        KINDS[op].ours(case)(made.sets[0])
+    sizes = case.n * case.h * case.w, case.k, case.c, 2
+    limits = _limits.INTERPRETER_LIMITS
+    config = _grad1x1.serves(*sizes[1:], limits)
+    assert config is not None
+    masked, addend = case.act == "relu", sizes[0] * case.c * case.residual
+    expected = _grad1x1.issued_bytes(*sizes, config, limits, masked=masked, addend=addend)
+    first = launches[0]
+    for field in ("dz", "y", "x", "weight", "addend"):
+        counted = first[field].loaded if field != "addend" or case.residual else 0
+        assert counted == getattr(expected, field), field
+    assert first["dx"].stored == expected.dx
+    assert issued_bytes(launches) == expected.total

@@ -115,6 +115,13 @@ def training(device: str) -> list[Task]:
     real = device != "cpu"
     names = training.blocks() if real else []
     found = [Task(f"training {name}", "gpu.training:block", {"name": name}) for name in names]
+    found += [
+        Task(
+            f"training merged {name}", "gpu.training:block", {"name": name, "word": "always"},
+            about={"op": "conv_bn_grad1x1"},
+        )
+        for name in (training.merging_blocks() if real else ())
+    ]  # fmt: skip
     found.append(Task("training captured", "gpu.training:captured"))
     return found + [
         Task(
@@ -122,12 +129,18 @@ def training(device: str) -> list[Task]:
             {"op": op, "name": name, **({} if real else {"batch": 1})}, about={"op": op},
         )
         for op in KINDS
-        for name in (training.kernels(op) if real else INTERPRETED[op[:2]])
+        for name in (
+            training.kernels(op) if real else INTERPRETED.get(op, INTERPRETED[op[:2]])
+        )
     ]  # fmt: skip
 
 
-INTERPRETED = {"co": ("3x3_16_16_at5", "1x1_16_32_at5_noact"), "bn": ("32_at4_add",)}
-"""Calls of training's ops for Triton's interpreter, by how an op's name begins."""
+INTERPRETED = {
+    "co": ("3x3_16_16_at5", "1x1_16_32_at5_noact"),
+    "bn": ("32_at4_add",),
+    "conv_bn_grad1x1": ("1x1_16_32_at5", "1x1_32_16_at5_add_noact"),
+}
+"""Calls of training's ops for Triton's interpreter, by the op's name or how it begins."""
 
 
 def conv(op: str, case: str, mode: str, **more: Any) -> Task:
@@ -249,6 +262,7 @@ def timings(
         cuda: names of the CUDA kernel's configurations, if it can run here.
     """
     from gpu.speed import BATCHES, LAYERS
+    from gpu.training import merging
 
     ceilings = {"flops": rates["flops"], "bandwidth": rates["bandwidth"]}
     found = [
@@ -267,6 +281,11 @@ def timings(
             {"batch": BATCHES[0], "bandwidth": rates["bandwidth"]},
         ),
     )  # fmt: skip
+    found += [
+        Task(f"gradients {name}@{batch}", "gpu.training:gradients", {"name": name, "batch": batch})
+        for batch in BATCHES[:2]
+        for name in merging()
+    ]
     return found + [
         Task(
             f"{layer}@{BATCHES[0]} tuning", "gpu.speed:time_layer",

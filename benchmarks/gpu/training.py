@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import resnet_fused as rf
-from gpu.device import is_cuda, synchronize
+from gpu.device import capture, interleaved, is_cuda, synchronize
 from gpu.network import dtype_of
 from resnet_fused import backends
 from resnet_fused.bench import work
-from resnet_fused.bench.subject import Subject, block_names, kernel_names
+from resnet_fused.bench.subject import Subject, block_names, conv_case, kernel_names
 from resnet_fused.bench.training_kernels import KINDS
+from resnet_fused.ops import _grad1x1
+from resnet_fused.ops.conv_bn_grad1x1 import unfit
+from resnet_fused.triton._grad1x1 import serves
+from resnet_fused.triton._tiles import Limits
 
 BATCH = 4
 REPEATS = 5
 NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+
+HOPPER = Limits(132, 232448, 90)
+"""Those whose kernels take the most shapes."""
 
 
 def kernels(op: str, most: int = 8) -> list[str]:
@@ -30,6 +38,17 @@ def kernels(op: str, most: int = 8) -> list[str]:
 def blocks() -> list[str]:
     """The distinct blocks of ResNet-50, and its stem."""
     return block_names("resnet50")
+
+
+def merging_blocks() -> list[str]:
+    """Those of the blocks in which some convolution may have both gradients made by one op."""
+    return [name for name in blocks() if name.startswith(("resnet50.layer1", "resnet50.layer2"))]
+
+
+def merging() -> list[str]:
+    """The calls of `conv_bn_grad1x1` in ResNet-50 that some GPU has a kernel for."""
+    cases = {name: conv_case(name, 1) for name in kernels(_grad1x1.OP, 99)}
+    return [name for name, case in cases.items() if serves(case.k, case.c, 2, HOPPER) is not None]
 
 
 def kernel(device: str, op: str, name: str, dtype: str = "", batch: int = BATCH) -> dict[str, Any]:
@@ -65,20 +84,89 @@ def kernel(device: str, op: str, name: str, dtype: str = "", batch: int = BATCH)
     return found
 
 
-def block(device: str, name: str, batch: int = BATCH) -> dict[str, Any]:
-    """A block's step by Triton beside eager's own error, both against float64 or float32."""
+def block(
+    device: str, name: str, batch: int = BATCH, word: str = "auto", dtype: str = ""
+) -> dict[str, Any]:
+    """A block's step by Triton beside eager's own error, both against float64 or float32.
+
+    Args:
+        device: where.
+        name: of the block.
+        batch: images.
+        word: which 1x1 convolutions have both gradients made by one op: of `_grad1x1.WORDS`. With
+            "always" none that does fails.
+        dtype: as of `kernel`.
+    """
     kind = "cuda" if is_cuda(device) else "cpu"
-    made = work.build(Subject("block", "training", name, batch, NAMES[dtype_of(device)], kind))
+    precision = dtype or NAMES[dtype_of(device)]
+    made = work.build(Subject("block", "training", name, batch, precision, kind))
     fused = rf.fuse(rf.unfuse(copy.deepcopy(made.module)))
-    with made.mode(), backends.backend("triton"), backends.recording() as routes:
+    with (
+        made.mode(), backends.backend("triton"), backends.recording() as routes,
+        _grad1x1.preferring(word),
+    ):  # fmt: skip
         out = made.run(fused)
     judged = made.judge(out)
     taken = sorted({route.implementation for route in routes})
-    ok = judged.ok and taken == ["triton"]
-    found: dict[str, Any] = {"ok": ok, "worst": judged.worst, "implementations": taken}
+    merged = sum(f"by one op ({_grad1x1.OP})" in route.why for route in routes)
+    ok = judged.ok and taken == ["triton"] and (merged > 0 or word != "always")
+    found: dict[str, Any] = {
+        "ok": ok, "worst": judged.worst, "implementations": taken, "merged_gradients": merged,
+    }  # fmt: skip
     if not ok:
-        found["error"] = f"{name}: {judged.text}; ran {taken}"
+        found["error"] = f"{name}: {judged.text}; ran {taken}, {merged} merged gradients"
     return found
+
+
+def gradients(device: str, name: str, batch: int) -> dict[str, Any]:
+    """Times both gradients of a 1x1 convolution by one op and by two, each checked before.
+
+    Args:
+        device: where.
+        name: of a call of `conv_bn_grad1x1`, as `kernels` has them.
+        batch: images.
+
+    Returns:
+        "us" and "ratios" of the two ways; "expected": which of them a node takes by itself, why.
+    """
+    kind = "cuda" if is_cuda(device) else "cpu"
+    precision = "bfloat16" if is_cuda(device) else "float16"
+    made = work.build(Subject("kernel", _grad1x1.OP, name, batch, precision, kind))
+    case: Any = made.case
+    given = made.sets[0]
+    why = unfit(given.dz, case.c)
+    if why is not None:
+        return {"ok": None, "skipped": why}
+    ways = {"merged": KINDS[_grad1x1.OP].ours(case), "two": _by_two(case)}
+    with torch.inference_mode(), backends.backend("triton"):
+        for way, run in ways.items():
+            judged = made.judge(run(given))
+            if not judged.ok:
+                return {"ok": False, "error": f"{name}, {way}: {judged.text}"}
+        variants = {
+            way: capture(lambda run=run: [run(one) for one in made.sets], device)
+            for way, run in ways.items()
+        }
+        timed = interleaved(variants, device)
+        expected = _grad1x1.way(
+            given.dz.device, given.dz.dtype, case.input_shape, case.weight_shape,
+            _grad1x1.GEOMETRY, folds=True, masked=given.norm is not None,
+        )  # fmt: skip
+    return {
+        "ok": True, "us": timed.to_dict(len(made.sets)),
+        "ratios": {"two_over_merged": timed.ratio("two", "merged")},
+        "expected": {"merged": expected.merged, "why": expected.why}, "omitted": {},
+    }  # fmt: skip
+
+
+def _by_two(case: Any) -> Callable[[Any], tuple[Tensor, Tensor, Tensor]]:
+    image, weight = KINDS["conv_bn_dgrad"].ours(case), KINDS["conv_bn_wgrad"].ours(case)
+
+    def run(given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        dx, sums = image(given)
+        return dx, weight(given), sums
+
+    return run
 
 
 def captured(device: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from resnet_fused.bench.kinds import (
     weight,
 )
 from resnet_fused.cases import BnActCase, ConvCase
+from resnet_fused.ops import _grad1x1
 from resnet_fused.roofline import Cost
 
 if TYPE_CHECKING:
@@ -86,6 +87,14 @@ def _input_gradient_case(layer: Layer) -> ConvCase | None:
         return None
     first = layer.name.endswith(".conv1")
     return dataclasses.replace(_forward_case(layer), residual=first)
+
+
+def _both_gradients_case(layer: Layer) -> ConvCase | None:
+    case = _input_gradient_case(layer)
+    if case is None:
+        return None
+    plain = _grad1x1.fits_geometry(case.weight_shape, case.stride, case.padding, case.groups)
+    return case if plain else None
 
 
 def _end_case(layer: Layer) -> BnActCase | None:
@@ -171,20 +180,21 @@ def _eager_normalised(o: TrainingOperands) -> Tensor:
     return found[0]
 
 
-def _eager_gradient(case: ConvCase, of_input: bool) -> Function:
+def _eager_gradient(case: ConvCase, of_input: bool, of_weight: bool) -> Function:
     stride, padding, dilation, groups = case.geometry.values()
 
-    def run(o: TrainingOperands) -> Tensor:
+    def run(o: TrainingOperands) -> Any:
         dy = _eager_normalised(o)
         dx, dweight, _ = torch.ops.aten.convolution_backward(
             dy, o.h, o.weight, None, stride, padding, dilation, False, [0, 0], groups,
-            [of_input, not of_input, False],
+            [of_input, of_weight, False],
         )  # fmt: skip
         if not of_input:
             return dweight
         if o.addend is not None:
             dx = dx + o.addend
-        return dx if o.norm is None else torch.ops.aten.threshold_backward(dx, o.h, 0)
+        dx = dx if o.norm is None else torch.ops.aten.threshold_backward(dx, o.h, 0)
+        return (dx, dweight) if of_weight else dx
 
     return run
 
@@ -217,6 +227,16 @@ def _ours_dgrad(case: ConvCase) -> Function:
         o.dz, o.weight, o.y, o.coefficients, input_size=(o.dz.shape[0], *size[1:]),
         addend=o.addend, raw=None if o.norm is None else o.x, norm=o.norm, **case.geometry,
     )  # fmt: skip
+
+
+def _ours_both(_case: ConvCase) -> Function:
+    def run(o: TrainingOperands) -> tuple[Tensor, Tensor, Tensor]:
+        dx, sums, dweight = ops.conv_bn_grad1x1(
+            o.dz, o.x, o.weight, o.y, o.coefficients, o.norm, addend=o.addend
+        )
+        return dx, dweight, sums
+
+    return run
 
 
 def _bound_forward(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
@@ -282,12 +302,16 @@ def _forward_passes(case: ConvCase, dtype: torch.dtype) -> tuple[Cost, ...]:
     return (*below, conv, statistics)
 
 
-def _gradient_passes(case: ConvCase, dtype: torch.dtype, of_input: bool) -> tuple[Cost, ...]:
-    norm = (tensor_pass(case.output_shape, dtype, 2), tensor_pass(case.output_shape, dtype, 3))
-    if not of_input:
-        return (*norm, roofline.conv_bn_wgrad_cost(case, dtype, affine=False))
-    after = (tensor_pass(case.input_shape, dtype, 3),) * (case.residual + (case.act == "relu"))
-    return (*norm, roofline.conv_bn_dgrad_cost(case, dtype, affine=False), *after)
+def _gradient_passes(
+    case: ConvCase, dtype: torch.dtype, of_input: bool, of_weight: bool
+) -> tuple[Cost, ...]:
+    found = [tensor_pass(case.output_shape, dtype, 2), tensor_pass(case.output_shape, dtype, 3)]
+    if of_weight:
+        found.append(roofline.conv_bn_wgrad_cost(case, dtype, affine=False))
+    if of_input:
+        after = [tensor_pass(case.input_shape, dtype, 3)] * (case.residual + (case.act == "relu"))
+        found += [roofline.conv_bn_dgrad_cost(case, dtype, affine=False), *after]
+    return tuple(found)
 
 
 KINDS: dict[str, Kind] = {
@@ -308,13 +332,13 @@ KINDS: dict[str, Kind] = {
         _input_gradient_case,
         _make_gradient,
         _ours_dgrad,
-        lambda case, _: _eager_gradient(case, True),
+        lambda case, _: _eager_gradient(case, True, False),
         (Result("dz", _bound_dgrad), Result("sums", follows=_sums_below)),
         lambda case, dtype: roofline.conv_bn_dgrad_cost(
             case, dtype, addend=elements(case.input_shape) * case.residual,
             masked=case.act == "relu",
         ),
-        lambda case, dtype: _gradient_passes(case, dtype, True),
+        lambda case, dtype: _gradient_passes(case, dtype, True, False),
     ),
     "conv_bn_wgrad": Kind(
         ConvCase,
@@ -323,12 +347,29 @@ KINDS: dict[str, Kind] = {
         lambda case: lambda o: ops.conv_bn_wgrad(
             o.dz, o.x, o.weight, o.y, o.coefficients, o.norm, **case.geometry
         ),
-        lambda case, _: _eager_gradient(case, False),
+        lambda case, _: _eager_gradient(case, False, True),
         (Result("dweight", _bound_wgrad, filters=OF_FILTERS),),
         lambda case, dtype: roofline.conv_bn_wgrad_cost(
             case, dtype, prologue=case.act == "relu"
         ),
-        lambda case, dtype: _gradient_passes(case, dtype, False),
+        lambda case, dtype: _gradient_passes(case, dtype, False, True),
+    ),
+    "conv_bn_grad1x1": Kind(
+        ConvCase,
+        _both_gradients_case,
+        _make_gradient,
+        _ours_both,
+        lambda case, _: _eager_gradient(case, True, True),
+        (
+            Result("dz", _bound_dgrad),
+            Result("dweight", _bound_wgrad, filters=OF_FILTERS),
+            Result("sums", follows=_sums_below),
+        ),
+        lambda case, dtype: roofline.conv_bn_grad1x1_cost(
+            case, dtype, addend=elements(case.input_shape) * case.residual,
+            masked=case.act == "relu",
+        ),
+        lambda case, dtype: _gradient_passes(case, dtype, True, True),
     ),
     "bn_add_act": Kind(
         BnActCase,
