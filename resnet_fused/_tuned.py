@@ -73,12 +73,13 @@ def key(
 
     Args:
         implementation: "triton" or "cuda".
-        op: "conv_bn_act", "conv_dgrad" or "conv_wgrad".
+        op: a convolution's, "conv_bn_act".
         dtype: of the activations.
         x: shape of the input or its gradient, [N, C, H, W].
         weight: shape of the weights or their gradient, [K, C/groups, R, S].
         geometry: stride, padding, dilation, groups.
-        third: whether there is a residual; of a gradient's op, the result y for ReLU's mask.
+        third: whether there is a residual (conv_bn_act), a BatchNorm below (conv_bn_stats), or the
+            result or raw output y (the gradients' ops).
     """
     pairs = (tuple(pair) for pair in geometry[:3])
     name = str(dtype).removeprefix("torch.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,18 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from resnet_fused import _platform, _tuned
-from resnet_fused.bench import record
+from resnet_fused.bench import record, tune_ops
+from resnet_fused.bench.kernels import KINDS
 from resnet_fused.bench.load import LoadMeter
 from resnet_fused.bench.plain import plain
 from resnet_fused.bench.sampler import CudaSampler, DeviceLostError, check_device, first_line
 from resnet_fused.bench.subject import Subject, conv_name, walk
 from resnet_fused.bench.timing import Sampler, Timings, interleaved
-from resnet_fused.bench.tune_kernels import KERNELS, Kernel, Option, key_of, output
+from resnet_fused.bench.tune_kernels import KERNELS, Kernel, Option, key_of
 from resnet_fused.bench.work import Work, build
 from resnet_fused.convert import unfuse
-from resnet_fused.roofline import conv_cost
 
-OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad")
+OPS = tuple(tune_ops.OPS)
 PICK, TWIN = "pick", "pick again"
 RIDGE = 200.0  # FLOPs a byte: only the layers' order hangs on it
 
@@ -138,19 +139,18 @@ def jobs(
     for op in ops:
         groups: dict[str, list[Any]] = {}
         for layer in layers:
-            if op == "conv_dgrad" and layer.first:
+            case: Any = KINDS[op].names(layer)
+            if case is None:
                 continue
-            case = layer.case
-            if op != "conv_bn_act":
-                case = dataclasses.replace(case, residual=False)
-            name = conv_name(dataclasses.replace(case, name=""))
+            name = conv_name(case)
             groups.setdefault(name, []).append((layer.name, case))
         weighed = []
         for name, members in groups.items():
             names = tuple(member for member, _ in members)
             for batch in batches:
                 case = dataclasses.replace(members[0][1], n=batch)
-                weight = len(members) * conv_cost(case, torch.bfloat16).seconds(RIDGE, 1.0)
+                cost = KINDS[op].cost(case, torch.bfloat16)
+                weight = len(members) * cost.seconds(RIDGE, 1.0)
                 for dtype in dtypes:
                     subject = Subject("kernel", op, name, batch, dtype, device)
                     weighed.append((weight, Job(subject, names)))
@@ -167,7 +167,7 @@ class _Tuning:
     ) -> None:  # fmt: skip
         self.work, self.kernel, self.outcome, self.settings = work, kernel, outcome, settings
         self._samplers, self._clock, self._meter = samplers, clock, meter
-        self._outs = [output(work) for _ in work.sets]
+        self._outs = [tune_ops.outputs(work) for _ in work.sets]
 
     def run(self) -> Option | None:
         """What is to be kept, or None."""
@@ -209,8 +209,8 @@ class _Tuning:
         # What was timed is a graph; what it wrote is looked at, not only what plain calls wrote.
         return self._right(best, self._sampler(best))
 
-    def _call(self, option: Option) -> Callable[[int], Tensor]:
-        def call(i: int) -> Tensor:
+    def _call(self, option: Option) -> Callable[[int], tuple[Tensor, ...]]:
+        def call(i: int) -> tuple[Tensor, ...]:
             self.kernel.launch(self.work, i, self._outs[i], option)
             return self._outs[i]
 
@@ -221,7 +221,7 @@ class _Tuning:
 
     def _right(self, option: Option, sampler: Sampler | None = None) -> bool:
         """Whether an option's result is right; else notes why not."""
-        for out in self._outs:
+        for out in itertools.chain(*self._outs):
             out.fill_(math.nan)
         try:
             if sampler is None:
@@ -229,7 +229,8 @@ class _Tuning:
                     self._call(option)(0)
             else:
                 sampler.sample(len(self._outs))
-            judged = self.work.judge(self._outs[0])
+            outs = self._outs[0]
+            judged = self.work.judge(outs if len(outs) > 1 else outs[0])
         except DeviceLostError:
             raise
         except Exception as error:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from resnet_fused import _platform, _tuned, admission, backends
 from resnet_fused.bench.subject import Subject
+from resnet_fused.bench.tune_ops import OPS, arguments, geometry_of, outputs
 from resnet_fused.bench.work import Work
+from resnet_fused.cases import ConvCase
 from resnet_fused.ops import _cuda, _cuda_plan
 from resnet_fused.triton import _limits, _tiles
 
@@ -57,8 +58,8 @@ class Kernel(Protocol):
     def options(self, work: Work) -> tuple[Option, list[Option]]:
         """The chooser's pick, and the other admitted ones, the best predicted first."""
 
-    def launch(self, work: Work, i: int, out: Tensor, option: Option) -> None:
-        """Runs operand set i into `out`."""
+    def launch(self, work: Work, i: int, outs: tuple[Tensor, ...], option: Option) -> None:
+        """Runs operand set i into `outs`, as `tune_ops.outputs` makes them."""
 
 
 class TritonKernel:
@@ -72,18 +73,12 @@ class TritonKernel:
 
     def options(self, work: Work) -> tuple[Option, list[Option]]:
         """The best predicted split of each tile, then second-best ones."""
-        given, case, op = work.sets[0], _case(work), work.subject.op
+        given, case, op = work.sets[0], work.case, work.subject.op
         module: Any = import_module(f"resnet_fused.triton.{op}")
-        if op == "conv_bn_act":
-            out = torch.empty(case.output_shape, device="meta")
-            product = module.product_of(given.x, given.weight, out, case.groups)
-        elif op == "conv_dgrad":
-            dx = torch.empty(case.input_shape, dtype=given.dy.dtype, device="meta")
-            product = module.product_of(dx, given.weight, case.stride, case.groups)
-        else:
-            product = module.product_of(given.dy, given.weight, case.groups)
+        product = OPS[op].product(module, given, case)
         limits = _limits.limits(given.weight.device)
-        allowed = admitted(op, self.name, work.subject.device)
+        names = admitted(op, self.name, work.subject.device)
+        allowed = OPS[op].offered(module, given, product, names)
         plan = _tiles.choose(product, limits, allowed)
         pick = Option(plan.tile.name, plan.splits, wish=plan)
         others = [
@@ -92,10 +87,10 @@ class TritonKernel:
         ]
         return pick, spread_out(pick, others)
 
-    def launch(self, work: Work, i: int, out: Tensor, option: Option) -> None:
+    def launch(self, work: Work, i: int, outs: tuple[Tensor, ...], option: Option) -> None:
         """Runs the kernel as the option's plan says."""
         module: Any = import_module(f"resnet_fused.triton.{work.subject.op}")
-        module.launch(*arguments(work, i, out), plan=option.wish)
+        module.launch(*arguments(work, i, outs), plan=option.wish)
 
 
 class CudaKernel:
@@ -109,14 +104,11 @@ class CudaKernel:
 
     def options(self, work: Work) -> tuple[Option, list[Option]]:
         """Each configuration with its own choice of splits, then with others."""
-        given, case, op = work.sets[0], _case(work), work.subject.op
-        operands = {
-            "conv_bn_act": (given.x, given.weight, given.residual),
-            "conv_dgrad": (given.dy, given.y, given.weight),
-            "conv_wgrad": (given.dy, given.y, given.x),
-        }[op]
-        geometry = (case.stride, case.padding, case.dilation, case.groups)
-        problem = _cuda_plan.problem_of(op, operands, geometry, output(work), real=False)
+        given, op = work.sets[0], work.subject.op
+        operands = OPS[op].cuda
+        assert operands is not None
+        geometry = geometry_of(work.case)
+        problem = _cuda_plan.problem_of(op, operands(given), geometry, outputs(work)[0], real=False)
         about = _cuda_plan.gpu(given.weight.device)
         allowed = admitted(op, self.name, work.subject.device)
         plan = _cuda_plan.choose(problem, about, allowed)
@@ -138,9 +130,9 @@ class CudaKernel:
         ]
         return pick, spread_out(pick, others)
 
-    def launch(self, work: Work, i: int, out: Tensor, option: Option) -> None:
+    def launch(self, work: Work, i: int, outs: tuple[Tensor, ...], option: Option) -> None:
         """Runs the kernel in the option's configuration."""
-        getattr(_cuda, f"launch_{work.subject.op}")(*arguments(work, i, out), wish=option.wish)
+        getattr(_cuda, f"launch_{work.subject.op}")(*arguments(work, i, outs), wish=option.wish)
 
 
 KERNELS: tuple[Kernel, ...] = (TritonKernel(), CudaKernel())
@@ -185,38 +177,12 @@ def _why_not(subject: Subject, implementation: str) -> str | None:
     return reason
 
 
-def _case(work: Work) -> Any:
-    return work.case
-
-
-def output(work: Work) -> Tensor:
-    """An empty result of the op, channels_last."""
-    case = _case(work)
-    shapes = {"conv_bn_act": case.output_shape, "conv_dgrad": case.input_shape}
-    return torch.empty(
-        shapes.get(work.subject.op, case.weight_shape), dtype=work.subject.torch_dtype,
-        device=work.subject.device, memory_format=torch.channels_last,
-    )  # fmt: skip
-
-
-def arguments(work: Work, i: int, out: Tensor) -> tuple[Any, ...]:
-    """Of a launch into `out`, for either implementation."""
-    given, case = work.sets[i], _case(work)
-    geometry = (case.stride, case.padding, case.dilation, case.groups)
-    if work.subject.op == "conv_bn_act":
-        vectors = (given.scale, given.shift, given.residual)
-        return (given.x, given.weight, *vectors, out, *geometry, case.act)
-    if work.subject.op == "conv_dgrad":
-        return (given.dy, given.y, given.weight, given.scale, out, *geometry)
-    return (given.dy, given.y, given.x, given.scale, out, *geometry)
-
-
 def key_of(work: Work, implementation: str) -> _tuned.Key:
     """What the choosers find the entry by."""
-    given, case = work.sets[0], _case(work)
-    third = given.residual if work.subject.op == "conv_bn_act" else given.y
-    geometry = (case.stride, case.padding, case.dilation, case.groups)
+    op, case = work.subject.op, work.case
+    assert isinstance(case, ConvCase)
+    third = OPS[op].third(work.sets[0])
     return _tuned.key(
-        implementation, work.subject.op, work.subject.torch_dtype, case.input_shape,
-        case.weight_shape, geometry, third is not None,
+        implementation, op, work.subject.torch_dtype, case.input_shape, case.weight_shape,
+        geometry_of(case), third is not None,
     )  # fmt: skip

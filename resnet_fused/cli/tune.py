@@ -24,7 +24,7 @@ from resnet_fused.cli._output import echo_json, progress_bar, table
               show_default=True, help="Numbers of images, each tuned by itself.")  # fmt: skip
 @click.option("--dtype", "dtypes", type=ListOf(click.Choice(DTYPES)), default="bfloat16",
               show_default=True, help="Of weights and activations.")  # fmt: skip
-@click.option("--training", is_flag=True, help="The gradients' kernels too.")
+@click.option("--training", is_flag=True, help="The kernels of training too.")
 @size_option
 @click.option("--device", default="cuda", show_default=True, metavar="cuda", help="Where.")
 @click.option("--budget-min", type=click.FloatRange(min=0, min_open=True), default=10.0,

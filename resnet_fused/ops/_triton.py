@@ -115,9 +115,20 @@ def detail(
     x: Tensor, weight: Tensor, residual: Tensor | None, geometry: Sequence[Any]
 ) -> str | None:
     """For `explain`: that tuning chose the configuration of this very call; None if it did not."""
-    call = ("conv_bn_act", x.dtype, x.shape, weight.shape, geometry[:4], residual is not None)
-    found = _tuned.find("triton", x.device, *call)
-    names = allowed("conv_bn_act", x.device)
+    call = (x.dtype, x.shape, weight.shape, geometry[:4], residual is not None)
+    return tuned("conv_bn_act", x.device, *call)
+
+
+def tuned(op: str, device: torch.device, *call: Any) -> str | None:
+    """What `explain` says of a call whose configuration tuning chose; None of any other.
+
+    Args:
+        op: a convolution's.
+        device: of the tensors.
+        call: dtype, x's shape, weight's shape, geometry, third, as of `_tuned.key`.
+    """
+    found = _tuned.find("triton", device, op, *call)
+    names = allowed(op, device)
     if found is None or (names is not None and found.configuration not in names):
         return None
     return found.why

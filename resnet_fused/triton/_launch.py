@@ -118,10 +118,11 @@ def call_of(
     """What tuning finds a call by; see `_tuned.key`.
 
     Args:
-        op: "conv_bn_act", "conv_dgrad" or "conv_wgrad".
+        op: a convolution's, "conv_bn_act".
         x: the input [N, C, H, W], or its gradient.
         weight: [K, C / groups, R, S], or its gradient.
-        third: the residual; of a gradient's op the result, for ReLU's mask.
+        third: the residual (conv_bn_act), the BatchNorm below (conv_bn_stats), or the result or raw
+            output (the gradients' ops).
         geometry: stride, padding, dilation, groups.
     """
     return op, x.dtype, x.shape, weight.shape, geometry, third is not None
