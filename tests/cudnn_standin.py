@@ -60,7 +60,7 @@ class Graph:
     def __init__(self, refuse: Callable[[Graph], bool], handle: object, **kinds: str) -> None:
         assert set(kinds) == {"io_data_type", "intermediate_data_type", "compute_data_type"}
         assert set(kinds.values()) <= set(DTYPES)
-        self.handle, self.refuse = handle, refuse
+        self.handle, self.refuse, self.kinds = handle, refuse, kinds
         self.nodes: list[Node] = []
         self.built: list[str] = []
 

@@ -38,7 +38,7 @@ class CudnnGraph:
         """Kernels in 16 bits, from Ampere on."""
         return first_reason(
             for_device(subject, "cuda"),
-            for_ops(subject, {"kernel": tuple(patterns.KERNELS)}),
+            for_ops(subject, {"kernel": patterns.OPS}),
             installed("cudnn", "nvidia-cudnn-frontend"),
             for_dtypes(subject, ("float16", "bfloat16")),
             for_capability(subject, 8),
@@ -53,7 +53,7 @@ class CudnnGraph:
         import cudnn
 
         refused = []
-        for way in patterns.KERNELS[work.subject.op]:
+        for way in patterns.ways(work.subject.op, work.case, work.subject.torch_dtype):
             try:
                 return _prepared(cudnn, way, work)
             except Exception as error:  # the frontend's errors share no base class
@@ -61,12 +61,12 @@ class CudnnGraph:
         raise NoPeerError(f"cuDNN refuses the graph: {'; '.join(refused)}")
 
 
-def _prepared(cudnn: Any, way: tuple[patterns.Pattern, ...], work: Work) -> Prepared:
+def _prepared(cudnn: Any, way: patterns.Way, work: Work) -> Prepared:
     handle = cudnn.create_handle()
-    plans = [_Plan(cudnn, pattern, work, handle) for pattern in way]
+    plans = [_Plan(cudnn, graph, work, handle) for graph in way]
     runs = []
     for operands in work.sets:
-        given, steps = vars(operands), []
+        given, steps = patterns.bound(work.subject.op, operands), []
         for plan in plans:
             step = plan.bind(given)
             steps.append(step)
@@ -96,9 +96,9 @@ def _in_turn(cudnn: Any, handle: Any, steps: list[_Step]) -> Callable[[Any], Ten
 class _Plan:
     """One graph, built."""
 
-    def __init__(self, cudnn: Any, pattern: patterns.Pattern, work: Work, handle: Any) -> None:
-        draft = patterns.Draft(cudnn, work.subject.torch_dtype, handle=handle)
-        pattern(draft, work.case)
+    def __init__(self, cudnn: Any, how: patterns.Graph, work: Work, handle: Any) -> None:
+        draft = patterns.Draft(cudnn, work.subject.torch_dtype, how.narrow, handle=handle)
+        how.pattern(draft, work.case)
         graph = draft.graph
         graph.validate()
         graph.build_operation_graph()
@@ -106,10 +106,10 @@ class _Plan:
         graph.check_support()
         graph.build_plans()
         self.draft, self.graph, self.handle = draft, graph, handle
-        self.device = work.sets[0].scale.device
+        self.device = torch.device(work.subject.device)
         size = max(1, graph.get_workspace_size())
         self.workspace = torch.empty(size, device=self.device, dtype=torch.uint8)
-        self.name = f"{pattern.__name__}: {graph.get_plan_name_at_index(0)}"
+        self.name = f"{how.pattern.__name__}: {graph.get_plan_name_at_index(0)}"
 
     def bind(self, given: dict[str, Tensor]) -> _Step:
         """Binds operands by their names, and outputs that the step owns."""
