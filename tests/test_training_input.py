@@ -82,6 +82,33 @@ def test_out_of_memory_in_forward_leaves_running_statistics(monkeypatch, op, bac
     assert_same(step(fused, x, backend), step(block, x))
 
 
+@pytest.mark.parametrize("op", FORWARD)
+def test_out_of_memory_behind_a_pooled_shortcut_leaves_its_statistics_too(monkeypatch, op):
+    """timm's average pooling in front of the projection makes the shortcut a node of its own."""
+    from timm.models.resnet import BasicBlock, downsample_avg
+
+    torch.manual_seed(0)
+    shortcut = downsample_avg(8, 16, 1, stride=2)
+    block = BasicBlock(8, 16, stride=2, downsample=shortcut).double().train()
+    x = torch.randn(3, 8, 6, 6, dtype=F64)
+    fused = rf.fuse(copy.deepcopy(block))
+    before = memory(fused)
+    with monkeypatch.context() as patch, rf.backends.recording() as routes:
+        calls = fails(patch, op, 10**9)
+        fused(x)
+    assert [route.op for route in routes] == ["conv_bn_stats"] * 3
+    for name, value in fused.state_dict().items():
+        assert ("running" in name or "tracked" in name) is not torch.equal(value, before[name])
+    fused.load_state_dict(before)
+    for at in range(1, len(calls) + 1):
+        with monkeypatch.context() as patch:
+            fails(patch, op, at)
+            with pytest.raises(torch.OutOfMemoryError, match="planted"):
+                fused(x)
+        assert_untouched(fused, before)
+    assert_same(step(fused, x), step(block, x))
+
+
 @pytest.mark.parametrize("op", BACKWARD)
 def test_out_of_memory_in_backward_gives_no_gradient(monkeypatch, op):
     block, x = build("torchvision bottleneck halved")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from ..ops import _autocast
@@ -91,6 +92,8 @@ def call_reason(x: Tensor, conv: nn.Module, residual: Tensor | None) -> str | No
         return "torch.jit is tracing"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
     weight, device, dtype = conv._parameters["weight"], x.device, x.dtype
     if x.dim() != 4:
         return f"the input has {x.dim()} dimensions"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 
 from .. import backends, ops
 from ..ops import _autocast, onednn
@@ -99,6 +100,7 @@ def nothing_special(x: Tensor) -> bool:
         and not torch._C._is_any_autocast_enabled()
         and not torch.jit.is_tracing()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
         and not has_global_hooks()
         and backends.choose(backends.Call("conv_bn_act", "cpu", x.dtype)).implementation.name
         == "cpu"

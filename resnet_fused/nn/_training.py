@@ -9,6 +9,8 @@ Residual Learning for Image Recognition", figures 2 and 5, in training; section 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +26,38 @@ Geometry = tuple[list[int], list[int], list[int], int]
 Coefficients = tuple[Tensor, Tensor, Tensor]
 PARAMETERS = 3
 """Of each layer: weight, gamma, beta."""
+
+
+_WAITING: ContextVar[list[Callable[[], None]] | None] = ContextVar("_WAITING", default=None)
+"""Where forward passes leave the update of their running statistics, inside of `later`."""
+
+
+@contextlib.contextmanager
+def later() -> Iterator[list[Callable[[], None]]]:
+    """Has nodes put off the update of their running statistics.
+
+    For parts of a block that are nodes of their own: out of memory in a later part must leave all
+    of the block's statistics as they were.
+
+    Yields:
+        The updates, for `finish` when all parts have run.
+    """
+    waiting: list[Callable[[], None]] = []
+    token = _WAITING.set(waiting)
+    try:
+        yield waiting
+    finally:
+        _WAITING.reset(token)
+
+
+def finish(updates: list[Callable[[], None]]) -> None:
+    """Updates running statistics, or leaves it to the `later` that this is inside of."""
+    waiting = _WAITING.get()
+    if waiting is not None:
+        waiting += updates
+        return
+    for update in updates:
+        update()
 
 
 @dataclass(frozen=True)
@@ -172,7 +206,7 @@ class _Forward:
             out, self.taps = self.op("bn_act_pool", y, rows, *plan.window)
         else:
             out = self.op("bn_add_act", y, rows, added, added_norm, offset, plan.act)
-        self.update()
+        finish([self.update])
         return out
 
     def update(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..ops import _autocast, _grad1x1
+from ..ops import _autocast, _grad1x1, _triton
 from . import _prepared
 from . import _training as node
 from ._modules import call_reason, has_hooks, is_frozen_type, pattern_of, structure
@@ -217,6 +217,9 @@ def _record(
     for index, (pair, act) in enumerate(zip(pairs, acts, strict=True)):
         why = f"training, one autograd node: {choice.why}"
         how = _gradients(pair.conv, shape, x, dtype, choice, index > 0)
+        more = [how] if how else []
+        if choice.implementation.name == "triton":
+            more += _tuned(pair.conv, shape, x.device, dtype, index > 0)
         backends.record(
             backends.Route(
                 pair.conv,
@@ -225,12 +228,27 @@ def _record(
                 pattern_of(act, index == added),
                 "conv_bn_stats",
                 choice.implementation.name,
-                f"{why}; {how}" if how else why,
+                "; ".join([why, *more]),
                 choice.refused,
                 choice.implementation.rounding,
             )
         )
         shape = _shape_after(shape, [pair]) or shape
+
+
+def _tuned(
+    conv: nn.Module, shape: torch.Size, device: torch.device, dtype: torch.dtype, inner: bool
+) -> list[str]:
+    """Which configurations of a convolution and its gradients tuning chose."""
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    call = device, dtype, shape, conv._parameters["weight"].shape, geometry
+    said = (
+        (op, _triton.tuned(op, *call, third))
+        for op, third in (
+            ("conv_bn_stats", inner), ("conv_bn_dgrad", True), ("conv_bn_wgrad", True)
+        )
+    )  # fmt: skip
+    return [f"{op} {why}" for op, why in said if why]
 
 
 def _gradients(
@@ -368,14 +386,15 @@ def run_block(
     if shape is None or not _fits(x.shape, shape, downsample, projection):
         return None, UNFIT
     _forget(every)
-    residual = None
+    residual, waiting = None, []
     shortcut, stride, offset = "identity", 1, 0
     if projection is not None:
         shortcut = "projection"
     elif _is_padded(downsample):
         shortcut, stride, offset = "padded", downsample.stride, downsample.before
     elif downsample is not None:
-        shortcut, residual = "given", downsample(x).to(dtype).broadcast_to(shape)
+        with node.later() as waiting:
+            shortcut, residual = "given", downsample(x).to(dtype).broadcast_to(shape)
     plan = node.Plan(
         tuple(_layer(*pair) for pair in pairs),
         shortcut,
@@ -387,7 +406,9 @@ def run_block(
     if projection is not None:
         _record([every[-1]], [None], choice, None, x, dtype)
     _record(pairs, acts, choice, len(pairs) - 1, x, dtype)
-    return node.run(plan, x.to(dtype), residual, _parameters(every)), ""
+    y = node.run(plan, x.to(dtype), residual, _parameters(every))
+    node.finish(waiting)
+    return y, ""
 
 
 def _is_padded(downsample: nn.Module | None) -> bool:

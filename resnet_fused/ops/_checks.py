@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTS = ("relu", "none")
@@ -15,6 +16,7 @@ def check_activation_tensor(op: str, name: str, t: object) -> Tensor:
     """Checks that `t` is a floating [N, C, H, W] tensor and returns it."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(t).__name__}")
+    no_tangent(op, name, t)
     if t.dtype not in DTYPES:
         accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise TypeError(f"{op}: {name} has dtype {t.dtype}; accepted are {accepted}")
@@ -48,6 +50,7 @@ def check_channel_vector(op: str, name: str, t: object, x: Tensor, channels: int
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(t).__name__}")
     if not t.dtype.is_floating_point:
         raise TypeError(f"{op}: {name} has dtype {t.dtype}; a floating-point dtype is needed")
+    no_tangent(op, name, t)
     if tuple(t.shape) != (channels,):
         raise ValueError(
             f"{op}: {name} has shape {tuple(t.shape)}; one value a channel is needed, ({channels},)"
@@ -104,6 +107,15 @@ def no_derivative(op: str, *tensors: Tensor) -> None:
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         raise RuntimeError(
             f"{op} has no derivative of its own; call it under torch.no_grad() or detach its inputs"
+        )
+
+
+def no_tangent(op: str, name: str, t: Tensor) -> None:
+    """Refuses a tensor of forward-mode differentiation: kernels would drop its tangent unsaid."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None:
+        raise RuntimeError(
+            f"{op}: {name} carries a tangent; the op has no forward-mode derivative: PyTorch's own "
+            "layers have one, see resnet_fused.unfuse"
         )
 
 

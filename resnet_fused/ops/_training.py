@@ -73,6 +73,7 @@ def check_rows(
     """Checks a tensor of per-channel values: shape, device, and the dtype of the arithmetic."""
     if not isinstance(rows, Tensor):
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(rows).__name__}")
+    _checks.no_tangent(op, name, rows)
     wanted = compute_dtype(like.dtype)
     if rows.dtype is not wanted:
         raise TypeError(f"{op}: {name} has dtype {rows.dtype}; {wanted} is needed")
