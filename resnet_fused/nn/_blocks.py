@@ -124,9 +124,12 @@ class FusedBlock(Fused):
 
     def _train(self, x: Tensor) -> tuple[Tensor | None, str]:
         """The block as one autograd node, or None and why not."""
+        steps = [self._children(step) for step in self.steps]
+        reason = _training_route.too_small(x, steps)
+        if reason is not None:
+            return None, reason
         downsample = self._modules.get("downsample")
         projection = None if downsample is None else projection_of(downsample)
-        steps = [self._children(step) for step in self.steps]
         return _training_route.run_block(x, steps, downsample, projection)
 
     def _shortcut(

@@ -165,9 +165,8 @@ class _Forward:
         return self.ops[name](*arguments)
 
     def convolve(self, layer: Layer, index: int, h: Tensor, norm: Tensor | None) -> None:
-        weight, gamma, beta = self.parameters[PARAMETERS * index :][:PARAMETERS]
-        if weight.dtype is not h.dtype:
-            weight = weight.to(h.dtype)
+        given, gamma, beta = self.parameters[PARAMETERS * index :][:PARAMETERS]
+        weight: Any = given if given is None or given.dtype is h.dtype else given.to(h.dtype)
         if norm is not None and not self.plan.folds:
             h, norm = self.op("bn_add_act", h, norm, None, None, 0, "relu"), None
         if layer.live or norm is not None:

@@ -6,6 +6,7 @@ modules leaves them to PyTorch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +30,12 @@ OPS = (
     "conv_bn_wgrad",
 )
 POOL_OPS = ("bn_act_pool", "bn_act_pool_backward")
-FEWEST_ELEMENTS = 131_072
-"""Of a layer's output, on average, for a node on the CPU where nobody asks for one by name."""
+FEWEST_ELEMENTS = 196_608
+"""Of a layer's output, on average, for a node on the CPU where nobody asks for one by name.
+
+Between the sizes at which a node was measured to lose and to win ("A training step on the CPU" in
+docs/measured_facts.md).
+"""
 
 
 class Pair(NamedTuple):
@@ -118,17 +123,24 @@ class TooSmall(str):
     __slots__ = ()
 
 
-def _too_small(x: Tensor, pairs: list[Pair]) -> TooSmall | None:
+def too_small(x: Tensor, pairs: Sequence[tuple[Any, ...]]) -> TooSmall | None:
     """Why PyTorch's modules are faster on the CPU, or None.
 
     What a node costs is the same for every layer; what it saves grows with the layer's output.
+
+    Args:
+        x: the input.
+        pairs: convolution and normalisation of each layer, and whatever else.
     """
-    if x.device.type != "cpu" or backends.requested()[0] != "auto":
+    if not FEWEST_ELEMENTS or x.device.type != "cpu" or backends.requested()[0] != "auto":
         return None
-    n, _, *sizes = x.shape
-    pixels, elements = n * sizes[0] * sizes[1], 0
-    for conv, bn in pairs:
-        if type(bn) is nn.SyncBatchNorm:  # PyTorch's takes nothing that is on the CPU
+    if x.dim() != 4:
+        return None
+    n, _, height, width = x.shape
+    pixels, elements = n * height * width, 0
+    for conv, bn, *_ in pairs:
+        # PyTorch's SyncBatchNorm takes nothing that is on the CPU.
+        if type(conv) is not nn.Conv2d or type(bn) is nn.SyncBatchNorm:
             return None
         pixels //= conv.stride[0] * conv.stride[1]
         elements += pixels * conv.out_channels
@@ -287,7 +299,7 @@ def run_layer(
     """
     reason = _pair_reason(conv, bn) or call_reason(x, conv, residual)
     pairs = [Pair(conv, bn)]
-    reason = reason or _too_small(x, pairs)
+    reason = reason or too_small(x, pairs)
     if reason is not None:
         return None, reason
     dtype = _autocast.arithmetic(x)
@@ -316,7 +328,7 @@ def run_stem(
     """A convolution, live BatchNorm, ReLU and max pooling: as `run_layer`."""
     reason = _pair_reason(conv, bn) or call_reason(x, conv, None) or _act_reason(act)
     pairs = [Pair(conv, bn)]
-    reason = reason or _too_small(x, pairs)
+    reason = reason or too_small(x, pairs)
     if reason is not None:
         return None, reason
     dtype = _autocast.arithmetic(x)
@@ -374,7 +386,6 @@ def run_block(
         if reason is not None:
             return None, reason
     reason = next(filter(None, map(_act_reason, acts)), None) or call_reason(x, pairs[0].conv, None)
-    reason = reason or _too_small(x, pairs)
     if reason is not None:
         return None, reason
     dtype = _autocast.arithmetic(x)

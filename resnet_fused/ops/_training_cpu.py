@@ -69,9 +69,18 @@ def conv_bn_stats(x: Tensor, norm: Tensor | None, weight: Tensor, *geometry: Any
     return y, stats
 
 
-def _bn_add_act(*arguments: Any) -> None:
-    *operands, out, offset, act = arguments
-    passes.bn_add_act_out(*operands, offset, act == "relu", out)
+def bn_add_act(
+    y: Tensor,
+    norm: Tensor,
+    residual: Tensor | None,
+    residual_norm: Tensor | None,
+    offset: int,
+    act: str,
+) -> Tensor:
+    """Body of `bn_add_act`."""
+    out = torch.empty_like(y)
+    passes.bn_add_act_out(y, norm, residual, residual_norm, offset, act == "relu", out)
+    return out
 
 
 def _bn_add_act_backward(*arguments: Any) -> None:
@@ -93,7 +102,6 @@ def _bn_act_pool_backward(*arguments: Any) -> None:
     passes.bn_act_pool_backward_out(dout, taps, y, norm, *window, dz, sums)
 
 
-bn_add_act = _results.body("bn_add_act", _bn_add_act)
 bn_add_act_backward = _results.body("bn_add_act_backward", _bn_add_act_backward)
 bn_backward_apply = _results.body("bn_backward_apply", _bn_backward_apply)
 bn_act_pool = _results.body("bn_act_pool", _bn_act_pool)
