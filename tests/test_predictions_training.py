@@ -29,6 +29,20 @@ def test_the_page_is_up_to_date(tool):
     assert f"{tool.BEGIN}\n{tool.table()}\n{tool.END}" in page, "predict_training.py --write"
 
 
+def test_what_the_docs_say_of_it(tool):
+    """Bytes an image at batch 256, their part of eager's, and those by two kernels each."""
+    shape = (256, 3, 224, 224)
+    one = sum(traffic(tool._nodes(256))) / 256 / 1e6
+    two = sum(traffic(nodes(models.resnet50(), shape, torch.bfloat16))) / 256 / 1e6
+    text = f"{one:.1f} MB an image", f"{one / tool.EAGER_MB:.2f} of"
+    for page in ("docs/training.md", "CHANGELOG.md"):
+        found = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert all(words in found for words in text), page
+    assert f"in place of {two:.1f}" in " ".join((ROOT / "docs/training.md").read_text().split())
+    saved = f"which saves {two - one:.1f} MB an image"
+    assert saved in " ".join(tool.PAGE.read_text(encoding="utf-8").split())
+
+
 def test_no_kernel_is_faster_than_memory(tool):
     sums, layers = tool.predict(256)
     assert layers == 53
