@@ -153,15 +153,28 @@ def affine(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tensor
     Returns:
         scale [K] = gamma / sqrt(var + eps) and shift [K] = beta - (mean - bias) * scale.
     """
+    scale, shift, _, _ = rows(bn, compute, conv.bias)
+    return scale, shift
+
+
+def rows(
+    bn: nn.Module, compute: torch.dtype, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scale, shift, mean and invstd [K] of given statistics, as `affine` makes them.
+
+    Args:
+        bn: see `affine`.
+        compute: see `affine`.
+        bias: of the convolution in front, which goes into the shift alone.
+    """
     invstd = (bn.running_var.double() + bn.eps).rsqrt()
     scale = (invstd if bn.weight is None else bn.weight.double() * invstd).to(compute)
     mean = bn.running_mean.double()
-    if conv.bias is not None:
-        mean = mean - conv.bias.double()
-    shift = -mean * scale.double()
+    centre = mean if bias is None else mean - bias.double()
+    shift = -centre * scale.double()
     if bn.bias is not None:
         shift = shift + bn.bias.double()
-    return scale, shift.to(compute)
+    return scale, shift.to(compute), mean.to(compute), invstd.to(compute)
 
 
 def vectors(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from .. import backends
 from ..ops import _grad1x1, _results, _training, _training_cpu
 from ..ops.bn_finalize import merge_stats
+from . import _prepared
 
 Geometry = tuple[list[int], list[int], list[int], int]
 Coefficients = tuple[Tensor, Tensor, Tensor]
@@ -115,14 +116,7 @@ class Norm(NamedTuple):
 
 def frozen_rows(bn: nn.Module, like: Tensor) -> Tensor:
     """[4, K] of given statistics: scale, shift, mean, invstd."""
-    dtype = _training.compute_dtype(like.dtype)
-    mean = bn.running_mean.double()
-    invstd = (bn.running_var.double() + bn.eps).rsqrt()
-    scale = (invstd if bn.weight is None else bn.weight.double() * invstd).to(dtype)
-    shift = -mean * scale.double()
-    if bn.bias is not None:
-        shift = shift + bn.bias.double()
-    return torch.stack((scale, shift.to(dtype), mean.to(dtype), invstd.to(dtype)))
+    return torch.stack(_prepared.rows(bn, _training.compute_dtype(like.dtype)))
 
 
 def _gathered(stats: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension, backends
-from . import _checks, _results, _triton
+from . import _checks, _cuda, _results, _triton
 from ._library import define, overload
 
 SCALE, SHIFT, MEAN, INVSTD = range(4)
@@ -130,8 +130,10 @@ def enter(
     cpu: Callable[..., Any] | None = None,
     fake: Callable[..., Any] | None = None,
     triton: str | None = None,
+    cuda: bool = False,
     mutates: tuple[str, ...] = (),
     rounding: str = "fused",
+    reference_rounding: str | None = None,
 ) -> None:
     """Defines an op's overloads and enters its implementations.
 
@@ -143,8 +145,10 @@ def enter(
         cpu: body by the C++ kernels, where there is one.
         fake: makes empty results; by default that of `_results.FORMS`.
         triton: module that holds the self-check of its Triton kernel, where there is one.
+        cuda: whether there is a CUDA kernel.
         mutates: arguments that it writes into.
         rounding: the bound of `numerics` that all implementations are held to.
+        reference_rounding: that of the reference, where it rounds in another place.
     """
     fake = fake or _results.FORMS[op].empty
     if triton is not None:
@@ -153,6 +157,12 @@ def enter(
             backends.Implementation(
                 op, "triton", ("triton",), f"Triton, {about}", _triton.supports, rounding
             )
+        )
+    if cuda:
+        _cuda.declare(op, schema, fake)
+        by = f"hand-written CUDA, {about}"
+        backends.register(
+            backends.Implementation(op, "cuda", ("cuda",), by, _cuda.supports, rounding)
         )
     if cpu is not None:
         define(f"{op}.cpu", schema, cpu, fake)
@@ -168,7 +178,7 @@ def enter(
             ("reference",) if cpu is not None else ("reference", "cpu"),
             "plain PyTorch, any device and dtype",
             lambda call: None,
-            rounding,
+            reference_rounding or rounding,
         )
     )
 

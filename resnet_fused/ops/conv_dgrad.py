@@ -9,15 +9,15 @@ and the scale are applied as the kernel reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backends
-from . import _autocast, _checks, _cuda, _cuda_plan, _results, _triton
-from ._library import define, overload
+from . import _autocast, _checks, _cuda_plan, _results, _training
+from ._library import overload
 from .bn_act import masked
 
 SCHEMA = (
@@ -62,30 +62,14 @@ def _reference(
     return result if same else dx.copy_(result)
 
 
-def enter(op: str, schema: str, reference: Callable[..., Tensor], how: str, term: str) -> None:
-    """Defines a gradient's overloads and enters its implementations.
-
-    Args:
-        op: "conv_dgrad" or "conv_wgrad".
-        schema: of the op.
-        reference: plain PyTorch's body.
-        how: what its kernels do, for `explain`.
-        term: the bound of `numerics` that the reference is held to.
-    """
-    fake = _results.FORMS[op].empty
-    define(f"{op}.reference", schema, reference, fake)
-    _triton.declare(op, schema, fake)
-    _cuda.declare(op, schema, fake)
-    plain = "plain PyTorch, any device and dtype"
-    for name, serves, text, supports, bound in (
-        ("triton", ("triton",), f"Triton, {how}", _triton.supports, "fused"),
-        ("cuda", ("cuda",), f"hand-written CUDA, {how}", _cuda.supports, "fused"),
-        ("reference", ("reference", "cpu"), plain, lambda call: None, term),
-    ):
-        backends.register(backends.Implementation(op, name, serves, text, supports, bound))
-
-
-enter("conv_dgrad", SCHEMA, _reference, "implicit GEMM, mask and scale as it reads", "fused")
+_training.enter(
+    "conv_dgrad",
+    SCHEMA,
+    _reference,
+    "implicit GEMM, mask and scale as it reads",
+    triton="_triton_checks",
+    cuda=True,
+)
 
 
 def choose_gradient(

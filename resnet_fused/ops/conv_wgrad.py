@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks
+from . import _autocast, _checks, _training
 from ._library import overload
-from .conv_dgrad import choose_gradient, enter, scaled, widened
+from .conv_dgrad import choose_gradient, scaled, widened
 
 SCHEMA = (
     "(Tensor dy, Tensor? y, Tensor x, Tensor weight, Tensor scale, int[2] stride, int[2] padding, "
@@ -52,7 +52,15 @@ def _reference(
     return like_parameter(dweight.to(weight.dtype), weight)
 
 
-enter("conv_wgrad", SCHEMA, _reference, "mask as it reads, sums merged in fixed order", "folded")
+_training.enter(
+    "conv_wgrad",
+    SCHEMA,
+    _reference,
+    "mask as it reads, sums merged in fixed order",
+    triton="_triton_checks",
+    cuda=True,
+    reference_rounding="folded",
+)
 
 
 def choose(
