@@ -190,14 +190,7 @@ def compiled(capability: int) -> Iterator[list[Any]]:
                 continue
             seen.add(variant.key)
             code = aot.compile_variant(variant)
-            rules.RULES[variant.kernel] = rule_of(rules, variant)
             wrong = rules.failures(variant, code)
-            if rules.aligned(variant):
-                # The sums are stored one by one: a tile's two of each channel and slice.
-                wrong = [text for text in wrong if not text.startswith("wide stores")]
-                narrow = code.count("STG") - code.wide("STG")
-                if narrow > 2 * variant.constant("REDUCED", 0) * variant.constant("SLICES", 1):
-                    wrong.append(f"{narrow} narrow stores")
             label = f"sm_{capability} {variant.kernel} {name} {kind} {tile} {affine}"
             yield [label, code.registers, wrong]
 
@@ -222,18 +215,6 @@ def recorded(
         except LookupError:
             return []
     return [one.variant for one in launches]
-
-
-def rule_of(rules: Any, variant: Any) -> Any:
-    """What the gates of tools/_triton_rules.py are to know of a kernel."""
-    if variant.kernel != "conv_bn_dgrad_kernel":
-        return rules.Rule(False)
-    strides = tuple(f"{t}_{dim}" for t in ("dz", "y", "addend", "raw", "dx") for dim in "nhw")
-    affine = variant.constant("AFFINE")
-    return rules.Rule(
-        True, rows=1 + affine, vectors=3 * affine, transposed=True,
-        strides=(*rules._CHANNELS, *rules._WEIGHT, *strides),
-    )  # fmt: skip
 
 
 SCENARIOS = {"pages": pages, "planted": planted, "huge": huge}

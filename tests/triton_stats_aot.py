@@ -22,16 +22,6 @@ import torch
 from resnet_fused.cases import RESNET50_LAYERS, ConvCase
 from resnet_fused.triton import _tiles
 
-STRIDES = (*rules._CHANNELS, *rules._strides("x"), *rules._WEIGHT, *rules._strides("out"))
-RULES = {
-    "conv_bn_stats_kernel": rules.Rule(True, strides=STRIDES),
-    "stats_merge_kernel": rules.Rule(False),
-    "merge_moments_kernel": rules.Rule(False),
-    "merge_chunks_kernel": rules.Rule(False),
-}
-PROLOGUE = dataclasses.replace(RULES["conv_bn_stats_kernel"], vectors=2)
-"""Scale and shift of each channel, in each step."""
-
 LARGE = (
     calls._shape("1x1_large", 256, 64, 56, 256, 1),
     calls._shape("3x3_large", 256, 64, 56, 64, 3),
@@ -90,30 +80,6 @@ def chosen(everything: bool, quick: bool) -> list[calls.Call]:
     return found
 
 
-def wide(variant: aot.Variant) -> int:
-    """How many stores of 16 bytes a thread makes, where each is as wide as can be."""
-    if variant.kernel not in ("conv_bn_stats_kernel", "stats_merge_kernel"):
-        return 0
-    if variant.constant("SPLITS") > 1 and variant.kernel == "conv_bn_stats_kernel":
-        size = 4
-    else:
-        size = 4 if "fp32" in variant.signature["x" if "x" in variant.signature else "out"] else 2
-    elements = variant.constant("BLOCK_M") * variant.constant("BLOCK_N")
-    return elements * size // (16 * 32 * variant.options["num_warps"])
-
-
-def failures(variant: aot.Variant, code: aot.Code) -> list[str]:
-    """The gates that are not passed, but for what is particular to these kernels."""
-    stored = "wide stores: " if code.wide("STG") >= wide(variant) else "-"  # a value a column too
-    copied = "-"
-    if variant.constant("PROLOGUE") and variant.constant("PRECISION") == "tf32x3":
-        # wgmma reads both parts of what is made in registers from shared memory.
-        parts = 2 * 4 * variant.constant("BLOCK_M") * variant.constant("BLOCK_K")
-        if code.shared <= rules.planned_shared(variant) + parts:
-            copied = "planned shared memory: "
-    return [text for text in rules.failures(variant, code) if not text.startswith((stored, copied))]
-
-
 def compiled(call: calls.Call, prologue: bool, capability: int, seen: set[str]) -> list[dict]:
     """What each new variant of a call needs, and which gates it fails."""
     found = []
@@ -130,9 +96,6 @@ def compiled(call: calls.Call, prologue: bool, capability: int, seen: set[str]) 
             continue
         seen.add(key)
         given = variant.constant("PROLOGUE")
-        rules.RULES.update(RULES)
-        if given:
-            rules.RULES["conv_bn_stats_kernel"] = PROLOGUE
         entry = {
             "arch": capability,
             "kernel": variant.kernel,
@@ -152,7 +115,7 @@ def compiled(call: calls.Call, prologue: bool, capability: int, seen: set[str]) 
                 "local": code.count("LDL|STL"),
                 "local_in_loop": code.count("LDL|STL", loop=True),
                 "shared": code.shared,
-                "failures": failures(variant, code),
+                "failures": rules.failures(variant, code),
             }
         )
     return found
