@@ -50,7 +50,9 @@ def ran(monkeypatch):
         return run
 
     monkeypatch.setattr(_training, "overload", overload)
-    return found
+    backends.forget_choices()  # nodes keep the overloads that they have found
+    yield found
+    backends.forget_choices()
 
 
 @pytest.fixture
@@ -71,6 +73,7 @@ def pretend(monkeypatch, ran):
 
     def use(limits):
         monkeypatch.setattr(_limits, "limits", lambda device: limits)
+        backends.forget_choices()
         ran.clear()
         return ran
 
