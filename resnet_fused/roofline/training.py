@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -243,27 +244,42 @@ def node_kernels(
         add(last, "bn_add_act_backward", backward)
 
     def gradients(index: int, case: ConvShape, inner: bool, addend: int) -> None:
-        if not folds:
-            add(index, "bn_backward_apply", bn_backward_apply_cost(case.output_shape, dtype))
-            if inner:
-                add(index, "bn_add_act", bn_add_act_cost(case.input_shape, dtype))
-        if index in merged:
-            both = conv_bn_grad1x1_cost(
-                case, dtype, affine=folds, addend=addend, masked=inner, parameter=parameter
-            )
-            add(index, "conv_bn_grad1x1", both)
-            return
-        weight = conv_bn_wgrad_cost(
-            case, dtype, affine=folds, prologue=folds and inner, parameter=parameter
-        )
-        add(index, "conv_bn_wgrad", weight)
-        if inner or input_gradient:
-            image = conv_bn_dgrad_cost(case, dtype, affine=folds, addend=addend, masked=inner)
-            add(index, "conv_bn_dgrad", image)
+        wanted = inner or input_gradient
+        costs = _gradients(case, dtype, inner, addend, folds, wanted, parameter, index in merged)
+        for op, cost in costs:
+            add(index, op, cost)
 
     if projection is not None:
         gradients(last + 1, projection, False, 0)
         added = _elements(projection.input_shape)
     for index in reversed(range(last + 1)):
         gradients(index, layers[index], index > 0, added if index == 0 else 0)
+    return found
+
+
+def _gradients(
+    case: ConvShape,
+    dtype: torch.dtype,
+    inner: bool,
+    addend: int,
+    folds: bool,
+    of_input: bool,
+    parameter: torch.dtype | None,
+    merged: bool,
+) -> list[tuple[str, Cost]]:
+    """The kernels of one convolution's gradients; see `node_kernels`."""
+    options: dict[str, Any] = {"affine": folds, "addend": addend, "masked": inner}
+    if merged:
+        both = conv_bn_grad1x1_cost(case, dtype, parameter=parameter, **options)
+        return [("conv_bn_grad1x1", both)]
+    found = []
+    if not folds:
+        found.append(("bn_backward_apply", bn_backward_apply_cost(case.output_shape, dtype)))
+        if inner:
+            found.append(("bn_add_act", bn_add_act_cost(case.input_shape, dtype)))
+    prologue = folds and inner
+    weight = conv_bn_wgrad_cost(case, dtype, affine=folds, prologue=prologue, parameter=parameter)
+    found.append(("conv_bn_wgrad", weight))
+    if of_input:
+        found.append(("conv_bn_dgrad", conv_bn_dgrad_cost(case, dtype, **options)))
     return found
