@@ -14,6 +14,8 @@ from .conv_bn_stats import conv_bn_stats
 from .conv_bn_wgrad import conv_bn_wgrad
 from .conv_dgrad import conv_dgrad
 from .conv_wgrad import conv_wgrad
+from .head import head
+from .stem import stem, stem_input_norm
 
 __all__ = [
     "bn_act",
@@ -31,4 +33,7 @@ __all__ = [
     "conv_bn_wgrad",
     "conv_dgrad",
     "conv_wgrad",
+    "head",
+    "stem",
+    "stem_input_norm",
 ]
