@@ -51,6 +51,9 @@ for op in TRAINING:
     EXPECTED[op, "cpu"] = set(DTYPES)
 EXPECTED["conv_bn_grad1x1", "reference"] = set(DTYPES)
 EXPECTED["conv_bn_grad1x1", "triton"] = set()
+EXPECTED["conv_chain", "triton"] = set()
+EXPECTED["conv_chain", "parts"] = set(DTYPES)
+EXPECTED["conv_chain", "reference"] = set(DTYPES)
 
 
 @pytest.mark.op_matrix

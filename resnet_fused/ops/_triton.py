@@ -36,6 +36,8 @@ WITHOUT_TILES = frozenset(
     }
 )
 """Ops whose kernels have one configuration, no table of tiles."""
+WITH_REASONS = frozenset({"conv_bn_act", "conv_bn_grad1x1", "conv_chain"})
+"""Ops that ask their kernel about each call's sizes, and go another way where it can't take it."""
 SOURCES = (
     "triton/_bn.py",
     "triton/_dgrad.py",
@@ -72,7 +74,7 @@ def supports(call: backends.Call) -> str | None:
     if call.device != "cuda":
         return None
     reason = admission.refusal(call, "triton")
-    if reason is None and call.op not in ("conv_bn_act", "conv_bn_grad1x1", *WITHOUT_TILES):
+    if reason is None and call.op not in (*WITH_REASONS, *WITHOUT_TILES):
         # Looked at before the sizes are known: what is left may not take every call.
         device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
         if not complete(call.op, device):
