@@ -22,17 +22,20 @@ if TYPE_CHECKING:
     from .backends import backend
     from .convert import fuse, unfuse
     from .explain import Explanation, explain
+    from .freeze import Engine, freeze
     from .nn import refresh
     from .verify import Verification, verify
 
 __version__ = "0.1.0"
 __all__ = [
+    "Engine",
     "Explanation",
     "Verification",
     "backend",
     "backends",
     "cases",
     "explain",
+    "freeze",
     "fuse",
     "models",
     "nn",
@@ -44,10 +47,12 @@ __all__ = [
     "verify",
 ]
 _HOMES = {
+    "Engine": "freeze",
     "Explanation": "explain",
     "Verification": "verify",
     "backend": "backends",
     "explain": "explain",
+    "freeze": "freeze",
     "fuse": "convert",
     "refresh": "nn",
     "unfuse": "convert",
