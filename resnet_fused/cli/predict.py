@@ -137,7 +137,7 @@ def _without(entries: Sequence[Entry], done: frozenset[str]) -> list[Entry]:
 def _printer(one: bool, as_json: bool) -> Callable[[_predictions.Record], None]:
     """Prints a record on stdout."""
     # The stream of this moment: a progress bar puts another in its place, which leads to stderr.
-    out = click.get_text_stream("stdout")
+    out = sys.stdout
     if one:
         text = _predictions.document if as_json else _predictions.table
     else:
@@ -287,7 +287,9 @@ class _Run:
 
 
 def _engine(model: nn.Module, example: Tensor) -> nn.Module:
-    import resnet_fused as rf
-    from resnet_fused.bench.model import cast
+    import torch
 
-    return rf.fuse(cast(model, example.device, example.dtype))
+    import resnet_fused as rf
+
+    placed = model.to(example.device, example.dtype).to(memory_format=torch.channels_last)
+    return rf.freeze(placed, example)

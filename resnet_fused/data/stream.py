@@ -22,6 +22,8 @@ ON_ERROR = ("skip", "stop")
 # What a transform raises on an image that it cannot take; anything else is a defect of its own.
 _TRANSFORM_ERRORS = (ValueError, RuntimeError, OSError, MemoryError)
 _DEAD_WORKER = "DataLoader worker (pid"  # how torch's messages of a process that died begin
+# What one meets who asks a dead process for the images that it had announced.
+_CUT_OFF = (EOFError, ConnectionError, FileNotFoundError)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -90,7 +92,7 @@ def find_images(
         suffixes = IMG_EXTENSIONS
     found: dict[str, Entry] = {}
     walked: set[tuple[int, int]] = set()
-    for path in map(os.fspath, paths):
+    for path in [os.fspath(path) for path in paths]:
         if not os.path.isdir(path):
             if not os.path.lexists(path):
                 raise ImageError(
@@ -228,14 +230,18 @@ class ImageStream:
         return self._batches(iter(loader))
 
     def _batches(self, loaded: Iterator[_Loaded]) -> Iterator[Batch]:
-        for entries, images in self._on_device(self._watched(loaded)):
-            bad = next((i for i, e in enumerate(entries) if e.error is not None), None)
-            if self.on_error == "skip" or bad is None:
-                yield Batch(entries, images)
-                continue
-            if bad:  # rows of files behind it are filling
-                yield Batch(entries[:bad], images if self.pad or images is None else images[:bad])
-            raise ImageError(entries[bad].error)
+        try:
+            for entries, images in self._on_device(self._watched(loaded)):
+                bad = next((i for i, e in enumerate(entries) if e.error is not None), None)
+                if self.on_error == "skip" or bad is None:
+                    yield Batch(entries, images)
+                    continue
+                if bad:  # rows of files behind it are filling
+                    whole = self.pad or images is None
+                    yield Batch(entries[:bad], images if whole else images[:bad])
+                raise ImageError(entries[bad].error)
+        finally:
+            _end(loaded)
 
     def _watched(self, loaded: Iterator[_Loaded]) -> Iterator[_Loaded]:
         """The batches of one shape; a dead worker becomes an error that says how far it came."""
@@ -245,11 +251,12 @@ class ImageStream:
                 made = next(loaded)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if not is_dead_worker(error):
+            except (RuntimeError, *_CUT_OFF) as error:
+                if not isinstance(error, _CUT_OFF) and not is_dead_worker(error):
                     raise
+                why = str(error).strip() or type(error).__name__
                 raise ImageError(
-                    f"workers: a decoding process died ({str(error).strip()}); nothing from "
+                    f"workers: a decoding process died ({why}); nothing from "
                     f"'{show(self.entries[done].file)}' on is done; fewer workers need less memory"
                 ) from error
             done += len(made.entries)
@@ -413,6 +420,21 @@ class _Collate:
             return _Loaded(entries, shapes, None)
         images += [images[0]] * (self.rows - len(images))
         return _Loaded(entries, shapes, torch.stack(images))
+
+
+def _end(loaded: Iterator[_Loaded]) -> None:
+    """Ends the workers now.
+
+    As long as they are known to torch, its handler of SIGCHLD raises for one that died, whatever
+    the main thread does at the moment. Left to the garbage collector, that may be long after.
+    """
+    end = getattr(loaded, "_shutdown_workers", None)  # without workers there is none
+    if end is not None:
+        try:
+            end()
+        except RuntimeError as error:
+            if not is_dead_worker(error):
+                raise
 
 
 def is_dead_worker(error: BaseException) -> bool:
