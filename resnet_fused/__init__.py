@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .backends import backend
     from .convert import fuse, unfuse
     from .explain import Explanation, explain
-    from .freeze import Engine, freeze
+    from .freeze import Engine, freeze, load_engine
     from .nn import refresh
     from .verify import Verification, verify
 
@@ -37,6 +37,7 @@ __all__ = [
     "explain",
     "freeze",
     "fuse",
+    "load_engine",
     "models",
     "nn",
     "numerics",
@@ -54,6 +55,7 @@ _HOMES = {
     "explain": "explain",
     "freeze": "freeze",
     "fuse": "convert",
+    "load_engine": "freeze",
     "refresh": "nn",
     "unfuse": "convert",
     "verify": "verify",

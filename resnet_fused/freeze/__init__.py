@@ -9,6 +9,6 @@ shape, on a GPU as one CUDA graph for each (docs/freeze.md).
 """
 
 from ._freeze import freeze
-from .engine import Engine, Report
+from .engine import Engine, Report, load_engine
 
-__all__ = ["Engine", "Report", "freeze"]
+__all__ = ["Engine", "Report", "freeze", "load_engine"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops import _training
 from ._ir import Const, Ref, Step, fill
 
 # A saved file holds names, never code: it can reach these functions and no other.
@@ -81,6 +82,12 @@ def _norm(step: Step, x: Tensor) -> Tensor:
     )
 
 
+def _images(step: Step, x: Tensor) -> Tensor:
+    factor, summand = (_training.per_channel(row) for row in step.tensors["input_norm"])
+    wide = _training.fma(factor, x.to(factor.dtype), summand)
+    return wide.to(step.options["dtype"])
+
+
 def _call(step: Step, *values: Any) -> Any:
     given = dict(zip(step.inputs, values, strict=True))
 
@@ -102,6 +109,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
     "conv": _conv,
     "flatten": lambda step, x: torch.flatten(x, step.options["start"], step.options["end"]),
     "linear": _linear,
+    "images": _images,
     "max_pool": _pool,
     "relu": lambda step, x: torch.relu(x),
 }

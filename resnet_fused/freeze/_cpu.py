@@ -177,13 +177,8 @@ class Builder:
 
     def constants(self) -> int:
         """Bytes of all weights and vectors, packed ones included."""
-        held = [t for step in self.graph.steps for t in step.tensors.values()]
-        packs = sum(
-            _MKLDNN._nbytes(pack) for layer in self.layers.values() for pack in layer.packs.values()
-        )
-        modules = [step.module for step in self.graph.steps if step.module is not None]
-        held += [t for module in modules for t in (*module.parameters(), *module.buffers())]
-        return packs + sum(t.numel() * t.element_size() for t in held)
+        packs = (pack for layer in self.layers.values() for pack in layer.packs.values())
+        return _memory.constants(self.graph) + sum(map(_MKLDNN._nbytes, packs))
 
     def build(self, args: Sequence[Tensor], pack: bool) -> tuple[Program, Any]:
         """The program for these arguments' shapes, and what it gives for them.

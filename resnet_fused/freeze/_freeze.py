@@ -22,7 +22,11 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def freeze(
-    model: nn.Module, example: Tensor | tuple[Tensor, ...], *, max_shapes: int = 8
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    *,
+    input_norm: Tensor | None = None,
+    max_shapes: int = 8,
 ) -> Engine:
     """Makes an inference engine of a model.
 
@@ -34,7 +38,10 @@ def freeze(
     Args:
         model: in evaluation mode, plain or fused, on one device, in one floating-point dtype.
         example: an input [N, C, H, W] of that dtype and device, or a tuple of the positional
-            arguments. Its shape is prepared at once.
+            arguments. Its shape is prepared at once. With `input_norm` it may be uint8 or float32
+            whatever the model's dtype is, and so are the engine's inputs then.
+        input_norm: [2, C] float32, a factor and a summand a channel that make the model's input of
+            the engine's: `rf.ops.stem_input_norm(mean, std)` for images of bytes.
         max_shapes: how many input shapes are kept prepared, the last used ones.
 
     Returns:
@@ -43,13 +50,16 @@ def freeze(
     Raises:
         TypeError: model is no module, or example holds something else than tensors.
         ValueError: the model is in training mode; its dtype or device is not the example's;
-            max_shapes is below 1.
+            input_norm has another shape; max_shapes is below 1.
     """
-    args = _checked(model, example, max_shapes)
+    given = args = _checked(model, example, input_norm, max_shapes)
     plain = unfuse(model)
-    place = _rules.Place(args[0].device, args[0].dtype)
+    place = _rules.Place(args[0].device, _dtype_of(model, args[0], input_norm))
+    images = None if input_norm is None else _images(input_norm, args[0], place)
     notes: list[_rules.Note] = []
     with torch.no_grad(), torch.autocast(place.device.type, enabled=False):
+        if images is not None:
+            args = (_calls.run(images, args),)
         try:
             graph = _trace.trace(plain, len(args))
             _check_trace(plain, graph, args)
@@ -59,10 +69,12 @@ def freeze(
             notes = [_rules.Note("trace", type(model).__name__, False, str(error))]
             graph = _whole(plain, len(args), str(error))
         graph = replace(graph, steps=tuple(_frozen(step) for step in graph.steps))
-        return Engine(graph, notes, args, max_shapes, name=type(plain).__name__)
+        if images is not None:
+            graph = _behind(images, graph)
+        return Engine(graph, notes, given, max_shapes, place.dtype, type(plain).__name__)
 
 
-def _checked(model: Any, example: Any, max_shapes: Any) -> tuple[Tensor, ...]:
+def _checked(model: Any, example: Any, input_norm: Any, max_shapes: Any) -> tuple[Tensor, ...]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, Engine):
@@ -85,24 +97,68 @@ def _checked(model: Any, example: Any, max_shapes: Any) -> tuple[Tensor, ...]:
             f"freeze: {live[0]}{more} in training mode; accepted is a model in evaluation mode: "
             "model.eval()"
         )
-    x = args[0]
-    if x.dtype not in _DTYPES:
-        accepted = ", ".join(str(dtype) for dtype in _DTYPES)
-        raise ValueError(f"freeze: example has dtype {x.dtype}; accepted are {accepted}")
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in tensors:
+    if input_norm is not None:
+        _check_input_norm(input_norm, args)
+    _check_dtypes(model, args[0], input_norm)
+    return args
+
+
+def _check_input_norm(input_norm: Any, args: Sequence[Tensor]) -> None:
+    if not isinstance(input_norm, Tensor):
+        raise TypeError(f"freeze: input_norm must be a tensor, got {type(input_norm).__name__}")
+    if len(args) != 1 or args[0].dim() != 4:
+        raise ValueError("freeze: input_norm goes with one example [N, C, H, W]")
+    wanted = (2, args[0].shape[1])
+    if tuple(input_norm.shape) != wanted or input_norm.dtype != torch.float32:
+        raise ValueError(
+            f"freeze: input_norm has shape {tuple(input_norm.shape)} of {input_norm.dtype}; "
+            f"accepted is {wanted} of torch.float32, for the channels of the example"
+        )
+
+
+def _dtype_of(model: nn.Module, x: Tensor, input_norm: Tensor | None) -> torch.dtype:
+    """The dtype of the activations."""
+    if input_norm is None:
+        return x.dtype
+    found = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(found, torch.float32)
+
+
+def _check_dtypes(model: nn.Module, x: Tensor, input_norm: Tensor | None) -> None:
+    if x.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"freeze: example is on {x.device}; accepted are cpu and cuda")
+    wanted = _dtype_of(model, x, input_norm)
+    accepted = _DTYPES if input_norm is None else (torch.uint8, torch.float32, wanted)
+    if x.dtype not in accepted:
+        names = ", ".join(str(dtype) for dtype in dict.fromkeys(accepted))
+        hint = "" if input_norm is not None else " (uint8 with input_norm)"
+        raise ValueError(f"freeze: example has dtype {x.dtype}; accepted are {names}{hint}")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device != x.device:
             raise ValueError(
                 f"freeze: example is on {x.device} and the model's {name} on {tensor.device}; "
                 "accepted is one device"
             )
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype != x.dtype:
+        if parameter.is_floating_point() and parameter.dtype != wanted:
             raise ValueError(
-                f"freeze: example has dtype {x.dtype} and the model's {name} {parameter.dtype}; "
+                f"freeze: example has dtype {wanted} and the model's {name} {parameter.dtype}; "
                 "accepted is one dtype: cast the model or the example"
             )
-    return args
+
+
+def _images(input_norm: Tensor, x: Tensor, place: _rules.Place) -> Step:
+    """The step that makes the model's input of images."""
+    tensors = {"input_norm": input_norm.detach().to(x.device, copy=True)}
+    why = "factor and summand of each channel, by PyTorch"
+    return Step("images", "input", (0,), (1,), tensors, {"dtype": place.dtype}, why)
+
+
+def _behind(first: Step, graph: Graph) -> Graph:
+    """A graph of one input with a step in front of it."""
+    value = 1 + max([*graph.inputs, *graph.makers()])
+    step = replace(first, inputs=(value,), outputs=graph.inputs)
+    return Graph((step, *graph.steps), (value,), graph.output)
 
 
 def _check_trace(plain: nn.Module, graph: Graph, args: Sequence[Tensor]) -> None:

@@ -136,6 +136,14 @@ def size_of(value: Any) -> tuple[int, torch.dtype] | None:
     return value.numel() * value.element_size(), value.dtype
 
 
+def constants(graph: Graph) -> int:
+    """Bytes of a graph's constants, those of its modules included."""
+    held = [t for step in graph.steps for t in step.tensors.values()]
+    modules = [step.module for step in graph.steps if step.module is not None]
+    held += [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    return sum(t.numel() * t.element_size() for t in held)
+
+
 @dataclass(frozen=True)
 class Memory:
     """What an engine's intermediate values take for one input shape, in bytes.
@@ -149,6 +157,7 @@ class Memory:
             convolution allocates its result itself (it has no form that writes into a given one,
             but for the add in place, which is used), so values are dropped where they die and
             `peak` is what is held at once.
+        outside: bytes, without reuse, that PyTorch's own ops allocate beside the arena on a GPU.
         constants: weights, packed or not, scale and shift: of the whole engine.
     """
 
@@ -158,6 +167,7 @@ class Memory:
     peak: int
     arena: bool
     constants: int
+    outside: int = 0
 
     def __str__(self) -> str:
         """One line."""

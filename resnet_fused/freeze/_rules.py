@@ -178,7 +178,7 @@ def _window(pool: Step) -> dict[str, list[int]] | None:
 
 def _stem(graph: Graph, place: Place) -> Applied:
     """Conv + BatchNorm + ReLU + max pooling by `stem`, where it is served."""
-    merges, notes = [], []
+    merges, notes, makers = [], [], graph.makers()
     for at, step in enumerate(graph.steps):
         if step.kind != "conv_bn_act" or step.options["act"] != "relu" or len(step.inputs) != 1:
             continue
@@ -195,11 +195,16 @@ def _stem(graph: Graph, place: Place) -> Applied:
             notes.append(Note("stem", layers, False, str(reason)))
             continue
         options = {**step.options, **window}
-        made = Step(
-            "stem", layers, step.inputs, pool.outputs, step.tensors, options,
-            pattern="conv+bn+relu+max_pool",
-        )  # fmt: skip
-        merges.append(((at, follows), made))
+        inputs, tensors, positions = step.inputs, step.tensors, (at, follows)
+        pattern = "conv+bn+relu+max_pool"
+        front = makers.get(inputs[0])
+        alone = graph.sole_reader(inputs[0]) == at
+        if front is not None and alone and graph.steps[front].kind == "images":
+            inputs, positions = graph.steps[front].inputs, (front, *positions)
+            tensors = {**tensors, **graph.steps[front].tensors}
+            pattern = f"images+{pattern}"
+        made = Step("stem", layers, inputs, pool.outputs, tensors, options, pattern=pattern)
+        merges.append((positions, made))
         notes.append(Note("stem", layers, True, made.pattern))
     return graph.merged(merges), notes
 

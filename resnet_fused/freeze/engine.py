@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -12,10 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from .. import backends
 from ..ops._results import is_channels_last
-from . import _cpu, _memory, _rules
-from ._ir import Graph, Step
+from . import _cpu, _file, _gpu, _memory, _rules
+from ._ir import FUSED, Graph, Step
 
 # Kinds that are worth a row in a report: the rest takes no time.
 _ROWS = ("conv", "conv_bn_act", "stem", "head", "conv_chain", "linear", "module")
@@ -100,14 +101,17 @@ class Engine(nn.Module):
         notes: Sequence[_rules.Note],
         example: Sequence[Tensor],
         max_shapes: int,
+        dtype: torch.dtype,
         name: str = "model",
     ) -> None:
         super().__init__()
         self.training = False
-        self.device, self.dtype = example[0].device, example[0].dtype
+        self.device, self.dtype = example[0].device, dtype
         self._name, self._max_shapes = name, max_shapes
         self._plain = graph
+        self._examples = [torch.empty_like(x, device="meta") for x in example]
         place = _rules.Place(self.device, self.dtype)
+        self._plain_notes = tuple(notes)
         graph, more = _rules.apply(_rules.DEVICE, graph, place)
         self._graph, self._notes = graph, (*notes, *more)
         self._expected = [
@@ -117,10 +121,19 @@ class Engine(nn.Module):
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._lock = threading.Lock()
         self._last: Hashable = None
-        self._builder: Builder = _cpu.Builder(graph, self.dtype)
+        self._builder: Builder = self._builder_of(graph)
         key = tuple(x.shape for x in example)
         self._first = key
         self._programs[key], _ = self._built(example, True)
+
+    def _builder_of(self, graph: Graph) -> Builder:
+        if self.device.type == "cuda":
+            return _gpu.Builder(_gpu.laid_out(graph), _gpu.Driver(self.device), self._free)
+        return _cpu.Builder(graph, self.dtype)
+
+    def _free(self) -> None:
+        with self._lock:
+            self._programs.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the engine: `forward`, and what hooks there are."""
@@ -160,7 +173,7 @@ class Engine(nn.Module):
         program = self._programs.get(key)
         if program is not None:
             if len(self._programs) > 1:
-                with self._lock:
+                with self._lock:  # another thread may have dropped it
                     if key in self._programs:
                         self._programs.move_to_end(key)
             return program(args)
@@ -226,6 +239,58 @@ class Engine(nn.Module):
             )
         return self
 
+    def _content(self) -> _file.Content:
+        return _file.Content(
+            self._plain, self._plain_notes, self._examples, self.dtype, self.device,
+            self._max_shapes, self._name,
+        )  # fmt: skip
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the engine to a file, whole or not at all.
+
+        The file holds the plain constants, not what was packed or captured for this machine.
+
+        Args:
+            path: of the file; one that is there is replaced.
+
+        Raises:
+            ValueError: a layer runs as a module or calls a function that a file cannot name.
+            OSError: the file cannot be written.
+        """
+        _file.save(self._content(), path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, device: str | torch.device | None = None
+    ) -> Engine:
+        """Reads an engine and builds it for this machine.
+
+        Args:
+            path: what `save` has written.
+            device: where it is to run; None is the kind of device that it was made for.
+
+        Raises:
+            ValueError: the file is no engine, damaged, of a newer version, or its device is not
+                here.
+            OSError: the file cannot be read.
+        """
+        where = None if device is None else torch.device(device)
+        with open(path, "rb") as stream:
+            return cls._of(_file.read(stream, where, os.fspath(path)))
+
+    @classmethod
+    def _of(cls, content: _file.Content) -> Engine:
+        return cls(
+            content.graph, content.notes, content.examples, content.max_shapes, content.dtype,
+            content.name,
+        )  # fmt: skip
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy or a pickle is built anew from the plain constants."""
+        stream = io.BytesIO()
+        _file.write(self._content(), stream)
+        return _unpickled, (stream.getvalue(), str(self.device))
+
     @property
     def memory(self) -> _memory.Memory:
         """What the example's shape takes; `report()` has all shapes."""
@@ -239,7 +304,10 @@ class Engine(nn.Module):
         shapes = tuple(tuple(shape) for shape in key)
         arena = getattr(program, "arena", False)
         constants = self._builder.constants()
-        return _memory.Memory(shapes, plan.total, plan.planned, plan.most, arena, constants)
+        outside = getattr(program, "outside", 0)
+        return _memory.Memory(
+            shapes, plan.total, plan.planned, plan.most, arena, constants, outside
+        )
 
     def report(self) -> Report:
         """What runs each step, what was not taken and why, and the memory of each shape."""
@@ -256,7 +324,7 @@ class Engine(nn.Module):
     def extra_repr(self) -> str:
         """What `print(engine)` shows."""
         kinds = [step.kind for step in self._graph.steps]
-        fused = sum(kind in ("conv_bn_act", "stem", "head", "conv_chain") for kind in kinds)
+        fused = sum(kind in FUSED for kind in kinds)
         return (
             f"{self._name}, {self.dtype} on {self.device}, {len(kinds)} steps, {fused} fused, "
             f"{len(self._programs)} of {self._max_shapes} shapes"
@@ -310,9 +378,12 @@ def _row(step: Step, implementation: str, why: str) -> StepRow:
     return StepRow(step.name, step.pattern or step.kind, implementation, why)
 
 
-def rows_of(report: Report) -> list[StepRow]:
-    """The rows that are convolutions, for `explain`."""
-    return [row for row in report.rows if "conv" in row.pattern or row.implementation == "modules"]
+def _unpickled(data: bytes, device: str) -> Engine:
+    return Engine._of(_file.read(io.BytesIO(data), torch.device(device), "the pickle"))
 
 
-__all__ = ["Engine", "Report", "StepRow", "backends", "rows_of"]
+def load_engine(
+    path: str | os.PathLike[str], *, device: str | torch.device | None = None
+) -> Engine:
+    """`Engine.load`: reads an engine that `Engine.save` has written."""
+    return Engine.load(path, device=device)
