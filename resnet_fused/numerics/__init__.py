@@ -19,6 +19,14 @@ from resnet_fused.numerics.bounds import (
     bn_act_bound,
     conv_bn_act_bound,
 )
+from resnet_fused.numerics.chains import (
+    CHAIN_ROUNDINGS,
+    ChainOperands,
+    chain_operands,
+    conv_chain_bound,
+    conv_chain_expected,
+    conv_chain_oracle,
+)
 from resnet_fused.numerics.checks import (
     BoundCheck,
     RelativeCheck,
@@ -67,9 +75,11 @@ from resnet_fused.numerics.training_convolutions import (
 
 __all__ = [
     "ACCUMULATIONS",
+    "CHAIN_ROUNDINGS",
     "END_TO_END_LIMIT",
     "ROUNDINGS",
     "BoundCheck",
+    "ChainOperands",
     "ExactInputs",
     "RelativeCheck",
     "accumulator_dtype",
@@ -88,6 +98,7 @@ __all__ = [
     "bn_finalize_oracle",
     "bn_update_stats_bound",
     "bn_update_stats_oracle",
+    "chain_operands",
     "chance",
     "check_bound",
     "conv_bn_act_bound",
@@ -98,6 +109,9 @@ __all__ = [
     "conv_bn_stats_oracle",
     "conv_bn_wgrad_bound",
     "conv_bn_wgrad_oracle",
+    "conv_chain_bound",
+    "conv_chain_expected",
+    "conv_chain_oracle",
     "conv_gradients_bound",
     "conv_gradients_oracle",
     "exact_expected",
