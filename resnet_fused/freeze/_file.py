@@ -79,6 +79,8 @@ def _encoded(part: Any, where: str) -> Any:
         return {"$": "const", "is": part.name}
     if isinstance(part, torch.dtype | torch.memory_format | torch.layout):
         return {"$": "torch", "is": str(part).removeprefix("torch.")}
+    if part is ...:
+        return {"$": "ellipsis", "is": None}
     if isinstance(part, slice):
         ends = [part.start, part.stop, part.step]
         return {"$": "slice", "is": [_encoded(end, where) for end in ends]}
@@ -111,6 +113,8 @@ def _decoded(part: Any) -> Any:
         return Const(value)
     if kind == "torch":
         return _torch_value(value)
+    if kind == "ellipsis":
+        return ...
     if kind == "slice":
         return slice(*(_decoded(end) for end in value))
     if kind == "tuple":

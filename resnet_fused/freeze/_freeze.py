@@ -214,6 +214,7 @@ def _frozen(step: Step) -> Step:
     made = _rules.frozen_tensors(step)
     if made is not None:
         return made
-    module = copy.deepcopy(fuse(step.module)).requires_grad_(False)
+    source = fuse(step.module) if next(step.module.children(), None) else step.module
+    module = copy.deepcopy(source).requires_grad_(False)
     why = step.why or f"a {type(step.module).__name__} is called as it is"
     return replace(step, kind="module", module=module, why=why)

@@ -29,6 +29,19 @@ _LOCK = threading.Lock()  # fx patches nn.Module while it traces
 # Kinds whose result is new memory, whatever they read.
 _FRESH = frozenset({"add", "avg_pool", "bn", "conv", "linear", "max_pool", "relu"})
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+# Modules that are one function of their input and of attributes: a file can hold those.
+_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_FUNCTIONS: dict[type[nn.Module], tuple[Any, tuple[str, ...]]] = {
+    nn.AvgPool2d: (F.avg_pool2d, _POOL),
+    nn.GELU: (F.gelu, ("approximate",)),
+    nn.Hardsigmoid: (F.hardsigmoid, ()),
+    nn.Hardswish: (F.hardswish, ()),
+    nn.LeakyReLU: (F.leaky_relu, ("negative_slope",)),
+    nn.ReLU6: (F.relu6, ()),
+    nn.SiLU: (F.silu, ()),
+    nn.Sigmoid: (torch.sigmoid, ()),
+    nn.Tanh: (torch.tanh, ()),
+}
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 _FLATTENS = (torch.flatten, "flatten")
@@ -45,7 +58,25 @@ class NotTakenError(Exception):
 
 
 class _Tracer(fx.Tracer):
-    """Goes through containers and blocks; what torch.nn offers, and what has hooks, stays whole."""
+    """Goes through containers and blocks; what torch.nn offers, and what has hooks, stays whole.
+
+    Args:
+        count: how many positional arguments are values; the others keep their defaults.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._inputs = count
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The function to trace, and its arguments."""
+        values = [
+            self.create_proxy("placeholder", f"input{place}", (), {})
+            for place in range(self._inputs)
+        ]
+        return root_fn, [self.root, *values]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if is_norm(m) or has_hooks(m):
@@ -64,28 +95,20 @@ def trace(model: nn.Module, count: int) -> Graph:
     """
     if has_hooks(model):
         raise NotTakenError("a hook sits on the model itself")
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    left = parameters[count:]
-    concrete = {
-        p.name: p.default
-        for p in left
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.default is not p.empty
-    }
     try:
         with _LOCK:
-            tracer = _Tracer()
-            graph = tracer.trace(model, concrete_args=concrete or None)
+            graph = _Tracer(count).trace(model)
     except Exception as error:  # whatever a model's code does when it meets a proxy
         first = str(error).partition("\n")[0]
         raise NotTakenError(f"torch.fx cannot trace it: {type(error).__name__}: {first}") from error
-    return _Reader(tracer.root, graph, set(concrete)).graph()
+    return _Reader(model, graph).graph()
 
 
 class _Reader:
     """Turns fx's nodes into steps."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, skipped: set[str]) -> None:
-        self._root, self._nodes, self._skipped = root, graph.nodes, skipped
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        self._root, self._nodes = root, graph.nodes
         self._values: dict[fx.Node, Any] = {}  # a Ref, or a constant tensor
         self._kinds: dict[int, str] = {}  # value -> kind of the step that makes it
         self._read_by: dict[int, list[str]] = {}
@@ -97,7 +120,9 @@ class _Reader:
         output = None
         for node in self._nodes:
             if node.op == "placeholder":
-                self._placeholder(node)
+                value = self._new("input")
+                self._inputs.append(value)
+                self._values[node] = Ref(value)
             elif node.op == "get_attr":
                 self._values[node] = self._attribute(str(node.target))
             elif node.op == "call_module":
@@ -107,18 +132,6 @@ class _Reader:
             else:
                 output = self._arguments(node.args[0], {})
         return Graph(tuple(self._steps), tuple(self._inputs), output)
-
-    def _placeholder(self, node: fx.Node) -> None:
-        if node.target in self._skipped or any(
-            str(node.target).startswith(f"{name}_") and not node.users for name in self._skipped
-        ):
-            self._values[node] = None  # an argument that keeps its default
-            return
-        if str(node.target).startswith("*"):
-            raise NotTakenError(f"its forward takes {node.target}")
-        value = self._new("input")
-        self._inputs.append(value)
-        self._values[node] = Ref(value)
 
     def _attribute(self, path: str) -> Any:
         found: Any = self._root
@@ -159,9 +172,8 @@ class _Reader:
         value = self._values.get(changed)
         if not isinstance(value, Ref):
             raise NotTakenError(f"{node.name} writes into a constant")
-        if self._kinds[value.value] not in (*_FRESH, "input") or any(
-            kind not in _FRESH for kind in self._read_by[value.value]
-        ):
+        earlier = self._read_by[value.value][:-1]  # the last is this one
+        if self._kinds[value.value] not in (*_FRESH, "input") or not _FRESH.issuperset(earlier):
             raise NotTakenError(f"{node.name} writes into what may share memory with another value")
         result = self._values[node]
         for other, held in list(self._values.items()):
@@ -198,6 +210,12 @@ class _Reader:
             return self._add(node, "flatten", args, name=name, options=options)
         if kind is nn.Linear:
             return self._add(node, "linear", args, name=name, module=module)
+        if kind in _FUNCTIONS:
+            found, names = _FUNCTIONS[kind]
+            options = {"args": args, "kwargs": {name: getattr(module, name) for name in names}}
+            why = f"{found.__name__} is PyTorch's own"
+            self._add(node, "call", args, name=name, options=options, why=why, target=found)
+            return self._changes(node, node.args[0]) if _inplace(module) else None
         return self._call_module(node, module)
 
     def _call_module(self, node: fx.Node, module: nn.Module) -> None:
@@ -209,7 +227,7 @@ class _Reader:
         why = f"a {type(module).__name__} is called as it is"
         if has_hooks(module):
             why = "a hook or a forward of its own sits on it"
-        changes = bool(getattr(module, "inplace", False))
+        changes = _inplace(module)
         known = type(module).__module__.startswith("torch.nn") and not has_hooks(module)
         options = {"guard": changes or not known}
         self._add(node, "module", args, name=name, module=module, why=why, options=options)
@@ -296,6 +314,10 @@ def _pure(node: fx.Node, target: Any) -> Any:
     if found is None:
         raise NotTakenError(f"{node.name}: {target.__name__} has no form that leaves its operand")
     return found
+
+
+def _inplace(module: nn.Module) -> bool:
+    return bool(getattr(module, "inplace", False))
 
 
 def _plain_conv(conv: nn.Conv2d) -> bool:
