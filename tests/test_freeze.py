@@ -304,3 +304,15 @@ def test_with_gradients_on_a_plain_input_is_served():
     engine, x = rf.freeze(MODEL, images()), images()
     y = engine(x)
     assert not y.requires_grad and torch.equal(y, run(rf.fuse(MODEL), x))
+
+
+def test_explain_shows_an_engine():
+    model, x = tiny_resnet(tv.BasicBlock), images()
+    with torch.no_grad():
+        explained, fused = rf.explain(rf.freeze(model, x), x), rf.explain(rf.fuse(model), x)
+    assert {(r.layer, r.pattern, r.implementation) for r in explained.rows} == {
+        (r.layer, r.pattern, r.implementation) for r in fused.rows
+    }
+    assert len(explained.rows) == len(fused.rows) == 12
+    with pytest.raises(ValueError, match="accepted are 3"):
+        rf.explain(rf.freeze(model, x), torch.zeros(1, 5, 8, 8))

@@ -16,7 +16,7 @@ from torch.utils import _pytree
 
 from ..ops._results import is_channels_last
 from . import _cpu, _file, _gpu, _memory, _rules
-from ._ir import FUSED, Graph, Step
+from ._ir import FUSED, Graph
 
 # Kinds that are worth a row in a report: the rest takes no time.
 _ROWS = ("conv", "conv_bn_act", "stem", "head", "conv_chain", "linear", "module")
@@ -177,7 +177,8 @@ class Engine(nn.Module):
                     if key in self._programs:
                         self._programs.move_to_end(key)
             return program(args)
-        # Packing costs more than a call: it is done for a shape that comes twice in a row.
+        # Packing costs more than a call: it is done for a shape that comes twice, no other one that
+        # is not prepared in between.
         again, self._last = self._last == key, key
         program, result = self._built(args, again)
         if again:
@@ -293,11 +294,10 @@ class Engine(nn.Module):
 
     @property
     def memory(self) -> _memory.Memory:
-        """What the example's shape takes; `report()` has all shapes."""
-        return self._memory(self._first, self._programs.get(self._first) or self._any())
-
-    def _any(self) -> Program:
-        return next(reversed(self._programs.values()))
+        """What the example's shape takes, or the last used one's; `report()` has all shapes."""
+        programs = dict(self._programs)
+        key = self._first if self._first in programs else next(reversed(programs))
+        return self._memory(key, programs[key])
 
     def _memory(self, key: Any, program: Program) -> _memory.Memory:
         plan = program.plan
@@ -309,12 +309,20 @@ class Engine(nn.Module):
             shapes, plan.total, plan.planned, plan.most, arena, constants, outside
         )
 
-    def report(self) -> Report:
-        """What runs each step, what was not taken and why, and the memory of each shape."""
+    def report(self, *args: Tensor) -> Report:
+        """What runs each step, what was not taken and why, and the memory of each shape.
+
+        Args:
+            args: inputs, whose shape is what the rows are about if it is prepared; else they are
+                about the shape that was used last.
+        """
         programs = dict(self._programs)
-        last = next(reversed(programs.values()))
+        served = {}
+        if programs:
+            key = tuple(x.shape for x in args)
+            served = (programs.get(key) or next(reversed(programs.values()))).served
         rows = tuple(
-            _row(step, *last.served.get(at, ("torch", step.why)))
+            StepRow(step.name or self._name, step.pattern or step.kind, *served.get(at, ("-", "")))
             for at, step in enumerate(self._graph.steps)
             if step.kind in _ROWS
         )
@@ -372,10 +380,6 @@ def _nchw(graph: Graph) -> bool:
         for step in graph.steps
         if step.kind in ("conv", "conv_bn_act", "stem")
     )
-
-
-def _row(step: Step, implementation: str, why: str) -> StepRow:
-    return StepRow(step.name, step.pattern or step.kind, implementation, why)
 
 
 def _unpickled(data: bytes, device: str) -> Engine:
