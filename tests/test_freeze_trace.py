@@ -74,21 +74,23 @@ def test_every_convolution_of_a_resnet_is_taken():
 
 def test_rules_say_what_they_did_and_did_not():
     notes = rf.freeze(tiny_resnet(), images()).report().notes
-    assert {note.rule for note in notes} == {"conv_bn_act", "stem", "head"}
+    assert {note.rule for note in notes} == {"conv_bn_act", "stem", "head", "conv_chain"}
     left = {note.rule: note.why for note in notes if not note.done}
-    assert left == dict.fromkeys(("stem", "head"), "on the CPU it is the same calls one after the "
-                                 "other")  # fmt: skip
+    same = "on the CPU it is the same calls one after the other"
+    assert left == dict.fromkeys(("stem", "head", "conv_chain"), same)
 
 
 def test_stem_and_head_are_put_in_where_they_are_served(monkeypatch):
-    monkeypatch.setattr(_served, "refusal", lambda *given: None)
+    monkeypatch.setattr(
+        _served, "refusal", lambda op, *place: "not now" if op == "conv_chain" else None
+    )
     graph = _trace.trace(rf.unfuse(tiny_resnet()), 1)
     place = _rules.Place(torch.device("cpu"), torch.float32)
     graph, _ = _rules.apply(_rules.PLAIN, graph, place)
     found, notes = _rules.apply(_rules.DEVICE, graph, place)
     assert [found.steps[0].kind, found.steps[-1].kind] == ["stem", "head"]
     assert found.steps[0].options["pool_kernel"] == [3, 3]
-    assert [note.done for note in notes] == [True, True]
+    assert [note.done for note in notes] == [True, True, False]
     assert len(found.steps) == len(graph.steps) - 3
 
 

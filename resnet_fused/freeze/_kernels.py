@@ -38,6 +38,19 @@ def _head(step: Step, values: Values) -> tuple[Any, ...]:
     return (values[0], step.tensors["weight"], step.tensors.get("bias"))
 
 
+_CHAIN = ("weight", "scale", "shift")
+
+
+def _conv_chain(step: Step, values: Values) -> tuple[Any, ...]:
+    t, o = step.tensors, step.options
+    projected = "projection_weight" in t
+    shortcut = (None, values[1]) if projected else (values[1], None)
+    rest = [t.get(f"{part}_{name}") for part in ("projection", "next", "front") for name in _CHAIN]
+    own = [t[name] for name in _CHAIN]
+    options = (o["projection_stride"], o["out_stride"], o["reverse"])
+    return (values[0], *own, *shortcut, *rest, *options)
+
+
 def _choose_conv(step: Step, args: tuple[Any, ...]) -> backends.Choice:
     module = importlib.import_module("resnet_fused.ops.conv_bn_act")
     call = module._call(args[0], args[4], args[9])
@@ -51,6 +64,10 @@ def _choose_stem(step: Step, args: tuple[Any, ...]) -> backends.Choice:
 
 def _choose_head(step: Step, args: tuple[Any, ...]) -> backends.Choice:
     return importlib.import_module("resnet_fused.ops.head").choose(args[0])
+
+
+def _choose_chain(step: Step, args: tuple[Any, ...]) -> backends.Choice:
+    return importlib.import_module("resnet_fused.ops.conv_chain").choose(args)
 
 
 class Kind(NamedTuple):
@@ -67,6 +84,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "conv_bn_act": Kind(_conv_bn_act, _choose_conv),
+    "conv_chain": Kind(_conv_chain, _choose_chain),
     "stem": Kind(_stem, _choose_stem),
     "head": Kind(_head, _choose_head),
 }

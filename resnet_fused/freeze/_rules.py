@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..nn import _prepared
 from ..nn._modules import is_frozen_type, structure
-from . import _served
+from . import _chains, _served
 from ._ir import Graph, Step
 
 
@@ -36,10 +36,17 @@ class Note(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an engine is to run."""
+    """Where an engine is to run.
+
+    Attributes:
+        device: the device.
+        dtype: of the activations.
+        examples: of the inputs: their shapes decide what is predicted to win.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    examples: tuple[Tensor, ...] = ()
 
 
 Applied = tuple[Graph, list[Note]]
@@ -245,8 +252,19 @@ def _head(graph: Graph, place: Place) -> Applied:
     return graph.merged(merges), notes
 
 
+def _conv_chain(graph: Graph, place: Place) -> Applied:
+    """Convolutions of neighbouring blocks by `conv_chain`, where that is predicted to win."""
+    if not _chains.cuts(graph):
+        return graph, []
+    reason = _served.refusal("conv_chain", place.device, place.dtype)
+    if reason is not None:
+        return graph, [Note("conv_chain", "all blocks", False, reason)]
+    graph, said = _chains.chained(graph, place.examples, place.dtype, place.device)
+    return graph, [Note("conv_chain", *one) for one in said]
+
+
 PLAIN = (Rule("conv_bn_act", _conv_bn_act),)
-DEVICE = (Rule("stem", _stem), Rule("head", _head))
+DEVICE = (Rule("stem", _stem), Rule("head", _head), Rule("conv_chain", _conv_chain))
 
 
 def apply(rules: tuple[Rule, ...], graph: Graph, place: Place) -> Applied:

@@ -110,7 +110,7 @@ class Engine(nn.Module):
         self._name, self._max_shapes = name, max_shapes
         self._plain = graph
         self._examples = [torch.empty_like(x, device="meta") for x in example]
-        place = _rules.Place(self.device, self.dtype)
+        place = _rules.Place(self.device, self.dtype, tuple(example))
         self._plain_notes = tuple(notes)
         graph, more = _rules.apply(_rules.DEVICE, graph, place)
         self._graph, self._notes = graph, (*notes, *more)
