@@ -103,6 +103,14 @@ RULES = {
         strides=(*_CHANNELS, *_strides("dz", "y", "x"), *_strides("dweight", dims="krs")),
     ),
     "conv_bn_grad1x1_kernel": Rule(True, planned=False),
+    "conv_chain_kernel": Rule(
+        True, vectors=2, more={"PROJECTED": (0, 2)}, planned=False,
+        strides=(
+            "inner", "channels", "filters", "depth", "below",
+            *_strides("x", "residual", "projected", "out", "following"),
+            "weight_k", "projection_k", "next_k", "front_k",
+        ),
+    ),
     "bn_add_act_kernel": Rule(
         False, vectors=2, more={"SHORTCUT": (0, 2)}, across=True,
         strides=_strides("y", "residual", "out"),
