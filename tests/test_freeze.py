@@ -13,7 +13,7 @@ from torchvision.models import resnet as tv
 
 import resnet_fused as rf
 from resnet_fused import numerics
-from resnet_fused.freeze import _bounds, _cpu
+from resnet_fused.freeze import _bounds, _cpu, _trace
 
 PROOF = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,7 +34,7 @@ def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("block", [tv.BasicBlock, tv.Bottleneck])
 def test_it_gives_the_fused_models_bits(block, dtype):
     model = tiny_resnet(block).to(dtype)
@@ -160,23 +160,28 @@ def test_eight_threads_on_one_engine():
 
 
 def test_freezing_beside_a_thread_that_serves():
-    """torch.fx patches every module's call while it traces; an engine's is its own."""
-    model, x = tiny_resnet(), images()
-    engine, stop, failures = rf.freeze(model, x), threading.Event(), []
-    expected = run(engine, x)
+    """torch.fx patches every module's call while it traces; that must not show elsewhere."""
+    model, x = tiny_resnet(tv.BasicBlock), images(1)
+    served = [rf.freeze(model, x), model, rf.fuse(model)]
+    expected = [run(each, x) for each in served]
+    stop, failures, calls = threading.Event(), [], []
 
     def serve() -> None:
         while not stop.is_set():
-            try:
-                assert torch.equal(run(engine, x), expected)
-            except Exception as error:
-                failures.append(error)
-                return
+            for each, wanted in zip(served, expected, strict=True):
+                try:
+                    assert torch.equal(run(each, x), wanted)
+                except BaseException as error:
+                    failures.append(error)
+                    return
+            calls.append(1)
 
     thread = threading.Thread(target=serve)
     thread.start()
-    for _ in range(3):
-        rf.freeze(model, x)
+    plain = rf.unfuse(model)
+    while len(calls) < 3 and not failures:
+        _trace.trace(plain, 1)
+    rf.freeze(model, x)
     stop.set()
     thread.join()
     assert failures == []
@@ -233,6 +238,9 @@ def test_bytes_with_mean_and_std():
     torch.testing.assert_close(run(engine, bytes_).double(), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"dtype torch.float32; accepted is torch.uint8"):
         engine(images(2, 40))
+    for channels in (1, 4):
+        with pytest.raises(ValueError, match=f"{channels} channels.*accepted are 3"):
+            engine(bytes_[:, :1].expand(2, channels, 40, 40))
 
 
 MODEL = tiny_resnet(tv.BasicBlock)

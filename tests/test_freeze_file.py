@@ -138,6 +138,7 @@ def test_a_damaged_file_is_refused_wherever_the_damage_is(engine, tmp_path):
         (lambda p, t: p["steps"][-2].update(target="function os.system"), "os.system"),
         (lambda p, t: p["steps"][-2].update(target="method __reduce__"), "__reduce__"),
         (lambda p, t: p.update(dtype="load"), "torch.load"),
+        (lambda p, t: p["steps"][0].update(kind="run"), "not known here: run"),
     ],
 )
 def test_a_file_that_names_what_it_may_not(engine, tmp_path, change, message):

@@ -101,7 +101,7 @@ def _call(step: Step, *values: Any) -> Any:
     return step.target(*args, **kwargs)
 
 
-_KINDS: dict[str, Callable[..., Any]] = {
+KINDS: dict[str, Callable[..., Any]] = {
     "add": lambda step, x, y: x + y,
     "avg_pool": lambda step, x: F.adaptive_avg_pool2d(x, step.options["size"]),
     "bn": _norm,
@@ -126,7 +126,7 @@ def run(step: Step, values: Sequence[Any]) -> Any:
         if step.options.get("guard"):  # it may write into what it is given
             values = [value.clone() for value in values]
         return step.module(*values)
-    return _KINDS[step.kind](step, *values)
+    return KINDS[step.kind](step, *values)
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ and each call has registers of its own, so any number of threads may run one.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Layer:
         self.choice = backends.choose(self.call)
         # A layout lives as long as a program that uses it.
         self.packs: weakref.WeakValueDictionary[bytes, Tensor] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
         options = step.options
         self._geometry = tuple(options[n] for n in ("stride", "padding", "dilation", "groups"))
         if self.served and not self.fold().tame:
@@ -83,11 +85,23 @@ class Layer:
             return "PyTorch does not give a convolution this small to oneDNN either"
         return None
 
-    def packed(self, folded: onednn.Folded, shape: torch.Size) -> Tensor:
-        """The weights in oneDNN's layout for an input shape; the same layout is kept once."""
+    def packed(self, folded: onednn.Folded, shape: torch.Size, exactly: bool) -> Tensor:
+        """The weights in oneDNN's layout for an input shape; the same layout is kept once.
+
+        Args:
+            folded: the weights.
+            shape: of the input.
+            exactly: else a layout for another shape will do, which oneDNN reorders in every call.
+        """
+        if not exactly:
+            with self._lock:
+                other = next(iter(self.packs.values()), None)
+            if other is not None:
+                return other
         made = folded.pack(shape)
         layout = _MKLDNN._get_mkldnn_serialized_md(made).numpy().tobytes()
-        return self.packs.setdefault(layout, made)
+        with self._lock:
+            return self.packs.setdefault(layout, made)
 
     def plain(self) -> Callable[..., Tensor]:
         """The layer by the implementation behind oneDNN, as a function of x and the residual."""
@@ -177,7 +191,7 @@ class Builder:
 
     def constants(self) -> int:
         """Bytes of all weights and vectors, packed ones included."""
-        packs = (pack for layer in self.layers.values() for pack in layer.packs.values())
+        packs = [pack for layer in self.layers.values() for pack in list(layer.packs.values())]
         return _memory.constants(self.graph) + sum(map(_MKLDNN._nbytes, packs))
 
     def build(self, args: Sequence[Tensor], pack: bool) -> tuple[Program, Any]:
@@ -288,9 +302,7 @@ class _Unit:
             name = "split" if reason else layer.choice.implementation.name
             return run, run, (name, reason or why)
         folded = layer.fold()
-        weight = next(iter(layer.packs.values()), None)
-        if self._pack or weight is None:
-            weight = layer.packed(folded, x.shape)
+        weight = layer.packed(folded, x.shape, self._pack)
         name = layer.choice.implementation.name
         if layer.narrow:
             quick, sure = (self._narrow(folded, weight, post) for post in (True, False))

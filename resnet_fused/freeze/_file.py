@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .. import __version__
 from . import _calls, _rules
-from ._ir import Const, Graph, Ref, Step
+from ._ir import FUSED, Const, Graph, Ref, Step
 
 logger = logging.getLogger("resnet_fused")
 FORMAT = "resnet_fused engine"
@@ -303,6 +303,13 @@ def read(source: Any, device: torch.device | None, what: str) -> Content:
     if other:
         logger.info("%s was made with %s: it is built anew", what, "; ".join(other))
     tensors = {name: t.to(where) for name, t in tensors.items()}
+    return _content(plain, tensors, where)
+
+
+def _content(plain: dict[str, Any], tensors: dict[str, Tensor], where: torch.device) -> Content:
+    unknown = {step["kind"] for step in plain["steps"]}.difference(_calls.KINDS, FUSED)
+    if unknown:
+        raise ValueError(f"the file has steps that are not known here: {', '.join(unknown)}")
     steps = tuple(_restored(step, at, tensors) for at, step in enumerate(plain["steps"]))
     graph = Graph(steps, tuple(plain["inputs"]), _decoded(plain["output"]))
     return Content(

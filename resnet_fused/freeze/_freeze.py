@@ -181,8 +181,9 @@ def _same(a: Any, b: Any) -> bool:
         return False
     if not a.is_floating_point():
         return torch.equal(a, b)
-    # The same calls in the same order; a GPU's may sum in another order each time.
-    loose = 0.0 if a.device.type == "cpu" else 1e-2
+    # The same calls in the same order, which may sum in another order each time: what is looked for
+    # is a trace that computes something else.
+    loose = 1e-3 if a.dtype.itemsize > 2 and a.device.type == "cpu" else 2e-2
     scale = float(b.abs().nan_to_num(0.0, 0.0, 0.0).max()) if b.numel() else 0.0
     return torch.allclose(a, b, rtol=loose, atol=loose * scale, equal_nan=True)
 

@@ -25,7 +25,7 @@ from ..nn._modules import has_hooks, is_norm
 from . import _calls
 from ._ir import Const, Graph, Ref, Step, refs
 
-_LOCK = threading.Lock()  # fx patches nn.Module while it traces
+_LOCK = threading.Lock()  # fx patches nn.Module while it traces: one at a time
 # Kinds whose result is new memory, whatever they read.
 _FRESH = frozenset({"add", "avg_pool", "bn", "conv", "linear", "max_pool", "relu"})
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -66,7 +66,21 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        self._inputs = count
+        self._inputs, self._thread = count, threading.get_ident()
+
+    # fx puts these in the place of nn.Module's own: other threads' calls go through them as well.
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Records a module's call, or makes it, in another thread."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A module's attribute, as a value of the graph in this thread alone."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None

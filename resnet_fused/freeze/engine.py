@@ -137,8 +137,8 @@ class Engine(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the engine: `forward`, and what hooks there are."""
-        # Not nn.Module's own: torch.fx puts another in its place while it traces a model, in every
-        # thread.
+        # Not nn.Module's own: torch.fx puts another in its place while somebody traces a model, in
+        # every thread.
         return self._wrapped_call_impl(*args, **kwargs)
 
     def forward(self, *args: Tensor) -> Any:
@@ -344,12 +344,14 @@ class _Input:
 
     def __init__(self, graph: Graph, value: int, example: Tensor) -> None:
         self.device, self.dtype, self.dims = example.device, example.dtype, example.dim()
-        readers = [s for s in graph.steps if s.inputs[:1] == (value,) and "weight" in s.tensors]
         self.channels = None
-        for step in readers:
+        for step in graph.steps:
+            if step.inputs[:1] != (value,):
+                continue
             if step.kind in ("conv", "conv_bn_act", "stem"):
-                groups = step.options["groups"]
-                self.channels = step.tensors["weight"].shape[1] * groups
+                self.channels = step.tensors["weight"].shape[1] * step.options["groups"]
+            elif step.kind == "images":
+                self.channels = step.tensors["input_norm"].shape[1]
 
     def check(self, place: int, x: Tensor) -> None:
         """Raises ValueError where x does not fit."""
