@@ -301,6 +301,17 @@ def test_an_engine_stays_where_it_is():
         engine.train()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_tracers_are_told_to_take_the_model():
+    engine, x = rf.freeze(MODEL, images()), images()
+    with torch.no_grad():
+        for trace in (torch.jit.trace, lambda e, x: torch.export.export(e, (x,))):
+            with pytest.raises(RuntimeError, match="model that it was made of"):
+                trace(engine, x)
+        graph = torch.fx.symbolic_trace(nn.Sequential(engine, nn.ReLU()))
+        assert torch.equal(graph(x), engine(x).relu())
+
+
 def test_autocast_around_it_changes_nothing():
     engine, x = rf.freeze(MODEL, images()), images()
     expected = run(rf.fuse(MODEL), x)

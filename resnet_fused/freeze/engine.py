@@ -154,7 +154,7 @@ class Engine(nn.Module):
         Raises:
             TypeError: another number of arguments, or no tensors.
             ValueError: another dtype, device, number of dimensions or of channels.
-            RuntimeError: a gradient is wanted.
+            RuntimeError: a gradient is wanted, or the engine is traced or exported.
         """
         if len(args) == 1 and isinstance(args[0], fx.Proxy):
             tracer: Any = args[0].tracer
@@ -196,6 +196,11 @@ class Engine(nn.Module):
         if len(args) != len(self._expected):
             raise TypeError(
                 f"the engine got {len(args)} arguments; accepted are {len(self._expected)} tensors"
+            )
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise RuntimeError(
+                "an engine cannot be traced or exported, because it looks at its input: trace the "
+                "model that it was made of"
             )
         grad = torch.is_grad_enabled()
         for place, (x, expected) in enumerate(zip(args, self._expected, strict=True)):
