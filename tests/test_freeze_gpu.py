@@ -264,3 +264,31 @@ def test_the_default_of_a_place_without_kernels():
     assert _served.refusal("nothing", torch.device("cuda", 0), torch.float16) == (
         "this version has no op nothing"
     )
+
+
+def narrow() -> nn.Module:
+    """A bottleneck network that the interpreter computes in seconds."""
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        rf.nn.Bottleneck(16, 8, 1, nn.Sequential(nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32))),
+        rf.nn.Bottleneck(32, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5),
+    )  # fmt: skip
+    return stir(body).eval()
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tritons_kernels_write_into_the_arena(dtype):
+    model, x = narrow().to(dtype), images(1, 12, dtype)
+    engine = rf.freeze(model, x)
+    driver = StandIn()
+    builder = _gpu.Builder(_gpu.laid_out(engine._graph), driver, engine._free)
+    with backends.backend("triton"):
+        program, _ = builder.build([x], True)
+        given = images(1, 12, dtype)
+        found = program([given])
+        expected = run(rf.fuse(model), given)
+    assert program.arena and {name for name, _ in program.served.values()} == {"triton", "torch"}
+    assert program.plan.planned < program.plan.total
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
