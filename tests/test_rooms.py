@@ -207,7 +207,7 @@ ALL_FILES = [
     *CSRC_FILES,
     *(
         path
-        for folder in ("tests", "tools", "benchmarks")
+        for folder in ("tests", "tools", "benchmarks", "examples")
         for path in ROOT.glob(f"{folder}/**/*.py")
     ),
     ROOT / "setup.py",

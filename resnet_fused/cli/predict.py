@@ -242,11 +242,11 @@ class _Run:
         if batch.images is None:
             return []
         start = time.perf_counter()
+        if self.engine is None:
+            self.engine = _engine(self.network.model, batch.images)
+            self.preparing = time.perf_counter() - start
+            start = time.perf_counter()
         with torch.inference_mode():
-            if self.engine is None:
-                self.engine = _engine(self.network.model, batch.images)
-                self.preparing = time.perf_counter() - start
-                start = time.perf_counter()
             logits = self.engine(batch.images)[: len(batch.files)]
             best = logits.float().softmax(1).topk(min(self.topk, logits.shape[1]), 1)
             values, indices = best.values.tolist(), best.indices.tolist()
