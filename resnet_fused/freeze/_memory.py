@@ -156,7 +156,8 @@ class Memory:
         arena: whether the values lie in the planned arena. On the CPU they do not: ATen's oneDNN
             convolution allocates its result itself (it has no form that writes into a given one,
             but for the add in place, which is used), so values are dropped where they die and
-            `peak` is what is held at once.
+            `peak` is what is held at once, but for what a step needs inside, such as float32
+            copies of 16-bit activations.
         outside: bytes, without reuse, that PyTorch's own ops allocate beside the arena on a GPU.
         constants: weights, packed or not, scale and shift: of the whole engine.
     """

@@ -108,6 +108,8 @@ class Engine(nn.Module):
         self.training = False
         self.device, self.dtype = example[0].device, dtype
         self._name, self._max_shapes = name, max_shapes
+        if self.device.type == "cuda":
+            graph = _gpu.laid_out(graph)
         self._plain = graph
         self._examples = [torch.empty_like(x, device="meta") for x in example]
         place = _rules.Place(self.device, self.dtype, tuple(example))
@@ -128,7 +130,7 @@ class Engine(nn.Module):
 
     def _builder_of(self, graph: Graph) -> Builder:
         if self.device.type == "cuda":
-            return _gpu.Builder(_gpu.laid_out(graph), _gpu.Driver(self.device), self._free)
+            return _gpu.Builder(graph, _gpu.Driver(self.device), self._free)
         return _cpu.Builder(graph, self.dtype)
 
     def _free(self) -> None:
