@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -62,7 +63,7 @@ def freeze(
             args = (_calls.run(images, args),)
         try:
             graph = _trace.trace(plain, len(args))
-            _check_trace(plain, graph, args)
+            graph = _checked_trace(plain, graph, args)
             graph, notes = _rules.apply(_rules.PLAIN, graph, place)
         except _trace.NotTakenError as error:
             logger.warning("freeze: %s runs as its modules do: %s", type(model).__name__, error)
@@ -161,9 +162,14 @@ def _behind(first: Step, graph: Graph) -> Graph:
     return Graph((step, *graph.steps), (value,), graph.output)
 
 
-def _check_trace(plain: nn.Module, graph: Graph, args: Sequence[Tensor]) -> None:
-    """A trace must give what the model gives: Python code that ran while tracing may not."""
+def _checked_trace(plain: nn.Module, graph: Graph, args: Sequence[Tensor]) -> Graph:
+    """A trace must give what the model gives: Python code that ran while tracing may not.
+
+    Returns:
+        The graph, its output in the model's containers: fx makes plain dicts of ordered ones.
+    """
     expected = plain(*(arg.clone() for arg in args))
+    graph = replace(graph, output=_in_containers(graph.output, expected))
     found = _run(graph, [arg.clone() for arg in args])
     left, shape = _pytree.tree_flatten(expected)
     right, other = _pytree.tree_flatten(found)
@@ -172,6 +178,20 @@ def _check_trace(plain: nn.Module, graph: Graph, args: Sequence[Tensor]) -> None
     for a, b in zip(left, right, strict=True):
         if not _same(a, b):
             raise _trace.NotTakenError("its trace gives another result than the model")
+    return graph
+
+
+def _in_containers(output: Any, expected: Any) -> Any:
+    if isinstance(output, dict) and type(expected) in (dict, OrderedDict):
+        if list(output) == list(expected):
+            return type(expected)(
+                (name, _in_containers(part, expected[name])) for name, part in output.items()
+            )
+    elif type(output) in (list, tuple) and type(output) is type(expected):
+        pairs = zip(output, expected, strict=False)
+        inside = type(output)(_in_containers(*pair) for pair in pairs)
+        return inside if len(output) == len(expected) else output
+    return output
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -26,8 +26,15 @@ from . import _calls
 from ._ir import Const, Graph, Ref, Step, refs
 
 _LOCK = threading.Lock()  # fx patches nn.Module while it traces: one at a time
-# Kinds whose result is new memory, whatever they read.
-_FRESH = frozenset({"add", "avg_pool", "bn", "conv", "linear", "max_pool", "relu"})
+# Kinds whose result is new memory, whatever they read; "made" stands for calls of `_MAKE`.
+_FRESH = frozenset({"add", "avg_pool", "bn", "conv", "linear", "made", "max_pool", "relu"})
+_MAKE = frozenset(
+    {
+        F.avg_pool2d, F.batch_norm, F.gelu, F.group_norm, F.hardsigmoid, F.hardswish, F.layer_norm,
+        F.leaky_relu, F.linear, F.relu6, F.silu, F.softmax, operator.mul, operator.sub,
+        operator.truediv, torch.cat, torch.conv2d, torch.mul, torch.sigmoid, torch.sub, torch.tanh,
+    }
+)  # fmt: skip
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 # Modules that are one function of their input and of attributes: a file can hold those.
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -174,9 +181,10 @@ class _Reader:
 
     def _add(self, node: fx.Node, kind: str, inputs: Any, **more: Any) -> None:
         values = tuple(ref.value for ref in inputs)
-        result = self._new(kind)
+        nature = "made" if more.get("target") in _MAKE else kind
+        result = self._new(nature)
         for value in values:
-            self._read_by.setdefault(value, []).append(kind)
+            self._read_by.setdefault(value, []).append(nature)
         name = more.pop("name", "")
         self._steps.append(Step(kind, name, values, (result,), **more))
         self._values[node] = Ref(result)
