@@ -11,7 +11,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-Pair = tuple[int, int]
+from ._stem_cases import HEAD_CASES as HEAD_CASES
+from ._stem_cases import STEM_CASES as STEM_CASES
+from ._stem_cases import HeadCase as HeadCase
+from ._stem_cases import Pair
+from ._stem_cases import StemCase as StemCase
 
 
 @dataclass(frozen=True)

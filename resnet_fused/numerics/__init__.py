@@ -37,6 +37,13 @@ from resnet_fused.numerics.checks import (
 from resnet_fused.numerics.exact import ExactInputs, exact_expected, exact_inputs
 from resnet_fused.numerics.gradients import conv_gradients_bound, conv_gradients_oracle
 from resnet_fused.numerics.oracle import bn_act_oracle, conv_bn_act_oracle
+from resnet_fused.numerics.stem import (
+    exact_stem_inputs,
+    head_bound,
+    head_oracle,
+    stem_bound,
+    stem_oracle,
+)
 from resnet_fused.numerics.tolerances import (
     END_TO_END_LIMIT,
     accumulator_dtype,
@@ -116,7 +123,10 @@ __all__ = [
     "conv_gradients_oracle",
     "exact_expected",
     "exact_inputs",
+    "exact_stem_inputs",
     "gradient_check",
+    "head_bound",
+    "head_oracle",
     "masked",
     "normalised",
     "reductions_bound",
@@ -124,5 +134,7 @@ __all__ = [
     "relative_check",
     "stats_bound",
     "stats_oracle",
+    "stem_bound",
+    "stem_oracle",
     "unit_roundoff",
 ]

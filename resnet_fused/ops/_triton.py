@@ -33,10 +33,11 @@ WITHOUT_TILES = frozenset(
         "bn_backward_finalize",
         "bn_finalize",
         "bn_update_stats",
+        "head",
     }
 )
 """Ops whose kernels have one configuration, no table of tiles."""
-WITH_REASONS = frozenset({"conv_bn_act", "conv_bn_grad1x1", "conv_chain"})
+WITH_REASONS = frozenset({"conv_bn_act", "conv_bn_grad1x1", "conv_chain", "stem"})
 """Ops that ask their kernel about each call's sizes, and go another way where it can't take it."""
 SOURCES = (
     "triton/_bn.py",
@@ -52,6 +53,7 @@ SOURCES = (
 BESIDE = {
     "conv_bn_dgrad": ("triton/conv_dgrad.py",),
     "conv_bn_wgrad": ("triton/conv_wgrad.py",),
+    "stem": ("triton/_stem_tiles.py",),
 }
 """Ops whose kernels take sizes from another op's file."""
 
