@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import _triton_aot as aot
 import _triton_chains as chains
+import _triton_stem as stem
 import _triton_training as training
 import torch
 from torch import Tensor
@@ -93,6 +94,8 @@ class Call:
             return training.launch(self)
         if self.op == chains.OP:
             return chains.launch(self)
+        if self.op in stem.OPS:
+            return stem.launch(self)
         module = importlib.import_module(f"resnet_fused.triton.{self.op}")
         shape = self.shape
         if isinstance(shape, BnActCase):
@@ -216,6 +219,7 @@ def calls() -> list[Call]:
             layout = "nhwc" if case.layout == "expanded" else case.layout
             found.append(Call("bn_act", case, "bf16", layout))
     specs = [*training.convolutions(SHAPES, CLASSES), *training.passes(), *chains.calls(CLASSES)]
+    specs += stem.calls(CLASSES)
     return found + [Call(*spec) for spec in specs]
 
 

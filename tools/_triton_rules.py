@@ -111,6 +111,11 @@ RULES = {
             "weight_k", "projection_k", "next_k", "front_k",
         ),
     ),
+    # Loads are 8 bytes wide where images are dense, and single elements elsewhere.
+    "stem_kernel": Rule(True, planned=False),
+    "head_kernel": Rule(True, planned=False),
+    "pack_kernel": Rule(False),
+    "mean_kernel": Rule(False),
     "bn_add_act_kernel": Rule(
         False, vectors=2, more={"SHORTCUT": (0, 2)}, across=True,
         strides=_strides("y", "residual", "out"),
@@ -246,7 +251,8 @@ def matrix_kind(variant: aot.Variant) -> str:
 
     wgmma and tcgen05 compute 64 rows or more; smaller tiles and other architectures use mma.sync.
     """
-    if variant.constant("BLOCK_M") >= 64:
+    rows = variant.constant("BLOCK_M") or variant.constant("COLUMNS")
+    if rows >= 64:
         return {90: "HGMMA", 100: "UTCHMMA"}.get(variant.capability, "HMMA")
     return "HMMA"
 

@@ -136,8 +136,11 @@ def unfit(
     The arguments are those of `choose`.
     """
     from ..triton import _stem_tiles
+    from ..triton._launch import precision
 
-    sizes = _stem_tiles.sizes_of(x.shape, weight, stride, padding, pool)
+    sizes = _stem_tiles.sizes_of(
+        x.shape, weight, stride, padding, pool, precision(weight.dtype), _stem_tiles.is_dense(x)
+    )
     if isinstance(sizes, str):
         return sizes
     names = _triton.allowed("stem", weight.device)

@@ -75,6 +75,7 @@ class Sizes:
         shift: elements of it in front of the first tap.
         itemsize: bytes of an element of the product.
         precision: of float32 products, "tf32" or "tf32x3"; "ieee" for 16 bits.
+        dense: whether a row of the image is one run in memory, pixel after pixel.
     """
 
     images: int
@@ -86,6 +87,7 @@ class Sizes:
     shift: int
     itemsize: int
     precision: str = "ieee"
+    dense: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ def shift_of(stride: int, padding: int, channels: int) -> int:
     return (-padding * channels) % 4 if (2 * stride * channels) % 4 == 0 else 0
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether a row of the images [N, C, H, W] is one run in memory, pixel after pixel."""
+    return (x.stride(1) == 1 or x.shape[1] == 1) and x.stride(3) == x.shape[1]
+
+
 def sizes_of(
     shape: Sequence[int],
     weight: Tensor,
@@ -119,6 +126,7 @@ def sizes_of(
     padding: Sequence[int],
     pool: Sequence[Sequence[int]],
     precision: str = "ieee",
+    dense: bool = True,
 ) -> Sizes | str:
     """The sizes of a call, or why the kernel is not made for it.
 
@@ -129,6 +137,7 @@ def sizes_of(
         padding: see stride.
         pool: kernel, stride and padding of the pooling.
         precision: of float32 products.
+        dense: see `is_dense`.
     """
     if [list(part) for part in pool] != list(POOL):
         return f"pooling {[list(part) for part in pool]}; the kernel's is {list(POOL)}"
@@ -146,7 +155,7 @@ def sizes_of(
     lanes = max(16, 1 << (run - 1).bit_length())
     return Sizes(
         shape[0], (p - 1) // 2 + 1, (q - 1) // 2 + 1, filters, r, lanes, shift,
-        weight.element_size(), precision,
+        weight.element_size(), precision, dense,
     )  # fmt: skip
 
 
@@ -164,7 +173,8 @@ def shared_memory(sizes: Sizes, tile: Tile, limits: Limits) -> int:
 
 def fits(sizes: Sizes, tile: Tile, limits: Limits) -> bool:
     """Whether a call can run in a configuration: shared memory, and the products' registers."""
-    if sizes.itemsize == 4 and tile.channels > 32:
+    # Single elements that are loaded one by one need a pointer each, beside the sums.
+    if (sizes.itemsize == 4 or not sizes.dense) and tile.channels > 32:
         return False
     if sizes.precision == "tf32x3" and tile.columns > 32:
         return False

@@ -327,7 +327,7 @@ def launch(
         return
     sizes = _stem_tiles.sizes_of(
         x.shape, weight, stride, padding, (pool_kernel, pool_stride, pool_padding),
-        precision(weight.dtype),
+        precision(weight.dtype), _stem_tiles.is_dense(x),
     )  # fmt: skip
     if isinstance(sizes, str):
         raise LookupError(sizes)
@@ -345,7 +345,6 @@ def launch(
         (size + 2 * pad - taps) // step + 1
         for size, pad, taps, step in zip(x.shape[2:], padding, (r, s), stride, strict=True)
     ]
-    dense = (x.stride(1) == 1 or channels == 1) and x.stride(3) == channels
     shared = {"S": s, "C": channels, "STRIDE": stride[1], "LANES": sizes.lanes,
               "SHIFT": sizes.shift, "CHANNELS": tile.channels}  # fmt: skip
     with on_device(out):
@@ -356,7 +355,7 @@ def launch(
             x, packed, scale, shift, scale if input_norm is None else input_norm, target,
             x.shape[2], x.shape[3], *conv, *out.shape[2:], filters, strips, segments, rows,
             *x.stride(), *target.stride(), **shared,
-            R=r, STRIDE_H=stride[0], PADDING_H=padding[0], PADDING=padding[1], DENSE=dense,
+            R=r, STRIDE_H=stride[0], PADDING_H=padding[0], PADDING=padding[1], DENSE=sizes.dense,
             NORM=input_norm is not None, HALO=halo, WIDE=not fits_32_bits(x, target),
             PRECISION=sizes.precision, COLUMNS=tile.columns, num_warps=tile.warps,
             num_stages=tile.stages,
