@@ -173,6 +173,10 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Starts Ray here, or joins the cluster of RAY_ADDRESS; returns the exit code."""
     given = arguments()
+    # Other processes work in other folders.
+    given.folder, given.output = os.path.abspath(given.folder), os.path.abspath(given.output)
+    if os.path.exists(given.weights):
+        given.weights = os.path.abspath(given.weights)
     try:
         files = find_images([given.folder])
     except ImageError as error:
@@ -211,13 +215,12 @@ def run(paths: list[bytes], given: argparse.Namespace) -> list[str]:
             num_gpus=1 if given.gpus else None, num_cpus=1 if given.gpus else given.engine_cpus,
         )
     )  # fmt: skip
-    folder = os.path.abspath(given.output)
     if given.format == "parquet":
-        results.write_parquet(folder)
-        written = ray.data.read_parquet(folder)
+        results.write_parquet(given.output)
+        written = ray.data.read_parquet(given.output)
     else:
-        results.write_json(folder)
-        written = ray.data.read_json(folder)
+        results.write_json(given.output)
+        written = ray.data.read_json(given.output)
     # From what was written: nothing else would be proof that it is there.
     broken = written.filter(lambda row: bool(row["error"]))
     return [row["error"] for row in broken.iter_rows()]

@@ -168,6 +168,20 @@ def test_bad_folders_are_refused(
     assert "empty' holds no image" in capsys.readouterr().err
 
 
+def test_paths_hold_in_processes_elsewhere(
+    example: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(example, "run", lambda *given: asked.extend(given) or [])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
+    monkeypatch.setattr(sys, "argv", ["x", "images", "out", "--weights", "w.pth"])
+    assert example.main() == 0
+    found, given = asked
+    assert set(found) == set(paths(folder))
+    assert (given.weights, given.output) == (str(tmp_path / "w.pth"), str(tmp_path / "out"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: requirements/dev")
 @pytest.mark.parametrize("form", ["parquet", "json"])
