@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from matrix import DTYPES, cells, compute_dtype
+from matrix import DTYPES, WHOLE, cells, compute_dtype
 from torch import Tensor
 
 import resnet_fused as rf
@@ -19,8 +19,8 @@ from resnet_fused.ops._selfchecks import _lay_out
 from resnet_fused.triton import _limits, _stem_tiles
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-SMALL = ("usual", "bytes", "odd_size", "one_channel")
-"""What the interpreter, some seconds a case, goes through in the bound tier."""
+SMALL = STEM_CASES if WHOLE else [c for c in STEM_CASES if c.name in ("usual", "bytes")]
+"""What the interpreter, some seconds a case, goes through; its self-checks take every case."""
 
 
 def operands(case: StemCase, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -39,22 +39,23 @@ def operands(case: StemCase, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return x, weight, scale, torch.randn(case.k, dtype=wide), norm
 
 
-def taken(entry: backends.Implementation, case: StemCase, dtype: torch.dtype) -> bool:
-    """Whether a kernel is made for a case; other implementations take all."""
-    weight = torch.empty(case.weight_shape, dtype=dtype, device="meta")
-    if entry.name != "triton":
-        return True
-    sizes = _stem_tiles.sizes_of(case.shape, weight, *case.geometry[:2], case.geometry[2:])
-    return not isinstance(sizes, str)
+def calls() -> list[object]:
+    """(implementation, dtype, case): of a kernel the cases that it is made for, in the sample."""
+    found = []
+    for cell in cells("stem"):
+        entry, dtype = cell.values
+        for case in SMALL if entry.name == "triton" else STEM_CASES:
+            weight = torch.empty(case.weight_shape, dtype=dtype, device="meta")
+            sizes = _stem_tiles.sizes_of(case.shape, weight, *case.geometry[:2], case.geometry[2:])
+            if entry.name != "triton" or not isinstance(sizes, str):
+                name = f"{cell.id}-{case}"
+                found.append(pytest.param(entry, dtype, case, id=name, marks=cell.marks))
+    return found
 
 
 @pytest.mark.op_matrix
-@pytest.mark.parametrize("case", STEM_CASES, ids=str)
-@pytest.mark.parametrize(("entry", "dtype"), cells("stem"))
+@pytest.mark.parametrize(("entry", "dtype", "case"), calls())
 def test_stem_is_exact_on_integers(entry, dtype, case):
-    if not taken(entry, case, dtype):
-        assert case.name == "other_pool"
-        return
     given = numerics.exact_stem_inputs(case, dtype, torch.Generator().manual_seed(0))
     expected = numerics.stem_oracle(*given, *case.geometry).to(dtype)
     y = overload("stem", entry.name)(_lay_out(given[0], case), *given[1:], *case.geometry)
@@ -63,11 +64,8 @@ def test_stem_is_exact_on_integers(entry, dtype, case):
 
 
 @pytest.mark.op_matrix
-@pytest.mark.parametrize("case", STEM_CASES, ids=str)
-@pytest.mark.parametrize(("entry", "dtype"), cells("stem"))
+@pytest.mark.parametrize(("entry", "dtype", "case"), calls())
 def test_stem_stays_within_its_bound(entry, dtype, case):
-    if not taken(entry, case, dtype) or (entry.name == "triton" and case.name not in SMALL):
-        return
     given = operands(case, dtype)
     oracle = numerics.stem_oracle(*given, *case.geometry)
     bound = numerics.stem_bound(*given, *case.geometry, rounding=entry.rounding)
@@ -136,8 +134,9 @@ def test_the_heads_bound_bites():
 @pytest.mark.interpreter
 @pytest.mark.parametrize("name", _stem_checks.stem_configurations())
 def test_every_configuration_passes_its_self_check(name, monkeypatch):
-    chosen = [case for case in STEM_CASES if case.name in ("usual", "two_strips")]
-    monkeypatch.setattr(_stem_checks, "STEM_CASES", chosen)
+    if not WHOLE and name != _stem_tiles.TILES[-1].name:
+        chosen = [case for case in STEM_CASES if case.name in ("usual", "two_strips")]
+        monkeypatch.setattr(_stem_checks, "STEM_CASES", chosen)
     if not _limits.interpreted():
         pytest.skip("needs TRITON_INTERPRET=1: make interpreter")
     _stem_checks.stem(name, "cpu")

@@ -160,9 +160,13 @@ def _side(variant: aot.Variant) -> int:
 
 
 def _ragged(variant: aot.Variant) -> bool:
-    """Whether a matrix kernel's channels are no multiple of 16, so that elements go one by one."""
+    """Whether a matrix kernel's elements go one by one.
+
+    Where channels are no multiple of 16, and where a row of an image is no run in memory.
+    """
     counts = [name for name in _CHANNELS if name in variant.signature]
-    return RULES[variant.kernel].matrix and not all(map(variant.known, counts))
+    scattered = variant.constant("DENSE", True) is False
+    return RULES[variant.kernel].matrix and (scattered or not all(map(variant.known, counts)))
 
 
 def _no_stack(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:

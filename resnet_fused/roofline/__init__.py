@@ -11,6 +11,7 @@ from .inference import (
     conv_wgrad_cost,
     model_cost,
 )
+from .stem import head_cost, stem_cost
 from .training import (
     Kernel,
     bn_act_pool_backward_cost,
@@ -42,6 +43,8 @@ __all__ = [
     "conv_cost",
     "conv_dgrad_cost",
     "conv_wgrad_cost",
+    "head_cost",
     "model_cost",
     "node_kernels",
+    "stem_cost",
 ]
