@@ -11,7 +11,7 @@ from matrix import DTYPES, WHOLE, cells, compute_dtype
 from torch import Tensor
 
 import resnet_fused as rf
-from resnet_fused import backends, numerics
+from resnet_fused import numerics
 from resnet_fused.cases import HEAD_CASES, STEM_CASES, HeadCase, StemCase
 from resnet_fused.ops import _stem_checks
 from resnet_fused.ops._library import overload
