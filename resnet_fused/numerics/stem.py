@@ -63,6 +63,12 @@ def stem_reads(x: Tensor, weight: Tensor, input_norm: Tensor | None) -> Tensor:
     return (x.double() * a + b).to(accumulator_dtype(weight.dtype)).to(weight.dtype)
 
 
+def _pooled(
+    h: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    return F.max_pool2d(h, list(kernel), list(stride), list(padding))
+
+
 def stem_oracle(
     x: Tensor,
     weight: Tensor,
@@ -88,7 +94,7 @@ def stem_oracle(
     v = stem_reads(x, weight, input_norm)
     where = {"stride": tuple(stride), "padding": tuple(padding)}
     h = conv_bn_act_oracle(v, weight, scale, shift, None, **where, act="relu")
-    return F.max_pool2d(h, *(list(part) for part in pool))
+    return _pooled(h, *pool)
 
 
 def stem_bound(
@@ -127,7 +133,7 @@ def stem_bound(
         conv_bn_act_bound(v, weight, scale, shift, None, h, **where, rounding=kind)
         for kind in kinds
     ]
-    return F.max_pool2d(torch.stack(bounds).amax(0), *(list(part) for part in pool))
+    return _pooled(torch.stack(bounds).amax(0), *pool)
 
 
 def head_oracle(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -56,10 +56,9 @@ def _stem(case: StemCase, dtype: torch.dtype, tile: _stem_tiles.Tile, device: st
     from ..triton import stem as kernel
 
     operands = numerics.exact_stem_inputs(case, dtype, torch.Generator().manual_seed(0))
-    x, weight = operands[:2]
-    sizes = _stem_tiles.sizes_of(
-        x.shape, weight, *case.geometry[:2], case.geometry[2:], precision(dtype)
-    )
+    x, weight, scale, shift, norm = operands
+    stride, padding, *pool = case.geometry
+    sizes = _stem_tiles.sizes_of(x.shape, weight, stride, padding, pool, precision(dtype))
     if isinstance(sizes, str) or not case.n:
         return
     if not _stem_tiles.fits(sizes, tile, _limits.limits(torch.device(device))):
@@ -67,10 +66,13 @@ def _stem(case: StemCase, dtype: torch.dtype, tile: _stem_tiles.Tile, device: st
     expected = numerics.stem_oracle(*operands, *case.geometry).to(dtype)
     buffer, out = guarded(tuple(expected.shape), dtype, device)
     plan = _stem_tiles.Plan(tile, max(1, (sizes.rows + 1) // 2), "the self-check asks for it")
-    given = (
-        None if t is None else t.to(device) for t in (_lay_out(x.to(device), case), *operands[1:])
+    x = _lay_out(x.to(device), case)
+    weight, scale, shift = (t.to(device) for t in (weight, scale, shift))
+    norm = None if norm is None else norm.to(device)
+    window, step, border = pool
+    kernel.launch(
+        x, weight, scale, shift, norm, out, stride, padding, window, step, border, plan=plan
     )
-    kernel.launch(*given, out, *case.geometry, plan=plan)
     require_exact(f"{case.name}, {dtype}, {tile.name}", buffer, out, expected)
 
 
@@ -109,8 +111,6 @@ def _head(case: HeadCase, dtype: torch.dtype, device: str) -> None:
     expected = numerics.head_oracle(x, weight, bias).to(dtype)
     buffer = torch.full((expected.numel() + 2 * GUARD,), math.nan, dtype=dtype, device=device)
     out = buffer[GUARD:-GUARD].view(expected.shape)
-    given = (
-        None if t is None else t.to(device) for t in (_lay_out(x.to(device), case), weight, bias)
-    )
-    kernel.launch(*given, out)
+    bias = None if bias is None else bias.to(device)
+    kernel.launch(_lay_out(x.to(device), case), weight.to(device), bias, out)
     require_exact(f"{case.name}, {dtype}", buffer, out, expected)
