@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ import resnet_fused as rf
 from resnet_fused import backends, numerics
 from resnet_fused.cases import CHAIN_CASES, RESNET50_CHAINS, ChainCase
 from resnet_fused.numerics import ChainOperands
-from resnet_fused.ops import conv_chain as op
 from resnet_fused.triton import _limits, _tiles
 
+op = importlib.import_module("resnet_fused.ops.conv_chain")
+"""The module: in the package its name is the function's."""
 CELLS = [cell for cell in cells("conv_chain") if cell.values[0].name != "triton"]
 """Triton's kernel has tests of its own: test_triton_conv_chain.py."""
 BY_NAME = {case.name: case for case in CHAIN_CASES}

@@ -1,5 +1,6 @@
 """FLOPs and bytes of ops and whole models, and the time that a machine needs for them at least."""
 
+from .chains import conv_chain_cost
 from .inference import (
     ConvShape,
     Cost,
@@ -40,6 +41,7 @@ __all__ = [
     "conv_bn_dgrad_cost",
     "conv_bn_stats_cost",
     "conv_bn_wgrad_cost",
+    "conv_chain_cost",
     "conv_cost",
     "conv_dgrad_cost",
     "conv_wgrad_cost",
