@@ -22,18 +22,22 @@ if TYPE_CHECKING:
     from .backends import backend
     from .convert import fuse, unfuse
     from .explain import Explanation, explain
+    from .freeze import Engine, freeze, load_engine
     from .nn import refresh
     from .verify import Verification, verify
 
 __version__ = "0.1.0"
 __all__ = [
+    "Engine",
     "Explanation",
     "Verification",
     "backend",
     "backends",
     "cases",
     "explain",
+    "freeze",
     "fuse",
+    "load_engine",
     "models",
     "nn",
     "numerics",
@@ -44,11 +48,14 @@ __all__ = [
     "verify",
 ]
 _HOMES = {
+    "Engine": "freeze",
     "Explanation": "explain",
     "Verification": "verify",
     "backend": "backends",
     "explain": "explain",
+    "freeze": "freeze",
     "fuse": "convert",
+    "load_engine": "freeze",
     "refresh": "nn",
     "unfuse": "convert",
     "verify": "verify",

@@ -1,8 +1,9 @@
 """The one list of shapes, for tests and benchmarks alike.
 
-`CONV_CASES`, `BN_ACT_CASES` and `POOL_CASES` are small and each is there for a reason, named by its
-tags; `RESNET50_LAYERS` are the convolutions of ResNet-50 at 224x224 (He et al., Deep Residual
-Learning for Image Recognition, 2015, table 1, with the stride on the 3x3 as torchvision has it).
+`CONV_CASES`, `BN_ACT_CASES`, `POOL_CASES` and `CHAIN_CASES` are small and each is there for a
+reason, named by its tags; `RESNET50_LAYERS` are the convolutions of ResNet-50 at 224x224 (He et
+al., Deep Residual Learning for Image Recognition, 2015, table 1, with the stride on the 3x3 as
+torchvision has it), `RESNET50_CHAINS` its pairs of 1x1 convolutions across a block's end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-Pair = tuple[int, int]
+from ._stem_cases import HEAD_CASES as HEAD_CASES
+from ._stem_cases import STEM_CASES as STEM_CASES
+from ._stem_cases import HeadCase as HeadCase
+from ._stem_cases import Pair
+from ._stem_cases import StemCase as StemCase
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,94 @@ class PoolCase:
         return self.name
 
 
+@dataclass(frozen=True)
+class ChainCase:
+    """One call of ``conv_chain``: [n, k, h, w] -> out [n, c, h, w] -> next [n, m, h, w].
+
+    Attributes:
+        name: unique, fit for a test's id.
+        n: images.
+        k: channels that the first 1x1 convolution reads.
+        h: height of its input.
+        w: width of its input.
+        c: channels of out.
+        m: channels of next; 0 without.
+        projected: channels of the tensor that the shortcut projects; 0 for an identity.
+        projection_stride: of the projection.
+        front: channels that the 3x3 convolution in front reads; 0 without one.
+        out_stride: 1, or 2 where only the even pixels of out are stored.
+        tags: what makes the case telling.
+        count: how often a network has it; for `RESNET50_CHAINS`.
+    """
+
+    name: str
+    n: int
+    k: int
+    h: int
+    w: int
+    c: int
+    m: int = 0
+    projected: int = 0
+    projection_stride: int = 1
+    front: int = 0
+    out_stride: int = 1
+    tags: tuple[str, ...] = ()
+    count: int = 1
+
+    @property
+    def pixels(self) -> int:
+        """Of all images."""
+        return self.n * self.h * self.w
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """Of x: what the front reads, else what the first 1x1 convolution does."""
+        return self.n, self.front or self.k, self.h, self.w
+
+    @property
+    def projected_shape(self) -> tuple[int, int, int, int]:
+        """Of the tensor that the shortcut projects: the smallest that has these outputs."""
+        step = self.projection_stride
+        sides = ((side - 1) * step + 1 for side in (self.h, self.w))
+        return self.n, self.projected, *sides
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int, int]:
+        """Of out as it is stored."""
+        return self.n, self.c, -(-self.h // self.out_stride), -(-self.w // self.out_stride)
+
+    @property
+    def parts(self) -> tuple[ConvCase, ...]:
+        """The convolutions that it stands for: the front, the projection, first, next.
+
+        The first one has the shortcut, and writes all of out; a next one reads it.
+        """
+        found = []
+        if self.front:
+            found.append(_square("front", self.n, self.front, self.h, self.k, 3))
+            found[-1] = dataclasses.replace(found[-1], w=self.w)
+        if self.projected:
+            found.append(
+                ConvCase(
+                    "projection", *self.projected_shape, self.c,
+                    stride=(self.projection_stride,) * 2, act="none",
+                )
+            )  # fmt: skip
+        found.append(ConvCase("first", self.n, self.k, self.h, self.w, self.c, residual=True))
+        if self.m:
+            found.append(ConvCase("next", self.n, self.c, self.h, self.w, self.m))
+        return tuple(found)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of all of its convolutions."""
+        return sum(part.macs for part in self.parts)
+
+    def __str__(self) -> str:
+        """The name: what pytest shows."""
+        return self.name
+
+
 def _square(
     name: str,
     n: int,
@@ -271,6 +364,26 @@ POOL_CASES: tuple[PoolCase, ...] = (
     PoolCase("empty_batch", 0, 16, 8, 8, tags=("n0", "empty")),
 )
 
+CHAIN_CASES: tuple[ChainCase, ...] = (
+    ChainCase("identity", 2, 16, 7, 9, 40, 24, tags=("residual", "next")),
+    ChainCase("whole_tiles", 2, 64, 8, 8, 128, 64, tags=("residual", "next", "even")),
+    ChainCase("projected", 2, 16, 7, 6, 40, 24, 24, tags=("projection", "next")),
+    ChainCase("projected_stride2", 2, 16, 5, 6, 40, 16, 24, 2, tags=("projection", "strided")),
+    ChainCase("even_pixels", 3, 24, 7, 8, 48, 32, out_stride=2, tags=("residual", "thinned")),
+    ChainCase("no_next", 2, 16, 5, 7, 72, tags=("residual", "no_next")),
+    ChainCase("front", 2, 16, 6, 7, 40, 16, front=16, tags=("residual", "front", "next")),
+    ChainCase("front_wider", 2, 24, 5, 5, 64, front=40, tags=("front", "no_next")),
+    ChainCase("front_projected", 1, 16, 6, 5, 40, 24, 16, 1, 16, tags=("front", "projection")),
+    ChainCase("everything", 2, 16, 7, 5, 40, 16, 24, 2, 24, 2,
+              tags=("front", "projection", "thinned", "strided")),
+    ChainCase("odd_channels", 2, 17, 5, 5, 33, 19, tags=("odd", "residual")),
+    ChainCase("one_channel", 2, 1, 4, 5, 1, 1, tags=("c1", "residual")),
+    ChainCase("one_pixel", 3, 16, 1, 1, 32, 8, tags=("nc11", "residual")),
+    ChainCase("one_pixel_front", 2, 8, 1, 1, 16, 8, 8, 1, 8, 2, tags=("nc11", "front")),
+    ChainCase("empty_batch", 0, 16, 4, 4, 32, 16, 16, 1, 16, tags=("n0",)),
+    ChainCase("all_equal", 5, 5, 5, 5, 5, 5, 5, 1, 5, tags=("all_equal", "front")),
+)  # fmt: skip
+
 
 def _resnet50() -> tuple[ConvCase, ...]:
     found: dict[ConvCase, int] = {}
@@ -300,3 +413,22 @@ def _resnet50() -> tuple[ConvCase, ...]:
 
 RESNET50_LAYERS: tuple[ConvCase, ...] = _resnet50()
 """The 23 distinct convolutions of ResNet-50, one image of 224x224, in order of first use."""
+
+
+def _resnet50_chains() -> tuple[ChainCase, ...]:
+    found, below, stages = [], 64, ((64, 56, 3), (128, 28, 4), (256, 14, 6), (512, 7, 3))
+    for stage, (k, size, depth) in enumerate(stages, 1):
+        after = 0 if stage == 4 else 2 * k
+        step = 1 if stage == 1 else 2
+        first = ChainCase(f"layer{stage}_first", 1, k, size, size, 4 * k, k, below, step)
+        middle = ChainCase(f"layer{stage}", 1, k, size, size, 4 * k, k, count=depth - 2)
+        last = ChainCase(f"layer{stage}_last", 1, k, size, size, 4 * k, after)
+        found += [first, middle, dataclasses.replace(last, out_stride=2 if after else 1)]
+        below = 4 * k
+    return tuple(dataclasses.replace(case, tags=("resnet50",)) for case in found)
+
+
+RESNET50_CHAINS: tuple[ChainCase, ...] = _resnet50_chains()
+"""Each block's last convolution with its shortcut and the next block's first one, as ResNet-50 has
+them for one image of 224x224. The last block has no next; where a stage ends, the pixels of out
+that the strided projection behind it reads are the even ones."""

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from . import backends
+from .freeze import Engine
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def explain(model: nn.Module, x: Any) -> Explanation:
     """Runs the model once, without gradients unless they are on, and tells what each layer took.
 
     Args:
-        model: any module, fused or not.
+        model: any module, fused or not, or what `rf.freeze` made of one.
         x: its input, a tensor or whatever the model takes; a tuple is passed as arguments.
 
     Returns:
@@ -104,6 +105,8 @@ def explain(model: nn.Module, x: Any) -> Explanation:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, Engine):
+        return _of_engine(model, x)
     names = {id(module): name for name, module in model.named_modules()}
     with backends.recording() as routes:
         model(*x) if isinstance(x, tuple) else model(x)
@@ -122,3 +125,15 @@ def explain(model: nn.Module, x: Any) -> Explanation:
     order = {name: index for index, name in enumerate(names.values())}
     rows = sorted(rows + left, key=lambda row: order.get(row.layer, len(order)))
     return Explanation(tuple(rows), wanted, source)
+
+
+def _of_engine(engine: Engine, x: Any) -> Explanation:
+    """An engine's convolutions, and the modules that it calls."""
+    args = x if isinstance(x, tuple) else (x,)
+    engine(*args)
+    rows = tuple(
+        Row(row.layer, row.pattern, row.implementation, row.why)
+        for row in engine.report(*args).rows
+        if "conv" in row.pattern or row.implementation == "modules"
+    )
+    return Explanation(rows, *backends.requested())

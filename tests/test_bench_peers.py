@@ -36,7 +36,7 @@ from resnet_fused.bench.subject import Subject
 from resnet_fused.bench.work import Work
 
 NAMES = [
-    "eager_nchw", "eager", "fused", "triton", "cuda", "onednn", "inductor",
+    "eager_nchw", "eager", "fused", "frozen", "triton", "cuda", "onednn", "inductor",
     "inductor_max_autotune", "inductor_freezing", "cudnn", "cudnn_graph", "timm", "onnxruntime",
     "openvino", "tensorrt", "apex",
 ]  # fmt: skip
@@ -45,6 +45,7 @@ TELLING = {
     "eager_nchw": "aten::native_batch_norm",
     "eager": "aten::native_batch_norm",
     "fused": "resnet_fused.conv_bn_act.",
+    "frozen": "conv+bn+add+relu by cpu",
     "onednn": "mkldnn::_convolution_pointwise",
     "onnxruntime": "Conv (CPUExecutionProvider)",
     "openvino": "(Convolution)",
@@ -52,7 +53,7 @@ TELLING = {
     "inductor_max_autotune": "cpp_fused_",
     "inductor_freezing": "mkldnn::_convolution_pointwise",
 }
-IN_PROCESS = ("eager_nchw", "eager", "fused", "onednn", "timm")
+IN_PROCESS = ("eager_nchw", "eager", "fused", "frozen", "onednn", "timm")
 KERNELS = [
     CONV_ADD,
     kernel("conv_bn_act", "3x3s2_8_16_at8"),
@@ -94,7 +95,7 @@ def test_the_peers_stand_in_the_order_of_a_report():
     assert list(PEERS) == NAMES
     assert all(peer.name == name and peer.limit_s > 0 for name, peer in PEERS.items())
     isolated = {name for name, peer in PEERS.items() if peer.isolated}
-    assert isolated == {*NAMES[6:9], "cudnn_graph", "onnxruntime", "openvino", "tensorrt", "apex"}
+    assert isolated == {*NAMES[7:10], "cudnn_graph", "onnxruntime", "openvino", "tensorrt", "apex"}
 
 
 @pytest.mark.parametrize(("name", "subject"), _runs([*KERNELS, *NETWORKS], IN_PROCESS))

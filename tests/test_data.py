@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,42 @@ def test_load_image_converts_every_mode_to_rgb(tmp_path: Path, mode: str) -> Non
     image = load_image(file)
     assert image.mode == "RGB"
     assert image.size == (64, 48)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_load_image_keeps_the_range_of_16_bits(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"deep.{kind}"
+    deep = Image.new("I;16", (4, 3), 0x8000)
+    deep.putpixel((1, 2), 0xFFFF)
+    deep.save(file)
+    image = load_image(file)
+    assert image.mode == "RGB"
+    assert image.getpixel((0, 0)) == (128, 128, 128)
+    assert image.getpixel((1, 2)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_load_image_refuses_pixels_without_a_range(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (4, 3), 1).save(tmp_path / "measured.tiff")
+    with pytest.raises(ImageError, match=r"measured\.tiff' has pixels of 32 bits"):
+        load_image(tmp_path / "measured.tiff")
+
+
+def test_load_image_takes_the_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "two.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_load_image_names_the_file_whatever_a_reader_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reader(file: object) -> None:
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(Image, "open", reader)
+    with pytest.raises(ImageError, match=r"odd\.tif' is corrupt or cut short \(unpack requires"):
+        load_image(tmp_path / "odd.tif")
 
 
 def test_load_image_turns_by_the_exif_orientation(tmp_path: Path) -> None:

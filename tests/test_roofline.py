@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from resnet_fused import roofline
-from resnet_fused.cases import CONV_CASES, RESNET50_LAYERS, ConvCase
+from resnet_fused.cases import CONV_CASES, RESNET50_CHAINS, RESNET50_LAYERS, ChainCase, ConvCase
 
 BY_NAME = {case.name: case for case in CONV_CASES}
 GMAC = {18: 1.814, 34: 3.664, 50: 4.089, 101: 7.801, 152: 11.514}
@@ -166,3 +166,31 @@ def test_table_and_json() -> None:
 def test_bad_input_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="input_shape is"):
         roofline.model_cost(torchvision.models.resnet18(), shape)
+
+
+def test_a_chain_reads_and_writes_each_tensor_once() -> None:
+    """With x and q the wide and the narrow activations of a block: 2x + 2q in place of 3x + 4q.
+
+    A front takes the 3x3 convolution's own 2q away; behind a stage's last block 3/4 of out are not
+    written.
+    """
+    first, middle, last = (dataclasses.replace(RESNET50_CHAINS[i], n=256) for i in range(3))
+    x, q = (256 * 56 * 56 * channels * 2 for channels in (256, 64))
+    half = torch.bfloat16
+    small = 2e5  # weights and vectors
+
+    def moved(case: ChainCase) -> int:
+        return roofline.conv_chain_cost(case, half).bytes
+
+    assert (round(x / 1e6), round(q / 1e6)) == (411, 103)
+    assert 0 < moved(middle) - (2 * x + 2 * q) < small
+    assert 0 < moved(dataclasses.replace(middle, front=64)) - (2 * x + 2 * q) < small
+    assert 0 < moved(first) - (x + 3 * q) < small
+    assert 0 < moved(last) - (1.25 * x + 3 * q) < small
+    parts = sum(roofline.conv_cost(part, half).bytes for part in middle.parts)
+    assert 0 < parts - (3 * x + 2 * q) < small  # conv3 and conv1; conv2 moves 2q more
+    assert roofline.conv_chain_cost(middle, half).flops == 2 * middle.macs
+    everything = dataclasses.replace(first, front=64)
+    assert roofline.conv_chain_cost(everything, half).flops == 2 * everything.macs
+    strided = dataclasses.replace(RESNET50_CHAINS[3], n=1)
+    assert roofline.conv_chain_cost(strided, half).flops == 2 * strided.macs

@@ -14,7 +14,7 @@ CSRC = ROOT / "csrc"
 
 # A room may know the rooms of its own line and of the lines before it.
 PYTHON_ROOMS = (
-    ("numerics", "roofline", "cases"),
+    ("numerics", "roofline", "cases", "_stem_cases"),
     (
         "backends",
         "admission",
@@ -207,7 +207,7 @@ ALL_FILES = [
     *CSRC_FILES,
     *(
         path
-        for folder in ("tests", "tools", "benchmarks")
+        for folder in ("tests", "tools", "benchmarks", "examples")
         for path in ROOT.glob(f"{folder}/**/*.py")
     ),
     ROOT / "setup.py",

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import _triton_aot as aot
+import _triton_chains as chains
+import _triton_stem as stem
 import _triton_training as training
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from resnet_fused.cases import (
     CONV_CASES,
     RESNET50_LAYERS,
     BnActCase,
+    ChainCase,
     ConvCase,
 )
 from resnet_fused.triton import _tiles
@@ -50,7 +53,7 @@ class Call:
     """
 
     op: str
-    shape: ConvCase | BnActCase
+    shape: ConvCase | BnActCase | ChainCase
     type: str = "bf16"
     layout: str = "nhwc"
     tile: str | None = None
@@ -89,6 +92,10 @@ class Call:
         """
         if self.op in training.OPS:
             return training.launch(self)
+        if self.op == chains.OP:
+            return chains.launch(self)
+        if self.op in stem.OPS:
+            return stem.launch(self)
         module = importlib.import_module(f"resnet_fused.triton.{self.op}")
         shape = self.shape
         if isinstance(shape, BnActCase):
@@ -211,7 +218,8 @@ def calls() -> list[Call]:
         if "empty" not in case.tags:
             layout = "nhwc" if case.layout == "expanded" else case.layout
             found.append(Call("bn_act", case, "bf16", layout))
-    specs = [*training.convolutions(SHAPES, CLASSES), *training.passes()]
+    specs = [*training.convolutions(SHAPES, CLASSES), *training.passes(), *chains.calls(CLASSES)]
+    specs += stem.calls(CLASSES)
     return found + [Call(*spec) for spec in specs]
 
 

@@ -103,6 +103,19 @@ RULES = {
         strides=(*_CHANNELS, *_strides("dz", "y", "x"), *_strides("dweight", dims="krs")),
     ),
     "conv_bn_grad1x1_kernel": Rule(True, planned=False),
+    "conv_chain_kernel": Rule(
+        True, vectors=2, more={"PROJECTED": (0, 2)}, planned=False,
+        strides=(
+            "inner", "channels", "filters", "depth", "below",
+            *_strides("x", "residual", "projected", "out", "following"),
+            "weight_k", "projection_k", "next_k", "front_k",
+        ),
+    ),
+    # Loads are 8 bytes wide where images are dense, and single elements elsewhere.
+    "stem_kernel": Rule(True, planned=False),
+    "head_kernel": Rule(True, planned=False),
+    "pack_kernel": Rule(False),
+    "mean_kernel": Rule(False),
     "bn_add_act_kernel": Rule(
         False, vectors=2, more={"SHORTCUT": (0, 2)}, across=True,
         strides=_strides("y", "residual", "out"),
@@ -147,9 +160,13 @@ def _side(variant: aot.Variant) -> int:
 
 
 def _ragged(variant: aot.Variant) -> bool:
-    """Whether a matrix kernel's channels are no multiple of 16, so that elements go one by one."""
+    """Whether a matrix kernel's elements go one by one.
+
+    Where channels are no multiple of 16, and where a row of an image is no run in memory.
+    """
     counts = [name for name in _CHANNELS if name in variant.signature]
-    return RULES[variant.kernel].matrix and not all(map(variant.known, counts))
+    scattered = variant.constant("DENSE", True) is False
+    return RULES[variant.kernel].matrix and (scattered or not all(map(variant.known, counts)))
 
 
 def _no_stack(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
@@ -238,7 +255,8 @@ def matrix_kind(variant: aot.Variant) -> str:
 
     wgmma and tcgen05 compute 64 rows or more; smaller tiles and other architectures use mma.sync.
     """
-    if variant.constant("BLOCK_M") >= 64:
+    rows = variant.constant("BLOCK_M") or variant.constant("COLUMNS")
+    if rows >= 64:
         return {90: "HGMMA", 100: "UTCHMMA"}.get(variant.capability, "HMMA")
     return "HMMA"
 

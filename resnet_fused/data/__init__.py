@@ -1,6 +1,18 @@
-"""Images on their way into a network: reading files, preprocessing, and two photographs to try."""
+"""Images on their way into a network: reading, preprocessing, streaming; two photographs to try."""
 
 from resnet_fused.data.images import ImageError, load_image, preprocess
 from resnet_fused.data.photographs import crops, photographs
+from resnet_fused.data.stream import Batch, Entry, ImageStream, default_workers, find_images
 
-__all__ = ["ImageError", "crops", "load_image", "photographs", "preprocess"]
+__all__ = [
+    "Batch",
+    "Entry",
+    "ImageError",
+    "ImageStream",
+    "crops",
+    "default_workers",
+    "find_images",
+    "load_image",
+    "photographs",
+    "preprocess",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -30,7 +31,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         The decoded image; the file is closed.
 
     Raises:
-        ImageError: no such file, a directory, not an image, or an image that is cut short.
+        ImageError: no such file, a directory, not an image, an image that is cut short, or one of
+            32-bit pixels, which have no known range.
     """
     file = Path(path)
     if file.is_dir():
@@ -38,7 +40,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(file) as opened:
             # Pillow decodes lazily: converting here makes a truncated file fail in this function.
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            if opened.mode not in ("I", "F"):
+                return _as_rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise ImageError(f"image: no such file: '{file}'; give the path of an image file") from None
     except PermissionError:
@@ -47,10 +50,19 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(
             f"image: '{file}' is not an image that Pillow can read; accepted: JPEG, PNG, WebP, ..."
         ) from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        # SyntaxError is how Pillow's PNG reader reports a broken file.
+    except Exception as error:
+        # On a broken file Pillow's readers raise nearly anything: SyntaxError, struct.error, ...
         reason = str(error).strip() or type(error).__name__
         raise ImageError(f"image: '{file}' is corrupt or cut short ({reason})") from error
+    raise ImageError(f"image: '{file}' has pixels of 32 bits, whose black and white nobody knows")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """RGB of 8 bits; alpha is dropped, as torchvision's loader does."""
+    if image.mode.startswith("I;16"):
+        # Pillow would clip at 255: all but the darkest pixels white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def preprocess(image: Image.Image, size: int = 224, resize: int | None = None) -> Tensor:

@@ -19,6 +19,14 @@ from resnet_fused.numerics.bounds import (
     bn_act_bound,
     conv_bn_act_bound,
 )
+from resnet_fused.numerics.chains import (
+    CHAIN_ROUNDINGS,
+    ChainOperands,
+    chain_operands,
+    conv_chain_bound,
+    conv_chain_expected,
+    conv_chain_oracle,
+)
 from resnet_fused.numerics.checks import (
     BoundCheck,
     RelativeCheck,
@@ -29,6 +37,13 @@ from resnet_fused.numerics.checks import (
 from resnet_fused.numerics.exact import ExactInputs, exact_expected, exact_inputs
 from resnet_fused.numerics.gradients import conv_gradients_bound, conv_gradients_oracle
 from resnet_fused.numerics.oracle import bn_act_oracle, conv_bn_act_oracle
+from resnet_fused.numerics.stem import (
+    exact_stem_inputs,
+    head_bound,
+    head_oracle,
+    stem_bound,
+    stem_oracle,
+)
 from resnet_fused.numerics.tolerances import (
     END_TO_END_LIMIT,
     accumulator_dtype,
@@ -67,9 +82,11 @@ from resnet_fused.numerics.training_convolutions import (
 
 __all__ = [
     "ACCUMULATIONS",
+    "CHAIN_ROUNDINGS",
     "END_TO_END_LIMIT",
     "ROUNDINGS",
     "BoundCheck",
+    "ChainOperands",
     "ExactInputs",
     "RelativeCheck",
     "accumulator_dtype",
@@ -88,6 +105,7 @@ __all__ = [
     "bn_finalize_oracle",
     "bn_update_stats_bound",
     "bn_update_stats_oracle",
+    "chain_operands",
     "chance",
     "check_bound",
     "conv_bn_act_bound",
@@ -98,11 +116,17 @@ __all__ = [
     "conv_bn_stats_oracle",
     "conv_bn_wgrad_bound",
     "conv_bn_wgrad_oracle",
+    "conv_chain_bound",
+    "conv_chain_expected",
+    "conv_chain_oracle",
     "conv_gradients_bound",
     "conv_gradients_oracle",
     "exact_expected",
     "exact_inputs",
+    "exact_stem_inputs",
     "gradient_check",
+    "head_bound",
+    "head_oracle",
     "masked",
     "normalised",
     "reductions_bound",
@@ -110,5 +134,7 @@ __all__ = [
     "relative_check",
     "stats_bound",
     "stats_oracle",
+    "stem_bound",
+    "stem_oracle",
     "unit_roundoff",
 ]

@@ -12,8 +12,11 @@ from .conv_bn_dgrad import conv_bn_dgrad
 from .conv_bn_grad1x1 import conv_bn_grad1x1
 from .conv_bn_stats import conv_bn_stats
 from .conv_bn_wgrad import conv_bn_wgrad
+from .conv_chain import conv_chain
 from .conv_dgrad import conv_dgrad
 from .conv_wgrad import conv_wgrad
+from .head import head
+from .stem import stem, stem_input_norm
 
 __all__ = [
     "bn_act",
@@ -29,6 +32,10 @@ __all__ = [
     "conv_bn_grad1x1",
     "conv_bn_stats",
     "conv_bn_wgrad",
+    "conv_chain",
     "conv_dgrad",
     "conv_wgrad",
+    "head",
+    "stem",
+    "stem_input_norm",
 ]

@@ -108,6 +108,21 @@ def _of_conv_bn_grad1x1(*rest: Any) -> Any:
     return dx, _rows(x, 0 if norm is None else 2, x.shape[1]), torch.empty_like(parameter)
 
 
+def chain_wants_channels_last(x: Tensor, weight: Tensor, front_weight: Tensor | None) -> bool:
+    """Whether the results of a `conv_chain` are: where x or a weight before `out` is."""
+    front = front_weight is not None and is_channels_last(front_weight)
+    return front or wants_channels_last(x, weight)
+
+
+def _of_conv_chain(x: Tensor, weight: Tensor, *rest: Any) -> Any:
+    next_weight, front_weight, step = rest[7], rest[10], rest[14]
+    layout = chain_wants_channels_last(x, weight, front_weight)
+    n, _, h, w = x.shape
+    out = empty_like(x, [n, weight.shape[0], -(-h // step), -(-w // step)], layout)
+    filters = 0 if next_weight is None else next_weight.shape[0]
+    return out, empty_like(x, [n, filters, h, w], layout)
+
+
 def _of_bn_act_pool(y: Tensor, norm: Tensor, *rest: Any) -> Any:
     sizes = [
         (size + 2 * pad - kernel) // step + 1
@@ -115,6 +130,20 @@ def _of_bn_act_pool(y: Tensor, norm: Tensor, *rest: Any) -> Any:
     ]
     out = empty_like(y, [*y.shape[:2], *sizes], is_channels_last(y))
     return out, torch.empty_like(out, dtype=torch.uint8)
+
+
+def _of_stem(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    stride, padding, *window = rest[3:]
+    shape = _checks.conv_output_shape("stem", x, weight, stride, padding, [1, 1], 1)
+    sizes = [
+        (size + 2 * pad - kernel) // step + 1
+        for size, kernel, step, pad in zip(shape[2:], *window, strict=True)
+    ]
+    return empty_like(weight, [*shape[:2], *sizes], wants_channels_last(x, weight))
+
+
+def _of_head(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]))
 
 
 def _of_bn_act_pool_backward(dout: Tensor, taps: Tensor, y: Tensor, *rest: Any) -> Any:
@@ -179,10 +208,33 @@ FORMS = {
         9,
         _of_conv_bn_grad1x1,
     ),
+    "conv_chain": Form(
+        {
+            "x": 0,
+            "weight": 1,
+            "scale": 2,
+            "shift": 3,
+            "residual": 4,
+            "projected": 5,
+            "projection_weight": 6,
+            "projection_scale": 7,
+            "projection_shift": 8,
+            "next_weight": 9,
+            "next_scale": 10,
+            "next_shift": 11,
+            "front_weight": 12,
+            "front_scale": 13,
+            "front_shift": 14,
+        },
+        15,
+        _of_conv_chain,
+    ),
     "bn_act_pool": Form({"y": 0, "norm": 1}, 2, _of_bn_act_pool),
     "bn_act_pool_backward": Form(
         {"dout": 0, "taps": 1, "y": 2, "norm": 3}, 4, _of_bn_act_pool_backward
     ),
+    "stem": Form({"x": 0, "weight": 1, "scale": 2, "shift": 3, "input_norm": 4}, 5, _of_stem),
+    "head": Form({"x": 0, "weight": 1, "bias": 2}, 3, _of_head),
 }
 
 

@@ -33,9 +33,12 @@ WITHOUT_TILES = frozenset(
         "bn_backward_finalize",
         "bn_finalize",
         "bn_update_stats",
+        "head",
     }
 )
 """Ops whose kernels have one configuration, no table of tiles."""
+WITH_REASONS = frozenset({"conv_bn_act", "conv_bn_grad1x1", "conv_chain", "stem"})
+"""Ops that ask their kernel about each call's sizes, and go another way where it can't take it."""
 SOURCES = (
     "triton/_bn.py",
     "triton/_dgrad.py",
@@ -51,6 +54,7 @@ BESIDE = {
     "conv_bn_dgrad": ("triton/conv_dgrad.py",),
     "conv_bn_grad1x1": ("triton/_grad1x1.py",),
     "conv_bn_wgrad": ("triton/conv_wgrad.py",),
+    "stem": ("triton/_stem_tiles.py",),
 }
 """Ops whose kernels take sizes from another op's file."""
 
@@ -73,7 +77,7 @@ def supports(call: backends.Call) -> str | None:
     if call.device != "cuda":
         return None
     reason = admission.refusal(call, "triton")
-    if reason is None and call.op not in ("conv_bn_act", "conv_bn_grad1x1", *WITHOUT_TILES):
+    if reason is None and call.op not in (*WITH_REASONS, *WITHOUT_TILES):
         # Looked at before the sizes are known: what is left may not take every call.
         device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
         if not complete(call.op, device):

@@ -25,6 +25,7 @@ BACKWARD_SCHEMA = (
     "int[2] padding) -> (Tensor, Tensor)"
 )
 MOST_TAPS = 255
+Pair = int | Sequence[int]
 
 
 def _reference(
@@ -137,22 +138,35 @@ def bn_act_pool(
 
 
 def check_window(
-    op: str,
-    y: Tensor,
-    kernel: int | Sequence[int],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
+    op: str, y: Tensor, kernel: Pair, stride: Pair, padding: Pair
 ) -> tuple[list[int], list[int], list[int]]:
     """Checks a pooling window against the tensor that it slides over."""
-    kernel = _checks.pair(op, "kernel", kernel, 1)
-    stride = _checks.pair(op, "stride", stride, 1)
-    padding = _checks.pair(op, "padding", padding, 0)
+    return check_pooling(op, y.shape[2:], kernel, stride, padding)
+
+
+def check_pooling(
+    op: str, sizes: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, prefix: str = ""
+) -> tuple[list[int], list[int], list[int]]:
+    """Checks a pooling window against the height and width that it slides over.
+
+    Args:
+        op: name for the messages.
+        sizes: height and width.
+        kernel: what was given.
+        stride: likewise.
+        padding: likewise.
+        prefix: of the arguments' names.
+    """
+    kernel = _checks.pair(op, f"{prefix}kernel", kernel, 1)
+    stride = _checks.pair(op, f"{prefix}stride", stride, 1)
+    padding = _checks.pair(op, f"{prefix}padding", padding, 0)
     if kernel[0] * kernel[1] > MOST_TAPS:
-        raise ValueError(f"{op}: kernel is {kernel}; at most {MOST_TAPS} taps are accepted")
+        raise ValueError(f"{op}: {prefix}kernel is {kernel}; at most {MOST_TAPS} taps are accepted")
     if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
-        raise ValueError(f"{op}: padding is {padding}; at most half of kernel {kernel} is accepted")
-    if any(
-        size + 2 * pad < span for size, pad, span in zip(y.shape[2:], padding, kernel, strict=True)
-    ):
-        raise ValueError(f"{op}: kernel {kernel} is larger than the padded {tuple(y.shape[2:])}")
+        raise ValueError(
+            f"{op}: {prefix}padding is {padding}; at most half of {prefix}kernel {kernel} is "
+            "accepted"
+        )
+    if any(size + 2 * pad < span for size, pad, span in zip(sizes, padding, kernel, strict=True)):
+        raise ValueError(f"{op}: {prefix}kernel {kernel} is larger than the padded {tuple(sizes)}")
     return kernel, stride, padding

@@ -1,5 +1,6 @@
 """FLOPs and bytes of ops and whole models, and the time that a machine needs for them at least."""
 
+from .chains import conv_chain_cost
 from .inference import (
     ConvShape,
     Cost,
@@ -11,6 +12,7 @@ from .inference import (
     conv_wgrad_cost,
     model_cost,
 )
+from .stem import head_cost, stem_cost
 from .training import (
     Kernel,
     bn_act_pool_backward_cost,
@@ -41,9 +43,12 @@ __all__ = [
     "conv_bn_grad1x1_cost",
     "conv_bn_stats_cost",
     "conv_bn_wgrad_cost",
+    "conv_chain_cost",
     "conv_cost",
     "conv_dgrad_cost",
     "conv_wgrad_cost",
+    "head_cost",
     "model_cost",
     "node_kernels",
+    "stem_cost",
 ]

@@ -17,6 +17,7 @@ from resnet_fused.bench.peers.compiled import Inductor
 from resnet_fused.bench.peers.cudnn import Cudnn
 from resnet_fused.bench.peers.cudnn_graph import CudnnGraph
 from resnet_fused.bench.peers.eager import Eager
+from resnet_fused.bench.peers.frozen import Frozen
 from resnet_fused.bench.peers.fused import Fused
 from resnet_fused.bench.peers.onednn import OneDnn, bare_onednn
 from resnet_fused.bench.peers.onnx_runtime import OnnxRuntime
@@ -33,6 +34,7 @@ _ALL: tuple[Peer, ...] = (
     Eager("eager_nchw", torch.contiguous_format),
     Eager("eager", torch.channels_last),
     Fused("fused"),
+    Frozen(),
     Fused("triton"),
     Fused("cuda"),
     OneDnn(),

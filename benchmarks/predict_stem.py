@@ -1,0 +1,115 @@
+"""Predicts `stem` on an H200 in bfloat16, and the ways of fusing the pooling that were weighed.
+
+    python benchmarks/predict_stem.py
+
+The rates are those of predict_triton.py; docs/stem.md holds the table, to be compared with a
+measurement. Nothing here has run on hardware.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import click
+import predict_triton as rates
+import torch
+
+from resnet_fused import roofline
+from resnet_fused.cases import RESNET50_LAYERS, StemCase
+from resnet_fused.triton import _stem_tiles, _tiles
+
+CASE = StemCase("usual", 1, 3, 224, 224, 64)
+ISSUE = 4 * 1.461e9  # warp instructions/s of a multiprocessor, at the clock of 790 TFLOP/s
+LOAD = 9  # instructions a load: address, bounds, copy
+EPILOGUE = 3.5  # instructions a sum: multiply-add, maximum, bounds, rounding
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to fuse the pooling.
+
+    Attributes:
+        name: for the table.
+        rows: rows of the convolution computed for each pooled one.
+        columns: columns of it that a product makes at once; 1.5 for a recomputed third.
+        recomputed: columns computed for each that is needed.
+        lanes: elements of a tile's row: what the window of so many columns holds, padded.
+    """
+
+    name: str
+    rows: float
+    columns: int
+    recomputed: float
+    lanes: int
+
+
+WAYS = (
+    Way("nine taps of the window, each a product", 3.0, 1, 1.5, 32),
+    Way("rows carried, three columns computed for two", 2.0, 1, 1.5, 32),
+    Way("rows carried, column fetched, a product a column", 2.0, 1, 1.0, 32),
+    Way("rows carried, column fetched, a product for both columns (built)", 2.0, 2, 1.0, 32),
+)
+
+
+def predict(way: Way, batch: int) -> dict[str, float]:
+    """Microseconds by what bounds a way: memory, tensor cores, instructions.
+
+    Args:
+        way: one of `WAYS`.
+        batch: images.
+    """
+    case = dataclasses.replace(CASE, n=batch)
+    weight = torch.empty(case.weight_shape, dtype=torch.bfloat16, device="meta")
+    sizes = _stem_tiles.sizes_of(case.shape, weight, *case.geometry[:2], case.geometry[2:])
+    assert not isinstance(sizes, str)
+    plan = _stem_tiles.choose(sizes, rates.H200)
+    assert not isinstance(plan, str)
+    tile = plan.tile
+    strips = _stem_tiles.strips_of(sizes, tile)[0] * _tiles.cdiv(sizes.rows, plan.rows)
+    blocks = _tiles.cdiv(case.k, tile.channels)
+    programs = batch * strips * blocks
+    waves = _tiles.cdiv(programs, rates.H200.multiprocessors)
+    rows = plan.rows * way.rows + 1  # and the one above
+    pixels = rows * tile.columns * 2 * way.recomputed  # of the convolution, by a program
+    flops = 2 * pixels * tile.channels * sizes.taps * way.lanes
+    shape = _tiles.Tile(tile.columns, tile.channels * way.columns, tile.warps, tile.stages, "")
+    loads = pixels / way.columns * sizes.taps * way.lanes / 4 / 32
+    instructions = loads * LOAD + pixels * tile.channels / 32 * EPILOGUE
+    each = rates.TENSOR / rates.H200.multiprocessors * rates.efficiency(shape)
+    return {
+        "memory": roofline.stem_cost(case, torch.bfloat16).bytes / rates.MEMORY * 1e6,
+        "tensor": waves * flops / each * 1e6,
+        "issue": waves * instructions / ISSUE * 1e6,
+    }
+
+
+def table() -> str:
+    """The ways at each batch size as Markdown, and the two kernels that they replace."""
+    lines = [
+        "| way | " + " | ".join(f"batch {b}: memory, tensor, issue" for b in rates.BATCHES) + " |",
+        "| --- " * (1 + len(rates.BATCHES)) + "|",
+    ]
+    for way in WAYS:
+        cells = [
+            ", ".join(f"{us:.1f}" for us in predict(way, batch).values()) for batch in rates.BATCHES
+        ]
+        lines.append(f"| {way.name} | " + " | ".join(cells) + " |")
+    cells = []
+    for batch in rates.BATCHES:
+        layer = next(layer for layer in RESNET50_LAYERS if layer.r == 7)
+        conv = rates.predict(dataclasses.replace(layer, n=batch)).us
+        moved = batch * 64 * (112 * 112 + 56 * 56) * 2
+        cells.append(f"{conv:.1f} + {moved / rates.MEMORY * 1e6 + rates.LAUNCH * 1e6:.1f}")
+    lines.append("| conv_bn_act, then a pooling | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@click.command()
+def main() -> None:
+    """Print the table."""
+    click.echo(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""The program of an engine on a GPU: one CUDA graph for each input shape.
+
+A shape that comes for the first time runs step by step, which also compiles what Triton compiles.
+When it comes again its steps are captured: inputs and results lie in memory of the graph's own, the
+kernels of this package write into one planned arena. A replay copies the input in, launches the
+graph and copies the result out, so that the caller's tensor is his alone.
+
+`Driver` is what there is to know about CUDA; everything else is the same on any device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from . import _calls, _kernels, _memory
+from ._ir import FUSED, Graph, Step, fill
+
+logger = logging.getLogger("resnet_fused")
+Registers = list[Any]
+
+
+class Driver:
+    """Graph capture and the order of streams on one GPU.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Makes the GPU the current one."""
+        with torch.cuda.device(self.device):
+            yield
+
+    def capturing(self) -> bool:
+        """Whether the caller is capturing a graph of his own, into which the steps then go."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """Captures what `run` launches.
+
+        Returns:
+            What replays it on the current stream, and what `run` returned.
+        """
+        graph = torch.cuda.CUDAGraph()
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        # Only what this thread does may break the capture: others go on with their work.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            result = run()
+        current.wait_stream(side)
+        return graph.replay, result
+
+    def mark(self) -> Any:
+        """A point on the current stream."""
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def wait(self, mark: Any) -> None:
+        """Lets the current stream wait for a point on another."""
+        torch.cuda.current_stream().wait_event(mark)
+
+    def release(self) -> None:
+        """Gives memory that nobody uses back to the GPU."""
+        torch.cuda.empty_cache()
+
+
+class Steps:
+    """A graph's steps for one shape, implementations chosen: run with or without an arena.
+
+    Attributes:
+        served: position of a step -> (implementation, why).
+        plan: the arena for what the kernels write.
+        outside: bytes of the values that PyTorch's ops allocate themselves.
+    """
+
+    def __init__(self, graph: Graph, args: Sequence[Tensor]) -> None:
+        self.graph = graph
+        self._count = 1 + max([*graph.inputs, *graph.makers()], default=0)
+        self._kernels: dict[int, _kernels.Kernel] = {}
+        self._forms: dict[int, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+        self.served: dict[int, tuple[str, str]] = {}
+        last = graph.last_use()
+        self._dead = [
+            tuple(v for v in dict.fromkeys((*s.inputs, *s.outputs)) if last[v] == at)
+            for at, s in enumerate(graph.steps)
+        ]
+        sizes: dict[int, tuple[int, torch.dtype]] = {}
+        self.outside = 0
+
+        def noted(at: int, step: Step, values: Sequence[Any]) -> list[Any]:
+            made = self._first(at, step, values)
+            kernel = self._kernels.get(at)
+            for value, result in zip(step.outputs, made, strict=True):
+                found = _memory.size_of(result)
+                if found is not None and kernel is not None and kernel.writes:
+                    sizes[value] = found
+                    self._forms[value] = (result.shape, result.stride(), result.dtype)
+                elif found is not None and step.kind != "flatten":
+                    self.outside += found[0]
+            return made
+
+        self.result = self._walk(args, noted)
+        self.plan = _memory.plan(_memory.lives(graph, sizes, {}))
+
+    def _walk(
+        self, args: Sequence[Tensor], run: Callable[[int, Step, Sequence[Any]], list[Any]]
+    ) -> Any:
+        registers: Registers = [None] * self._count
+        for value, given in zip(self.graph.inputs, args, strict=True):
+            registers[value] = given
+        for at, step in enumerate(self.graph.steps):
+            made = run(at, step, [registers[value] for value in step.inputs])
+            for value, result in zip(step.outputs, made, strict=True):
+                registers[value] = result
+            for value in self._dead[at]:
+                registers[value] = None
+        return fill(self.graph.output, lambda ref: registers[ref.value])
+
+    def _first(self, at: int, step: Step, values: Sequence[Any]) -> list[Any]:
+        if step.kind not in _kernels.KINDS:
+            self.served[at] = "modules" if step.module is not None else "torch", step.why
+            return [_calls.run(step, values)]
+        if _broadcasts(step, values):
+            self.served[at] = "torch", "its shortcut is broadcast: added apart"
+            return [_apart(step, values)]
+        kernel = self._kernels[at] = _kernels.Kernel(step, values)
+        self.served[at] = kernel.name, kernel.why
+        made = kernel(values)
+        return list(made) if isinstance(made, tuple) else [made]
+
+    def _again(self, at: int, step: Step, values: Sequence[Any]) -> list[Any]:
+        kernel = self._kernels.get(at)
+        if kernel is not None:
+            made = kernel(values)
+            return list(made) if isinstance(made, tuple) else [made]
+        if step.kind in _kernels.KINDS:
+            return [_apart(step, values)]
+        return [_calls.run(step, values)]
+
+    def run(self, args: Sequence[Tensor]) -> Any:
+        """The results, each step allocating its own."""
+        return self._walk(args, self._again)
+
+    def arena(self, device: torch.device) -> dict[str, Tensor]:
+        """Fresh memory for `run_in`: bytes by dtype."""
+        return {
+            dtype: torch.empty(size, dtype=torch.uint8, device=device)
+            for dtype, size in self.plan.arenas.items()
+        }
+
+    def run_in(self, args: Sequence[Tensor], arena: dict[str, Tensor]) -> Any:
+        """The results, this package's kernels writing into the arena."""
+
+        def run(at: int, step: Step, values: Sequence[Any]) -> list[Any]:
+            kernel = self._kernels.get(at)
+            if kernel is None or not kernel.writes:
+                return self._again(at, step, values)
+            results = [self._place(value, arena) for value in step.outputs]
+            kernel.into(values, results)
+            return results
+
+        return self._walk(args, run)
+
+    def _place(self, value: int, arena: dict[str, Tensor]) -> Tensor:
+        shape, stride, dtype = self._forms[value]
+        memory = arena[str(dtype).removeprefix("torch.")]
+        typed = memory[self.plan.offsets[value] :]
+        typed = typed[: typed.numel() // dtype.itemsize * dtype.itemsize].view(dtype)
+        return typed.as_strided(shape, stride)
+
+
+class Captured:
+    """One shape's graph; replays are one after the other, in whatever streams and threads.
+
+    Args:
+        steps: of the shape.
+        args: an example.
+        driver: of the GPU.
+    """
+
+    arena = True
+
+    def __init__(self, steps: Steps, args: Sequence[Tensor], driver: Driver) -> None:
+        self.served, self.plan, self.outside = steps.served, steps.plan, steps.outside
+        self._steps, self._driver, self._lock = steps, driver, threading.Lock()
+        with driver.active():
+            self._inputs = [torch.empty_like(arg).copy_(arg) for arg in args]
+            self._memory = steps.arena(args[0].device)
+            self._replay, self._results = driver.capture(
+                lambda: steps.run_in(self._inputs, self._memory)
+            )
+            self._done = driver.mark()
+
+    def __call__(self, args: Sequence[Tensor]) -> Any:
+        """Copies the input in, replays, copies the result out."""
+        with self._driver.active():
+            if self._driver.capturing():  # a graph of the caller's own, which can hold no other
+                return self._steps.run(args)
+        with self._lock, self._driver.active():
+            self._driver.wait(self._done)
+            for mine, given in zip(self._inputs, args, strict=True):
+                mine.copy_(given)
+            self._replay()
+            result = _pytree.tree_map_only(Tensor, torch.clone, self._results)
+            self._done = self._driver.mark()
+        return result
+
+
+class Plain:
+    """One shape's steps, launched one by one: where a graph could not be captured."""
+
+    arena = False
+
+    def __init__(self, steps: Steps, why: str) -> None:
+        self._steps, self.why = steps, why
+        self.served, self.plan, self.outside = steps.served, steps.plan, steps.outside
+
+    def __call__(self, args: Sequence[Tensor]) -> Any:
+        """The results."""
+        return self._steps.run(args)
+
+
+class Builder:
+    """Makes the programs of one graph.
+
+    Args:
+        graph: after all rules.
+        driver: of the GPU.
+        free: drops the programs that the engine keeps, for their memory.
+    """
+
+    def __init__(self, graph: Graph, driver: Driver, free: Callable[[], None]) -> None:
+        self.graph, self._driver, self._free = graph, driver, free
+
+    def constants(self) -> int:
+        """Bytes of all weights and vectors."""
+        return _memory.constants(self.graph)
+
+    def build(self, args: Sequence[Tensor], pack: bool) -> tuple[Captured | Plain, Any]:
+        """The program for these arguments' shapes, and what it gives for them.
+
+        Args:
+            args: the caller's tensors.
+            pack: whether to capture a graph.
+        """
+        with self._driver.active():
+            steps = Steps(self.graph, args)
+            result, steps.result = steps.result, None
+            if not pack:
+                return Plain(steps, "the shape came for the first time"), result
+            if self._driver.capturing():
+                return Plain(steps, "the caller captures a graph of his own"), result
+            try:
+                return Captured(steps, args, self._driver), result
+            except torch.OutOfMemoryError as error:
+                logger.warning("freeze: out of memory for a graph of %s: %s", _of(args), error)
+            except RuntimeError as error:
+                return self._step_by_step(steps, args, error), result
+            # Outside of the handler, whose traceback holds the memory.
+            self._free()
+            self._driver.release()
+            try:
+                return Captured(steps, args, self._driver), result
+            except RuntimeError as error:
+                return self._step_by_step(steps, args, error), result
+
+    def _step_by_step(self, steps: Steps, args: Sequence[Tensor], error: RuntimeError) -> Plain:
+        why = f"no graph: {str(error).partition(chr(10))[0]}"
+        logger.warning("freeze: %s runs step by step, %s", _of(args), why)
+        return Plain(steps, why)
+
+
+def laid_out(graph: Graph) -> Graph:
+    """The graph with the weights of this package's convolutions in channels_last."""
+    steps = []
+    for step in graph.steps:
+        if step.kind in FUSED and step.kind != "head":
+            tensors = {
+                name: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+                for name, t in step.tensors.items()
+            }
+            step = replace(step, tensors=tensors)
+        steps.append(step)
+    return replace(graph, steps=tuple(steps))
+
+
+def _of(args: Sequence[Tensor]) -> str:
+    return ", ".join(str(tuple(arg.shape)) for arg in args)
+
+
+def _broadcasts(step: Step, values: Sequence[Any]) -> bool:
+    """Whether a layer's shortcut has another shape than its result."""
+    if step.kind != "conv_bn_act" or len(values) != 2:
+        return False
+    x, residual = values
+    o, weight = step.options, step.tensors["weight"]
+    spatial = [
+        (size + 2 * pad - spread * (taps - 1) - 1) // by + 1
+        for size, pad, spread, taps, by in zip(
+            x.shape[2:], o["padding"], o["dilation"], weight.shape[2:], o["stride"], strict=True
+        )
+    ]
+    return tuple(residual.shape) != (x.shape[0], weight.shape[0], *spatial)
+
+
+def _apart(step: Step, values: Sequence[Any]) -> Tensor:
+    """The layer without its shortcut, then PyTorch's add and ReLU."""
+    bare = Step(
+        step.kind, step.name, step.inputs[:1], step.outputs, step.tensors,
+        {**step.options, "act": "none"},
+    )  # fmt: skip
+    y = _kernels.Kernel(bare, values[:1])(values[:1]) + values[1]
+    return torch.relu(y) if step.options["act"] == "relu" else y

@@ -1,0 +1,122 @@
+"""This package's ops as steps: their arguments, who serves them, and how they write into a result.
+
+One table: what differs between the ops is how a step becomes the arguments of the op's schema.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .. import backends
+from ..ops import _cuda, _results, _triton
+from ..ops._library import overload
+from ._ir import Step
+
+Values = Sequence[Any]
+
+
+def _conv_bn_act(step: Step, values: Values) -> tuple[Any, ...]:
+    t, o = step.tensors, step.options
+    residual = values[1] if len(values) == 2 else None
+    geometry = (o["stride"], o["padding"], o["dilation"], o["groups"])
+    return (values[0], t["weight"], t["scale"], t["shift"], residual, *geometry, o["act"])
+
+
+def _stem(step: Step, values: Values) -> tuple[Any, ...]:
+    t, o = step.tensors, step.options
+    pool = (o["pool_kernel"], o["pool_stride"], o["pool_padding"])
+    norm = t.get("input_norm")
+    return (values[0], t["weight"], t["scale"], t["shift"], norm, o["stride"], o["padding"], *pool)
+
+
+def _head(step: Step, values: Values) -> tuple[Any, ...]:
+    return (values[0], step.tensors["weight"], step.tensors.get("bias"))
+
+
+_CHAIN = ("weight", "scale", "shift")
+
+
+def _conv_chain(step: Step, values: Values) -> tuple[Any, ...]:
+    t, o = step.tensors, step.options
+    projected = "projection_weight" in t
+    shortcut = (None, values[1]) if projected else (values[1], None)
+    rest = [t.get(f"{part}_{name}") for part in ("projection", "next", "front") for name in _CHAIN]
+    own = [t[name] for name in _CHAIN]
+    options = (o["projection_stride"], o["out_stride"], o["reverse"])
+    return (values[0], *own, *shortcut, *rest, *options)
+
+
+def _choose_conv(step: Step, args: tuple[Any, ...]) -> backends.Choice:
+    module = importlib.import_module("resnet_fused.ops.conv_bn_act")
+    call = module._call(args[0], args[4], args[9])
+    return module._choose(args[0], args[1], call, args[5:9])
+
+
+def _choose_stem(step: Step, args: tuple[Any, ...]) -> backends.Choice:
+    module = importlib.import_module("resnet_fused.ops.stem")
+    return module.choose(args[0], args[1], args[5], args[6], args[7:])
+
+
+def _choose_head(step: Step, args: tuple[Any, ...]) -> backends.Choice:
+    return importlib.import_module("resnet_fused.ops.head").choose(args[0])
+
+
+def _choose_chain(step: Step, args: tuple[Any, ...]) -> backends.Choice:
+    return importlib.import_module("resnet_fused.ops.conv_chain").choose(args)
+
+
+class Kind(NamedTuple):
+    """An op as a step.
+
+    Attributes:
+        arguments: a step and its values, as the arguments of the op's schema.
+        choose: the implementation for them.
+    """
+
+    arguments: Callable[[Step, Values], tuple[Any, ...]]
+    choose: Callable[[Step, tuple[Any, ...]], backends.Choice]
+
+
+KINDS = {
+    "conv_bn_act": Kind(_conv_bn_act, _choose_conv),
+    "conv_chain": Kind(_conv_chain, _choose_chain),
+    "stem": Kind(_stem, _choose_stem),
+    "head": Kind(_head, _choose_head),
+}
+_LAUNCHES: dict[str, Callable[..., None]] = {"triton": _triton._launch, "cuda": _cuda._launch}
+
+
+class Kernel:
+    """One step, its implementation chosen for the very tensors that it gets.
+
+    Attributes:
+        name: of the implementation.
+        why: why this one, refusals of faster ones included.
+        writes: whether it can write into memory that it is given.
+    """
+
+    def __init__(self, step: Step, values: Values) -> None:
+        self._step, self._kind = step, KINDS[step.kind]
+        choice = self._kind.choose(step, self._kind.arguments(step, values))
+        self.name = choice.implementation.name
+        refused = "; ".join(f"not {name}: {reason}" for name, reason in choice.refused)
+        self.why = f"{choice.why}; {refused}" if refused else choice.why
+        self.writes = self.name in _LAUNCHES and step.kind in _results.FORMS
+        self._run = overload(step.kind, self.name)
+
+    def __call__(self, values: Values) -> Any:
+        """The op, allocating its result."""
+        return self._run(*self._kind.arguments(self._step, values))
+
+    def into(self, values: Values, results: Sequence[Tensor]) -> None:
+        """The kernel, writing into given results."""
+        form = _results.FORMS[self._step.kind]
+        arguments = self._kind.arguments(self._step, values)
+        operands = [arguments[place] for place in form.operands.values()]
+        launch = functools.partial(_LAUNCHES[self.name], self._step.kind)
+        launch(*operands, *results, *arguments[form.options :])

@@ -1,0 +1,94 @@
+"""Calls of `stem`'s and `head`'s Triton kernels for the gates, and how they are launched."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from resnet_fused.cases import HeadCase, StemCase
+from resnet_fused.triton import _stem_tiles
+
+OPS = ("stem", "head")
+
+Spec = tuple[str, Any, str, str, str | None, bool, str]
+"""Of a call: op, shape, type, layout, configuration, whether CI compiles it, form."""
+
+USUAL = StemCase("usual", 32, 3, 224, 224, 64)
+STEMS = (
+    USUAL,
+    dataclasses.replace(USUAL, name="bytes", images="uint8"),
+    dataclasses.replace(USUAL, name="float_images", images="float32", normed=True),
+    dataclasses.replace(USUAL, name="small", h=128, w=128),
+)
+"""What each configuration is compiled for; then in other layouts, and for an odd size."""
+
+ODD = dataclasses.replace(USUAL, name="odd", h=97, w=131)
+HUGE = dataclasses.replace(USUAL, name="huge", n=16384)
+"""More than 2^31 elements: offsets of 64 bits."""
+
+HEADS = (
+    HeadCase("classes1000", 32, 2048, 7, 7, 1000),
+    HeadCase("classes10", 128, 64, 8, 8, 10),
+    HeadCase("one_image", 1, 512, 7, 7, 1000),
+)
+
+
+def calls(types: Iterable[str]) -> list[Spec]:
+    """Every configuration for each kind of image, and both of a head's ways.
+
+    Args:
+        types: of operands.
+    """
+    found: list[Spec] = []
+    for kind in types:
+        for tile in _stem_tiles.TILES:
+            for case in STEMS:
+                sample = kind == "bf16" and case is USUAL and tile is _stem_tiles.TILES[0]
+                found.append(("stem", case, kind, "nhwc", tile.name, sample, ""))
+        for case in HEADS:
+            sample = kind == "bf16" and case is HEADS[0]
+            found.append(("head", case, kind, "nhwc", None, sample, ""))
+    for layout in ("nchw", "sliced", "unaligned"):
+        found += [("stem", case, "bf16", layout, None, False, "") for case in STEMS]
+        found += [("head", case, "bf16", layout, None, False, "") for case in HEADS]
+    for n in (1, 256):
+        found.append(("stem", dataclasses.replace(USUAL, n=n), "bf16", "nhwc", None, False, ""))
+    found.append(("stem", ODD, "bf16", "nhwc", None, False, ""))
+    found.append(("stem", HUGE, "bf16", "nhwc", None, False, ""))
+    return found
+
+
+def launch(call: Any) -> None:
+    """Calls an op's launch on tensors without memory.
+
+    Args:
+        call: of `_triton_cases.Call`.
+
+    Raises:
+        LookupError: the configuration that is asked for does not take the call.
+    """
+    from resnet_fused.triton import head, stem
+
+    case = call.shape
+    if call.op == "head":
+        x = call.tensor(*case.shape)
+        weight = x.new_empty((case.classes, case.c))
+        bias = x.new_empty((case.classes,)) if case.bias else None
+        return head.launch(x, weight, bias, x.new_empty((case.n, case.classes)))
+    images = {"uint8": torch.uint8, "float32": torch.float32}.get(case.images)
+    p, q = (
+        (size + 2 * pad - taps) // step + 1
+        for size, pad, taps, step in zip(
+            (case.h, case.w), case.padding, (case.r, case.s), case.stride, strict=True
+        )
+    )
+    vector = call.tensor(case.k)
+    norm = torch.empty(2, case.c, device="meta") if case.has_norm else None
+    stem.launch(
+        call.tensor(*case.shape, dtype=images), call.tensor(*case.weight_shape), vector, vector,
+        norm, call.tensor(case.n, case.k, (p - 1) // 2 + 1, (q - 1) // 2 + 1), *case.geometry,
+        allowed=None if call.tile is None else frozenset({call.tile}),
+    )  # fmt: skip
