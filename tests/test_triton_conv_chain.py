@@ -369,7 +369,7 @@ def test_what_is_served():
     assert chosen(layer1, itemsize=4) == "64x64x64_4w3s"
     assert "float32" in chosen(layer2, itemsize=4)
     assert "264 channels" in chosen(dataclasses.replace(layer1, k=264))
-    assert "multiple of 8" in chosen(dataclasses.replace(layer1, k=60))
+    assert "multiple of 16" in chosen(dataclasses.replace(layer1, k=60))
     assert "no configuration is left" in chosen(layer1, allowed=frozenset())
     assert "4 warps" in chosen(
         dataclasses.replace(layer1, k=256, front=64, m=256)

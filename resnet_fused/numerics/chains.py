@@ -47,19 +47,19 @@ class ChainOperands(NamedTuple):
     front_shift: Tensor | None = None
 
     @property
-    def front(self) -> tuple[Any, ...]:
+    def front(self) -> tuple[Any, Any, Any]:
         """Weight, scale and shift of the 3x3 convolution."""
-        return self[12:15]
+        return self.front_weight, self.front_scale, self.front_shift
 
     @property
-    def projection(self) -> tuple[Any, ...]:
+    def projection(self) -> tuple[Any, Any, Any]:
         """Weight, scale and shift of the shortcut's convolution."""
-        return self[6:9]
+        return self.projection_weight, self.projection_scale, self.projection_shift
 
     @property
-    def next(self) -> tuple[Any, ...]:
+    def next(self) -> tuple[Any, Any, Any]:
         """Weight, scale and shift of the convolution that reads out."""
-        return self[9:12]
+        return self.next_weight, self.next_scale, self.next_shift
 
 
 class ChainShape(Protocol):

@@ -12,6 +12,8 @@ twice; the front reads its nine taps where they lie.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -180,6 +182,7 @@ def conv_chain_kernel(
         t = tl.load(x + row[:, None] + k[None, :])
     else:
         t = tl.load(x + row[:, None] + k[None, :], mask=there[None, :], other=0.0)
+    d, source = k, t
     if PROJECTED:
         d = tl.arange(0, PROJECTED)
         row = image * projected_n + p * projection_stride * projected_h
@@ -272,16 +275,16 @@ def launch(
         scale: [C] float32, dense, as are all scales and shifts.
         shift: [C].
         residual: [N, C, H, W], or None with projected.
-        projected: [N, D, P, Q], or None.
-        projection_weight: [C, D, 1, 1].
-        projection_scale: [C].
-        projection_shift: [C].
-        next_weight: [M, C, 1, 1], or None.
-        next_scale: [M].
-        next_shift: [M].
-        front_weight: [K, B, 3, 3], or None.
-        front_scale: [K].
-        front_shift: [K].
+        projected: [N, D, P, Q], or None without.
+        projection_weight: [C, D, 1, 1]; its scale and shift [C].
+        projection_scale: see projection_weight, as projection_shift.
+        projection_shift: see projection_scale.
+        next_weight: [M, C, 1, 1] or None; its scale and shift [M].
+        next_scale: see next_weight, as next_shift.
+        next_shift: see next_scale.
+        front_weight: [K, B, 3, 3] or None; its scale and shift [K].
+        front_scale: see front_weight, as front_shift.
+        front_shift: see front_scale.
         out: [N, C, ceil(H / out_stride), ceil(W / out_stride)], any layout without overlaps;
             overwritten.
         following: [N, M, H, W], likewise; empty without next_weight.
@@ -302,36 +305,61 @@ def launch(
     found = config or _chain_tiles.choose(sizes, _limits.limits(x.device), allowed)
     if isinstance(found, str):
         raise LookupError(found)
-    plan = found.plan(sizes)
-    x, weight = readable(x), readable(weight)
-    shortcut = x if residual is None else readable(residual)
-    source = x if projected is None else readable(projected)
-    more = [
-        weight if t is None else readable(t) for t in (projection_weight, next_weight, front_weight)
-    ]
-    vectors = [
-        scale if t is None else t
-        for t in (
-            projection_scale, projection_shift, next_scale, next_shift, front_scale, front_shift,
-        )
-    ]  # fmt: skip
-    target, last = writable(out), writable(following)
+    tensors = (x, residual, projected), (weight, projection_weight, next_weight, front_weight)
+    vectors = (
+        scale, shift, projection_scale, projection_shift, next_scale, next_shift, front_scale,
+        front_shift,
+    )  # fmt: skip
+    _run(found.plan(sizes), sizes, *tensors, vectors, out, following, projection_stride, reverse)
+
+
+Tensors = tuple[Tensor | None, ...]
+
+
+def _run(
+    plan: dict[str, Any],
+    sizes: _chain_tiles.Sizes,
+    activations: Tensors,
+    weights: Tensors,
+    vectors: Tensors,
+    out: Tensor,
+    following: Tensor,
+    projection_stride: int,
+    reverse: bool,
+) -> None:
+    """Launches the kernel; of each group of operands the first stands for those not there."""
+    x, shortcut, source = _filled(activations)
     height, width = x.shape[2:]
+    x, shortcut, source = readable(x), readable(shortcut), readable(source)
+    weight, projection, after, front = map(readable, _filled(weights))
+    scale, shift, p_scale, p_shift, n_scale, n_shift, f_scale, f_shift = _filled(vectors)
+    target, last = writable(out), writable(following)
     grid = (_tiles.cdiv(sizes.pixels, plan["BLOCK_M"]),)
     with on_device(out):
         traceable(conv_chain_kernel, out)[grid](
-            x, weight, scale, shift, shortcut, source, more[0], *vectors[:2], more[1],
-            *vectors[2:4], more[2], *vectors[4:], target, last,
+            x, weight, scale, shift, shortcut, source, projection, p_scale, p_shift, after,
+            n_scale, n_shift, front, f_scale, f_shift, target, last,
             sizes.pixels, height, width, sizes.k, sizes.c, sizes.projected, sizes.m, sizes.front,
             projection_stride, *_steps(x), weight.stride(0), *_steps(shortcut), *_steps(source),
-            more[0].stride(0), more[1].stride(0), *more[2].stride()[:1], *more[2].stride()[2:],
+            projection.stride(0), after.stride(0), front.stride(0), *front.stride()[2:],
             *_steps(target), *_steps(last),
             REVERSE=reverse, WIDE=not fits_32_bits(x, shortcut, source, target, last), **plan,
         )  # fmt: skip
-        if target is not out:
-            out.copy_(target)
-        if last is not following:
-            following.copy_(last)
+        _copied(target, out)
+        _copied(last, following)
+
+
+def _filled(operands: Tensors) -> list[Tensor]:
+    """The operands, those that are not there as the first one: the kernel does not read them."""
+    first = operands[0]
+    assert first is not None
+    return [first if t is None else t for t in operands]
+
+
+def _copied(source: Tensor, target: Tensor) -> None:
+    """Takes a result to where it belongs, if it was written elsewhere."""
+    if source is not target:
+        target.copy_(source)
 
 
 def _steps(t: Tensor) -> tuple[int, int, int]:
