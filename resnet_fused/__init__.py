@@ -70,6 +70,11 @@ class _Package(types.ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        # Ray and others that send a script's functions along with what they name know plain modules
+        # alone; this one goes by its name too.
+        return importlib.import_module, (self.__name__,)
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
