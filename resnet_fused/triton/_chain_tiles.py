@@ -99,7 +99,11 @@ class Config:
         flying = self.k + following + (projected or self.pixels)
         front = FRONT_BLOCK * (self.pixels + self.k) if sizes.front else 0
         operands = kept + self.stages * max(self.chunk * flying, front)
-        return operands * sizes.itemsize + 4 * self.pixels * self.chunk
+        return operands * sizes.itemsize + 4 * self.pixels * self.chunk + VECTORS
+
+
+VECTORS = 2048
+"""Bytes of scales and shifts in flight, and of barriers."""
 
 
 def block(channels: int) -> int:
