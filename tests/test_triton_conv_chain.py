@@ -82,7 +82,9 @@ def test_every_configuration(name, monkeypatch):
         odd = checks.cases_of(name)[1]
         small = dataclasses.replace(odd, n=2, h=6, w=7)
         monkeypatch.setattr(checks, "cases_of", lambda configuration: (small,))
-    checks.conv_chain(name, "cpu")
+    with watch() as launches:
+        checks.conv_chain(name, "cpu")
+    assert launches
 
 
 @pytest.mark.parametrize("config", _chain_tiles.CONFIGS, ids=lambda c: c.name)
@@ -374,4 +376,6 @@ def test_what_is_served():
     assert "4 warps" in chosen(
         dataclasses.replace(layer1, k=256, front=64, m=256)
     )  # all of 256 channels have 8
+    both = dataclasses.replace(layer2, projected=64, front=64)
+    assert "does not fit" in chosen(both, allowed=frozenset({"64x128x128_4w3s"}))
     assert "512 projected" in chosen(dataclasses.replace(layer1, projected=512))

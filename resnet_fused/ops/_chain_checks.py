@@ -27,7 +27,8 @@ def cases_of(configuration: str) -> tuple[ChainCase, ...]:
     """
     one = _chain_tiles.BY_NAME[configuration]
     whole = ChainCase("whole", 3, one.k, 8, 8, 4 * one.chunk, one.m)
-    odd = ChainCase("odd", 3, one.k - 16, 7, 9, 3 * one.chunk - 16, one.m - 16, 48, 2, 0, 2)
+    source = 48 if one.projected else 0
+    odd = ChainCase("odd", 3, one.k - 16, 7, 9, 3 * one.chunk - 16, one.m - 16, source, 2, 0, 2)
     if one.warps > _chain_tiles.FRONT_WARPS:
         return whole, odd
     return whole, odd, ChainCase("front", 2, one.k - 16, 7, 9, 2 * one.chunk, one.m, 0, 1, 80)

@@ -53,6 +53,7 @@ class Config:
         m: channels of next at most.
         warps: of a program.
         stages: chunks in flight.
+        projected: channels at most that the shortcut projects, found by compiling it.
         why: what it is there for.
         spills: architectures where it does not fit the registers, found by compiling it.
         float32: whether float32 operands, each twice as wide, fit them too, likewise.
@@ -64,7 +65,8 @@ class Config:
     m: int
     warps: int
     stages: int
-    why: str = ""
+    projected: int
+    why: str
     spills: tuple[int, ...] = ()
     float32: bool = False
 
@@ -97,7 +99,11 @@ class Config:
         flying = self.k + following + (projected or self.pixels)
         front = FRONT_BLOCK * (self.pixels + self.k) if sizes.front else 0
         operands = kept + self.stages * max(self.chunk * flying, front)
-        return operands * sizes.itemsize + 4 * self.pixels * self.chunk
+        return operands * sizes.itemsize + 4 * self.pixels * self.chunk + VECTORS
+
+
+VECTORS = 2048
+"""Bytes of scales and shifts in flight, and of barriers."""
 
 
 def block(channels: int) -> int:
@@ -112,23 +118,25 @@ FRONT_WARPS = 4
 """Its taps and channels run in one loop, which Triton has been seen to miscompile on 8 warps
 (pytorch#173068)."""
 
-MOST_PROJECTED = 256
-"""Channels of a shortcut's source that are held beside the tile."""
+BOTH = 64 * 64
+"""Pixels times channels of next in a tile that has a front and a projection: larger ones spill."""
 
 WHOLE = 16
 """What channel counts must be multiples of: else Triton can't know that 16 bytes lie together, and
 loads single elements."""
 
 CONFIGS: tuple[Config, ...] = (
-    Config(64, 64, 32, 64, 4, 3, "64 channels, few pixels; float32", float32=True),
-    Config(128, 64, 32, 64, 4, 3, "64 channels: the first stage"),
-    Config(128, 64, 64, 64, 8, 2, "the first stage's first block: more products for each byte"),
-    Config(128, 64, 32, 128, 8, 3, "the first stage's end, whose next convolution has 128"),
-    Config(64, 128, 32, 128, 4, 3, "128 channels with little shared memory, or few pixels"),
-    Config(128, 128, 64, 128, 8, 2, "128 channels: the second stage"),
-    Config(64, 128, 32, 256, 4, 3, "the second stage's end, with fewer registers"),
-    Config(128, 128, 32, 256, 8, 3, "the second stage's end", spills=(100,)),
-    Config(64, 256, 32, 256, 8, 2, "256 channels: the third stage, wide networks"),
+    Config(64, 64, 32, 64, 4, 3, 128, "64 channels, few pixels; float32", float32=True),
+    Config(128, 64, 32, 64, 4, 3, 128, "64 channels: the first stage"),
+    Config(
+        128, 64, 64, 64, 8, 2, 128, "the first stage's first block: more products for each byte"
+    ),
+    Config(128, 64, 32, 128, 8, 3, 128, "the first stage's end, whose next convolution has 128"),
+    Config(64, 128, 32, 128, 4, 3, 256, "128 channels with little shared memory, or few pixels"),
+    Config(128, 128, 64, 128, 8, 2, 0, "128 channels: the second stage"),
+    Config(64, 128, 32, 256, 4, 3, 64, "the second stage's end, with fewer registers"),
+    Config(128, 128, 32, 256, 8, 3, 64, "the second stage's end", spills=(100,)),
+    Config(64, 256, 32, 256, 8, 2, 64, "256 channels: the third stage, wide networks"),
 )
 """Every configuration that ships: the tests, the gates and the self-check run all of them."""
 
@@ -161,10 +169,10 @@ def sizes_of(
 
 def unfit(config: Config, sizes: Sizes, limits: Limits) -> str | None:
     """Why a configuration can't take a call on a GPU, or None."""
-    if sizes.k > config.k or sizes.m > config.m or sizes.projected > MOST_PROJECTED:
+    if sizes.k > config.k or sizes.m > config.m or sizes.projected > config.projected:
         return (
             f"{sizes.k} channels, {sizes.m} of next and {sizes.projected} projected; at most "
-            f"{config.k}, {config.m} and {MOST_PROJECTED} fit"
+            f"{config.k}, {config.m} and {config.projected} fit"
         )
     if sizes.front and config.warps > FRONT_WARPS:
         return f"a 3x3 convolution in front runs on {FRONT_WARPS} warps"
@@ -172,6 +180,8 @@ def unfit(config: Config, sizes: Sizes, limits: Limits) -> str | None:
         return f"{config.k} channels of float32 do not fit the registers"
     if sizes.precision == "tf32x3":
         return "three TF32 products in place of one do not fit the registers"
+    if sizes.front and sizes.projected and config.pixels * config.m > BOTH:
+        return "a front beside a projection does not fit the registers"
     if limits.capability in config.spills:
         return f"it spills on sm_{limits.capability}"
     need = config.shared_memory(sizes)
