@@ -467,3 +467,8 @@ def test_nothing_to_fuse_is_said(caplog):
         model = nn.Sequential(nn.Linear(2, 2))
         assert rf.fuse(model) is model
     assert "holds no block" in caplog.text
+
+
+def test_the_package_is_pickled_by_its_name() -> None:
+    """As plain modules are by cloudpickle, which sends along what a script's functions name."""
+    assert pickle.loads(pickle.dumps(rf)) is rf
