@@ -230,7 +230,9 @@ def planned_shared(variant: aot.Variant) -> int:
 
     The operands of each step in flight, or after the loop the results in float32, a slice at a
     time, whatever is more. In a gradient of the weights the input that is made in registers goes
-    through shared memory once more where it is multiplied in three terms: its chooser knows.
+    through shared memory once more where it is multiplied in three terms: its chooser knows. wgmma
+    takes the second operand from shared memory alone: of training's three-term products, whose
+    first one is made in registers, it finds both parts of a step's weights there.
     """
     m, n, k = (variant.constant(f"BLOCK_{axis}") for axis in "MNK")
     rows, vectors = _meant(variant)
@@ -238,6 +240,9 @@ def planned_shared(variant: aot.Variant) -> int:
     operands = variant.options["num_stages"] * k * (tiles + 4 * vectors)
     if variant.kernel == "conv_bn_wgrad_kernel" and variant.constant("NORM"):
         operands += n * k * 4 if variant.constant("PRECISION") == "tf32x3" else 0
+    three = variant.capability == 90 and variant.constant("PRECISION") == "tf32x3"
+    if three and any(map(variant.constant, ("PROLOGUE", "AFFINE"))):
+        operands += 2 * n * k * 4
     results = 4 * m * n // variant.constant("SLICES", 1)
     return max(operands, results) + SLACK
 

@@ -121,6 +121,7 @@ class Product:
             memory.
         narrow: whether a filter's row is one run, whose pixels are masked one by one.
         ragged: whether some channel count is no multiple of 16 bytes: loads of single elements.
+        most: sums that a thread may keep, at most: fewer where an epilogue needs much beside them.
     """
 
     rows: int
@@ -136,6 +137,7 @@ class Product:
     gathered: int = 0
     narrow: bool = False
     ragged: bool = False
+    most: int = 128
 
     @property
     def step(self) -> int:
@@ -221,7 +223,8 @@ def fits(product: Product, tile: Tile, limits: Limits) -> bool:
         return False
     if tile.n > 4 * max(16, product.columns):
         return False  # more than three quarters of it would be empty
-    return not crowded(product, tile, limits) and tile.sums <= most_sums(product, limits)
+    most = min(product.most, most_sums(product, limits))
+    return not crowded(product, tile, limits) and tile.sums <= most
 
 
 def crowded(product: Product, tile: Tile, limits: Limits) -> bool:

@@ -194,7 +194,11 @@ def product_of(
         affine: whether the gradient is made as it is read, of two tensors.
     """
     product = conv_dgrad.product_of(dx, weight, stride, groups)
-    return product if affine else dataclasses.replace(product, gathered=0)
+    if not affine:
+        return dataclasses.replace(product, gathered=0)
+    # Two operands made in registers, the shortcut's and the raw output's places: beside 128 sums a
+    # thread they spill.
+    return dataclasses.replace(product, most=64)
 
 
 def launch(
@@ -264,7 +268,7 @@ def launch(
             dilation[1], *steps(dz), *steps(result), *steps(weight), *tail, n,
             STEP_R=stride[0] // math.gcd(stride[0], dilation[0]),
             STEP_S=stride[1] // math.gcd(stride[1], dilation[1]), R=r, S=s, AFFINE=y is not None,
-            **blocks(product, plan, y is not None), **sizes,
+            **blocks(product, plan), **sizes,
             **{name: flag and not split for name, flag in epilogue.items()},
         )  # fmt: skip
         if split:
@@ -311,10 +315,10 @@ def add_rows(workspace: Tensor, sums: Tensor, dx: Tensor) -> None:
     )
 
 
-def blocks(product: _tiles.Product, plan: _tiles.Plan, affine: bool) -> dict[str, Any]:
+def blocks(product: _tiles.Product, plan: _tiles.Plan) -> dict[str, Any]:
     """What a configuration fixes at compile time."""
     tile, slice_ = plan.tile, SLICE
-    if tile.sums > 64 and not affine:
+    if tile.sums > 64:  # without the affine
         slice_ //= 2
     return {
         "SIDE": product.side,
