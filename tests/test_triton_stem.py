@@ -84,7 +84,7 @@ def test_wide_offsets_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("tile", _stem_tiles.TILES, ids=lambda tile: tile.name)
 def test_odd_images_of_bytes(tile):
-    """97x131, from segments of several lengths: the same bits from each."""
+    """33x131, from segments of several lengths: the same bits from each."""
     case = dataclasses.replace(STEM_CASES[1], n=1, h=33, w=131, k=16)
     given, expected, out = made(case)
     for rows in (2, 9):
