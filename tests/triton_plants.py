@@ -138,7 +138,9 @@ def training() -> dict[str, Any]:
         "narrow": rules.failures(entry.variant, dataclasses.replace(code, counts=counts)),
         "spilling": rules.failures(entry.variant, dataclasses.replace(code, stack=8)),
         "ops": sorted({call.op for e in sampled if e.sample for call in e.calls if call.sample}),
-        "expected": sorted((*cases.CONVOLUTIONS, "bn_act", *cases.training.OPS)),
+        "expected": sorted(
+            (*cases.CONVOLUTIONS, *cases.training.OPS, "bn_act", "conv_chain", "head", "stem")
+        ),
         "kernels": sorted({e.variant.kernel for e in sampled} - set(rules.RULES)),
     }
 

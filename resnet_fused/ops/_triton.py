@@ -54,9 +54,10 @@ BESIDE = {
     "conv_bn_dgrad": ("triton/conv_dgrad.py",),
     "conv_bn_grad1x1": ("triton/_grad1x1.py",),
     "conv_bn_wgrad": ("triton/conv_wgrad.py",),
+    "conv_chain": ("triton/_chain_tiles.py",),
     "stem": ("triton/_stem_tiles.py",),
 }
-"""Ops whose kernels take sizes from another op's file."""
+"""Ops whose kernels take sizes from another file than their own."""
 
 
 def supports(call: backends.Call) -> str | None:
