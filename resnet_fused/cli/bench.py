@@ -38,6 +38,7 @@ OPS = (
     "conv_bn_stats",
     "conv_bn_dgrad",
     "conv_bn_wgrad",
+    "conv_bn_grad1x1",
     "bn_add_act",
     "bn_add_act_backward",
 )
