@@ -25,8 +25,8 @@ from torch import Tensor
 from .. import backends
 from ..cases import ChainCase
 from ..triton import _limits
-from . import _autocast, _chain_plan, _checks, _results, _triton
-from ._library import define, overload
+from . import _autocast, _chain_plan, _checks, _entering, _results, _triton
+from ._library import overload
 from .conv_bn_act import _call as call_of_conv
 from .conv_bn_act import _choose as choose_conv
 
@@ -88,46 +88,16 @@ def _parts(*arguments: Any) -> tuple[Tensor, Tensor]:
     return _composed(None, *arguments)
 
 
-def _supports_parts(call: backends.Call) -> str | None:
-    """Serves wherever `conv_bn_act` does, unless the user asks for another device's backend."""
-    wanted = backends.requested()[0]
-    if wanted in ("cpu", "cuda") and wanted != call.device:
-        return f"x is on {call.device}"
-    return None
-
-
-_FAKE = _results.FORMS["conv_chain"].empty
-
-define("conv_chain.parts", SCHEMA, _parts, _FAKE)
-define("conv_chain.reference", SCHEMA, _reference, _FAKE)
-_triton.declare("conv_chain", SCHEMA, _FAKE, "_chain_checks")
-for _entry in (
-    backends.Implementation(
-        "conv_chain",
-        "triton",
-        ("triton",),
-        "Triton, both products of a tile of pixels while it is in registers",
-        _triton.supports,
-        "fused",
-    ),
-    backends.Implementation(
-        "conv_chain",
-        "parts",
-        ("cpu", "cuda"),
-        "conv_bn_act after conv_bn_act, each by the fastest that serves it",
-        _supports_parts,
-        "parts",
-    ),
-    backends.Implementation(
-        "conv_chain",
-        "reference",
-        ("reference",),
-        "plain PyTorch, any device and dtype",
-        lambda call: None,
-        "stored_conv",
-    ),
-):
-    backends.register(_entry)
+_entering.enter(
+    "conv_chain",
+    SCHEMA,
+    _reference,
+    _parts,
+    "_chain_checks",
+    kernel="Triton, both products of a tile of pixels while it is in registers",
+    by="conv_bn_act after conv_bn_act, each by the fastest that serves it",
+    roundings=("fused", "parts", "stored_conv"),
+)
 
 
 def choose(arguments: tuple[Any, ...]) -> backends.Choice:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
-from . import _autocast, _checks, _results, _triton
-from ._library import define, overload
+from . import _autocast, _checks, _entering
+from ._library import overload
 
 SCHEMA = "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
 
@@ -30,40 +30,16 @@ def _parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), weight, bias)
 
 
-def _supports_parts(call: backends.Call) -> str | None:
-    wanted = backends.requested()[0]
-    if wanted in ("cpu", "cuda") and wanted != call.device:
-        return f"x is on {call.device}"
-    return None
-
-
-_FAKE = _results.FORMS["head"].empty
-
-define("head.parts", SCHEMA, _parts, _FAKE)
-define("head.reference", SCHEMA, _reference, _FAKE)
-_triton.declare("head", SCHEMA, _FAKE, "_stem_checks")
-for _entry in (
-    backends.Implementation(
-        "head",
-        "triton",
-        ("triton",),
-        "Triton, pooled as the product reads it",
-        _triton.supports,
-        "fused",
-    ),
-    backends.Implementation(
-        "head", "parts", ("cpu", "cuda"), "PyTorch's pooling and linear", _supports_parts, "fused"
-    ),
-    backends.Implementation(
-        "head",
-        "reference",
-        ("reference",),
-        "plain PyTorch, any device and dtype",
-        lambda call: None,
-        "fused",
-    ),
-):
-    backends.register(_entry)
+_entering.enter(
+    "head",
+    SCHEMA,
+    _reference,
+    _parts,
+    "_stem_checks",
+    kernel="Triton, pooled as the product reads it",
+    by="PyTorch's pooling and linear",
+    roundings=("fused", "fused", "fused"),
+)
 
 
 def choose(x: Tensor) -> backends.Choice:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .. import backends
 from ..triton import _limits
-from . import _autocast, _checks, _results, _training, _triton
-from ._library import define, overload
+from . import _autocast, _checks, _entering, _results, _training, _triton
+from ._library import overload
 from .bn_act_pool import check_pooling
 from .conv_bn_act import _call as call_of_conv
 from .conv_bn_act import _choose as choose_conv
@@ -63,46 +63,16 @@ def _parts(*arguments: Any) -> Tensor:
     return _composed(None, *arguments)
 
 
-def _supports_parts(call: backends.Call) -> str | None:
-    """Serves wherever `conv_bn_act` does, unless the user asks for another device's backend."""
-    wanted = backends.requested()[0]
-    if wanted in ("cpu", "cuda") and wanted != call.device:
-        return f"x is on {call.device}"
-    return None
-
-
-_FAKE = _results.FORMS["stem"].empty
-
-define("stem.parts", SCHEMA, _parts, _FAKE)
-define("stem.reference", SCHEMA, _reference, _FAKE)
-_triton.declare("stem", SCHEMA, _FAKE, "_stem_checks")
-for _entry in (
-    backends.Implementation(
-        "stem",
-        "triton",
-        ("triton",),
-        "Triton, image to pooled activation in one kernel",
-        _triton.supports,
-        "fused",
-    ),
-    backends.Implementation(
-        "stem",
-        "parts",
-        ("cpu", "cuda"),
-        "conv_bn_act by the fastest that serves it, then PyTorch's pooling",
-        _supports_parts,
-        "parts",
-    ),
-    backends.Implementation(
-        "stem",
-        "reference",
-        ("reference",),
-        "plain PyTorch, any device and dtype",
-        lambda call: None,
-        "stored_conv",
-    ),
-):
-    backends.register(_entry)
+_entering.enter(
+    "stem",
+    SCHEMA,
+    _reference,
+    _parts,
+    "_stem_checks",
+    kernel="Triton, image to pooled activation in one kernel",
+    by="conv_bn_act by the fastest that serves it, then PyTorch's pooling",
+    roundings=("fused", "parts", "stored_conv"),
+)
 
 
 def choose(
