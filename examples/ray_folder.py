@@ -28,6 +28,7 @@ import resnet_fused as rf
 from resnet_fused.data import ImageError, find_images, load_image
 from resnet_fused.data.images import IMAGENET_MEAN, IMAGENET_STD
 from resnet_fused.data.stream import show
+from resnet_fused.ops import stem_input_norm
 
 Columns = dict[str, np.ndarray]
 
@@ -81,19 +82,20 @@ class Predict:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network, self.categories = build(model, weights)
         network = network.eval().to(device, getattr(torch, dtype))
-        example = torch.zeros(batch_size, 3, size, size, device=device, dtype=getattr(torch, dtype))
-        example = example.contiguous(memory_format=torch.channels_last)
-        self.topk, self.example = topk, example
-        self.engine = rf.freeze(network.to(memory_format=torch.channels_last), example)
-        scale = 1 / (255 * torch.tensor(IMAGENET_STD))
-        self.scale = scale.to(device)
-        self.shift = (-torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).to(device)
+        example = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8, device=device)
+        self.topk = topk
+        self.example = example.contiguous(memory_format=torch.channels_last)
+        self.engine = rf.freeze(
+            network.to(memory_format=torch.channels_last),
+            self.example,
+            input_norm=stem_input_norm(IMAGENET_MEAN, IMAGENET_STD),
+        )
 
     def __call__(self, batch: Columns) -> Columns:
         """`Decode`'s columns -> a row for each class of an image, or one with its error."""
         # Ray's memory is read-only, and shared with others.
         pixels = torch.from_numpy(np.array(batch["pixels"])).to(self.example.device)
-        x = (pixels * self.scale + self.shift).to(self.example.dtype).permute(0, 3, 1, 2)
+        x = pixels.permute(0, 3, 1, 2)
         with torch.inference_mode():
             probabilities = self._engine(x).float().softmax(1)
             best = probabilities.topk(min(self.topk, probabilities.shape[1]), 1)

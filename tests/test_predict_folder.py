@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import functools
 import io
 import json
 import os
@@ -22,7 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
+import resnet_fused as rf
 from resnet_fused.cli import _models, main
+from resnet_fused.data import load_image, preprocess
 
 command = sys.modules["resnet_fused.cli.predict"]  # the package's name is the click command's
 CLASSES = 7
@@ -112,6 +115,35 @@ def test_the_numbers_are_the_networks(folder: Path, network: nn.Module) -> None:
         for prediction in record["predictions"]:
             got[prediction["index"]] = prediction["probability"]
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_images_travel_as_bytes(
+    folder: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    transform = functools.partial(preprocess, size=8)
+    labels = tuple(f"class {i}" for i in range(CLASSES))
+    known = _models.Network("seven", network, "random", True, labels, transform)
+    monkeypatch.setattr(_models, "load", lambda *_, **__: known)
+    given = []
+
+    def freeze(model: nn.Module, example: Tensor, **options: Any) -> nn.Module:
+        given.append(example.dtype)
+        return frozen(model, example, **options)
+
+    frozen = rf.freeze
+    monkeypatch.setattr(rf, "freeze", freeze)
+    options = ("--json", "--topk", CLASSES, "--workers", 0, "--dtype", dtype)
+    found = lines(run("predict", folder, *options).stdout)
+    assert given == [torch.uint8] and len(found) == 7
+    network.float()
+    for record in found:
+        with torch.inference_mode():
+            expected = network(transform(load_image(record["image"]))[None])[0].softmax(0)
+        for prediction in record["predictions"]:
+            wanted = expected[prediction["index"]].item()
+            rounding = 1e-4 if dtype == "float32" else 0.1
+            assert prediction["probability"] == pytest.approx(wanted, rel=rounding, abs=rounding)
 
 
 def test_lines_for_a_reader(folder: Path) -> None:
@@ -215,7 +247,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(
     out, partial = tmp_path / "r.jsonl", tmp_path / "r.jsonl.partial"
     call = [broken, "--output", out, "--batch-size", 2]
     engine = Stops(network, what)
-    monkeypatch.setattr(command, "_engine", lambda model, x: engine)
+    monkeypatch.setattr(command, "_engine", lambda *_: engine)
     before = signal.getsignal(signal.SIGTERM)
     stopped = interrupted(code, *call)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -227,7 +259,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(
         file.write('{"image": "cut sho')  # as a power cut leaves it
 
     again = Stops(network, lambda: None)
-    monkeypatch.setattr(command, "_engine", lambda model, x: again)
+    monkeypatch.setattr(command, "_engine", lambda *_: again)
     result = interrupted(1, *call, "--resume")
     assert again.images == 3  # 4.png, 5.png, 6.png; 2.png was tried again and is still broken
     assert "3 images were there from an earlier run" in result.stderr
@@ -237,7 +269,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(
     assert {r["image"]: "error" in r for r in found} == {r["image"]: "error" in r for r in whole}
     # All is there: nothing but the broken one is looked at.
     third = Stops(network, lambda: None)
-    monkeypatch.setattr(command, "_engine", lambda model, x: third)
+    monkeypatch.setattr(command, "_engine", lambda *_: third)
     interrupted(1, *call, "--resume")
     assert third.batches == 0 and sorted(order(lines(out.read_text()))) == sorted(order(found))
 
@@ -245,7 +277,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(
 def test_a_run_that_did_nothing_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_engine", lambda model, x: interrupt())
+    monkeypatch.setattr(command, "_engine", lambda *_: interrupt())
     assert "of 7" not in interrupted(130, folder, "--output", tmp_path / "r.csv").stderr
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
@@ -371,7 +403,7 @@ def test_results_come_as_they_are_made(folder: Path, monkeypatch: pytest.MonkeyP
         inner = printer(one, as_json)
         return lambda record: (inner(record), shown.append(1))[0]
 
-    def engine(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def engine(model: nn.Module, x: Tensor, *_: Any) -> Callable[[Tensor], Tensor]:
         return lambda x: (computed.append(len(shown)), model(x))[1]
 
     computed: list[int] = []

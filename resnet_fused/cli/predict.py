@@ -27,10 +27,11 @@ from resnet_fused.cli._options import (
 from resnet_fused.cli._output import progress_bar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from resnet_fused.cli._models import Network
-    from resnet_fused.data import Batch, Entry, ImageStream
+    from resnet_fused.data import Batch, Entry, ImageStream, Pixels
 
 # Small on the CPU, where a larger batch gains nothing and results come later.
 BATCH_SIZES = {"cpu": 8, "cuda": 64}
@@ -90,7 +91,7 @@ def predict(
     check_environment()
     where = torch_device(device)
     from resnet_fused.cli import _models
-    from resnet_fused.data import ImageStream, find_images, load_image
+    from resnet_fused.data import ImageStream, as_pixels, find_images, load_image
 
     if resume and output is None:
         raise UserError("--resume: give the --output FILE of the run to go on with")
@@ -110,12 +111,13 @@ def predict(
     file = _predictions.ResultFile(output, resume=resume, common=common) if output else None
     shown = _printer(one, as_json) if as_json or file is None else None
     left = _without(entries, file.done if file else frozenset())
+    pixels = as_pixels(network.transform)
     stream = ImageStream(
-        left, network.transform, batch_size=batch_size or BATCH_SIZES[where.type],
-        workers=0 if one and workers is None else workers, device=where, dtype=torch_dtype(dtype),
-        pad=where.type == "cuda", on_error=on_error,
+        left, pixels or network.transform, batch_size=batch_size or BATCH_SIZES[where.type],
+        workers=0 if one and workers is None else workers, device=where,
+        dtype=None if pixels else torch_dtype(dtype), pad=where.type == "cuda", on_error=on_error,
     )  # fmt: skip
-    run = _Run(network, common, topk, file, shown)
+    run = _Run(network, pixels, torch_dtype(dtype), common, topk, file, shown)
     # Lines on a terminal are progress enough.
     quiet = one or as_json or (shown is not None and sys.stdout.isatty())
     try:
@@ -172,6 +174,8 @@ class _Run:
     """One pass over a stream: engine, results, and where the time went."""
 
     network: Network
+    pixels: Pixels | None
+    dtype: torch.dtype
     common: dict[str, Any]
     topk: int
     file: _predictions.ResultFile | None
@@ -243,7 +247,7 @@ class _Run:
             return []
         start = time.perf_counter()
         if self.engine is None:
-            self.engine = _engine(self.network.model, batch.images)
+            self.engine = _engine(self.network.model, batch.images, self.dtype, self.pixels)
             self.preparing = time.perf_counter() - start
             start = time.perf_counter()
         with torch.inference_mode():
@@ -286,10 +290,12 @@ class _Run:
         print("\n".join(lines), file=sys.stderr)
 
 
-def _engine(model: nn.Module, example: Tensor) -> nn.Module:
+def _engine(
+    model: nn.Module, example: Tensor, dtype: torch.dtype, pixels: Pixels | None
+) -> nn.Module:
     import torch
 
     import resnet_fused as rf
 
-    placed = model.to(example.device, example.dtype).to(memory_format=torch.channels_last)
-    return rf.freeze(placed, example)
+    placed = model.to(example.device, dtype).to(memory_format=torch.channels_last)
+    return rf.freeze(placed, example, input_norm=pixels and pixels.input_norm)

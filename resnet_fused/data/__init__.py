@@ -2,6 +2,7 @@
 
 from resnet_fused.data.images import ImageError, load_image, preprocess
 from resnet_fused.data.photographs import crops, photographs
+from resnet_fused.data.pixels import Pixels, as_pixels
 from resnet_fused.data.stream import Batch, Entry, ImageStream, default_workers, find_images
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "Entry",
     "ImageError",
     "ImageStream",
+    "Pixels",
+    "as_pixels",
     "crops",
     "default_workers",
     "find_images",

@@ -79,13 +79,18 @@ def preprocess(image: Image.Image, size: int = 224, resize: int | None = None) -
     Raises:
         ValueError: a size that is not positive, or a resize that is smaller than the crop.
     """
+    return normalise(crop(image, size, resize))
+
+
+def crop(image: Image.Image, size: int = 224, resize: int | None = None) -> Image.Image:
+    """The first part of `preprocess`: the shorter side resized, the centre cropped."""
     if size < 1:
         raise ValueError(f"size: expected at least 1 pixel, got {size}")
     resize = round(size * 256 / 224) if resize is None else resize
     if resize < size:
         raise ValueError(f"resize: expected at least the crop's {size} pixels, got {resize}")
     scaled = F.resize(image, [resize], interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return normalise(F.center_crop(scaled, [size, size]))
+    return F.center_crop(scaled, [size, size])
 
 
 def normalise(image: Image.Image) -> Tensor:

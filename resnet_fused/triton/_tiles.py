@@ -232,14 +232,15 @@ def crowded(product: Product, tile: Tile, limits: Limits) -> bool:
 
     It takes as many as sums do. One tensor, beside 64 sums a thread or fewer, may have twice the
     rows of two; on sm_90, where it is multiplied from registers, only in a loop over one tap; not
-    on sm_100, where sums pass through registers as well. More than 64 sums leave no room for the
+    on sm_100, where sums pass through registers as well, and not in three terms, whose parts take
+    the rest: it would go through shared memory once more. More than 64 sums leave no room for the
     loops of several taps, one behind the other.
     """
     if not product.gathered:
         return False
     if tile.sums > 64 and product.taps > 1 and not product.runtime_taps:
         return True
-    roomy = product.gathered == 1 and tile.sums <= 64
+    roomy = product.gathered == 1 and tile.sums <= 64 and product.precision != "tf32x3"
     roomy = roomy and (limits.capability != 90 or product.taps == 1) and limits.capability != 100
     return tile.m > (32 if roomy else 16) * tile.warps
 
