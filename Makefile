@@ -5,7 +5,7 @@ OLDEST_TORCH := 2.11.0
 TORCH ?= $(DEV_TORCH)
 PYTHON ?= python3
 ARCHS ?= 80;86;89;90a;100;120+PTX
-WORKERS ?= 0
+WORKERS ?= 2
 PYTEST_ARGS ?=
 MINUTES ?= 8
 GPU_CHECK_ARGS ?=
@@ -28,7 +28,8 @@ endif
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 DEV := .venv/bin
-PYTEST := $(VENV)/bin/pytest -n $(WORKERS) $(PYTEST_ARGS)
+# Several test processes share the cores: who waits for a thread must not spin on one.
+PYTEST := OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # Stamps carry a hash of what they were made from, so a change of content, and nothing else, redoes them.
 hash = $(shell cat $(1) 2>/dev/null | cksum | cut -d' ' -f1)
@@ -48,7 +49,7 @@ endif
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
-	@echo "Variables: TORCH=$(DEV_TORCH)|$(OLDEST_TORCH)  ARCHS='80;90a' (GPU architectures)  PYTHON=python3.12  WORKERS=2 (pytest -n)"
+	@echo "Variables: TORCH=$(DEV_TORCH)|$(OLDEST_TORCH)  ARCHS='80;90a' (GPU architectures)  PYTHON=python3.12  WORKERS=2 (pytest -n; 0: no processes beside it)"
 
 $(ENV_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

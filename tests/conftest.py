@@ -14,6 +14,9 @@ from resnet_fused import backends
 from resnet_fused.nn import _training_route
 from resnet_fused.triton import _limits
 
+# With one thread PyTorch keeps small convolutions from oneDNN, and other layers take other ways.
+torch.set_num_threads(max(2, torch.get_num_threads()))
+
 # The autouse fixtures below are the same for every example.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 settings.register_profile("default", max_examples=25, derandomize=True, **_COMMON)
