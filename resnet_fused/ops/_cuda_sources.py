@@ -98,5 +98,21 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_wgrad_float32.cu",
         "csrc/launch/conv_wgrad_launch.cuh",
     ),
+    "conv_chain": (
+        *_COMMON,
+        "csrc/bindings/conv_chain.cpp",
+        "csrc/device/chain_epilogue.h",
+        "csrc/device/chain_geometry.h",
+        "csrc/device/chain_loader.h",
+        "csrc/kernels/conv_chain_sm80.cuh",
+        "csrc/launch/conv_chain.h",
+        "csrc/launch/conv_chain_arguments.cpp",
+        "csrc/launch/conv_chain_arguments.h",
+        "csrc/launch/conv_chain_bfloat16.cu",
+        "csrc/launch/conv_chain_float16.cu",
+        "csrc/launch/conv_chain_launch.cuh",
+        "csrc/launch/conv_chain_plan.cpp",
+        "csrc/launch/conv_chain_tiles.h",
+    ),
 }
 """Op -> its sources."""
