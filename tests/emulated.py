@@ -368,6 +368,7 @@ def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: An
     values = {
         "dtype": TYPE_NAMES[x.dtype],
         "x_size": x.shape,
+        "projects": projected is not None,
         "channels": (
             weight.shape[0],
             0 if projected is None else projected.shape[1],

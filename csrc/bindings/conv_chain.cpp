@@ -61,6 +61,7 @@ RfConvChain problem_of(const Tensor& x, const Tensor& weight, const Maybe& resid
   if (projected) {
     check_four_dimensions("projected", *projected, "[N, D, P, Q]");
     check_dtype("projected", *projected, "x", x);
+    problem.projects = 1;
     problem.projected_channels = projected->size(1);
     const int64_t filters =
         filters_of("projection_weight", *projection_weight, x, problem.projected_channels);

@@ -10,7 +10,7 @@ RfConvChain problem(const std::string& dtype, uintptr_t x, uintptr_t weight, uin
                     uintptr_t projection_weight, uintptr_t projection_scale,
                     uintptr_t projection_shift, uintptr_t next_weight, uintptr_t next_scale,
                     uintptr_t next_shift, uintptr_t out, uintptr_t following, const Sizes& x_size,
-                    const std::array<int64_t, 3>& channels, const Sizes& x_stride,
+                    const std::array<int64_t, 3>& channels, bool projects, const Sizes& x_stride,
                     const Sizes& residual_stride, const Sizes& projected_stride,
                     const Sizes& out_strides, const Sizes& following_stride,
                     const Sizes& weight_stride, const Sizes& projection_weight_stride,
@@ -19,6 +19,7 @@ RfConvChain problem(const std::string& dtype, uintptr_t x, uintptr_t weight, uin
   RfConvChain made{};
   made.dtype = static_cast<int32_t>(data_type(dtype));
   made.reverse = reverse;
+  made.projects = projects;
   made.out_stride = out_stride;
   made.projection_stride = projection_stride;
   made.x = pointer<const void>(x);
@@ -58,9 +59,9 @@ void define_conv_chain(py::module_& module) {
            py::arg("scale"), py::arg("shift"), py::arg("residual"), py::arg("projected"),
            py::arg("projection_weight"), py::arg("projection_scale"), py::arg("projection_shift"),
            py::arg("next_weight"), py::arg("next_scale"), py::arg("next_shift"), py::arg("out"),
-           py::arg("following"), py::arg("x_size"), py::arg("channels"), py::arg("x_stride"),
-           py::arg("residual_stride"), py::arg("projected_stride"), py::arg("out_strides"),
-           py::arg("following_stride"), py::arg("weight_stride"),
+           py::arg("following"), py::arg("x_size"), py::arg("channels"), py::arg("projects"),
+           py::arg("x_stride"), py::arg("residual_stride"), py::arg("projected_stride"),
+           py::arg("out_strides"), py::arg("following_stride"), py::arg("weight_stride"),
            py::arg("projection_weight_stride"), py::arg("next_weight_stride"),
            py::arg("projection_stride"), py::arg("out_stride"), py::arg("reverse"));
   define(module, Convolution<RfConvChain>{"conv_chain",

@@ -14,10 +14,10 @@ extern "C" {
 struct RfConvChain {
   const void* x;                  // [N, K, H, W]
   const void* weight;             // [C, K, 1, 1]
-  const void* residual;           // [N, C, H, W]; null where `projected` is there
-  const void* projected;          // [N, D, P, Q], every projection_stride-th pixel is read; or null
+  const void* residual;           // [N, C, H, W], unless the shortcut is projected
+  const void* projected;          // [N, D, P, Q], every projection_stride-th pixel is read
   const void* projection_weight;  // [C, D, 1, 1]
-  const void* next_weight;        // [M, C, 1, 1]; null: no next
+  const void* next_weight;        // [M, C, 1, 1]
   void* out;                      // [N, C, ceil(H / out_stride), ceil(W / out_stride)]
   void* following;                // [N, M, H, W]
   const void* scale;              // [C] float, as shift, projection_scale and projection_shift
@@ -28,12 +28,13 @@ struct RfConvChain {
   const void* next_shift;
   int32_t dtype;       // resnet_fused::DataType of the tensors: kBFloat16 or kFloat16
   int32_t reverse;     // the batch is walked from its end
+  int32_t projects;    // the shortcut is a projection, not `residual`
   int64_t out_stride;  // 1 or 2
   int64_t projection_stride;
   int64_t x_size[4];
   int64_t channels;            // C
   int64_t projected_channels;  // D
-  int64_t next_channels;       // M
+  int64_t next_channels;       // M; 0: there is no next convolution
   int64_t x_stride[4];
   int64_t residual_stride[4];
   int64_t projected_stride[4];

@@ -15,6 +15,7 @@ int64_t unit_of(const RfConvChain& problem) { return kChunkBytes / bytes_of(prob
 struct Activation {
   const char* name;
   const void* data;
+  bool there;
   int64_t size[4];
   Strides strides;
   int64_t step;
@@ -32,11 +33,11 @@ struct Activations {
   }
 };
 
-Activation activation(const char* name, const void* data, const RfConvChain& problem,
+Activation activation(const char* name, const void* data, bool there, const RfConvChain& problem,
                       int64_t channels, int64_t step, bool thinned, const int64_t (&stride)[4]) {
   const int64_t h = problem.x_size[2];
   const int64_t w = problem.x_size[3];
-  Activation made{name, data, {problem.x_size[0], channels, 0, 0}, {}, step};
+  Activation made{name, data, there, {problem.x_size[0], channels, 0, 0}, {}, step};
   made.size[2] = thinned ? divide_up(h, problem.out_stride) : (h - 1) * step + 1;
   made.size[3] = thinned ? divide_up(w, problem.out_stride) : (w - 1) * step + 1;
   made.strides = used(made.size, stride);
@@ -44,18 +45,20 @@ Activation activation(const char* name, const void* data, const RfConvChain& pro
 }
 
 Activations activations(const RfConvChain& p) {
-  return {activation("x", p.x, p, p.x_size[1], 1, false, p.x_stride),
-          activation("residual", p.residual, p, p.channels, 1, false, p.residual_stride),
-          activation("projected", p.projected, p, p.projected_channels, p.projection_stride, false,
-                     p.projected_stride),
-          activation("out", p.out, p, p.channels, 1, true, p.out_strides),
-          activation("next", p.next_weight == nullptr ? nullptr : p.following, p, p.next_channels,
-                     1, false, p.following_stride)};
+  const bool projects = p.projects != 0;
+  return {activation("x", p.x, true, p, p.x_size[1], 1, false, p.x_stride),
+          activation("residual", p.residual, !projects, p, p.channels, 1, false, p.residual_stride),
+          activation("projected", p.projected, projects, p, p.projected_channels,
+                     p.projection_stride, false, p.projected_stride),
+          activation("out", p.out, true, p, p.channels, 1, true, p.out_strides),
+          activation("next", p.following, p.next_channels > 0, p, p.next_channels, 1, false,
+                     p.following_stride)};
 }
 
 struct Filters {
   const char* name;
   const void* data;
+  bool there;
   int64_t filters;
   int64_t channels;
   const int64_t (&stride)[4];
@@ -67,10 +70,12 @@ struct Filters {
 };
 
 std::array<Filters, 3> filters_of(const RfConvChain& p) {
-  return {Filters{"weight", p.weight, p.channels, p.x_size[1], p.weight_stride},
-          Filters{"projection_weight", p.projection_weight, p.channels, p.projected_channels,
-                  p.projection_weight_stride},
-          Filters{"next_weight", p.next_weight, p.next_channels, p.channels, p.next_weight_stride}};
+  const bool projects = p.projects != 0;
+  return {Filters{"weight", p.weight, true, p.channels, p.x_size[1], p.weight_stride},
+          Filters{"projection_weight", p.projection_weight, projects, p.channels,
+                  p.projected_channels, p.projection_weight_stride},
+          Filters{"next_weight", p.next_weight, p.next_channels > 0, p.next_channels, p.channels,
+                  p.next_weight_stride}};
 }
 
 WideStrides wide_strides(const Activation& t, int64_t unit) {
@@ -79,18 +84,18 @@ WideStrides wide_strides(const Activation& t, int64_t unit) {
 }
 
 ChainImage image_of(const Activation& t, int64_t unit, int64_t offset_bytes) {
-  if (t.data == nullptr) return {};
+  if (!t.there) return {};
   return {moved(t.data, offset_bytes), wide_strides(t, unit), narrowed(t.size[1] / unit)};
 }
 
 ChainResult result_of(void* data, const Activation& t, int64_t unit, int64_t offset_bytes) {
-  if (t.data == nullptr) return {};
+  if (!t.there) return {};
   return {moved(data, offset_bytes), wide_strides(t, unit), narrowed(t.size[1] / unit)};
 }
 
 ChainFilters chain_filters(const Filters& from, const void* scale, const void* shift,
                            int64_t unit) {
-  if (from.data == nullptr) return {};
+  if (!from.there) return {};
   return {from.data,
           static_cast<const float*>(scale),
           static_cast<const float*>(shift),
@@ -103,16 +108,20 @@ int64_t slabs_of(const RfConvChain& problem, int64_t channels) {
   return divide_up(channels * bytes_of(problem.dtype), KMajor::kRowBytes);
 }
 
+int64_t projected_slabs_of(const RfConvChain& problem) {
+  return problem.projects != 0 ? slabs_of(problem, problem.projected_channels) : 0;
+}
+
 }  // namespace
 
 const char* not_wide(const RfConvChain& problem) {
   const int64_t bytes = bytes_of(problem.dtype);
   const Activations tensors = activations(problem);
   for (const Activation* t : tensors.all()) {
-    if (t->data != nullptr && !is_wide(t->data, t->strides, t->size[1], bytes)) return t->name;
+    if (t->there && !is_wide(t->data, t->strides, t->size[1], bytes)) return t->name;
   }
   for (const Filters& one : filters_of(problem)) {
-    if (one.data != nullptr && !is_wide(one.data, one.strides(), one.channels, bytes)) {
+    if (one.there && !is_wide(one.data, one.strides(), one.channels, bytes)) {
       return one.name;
     }
   }
@@ -124,7 +133,7 @@ int64_t images_in_reach(const RfConvChain& problem) {
   const int64_t images = problem.x_size[0];
   for (const Filters& one : filters_of(problem)) {
     // A step of rows beyond the last filter, and of channels beyond its end, is worked out too.
-    if (one.data != nullptr &&
+    if (one.there &&
         (one.filters + 256) * (one.strides().n / unit) + one.channels / unit + 256 > kReach) {
       return 0;
     }
@@ -132,7 +141,7 @@ int64_t images_in_reach(const RfConvChain& problem) {
   int64_t reached = std::max<int64_t>(images, 1);
   const Activations tensors = activations(problem);
   for (const Activation* t : tensors.all()) {
-    if (t->data == nullptr) continue;
+    if (!t->there) continue;
     const int64_t beyond =
         (t->size[2] * t->strides.h + t->size[3] * t->strides.w + t->size[1]) / unit + 256;
     if (beyond > kReach) return 0;
@@ -143,10 +152,9 @@ int64_t images_in_reach(const RfConvChain& problem) {
 }
 
 ChainMemory chain_memory(const RfConvChain& problem, const RfConvConfiguration& tile) {
-  const int64_t slabs =
-      slabs_of(problem, problem.x_size[1]) + slabs_of(problem, problem.projected_channels);
+  const int64_t slabs = slabs_of(problem, problem.x_size[1]) + projected_slabs_of(problem);
   return ChainMemory::of(tile.m, tile.n, tile.stages, KMajor::kRowBytes / 2, narrowed(slabs),
-                         problem.residual != nullptr);
+                         problem.projects == 0);
 }
 
 ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConvPlan& plan,
@@ -173,7 +181,7 @@ ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConv
                     make_divisor(narrowed(problem.x_size[2]))};
   arguments.memory = chain_memory(problem, tile);
   arguments.x_slabs = narrowed(slabs_of(problem, problem.x_size[1]));
-  arguments.projected_slabs = narrowed(slabs_of(problem, problem.projected_channels));
+  arguments.projected_slabs = narrowed(projected_slabs_of(problem));
   arguments.steps = narrowed(slabs_of(problem, problem.channels));
   arguments.out_shift = problem.out_stride == 2 ? 1 : 0;
   arguments.reverse = problem.reverse != 0;

@@ -63,7 +63,7 @@ double cost(const RfConvChain& problem, const RfConvConfiguration& tile, int64_t
   const double m = tile.m;
   const double steps = static_cast<double>(divide_up(problem.channels, kStepChannels));
   const double slabs = memory.rows / (m * KMajor::kRowBytes);
-  const double next = problem.next_weight != nullptr ? tile.n : 0;
+  const double next = problem.next_channels > 0 ? tile.n : 0;
   const double slices = KMajor::kRowBytes / 32.0;
   const auto blocks = static_cast<double>(divide_up(pixels, tile.m));
   const double busy = std::ceil(blocks / gpu.multiprocessors);
@@ -120,8 +120,10 @@ int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
     return refuse("%lld channels of x, %lld of out; from 1 on are possible",
                   static_cast<Long>(problem.x_size[1]), static_cast<Long>(problem.channels));
   }
-  if ((problem.residual == nullptr) == (problem.projected == nullptr)) {
-    return refuse("either residual or projected is needed");
+  if (problem.projects != 0 && (problem.projected_channels < 1 || problem.projection_stride < 1)) {
+    return refuse("a projection of %lld channels, stride %lld; from 1 on are possible",
+                  static_cast<Long>(problem.projected_channels),
+                  static_cast<Long>(problem.projection_stride));
   }
   if (problem.out_stride < 1 || problem.out_stride > 2) {
     return refuse("an out_stride of %lld; 1 and 2 are possible",
