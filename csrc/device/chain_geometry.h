@@ -5,16 +5,20 @@
 #include <cstdint>
 
 #include "conv_geometry.h"
-#include "operand_tile.h"
 #include "tile_shape.h"
 
 namespace resnet_fused {
+
+// Channels of 16 bits that make a step of a reduction, and their bytes in a row of a tile.
+constexpr int kChainStep = 32;
+constexpr int kChainStepBytes = 2 * kChainStep;
 
 // A tile of kM pixels by kWarps warps, each with whole rows of it: what a warp has made of `out` is
 // then all that it multiplies on. `out` is made a step's width of channels at a time, kStages steps
 // are in flight or in use, and kNext channels of `next` are added up in registers.
 template <int kM_, int kNext_, int kWarps_, int kStages_, int kBlocks_>
-struct ChainShape : TileShape<kM_, 32, kWarps_, 1, kStages_, kBlocks_> {
+struct ChainShape : TileShape<kM_, kChainStep, kWarps_, 1, kStages_, kBlocks_> {
+  static_assert(ChainShape::kStepBytes == kChainStepBytes);
   static constexpr int kNext = kNext_;
 
   // The second product: as many rows, and a step of the reduction for each step of `out`.
@@ -29,7 +33,7 @@ struct ChainShape : TileShape<kM_, 32, kWarps_, 1, kStages_, kBlocks_> {
 
 // Bytes of a tile [rows][a step of the reduction].
 template <int kRows>
-constexpr int kSlabBytes = kRows * KMajor::kRowBytes;
+constexpr int kSlabBytes = kRows * kChainStepBytes;
 
 // Scale and shift of `out`, scale and shift of the projection, for a step of channels.
 constexpr int kChainVectors = 4;
@@ -44,12 +48,12 @@ struct ChainMemory {
   int32_t tiles_at;  // bytes in front of them
   int32_t bytes;     // in all
 
-  // m, next, channels: of the shape. slabs: steps of both left sides' reductions.
-  static ChainMemory of(int m, int next, int stages, int channels, int slabs, bool shortcut) {
+  // m, next, stages: of the shape. slabs: steps of both left sides' reductions.
+  static ChainMemory of(int m, int next, int stages, int slabs, bool shortcut) {
     ChainMemory made{};
     made.rows = slabs * m * kSlabBytes<1>;
     made.stage =
-        slabs * channels * kSlabBytes<1> + next * kSlabBytes<1> + kChainVectors * channels * 4;
+        slabs * kSlabBytes<kChainStep> + next * kSlabBytes<1> + kChainVectors * kChainStep * 4;
     made.tile = shortcut ? m * kSlabBytes<1> : 0;
     made.tiles_at = made.rows + stages * made.stage;
     made.bytes = made.tiles_at + (shortcut ? stages : 1) * m * kSlabBytes<1>;

@@ -11,6 +11,8 @@
 
 namespace resnet_fused {
 
+static_assert(KMajor::kRowBytes == kChainStepBytes);
+
 // The rows that a thread moves 16 bytes of: those of its warp, eight rows apart, at one place
 // within a step.
 template <class Shape>

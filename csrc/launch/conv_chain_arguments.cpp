@@ -105,7 +105,7 @@ ChainFilters chain_filters(const Filters& from, const void* scale, const void* s
 }
 
 int64_t slabs_of(const RfConvChain& problem, int64_t channels) {
-  return divide_up(channels * bytes_of(problem.dtype), KMajor::kRowBytes);
+  return divide_up(channels * bytes_of(problem.dtype), kChainStepBytes);
 }
 
 int64_t projected_slabs_of(const RfConvChain& problem) {
@@ -153,8 +153,7 @@ int64_t images_in_reach(const RfConvChain& problem) {
 
 ChainMemory chain_memory(const RfConvChain& problem, const RfConvConfiguration& tile) {
   const int64_t slabs = slabs_of(problem, problem.x_size[1]) + projected_slabs_of(problem);
-  return ChainMemory::of(tile.m, tile.n, tile.stages, KMajor::kRowBytes / 2, narrowed(slabs),
-                         problem.projects == 0);
+  return ChainMemory::of(tile.m, tile.n, tile.stages, narrowed(slabs), problem.projects == 0);
 }
 
 ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConvPlan& plan,

@@ -15,7 +15,6 @@ namespace resnet_fused {
 namespace {
 
 constexpr int kTiles = ConvChainTiles::kSize;
-constexpr int kStepChannels = KMajor::kRowBytes / 2;
 
 struct Entry {
   std::string name;
@@ -27,8 +26,7 @@ Entry entry() {
   Entry made;
   made.name = std::to_string(Shape::kM) + "x" + std::to_string(Shape::kNext) + "_" +
               std::to_string(Shape::kWarpsM) + "w" + std::to_string(Shape::kStages) + "s";
-  const ChainMemory memory =
-      ChainMemory::of(Shape::kM, Shape::kNext, Shape::kStages, kStepChannels, 2, true);
+  const ChainMemory memory = ChainMemory::of(Shape::kM, Shape::kNext, Shape::kStages, 2, true);
   made.configuration = {nullptr,
                         1,
                         Shape::kM,
@@ -61,19 +59,19 @@ double cost(const RfConvChain& problem, const RfConvConfiguration& tile, int64_t
             const RfGpu& gpu) {
   const ChainMemory memory = chain_memory(problem, tile);
   const double m = tile.m;
-  const double steps = static_cast<double>(divide_up(problem.channels, kStepChannels));
-  const double slabs = memory.rows / (m * KMajor::kRowBytes);
+  const double steps = static_cast<double>(divide_up(problem.channels, kChainStep));
+  const double slabs = memory.rows / (m * kChainStepBytes);
   const double next = problem.next_channels > 0 ? tile.n : 0;
-  const double slices = KMajor::kRowBytes / 32.0;
+  const double slices = kChainStepBytes / 32.0;
   const auto blocks = static_cast<double>(divide_up(pixels, tile.m));
   const double busy = std::ceil(blocks / gpu.multiprocessors);
   const double resident = std::min(
       {busy, static_cast<double>(tile.blocks),
        std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor / (memory.bytes + 1024)))});
   // Of a step: both products; what warps read, each all filters; what comes and goes.
-  const double matrix = slices * 16 * m * (kStepChannels * slabs + next) / kMatrixUnit;
-  const double row = KMajor::kRowBytes;  // a step of a row
-  const double read = slabs * row * (m + kStepChannels * tile.warps_m) + row * next * tile.warps_m;
+  const double matrix = slices * 16 * m * (kChainStep * slabs + next) / kMatrixUnit;
+  const double row = kChainStepBytes;  // a step of a row
+  const double read = slabs * row * (m + kChainStep * tile.warps_m) + row * next * tile.warps_m;
   const double passed = row * m * (memory.tile != 0 ? 3 : 2);
   const double come = memory.stage + memory.tile;
   const double shared = (read + passed + come) / kSharedBytes;

@@ -17,7 +17,6 @@ _COMMON = (
     "csrc/device/bn_act.h",
     "csrc/device/conv_epilogue.h",
     "csrc/device/conv_geometry.h",
-    "csrc/device/conv_loader.h",
     "csrc/device/divide.h",
     "csrc/device/main_loop.h",
     "csrc/device/matrix_unit.h",
@@ -52,6 +51,7 @@ _COMMON = (
 
 _GRADIENTS = (
     "csrc/bindings/conv_gradients.cpp",
+    "csrc/device/conv_loader.h",
     "csrc/device/gradient_epilogue.h",
     "csrc/device/gradient_geometry.h",
     "csrc/device/gradient_mask.h",
@@ -68,6 +68,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_act": (
         *_COMMON,
         "csrc/bindings/conv_bn_act.cpp",
+        "csrc/device/conv_loader.h",
         "csrc/device/split_reduction.h",
         "csrc/kernels/conv_bn_act_sm80.cuh",
         "csrc/launch/conv_bn_act_arguments.cpp",
