@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from resnet_fused import backends, ops  # noqa: F401  (ops enter themselves)
-from resnet_fused.ops import _library, _results
+from resnet_fused.ops import _cuda_chain, _library, _results
 
 NAME = "cuda_emulated"
 REQUIRED = "RESNET_FUSED_EMULATED"  # set: a missing module is an error, not a skip
@@ -38,6 +38,7 @@ DTYPES = {
     "conv_bn_act": (torch.float32, torch.bfloat16, torch.float16),
     "conv_dgrad": (torch.float32, torch.bfloat16, torch.float16),
     "conv_wgrad": (torch.float32, torch.bfloat16, torch.float16),
+    "conv_chain": (torch.bfloat16, torch.float16),
 }
 TYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES["bn_act"]}
 # Multiprocessors, bytes of shared memory for a block and for a multiprocessor (CUDA C++ Programming
@@ -270,15 +271,14 @@ def _run_planned(
     problem: Any,
     key: tuple[object, ...],
     inputs: dict[str, Tensor | None],
-    name: str,
-    guarded: Guarded,
-) -> Tensor:
-    """Runs a convolution's kernel with a plan of `_plans`; its output, called `name`."""
+    guarded: dict[str, Guarded],
+) -> list[Tensor]:
+    """Runs a convolution's kernel with a plan of `_plans`; its outputs, guarded by name."""
     plan = next(_plans(op, problem, key))
     # In any state, between guard bands of its own.
     memory = Guarded(torch.empty(plan["workspace_bytes"] // 4 + 64))
     workspace = memory.tensor[-memory.tensor.data_ptr() % 256 // 4 :]
-    outputs = {name: guarded.tensor, "workspace": workspace}
+    outputs = {name: one.tensor for name, one in guarded.items()} | {"workspace": workspace}
     report = getattr(load(), op)(
         settings(key, inputs, outputs),
         problem,
@@ -289,7 +289,8 @@ def _run_planned(
     )
     memory.result()
     _run.reports.append(report | {"plan": plan})
-    return guarded.result() if plan["launches"] else guarded.result().zero_()
+    results = [one.result() for one in guarded.values()]
+    return results if plan["launches"] else [result.zero_() for result in results]
 
 
 OUTPUTS = {"conv_bn_act": "out", "conv_dgrad": "x", "conv_wgrad": "weight"}
@@ -322,10 +323,72 @@ def convolution(op: str, *arguments: Any) -> Tensor:
     layout = [_strides(tensors[name]) for name in images]
     sizes = [tuple(tensors[name].shape) for name in ("x", "weight")]
     key = (op, *sizes, first.dtype, stride, padding, dilation, groups, *act, *layout)
-    return _run_planned(op, problem, (*key, first.data_ptr() % 16), inputs, OUTPUTS[op], guarded)
+    key = (*key, first.data_ptr() % 16)
+    return _run_planned(op, problem, key, inputs, {OUTPUTS[op]: guarded})[0]
 
 
-def _register(op: str, body: Callable[..., Tensor]) -> None:
+def conv_chain(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The op, by the emulated kernel, copied to channels_last and back as a launch does."""
+    form = _results.FORMS["conv_chain"]
+    given = dict(zip(form.operands, arguments, strict=False))
+    assert given["front_weight"] is None, _cuda_chain.FRONT
+    options = arguments[form.options :]
+    results = form.empty(*arguments)
+    last = [
+        torch.empty(t.shape, dtype=t.dtype, device="meta", memory_format=torch.channels_last)
+        for t in results
+    ]
+    made = _cuda_chain.problem_of(given, *last, options)
+    guarded = {name: Guarded(t) for name, t in zip(("out", "following"), last, strict=True)}
+    inputs = given | dict(zip(_cuda_chain.OPERANDS, made.operands, strict=False))
+    inputs = {name: t for name, t in inputs.items() if "front" not in name}
+    tensors = inputs | {name: one.tensor for name, one in guarded.items()}
+    problem = chain_problem(tensors, options)
+    layout = [_strides(t) for t in tensors.values() if t is not None and t.dim() == 4]
+    key = ("conv_chain", given["x"].dtype, *layout, *(tuple(t.shape) for t in results), options)
+    written = _run_planned("conv_chain", problem, key, inputs, guarded)
+    out, following = (t.copy_(one) for t, one in zip(results, written, strict=True))
+    return out, following
+
+
+def takes_chain(case: Any) -> bool:
+    """Whether the CUDA kernel of `conv_chain` serves a case: no front, 16 bytes of channels."""
+    channels = (case.k, case.c, case.m, case.projected)
+    return case.front == 0 and all(count % 8 == 0 for count in channels)
+
+
+CHAIN_IMAGES = ("x", "residual", "projected", "weight", "projection_weight", "next_weight")
+
+
+def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: Any) -> Any:
+    """The launch's problem of a `conv_chain`.
+
+    Args:
+        tensors: operands and results by name.
+        options: projection_stride, out_stride, reverse.
+        changes: fields that are to be others.
+    """
+    x, weight = tensors["x"], tensors["weight"]
+    projected, after = tensors["projected"], tensors["next_weight"]
+    assert x is not None and weight is not None
+    values = {
+        "dtype": TYPE_NAMES[x.dtype],
+        "x_size": x.shape,
+        "projects": projected is not None,
+        "channels": (
+            weight.shape[0],
+            0 if projected is None else projected.shape[1],
+            0 if after is None else after.shape[0],
+        ),
+        **{f"{name}_stride": _strides(tensors[name]) for name in (*CHAIN_IMAGES, "following")},
+        **{name: _address(t) for name, t in tensors.items()},
+        "out_strides": _strides(tensors["out"]),
+        **dict(zip(("projection_stride", "out_stride", "reverse"), options, strict=True)),
+    }
+    return load().ConvChain(**(values | changes))
+
+
+def _register(op: str, body: Callable[..., Any]) -> None:
     ours = importlib.import_module(f"resnet_fused.ops.{op}")
     _library.define(f"{op}.{NAME}", ours.SCHEMA, body, _results.FORMS[op].empty)
     backends.register(
@@ -341,5 +404,6 @@ def _register(op: str, body: Callable[..., Tensor]) -> None:
 
 
 _register("bn_act", bn_act)
+_register("conv_chain", conv_chain)
 for _op in OUTPUTS:
     _register(_op, functools.partial(convolution, _op))

@@ -54,14 +54,14 @@ class Trial:
         name: for messages.
         call: runs the kernel.
         inputs: the tensors that it must not change.
-        wrong: says what is wrong with an output, or None.
+        wrong: says what is wrong with an output or a tuple of them, or None.
         settings: of `emulated.using`.
     """
 
     name: str
-    call: Callable[[], Tensor]
+    call: Callable[[], Any]
     inputs: tuple[Tensor | None, ...]
-    wrong: Callable[[Tensor], str | None]
+    wrong: Callable[[Any], str | None]
     settings: dict[str, Any]
 
     def run(self, **planted: Any) -> dict[str, Any]:
@@ -185,7 +185,52 @@ def _conv_trial(
         )
 
 
-TRIALS = {"bn_act": bn_act_trials} | {
+# Two tiles of the smallest configuration, steps and rows that are cut, both ways to a shortcut.
+CHAIN = cases.ChainCase("chain", 2, 40, 6, 7, 104, 40)
+CHAINS = (
+    CHAIN,
+    dataclasses.replace(CHAIN, name="chain_projected", projected=72, projection_stride=2),
+    dataclasses.replace(CHAIN, name="chain_thinned", n=1, m=0, out_stride=2),
+)
+
+
+def chain_trials() -> Iterator[Trial]:
+    """Every way through the kernel of conv_chain, and its configurations of each number of rows."""
+    tiles = emulated_shapes.tiles("conv_chain")
+    narrow = min(range(len(tiles)), key=lambda i: tiles[i]["shared_bytes"])
+    wide = min(range(len(tiles)), key=lambda i: -tiles[i]["m"] // tiles[i]["warps"])
+    runs = itertools.product(CHAINS, (torch.bfloat16, torch.float16), (True, False), (narrow, wide))
+    for case, dtype, exact, configuration in runs:
+        generator = torch.Generator().manual_seed(3)
+        made = numerics.chain_operands(case, dtype, generator, exact=exact)
+        operands = [t if t is None or t.dim() == 1 else lay_out(t, "nhwc") for t in made]
+        inputs = numerics.ChainOperands(*operands)
+        strides = case.projection_stride, case.out_stride
+        results = numerics.conv_chain_expected(inputs, dtype, *strides)
+        oracles = numerics.conv_chain_oracle(inputs, *strides)
+        bounds = numerics.conv_chain_bound(inputs, *strides)
+        checks = [
+            None if oracle is None else _bits(result.to(dtype)) if exact else _bound(oracle, bound)
+            for result, oracle, bound in zip(results, oracles, bounds, strict=True)
+        ]
+
+        def wrong(got: Any, checks: list[Any] = checks) -> str | None:
+            found = [check(y) for y, check in zip(got, checks, strict=True) if check is not None]
+            return next((reason for reason in found if reason is not None), None)
+
+        for schedule in HOSTILE if exact else HOSTILE[-1:]:
+            yield Trial(
+                f"{case.name} {dtype} {configuration} exact={exact} {schedule}",
+                lambda inputs=inputs, strides=strides: overload("conv_chain", emulated.NAME)(
+                    *inputs, *strides, True
+                ),
+                tuple(inputs),
+                wrong,
+                {"schedule": schedule, "configuration": configuration, "splits": 1},
+            )
+
+
+TRIALS = {"bn_act": bn_act_trials, "conv_chain": chain_trials} | {
     op: functools.partial(conv_trials, op) for op in emulated_shapes.OPS
 }
 

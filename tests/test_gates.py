@@ -64,6 +64,31 @@ def test_float_operands_across_the_reduction_are_loaded_plainly():
     assert conv(name=name, instructions=GOOD | {"LDS": 8}).failures() == []
 
 
+CHAIN = (
+    "_ZN12resnet_fused17conv_chain_kernelINS_8BFloat16ENS_10ChainShapeILi128ELi64ELi4ELi3ELi2EEEE"
+)
+CHAINED = {"HMMA.16816.F32.BF16": 64, "LDGSTS.E.BYPASS.128": 9, "LDSM.16.M88.4": 20, "STG.E.128": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"registers": 257}, "257 registers, at most 256"),
+        ({"instructions": CHAINED | {"HMMA.16816.F32.BF16": 63}}, "63 HMMA, at least 64"),
+        ({"instructions": CHAINED | {"LDGSTS.E.BYPASS.128": 3}}, "3 LDGSTS.128, at least 4"),
+        ({"instructions": CHAINED | {"LDSM.16.M88.4": 7}}, "7 LDSM, at least 8"),
+        ({"instructions": CHAINED | {"STG.E.128": 3}}, "3 STG.128, at least 4"),
+        ({"name": CHAIN.replace("ChainShape", "Shape")}, "its name spells no configuration"),
+    ],
+)
+def test_a_chain_is_held_to_its_products(changes, words):
+    good = rules.Kernel(CHAIN, "80", 193, instructions=dict(CHAINED))
+    assert good.failures() == []
+    assert rules.short_name(CHAIN) == "conv_chain<BFloat16, 128x64 4 warps 3 stages>"
+    failures = dataclasses.replace(good, **changes).failures()
+    assert any(words in failure for failure in failures)
+
+
 def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():
     large = CONV.replace("Li4ELi3E", "Li8ELi3E")
     assert conv(name=large, arch="86").failures() == []

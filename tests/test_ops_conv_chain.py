@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 
+import emulated
 import pytest
 import torch
 from matrix import DTYPES, WHOLE, cells, lay_out
@@ -19,6 +20,12 @@ op = importlib.import_module("resnet_fused.ops.conv_chain")
 """The module: in the package its name is the function's."""
 CELLS = [cell for cell in cells("conv_chain") if cell.values[0].name != "triton"]
 """Triton's kernel has tests of its own: test_triton_conv_chain.py."""
+GRID = [
+    pytest.param(*cell.values, case, id=f"{cell.id}-{case}", marks=cell.marks)
+    for cell in CELLS
+    for case in CHAIN_CASES
+    if cell.values[0].name != emulated.NAME or emulated.takes_chain(case)
+]
 BY_NAME = {case.name: case for case in CHAIN_CASES}
 CASE = BY_NAME["everything"]
 PLAIN = BY_NAME["identity"]
@@ -71,8 +78,7 @@ def check(got, expected):
 
 
 @pytest.mark.op_matrix
-@pytest.mark.parametrize("case", CHAIN_CASES, ids=str)
-@pytest.mark.parametrize(("entry", "dtype"), CELLS)
+@pytest.mark.parametrize(("entry", "dtype", "case"), GRID)
 def test_exact_on_integers(entry, dtype, case):
     operands = numerics.chain_operands(case, dtype, exact=True)
     got = overload(entry.name)(*operands, *options(case))
@@ -83,8 +89,7 @@ def test_exact_on_integers(entry, dtype, case):
 
 
 @pytest.mark.op_matrix
-@pytest.mark.parametrize("case", CHAIN_CASES, ids=str)
-@pytest.mark.parametrize(("entry", "dtype"), CELLS)
+@pytest.mark.parametrize(("entry", "dtype", "case"), GRID)
 def test_within_the_bound(entry, dtype, case):
     operands = numerics.chain_operands(case, dtype)
     strides = case.projection_stride, case.out_stride

@@ -23,6 +23,7 @@ SHARED = {
 # elsewhere fewer blocks share a multiprocessor, which the chooser counts with.
 FULL_OCCUPANCY = ("80", "90a", "100")
 STEP_BYTES = 64  # of a row of the reduction in one stage: two matrix instructions deep
+CHAIN_STEP = 32  # channels of out that conv_chain makes at a time
 
 
 @dataclass
@@ -156,6 +157,30 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
     return checks
 
 
+def _conv_chain(kernel: Kernel) -> dict[str, bool]:
+    # Both operands of its first product and its projection, and the right one of its second
+    # product, are loaded from shared memory; the left one of that lies in registers.
+    shape = re.search(r"ChainShapeI" + 5 * r"Li(\d+)E" + "E", kernel.name)
+    if shape is None:
+        return {"its name spells no configuration": False}
+    m, following, warps, stages, blocks = map(int, shape.groups())
+    tile = Tile(m, CHAIN_STEP, warps, 1, stages, blocks, masked=False, wide=True)
+    second = Tile(m, following, warps, 1, stages, blocks, masked=False, wide=True)
+    wanted = 2 * tile.matrix_instructions + second.matrix_instructions
+    products, copies = kernel.count("HMMA.*"), kernel.wide("LDGSTS")
+    loads, least = kernel.count(r"LDSM\b.*"), 2 * 2 + following // 16
+    rows = m // warps // 8
+    return {
+        f"{kernel.registers} registers, at most {tile.registers}": (
+            kernel.registers <= min(tile.registers, 255)
+        ),
+        f"{products} HMMA, at least {wanted}": products >= wanted,
+        f"{copies} LDGSTS.128, at least {rows}": copies >= rows,
+        f"{loads} LDSM, at least {least}": loads >= least,
+        f"{kernel.wide('STG')} STG.128, at least {rows}": kernel.wide("STG") >= rows,
+    }
+
+
 # By what the mangled name holds. The strided kernel of bn_act: 64 registers leave four blocks.
 RULES = {
     "bn_act_vector_kernel": _bn_act_vector,
@@ -164,6 +189,7 @@ RULES = {
     "conv_bn_act_kernel": _convolution,
     "conv_dgrad_kernel": _convolution,
     "conv_wgrad_kernel": _convolution,
+    "conv_chain_kernel": _conv_chain,
 }
 
 
@@ -182,6 +208,8 @@ def short_name(mangled: str) -> str:
             f"{'' if tile.wide else 'narrow '}{tile.m}x{tile.n} {tile.threads // 32} warps "
             f"{tile.stages} stages"
         )
+    elif chain := re.search(r"ChainShapeILi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", rest):
+        parts.append("{}x{} {} warps {} stages".format(*chain.groups()))
     elif residual := re.search(r"Lb([01])E(?:.*?AxisE([01]))?", rest):
         parts.append("residual" if residual.group(1) == "1" else "plain")
         parts += {None: [], "1": ["row"], "0": ["column"]}[residual.group(2)]

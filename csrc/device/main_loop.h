@@ -55,6 +55,43 @@ RF_DEVICE void multiply_columns(float (&sums)[kBlocksM][kColumns][4], int block,
   }
 }
 
+// A warp's fragments: of the slice in use and of the next one, and of the right side's columns.
+template <class Shape>
+struct Fragments {
+  uint32_t left[2][Shape::kBlocksM][4];
+  uint32_t right[2][4];
+};
+
+// Adds one step of the product, whose first fragments are in `fragments` already. While one slice's
+// rows multiply, the next one's are loaded; columns come 16 at a time, which keeps registers free.
+// `last` is called when all fragments of the step are in registers, and may load the next one's.
+template <class T, class Shape, class LeftFragments, class RightFragments, class Last>
+RF_DEVICE void multiply_step(Sums<Shape>& sums, Fragments<Shape>& fragments,
+                             const LeftFragments& left, const RightFragments& right,
+                             ptx::SharedAddress left_tile, ptx::SharedAddress right_tile,
+                             const Last& last) {
+  auto& a = fragments.left;
+  auto& b = fragments.right;
+#pragma unroll
+  for (int i = 0; i < Shape::kSlices * Shape::kBlocksN; ++i) {
+    const int slice = i / Shape::kBlocksN;
+    const int block = i % Shape::kBlocksN;
+    const int next_slice = (i + 1) / Shape::kBlocksN;
+    const int next_block = (i + 1) % Shape::kBlocksN;
+    if (next_slice < Shape::kSlices) {
+      right.load_block(b[(i + 1) % 2], right_tile, next_slice, next_block);
+      if (block == 0 && slice + 1 < Shape::kSlices) {
+        left.load(a[(slice + 1) % 2], left_tile, slice + 1);
+      }
+    } else {
+      last();
+    }
+    if (block == 0) round_operands<T>(a[slice % 2]);
+    round_operands<T>(b[i % 2]);
+    multiply_columns<T>(sums.value, block, a[slice % 2], b[i % 2]);
+  }
+}
+
 // Adds `steps` (at least one) steps of the product to `sums`. Stage i of the ring, at ring + i *
 // kStageBytes, holds the left tile and behind it the right one.
 //
@@ -86,12 +123,12 @@ RF_DEVICE void run_main_loop(Sums<Shape>& sums, ptx::SharedAddress ring, int ste
   loader.arrived(stage_at(0));
   ptx::sync_threads();
 
-  // While one slice's rows multiply, the next one's are loaded; columns come 16 at a time, which
-  // keeps registers free.
-  uint32_t a[2][Shape::kBlocksM][4];
-  uint32_t b[2][4];
-  left.load(a[0], stage_at(0), 0);
-  right.load_block(b[0], right_of(stage_at(0)), 0, 0);
+  Fragments<Shape> fragments;
+  const auto load_first = [&](ptx::SharedAddress at) {
+    left.load(fragments.left[0], at, 0);
+    right.load_block(fragments.right[0], right_of(at), 0, 0);
+  };
+  load_first(stage_at(0));
   int stage = 0;            // in use
   int free_stage = kAhead;  // read to its end before the last barrier
   for (int step = 0; step < steps; ++step) {
@@ -102,32 +139,15 @@ RF_DEVICE void run_main_loop(Sums<Shape>& sums, ptx::SharedAddress ring, int ste
       tail(step + kAhead - steps);
     }
     ptx::cp_async_commit_group();
-#pragma unroll
-    for (int i = 0; i < Shape::kSlices * Shape::kBlocksN; ++i) {
-      const int slice = i / Shape::kBlocksN;
-      const int block = i % Shape::kBlocksN;
-      const int next_slice = (i + 1) / Shape::kBlocksN;
-      const int next_block = (i + 1) % Shape::kBlocksN;
-      if (next_slice < Shape::kSlices) {
-        right.load_block(b[(i + 1) % 2], right_of(stage_at(stage)), next_slice, next_block);
-        if (block == 0 && slice + 1 < Shape::kSlices) {
-          left.load(a[(slice + 1) % 2], stage_at(stage), slice + 1);
-        }
-      } else {
-        // All fragments of this stage are in registers. The next one must have arrived; what every
-        // thread has left behind becomes the free one.
-        ptx::cp_async_wait_group<kAhead - 1>();
-        if (step + 1 < steps) loader.arrived(stage_at(next_stage));
-        ptx::sync_threads();
-        if (step + 1 < steps) {
-          left.load(a[0], stage_at(next_stage), 0);
-          right.load_block(b[0], right_of(stage_at(next_stage)), 0, 0);
-        }
-      }
-      if (block == 0) round_operands<T>(a[slice % 2]);
-      round_operands<T>(b[i % 2]);
-      multiply_columns<T>(sums.value, block, a[slice % 2], b[i % 2]);
-    }
+    const ptx::SharedAddress at = stage_at(stage);
+    multiply_step<T>(sums, fragments, left, right, at, right_of(at), [&] {
+      // All fragments of this stage are in registers. The next one must have arrived; what every
+      // thread has left behind becomes the free one.
+      ptx::cp_async_wait_group<kAhead - 1>();
+      if (step + 1 < steps) loader.arrived(stage_at(next_stage));
+      ptx::sync_threads();
+      if (step + 1 < steps) load_first(stage_at(next_stage));
+    });
     if (step + kAhead < steps) loader.land(stage_at(free_stage));
     free_stage = stage;
     stage = next_stage;

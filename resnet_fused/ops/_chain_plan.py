@@ -7,6 +7,7 @@ measurement; until one is made it decides which chains a graph is rewritten to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from .. import roofline
 from ..cases import ChainCase, ConvCase
 from ..triton import _chain_tiles, _tiles, _traffic
+from . import _cuda_chain
 
 CLOCK = 1.48e9
 """Cycles a second at which those rates are an H200's: 4.3 TB/s of memory, 790 TFLOP/s."""
@@ -95,3 +97,21 @@ def predict(
     chain = _chain_tiles.cost(found, sizes, limits)
     parts = sum(part_cost(part, dtype, limits) for part in case.parts)
     return Prediction(chain, parts, found.name)
+
+
+def predict_cuda(
+    case: ChainCase,
+    dtype: torch.dtype,
+    about: Sequence[int],
+    allowed: frozenset[str] | None = None,
+) -> Prediction | str:
+    """Likewise of the CUDA kernels, by the launches' own model at the same rates.
+
+    Args:
+        case: sizes, at least one pixel.
+        dtype: of its activations, 16 bits.
+        about: the GPU's numbers, as of `_cuda_plan.gpu`.
+        allowed: names of the configurations to choose among; None for all.
+    """
+    found = _cuda_chain.predict(case, dtype, about, allowed)
+    return found if isinstance(found, str) else Prediction(*found)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension, admission, backends
-from . import _cuda_plan, _results
+from . import _cuda_chain, _cuda_plan, _results
 from ._cuda_sources import SOURCES
 from ._library import define
 
@@ -142,17 +142,19 @@ def _launch(op: str, *arguments: Any) -> None:
         "conv_bn_act": launch_conv_bn_act,
         "conv_dgrad": launch_conv_dgrad,
         "conv_wgrad": launch_conv_wgrad,
+        "conv_chain": _cuda_chain.launch,
     }
     launches[op](*arguments)
 
 
-def declare(op: str, schema: str, fake: Callable[..., Any]) -> None:
+def declare(op: str, schema: str, fake: Callable[..., Any], checks: str = "_cuda_checks") -> None:
     """Defines `torch.ops.resnet_fused.<op>.cuda` and enters the kernel for admission.
 
     Args:
-        op: a key of `_cuda_plan.OPERANDS`.
+        op: a key of `_cuda_sources.SOURCES`.
         schema: of the op.
         fake: shape, dtype and strides of its result.
+        checks: the module of `resnet_fused.ops` that holds its self-check.
     """
     define(f"{op}.cuda", schema, _results.body(op, functools.partial(_launch, op)), fake)
     admission.register(
@@ -160,7 +162,7 @@ def declare(op: str, schema: str, fake: Callable[..., Any]) -> None:
             op,
             "cuda",
             SOURCES[op],
-            f"resnet_fused.ops._cuda_checks:{op}_configurations",
-            f"resnet_fused.ops._cuda_checks:{op}",
+            f"resnet_fused.ops.{checks}:{op}_configurations",
+            f"resnet_fused.ops.{checks}:{op}",
         )
     )

@@ -17,7 +17,6 @@ _COMMON = (
     "csrc/device/bn_act.h",
     "csrc/device/conv_epilogue.h",
     "csrc/device/conv_geometry.h",
-    "csrc/device/conv_loader.h",
     "csrc/device/divide.h",
     "csrc/device/main_loop.h",
     "csrc/device/matrix_unit.h",
@@ -52,6 +51,7 @@ _COMMON = (
 
 _GRADIENTS = (
     "csrc/bindings/conv_gradients.cpp",
+    "csrc/device/conv_loader.h",
     "csrc/device/gradient_epilogue.h",
     "csrc/device/gradient_geometry.h",
     "csrc/device/gradient_mask.h",
@@ -68,6 +68,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_act": (
         *_COMMON,
         "csrc/bindings/conv_bn_act.cpp",
+        "csrc/device/conv_loader.h",
         "csrc/device/split_reduction.h",
         "csrc/kernels/conv_bn_act_sm80.cuh",
         "csrc/launch/conv_bn_act_arguments.cpp",
@@ -97,6 +98,22 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_wgrad_float16.cu",
         "csrc/launch/conv_wgrad_float32.cu",
         "csrc/launch/conv_wgrad_launch.cuh",
+    ),
+    "conv_chain": (
+        *_COMMON,
+        "csrc/bindings/conv_chain.cpp",
+        "csrc/device/chain_epilogue.h",
+        "csrc/device/chain_geometry.h",
+        "csrc/device/chain_loader.h",
+        "csrc/kernels/conv_chain_sm80.cuh",
+        "csrc/launch/conv_chain.h",
+        "csrc/launch/conv_chain_arguments.cpp",
+        "csrc/launch/conv_chain_arguments.h",
+        "csrc/launch/conv_chain_bfloat16.cu",
+        "csrc/launch/conv_chain_float16.cu",
+        "csrc/launch/conv_chain_launch.cuh",
+        "csrc/launch/conv_chain_plan.cpp",
+        "csrc/launch/conv_chain_tiles.h",
     ),
 }
 """Op -> its sources."""

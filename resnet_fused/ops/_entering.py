@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import backends
-from . import _results, _triton
+from . import _cuda, _results, _triton
 from ._library import define
 
 
@@ -16,6 +16,20 @@ def _supports_parts(call: backends.Call) -> str | None:
     if wanted in ("cpu", "cuda") and wanted != call.device:
         return f"x is on {call.device}"
     return None
+
+
+class Cuda(NamedTuple):
+    """The CUDA kernel of an op.
+
+    Attributes:
+        kernel: what it is, for `explain`.
+        supports: why it can't serve a call, or None.
+        checks: the module of `resnet_fused.ops` that holds its self-check.
+    """
+
+    kernel: str
+    supports: Callable[[backends.Call], str | None]
+    checks: str
 
 
 def enter(
@@ -28,8 +42,9 @@ def enter(
     kernel: str,
     by: str,
     roundings: tuple[str, str, str],
+    cuda: Cuda | None = None,
 ) -> None:
-    """Defines an op and its fake; enters its Triton kernel, its parts and its reference.
+    """Defines an op and its fake; enters its kernels, its parts and its reference.
 
     Args:
         op: its name.
@@ -40,14 +55,21 @@ def enter(
         kernel: what the Triton kernel is, for `explain`.
         by: likewise of the parts.
         roundings: of kernel, parts and reference, as `backends.Implementation` names them.
+        cuda: its CUDA kernel, if it has one. It stands behind Triton where no record says
+            otherwise: on the GPU that both are predicted for, an H200, Triton multiplies by wgmma,
+            and mma.sync reaches 0.63 of its rate.
     """
     fake = _results.FORMS[op].empty
     define(f"{op}.parts", schema, parts, fake)
     define(f"{op}.reference", schema, reference, fake)
     _triton.declare(op, schema, fake, checks)
     plain = "plain PyTorch, any device and dtype"
+    entries = [("triton", ("triton",), kernel, _triton.supports, roundings[0])]
+    if cuda is not None:
+        _cuda.declare(op, schema, fake, cuda.checks)
+        entries.append(("cuda", ("cuda",), cuda.kernel, cuda.supports, roundings[0]))
     for name, devices, about, supports, rounding in (
-        ("triton", ("triton",), kernel, _triton.supports, roundings[0]),
+        *entries,
         ("parts", ("cpu", "cuda"), by, _supports_parts, roundings[1]),
         ("reference", ("reference",), plain, lambda call: None, roundings[2]),
     ):

@@ -25,7 +25,17 @@ from torch import Tensor
 from .. import backends
 from ..cases import ChainCase
 from ..triton import _limits
-from . import _autocast, _chain_plan, _checks, _entering, _results, _triton
+from . import (
+    _admitted,
+    _autocast,
+    _chain_plan,
+    _checks,
+    _cuda_chain,
+    _cuda_plan,
+    _entering,
+    _results,
+    _triton,
+)
 from ._library import overload
 from .conv_bn_act import _call as call_of_conv
 from .conv_bn_act import _choose as choose_conv
@@ -97,6 +107,11 @@ _entering.enter(
     kernel="Triton, both products of a tile of pixels while it is in registers",
     by="conv_bn_act after conv_bn_act, each by the fastest that serves it",
     roundings=("fused", "parts", "stored_conv"),
+    cuda=_entering.Cuda(
+        "hand-written CUDA, both products of a tile of pixels while it is in registers",
+        _cuda_chain.supports,
+        "_cuda_chain_checks",
+    ),
 )
 
 
@@ -108,19 +123,25 @@ def choose(arguments: tuple[Any, ...]) -> backends.Choice:
     x = arguments[0]
     call = backends.Call("conv_chain", x.device.type, x.dtype, residual=True, index=x.device.index)
     choice = backends.choose(call)
-    if choice.implementation.name == "triton":
-        reason = unfit(arguments)
-        if reason is not None:
-            choice = backends.next_choice(call, choice, reason)
+    while (reason := unfit(choice.implementation.name, arguments)) is not None:
+        choice = backends.next_choice(call, choice, reason)
     return choice
 
 
-def unfit(arguments: tuple[Any, ...]) -> str | None:
-    """Why no admitted configuration of the Triton kernel takes a call, or None.
+def unfit(implementation: str, arguments: tuple[Any, ...]) -> str | None:
+    """Why an implementation that serves such calls can't take this very one, or None.
 
     Args:
+        implementation: its name.
         arguments: checked, in the schema's order.
     """
+    if implementation == "cuda":
+        return _cuda_chain.unfit(arguments)
+    return _unfit_triton(arguments) if implementation == "triton" else None
+
+
+def _unfit_triton(arguments: tuple[Any, ...]) -> str | None:
+    """Why no admitted configuration of the Triton kernel takes a call, or None."""
     from ..triton import _chain_tiles
 
     x = arguments[0]
@@ -167,8 +188,12 @@ def serves(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
         reason = next((refused[name] for name in backends.GPU_BACKENDS if name in refused), None)
         reason = reason or choice.why
         return Answer(reason, False, f"no kernel: {reason}")
-    names = _triton.allowed("conv_chain", device)
-    found = _chain_plan.predict(case, dtype, _limits.limits(device), names)
+    if choice.implementation.name == "cuda":
+        about, names = _cuda_plan.gpu(device), _admitted.names("conv_chain", "cuda", device)
+        found = _chain_plan.predict_cuda(case, dtype, about, names)
+    else:
+        names = _triton.allowed("conv_chain", device)
+        found = _chain_plan.predict(case, dtype, _limits.limits(device), names)
     if isinstance(found, str):
         return Answer(found, False, f"no configuration: {found}")
     return Answer(None, found.gain > 0, str(found), found.gain)

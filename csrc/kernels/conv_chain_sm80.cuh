@@ -1,0 +1,120 @@
+// conv_chain on the GPU, for sm_80 and later: a block's last 1x1 convolution, its shortcut, and the
+// next block's first one, on mma.sync.
+//
+//     out[m, c]  = relu(scale[c] * sum over k of x[m, k] * weight[c, k] + shift[c] + shortcut[m,
+//     c]) next[m, j] = relu(next_scale[j] * sum over c of out[m, c] * next_weight[j, c] +
+//     next_shift[j])
+//
+// M: pixels. A block holds a tile of them, all channels of x and of what the shortcut projects. It
+// makes `out` a step of channels at a time, rounds it, stores it, and multiplies it on as it stands
+// in registers; the sums of all channels of `next` stay in registers until the last step. Filters,
+// shortcuts, scales and shifts come through a ring, a stage for each step.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/chain_epilogue.h"
+#include "../device/chain_geometry.h"
+#include "../device/chain_loader.h"
+#include "../device/main_loop.h"
+
+namespace resnet_fused {
+
+// Adds the product of a tile's rows, `slabs` steps of the reduction (one at least), and as many
+// tiles of filters.
+template <class T, class Shape>
+RF_DEVICE void multiply_slabs(Sums<Shape>& sums,
+                              const KMajorFragments<Side::kLeft, Shape::kBlocksM>& left,
+                              const KMajorFragments<Side::kRight, Shape::kBlocksN>& right,
+                              ptx::SharedAddress rows, ptx::SharedAddress filters, int slabs) {
+  Fragments<Shape> fragments;
+  const auto load_first = [&] {
+    left.load(fragments.left[0], rows, 0);
+    right.load_block(fragments.right[0], filters, 0, 0);
+  };
+  load_first();
+#pragma unroll 1
+  for (int slab = 0; slab < slabs; ++slab) {
+    const ptx::SharedAddress at_rows = rows;
+    const ptx::SharedAddress at_filters = filters;
+    rows += kSlabBytes<Shape::kM>;
+    filters += kSlabBytes<Shape::kN>;
+    multiply_step<T>(sums, fragments, left, right, at_rows, at_filters, [&] {
+      if (slab + 1 < slabs) load_first();
+    });
+  }
+}
+
+// Adds a step of `out` times the filters that read it.
+template <class T, class Shape>
+RF_DEVICE void multiply_on(Sums<typename Shape::Next>& sums, const RegisterFragments<Shape>& left,
+                           const KMajorFragments<Side::kRight, Shape::Next::kBlocksN>& right,
+                           ptx::SharedAddress filters) {
+  Fragments<typename Shape::Next> fragments;
+  left.load(fragments.left[0], filters, 0);
+  right.load_block(fragments.right[0], filters, 0, 0);
+  multiply_step<T>(sums, fragments, left, right, filters, filters, [] {});
+}
+
+template <class T, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    conv_chain_kernel(const __grid_constant__ ConvChainArguments arguments) {
+  constexpr int kAhead = Shape::kStages - 1;
+  const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
+  const auto place = Place<Shape>::mine();
+  const uint32_t tile = arguments.reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  const ChainRows<Shape> rows(static_cast<int32_t>(tile), arguments.grid, place);
+  const ChainLoader<Shape> loader(arguments, rows, shared, place.thread);
+  const ChainEpilogue<T, Shape> epilogue(arguments, rows, place);
+  const KMajorFragments<Side::kLeft, Shape::kBlocksM> left(place.row, place.lane);
+  const KMajorFragments<Side::kRight, Shape::kBlocksN> right(0, place.lane);
+  const KMajorFragments<Side::kRight, Shape::Next::kBlocksN> next_right(0, place.lane);
+  const ptx::SharedAddress projected_rows = shared + arguments.x_slabs * kSlabBytes<Shape::kM>;
+
+  loader.issue_rows();
+  for (int i = 0; i < kAhead; ++i) {
+    if (i < arguments.steps) loader.issue(i, i);
+    ptx::cp_async_commit_group();
+  }
+  Sums<typename Shape::Next> following;
+  following.clear();
+  int stage = 0;            // in use
+  int free_stage = kAhead;  // read to its end before the last barrier
+#pragma unroll 1
+  for (int step = 0; step < arguments.steps; ++step) {
+    // This step's copies have landed, and everybody has left the last step behind.
+    ptx::cp_async_wait_group<kAhead - 1>();
+    ptx::sync_threads();
+    if (step + kAhead < arguments.steps) loader.issue(step + kAhead, free_stage);
+    ptx::cp_async_commit_group();
+
+    const ptx::SharedAddress filters = loader.filters_at(stage);
+    const ptx::SharedAddress vectors = loader.vectors_at(stage);
+    const ptx::SharedAddress out = loader.tile_at(stage);
+    RegisterFragments<Shape> made;
+    Sums<Shape> sums;
+    sums.clear();
+    multiply_slabs<T, Shape>(sums, left, right, shared, filters, arguments.x_slabs);
+    if (arguments.projected_slabs > 0) {
+      Sums<Shape> projected;
+      projected.clear();
+      multiply_slabs<T, Shape>(projected, left, right, projected_rows,
+                               filters + arguments.x_slabs * kSlabBytes<Shape::kN>,
+                               arguments.projected_slabs);
+      epilogue.project(projected, vectors + 2 * ChainLoader<Shape>::kVectorBytes);
+      epilogue.template put<true>(made, sums, projected, out, vectors);
+    } else {
+      epilogue.template put<false>(made, sums, sums, out, vectors);
+    }
+    ptx::sync_warp();  // its rows of the tile are whole
+    epilogue.store_out(out, step);
+    if (arguments.next.filters > 0) {
+      multiply_on<T, Shape>(following, made, next_right, loader.next_filters_at(stage));
+    }
+    free_stage = stage;
+    stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
+  }
+  if (arguments.next.filters > 0) epilogue.finish(following, loader.tile_at(free_stage));
+}
+
+}  // namespace resnet_fused

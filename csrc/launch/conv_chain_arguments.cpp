@@ -1,0 +1,208 @@
+// Strides, memory and divisors of a chain's launch, and the launch of each part of the batch.
+#include "conv_chain_arguments.h"
+
+#include <algorithm>
+#include <array>
+
+namespace resnet_fused {
+namespace {
+
+constexpr int64_t kReach = (int64_t{1} << 31) - 1;
+
+int64_t unit_of(const RfConvChain& problem) { return kChunkBytes / bytes_of(problem.dtype); }
+
+// A tensor of activations as it lies in memory. step: from one pixel of `out` to the next one.
+struct Activation {
+  const char* name;
+  const void* data;
+  bool there;
+  int64_t size[4];
+  Strides strides;
+  int64_t step;
+};
+
+struct Activations {
+  Activation x;
+  Activation residual;
+  Activation projected;
+  Activation out;
+  Activation following;
+
+  std::array<const Activation*, 5> all() const {
+    return {&x, &residual, &projected, &out, &following};
+  }
+};
+
+Activation activation(const char* name, const void* data, bool there, const RfConvChain& problem,
+                      int64_t channels, int64_t step, bool thinned, const int64_t (&stride)[4]) {
+  const int64_t h = problem.x_size[2];
+  const int64_t w = problem.x_size[3];
+  Activation made{name, data, there, {problem.x_size[0], channels, 0, 0}, {}, step};
+  made.size[2] = thinned ? divide_up(h, problem.out_stride) : (h - 1) * step + 1;
+  made.size[3] = thinned ? divide_up(w, problem.out_stride) : (w - 1) * step + 1;
+  made.strides = used(made.size, stride);
+  return made;
+}
+
+Activations activations(const RfConvChain& p) {
+  const bool projects = p.projects != 0;
+  return {activation("x", p.x, true, p, p.x_size[1], 1, false, p.x_stride),
+          activation("residual", p.residual, !projects, p, p.channels, 1, false, p.residual_stride),
+          activation("projected", p.projected, projects, p, p.projected_channels,
+                     p.projection_stride, false, p.projected_stride),
+          activation("out", p.out, true, p, p.channels, 1, true, p.out_strides),
+          activation("next", p.following, p.next_channels > 0, p, p.next_channels, 1, false,
+                     p.following_stride)};
+}
+
+struct Filters {
+  const char* name;
+  const void* data;
+  bool there;
+  int64_t filters;
+  int64_t channels;
+  const int64_t (&stride)[4];
+
+  Strides strides() const {
+    const int64_t size[4] = {filters, channels, 1, 1};
+    return used(size, stride);
+  }
+};
+
+std::array<Filters, 3> filters_of(const RfConvChain& p) {
+  const bool projects = p.projects != 0;
+  return {Filters{"weight", p.weight, true, p.channels, p.x_size[1], p.weight_stride},
+          Filters{"projection_weight", p.projection_weight, projects, p.channels,
+                  p.projected_channels, p.projection_weight_stride},
+          Filters{"next_weight", p.next_weight, p.next_channels > 0, p.next_channels, p.channels,
+                  p.next_weight_stride}};
+}
+
+WideStrides wide_strides(const Activation& t, int64_t unit) {
+  return {narrowed(t.strides.n / unit), narrowed(t.strides.h / unit * t.step),
+          narrowed(t.strides.w / unit * t.step)};
+}
+
+ChainImage image_of(const Activation& t, int64_t unit, int64_t offset_bytes) {
+  if (!t.there) return {};
+  return {moved(t.data, offset_bytes), wide_strides(t, unit), narrowed(t.size[1] / unit)};
+}
+
+ChainResult result_of(void* data, const Activation& t, int64_t unit, int64_t offset_bytes) {
+  if (!t.there) return {};
+  return {moved(data, offset_bytes), wide_strides(t, unit), narrowed(t.size[1] / unit)};
+}
+
+ChainFilters chain_filters(const Filters& from, const void* scale, const void* shift,
+                           int64_t unit) {
+  if (!from.there) return {};
+  return {from.data,
+          static_cast<const float*>(scale),
+          static_cast<const float*>(shift),
+          narrowed(from.strides().n / unit),
+          narrowed(from.filters),
+          narrowed(from.channels / unit)};
+}
+
+int64_t slabs_of(const RfConvChain& problem, int64_t channels) {
+  return divide_up(channels * bytes_of(problem.dtype), kChainStepBytes);
+}
+
+int64_t projected_slabs_of(const RfConvChain& problem) {
+  return problem.projects != 0 ? slabs_of(problem, problem.projected_channels) : 0;
+}
+
+}  // namespace
+
+const char* not_wide(const RfConvChain& problem) {
+  const int64_t bytes = bytes_of(problem.dtype);
+  const Activations tensors = activations(problem);
+  for (const Activation* t : tensors.all()) {
+    if (t->there && !is_wide(t->data, t->strides, t->size[1], bytes)) return t->name;
+  }
+  for (const Filters& one : filters_of(problem)) {
+    if (one.there && !is_wide(one.data, one.strides(), one.channels, bytes)) {
+      return one.name;
+    }
+  }
+  return nullptr;
+}
+
+int64_t images_in_reach(const RfConvChain& problem) {
+  const int64_t unit = unit_of(problem);
+  const int64_t images = problem.x_size[0];
+  for (const Filters& one : filters_of(problem)) {
+    // A step of rows beyond the last filter, and of channels beyond its end, is worked out too.
+    if (one.there &&
+        (one.filters + 256) * (one.strides().n / unit) + one.channels / unit + 256 > kReach) {
+      return 0;
+    }
+  }
+  int64_t reached = std::max<int64_t>(images, 1);
+  const Activations tensors = activations(problem);
+  for (const Activation* t : tensors.all()) {
+    if (!t->there) continue;
+    const int64_t beyond =
+        (t->size[2] * t->strides.h + t->size[3] * t->strides.w + t->size[1]) / unit + 256;
+    if (beyond > kReach) return 0;
+    const int64_t step = t->strides.n / unit;
+    if (step > 0) reached = std::min(reached, 1 + (kReach - beyond) / step);
+  }
+  return reached;
+}
+
+ChainMemory chain_memory(const RfConvChain& problem, const RfConvConfiguration& tile) {
+  const int64_t slabs = slabs_of(problem, problem.x_size[1]) + projected_slabs_of(problem);
+  return ChainMemory::of(tile.m, tile.n, tile.stages, narrowed(slabs), problem.projects == 0);
+}
+
+ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConvPlan& plan,
+                                        int64_t first, int64_t images) {
+  const RfConvConfiguration& tile = *rf_conv_chain_configuration(plan.configuration);
+  const int64_t bytes = bytes_of(problem.dtype);
+  const int64_t unit = unit_of(problem);
+  const Activations t = activations(problem);
+  const auto skipped = [&](const Activation& one) { return first * one.strides.n * bytes; };
+  const auto [weight, projection, next] = filters_of(problem);
+
+  ConvChainArguments arguments{};
+  arguments.x = image_of(t.x, unit, skipped(t.x));
+  arguments.residual = image_of(t.residual, unit, skipped(t.residual));
+  arguments.projected = image_of(t.projected, unit, skipped(t.projected));
+  arguments.weight = chain_filters(weight, problem.scale, problem.shift, unit);
+  arguments.projection =
+      chain_filters(projection, problem.projection_scale, problem.projection_shift, unit);
+  arguments.next = chain_filters(next, problem.next_scale, problem.next_shift, unit);
+  arguments.out = result_of(problem.out, t.out, unit, skipped(t.out));
+  arguments.following = result_of(problem.following, t.following, unit, skipped(t.following));
+  const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
+  arguments.grid = {narrowed(pixels), make_divisor(narrowed(problem.x_size[3])),
+                    make_divisor(narrowed(problem.x_size[2]))};
+  arguments.memory = chain_memory(problem, tile);
+  arguments.x_slabs = narrowed(slabs_of(problem, problem.x_size[1]));
+  arguments.projected_slabs = narrowed(projected_slabs_of(problem));
+  arguments.steps = narrowed(slabs_of(problem, problem.channels));
+  arguments.out_shift = problem.out_stride == 2 ? 1 : 0;
+  arguments.reverse = problem.reverse != 0;
+  return arguments;
+}
+
+}  // namespace resnet_fused
+
+extern "C" int rf_conv_chain_cuda(const RfConvChain* problem, const RfConvPlan* plan, void*,
+                                  void* stream) {
+  using namespace resnet_fused;
+  const int64_t images = problem->x_size[0];
+  if (images * problem->x_size[2] * problem->x_size[3] == 0) return 0;
+  const int64_t parts = divide_up(images, plan->images_a_launch);
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t first = (problem->reverse != 0 ? parts - 1 - i : i) * plan->images_a_launch;
+    const int64_t together = std::min(plan->images_a_launch, images - first);
+    const auto arguments = conv_chain_arguments(*problem, *plan, first, together);
+    const bool bfloat16 = static_cast<DataType>(problem->dtype) == DataType::kBFloat16;
+    const auto launch = bfloat16 ? launch_conv_chain_bfloat16 : launch_conv_chain_float16;
+    const int error = launch(arguments, plan->configuration, stream);
+    if (error != 0) return error;
+  }
+  return 0;
+}

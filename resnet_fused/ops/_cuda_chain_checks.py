@@ -1,0 +1,102 @@
+"""Self-check of `conv_chain` in CUDA: integers whose products and sums are exact, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .. import numerics
+from ..cases import ChainCase
+from . import _cuda_chain, _cuda_plan
+from ._chain_checks import on_device
+from ._selfchecks import guarded, require_exact
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def conv_chain_configurations() -> tuple[str, ...]:
+    """All of them.
+
+    Raises:
+        ImportError: the extension has no such kernel.
+    """
+    names = _cuda_plan.configurations("conv_chain")
+    if not names:
+        raise ImportError("the extension holds no CUDA kernel of conv_chain")
+    return names
+
+
+def cases_of(configuration: str) -> tuple[ChainCase, ...]:
+    """Shapes that a configuration takes: whole tiles, tiles and steps that are cut, a projection.
+
+    Args:
+        configuration: "128x64_4w3s", pixels and channels of next.
+    """
+    room = int(configuration.split("_")[0].split("x")[1])
+    return (
+        ChainCase("whole", 3, 64, 8, 8, 128, room),
+        ChainCase("odd", 3, 40, 7, 9, 88, room - 24, out_stride=2),
+        ChainCase("projected", 3, 48, 7, 9, 72, room - 8, 40, 2),
+        ChainCase("no_next", 2, 24, 5, 7, 48),
+    )
+
+
+def check(
+    configuration: str, device: str, launch: Callable[..., None], about: Sequence[int]
+) -> None:
+    """Checks one configuration on every case and dtype.
+
+    Args:
+        configuration: its name.
+        device: where.
+        launch: as `_cuda_chain.launch`.
+        about: the GPU's numbers, as of `_cuda_plan.gpu`.
+
+    Raises:
+        ArithmeticError: a result is wrong, or no case fits the configuration.
+        ValueError: another configuration.
+    """
+    names = conv_chain_configurations()
+    if configuration not in names:
+        raise ValueError(
+            f"configuration is {configuration!r}; accepted are {', '.join(map(repr, names))}"
+        )
+    index, count = names.index(configuration), 0
+    generator = torch.Generator().manual_seed(6)
+    for case in cases_of(configuration):
+        for dtype in DTYPES:
+            if isinstance(_cuda_chain.predict(case, dtype, about, frozenset({configuration})), str):
+                continue  # it is never used for this
+            operands = numerics.chain_operands(case, dtype, generator, exact=True)
+            strides = case.projection_stride, case.out_stride
+            expected, after = numerics.conv_chain_expected(operands, dtype, *strides)
+            buffer, out = guarded(case.stored_shape, dtype, device)
+            kept, following = guarded((case.n, case.m, case.h, case.w), dtype, device)
+            options = (*strides, case.name == "odd")
+            launch(*on_device(operands, device), out, following, *options, wish=(index, 1))
+            what = f"{case.name}, {dtype}, {configuration}"
+            require_exact(f"{what}, out", buffer, out, expected)
+            if after is not None:
+                require_exact(f"{what}, next", kept, following, after)
+            count += 1
+    if count == 0:
+        raise ArithmeticError(f"{configuration}: no case of the self-check fits it")
+
+
+def conv_chain(configuration: str, device: str) -> None:
+    """Checks one configuration of `conv_chain`; cases that the GPU has no room for are left out.
+
+    Args:
+        configuration: "128x64_4w3s".
+        device: "cuda:0".
+
+    Raises:
+        ArithmeticError: a result is wrong.
+        ImportError: the extension has no such kernel.
+        ValueError: another configuration.
+    """
+    launch: Any = functools.partial(_cuda_chain.launch)
+    check(configuration, device, launch, _cuda_plan.gpu(torch.device(device)))

@@ -1,0 +1,372 @@
+"""conv_chain in CUDA, emulated: configurations, schedules, edges, costs, refusals, the choice."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import sys
+
+import emulated
+import pytest
+import torch
+from emulated import Schedule
+from emulated_shapes import SCHEDULES, lay_out
+from guarded_memory import FAR, unmapped_around
+
+from resnet_fused import numerics, roofline
+from resnet_fused.cases import RESNET50_CHAINS, ChainCase
+from resnet_fused.ops import _cuda_chain_checks as checks
+from resnet_fused.ops._library import overload
+
+pytestmark = pytest.mark.emulated
+
+WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
+DTYPES = emulated.DTYPES["conv_chain"]
+# Tiles, steps of out and rows of filters that are cut; two images, so that tiles span them.
+ODD = ChainCase("odd", 2, 40, 7, 9, 88, 40)
+PROJECTED = dataclasses.replace(ODD, name="projected", projected=72, projection_stride=2)
+THINNED = dataclasses.replace(ODD, name="thinned", out_stride=2)
+WAYS = (ODD, PROJECTED, THINNED, dataclasses.replace(ODD, name="no_next", m=0))
+EVEN = ChainCase("even", 2, 64, 8, 8, 128, 64)
+
+
+def configurations() -> list[dict]:
+    """The kernel's table."""
+    return emulated.load().conv_chain_configurations()
+
+
+def operands_of(case, dtype, exact=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = numerics.chain_operands(case, dtype, generator, exact=exact)
+    return numerics.ChainOperands(
+        *(t if t is None or t.dim() == 1 else lay_out(t, "nhwc") for t in made)
+    )
+
+
+def run(operands, case, *, reverse=False, **settings):
+    """Results of the emulated kernel, and its report."""
+    with emulated.using(**{"splits": 1, **settings}) as found:
+        got = overload("conv_chain", emulated.NAME)(
+            *operands, case.projection_stride, case.out_stride, reverse
+        )
+    return got, found.reports[-1]
+
+
+def wrong(got, operands, case):
+    """Which results are not what they must be, bit for bit."""
+    strides = case.projection_stride, case.out_stride
+    expected = numerics.conv_chain_expected(operands, operands.x.dtype, *strides)
+    pairs = zip(("out", "next"), got, expected, strict=True)
+    return [name for name, y, t in pairs if t is not None and not torch.equal(y, t.to(y.dtype))]
+
+
+def beyond(got, operands, case, accumulation="nearest"):
+    """Which results leave their bound, and how."""
+    strides = case.projection_stride, case.out_stride
+    oracle = numerics.conv_chain_oracle(operands, *strides)
+    bound = numerics.conv_chain_bound(operands, *strides, accumulation=accumulation)
+    found = [
+        numerics.check_bound(y, expected, most)
+        for y, expected, most in zip(got, oracle, bound, strict=True)
+        if expected is not None
+    ]
+    return [str(one) for one in found if not one.ok or one.unchecked]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", WAYS, ids=str)
+def test_every_configuration_is_exact(case, dtype):
+    operands = operands_of(case, dtype)
+    for index, tile in enumerate(configurations()):
+        got, report = run(
+            operands,
+            case,
+            reverse=index % 2 == 1,
+            configuration=index,
+            schedule=Schedule("lazy", "shuffled", seed=index),
+        )
+        assert report["plan"]["configuration"] == index
+        assert not wrong(got, operands, case), tile["name"]
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_the_self_checks_cases_are_exact(index):
+    """All channels of next that a configuration has room for, and a few less."""
+    tile = configurations()[index]
+    cases = checks.cases_of(tile["name"])
+    for case in cases if WHOLE else cases[:2]:
+        operands = operands_of(case, DTYPES[index % 2])
+        got, _ = run(operands, case, configuration=index)
+        assert not wrong(got, operands, case), (tile["name"], case)
+    assert len(configurations()) == 6, "one of them has no test"
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "toward_zero"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", WAYS, ids=str)
+def test_every_configuration_is_within_the_bound(case, dtype, rounding):
+    operands = operands_of(case, dtype, exact=False)
+    how = "nearest" if rounding == "nearest" else "truncate"
+    for index, tile in enumerate(configurations()):
+        schedule = Schedule("random", "reverse", rounding, seed=index)
+        got, _ = run(operands, case, configuration=index, schedule=schedule)
+        assert not beyond(got, operands, case, how), tile["name"]
+
+
+def draw(number):
+    """A call: sizes in multiples of 8 channels, whether from the end, configuration, schedule."""
+    rng = random.Random(number)
+    index, schedule = number % len(configurations()), rng.choice(SCHEDULES)
+    room = configurations()[index]["n"]
+    case = ChainCase(
+        "random",
+        rng.randint(1, 3),
+        8 * rng.randint(1, 20),
+        rng.randint(1, 12),
+        rng.randint(1, 12),
+        8 * rng.randint(1, 24),
+        rng.choice((0, 8 * rng.randint(1, room // 8), room)),
+        rng.choice((0, 8 * rng.randint(1, 12))),
+        rng.randint(1, 3),
+        0,
+        rng.randint(1, 2),
+    )
+    return case, rng.random() < 0.5, index, dataclasses.replace(schedule, seed=number)
+
+
+@pytest.mark.parametrize("chunk", range(5))
+def test_random_shapes(chunk):
+    """Exact on integers or within the bound on noise; a thousand in `make proof`."""
+    for number in range(chunk, 1000 if WHOLE else 60, 5):
+        case, reverse, index, schedule = draw(number)
+        exact = number % 3 > 0
+        operands = operands_of(case, DTYPES[number % 2], exact, number)
+        got, _ = run(operands, case, reverse=reverse, configuration=index, schedule=schedule)
+        how = "nearest" if schedule.rounding == "nearest" else "truncate"
+        bad = wrong(got, operands, case) if exact else beyond(got, operands, case, how)
+        assert not bad, (number, case, index, schedule, bad)
+
+
+@pytest.mark.parametrize("case", WAYS, ids=str)
+def test_the_same_bits_under_every_schedule(case):
+    operands = operands_of(case, DTYPES[0], exact=False)
+    first, _ = run(operands, case, configuration=1, schedule=Schedule())
+    for schedule in emulated.SCHEDULES:
+        for reverse in (False, True):
+            got, _ = run(operands, case, reverse=reverse, configuration=1, schedule=schedule)
+            assert all(torch.equal(a, b) for a, b in zip(got, first, strict=True)), schedule
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_where_the_walk_begins(reverse):
+    """The first block writes the first pixels, or the last ones; two tiles of 64 of 126 pixels."""
+    operands = operands_of(ODD, DTYPES[0])
+    (out, _), report = run(operands, ODD, reverse=reverse, configuration=1, blocks=(0, 0))
+    assert report["plan"]["blocks"] == 2
+    written = ~out.permute(0, 2, 3, 1).reshape(126, -1).isnan().any(1)
+    assert written.tolist() == [(i >= 64) == reverse for i in range(126)]
+
+
+@pytest.mark.parametrize("case", WAYS, ids=str)
+def test_no_bank_conflicts(case):
+    """Not in the main loop nor elsewhere, in any configuration."""
+    operands = operands_of(case, DTYPES[0])
+    for index, tile in enumerate(configurations()):
+        _, report = run(operands, case, configuration=index, counting=True)
+        assert sum(site["counters"]["shared_wavefronts"] for site in report["sites"]) > 0
+        costly = {
+            (site["file"], site["line"], site["instruction"]): site["counters"]["bank_conflicts"]
+            for site in report["sites"]
+            if site["counters"]["bank_conflicts"]
+        }
+        assert not costly, (tile["name"], costly)
+
+
+@pytest.mark.parametrize("case", [*WAYS, EVEN], ids=str)
+def test_every_byte_is_moved_once(case):
+    """Of memory; `out` is written and never read, of a projection's source the pixels it takes."""
+    operands = operands_of(case, DTYPES[0])
+    least = roofline.conv_chain_cost(case, DTYPES[0]).bytes
+    for index in range(len(configurations())):
+        _, report = run(operands, case, configuration=index, counting=True)
+        tensors = report["tensors"]
+        moved = sum(t["unique_bytes_read"] + t["unique_bytes_written"] for t in tensors.values())
+        assert least * 0.999 <= moved <= 1.1 * least
+        assert tensors["out"]["unique_bytes_read"] == 0
+
+
+def test_results_go_out_in_whole_sectors():
+    """Where steps of out divide its channels: each row of a step is two sectors."""
+    operands = operands_of(EVEN, DTYPES[0])
+    for index in range(len(configurations())):
+        _, report = run(operands, EVEN, configuration=index, counting=True)
+        stores = [s["counters"] for s in report["sites"] if s["instruction"] == "st.global"]
+        assert stores
+        for counted in stores:
+            assert counted["global_store_sectors"] * 32 == counted["global_store_bytes_asked"]
+
+
+@pytest.mark.parametrize("case", [ODD, PROJECTED], ids=str)
+def test_an_empty_batch_launches_nothing(case):
+    case = dataclasses.replace(case, n=0)
+    operands = operands_of(case, DTYPES[0])
+    (out, following), report = run(operands, case)
+    assert report["plan"]["launches"] == 0 and not report["sites"]
+    assert (out.shape, following.shape) == ((0, 88, 7, 9), (0, 40, 7, 9))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "padded", "sliced"])
+def test_what_lies_otherwise_is_copied_or_read_in_its_strides(layout):
+    operands = operands_of(PROJECTED, DTYPES[0])
+    moved = numerics.ChainOperands(
+        *(t if t is None or t.dim() == 1 else lay_out(t, layout) for t in operands)
+    )
+    got, _ = run(moved, PROJECTED, configuration=0)
+    assert not wrong(got, operands, PROJECTED)
+    form = torch.channels_last if layout == "padded" else torch.contiguous_format
+    assert all(t.is_contiguous(memory_format=form) for t in got)
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "residual", "next_weight", "scale", "next_shift"])
+def test_nan_and_inf_come_through(name):
+    operands = operands_of(ODD, torch.bfloat16, exact=False)
+    t = getattr(operands, name)
+    flat = t.view(-1) if t.dim() == 1 else t.permute(0, 2, 3, 1).reshape(-1)
+    flat[3], flat[7] = float("nan"), float("inf")
+    if t.dim() == 4:
+        t.copy_(flat.view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2))
+    got, _ = run(operands, ODD)
+    for y, expected in zip(got, numerics.conv_chain_oracle(operands), strict=True):
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y.isinf(), expected.isinf())
+
+
+# Plans: pure functions of sizes, strides and alignment.
+
+
+def plan(case, dtype=DTYPES[0], gpu=emulated.H200, configuration=-1, **changes):
+    """A plan of a channels_last call in memory that is never touched."""
+    meta = {"dtype": dtype, "device": "meta", "memory_format": torch.channels_last}
+
+    def image(*shape):
+        return torch.empty(shape, **meta)
+
+    shape = case.n, case.c, case.h, case.w
+    tensors = {
+        "x": image(*case.input_shape),
+        "weight": image(case.c, case.k, 1, 1),
+        "residual": None if case.projected else image(*shape),
+        "projected": image(*case.projected_shape) if case.projected else None,
+        "projection_weight": image(case.c, case.projected, 1, 1) if case.projected else None,
+        "next_weight": image(case.m, case.c, 1, 1) if case.m else None,
+        "out": image(*case.stored_shape),
+        "following": image(case.n, case.m, case.h, case.w),
+    }
+    addresses = {name: 0 if t is None else 4096 for name, t in tensors.items()}
+    vectors = dict.fromkeys(
+        ("scale", "shift", "projection_scale", "projection_shift", "next_scale", "next_shift"), 4096
+    )
+    options = case.projection_stride, case.out_stride, False
+    made = emulated.chain_problem(tensors, options, **(addresses | vectors | changes))
+    return emulated.load().conv_chain_plan(made, gpu, configuration, 0)
+
+
+def refusal(*arguments, **changes):
+    with pytest.raises(ValueError) as caught:
+        plan(*arguments, **changes)
+    return str(caught.value)
+
+
+def test_refusals_say_why():
+    count = len(configurations())
+    assert "dtype 0; bfloat16 and float16" in refusal(ODD, torch.float32)
+    assert f"configuration {count}; there are 0 to {count - 1}" in refusal(ODD, configuration=count)
+    for name in ("x", "residual", "out", "weight", "next_weight"):
+        assert f"{name} cannot be moved 16 bytes" in refusal(ODD, **{name: 4098})
+    assert "next cannot be moved 16 bytes" in refusal(ODD, following=4098)
+    assert "projected cannot be" in refusal(PROJECTED, projected=4098)
+    assert "x cannot be" in refusal(dataclasses.replace(ODD, k=41))
+    assert "next_weight cannot be" in refusal(ODD, next_weight_stride=(92, 1, 1, 1))
+    assert "a projection of 0 channels" in refusal(ODD, projects=True)
+    assert "72 channels of next, at most 64 fit" in refusal(
+        dataclasses.replace(ODD, m=72), configuration=0
+    )
+    deep = dataclasses.replace(ODD, k=1024)
+    assert "bytes of shared memory, 232448 are there" in refusal(deep)
+    assert "an out_stride of 3" in refusal(ODD, out_stride=3)
+    assert "264 channels of next" in refusal(dataclasses.replace(ODD, m=264))
+    assert "a GPU of 0 multiprocessors" in refusal(ODD, gpu=(0, 1, 1))
+    huge = dataclasses.replace(ODD, h=1 << 16, w=1 << 16)
+    assert "one image is more than a launch can take" in refusal(huge)
+
+
+def test_a_batch_beyond_a_launchs_reach_is_cut():
+    """Pixels are counted and offsets reach in 31 bits: of pixels, or of 16 bytes of a row."""
+    many = dataclasses.replace(EVEN, n=1 << 20, h=64, w=64)
+    made = plan(many)
+    # out has 64 * 64 * 128 / 8 units an image; 2^31 of them are 32768 images.
+    assert made["launches"] == 33
+    assert plan(dataclasses.replace(many, n=1 << 14))["launches"] == 1
+
+
+FAR_CASE = dataclasses.replace(PROJECTED, n=3, c=24, m=16)
+LARGE = 2**33
+"""Elements between images: two of them are all that offsets of 16 bytes reach."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: mmap without reserve")
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["x", "residual", "projected", "out", "following"])
+def test_parts_of_a_batch_are_launched_one_by_one(name, reverse):
+    """Images lie gigabytes apart in memory that is never filled."""
+    case = FAR_CASE if name == "projected" else dataclasses.replace(FAR_CASE, projected=0)
+    operands = operands_of(case, DTYPES[1])
+    shapes = {"out": case.stored_shape, "following": (case.n, case.m, case.h, case.w)}
+    results = {
+        which: lay_out(torch.full(shape, float("nan"), dtype=DTYPES[1]), "nhwc")
+        for which, shape in shapes.items()
+    }
+    tensors = {which: t for which, t in operands._asdict().items() if "front" not in which}
+    tensors |= results
+    near = tensors[name]
+    strides = (LARGE, *near.stride()[1:])
+    count = 1 + sum((n - 1) * stride for n, stride in zip(near.shape, strides, strict=True))
+    memory = unmapped_around(count, near.dtype, "start", FAR)
+    tensors[name] = memory.as_strided(near.shape, strides).copy_(near)
+    step = case.projection_stride
+    problem = emulated.chain_problem(tensors, (step, 1, reverse))
+    made = emulated.load().conv_chain_plan(problem, emulated.H200)
+    assert made["launches"] == 2
+    inputs = {which: t for which, t in tensors.items() if which not in results}
+    settings = emulated.settings((name,), inputs, {which: tensors[which] for which in results})
+    index = made["configuration"]
+    emulated.load().conv_chain(settings, problem, emulated.H200, index, 1, 0)
+    assert not wrong((tensors["out"], tensors["following"]), operands, case)
+
+
+@pytest.mark.parametrize("gpu", [emulated.H200, emulated.A100, emulated.RTX3080], ids=str)
+def test_what_resnet50_asks_for(gpu):
+    """The first stage and the second fit, wide projections and the smallest GPU's limits aside."""
+    for case in RESNET50_CHAINS:
+        case = dataclasses.replace(case, n=32)
+        little = case.m > 128 and gpu == emulated.RTX3080
+        if case.k <= 128 and case.projected <= 64 and not little:
+            made = plan(case, gpu=gpu)
+            tile = configurations()[made["configuration"]]
+            assert tile["blocks"] * tile["warps"] <= 16, "255 registers a thread, 64 K each"
+            assert tile["n"] >= case.m and made["blocks"] > 0
+        else:
+            with contextlib.suppress(ValueError):
+                assert plan(case, gpu=gpu)["blocks"] > 0
+
+
+def test_the_choice():
+    """The least room for next that is enough; smaller tiles where large ones leave GPUs idle."""
+    layer1 = dataclasses.replace(RESNET50_CHAINS[1], n=256)
+    names = [tile["name"] for tile in configurations()]
+    assert names[plan(layer1)["configuration"]] == "128x64_4w3s"
+    small = dataclasses.replace(layer1, n=1)
+    assert names[plan(small)["configuration"]] == "64x64_4w3s"
+    assert names[plan(dataclasses.replace(layer1, m=128))["configuration"]] == "128x128_4w3s"
