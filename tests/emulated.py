@@ -38,6 +38,7 @@ DTYPES = {
     "conv_bn_act": (torch.float32, torch.bfloat16, torch.float16),
     "conv_dgrad": (torch.float32, torch.bfloat16, torch.float16),
     "conv_wgrad": (torch.float32, torch.bfloat16, torch.float16),
+    "stem": (torch.bfloat16, torch.float16),
 }
 TYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES["bn_act"]}
 # Multiprocessors, bytes of shared memory for a block and for a multiprocessor (CUDA C++ Programming
@@ -325,6 +326,28 @@ def convolution(op: str, *arguments: Any) -> Tensor:
     return _run_planned(op, problem, (*key, first.data_ptr() % 16), inputs, OUTPUTS[op], guarded)
 
 
+def stem(*arguments: Any) -> Tensor:
+    """The op, by the emulated kernel, in the order of its schema."""
+    x, weight, scale, shift, norm, stride, padding, *pool = arguments
+    guarded = Guarded(_results.FORMS["stem"].empty(*arguments))
+    inputs = {"x": x, "weight": weight, "scale": scale, "shift": shift, "input_norm": norm}
+    images = {"x": x, "weight": weight, "out": guarded.tensor}
+    problem = load().Stem(
+        dtype=TYPE_NAMES[weight.dtype],
+        image=str(x.dtype).removeprefix("torch."),
+        x_size=x.shape,
+        weight_size=weight.shape,
+        stride=stride,
+        padding=padding,
+        **dict(zip(("pool_kernel", "pool_stride", "pool_padding"), pool, strict=True)),
+        **{name: _address(t) for name, t in (inputs | images).items()},
+        **{f"{name}_stride": _strides(t) for name, t in images.items()},
+    )
+    layout = [(tuple(t.shape), t.stride(), t.dtype) for t in images.values()]
+    key = ("stem", *layout, stride, padding, *pool, norm is None, x.data_ptr() % 16)
+    return _run_planned("stem", problem, key, inputs, "out", guarded)
+
+
 def _register(op: str, body: Callable[..., Tensor]) -> None:
     ours = importlib.import_module(f"resnet_fused.ops.{op}")
     _library.define(f"{op}.{NAME}", ours.SCHEMA, body, _results.FORMS[op].empty)
@@ -341,5 +364,6 @@ def _register(op: str, body: Callable[..., Tensor]) -> None:
 
 
 _register("bn_act", bn_act)
+_register("stem", stem)
 for _op in OUTPUTS:
     _register(_op, functools.partial(convolution, _op))

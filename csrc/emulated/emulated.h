@@ -55,5 +55,6 @@ T* pointer(uintptr_t address) {
 void define_bn_act(py::module_& module);
 void define_conv_bn_act(py::module_& module);
 void define_conv_gradients(py::module_& module);
+void define_stem(py::module_& module);
 
 }  // namespace resnet_fused::emulated

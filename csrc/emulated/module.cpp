@@ -156,4 +156,5 @@ PYBIND11_MODULE(_emulated, module) {
   emulated::define_bn_act(module);
   emulated::define_conv_bn_act(module);
   emulated::define_conv_gradients(module);
+  emulated::define_stem(module);
 }
