@@ -39,6 +39,7 @@ DTYPES = {
     "conv_dgrad": (torch.float32, torch.bfloat16, torch.float16),
     "conv_wgrad": (torch.float32, torch.bfloat16, torch.float16),
     "stem": (torch.bfloat16, torch.float16),
+    "head": (torch.bfloat16, torch.float16),
 }
 TYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES["bn_act"]}
 # Multiprocessors, bytes of shared memory for a block and for a multiprocessor (CUDA C++ Programming
@@ -348,6 +349,23 @@ def stem(*arguments: Any) -> Tensor:
     return _run_planned("stem", problem, key, inputs, "out", guarded)
 
 
+def head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The op, by the emulated kernels."""
+    guarded = Guarded(_results.FORMS["head"].empty(x, weight, bias))
+    inputs = {"x": x, "weight": weight, "bias": bias}
+    problem = load().Head(
+        dtype=TYPE_NAMES[x.dtype],
+        classes=weight.shape[0],
+        x_size=x.shape,
+        x_stride=x.stride(),
+        weight_stride=weight.stride(),
+        **{name: _address(t) for name, t in (inputs | {"out": guarded.tensor}).items()},
+    )
+    layout = (tuple(x.shape), x.stride(), tuple(weight.shape), weight.stride(), x.dtype)
+    key = ("head", *layout, bias is None, x.data_ptr() % 16)
+    return _run_planned("head", problem, key, inputs, "out", guarded)
+
+
 def _register(op: str, body: Callable[..., Tensor]) -> None:
     ours = importlib.import_module(f"resnet_fused.ops.{op}")
     _library.define(f"{op}.{NAME}", ours.SCHEMA, body, _results.FORMS[op].empty)
@@ -365,5 +383,6 @@ def _register(op: str, body: Callable[..., Tensor]) -> None:
 
 _register("bn_act", bn_act)
 _register("stem", stem)
+_register("head", head)
 for _op in OUTPUTS:
     _register(_op, functools.partial(convolution, _op))

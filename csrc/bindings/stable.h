@@ -34,5 +34,7 @@ void define_bn_finalize(torch::stable::detail::StableLibrary& library);
 void define_bn_training(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_act(torch::stable::detail::StableLibrary& library);
 void define_conv_gradients(torch::stable::detail::StableLibrary& library);
+void define_stem(torch::stable::detail::StableLibrary& library);
+void define_head(torch::stable::detail::StableLibrary& library);
 
 }  // namespace resnet_fused

@@ -137,30 +137,44 @@ def launch_conv_wgrad(
     _launch_gradient("conv_wgrad", (dy, y, x), scale, out, geometry, wish)
 
 
+_launches: dict[str, Callable[..., None]] = {}
+
+
 def _launch(op: str, *arguments: Any) -> None:
     launches = {
         "conv_bn_act": launch_conv_bn_act,
         "conv_dgrad": launch_conv_dgrad,
         "conv_wgrad": launch_conv_wgrad,
     }
-    launches[op](*arguments)
+    (launches.get(op) or _launches[op])(*arguments)
 
 
-def declare(op: str, schema: str, fake: Callable[..., Any]) -> None:
+def declare(
+    op: str,
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    launch: Callable[..., None] | None = None,
+    checks: str = "_cuda_checks",
+) -> None:
     """Defines `torch.ops.resnet_fused.<op>.cuda` and enters the kernel for admission.
 
     Args:
-        op: a key of `_cuda_plan.OPERANDS`.
+        op: a key of `_cuda_sources.SOURCES`.
         schema: of the op.
         fake: shape, dtype and strides of its result.
+        launch: of an op that is none of this module's: launch(*operands, *results, *options).
+        checks: the module of `resnet_fused.ops` that holds its self-check.
     """
+    if launch is not None:
+        _launches[op] = launch
     define(f"{op}.cuda", schema, _results.body(op, functools.partial(_launch, op)), fake)
     admission.register(
         admission.Kernel(
             op,
             "cuda",
             SOURCES[op],
-            f"resnet_fused.ops._cuda_checks:{op}_configurations",
-            f"resnet_fused.ops._cuda_checks:{op}",
+            f"resnet_fused.ops.{checks}:{op}_configurations",
+            f"resnet_fused.ops.{checks}:{op}",
         )
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import backends
-from . import _results, _triton
+from . import _cuda_stem, _results, _triton
 from ._library import define
 
 
@@ -28,8 +28,9 @@ def enter(
     kernel: str,
     by: str,
     roundings: tuple[str, str, str],
+    cuda: str | None = None,
 ) -> None:
-    """Defines an op and its fake; enters its Triton kernel, its parts and its reference.
+    """Defines an op and its fake; enters its GPU kernels, its parts and its reference.
 
     Args:
         op: its name.
@@ -40,12 +41,18 @@ def enter(
         kernel: what the Triton kernel is, for `explain`.
         by: likewise of the parts.
         roundings: of kernel, parts and reference, as `backends.Implementation` names them.
+        cuda: what the CUDA kernel is, likewise; it comes first. None: there is none.
     """
     fake = _results.FORMS[op].empty
     define(f"{op}.parts", schema, parts, fake)
     define(f"{op}.reference", schema, reference, fake)
     _triton.declare(op, schema, fake, checks)
     plain = "plain PyTorch, any device and dtype"
+    if cuda is not None:
+        _cuda_stem.declare(op, schema, fake)
+        backends.register(
+            backends.Implementation(op, "cuda", ("cuda",), cuda, _cuda_stem.supports, roundings[0])
+        )
     for name, devices, about, supports, rounding in (
         ("triton", ("triton",), kernel, _triton.supports, roundings[0]),
         ("parts", ("cpu", "cuda"), by, _supports_parts, roundings[1]),
