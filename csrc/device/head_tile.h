@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "../ptx/common.h"
-
 namespace resnet_fused {
 
 constexpr int kHeadMeanThreads = 256;

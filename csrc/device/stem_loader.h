@@ -16,7 +16,6 @@ namespace resnet_fused {
 // What a thread has of a pair on its way: the bits of its elements as they were loaded.
 struct StemUnit {
   uint32_t bits[2][kStemChannels];
-  bool there[2];
 };
 
 template <class T, class Shape>
@@ -34,7 +33,7 @@ class StemLoader {
     const int32_t column = 2 * item.first_column - 2;  // of the convolution
     row0_ = (2 * item.first_row - 1) * kStemStride - arguments_.padding_h + row_;
     column0_ = column * kStemStride - arguments_.padding_w + 2 * static_cast<int32_t>(chunk_);
-    image_ = item.n * arguments_.x_n + column0_ * arguments_.x_w;
+    n_ = item.n;
   }
 
   RF_DEVICE void issue(StemUnit& unit, int32_t pair) const {
@@ -61,7 +60,7 @@ class StemLoader {
       const float second =
           __builtin_fmaf(factor.lane[c + 1], value_of(bits[c + 1]), added.lane[c + 1]);
       const uint32_t both = narrow_pair<T>(first, second);
-      chunk.lane[i / 2] = unit.there[i / kStemChannels] ? both : 0;
+      chunk.lane[i / 2] = there(pair, i / kStemChannels) ? both : 0;
     }
     const uint32_t slot = static_cast<uint32_t>(pair) % Shape::kPairs;
     ptx::store_shared(place_ + slot * (2 * Shape::kRowBytes), chunk);
@@ -79,20 +78,26 @@ class StemLoader {
     }
   }
 
+  // Whether pixel i of the thread's chunk lies in the image.
+  RF_DEVICE bool there(int32_t pair, int32_t i) const {
+    const auto h = static_cast<uint32_t>(row0_ + 2 * pair);
+    const auto w = static_cast<uint32_t>(column0_ + i);
+    return h < static_cast<uint32_t>(arguments_.height) &&
+           w < static_cast<uint32_t>(arguments_.width) && chunk_ < Shape::kChunks;
+  }
+
   template <class V>
   RF_DEVICE void issue_as(StemUnit& unit, int32_t pair) const {
-    const int32_t h = row0_ + 2 * pair;
-    const bool inside = static_cast<uint32_t>(h) < static_cast<uint32_t>(arguments_.height) &&
-                        chunk_ < Shape::kChunks;
-    const V* from = static_cast<const V*>(arguments_.x) + (image_ + h * arguments_.x_h);
+    // Worked out anew for each pair: registers are scarce, and this is once a row.
+    const V* from =
+        static_cast<const V*>(arguments_.x) +
+        (n_ * arguments_.x_n + (row0_ + 2 * pair) * arguments_.x_h + column0_ * arguments_.x_w);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const auto w = static_cast<uint32_t>(column0_ + i);
-      unit.there[i] = inside && w < static_cast<uint32_t>(arguments_.width);
 #pragma unroll
       for (int c = 0; c < kStemChannels; ++c) {
         const V* at = from + (i * arguments_.x_w + c * arguments_.x_c);
-        const bool known = unit.there[i] && c < arguments_.channels;
+        const bool known = there(pair, i) && c < arguments_.channels;
         unit.bits[i][c] = known ? bits_of(ptx::load_global_read_only(at)) : 0;
       }
     }
@@ -117,7 +122,7 @@ class StemLoader {
   ptx::SharedAddress place_;
   int32_t row0_;
   int32_t column0_;
-  int64_t image_;
+  int32_t n_;
 };
 
 }  // namespace resnet_fused

@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "../ptx/common.h"
+#include "portable.h"
 #include "tile_shape.h"
 
 namespace resnet_fused {
@@ -79,9 +79,8 @@ struct StemShape {
   static constexpr int kPairsInUse = 4;
   static constexpr int kRingBytes = kPairs * 2 * kRowBytes;
 
-  // Before the ring is filled the filters pass through its place, a chunk apart so that eight of
-  // them lie in different banks.
-  static constexpr int kFilterBytes = (kStemTaps * kStemWindowChunks + 1) * kChunkBytes;
+  // Before the ring is filled the filters pass through its place.
+  static constexpr int kFilterBytes = kStemTaps * kStemWindowChunks * kChunkBytes;
   static constexpr int kFiltersBytes = kStemFilters * kFilterBytes;
   // scale [64], shift [64], input_norm [2][4].
   static constexpr int kScaleBytes = kStemFilters * 4;
@@ -91,8 +90,14 @@ struct StemShape {
 
   static_assert(kChunks <= kSlots);
 
-  // Where a chunk of a row lies.
-  static RF_DEVICE uint32_t chunk_place(uint32_t chunk) {
+  // Where a chunk of a filter's row lies within it. Filters are 28 chunks long, so that those of
+  // even place begin in the same banks; this way eight in a row have a line of banks.
+  static RF_HOST_DEVICE uint32_t filter_chunk(uint32_t place, uint32_t chunk) {
+    return (chunk ^ place / 2 % kStemWindowChunks) * kChunkBytes;
+  }
+
+  // Where a chunk of the image's row lies.
+  static RF_HOST_DEVICE uint32_t chunk_place(uint32_t chunk) {
     const uint32_t odd = chunk % 2;
     // Eight chunks in a row are stored at once: four of a kind each, in different banks.
     return (odd * (kSlots / 2) + (chunk / 2 ^ odd * 4)) * kChunkBytes;
@@ -106,7 +111,7 @@ struct StemItem {
   int32_t first_row;     // pooled
   int32_t end_row;
 
-  static RF_DEVICE StemItem of(int32_t item, const StemArguments& arguments, int32_t pooled) {
+  static RF_HOST_DEVICE StemItem of(int32_t item, const StemArguments& arguments, int32_t pooled) {
     const int32_t segment = item / arguments.tiles;
     const int32_t first = segment % arguments.strips * arguments.rows;
     const int32_t end = first + arguments.rows;

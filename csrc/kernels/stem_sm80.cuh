@@ -54,7 +54,9 @@ RF_DEVICE void stem_stage_filters(const StemArguments& arguments, uint32_t first
         value |= ptx::load_global_read_only(from + j * arguments.w_c).bits << 16 * j;
       }
     }
-    ptx::store_shared(at + place * Shape::kFilterBytes + (row * kPairs + pair) * 4, value);
+    ptx::store_shared(at + place * Shape::kFilterBytes + row * (kPairs * 4) +
+                          Shape::filter_chunk(place, pair / 4) + pair % 4 * 4,
+                      value);
   }
 }
 
@@ -109,7 +111,7 @@ class StemWarp {
     last_chunk_ = ring + Shape::chunk_place(chunk + kStemWindowChunks);
 
     const uint32_t row = (group * kStemWarpFilters + lane_ % 8) * Shape::kFilterBytes;
-    const ptx::SharedAddress filters = ring + row + lane_ / 8 * kChunkBytes;
+    const ptx::SharedAddress filters = ring + row + Shape::filter_chunk(lane_ % 8, lane_ / 8);
 #pragma unroll
     for (int r = 0; r < kStemTaps; ++r) {
 #pragma unroll
