@@ -39,6 +39,8 @@ DTYPES = {
     "conv_dgrad": (torch.float32, torch.bfloat16, torch.float16),
     "conv_wgrad": (torch.float32, torch.bfloat16, torch.float16),
     "conv_chain": (torch.bfloat16, torch.float16),
+    "stem": (torch.bfloat16, torch.float16),
+    "head": (torch.bfloat16, torch.float16),
 }
 TYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES["bn_act"]}
 # Multiprocessors, bytes of shared memory for a block and for a multiprocessor (CUDA C++ Programming
@@ -388,6 +390,45 @@ def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: An
     return load().ConvChain(**(values | changes))
 
 
+def stem(*arguments: Any) -> Tensor:
+    """The op, by the emulated kernel, in the order of its schema."""
+    x, weight, scale, shift, norm, stride, padding, *pool = arguments
+    guarded = Guarded(_results.FORMS["stem"].empty(*arguments))
+    inputs = {"x": x, "weight": weight, "scale": scale, "shift": shift, "input_norm": norm}
+    images = {"x": x, "weight": weight, "out": guarded.tensor}
+    problem = load().Stem(
+        dtype=TYPE_NAMES[weight.dtype],
+        image=str(x.dtype).removeprefix("torch."),
+        x_size=x.shape,
+        weight_size=weight.shape,
+        stride=stride,
+        padding=padding,
+        **dict(zip(("pool_kernel", "pool_stride", "pool_padding"), pool, strict=True)),
+        **{name: _address(t) for name, t in (inputs | images).items()},
+        **{f"{name}_stride": _strides(t) for name, t in images.items()},
+    )
+    layout = [(tuple(t.shape), t.stride(), t.dtype) for t in images.values()]
+    key = ("stem", *layout, stride, padding, *pool, norm is None, x.data_ptr() % 16)
+    return _run_planned("stem", problem, key, inputs, {"out": guarded})[0]
+
+
+def head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The op, by the emulated kernels."""
+    guarded = Guarded(_results.FORMS["head"].empty(x, weight, bias))
+    inputs = {"x": x, "weight": weight, "bias": bias}
+    problem = load().Head(
+        dtype=TYPE_NAMES[x.dtype],
+        classes=weight.shape[0],
+        x_size=x.shape,
+        x_stride=x.stride(),
+        weight_stride=weight.stride(),
+        **{name: _address(t) for name, t in (inputs | {"out": guarded.tensor}).items()},
+    )
+    layout = (tuple(x.shape), x.stride(), tuple(weight.shape), weight.stride(), x.dtype)
+    key = ("head", *layout, bias is None, x.data_ptr() % 16)
+    return _run_planned("head", problem, key, inputs, {"out": guarded})[0]
+
+
 def _register(op: str, body: Callable[..., Any]) -> None:
     ours = importlib.import_module(f"resnet_fused.ops.{op}")
     _library.define(f"{op}.{NAME}", ours.SCHEMA, body, _results.FORMS[op].empty)
@@ -405,5 +446,7 @@ def _register(op: str, body: Callable[..., Any]) -> None:
 
 _register("bn_act", bn_act)
 _register("conv_chain", conv_chain)
+_register("stem", stem)
+_register("head", head)
 for _op in OUTPUTS:
     _register(_op, functools.partial(convolution, _op))

@@ -230,9 +230,74 @@ def chain_trials() -> Iterator[Trial]:
             )
 
 
-TRIALS = {"bn_act": bn_act_trials, "conv_chain": chain_trials} | {
-    op: functools.partial(conv_trials, op) for op in emulated_shapes.OPS
-}
+# Two tiles, the last of which overhangs, and a multiprocessor that goes through all of them.
+STEMS = (
+    cases.StemCase("mutants", 2, 3, 10, 62, 64, images="uint8"),
+    cases.StemCase("mutants_odd", 1, 3, 13, 60, 68, images="float32", normed=True, layout="nchw"),
+    cases.StemCase("mutants_plain", 1, 4, 11, 61, 12, layout="unaligned"),
+)
+
+
+def stem_trials() -> Iterator[Trial]:
+    """Every way of reading and writing of the stem's kernel, on integers and on noise."""
+    for case, exact in itertools.product(STEMS, (True, False)):
+        dtype = torch.bfloat16 if exact else torch.float16
+        generator = torch.Generator().manual_seed(3)
+        x, weight, scale, shift, norm = numerics.exact_stem_inputs(case, dtype, generator)
+        if exact:  # sums of more bits than bfloat16 has
+            weight = 9 * weight
+        else:
+            weight, scale = _noise(generator, weight.shape, dtype), scale * 1.37
+        inputs = (lay_out(x, case.layout), weight, scale, shift, norm)
+        oracle = numerics.stem_oracle(*inputs, *case.geometry)
+        bound = numerics.stem_bound(*inputs, *case.geometry)
+        for schedule, index in itertools.product(HOSTILE if exact else HOSTILE[-1:], (2, 1)):
+            if index == 1 and schedule is not HOSTILE[-1]:
+                continue
+            yield Trial(
+                f"stem {case.name} exact={exact} {index} {schedule}",
+                lambda inputs=inputs, case=case: overload("stem", emulated.NAME)(
+                    *inputs, *case.geometry
+                ),
+                inputs,
+                _bits(oracle.to(dtype)) if exact else _bound(oracle, bound),
+                {
+                    "schedule": schedule,
+                    "configuration": index,
+                    "splits": 2,
+                    "gpu": (1, *emulated.H200[1:]),
+                },
+            )
+
+
+def head_trials() -> Iterator[Trial]:
+    """Every way of reading of the head's kernels; more steps than warps share them."""
+    for layout, exact, index in itertools.product(("nhwc", "nchw"), (True, False), (0, 2)):
+        generator = torch.Generator().manual_seed(4)
+        dtype = torch.bfloat16 if exact else torch.float16
+        shape, classes = ((18, 328, 3, 3), 37) if layout == "nhwc" else ((3, 299, 2, 4), 11)
+        x, weight = (_noise(generator, size, dtype) for size in (shape, (classes, shape[1])))
+        bias = _noise(generator, (classes,), dtype)
+        if exact:  # every pixel of a channel the same integer: the mean is that
+            x = (8 * x[:, :, :1, :1]).round().expand(shape)
+            weight, bias = ((4 * t).round() for t in (weight, bias))
+        inputs = (lay_out(x, layout), weight, bias)
+        oracle = numerics.head_oracle(*inputs)
+        yield Trial(
+            f"head {layout} exact={exact} {index}",
+            lambda inputs=inputs: overload("head", emulated.NAME)(*inputs),
+            inputs,
+            _bits(oracle.to(dtype)) if exact else _bound(oracle, numerics.head_bound(*inputs)),
+            {"schedule": HOSTILE[index % 3], "configuration": index, "splits": 1},
+        )
+
+
+TRIALS = {
+    "bn_act": bn_act_trials,
+    "conv_chain": chain_trials,
+    "stem": stem_trials,
+    "head": head_trials,
+} | {op: functools.partial(conv_trials, op) for op in emulated_shapes.OPS}
 
 
 @functools.cache

@@ -56,6 +56,41 @@ def test_what_is_planted_is_caught(changes, words):
     assert words in failure
 
 
+STEM = (
+    "_ZN12resnet_fused11stem_kernelINS_8BFloat16ENS_9StemShapeILi4ELi2ELi1EEEEEvNS_13StemArgumentsE"
+)
+MEAN = "_ZN12resnet_fused16head_mean_kernelINS_7Float16ELb1EEEvNS_13HeadArgumentsE"
+LINEAR = (
+    "_ZN12resnet_fused18head_linear_kernelINS_8BFloat16ENS_9HeadShapeILi4ELi4ELi4EEELb1EEEvNS_"
+    "13HeadArgumentsE"
+)
+ENDS = {
+    STEM: ("90a", 254, {"HMMA.16816.F32.BF16": 112, "LDSM.16.M88.4": 49, "STG.E.128": 2}),
+    MEAN: ("80", 61, {"LDG.E.128.CONSTANT": 4, "STG.E.128": 1}),
+    LINEAR: ("80", 152, {"HMMA.16816.F32.BF16": 96, "LDG.E.128": 36}),
+}
+SHORT = {
+    STEM: "stem<BFloat16, 4x2x1>",
+    MEAN: "head_mean<Float16, wide>",
+    LINEAR: "head_linear<BFloat16, 4x4x4, wide>",
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_ends_of_the_network_have_rules_that_bite(name):
+    arch, registers, code = ENDS[name]
+    assert rules.Kernel(name, arch, registers, instructions=dict(code)).failures() == []
+    assert rules.short_name(name) == SHORT[name]
+    (failure,) = rules.Kernel(name, arch, 256, instructions=dict(code)).failures()
+    assert "256 registers, at most" in failure
+    for opcode in code:
+        (failure,) = rules.Kernel(name, arch, registers, instructions=code | {opcode: 0}).failures()
+        assert f"0 {opcode.split('.')[0]}" in failure
+    if "Shape" in name:
+        odd = rules.Kernel(name.replace("Shape", "Form"), arch, registers, instructions=dict(code))
+        assert odd.failures() == ["its name spells no configuration"]
+
+
 def test_float_operands_across_the_reduction_are_loaded_plainly():
     name = CONV.replace("conv_bn_act_kernelINS_8BFloat16E", "conv_wgrad_kernelIf")
     assert name != CONV

@@ -56,6 +56,8 @@ for op in ("conv_chain", "stem", "head"):
     EXPECTED[op, "triton"] = set()
     EXPECTED[op, "parts"] = set(DTYPES)
     EXPECTED[op, "reference"] = set(DTYPES)
+for op in ("stem", "head"):
+    EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
 
 
 @pytest.mark.op_matrix

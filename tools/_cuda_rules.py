@@ -181,6 +181,59 @@ def _conv_chain(kernel: Kernel) -> dict[str, bool]:
     }
 
 
+# Of the stem, for 16 columns: rows of taps, instructions deep, and those of 8 filters each.
+STEM_PRODUCTS = 7 * 2 * 4
+
+
+def _shape(kernel: Kernel, name: str) -> tuple[int, ...]:
+    """The numbers of a shape in a kernel's mangled name."""
+    found = re.search(name + r"I((?:Li\d+E)+)E", kernel.name)
+    return tuple(map(int, re.findall(r"Li(\d+)E", found.group(1)))) if found else ()
+
+
+def _stem(kernel: Kernel) -> dict[str, bool]:
+    shape = _shape(kernel, "StemShape")
+    if len(shape) != 3:
+        return {"its name spells no configuration": False}
+    warps, tiles, blocks = shape
+    most = min(255, REGISTERS // (64 * warps * blocks))
+    products, loads = kernel.count("HMMA.*"), kernel.count(r"LDSM\b.*")
+    # Chunks of the image for each row of taps, and the filters once.
+    wanted = 7 * (tiles + 1) + 7 * 4
+    return {
+        f"{kernel.registers} registers, at most {most}": kernel.registers <= most,
+        f"{products} HMMA, at least {STEM_PRODUCTS * tiles}": products >= STEM_PRODUCTS * tiles,
+        f"{loads} LDSM, at least {wanted}": loads >= wanted,
+        f"{kernel.wide('STG')} STG.128, at least {tiles}": kernel.wide("STG") >= tiles,
+    }
+
+
+def _head_mean(kernel: Kernel) -> dict[str, bool]:
+    # 256 threads a block: 80 registers leave three blocks. Four vectors are in flight where
+    # channels lie together.
+    loads = 4 if "Lb1E" in kernel.name else 0
+    return {
+        f"{kernel.registers} registers, at most 80": kernel.registers <= 80,
+        f"{kernel.wide('LDG')} LDG.128, at least {loads}": kernel.wide("LDG") >= loads,
+        f"{kernel.wide('STG')} STG.128, at least 1": kernel.wide("STG") >= 1,
+    }
+
+
+def _head_linear(kernel: Kernel) -> dict[str, bool]:
+    shape = _shape(kernel, "HeadShape")
+    if len(shape) != 3:
+        return {"its name spells no configuration": False}
+    tiles_m, tiles_n, warps = shape
+    most = min(255, REGISTERS // (32 * warps * 2))  # two blocks share a multiprocessor
+    products, loads = kernel.count("HMMA.*"), kernel.wide("LDG")
+    wanted = 2 * tiles_m + (tiles_n if "Lb1E" in kernel.name else 0)
+    return {
+        f"{kernel.registers} registers, at most {most}": kernel.registers <= most,
+        f"{products} HMMA, at least {2 * tiles_m * tiles_n}": products >= 2 * tiles_m * tiles_n,
+        f"{loads} LDG.128, at least {wanted}": loads >= wanted,
+    }
+
+
 # By what the mangled name holds. The strided kernel of bn_act: 64 registers leave four blocks.
 RULES = {
     "bn_act_vector_kernel": _bn_act_vector,
@@ -190,6 +243,9 @@ RULES = {
     "conv_dgrad_kernel": _convolution,
     "conv_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,
+    "stem_kernel": _stem,
+    "head_mean_kernel": _head_mean,
+    "head_linear_kernel": _head_linear,
 }
 
 
@@ -210,6 +266,10 @@ def short_name(mangled: str) -> str:
         )
     elif chain := re.search(r"ChainShapeILi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", rest):
         parts.append("{}x{} {} warps {} stages".format(*chain.groups()))
+    elif name.startswith(("stem", "head")):
+        shape = re.search(r"\d(?:Stem|Head)ShapeI((?:Li\d+E)+)E", rest)
+        parts += ["x".join(re.findall(r"Li(\d+)E", shape.group(1)))] if shape else []
+        parts += ["wide"] if "Lb1E" in rest else []
     elif residual := re.search(r"Lb([01])E(?:.*?AxisE([01]))?", rest):
         parts.append("residual" if residual.group(1) == "1" else "plain")
         parts += {None: [], "1": ["row"], "0": ["column"]}[residual.group(2)]

@@ -12,6 +12,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused, library) {
   resnet_fused::define_conv_bn_act(library);
   resnet_fused::define_conv_gradients(library);
   resnet_fused::define_conv_chain(library);
+  resnet_fused::define_stem(library);
+  resnet_fused::define_head(library);
 #endif
 }
 

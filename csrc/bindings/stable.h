@@ -35,5 +35,7 @@ void define_bn_training(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_act(torch::stable::detail::StableLibrary& library);
 void define_conv_gradients(torch::stable::detail::StableLibrary& library);
 void define_conv_chain(torch::stable::detail::StableLibrary& library);
+void define_stem(torch::stable::detail::StableLibrary& library);
+void define_head(torch::stable::detail::StableLibrary& library);
 
 }  // namespace resnet_fused

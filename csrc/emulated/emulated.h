@@ -56,5 +56,7 @@ void define_bn_act(py::module_& module);
 void define_conv_bn_act(py::module_& module);
 void define_conv_gradients(py::module_& module);
 void define_conv_chain(py::module_& module);
+void define_stem(py::module_& module);
+void define_head(py::module_& module);
 
 }  // namespace resnet_fused::emulated

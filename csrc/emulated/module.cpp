@@ -157,4 +157,6 @@ PYBIND11_MODULE(_emulated, module) {
   emulated::define_conv_bn_act(module);
   emulated::define_conv_gradients(module);
   emulated::define_conv_chain(module);
+  emulated::define_stem(module);
+  emulated::define_head(module);
 }

@@ -63,7 +63,7 @@ def _choose_stem(step: Step, args: tuple[Any, ...]) -> backends.Choice:
 
 
 def _choose_head(step: Step, args: tuple[Any, ...]) -> backends.Choice:
-    return importlib.import_module("resnet_fused.ops.head").choose(args[0])
+    return importlib.import_module("resnet_fused.ops.head").choose(args[0], args[1])
 
 
 def _choose_chain(step: Step, args: tuple[Any, ...]) -> backends.Choice:

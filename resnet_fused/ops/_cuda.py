@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension, admission, backends
-from . import _cuda_chain, _cuda_plan, _results
+from . import _cuda_plan, _results
 from ._cuda_sources import SOURCES
 from ._library import define
 
@@ -137,25 +137,37 @@ def launch_conv_wgrad(
     _launch_gradient("conv_wgrad", (dy, y, x), scale, out, geometry, wish)
 
 
+_launches: dict[str, Callable[..., None]] = {}
+
+
 def _launch(op: str, *arguments: Any) -> None:
     launches = {
         "conv_bn_act": launch_conv_bn_act,
         "conv_dgrad": launch_conv_dgrad,
         "conv_wgrad": launch_conv_wgrad,
-        "conv_chain": _cuda_chain.launch,
     }
-    launches[op](*arguments)
+    (launches.get(op) or _launches[op])(*arguments)
 
 
-def declare(op: str, schema: str, fake: Callable[..., Any], checks: str = "_cuda_checks") -> None:
+def declare(
+    op: str,
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    launch: Callable[..., None] | None = None,
+    checks: str = "_cuda_checks",
+) -> None:
     """Defines `torch.ops.resnet_fused.<op>.cuda` and enters the kernel for admission.
 
     Args:
         op: a key of `_cuda_sources.SOURCES`.
         schema: of the op.
         fake: shape, dtype and strides of its result.
+        launch: of an op that is none of this module's: launch(*operands, *results, *options).
         checks: the module of `resnet_fused.ops` that holds its self-check.
     """
+    if launch is not None:
+        _launches[op] = launch
     define(f"{op}.cuda", schema, _results.body(op, functools.partial(_launch, op)), fake)
     admission.register(
         admission.Kernel(

@@ -42,9 +42,9 @@ class Problem(NamedTuple):
     """What a plan depends on.
 
     Attributes:
-        op: "conv_bn_act", "conv_dgrad" or "conv_wgrad".
-        operands: those of `OPERANDS`.
-        geometry: stride, padding, dilation, groups.
+        op: a key of `OPERANDS`, or another op whose kernels are planned alike.
+        operands: those of `OPERANDS`; of another op what its plan reads.
+        geometry: stride, padding, dilation, groups; of another op the options of its plan.
         out: the result; only its shape, strides and alignment count.
         notes: what was done to the operands, for `explain`.
     """
@@ -131,10 +131,11 @@ def plan(problem: Problem, about: Sequence[int], configuration: int = -1, splits
     Raises:
         RuntimeError: the operands do not fit together.
     """
+    switches = (tf32(),) if problem.op in OPERANDS else ()
     index, *rest = raw(problem.op, "plan")(
         *problem.operands,
         *problem.geometry,
-        tf32(),
+        *switches,
         problem.out,
         list(about),
         configuration,
@@ -233,6 +234,8 @@ def tuned(problem: Problem, device: torch.device) -> Plan | None:
         problem: what is to be computed.
         device: where.
     """
+    if problem.op not in OPERANDS:
+        return None
     first, second, third = problem.operands
     assert first is not None
     if problem.op == "conv_bn_act":

@@ -1,11 +1,11 @@
-"""The files that decide what a CUDA convolution computes: admission's hash is over these.
+"""The files that decide what a CUDA kernel computes: admission's hash is over these.
 
 A test compares them with what the launches and the bindings include.
 """
 
 from __future__ import annotations
 
-_COMMON = (
+_SHARED = (
     "csrc/bindings/arguments.cpp",
     "csrc/bindings/arguments.h",
     "csrc/bindings/conv.cpp",
@@ -15,12 +15,9 @@ _COMMON = (
     "csrc/bindings/stable.h",
     "csrc/bindings/stream.cpp",
     "csrc/device/bn_act.h",
-    "csrc/device/conv_epilogue.h",
     "csrc/device/conv_geometry.h",
     "csrc/device/divide.h",
-    "csrc/device/main_loop.h",
     "csrc/device/matrix_unit.h",
-    "csrc/device/operand_tile.h",
     "csrc/device/portable.h",
     "csrc/device/scalar.h",
     "csrc/device/tile_shape.h",
@@ -47,6 +44,14 @@ _COMMON = (
     "csrc/ptx/shared.h",
     "csrc/ptx/types.h",
     "csrc/ptx/warp.h",
+)
+
+_COMMON = (
+    *_SHARED,
+    "csrc/device/conv_epilogue.h",
+    "csrc/device/conv_loader.h",
+    "csrc/device/main_loop.h",
+    "csrc/device/operand_tile.h",
 )
 
 _GRADIENTS = (
@@ -114,6 +119,30 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_chain_launch.cuh",
         "csrc/launch/conv_chain_plan.cpp",
         "csrc/launch/conv_chain_tiles.h",
+    ),
+    "stem": (
+        *_SHARED,
+        "csrc/bindings/stem.cpp",
+        "csrc/device/pair.h",
+        "csrc/device/stem_loader.h",
+        "csrc/device/stem_tile.h",
+        "csrc/kernels/stem_sm80.cuh",
+        "csrc/launch/stem.h",
+        "csrc/launch/stem_bfloat16.cu",
+        "csrc/launch/stem_float16.cu",
+        "csrc/launch/stem_launch.cuh",
+        "csrc/launch/stem_plan.cpp",
+        "csrc/launch/stem_tiles.h",
+    ),
+    "head": (
+        *_SHARED,
+        "csrc/bindings/head.cpp",
+        "csrc/device/head_tile.h",
+        "csrc/kernels/head_sm80.cuh",
+        "csrc/launch/head.cu",
+        "csrc/launch/head.h",
+        "csrc/launch/head_plan.cpp",
+        "csrc/launch/head_tiles.h",
     ),
 }
 """Op -> its sources."""

@@ -24,12 +24,16 @@ class Cuda(NamedTuple):
     Attributes:
         kernel: what it is, for `explain`.
         supports: why it can't serve a call, or None.
+        launch: launch(*operands, *results, *options).
         checks: the module of `resnet_fused.ops` that holds its self-check.
+        first: whether it comes before Triton's, where no record says otherwise.
     """
 
     kernel: str
     supports: Callable[[backends.Call], str | None]
+    launch: Callable[..., None]
     checks: str
+    first: bool = False
 
 
 def enter(
@@ -55,9 +59,7 @@ def enter(
         kernel: what the Triton kernel is, for `explain`.
         by: likewise of the parts.
         roundings: of kernel, parts and reference, as `backends.Implementation` names them.
-        cuda: its CUDA kernel, if it has one. It stands behind Triton where no record says
-            otherwise: on the GPU that both are predicted for, an H200, Triton multiplies by wgmma,
-            and mma.sync reaches 0.63 of its rate.
+        cuda: its CUDA kernel, if it has one.
     """
     fake = _results.FORMS[op].empty
     define(f"{op}.parts", schema, parts, fake)
@@ -66,8 +68,9 @@ def enter(
     plain = "plain PyTorch, any device and dtype"
     entries = [("triton", ("triton",), kernel, _triton.supports, roundings[0])]
     if cuda is not None:
-        _cuda.declare(op, schema, fake, cuda.checks)
-        entries.append(("cuda", ("cuda",), cuda.kernel, cuda.supports, roundings[0]))
+        _cuda.declare(op, schema, fake, launch=cuda.launch, checks=cuda.checks)
+        place = 0 if cuda.first else 1
+        entries.insert(place, ("cuda", ("cuda",), cuda.kernel, cuda.supports, roundings[0]))
     for name, devices, about, supports, rounding in (
         *entries,
         ("parts", ("cpu", "cuda"), by, _supports_parts, roundings[1]),

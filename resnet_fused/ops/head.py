@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
-from . import _autocast, _checks, _entering
+from . import _autocast, _checks, _cuda_stem, _entering
 from ._library import overload
 
 SCHEMA = "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
@@ -39,12 +39,30 @@ _entering.enter(
     kernel="Triton, pooled as the product reads it",
     by="PyTorch's pooling and linear",
     roundings=("fused", "fused", "fused"),
+    cuda=_entering.Cuda(
+        "hand-written CUDA, pooled once, then multiplied",
+        _cuda_stem.supports,
+        _cuda_stem.launch_head,
+        _cuda_stem.CHECKS,
+        first=True,
+    ),
 )
 
 
-def choose(x: Tensor) -> backends.Choice:
-    """The implementation for activations like `x`, and why."""
-    return backends.choose(backends.Call("head", x.device.type, x.dtype, index=x.device.index))
+def choose(x: Tensor, weight: Tensor) -> backends.Choice:
+    """The implementation for checked arguments, and why.
+
+    Args:
+        x: [N, C, H, W].
+        weight: [classes, C].
+    """
+    call = backends.Call("head", x.device.type, x.dtype, index=x.device.index)
+    choice = backends.choose(call)
+    if choice.implementation.name == "cuda":
+        reason = _cuda_stem.unfit_head(x, weight)
+        if reason is not None:
+            choice = backends.next_choice(call, choice, reason)
+    return choice
 
 
 def head(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -78,7 +96,7 @@ def head(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     _checks.no_derivative(op, *(t for t in (x, weight, bias) if t is not None))
     name = "reference"
     if not torch.compiler.is_compiling():
-        name = choose(x).implementation.name
+        name = choose(x, weight).implementation.name
     return overload(op, name)(x, weight, bias)
 
 

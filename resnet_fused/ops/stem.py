@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import backends
 from ..triton import _limits
-from . import _autocast, _checks, _entering, _results, _training, _triton
+from . import _autocast, _checks, _cuda_stem, _entering, _results, _training, _triton
 from ._library import overload
 from .bn_act_pool import check_pooling
 from .conv_bn_act import _call as call_of_conv
@@ -72,6 +72,14 @@ _entering.enter(
     kernel="Triton, image to pooled activation in one kernel",
     by="conv_bn_act by the fastest that serves it, then PyTorch's pooling",
     roundings=("fused", "parts", "stored_conv"),
+    # In front of Triton's where no record says otherwise: docs/stem.md predicts less time for it.
+    cuda=_entering.Cuda(
+        "hand-written CUDA, image to pooled activation in one kernel",
+        _cuda_stem.supports,
+        _cuda_stem.launch_stem,
+        _cuda_stem.CHECKS,
+        first=True,
+    ),
 )
 
 
@@ -91,20 +99,37 @@ def choose(
     """
     call = backends.Call("stem", weight.device.type, weight.dtype, index=weight.device.index)
     choice = backends.choose(call)
-    if choice.implementation.name == "triton":
-        reason = unfit(x, weight, stride, padding, pool)
-        if reason is not None:
-            choice = backends.next_choice(call, choice, reason)
+    given = (x, weight, stride, padding, pool)
+    while (reason := unfit(*given, implementation=choice.implementation.name)) is not None:
+        choice = backends.next_choice(call, choice, reason)
     return choice
 
 
 def unfit(
-    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], pool: Sequence[list[int]]
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    pool: Sequence[list[int]],
+    *,
+    implementation: str = "triton",
 ) -> str | None:
-    """Why no admitted configuration of the Triton kernel takes a call, or None.
+    """Why no admitted configuration of a kernel takes a call, or None.
 
-    The arguments are those of `choose`.
+    The other arguments are those of `choose`.
+
+    Args:
+        x: see `choose`.
+        weight: likewise.
+        stride: likewise.
+        padding: likewise.
+        pool: likewise.
+        implementation: "triton" or "cuda"; any other one takes every call.
     """
+    if implementation == "cuda":
+        return _cuda_stem.unfit_stem(x, weight, stride, padding, pool)
+    if implementation != "triton":
+        return None
     from ..triton import _stem_tiles
     from ..triton._launch import precision
 

@@ -1,0 +1,252 @@
+// The table of the stem's configurations, the pure function that picks one and its strips, and the
+// arguments of a launch.
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "conv_plan.h"
+#include "conv_strides.h"
+#include "stem.h"
+#include "stem_tiles.h"
+
+namespace resnet_fused {
+namespace {
+
+constexpr int64_t kPoolKernel = 3;
+constexpr int64_t kPoolStride = 2;
+constexpr int64_t kPoolPadding = 1;
+// Cycles from a block's start until its warps hold the filters, and between two rows of the
+// convolution: the barrier, the pooling, the first loads of fragments.
+constexpr double kFilters = 4000;
+constexpr double kRow = 150;
+
+struct Entry {
+  std::string name;
+  RfConvConfiguration configuration;
+};
+
+const std::array<Entry, StemShapes::kSize>& table() {
+  static const std::array<Entry, StemShapes::kSize> made = [] {
+    std::array<Entry, StemShapes::kSize> entries;
+    for (int i = 0; i < StemShapes::kSize; ++i) {
+      entries[i] = StemShapes::with(i, []<class Shape>() {
+        constexpr int kWarps = Shape::kThreads / 32;
+        return Entry{std::to_string(Shape::kPooled) + "x" + std::to_string(kStemFilters) + "_" +
+                         std::to_string(kWarps) + "w",
+                     {nullptr, 1, Shape::kColumns, kStemFilters, Shape::kColumnWarps,
+                      kWarps / Shape::kColumnWarps, Shape::kPairs, Shape::kBlocks, Shape::kRowBytes,
+                      Shape::kSharedBytes, 0}};
+      });
+    }
+    return entries;
+  }();
+  return made;
+}
+
+int64_t pooled_columns(int configuration) {
+  return StemShapes::with(configuration,
+                          []<class Shape>() { return static_cast<int64_t>(Shape::kPooled); });
+}
+
+struct StemSize {
+  int64_t conv[2];
+  int64_t out[2];
+};
+
+StemSize size_of(const RfStem& problem) {
+  StemSize size{};
+  for (int d = 0; d < 2; ++d) {
+    const int64_t room = problem.x_size[2 + d] + 2 * problem.padding[d] - kStemTaps;
+    size.conv[d] = room < 0 ? 0 : room / kStemStride + 1;
+    size.out[d] = size.conv[d] == 0 ? 0 : (size.conv[d] - 1) / kPoolStride + 1;
+  }
+  return size;
+}
+
+bool both_are(const int64_t (&pair)[2], int64_t value) {
+  return pair[0] == value && pair[1] == value;
+}
+
+// What the kernel is not made for.
+int32_t check(const RfStem& problem, const Refusal& refuse) {
+  const auto dtype = static_cast<DataType>(problem.dtype);
+  if (dtype != DataType::kBFloat16 && dtype != DataType::kFloat16) {
+    return refuse(
+        "dtype %d; the kernel multiplies bfloat16 and float16: in float32 the weights "
+        "would exceed a warp's registers",
+        problem.dtype);
+  }
+  const auto& weight = problem.weight_size;
+  if (weight[2] != kStemTaps || weight[3] != kStemTaps || !both_are(problem.stride, kStemStride)) {
+    return refuse(
+        "a filter of %lld x %lld with stride %lld x %lld; the kernel is made for 7 x 7 "
+        "with stride 2",
+        static_cast<Long>(weight[2]), static_cast<Long>(weight[3]),
+        static_cast<Long>(problem.stride[0]), static_cast<Long>(problem.stride[1]));
+  }
+  if (!both_are(problem.pool_kernel, kPoolKernel) || !both_are(problem.pool_stride, kPoolStride) ||
+      !both_are(problem.pool_padding, kPoolPadding)) {
+    return refuse("the kernel is made for pooling 3 x 3 with stride 2 and padding 1");
+  }
+  if (weight[1] < 1 || weight[1] > kStemChannels || problem.x_size[1] != weight[1]) {
+    return refuse("%lld channels by a weight of %lld; 1 to %d are possible",
+                  static_cast<Long>(problem.x_size[1]), static_cast<Long>(weight[1]),
+                  kStemChannels);
+  }
+  constexpr int64_t kFar = int64_t{1} << 29;  // twice a position stays in 32 bits
+  const auto inside = [](int64_t value) { return value >= 0 && value < kFar; };
+  for (int d = 0; d < 2; ++d) {
+    if (!inside(problem.x_size[2 + d]) || !inside(problem.padding[d])) {
+      return refuse("%lld pixels with padding %lld along dimension %d; positions end below 2^29",
+                    static_cast<Long>(problem.x_size[2 + d]), static_cast<Long>(problem.padding[d]),
+                    2 + d);
+    }
+  }
+  if (!inside(problem.x_size[0]) || !inside(weight[0])) {
+    return refuse("%lld images, %lld filters; both are to be below 2^29",
+                  static_cast<Long>(problem.x_size[0]), static_cast<Long>(weight[0]));
+  }
+  return 0;
+}
+
+int64_t filter_blocks(const RfStem& problem) {
+  return divide_up(problem.weight_size[0], kStemFilters);
+}
+
+int64_t resident_blocks(const RfConvConfiguration& tile, const RfGpu& gpu) {
+  return std::max<int64_t>(
+      1, std::min(tile.blocks, gpu.shared_per_multiprocessor / (tile.shared_bytes + 1024)));
+}
+
+// Cycles, predicted: blocks that share a multiprocessor also share its tensor cores; each row of a
+// block takes a load's latency at least.
+double cost(const RfConvConfiguration& tile, int64_t items, int64_t rows, int64_t resident,
+            const RfGpu& gpu) {
+  const int64_t each = divide_up(items, gpu.multiprocessors);  // items of a multiprocessor
+  const double together = static_cast<double>(std::min(each, resident));
+  // 16 columns at a time, of which the tile's own are seven eighths.
+  const double products = (tile.m - 2.0) / 14 * 16 * tile.n * kStemTaps * 32;
+  const double row = std::max(products / kMatrixUnit * together, kLatency) + kRow;
+  const double waves = static_cast<double>(divide_up(each, std::min(each, resident)));
+  return kFilters + waves * (2 * kLatency + (2.0 * static_cast<double>(rows) + 1) * row);
+}
+
+}  // namespace
+}  // namespace resnet_fused
+
+extern "C" int32_t rf_stem_configurations(void) { return resnet_fused::StemShapes::kSize; }
+
+extern "C" const RfConvConfiguration* rf_stem_configuration(int32_t index) {
+  using namespace resnet_fused;
+  if (index < 0 || index >= StemShapes::kSize) return nullptr;
+  static const std::array<RfConvConfiguration, StemShapes::kSize> all = [] {
+    std::array<RfConvConfiguration, StemShapes::kSize> made;
+    for (int i = 0; i < StemShapes::kSize; ++i) {
+      made[i] = table()[i].configuration;
+      made[i].name = table()[i].name.c_str();
+    }
+    return made;
+  }();
+  return &all[index];
+}
+
+extern "C" int32_t rf_stem_plan(const RfStem* problem, const RfGpu* gpu, int32_t configuration,
+                                int32_t splits, RfConvPlan* plan, char* why, size_t why_bytes) {
+  using namespace resnet_fused;
+  const Refusal refuse{why, why_bytes};
+  if (check(*problem, refuse) != 0) return 1;
+  if (gpu->multiprocessors < 1) {
+    return refuse("a GPU of %d multiprocessors", gpu->multiprocessors);
+  }
+  if (configuration < -1 || configuration >= StemShapes::kSize) {
+    return refuse("configuration %d; there are 0 to %d", configuration, StemShapes::kSize - 1);
+  }
+  const StemSize size = size_of(*problem);
+  const int64_t images = problem->x_size[0];
+  *plan = RfConvPlan{std::max(configuration, 0), 1, 0, 0, std::max<int64_t>(images, 1), 0, 0};
+  if (images * problem->weight_size[0] * size.out[0] * size.out[1] == 0) {
+    std::snprintf(why, why_bytes, "an empty output: nothing is launched");
+    return 0;
+  }
+  const int64_t blocks_n = filter_blocks(*problem);
+  const char* against = nullptr;
+  bool found = false;
+  for (int i = 0; i < StemShapes::kSize; ++i) {
+    if (configuration >= 0 && i != configuration) continue;
+    const RfConvConfiguration& tile = *rf_stem_configuration(i);
+    if (tile.shared_bytes > gpu->shared_per_block) {
+      against = "too much shared memory for this GPU";
+      continue;
+    }
+    const int64_t tiles = divide_up(size.out[1], pooled_columns(i));
+    const int64_t resident = resident_blocks(tile, *gpu);
+    for (int64_t strips = 1; strips <= size.out[0]; ++strips) {
+      if (splits > 0 && strips != splits) continue;
+      const int64_t rows = divide_up(size.out[0], strips);
+      const int64_t items = images * strips * tiles;
+      if (!has_work(size.out[0], strips) || items > kMost || blocks_n > 65535) {
+        if (splits > 0 || strips == 1) against = "no such strips, or more than a launch can take";
+        continue;
+      }
+      const double cycles = cost(tile, items * blocks_n, rows, resident, *gpu);
+      if (found && cycles >= plan->cycles) continue;
+      found = true;
+      const int64_t room = std::max<int64_t>(1, gpu->multiprocessors * resident / blocks_n);
+      *plan = RfConvPlan{i,      static_cast<int32_t>(strips),     0,     1,
+                         images, std::min(items, room) * blocks_n, cycles};
+    }
+  }
+  if (!found) {
+    if (against == nullptr) against = "the pooled image has no so many rows";
+    return refuse("configuration %d, %d strips: %s", configuration, splits, against);
+  }
+  std::snprintf(why, why_bytes, "%s, %d strips an image: %s, %lld blocks on %d multiprocessors",
+                rf_stem_configuration(plan->configuration)->name, plan->splits,
+                configuration < 0 ? "least predicted time" : "as asked for",
+                static_cast<Long>(plan->blocks), gpu->multiprocessors);
+  return 0;
+}
+
+extern "C" int rf_stem_cuda(const RfStem* problem, const RfConvPlan* plan, void* /*workspace*/,
+                            void* stream) {
+  using namespace resnet_fused;
+  if (plan->launches == 0) return 0;
+  const StemSize size = size_of(*problem);
+  const Strides x = used(problem->x_size, problem->x_stride);
+  const Strides weight = used(problem->weight_size, problem->weight_stride);
+  const int64_t out_size[4] = {problem->x_size[0], problem->weight_size[0], size.out[0],
+                               size.out[1]};
+  const Strides out = used(out_size, problem->out_stride);
+  StemArguments made{};
+  made.x = problem->x;
+  made.weight = problem->weight;
+  made.scale = static_cast<const float*>(problem->scale);
+  made.shift = static_cast<const float*>(problem->shift);
+  made.norm = static_cast<const float*>(problem->input_norm);
+  made.out = problem->out;
+  made.image = static_cast<StemImage>(problem->image);
+  made.channels = narrowed(problem->x_size[1]);
+  made.height = narrowed(problem->x_size[2]);
+  made.width = narrowed(problem->x_size[3]);
+  made.filters = narrowed(problem->weight_size[0]);
+  made.padding_h = narrowed(problem->padding[0]);
+  made.padding_w = narrowed(problem->padding[1]);
+  made.conv_height = narrowed(size.conv[0]);
+  made.conv_width = narrowed(size.conv[1]);
+  made.out_height = narrowed(size.out[0]);
+  made.out_width = narrowed(size.out[1]);
+  made.tiles = narrowed(divide_up(size.out[1], pooled_columns(plan->configuration)));
+  made.strips = plan->splits;
+  made.rows = narrowed(divide_up(size.out[0], plan->splits));
+  made.items = narrowed(problem->x_size[0] * made.strips * made.tiles);
+  made.wide_out = is_wide(problem->out, out, problem->weight_size[0], bytes_of(problem->dtype));
+  made.x_n = x.n, made.x_c = x.c, made.x_h = x.h, made.x_w = x.w;
+  made.w_k = weight.n, made.w_c = weight.c, made.w_r = weight.h, made.w_s = weight.w;
+  made.out_n = out.n, made.out_c = out.c, made.out_h = out.h, made.out_w = out.w;
+  const auto blocks = narrowed(plan->blocks / filter_blocks(*problem));
+  const auto launch = static_cast<DataType>(problem->dtype) == DataType::kBFloat16
+                          ? launch_stem_bfloat16
+                          : launch_stem_float16;
+  return launch(made, plan->configuration, blocks, stream);
+}
