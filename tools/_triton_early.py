@@ -56,7 +56,7 @@ def dependence(ptx: str) -> Dependence:
         sum(TRIGGER in line for line in lines),
         tuple(ahead),
         around,
-        sum(bool(re.search(r"\bld\.global(?:\.\w+)*\.nc\b", line)) for line in lines),
+        sum(bool(re.search(r"\bld\.global(?:\.[\w:]+)*\.nc\b", line)) for line in lines),
     )
 
 
