@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import resnet as tv
 
 import resnet_fused as rf
-from resnet_fused.freeze import _chains, _gpu, _rules, _served, _trace
+from resnet_fused.freeze import _chains, _gpu, _order, _rules, _served, _trace
 from resnet_fused.ops.conv_chain import Answer
 
 CPU = torch.device("cpu")
@@ -59,8 +59,8 @@ def test_every_block_of_a_bottleneck_network_is_cut(asked):
     # Where a stage ends, the even pixels alone are stored, and the projection reads all of those.
     assert [step.options["out_stride"] for step in chains] == [1, 2, 1, 2, 2, 1]
     assert [step.options["projection_stride"] for step in chains] == [1] * 6
-    # Against the step before: a chain behind a chain walks forward again.
-    assert [step.options["reverse"] for step in chains] == [True, False, True, False, True, True]
+    # All of it fits into a cache, or none of it would be asked for the other way round.
+    assert not any(step.options["reverse"] for step in chains)
     assert sum(note.done for note in notes if note.rule == "conv_chain") == 6
     assert any(case.front and case.projected and case.m for case in asked)
     assert all(case.h == case.w for case in asked)
@@ -147,3 +147,53 @@ def test_sizes_follow_from_the_example():
         if len(shape) == 4 and value in shapes:
             assert shapes[value] == shape
     assert len(shapes) > 20
+
+
+@pytest.fixture
+def cache(monkeypatch) -> dict[str, int]:
+    """A cache of a size that the test says: none at first."""
+    size = {"bytes": 0}
+    monkeypatch.setattr(_order, "capacity", lambda device: size["bytes"])
+    return size
+
+
+@pytest.mark.parametrize("block", [tv.Bottleneck, tv.BasicBlock])
+def test_layers_walk_against_the_step_that_they_read(asked, cache, block):
+    graph, notes = chained(network(block), images(1, 64))
+    makers, turned = graph.makers(), []
+    for step in graph.steps:
+        if step.kind not in _order.KINDS:
+            continue
+        maker = makers.get(step.inputs[0])
+        ahead = None if maker is None else graph.steps[maker]
+        back = step.options.get("reverse", False)
+        assert back == (ahead is not None and not ahead.options.get("reverse", False))
+        turned += [step.name] if back else []
+    assert len(turned) > 3
+    said = [note for note in notes if note.rule == "batch_order"]
+    assert [note.layers for note in said] == turned and all(note.done for note in said)
+    assert "backwards, since the step ahead reads and writes more than the 0 MB" in said[0].why
+
+
+def test_only_behind_what_the_cache_does_not_hold(asked, cache):
+    """64x64 images: 64 channels of 32x32, then 16x16 pixels, in float32; later layers are small."""
+    cache["bytes"] = 500_000
+    graph, _ = chained(network(tv.BasicBlock), images(1, 64))
+    back = [step.name for step in graph.steps if step.options.get("reverse")]
+    # The stem's pooling reads 262 kB and writes 66 kB, the stem reads 49 kB and writes 262 kB.
+    assert back == []
+    cache["bytes"] = 150_000
+    graph, _ = chained(network(tv.BasicBlock), images(1, 64))
+    back = [step.name for step in graph.steps if step.options.get("reverse")]
+    # Behind the pooling, and where a shortcut is read along: 66 kB three times.
+    assert back == ["layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.0.downsample.0"]
+    cache["bytes"] = 10**9
+    graph, notes = chained(network(tv.BasicBlock), images(1, 64))
+    (note,) = (note for note in notes if note.rule == "batch_order")
+    assert not note.done and "no step reads and writes more than the 1000 MB" in note.why
+
+
+def test_a_cpu_is_asked_for_no_order(asked):
+    _, notes = chained(network(), images(1, 64))
+    assert _order.capacity(CPU) is None
+    assert not any(note.rule == "batch_order" for note in notes)

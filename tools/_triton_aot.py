@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import _triton_early as early
 import torch
 
 try:
@@ -218,6 +219,8 @@ class Code:
         counts: how many instructions of each opcode there are, with modifiers.
         loop: likewise, inside the innermost loops that hold matrix instructions.
         loops: how many such loops there are.
+        ahead: what touches memory, or ends, before the wait for the kernel ahead: likewise counted.
+        dependence: what the PTX says of the kernels around it.
     """
 
     registers: int = 0
@@ -227,6 +230,8 @@ class Code:
     counts: dict[str, int] = field(default_factory=dict)
     loop: dict[str, int] = field(default_factory=dict)
     loops: int = 0
+    ahead: dict[str, int] = field(default_factory=dict)
+    dependence: early.Dependence = field(default_factory=early.Dependence)
 
     def count(self, pattern: str, *, loop: bool = False) -> int:
         """How many instructions match the pattern, from their first letter on."""
@@ -257,6 +262,12 @@ class Code:
         )
 
 
+WAITS, TRIGGERS = "ACQBULK", "PREEXIT"
+"""griddepcontrol.wait and .launch_dependents."""
+
+TOUCHES = re.compile(r"(?:(?:LD|ST)G?|LDGSTS|ATOMG?|REDG?|UBLKCP|UTMA\w+|EXIT|RET)(?:\.|$)")
+"""What must not stand before that wait."""
+
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA")
 """mma.sync, wgmma (sm_90) and tcgen05 (sm_100), in 16 bits and tf32."""
 
@@ -277,6 +288,9 @@ def parse(listing: str) -> Code:
     addresses = [int(address, 16) for address, _, _ in found]
     opcodes = [opcode for _, opcode, _ in found]
     code.counts = _counted(opcodes)
+    if WAITS in opcodes:
+        ahead = opcodes[: opcodes.index(WAITS)]
+        code.ahead = _counted(opcode for opcode in ahead if TOUCHES.match(opcode))
     loops = []
     for address, (_, opcode, operands) in zip(addresses, found, strict=True):
         target = re.findall(r"0x([0-9a-f]+)", operands)
@@ -337,6 +351,7 @@ def compile_variant(variant: Variant) -> Code:
     except Exception as error:
         raise RuntimeError(f"{type(error).__name__}: {str(error).strip()[:300]}") from error
     code = _read(compiled.asm["cubin"])
+    code.dependence = early.dependence(compiled.asm["ptx"])
     code.shared, code.warps = compiled.metadata.shared, compiled.metadata.num_warps
     return code
 
@@ -353,6 +368,7 @@ def _read(cubin: bytes) -> Code:
         command = [cuobjdump(), "-res-usage", "-sass", str(file)]
         code = parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     written = known.with_suffix(f".{os.getpid()}")
-    written.write_text(json.dumps(asdict(code)))
+    read = {name: value for name, value in asdict(code).items() if name != "dependence"}
+    written.write_text(json.dumps(read))
     written.replace(known)
     return code

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import _triton_aot as aot
 import _triton_chains as chains
+import _triton_early as early
 import _triton_stem as stem
 import _triton_training as training
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from resnet_fused.cases import (
     BN_ACT_CASES,
     CONV_CASES,
+    RESNET50_CHAINS,
     RESNET50_LAYERS,
     BnActCase,
     ChainCase,
@@ -49,7 +51,8 @@ class Call:
             element off 16 bytes.
         tile: the configuration that is asked for; None leaves it to the chooser.
         sample: whether CI compiles it.
-        form: which operands a call of training has; see `_triton_training`.
+        form: which operands a call of training has (see `_triton_training`), or "early" (see
+            `_triton_early`).
     """
 
     op: str
@@ -117,7 +120,7 @@ class Call:
             operands = (out, y, weight, vector, x, *where)
         else:
             operands = (out, y, x, vector, weight, *where)
-        return module.launch(*operands, allowed=allowed)
+        return module.launch(*operands, allowed=allowed, **early.arguments(self))
 
 
 def _shape(
@@ -220,6 +223,8 @@ def calls() -> list[Call]:
             found.append(Call("bn_act", case, "bf16", layout))
     specs = [*training.convolutions(SHAPES, CLASSES), *training.passes(), *chains.calls(CLASSES)]
     specs += stem.calls(CLASSES)
+    one = {"stem": dataclasses.replace(stem.USUAL, n=1), "head": stem.ONE_IMAGE}
+    specs += early.calls(SHAPES, RESNET50_LAYERS, RESNET50_CHAINS, one)
     return found + [Call(*spec) for spec in specs]
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import _triton_early as early
+
 from resnet_fused.cases import RESNET50_CHAINS, ChainCase
 from resnet_fused.triton import _chain_tiles
 
@@ -90,5 +92,5 @@ def launch(call: Any) -> None:
         *(convolution(case.k, case.front, 3) if case.front else none),
         call.tensor(*case.stored_shape), call.tensor(case.n, case.m, case.h, case.w),
         case.projection_stride, case.out_stride, False,
-        allowed=None if call.tile is None else frozenset({call.tile}),
+        allowed=None if call.tile is None else frozenset({call.tile}), **early.arguments(call),
     )  # fmt: skip

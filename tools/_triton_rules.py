@@ -339,6 +339,29 @@ def _asynchronous(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> 
     return "" if code.count("LDGSTS", loop=True) else "no asynchronous copy in the main loop"
 
 
+def _begins(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
+    """Both PTX and machine code are read: the latter is what runs, the former shows branches."""
+    wanted, seen = int(bool(variant.constant("PDL"))), code.dependence
+    machine = code.count(aot.WAITS), code.count(aot.TRIGGERS)
+    if {(seen.waits, seen.triggers), machine} != {(wanted, wanted)}:
+        return (
+            f"{seen.waits} waits and {seen.triggers} triggers in PTX, {machine[0]} and "
+            f"{machine[1]} in machine code, {wanted} of each expected"
+        )
+    if variant.options.get("launch_pdl") and not wanted:
+        return "launched before the kernel ahead has ended, and does not wait for it"
+    if not wanted:
+        return ""
+    ahead = [*dict.fromkeys(seen.ahead), *code.ahead]
+    if ahead or seen.around:
+        return f"before the wait: {', '.join(ahead) or 'nothing'}; {seen.around} ways around it"
+    # What the kernel ahead writes changes while this one runs.
+    constant = sum(n for opcode, n in code.counts.items() if ".CONSTANT" in opcode)
+    if seen.read_only + constant:
+        return f"{seen.read_only + constant} loads of memory that is taken for read-only"
+    return ""
+
+
 GATES = (
     Gate("stack", "a spilled register costs a trip to memory for each thread; where groups share a "
          "tile, the pass after a NaN may keep a little outside the main loop", _no_stack),
@@ -352,6 +375,8 @@ GATES = (
     Gate("wide loads", "16 bytes a thread fill whole lines; narrower loads multiply instructions",
          _wide_loop),
     Gate("wide stores", "likewise", _wide_stores),
+    Gate("early begin", "a kernel launched before the one ahead has ended must wait for it, in "
+         "every program and before it touches memory; one that is not needs no wait", _begins),
     Gate("asynchronous copies", "a pipeline of one step waits for memory in each", _asynchronous),
 )  # fmt: skip
 

@@ -70,6 +70,12 @@ def shapes_of(graph: Graph, examples: Sequence[torch.Tensor]) -> Shapes:
             window = {"padding": o["pool_padding"], "stride": o["pool_stride"]}
             outer = _sizes(inner, o["pool_kernel"], {**window, "dilation": [1, 1]})
             found[step.output] = (given[0], step.tensors["weight"].shape[0], *outer)
+        elif step.kind == "conv_chain":
+            by, after = o["out_stride"], step.tensors.get("next_weight")
+            stored = (-(-size // by) for size in given[2:])
+            found[step.outputs[0]] = (given[0], step.tensors["weight"].shape[0], *stored)
+            if after is not None:
+                found[step.outputs[1]] = (given[0], after.shape[0], *given[2:])
     return found
 
 
@@ -229,7 +235,7 @@ def chained(
         if cut.reader is not None:
             halved.add(cut.reader)
         said.append((merges[-1][1].name, True, answer.why))
-    return _turned(_ordered(_with_halves(graph, halved).merged(_read(merges, halved)))), said
+    return _ordered(_with_halves(graph, halved).merged(_read(merges, halved))), said
 
 
 def _read(
@@ -260,16 +266,4 @@ def _ordered(graph: Graph) -> Graph:
         waiting.remove(step)
         steps.append(step)
         ready.update(step.outputs)
-    return replace(graph, steps=tuple(steps))
-
-
-def _turned(graph: Graph) -> Graph:
-    """Chains walk the batch against the step before them: what it wrote last is in the cache."""
-    backwards: set[int] = set()
-    steps = []
-    for step in graph.steps:
-        if step.kind == "conv_chain" and step.inputs[0] not in backwards:
-            step = replace(step, options={**step.options, "reverse": True})
-            backwards.update(step.outputs)
-        steps.append(step)
     return replace(graph, steps=tuple(steps))

@@ -162,15 +162,32 @@ class Steps:
             for dtype, size in self.plan.arenas.items()
         }
 
+    @property
+    def compiles(self) -> bool:
+        """Whether `run_in` must have run once before it is captured.
+
+        Kernels that know what is ahead of them are others than those of the first run, compiled
+        when they are first launched; and what they share between calls is made then.
+        """
+        return any(kernel.name == "triton" for kernel in self._kernels.values())
+
     def run_in(self, args: Sequence[Tensor], arena: dict[str, Tensor]) -> Any:
-        """The results, this package's kernels writing into the arena."""
+        """The results, this package's kernels writing into the arena.
+
+        A kernel may begin before the one ahead has ended only where that is this package's too and
+        waited itself: what another library launches is not known.
+        """
+        follows = False
 
         def run(at: int, step: Step, values: Sequence[Any]) -> list[Any]:
+            nonlocal follows
             kernel = self._kernels.get(at)
             if kernel is None or not kernel.writes:
+                follows = False
                 return self._again(at, step, values)
             results = [self._place(value, arena) for value in step.outputs]
-            kernel.into(values, results)
+            kernel.into(values, results, follows)
+            follows = kernel.late is None
             return results
 
         return self._walk(args, run)
@@ -200,6 +217,8 @@ class Captured:
         with driver.active():
             self._inputs = [torch.empty_like(arg).copy_(arg) for arg in args]
             self._memory = steps.arena(args[0].device)
+            if steps.compiles:
+                steps.run_in(self._inputs, self._memory)
             self._replay, self._results = driver.capture(
                 lambda: steps.run_in(self._inputs, self._memory)
             )

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import backends
 from ..ops import _cuda, _results, _triton
 from ..ops._library import overload
+from ..triton import _limits
 from ._ir import Step
 
 Values = Sequence[Any]
@@ -98,25 +99,57 @@ class Kernel:
         name: of the implementation.
         why: why this one, refusals of faster ones included.
         writes: whether it can write into memory that it is given.
+        late: why it does not begin before the step ahead has ended; None where it does. By `into`
+            alone, where the order of the kernels is known.
     """
 
     def __init__(self, step: Step, values: Values) -> None:
         self._step, self._kind = step, KINDS[step.kind]
+        self._prepared: dict[str, Any] | None = None
         choice = self._kind.choose(step, self._kind.arguments(step, values))
         self.name = choice.implementation.name
         refused = "; ".join(f"not {name}: {reason}" for name, reason in choice.refused)
-        self.why = f"{choice.why}; {refused}" if refused else choice.why
+        ordered = self.name == "triton" and step.kind in _triton.ORDERED
+        self.late = _limits.not_dependent(values[0].device) if ordered else "another kernel"
+        self.why = "; ".join(filter(None, (choice.why, refused, *self._order(ordered))))
         self.writes = self.name in _LAUNCHES and step.kind in _results.FORMS
         self._run = overload(step.kind, self.name)
+
+    def _order(self, ordered: bool) -> list[str]:
+        """What to say of when it begins, and where."""
+        said = []
+        if ordered and self.late is None:
+            said.append("in the graph it begins before the step ahead has ended")
+        elif ordered:
+            said.append(f"it begins when the step ahead has ended: {self.late}")
+        if self._step.options.get("reverse"):
+            taken = ordered or self._step.kind not in _triton.REVERSED
+            said.append("the batch backwards" if taken else f"the batch forwards: {self.name} must")
+        return said
 
     def __call__(self, values: Values) -> Any:
         """The op, allocating its result."""
         return self._run(*self._kind.arguments(self._step, values))
 
-    def into(self, values: Values, results: Sequence[Tensor]) -> None:
-        """The kernel, writing into given results."""
+    def into(self, values: Values, results: Sequence[Tensor], follows: bool = False) -> None:
+        """The kernel, writing into given results.
+
+        Args:
+            values: of the step's inputs.
+            results: of its outputs.
+            follows: whether the kernel ahead in the stream is one that waits for its own.
+        """
         form = _results.FORMS[self._step.kind]
         arguments = self._kind.arguments(self._step, values)
         operands = [arguments[place] for place in form.operands.values()]
+        options = arguments[form.options :]
         launch = functools.partial(_LAUNCHES[self.name], self._step.kind)
-        launch(*operands, *results, *arguments[form.options :])
+        how: dict[str, Any] = {}
+        if self.name == "triton" and self._step.kind in _triton.ORDERED:
+            if self._prepared is None:
+                self._prepared = _triton.prepared(self._step.kind, *operands, *options)
+            back = bool(self._step.options.get("reverse"))
+            early = self.late is None
+            how = _triton.order(self._step.kind, early=early, follows=follows, reverse=back)
+            how |= self._prepared
+        launch(*operands, *results, *options, **how)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..nn import _prepared
 from ..nn._modules import is_frozen_type, structure
-from . import _chains, _served
+from . import _chains, _order, _served
 from ._ir import Graph, Step
 
 
@@ -263,8 +263,22 @@ def _conv_chain(graph: Graph, place: Place) -> Applied:
     return graph, [Note("conv_chain", *one) for one in said]
 
 
+def _batch_order(graph: Graph, place: Place) -> Applied:
+    """Layers that walk the batch backwards, where the cache does not hold what is ahead of them."""
+    held = _order.capacity(place.device)
+    if held is None:
+        return graph, []
+    graph, said = _order.turned(graph, place.examples, place.dtype, held)
+    return graph, [Note("batch_order", *one) for one in said]
+
+
 PLAIN = (Rule("conv_bn_act", _conv_bn_act),)
-DEVICE = (Rule("stem", _stem), Rule("head", _head), Rule("conv_chain", _conv_chain))
+DEVICE = (
+    Rule("stem", _stem),
+    Rule("head", _head),
+    Rule("conv_chain", _conv_chain),
+    Rule("batch_order", _batch_order),
+)
 
 
 def apply(rules: tuple[Rule, ...], graph: Graph, place: Place) -> Applied:

@@ -39,8 +39,13 @@ WITHOUT_TILES = frozenset(
 """Ops whose kernels have one configuration, no table of tiles."""
 WITH_REASONS = frozenset({"conv_bn_act", "conv_bn_grad1x1", "conv_chain", "stem"})
 """Ops that ask their kernel about each call's sizes, and go another way where it can't take it."""
+ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem"})
+"""Ops whose kernels may begin before the one ahead has ended: those of a frozen engine."""
+REVERSED = frozenset({"conv_bn_act"})
+"""Ops whose kernels walk the batch backwards by an argument that the op itself has not."""
 SOURCES = (
     "triton/_bn.py",
+    "triton/_dependent.py",
     "triton/_dgrad.py",
     "triton/_elementwise.py",
     "triton/_gemm.py",
@@ -55,7 +60,7 @@ BESIDE = {
     "conv_bn_grad1x1": ("triton/_grad1x1.py",),
     "conv_bn_wgrad": ("triton/conv_wgrad.py",),
     "conv_chain": ("triton/_chain_tiles.py",),
-    "stem": ("triton/_stem_tiles.py",),
+    "stem": ("triton/_stem_pack.py", "triton/_stem_tiles.py"),
 }
 """Ops whose kernels take sizes from another file than their own."""
 
@@ -139,13 +144,46 @@ def tuned(op: str, device: torch.device, *call: Any) -> str | None:
     return found.why
 
 
-def _launch(op: str, *arguments: Any) -> None:
-    """A kernel's launch, with the admitted configurations where it has several."""
+def _launch(op: str, *arguments: Any, **how: Any) -> None:
+    """A kernel's launch, with the admitted configurations where it has several.
+
+    Args:
+        op: its name.
+        arguments: of the launch.
+        how: what `order` and `prepared` gave.
+    """
     launch = importlib.import_module(f"resnet_fused.triton.{op}").launch
-    if op in WITHOUT_TILES:
-        launch(*arguments)
-    else:
-        launch(*arguments, allowed=allowed(op, arguments[0].device))
+    if op not in WITHOUT_TILES:
+        how["allowed"] = allowed(op, arguments[0].device)
+    launch(*arguments, **how)
+
+
+def order(op: str, *, early: bool, follows: bool, reverse: bool) -> dict[str, Any]:
+    """How a launch of `ORDERED` stands among others, as arguments of `_launch`.
+
+    Args:
+        op: its name.
+        early: whether it waits for the kernel ahead itself, and lets the next one begin early:
+            only where `_limits.not_dependent` gives no reason against it.
+        follows: whether the kernel ahead is such a one too.
+        reverse: whether the last pixels come first, for an op whose schema does not say so.
+    """
+    from ..triton._dependent import Flow
+
+    found: dict[str, Any] = {"flow": Flow(early, follows)}
+    return {**found, "reverse": True} if reverse and op in REVERSED else found
+
+
+def prepared(op: str, *arguments: Any) -> dict[str, Any]:
+    """What calls with the same constants can share, as arguments of `_launch`; often nothing.
+
+    Args:
+        op: its name.
+        arguments: those of its launch, but for the results.
+    """
+    module = importlib.import_module(f"resnet_fused.triton.{op}")
+    prepare = getattr(module, "prepare", None)
+    return {} if prepare is None else prepare(*arguments)
 
 
 _BODIES = {op: _results.body(op, functools.partial(_launch, op)) for op in _results.FORMS}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ._dependent import wait
+
 
 @triton.jit
 def tile_of(program, tiles_m, tiles_n, GROUP_M: tl.constexpr):
@@ -119,6 +121,7 @@ def merge_kernel(
     WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Adds the splits' sums, always in the same order, and finishes: bitwise the same each time."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -131,6 +134,7 @@ def merge_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     source = partial + place
     step = tl.full((), 1, tl.int64) * pixels * channels  # elements of one part: beyond 2^31
+    wait(PDL)
     for _ in range(SPLITS):
         acc += tl.load(source, mask=inside[:, None] & known[None, :], other=0.0)
         source += step

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import _tiles
 from ._bn import activated
+from ._dependent import prefetch, wait
 from ._gemm import pixel_of, same_group, tile_of
 from ._launch import GROUP_M, precision
 
@@ -183,8 +184,14 @@ def tile_sums(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    REVERSE: tl.constexpr = False,
+    PDL: tl.constexpr = False,
+    PREFETCH: tl.constexpr = 0,
 ):
     """The sums of this program's tile, and where they belong.
+
+    REVERSE walks over the tiles from the last one. PDL waits for the kernel ahead before anything
+    but weights is touched; PREFETCH lines of those at a time are asked for before that.
 
     Returns:
         [BLOCK_M, BLOCK_N] float32; the tile's row of tiles; its part of the reduction; of its
@@ -196,6 +203,8 @@ def tile_sums(
     tiles_each = tl.cdiv(SIDE * group_out, BLOCK_N)
     bundles = tl.cdiv(filters, SIDE * group_out)
     program = tl.program_id(0)
+    if REVERSE:
+        program = tl.num_programs(0) - 1 - program
     part = program % SPLITS
     tile_m, tile_n = tile_of(program // SPLITS, tiles_m, tiles_each * bundles, GROUP_M)
     bundle = tile_n // tiles_each
@@ -213,6 +222,9 @@ def tile_sums(
     first = bundle * SIDE * group_in
     base = image * x_n + row * x_h + column * x_w + first
     places = channel.to(index) * weight_k
+    if PREFETCH:
+        prefetch(weight, filters * weight_k, PREFETCH)
+    wait(PDL)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if SIDE == 1:
         acc = accumulate(

@@ -14,6 +14,12 @@ INTERPRETER_LIMITS = Limits(4, 232448, 90, "Triton's interpreter")
 """An H200's but for its multiprocessors: for few of them few, large tiles are chosen, which the
 interpreter, a program at a time, gets through sooner."""
 
+SWITCH = "RESNET_FUSED_PDL"
+"""Environment variable: 0 leaves programmatic dependent launch out (see `_dependent`)."""
+
+DEPENDENT = 90
+"""The first compute capability, times ten, that has it."""
+
 
 @functools.cache
 def installed() -> bool:
@@ -41,3 +47,15 @@ def limits(device: torch.device) -> Limits:
     if device.type != "cuda":
         return INTERPRETER_LIMITS
     return of_device(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def not_dependent(device: torch.device) -> str | None:
+    """Why kernels on a device are not launched before the one ahead has ended, or None."""
+    if os.environ.get(SWITCH, "1").lower() in ("0", "false", "off"):
+        return f"{SWITCH} switches it off"
+    if interpreted():
+        return "Triton's interpreter runs one kernel after the other"
+    capability = limits(device).capability
+    if capability < DEPENDENT:
+        return f"sm_{capability} cannot, sm_{DEPENDENT} is the first that can"
+    return None

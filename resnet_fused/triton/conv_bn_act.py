@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _tiles
+from . import _limits, _tiles
+from ._dependent import ALONE, Flow, prefetched
 from ._gemm import finish, merge_kernel
 from ._implicit import constants, product_of, sizes, tile_sums
 from ._launch import (
@@ -83,6 +84,9 @@ def conv_bn_act_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     SLICES: tl.constexpr,
+    REVERSE: tl.constexpr = False,
+    PDL: tl.constexpr = False,
+    PREFETCH: tl.constexpr = 0,
 ):
     """One tile of the output, or with SPLITS > 1 of one part's sums."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -90,7 +94,7 @@ def conv_bn_act_kernel(
         x, weight, scale, shift, pixels, height, width, out_height, out_width, channels, filters,
         group_in, group_out, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
         x_n, x_h, x_w, weight_k, weight_r, weight_s, R, S, SIDE, NARROW, FLAT, CHECKED, EVEN,
-        SPLITS, False, WIDE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+        SPLITS, False, WIDE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, REVERSE, PDL, PREFETCH,
     )  # fmt: skip
     if SPLITS > 1:
         sums = partial + ((part.to(tl.int64) * pixels + pixel) * filters)[:, None]
@@ -123,6 +127,8 @@ def launch(
     *,
     plan: _tiles.Plan | None = None,
     allowed: frozenset[str] | None = None,
+    reverse: bool = False,
+    flow: Flow = ALONE,
 ) -> None:
     """Writes act(scale * conv(x, weight) + shift [+ residual]) into `out`.
 
@@ -141,6 +147,8 @@ def launch(
         act: "relu" or "none".
         plan: configuration to use instead of the chosen one.
         allowed: names of the configurations to choose among; None for all.
+        reverse: whether the last pixels come first; the result is the same.
+        flow: how the launch stands among those around it.
     """
     if out.numel() == 0:
         return
@@ -158,12 +166,15 @@ def launch(
     wide = not fits_32_bits(x, weight, target, shortcut)
     tiles_n = _tiles.cdiv(product.columns, tile.n) * product.copies
     flags = {"HAS_RESIDUAL": residual is not None, "RELU": act == "relu", "WIDE": wide}
+    programs = _tiles.cdiv(pixels, tile.m) * tiles_n * plan.splits
     with on_device(out):
-        traceable(conv_bn_act_kernel, out)[(_tiles.cdiv(pixels, tile.m) * tiles_n * plan.splits,)](
+        traceable(conv_bn_act_kernel, out)[(programs,)](
             x, weight, scale, shift, shortcut, target, partial,
             *sizes(x, weight, out, stride, padding, dilation, groups),
             *shortcut.stride(), *target.stride(),
             **constants(product, plan, weight, padding, groups), **flags,
+            **({"REVERSE": True} if reverse else {}), **flow.options(),
+            **prefetched(flow, programs, _limits.limits(x.device), weight),
         )  # fmt: skip
         if plan.splits > 1:
             rows, columns = MERGE_TILE
@@ -172,7 +183,7 @@ def launch(
                 partial, scale, shift, shortcut, target, pixels, p, q, filters,
                 *shortcut.stride(), *target.stride(),
                 SPLITS=plan.splits, AFFINE=True, BLOCK_M=rows, BLOCK_N=columns,
-                **flags,
+                **flags, **flow.then().options(),
             )  # fmt: skip
         if target is not out:
             out.copy_(target)

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _chain_tiles, _limits, _tiles
+from ._dependent import ALONE, Flow, prefetch, prefetched, wait
 from ._gemm import pixel_of
 from ._launch import fits_32_bits, on_device, precision, readable, traceable, writable
 
@@ -151,6 +152,8 @@ def conv_chain_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr = False,
+    PREFETCH: tl.constexpr = 0,
 ):
     """One tile of pixels: BLOCK_N channels of out at a time, NEXT channels of next.
 
@@ -167,6 +170,15 @@ def conv_chain_kernel(
     k = tl.arange(0, BLOCK_K)
     there = k < inner
     row = image * x_n + p * x_h + q * x_w
+    if PREFETCH:
+        prefetch(weight, channels * weight_k, PREFETCH)
+        if FRONT:
+            prefetch(front_weight, inner * front_k, PREFETCH)
+        if PROJECTED:
+            prefetch(projection_weight, channels * projection_k, PREFETCH)
+        if NEXT:
+            prefetch(next_weight, filters * next_k, PREFETCH)
+    wait(PDL)
     if FRONT:
         sums = front_sums(
             x, front_weight, row, p, q, k, there, below, height, width, x_h, x_w, front_k, front_r,
@@ -264,6 +276,7 @@ def launch(
     *,
     config: _chain_tiles.Config | None = None,
     allowed: frozenset[str] | None = None,
+    flow: Flow = ALONE,
 ) -> None:
     """Writes a block's last convolution and the next block's first into `out` and `following`.
 
@@ -293,6 +306,7 @@ def launch(
         reverse: whether the last pixels come first.
         config: configuration to use instead of the chosen one.
         allowed: names of the configurations to choose among; None for all.
+        flow: how the launch stands among those around it.
 
     Raises:
         LookupError: no configuration takes the call; see `_chain_tiles.choose`.
@@ -310,7 +324,8 @@ def launch(
         scale, shift, projection_scale, projection_shift, next_scale, next_shift, front_scale,
         front_shift,
     )  # fmt: skip
-    _run(found.plan(sizes), sizes, *tensors, vectors, out, following, projection_stride, reverse)
+    plan, options = found.plan(sizes), (projection_stride, reverse, flow)
+    _run(plan, sizes, *tensors, vectors, out, following, *options)
 
 
 Tensors = tuple[Tensor | None, ...]
@@ -326,6 +341,7 @@ def _run(
     following: Tensor,
     projection_stride: int,
     reverse: bool,
+    flow: Flow,
 ) -> None:
     """Launches the kernel; of each group of operands the first stands for those not there."""
     x, shortcut, source = _filled(activations)
@@ -335,6 +351,7 @@ def _run(
     scale, shift, p_scale, p_shift, n_scale, n_shift, f_scale, f_shift = _filled(vectors)
     target, last = writable(out), writable(following)
     grid = (_tiles.cdiv(sizes.pixels, plan["BLOCK_M"]),)
+    limits = _limits.limits(x.device)
     with on_device(out):
         traceable(conv_chain_kernel, out)[grid](
             x, weight, scale, shift, shortcut, source, projection, p_scale, p_shift, after,
@@ -344,6 +361,8 @@ def _run(
             projection.stride(0), after.stride(0), front.stride(0), *front.stride()[2:],
             *_steps(target), *_steps(last),
             REVERSE=reverse, WIDE=not fits_32_bits(x, shortcut, source, target, last), **plan,
+            **flow.options(),
+            **prefetched(flow, grid[0], limits, weight, projection, after, front),
         )  # fmt: skip
         _copied(target, out)
         _copied(last, following)

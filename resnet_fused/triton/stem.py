@@ -24,48 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _limits, _stem_tiles
+from ._dependent import ALONE, Flow, wait
 from ._launch import fits_32_bits, on_device, precision, traceable, writable
+from ._stem_pack import lane_of, layout, pack
 from ._tiles import cdiv
-
-
-@triton.jit
-def lane_of(LANES: tl.constexpr, SHIFT: tl.constexpr, C: tl.constexpr):
-    """Of each element of a filter row's run: its place, its tap and its channel; [LANES] each."""
-    lane = tl.arange(0, LANES)
-    before: tl.constexpr = (SHIFT + C - 1) // C
-    run = lane + (before * C - SHIFT)  # never negative, so that / and % round down
-    return lane, run // C - before, run % C
-
-
-@triton.jit
-def pack_kernel(
-    weight,  # [K, C, R, S], any strides
-    packed,  # [R, LANES, 2 K], contiguous
-    filters,
-    w_k,
-    w_c,
-    w_r,
-    w_s,
-    S: tl.constexpr,
-    C: tl.constexpr,
-    STRIDE: tl.constexpr,
-    LANES: tl.constexpr,
-    SHIFT: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """The filters as the tiles of the image meet them, zero where a tile holds more than a window.
-
-    Column 2 k is output channel k for the even column of the convolution, 2 k + 1 for the odd one.
-    """
-    r = tl.program_id(0)
-    lane, tap, c = lane_of(LANES, SHIFT, C)
-    n = tl.program_id(1) * 2 * CHANNELS + tl.arange(0, 2 * CHANNELS)
-    s = tap[:, None] - (n % 2)[None, :] * STRIDE
-    known = (n < 2 * filters)[None, :]
-    offset = (n // 2 * w_k)[None, :] + (c * w_c + r * w_r)[:, None] + s * w_s
-    values = tl.load(weight + offset, mask=(s >= 0) & (s < S) & known, other=0.0)
-    target = packed + ((r * LANES + lane) * 2 * filters)[:, None] + n[None, :]
-    tl.store(target, values, mask=known & (lane >= 0)[:, None])
 
 
 @triton.jit
@@ -219,6 +181,7 @@ def stem_kernel(
     PRECISION: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """One strip of one image, for some of the channels."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -233,6 +196,7 @@ def stem_kernel(
     # With HALO the first pixel of a strip is there for its odd column alone.
     column = ((strip % strips) * (COLUMNS - HALO) + member - HALO).to(index)
     exists = (2 * column + 1 >= 0) & (2 * column + 1 < conv_width)
+    wait(PDL)  # before the filters too: `pack_kernel` may be the one ahead
     filter_rows = ()
     for r in tl.static_range(R):
         tile = weight_tile(packed, r, first, filters, LANES, CHANNELS)
@@ -287,6 +251,51 @@ def stem_kernel(
             )  # fmt: skip
 
 
+def _sizes(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
+    window: tuple[Sequence[int], ...],
+) -> _stem_tiles.Sizes:  # fmt: skip
+    """The call's sizes.
+
+    Raises:
+        LookupError: the kernel is not made for it.
+    """
+    sizes = _stem_tiles.sizes_of(
+        x.shape, weight, stride, padding, window, precision(weight.dtype), _stem_tiles.is_dense(x)
+    )
+    if isinstance(sizes, str):
+        raise LookupError(sizes)
+    return sizes
+
+
+def prepare(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    input_norm: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    *window: Sequence[int],
+) -> dict[str, Tensor]:
+    """Makes what many calls with the same weight can share: `launch`'s argument `packed`.
+
+    Args:
+        x: as `launch`'s, like all others.
+        weight: see x.
+        scale: see x.
+        shift: see x.
+        input_norm: see x.
+        stride: see x.
+        padding: see x.
+        window: pool_kernel, pool_stride and pool_padding.
+
+    Raises:
+        LookupError: the kernel is not made for this call.
+    """
+    return {"packed": pack(weight, stride, _sizes(x, weight, stride, padding, window))}
+
+
 def launch(
     x: Tensor,
     weight: Tensor,
@@ -302,6 +311,8 @@ def launch(
     *,
     plan: _stem_tiles.Plan | None = None,
     allowed: frozenset[str] | None = None,
+    packed: Tensor | None = None,
+    flow: Flow = ALONE,
 ) -> None:
     """Writes maxpool(relu(scale * conv(v, weight) + shift)) into `out`; v is x or a x + b.
 
@@ -319,46 +330,41 @@ def launch(
         pool_padding: (1, 1).
         plan: configuration to use instead of the chosen one.
         allowed: names of the configurations to choose among; None for all.
+        packed: what `prepare` made of the weight for such a call; None makes it here.
+        flow: how the launch stands among those around it.
 
     Raises:
         LookupError: the kernel is not made for this call, or no configuration is left for it.
     """
     if out.numel() == 0:
         return
-    sizes = _stem_tiles.sizes_of(
-        x.shape, weight, stride, padding, (pool_kernel, pool_stride, pool_padding),
-        precision(weight.dtype), _stem_tiles.is_dense(x),
-    )  # fmt: skip
-    if isinstance(sizes, str):
-        raise LookupError(sizes)
+    sizes = _sizes(x, weight, stride, padding, (pool_kernel, pool_stride, pool_padding))
     found = plan or _stem_tiles.choose(sizes, _limits.limits(out.device), allowed)
     if isinstance(found, str):
         raise LookupError(found)
     tile, rows = found.tile, found.rows
-    filters, channels, r, s = weight.shape
+    filters, _, r, s = weight.shape
     target = writable(out)
     strips, halo = _stem_tiles.strips_of(sizes, tile)
     segments = cdiv(sizes.rows, rows)
     blocks = cdiv(filters, tile.channels)
-    packed = weight.new_empty((r, sizes.lanes, 2 * filters))
+    if packed is None:
+        packed = pack(weight, stride, sizes)
+        flow = flow._replace(follows=False)
     conv = [
         (size + 2 * pad - taps) // step + 1
         for size, pad, taps, step in zip(x.shape[2:], padding, (r, s), stride, strict=True)
     ]
-    shared = {"S": s, "C": channels, "STRIDE": stride[1], "LANES": sizes.lanes,
-              "SHIFT": sizes.shift, "CHANNELS": tile.channels}  # fmt: skip
     with on_device(out):
-        traceable(pack_kernel, out)[(r, blocks)](
-            weight, packed, filters, *weight.stride(), **shared, num_warps=4
-        )
         traceable(stem_kernel, out)[(x.shape[0] * segments * strips * blocks,)](
             x, packed, scale, shift, scale if input_norm is None else input_norm, target,
             x.shape[2], x.shape[3], *conv, *out.shape[2:], filters, strips, segments, rows,
-            *x.stride(), *target.stride(), **shared,
-            R=r, STRIDE_H=stride[0], PADDING_H=padding[0], PADDING=padding[1], DENSE=sizes.dense,
+            *x.stride(), *target.stride(), **layout(weight, stride, sizes),
+            CHANNELS=tile.channels, R=r, STRIDE_H=stride[0], PADDING_H=padding[0],
+            PADDING=padding[1], DENSE=sizes.dense,
             NORM=input_norm is not None, HALO=halo, WIDE=not fits_32_bits(x, target),
             PRECISION=sizes.precision, COLUMNS=tile.columns, num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_stages=tile.stages, **flow.options(),
         )  # fmt: skip
         if target is not out:
             out.copy_(target)
