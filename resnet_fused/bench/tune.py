@@ -26,9 +26,10 @@ from resnet_fused import _platform, _tuned
 from resnet_fused.bench import record, tune_ops
 from resnet_fused.bench.kernels import KINDS
 from resnet_fused.bench.load import LoadMeter
+from resnet_fused.bench.names import name_of
 from resnet_fused.bench.plain import plain
 from resnet_fused.bench.sampler import CudaSampler, DeviceLostError, check_device, first_line
-from resnet_fused.bench.subject import Subject, conv_name, walk
+from resnet_fused.bench.subject import Subject, walk
 from resnet_fused.bench.timing import Sampler, Timings, interleaved
 from resnet_fused.bench.tune_kernels import KERNELS, Kernel, Option, key_of
 from resnet_fused.bench.work import Work, build
@@ -138,12 +139,8 @@ def jobs(
     found: list[Job] = []
     for op in ops:
         groups: dict[str, list[Any]] = {}
-        for layer in layers:
-            case: Any = KINDS[op].names(layer)
-            if case is None:
-                continue
-            name = conv_name(case)
-            groups.setdefault(name, []).append((layer.name, case))
+        for layer, case in KINDS[op].cases(layers):
+            groups.setdefault(name_of(case), []).append((layer, case))
         weighed = []
         for name, members in groups.items():
             names = tuple(member for member, _ in members)

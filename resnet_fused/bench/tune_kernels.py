@@ -167,11 +167,7 @@ def _why_not(subject: Subject, implementation: str) -> str | None:
     known = {entry.name: entry for entry in backends.implementations(subject.op)}
     if implementation not in known:
         return backends.absent(subject.op, implementation)
-    case: Any = subject.case
-    call = backends.Call(
-        subject.op, subject.device, subject.torch_dtype, residual=case.residual, act=case.act
-    )
-    reason = known[implementation].supports(call)
+    reason = known[implementation].supports(subject.call)
     if reason is None and subject.device == "cuda":
         reason = admission.verdict(subject.op, implementation, _platform.current_device()).reason
     return reason
