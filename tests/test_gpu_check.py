@@ -267,7 +267,7 @@ def test_a_configuration_that_fails_is_not_admitted(steps, monkeypatch, tmp_path
 def test_the_time_is_kept(steps, monkeypatch, tmp_path):
     pretend(monkeypatch)
     slow = [pool.Task(f"hangs{number}", f"{steps}:hangs") for number in range(5)]
-    monkeypatch.setattr(plan, "bounds", lambda where: slow)
+    monkeypatch.setattr(plan, "bounds", lambda *where: slow)
     start = time.monotonic()
     arguments = ["--device", "cpu", "--stages", "bounds,network", "--minutes", "0.1"]
     assert gpu_check.main([*arguments, "--output", str(tmp_path)]) == 0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import _tuned, admission, backends
 from ..triton import _limits, _tiles
-from . import _admitted, _results
+from . import _admitted, _results, _tuned_calls
 from ._library import NAMESPACE, define
 
 INTERPRETED = (torch.float32, torch.float16)
@@ -145,7 +145,8 @@ def _launch(op: str, *arguments: Any) -> None:
     if op in WITHOUT_TILES:
         launch(*arguments)
     else:
-        launch(*arguments, allowed=allowed(op, arguments[0].device))
+        names = allowed(op, arguments[0].device)
+        launch(*arguments, **_tuned_calls.options(op, arguments, names))
 
 
 _BODIES = {op: _results.body(op, functools.partial(_launch, op)) for op in _results.FORMS}

@@ -25,7 +25,7 @@ from torch import Tensor
 from .. import backends
 from ..cases import ChainCase
 from ..triton import _limits
-from . import _autocast, _chain_plan, _checks, _entering, _results, _triton
+from . import _autocast, _chain_plan, _checks, _entering, _results, _triton, _tuned_calls
 from ._library import overload
 from .conv_bn_act import _call as call_of_conv
 from .conv_bn_act import _choose as choose_conv
@@ -109,7 +109,7 @@ def choose(arguments: tuple[Any, ...]) -> backends.Choice:
     call = backends.Call("conv_chain", x.device.type, x.dtype, residual=True, index=x.device.index)
     choice = backends.choose(call)
     if choice.implementation.name == "triton":
-        reason = unfit(arguments)
+        reason = _tuned_calls.parts_win(arguments) or unfit(arguments)
         if reason is not None:
             choice = backends.next_choice(call, choice, reason)
     return choice
@@ -139,8 +139,8 @@ class Answer(NamedTuple):
         reason: why no kernel takes it as a whole, or None. The op serves it then by its parts.
         wins: whether a kernel takes it and is predicted to be faster than the parts.
         why: one sentence, with the prediction where there is one.
-        gain: microseconds that it is predicted to save on an H200; of several ways to cut a graph
-            the one that saves most is the best.
+        gain: microseconds that it is predicted to save on an H200, or by what tuning measured; of
+            several ways to cut a graph the one that saves most is the best.
     """
 
     reason: str | None
@@ -171,6 +171,10 @@ def serves(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
     found = _chain_plan.predict(case, dtype, _limits.limits(device), names)
     if isinstance(found, str):
         return Answer(found, False, f"no configuration: {found}")
+    tuned = _tuned_calls.of_chain(case, dtype, device)
+    if tuned is not None:
+        wins = tuned.configuration != _tuned_calls.PARTS
+        return Answer(None, wins, tuned.why, found.measured(tuned.gain if wins else 1.0))
     return Answer(None, found.gain > 0, str(found), found.gain)
 
 
