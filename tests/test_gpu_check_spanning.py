@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -94,6 +96,36 @@ def test_times_go_to_the_configuration_that_took_them():
     layer = task.about["layer"]
     assert [check._entries[key]["timings"] for key in keys] == [{layer: 2.0}, {layer: 5.0}, {}]
     assert "stem " not in layer and gpu_check.speed_line({"ok": True, "us": us, "ratios": {}})
+
+
+def test_what_passed_is_admitted(tmp_path, monkeypatch):
+    """By the same table as every other kernel: tools/admit.py knows none by name."""
+    spec = importlib.util.spec_from_file_location("admit", ROOT / "tools" / "admit.py")
+    admit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(admit)
+    known = {k.op: k for k in admission.kernels() if k.implementation == "triton" and k.op in KINDS}
+    assert known.keys() == KINDS.keys()
+    entries = [
+        {
+            "op": op, "implementation": "triton", "configuration": name, "arch": "cpu",
+            "ok": name != CHAIN, "hash": admission.source_hash(kernel), "timings": {"a@1": 2.0},
+        }
+        for op, kernel in known.items()
+        for name in kernel.list_configurations()
+    ]  # fmt: skip
+    old = {**entries[0], "configuration": "old", "hash": "0" * 64}
+    file, shipped = tmp_path / "gpu-check.json", tmp_path / "admitted.json"
+    file.write_text(json.dumps({"admission": [*entries, old]}))
+    assert admit.main([str(file), "--output", str(shipped)]) in (0, None)
+    monkeypatch.setattr(admission, "SHIPPED", shipped)
+    admission.forget()
+    try:
+        for op, kernel in known.items():
+            found = admission.verdict(op, "triton", "cpu")
+            assert found.source == "shipped" and found.reason is None
+            assert found.configurations == frozenset(kernel.list_configurations()) - {CHAIN}
+    finally:
+        admission.forget()
 
 
 def test_one_configuration_alone_may_be_chosen(monkeypatch):

@@ -95,6 +95,7 @@ def timings(rates: Mapping[str, Any], kernels: Kernels, device: str) -> list[Tas
     from gpu.speed import BATCHES
 
     ceilings = {"flops": rates["flops"], "bandwidth": rates["bandwidth"]}
+    batches = BATCHES if device != "cpu" else BATCHES[-1:]
     chosen: dict[str, dict[str, list[str]]] = {}
     for kernel in ours(kernels):
         names = list(kernel["configurations"])
@@ -106,12 +107,12 @@ def timings(rates: Mapping[str, Any], kernels: Kernels, device: str) -> list[Tas
                 "op": op, "name": name, "batch": batch, "rates": ceilings,
                 # Each configuration by itself at the largest batch alone.
                 "kernels": {
-                    one: names if batch == BATCHES[0] else [] for one, names in kinds.items()
+                    one: names if batch == batches[0] else [] for one, names in kinds.items()
                 },
             },
             120, about={"layer": f"{name}@{batch}", "op": op},
         )
-        for batch in BATCHES
+        for batch in batches
         for op, kinds in chosen.items()
         for name in spanning.layers(op, device)[: HEAVIEST[op]]
     ]  # fmt: skip
