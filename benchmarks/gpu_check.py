@@ -32,7 +32,7 @@ for _entry in (str(ROOT), str(FOLDER)):
     if _entry not in sys.path:
         sys.path.insert(0, _entry)
 
-from gpu import environment, extension, plan, sanitizer  # noqa: E402
+from gpu import environment, extension, plan, plan_spanning, sanitizer  # noqa: E402
 from gpu.pool import Pool, PoolError, Task  # noqa: E402
 from gpu.record import Clock, Record  # noqa: E402
 from gpu.worker import EXTENSION  # noqa: E402
@@ -236,7 +236,7 @@ class Check:
                 worst[key] = max(worst.get(key, 0.0), one["truncate"])
             self.record.step(task.name, one)
 
-        self._stage("bounds", self.tasks(plan.bounds(self.device)), until, report)
+        self._stage("bounds", self.tasks(plan.bounds(self.device, self.kernels)), until, report)
         self.record.content["worst_error_over_bound"] = worst
         text = ", ".join(f"{key} {value:.3f}" for key, value in sorted(worst.items()))
         say(f"   worst error/bound: {text or 'nothing judged'}")
@@ -270,7 +270,9 @@ class Check:
             self.record.end("the ceilings were not measured")
             return
         predictions = read_predictions(self.options.predictions)
-        timed = self.tasks(plan.timings(self.rates, predictions, self._cuda_configurations()))
+        every = plan.timings(self.rates, predictions, self._cuda_configurations())
+        every[10:10] = plan_spanning.timings(self.rates, self.kernels, self.device)
+        timed = self.tasks(every)
         layers = {task.about.get("layer") for task in timed}
         tuned = any("tuning" in task.name for task in timed)
         warm = [
@@ -330,9 +332,10 @@ class Check:
 
     def _note_timings(self, task: Task, one: Mapping[str, Any]) -> None:
         """Enters microseconds into the configurations' entries."""
+        op = task.about.get("op", "conv_bn_act")
         for variant, found in (one.get("us") or {}).items() if "layer" in task.about else ():
             kind, name = plan.kernel_and_configuration(variant, one)
-            entry = self._entries.get(("conv_bn_act", kind, name))
+            entry = self._entries.get((op, kind, name))
             if entry is not None and one.get("ok"):
                 entry["timings"][task.about["layer"]] = round(found["us"], 2)
 

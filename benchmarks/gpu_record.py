@@ -39,7 +39,7 @@ for _entry in (str(ROOT), str(FOLDER)):
         sys.path.insert(0, _entry)
 
 import gpu_check  # noqa: E402
-from gpu import command, driver, environment, extension, parts, sanitizer  # noqa: E402
+from gpu import command, driver, environment, extension, parts, recorded, sanitizer  # noqa: E402
 from gpu.record import Clock, Record, one_line, write_atomically  # noqa: E402
 from gpu.worker import EXTENSION  # noqa: E402
 
@@ -83,6 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sanitizer", help="the compute-sanitizer to run")
     parser.add_argument("--conformance", help="a program in the place of tools/conformance.py")
     parser.add_argument("--results", type=Path, help="where GPU/DATE-COMMIT.json goes")
+    parser.add_argument("--peers", type=recorded.peer_names, default=(), help="that prepare long")
     parser.add_argument("--commit", help="where there is no .git")
     chosen = parser.parse_args(arguments)
     if chosen.driver is not None and driver.find(chosen.driver) is None:
@@ -323,7 +324,7 @@ class Recording(gpu_check.Check):
             part.unlink(missing_ok=True)
             words = self._order(
                 limit - LEAST_S / 2, part, "bench",
-                skip=one.done, keys=str(keys), command=one._command,
+                skip=one.done, keys=str(keys), command=one._command, peers=self.options.peers,
             )  # fmt: skip
             log = self.logs / f"bench-{restarts}.log"
             ran = command.run(words, limit, log, self._environment("bench"))

@@ -77,7 +77,8 @@ def key(
         dtype: of the activations.
         x: shape of the input or its gradient, [N, C, H, W].
         weight: shape of the weights or their gradient, [K, C/groups, R, S].
-        geometry: stride, padding, dilation, groups.
+        geometry: stride, padding, dilation, groups; `ops._tuned_calls` says what else stands
+            there for ops that are no convolution.
         third: whether there is a residual (conv_bn_act), a BatchNorm below (conv_bn_stats), or the
             result or raw output y (the gradients' ops).
     """

@@ -36,7 +36,7 @@ from resnet_fused.bench.subject import Subject
 from resnet_fused.bench.work import Work
 
 NAMES = [
-    "eager_nchw", "eager", "fused", "frozen", "triton", "cuda", "onednn", "inductor",
+    "eager_nchw", "eager", "fused", "frozen", "triton", "cuda", "parts", "onednn", "inductor",
     "inductor_max_autotune", "inductor_freezing", "cudnn", "cudnn_graph", "timm", "onnxruntime",
     "openvino", "tensorrt", "apex",
 ]  # fmt: skip

@@ -389,12 +389,15 @@ def test_subjects_come_the_most_telling_first_and_once() -> None:
     first = {(one.level, one.op, one.batch): place for place, one in reversed([*enumerate(found)])}
     order = [
         ("kernel", "conv_bn_act", 256), ("model", "inference", 256), ("model", "inference", 1),
-        ("kernel", "conv_bn_act", 32), ("kernel", "conv_bn_act", 1), ("block", "inference", 256),
+        ("kernel", "stem", 256), ("kernel", "conv_chain", 256), ("kernel", "conv_bn_act", 32),
+        ("kernel", "conv_bn_act", 1), ("block", "inference", 256),
         ("model", "training_frozen", 256), ("model", "training", 256),
         ("kernel", "conv_dgrad", 256), ("kernel", "bn_act", 256),
     ]  # fmt: skip
     assert [first[one] for one in order] == sorted(first[one] for one in order)
     assert all(one.dtype == "bfloat16" and one.device == "cuda" for one in found)
+    for op in ("stem", "head", "conv_chain"):
+        assert {one.batch for one in found if one.op == op} == {256, 32, 1}
 
 
 def test_peers_that_compile_join_whole_networks_alone() -> None:
@@ -458,8 +461,9 @@ def test_every_step_runs_without_a_gpu(tmp_path: Path) -> None:
     assert all(stage["steps"] for stage in content["stages"].values())
     assert [one["configuration"] for one in content["admission"]] == ["4096_4w"]
     written = bench_record.read(tmp_path / "out" / "bench.json")
-    assert written["complete"] and len(written["rows"]) == 4
+    assert written["complete"] and len(written["rows"]) == 5
     assert "eager" in written["rows"][0]["variants"]
+    assert "median_s" in written["rows"][-1]["variants"]["frozen"]
     tuned = json.loads((tmp_path / "out" / "tune.json").read_text())
     assert tuned["layers"][0]["tried"] == 2 and tuned["complete"]
     inside = members(tmp_path / "out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,16 @@ class Parts:
         }  # fmt: skip
 
 
-def wrong_of_ours(row: Mapping[str, Any], ours: Sequence[str] = ("fused", "triton", "cuda")) -> str:
+def wrong_of_ours(row: Mapping[str, Any]) -> str:
     """Which variants of ours a row says are wrong, or have crashed; "" for none."""
+    from resnet_fused.bench.compare import OURS
+
     wrong = {name: one["wrong"] for name, one in row["variants"].items() if "wrong" in one}
     crashed = {name: row["omitted"][name] for name in row.get("crashed", ())}
     return "; ".join(
         f"{name}: {why}"
         for name, why in {**wrong, **crashed}.items()
-        if name.removesuffix("_again") in ours
+        if name.removesuffix("_again") in OURS
     )
 
 
@@ -101,8 +103,8 @@ def line(row: Mapping[str, Any]) -> str:
         if "median_s" in variant and name != "fused_again"
     )
     gains = [
-        f"fused {one['median']:.2f}x over eager ({one['low']:.2f} .. {one['high']:.2f})"
+        f"{one['variant']} {one['median']:.2f}x over eager ({one['low']:.2f} .. {one['high']:.2f})"
         for one in row["ratios"]
-        if (one["baseline"], one["variant"]) == ("eager", "fused")
+        if one["baseline"] == "eager" and one["variant"] in ("fused", "frozen")
     ]
     return "; ".join([*gains, times])

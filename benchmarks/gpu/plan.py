@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gpu import plan_spanning
 from gpu.pool import Task
 
 SHARES = {
@@ -48,8 +49,13 @@ def exact(kernels: Sequence[Mapping[str, Any]]) -> list[Task]:
     return [one[index] for index in range(longest) for one in lists if index < len(one)]
 
 
-def bounds(device: str) -> list[Task]:
-    """Random data against float64, and what a result may not depend on."""
+def bounds(device: str, kernels: Sequence[Mapping[str, Any]] = ()) -> list[Task]:
+    """Random data against float64, and what a result may not depend on.
+
+    Args:
+        device: where.
+        kernels: those that can run here; see `environment.kernels`.
+    """
     from gpu import behaviour
     from gpu.bounds import DTYPES, LAYOUTS, PLACES, SPECIAL_CASES
     from gpu.operands import modes
@@ -60,6 +66,7 @@ def bounds(device: str) -> list[Task]:
     first = [
         Task("network forward", "gpu.network:forward", seconds=150),
         Task("network gradients", "gpu.network:backward", seconds=150),
+        *plan_spanning.first(device, kernels),
         *(
             Task(f"large {op}", "gpu.behaviour:large", {"op": op}, 90)
             for op in ("conv_bn_act", "bn_act", "conv_dgrad", "conv_wgrad")
@@ -104,7 +111,8 @@ def bounds(device: str) -> list[Task]:
         for case in ("3x3_residual", "3x3_groups4", "odd_channels")
     ]
     rest = [task for mode in known[1:] for task in small[mode]]
-    return [*first, *layers, *small[main], *cuda, *layouts, *special, *rest]
+    spanning = plan_spanning.rest(device, kernels, known)
+    return [*first, *layers, *spanning, *small[main], *cuda, *layouts, *special, *rest]
 
 
 def training(device: str) -> list[Task]:
@@ -240,14 +248,14 @@ def kernel_and_configuration(variant: str, one: Mapping[str, Any]) -> tuple[str,
     """Whose time a variant is: the implementation, and the name of its configuration.
 
     Args:
-        variant: "ours", the name of a tile, "cuda", or "cuda NAME".
-        one: what `time_layer` found.
+        variant: "ours", the name of a tile, "cuda", or "cuda NAME" and the like.
+        one: what `time_layer` or `spanning.time` found.
     """
-    kind, _, name = variant.rpartition(" ")
+    kind, _, name = variant.partition(" ")
+    if name:
+        return kind, name
     if variant == "cuda":
-        return "cuda", one["cuda_configuration"]
-    if kind == "cuda":
-        return "cuda", name
+        return "cuda", one.get("cuda_configuration", "")
     return "triton", one["configuration"] if variant == "ours" else variant
 
 
@@ -300,9 +308,9 @@ def timings(
 
 
 def network(device: str) -> list[Task]:
-    """The whole network in inference, then the training step, then torch.compile."""
+    """The engine and the whole network in inference, the training step, torch.compile."""
     batches = (256, 32, 1) if device != "cpu" else (2, 1)
-    found = [
+    found = plan_spanning.engines(device) + [
         Task(
             f"inference@{batch}{' graph' * graphs}", "gpu.network:inference",
             {"batch": batch, "graphs": graphs}, 120,

@@ -5,6 +5,7 @@ tune and bench let "auto" take what the stage `exact` of the same run has admitt
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
@@ -17,7 +18,11 @@ BATCHES = (256, 32, 1)
 HEAVIEST = 6  # kernels at the first batch; half of them at the others
 ENDING_S = 3.0  # kept for writing
 ROW_S = 75.0  # for one row of the benchmark, preparing included: half of it for a compiler
-TINY = ("3x3_8_8_at6", "1x1_8_16_at6_add")
+LONG_ROW_S = 300.0  # where the user asks for peers that prepare long
+LONG = ("inductor", "tensorrt")
+SPANNING = {"stem": 1, "head": 1, "conv_chain": 4}
+"""How many calls are timed of the ops that stand for several layers."""
+TINY, TINY_CHAIN = ("3x3_8_8_at6", "1x1_8_16_at6_add"), "8_16_8_at6"
 
 
 def probe(device: str) -> dict[str, Any]:
@@ -63,13 +68,14 @@ def subjects(device: str) -> list[Any]:
 
     if device == "cpu":
         small = [Subject("kernel", "conv_bn_act", name, 2, "float32", device) for name in TINY]
+        small.append(Subject("kernel", "conv_chain", TINY_CHAIN, 2, "float32", device))
         block = Subject("block", "inference", "resnet18.layer1.0", 1, "float32", device, size=32)
         model = Subject("model", "inference", "resnet18", 1, "float32", device, size=32)
         return [*small, block, model]
     make = functools.partial(Subject, dtype="bfloat16", device=device)
     ranked = {
         op: sorted(shares, key=lambda name, shares=shares: -shares[name])
-        for op in ("conv_bn_act", "conv_dgrad", "conv_wgrad", "bn_act")
+        for op in ("conv_bn_act", *SPANNING, "conv_dgrad", "conv_wgrad", "bn_act")
         for shares in [kernel_names(op, "resnet50")]
     }
 
@@ -84,13 +90,17 @@ def subjects(device: str) -> list[Any]:
     found = [
         *kernels("conv_bn_act", first, forward[:HEAVIEST]),
         *models("inference", *BATCHES),
+        *(one for op, most in SPANNING.items() for one in kernels(op, first, ranked[op][:most])),
         *(one for batch in BATCHES[1:]
           for one in kernels("conv_bn_act", batch, forward[: HEAVIEST // 2])),
+        *(one for batch in reversed(BATCHES[1:]) for op, most in SPANNING.items()
+          for one in kernels(op, batch, ranked[op][:most])),
         *(make("block", "inference", name, first) for name in blocks[:2]),
         *models("training_frozen", first), *models("training", first),
         *(one for op in ("conv_dgrad", "conv_wgrad", "bn_act")
           for one in kernels(op, first, ranked[op][: HEAVIEST // 2])),
         *(make("block", "training_frozen", name, first) for name in blocks[:2]),
+        *(one for op in SPANNING for one in kernels(op, first, ranked[op])),
         *(one for batch in BATCHES for one in kernels("conv_bn_act", batch, forward)),
         *(make("block", "inference", name, first) for name in blocks),
     ]  # fmt: skip
@@ -98,31 +108,61 @@ def subjects(device: str) -> list[Any]:
 
 
 class ForModels:
-    """A peer that prepares long: it joins where the whole network is timed, at one batch."""
+    """A peer that prepares long: it joins where the whole network is timed.
 
-    def __init__(self, peer: Any) -> None:
-        self._peer = peer
+    Args:
+        peer: the peer.
+        batches: at which it joins.
+    """
+
+    def __init__(self, peer: Any, batches: Sequence[int] = (BATCHES[0], BATCHES[-1])) -> None:
+        self._peer, self._batches = peer, tuple(batches)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._peer, name)
 
     def why_not(self, subject: Any) -> str | None:
-        """What the peer says; left out but for the network's inference at the first batch."""
-        place = (subject.level, subject.op, subject.batch)
-        if place != ("model", "inference", BATCHES[0]):
+        """What the peer says; left out but for the network's inference at its batches."""
+        place = (subject.level, subject.op)
+        if place != ("model", "inference") or subject.batch not in self._batches:
             return "it prepares too long for this record: the network in inference alone"
         return self._peer.why_not(subject)
 
 
-def peers(device: str) -> list[Any]:
-    """Who is timed: those that join quickly everywhere, Inductor and others on whole networks."""
+def peers(device: str, asked: Sequence[str] = ()) -> list[Any]:
+    """Who is timed: those that join quickly everywhere, Inductor and others on whole networks.
+
+    Args:
+        device: "cuda" or "cpu".
+        asked: names of more that prepare long; they join at every batch, and so do Inductor and
+            TensorRT if they are named.
+    """
     from resnet_fused.bench.peers import PEERS
 
     if device == "cpu":
-        return [PEERS["eager"], PEERS["fused"]]
-    long = ("inductor", "tensorrt")
-    quick = [peer for peer in PEERS.values() if not peer.isolated and peer.name not in long]
-    return [*quick, *(ForModels(PEERS[name]) for name in long if name in PEERS)]
+        return [PEERS["eager"], PEERS["fused"], PEERS["frozen"]]
+    names = dict.fromkeys([*asked, *LONG])
+    quick = [peer for peer in PEERS.values() if not peer.isolated and peer.name not in names]
+    long = [
+        ForModels(PEERS[name], *([BATCHES] if name in asked else []))
+        for name in names
+        if name in PEERS
+    ]
+    return [*quick, *long]
+
+
+def peer_names(text: str) -> tuple[str, ...]:
+    """Names of peers, as the command line gives them.
+
+    Raises:
+        ArgumentTypeError: a name of none.
+    """
+    from resnet_fused.bench.peers import PEERS
+
+    names = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not names or set(names) - set(PEERS):
+        raise argparse.ArgumentTypeError(f"got {text!r}; accepted are {', '.join(PEERS)}")
+    return names
 
 
 def bench(order: dict[str, Any]) -> None:
@@ -131,23 +171,36 @@ def bench(order: dict[str, Any]) -> None:
     from resnet_fused.bench import runner
 
     device, output = order["device"], Path(order["output"])
-    chosen = subjects(device)
+    chosen, asked = subjects(device), order.get("peers", ())
+    if asked:  # where those join comes first
+        chosen.sort(key=lambda one: (one.level, one.op) != ("model", "inference"))
     keys = Path(order["keys"])
     write_atomically(keys, {"keys": [subject.key for subject in chosen]})
     seconds = max(1.0, order["seconds"] - ENDING_S)
     tiny = device == "cpu"
     settings = runner.Settings(
         rounds=6 if tiny else 9, warmup=1, min_sample_s=1e-3 if tiny else None,
-        total_s=seconds, subject_s=min(ROW_S, seconds), details=not tiny,
+        total_s=seconds, subject_s=min(LONG_ROW_S if asked else ROW_S, seconds), details=not tiny,
     )  # fmt: skip
     left = chosen[order["skip"] :]
     if left:
         found = runner.bench(
-            left, peers(device), settings, command=order["command"],
+            left, peers(device, asked), settings, command=order["command"],
             report=lambda found: write_atomically(output, found),
             progress=lambda done, of, what: print(f"{done} of {of}: {what}", flush=True),
         )  # fmt: skip
         write_atomically(output, found)  # why it was stopped stands in this one alone
+
+
+def in_turns(jobs: Sequence[Any]) -> list[Any]:
+    """The heaviest of each op, then the second of each: what is reached holds some of all."""
+    places: dict[str, int] = {}
+    ranked = []
+    for job in jobs:
+        op = job.subject.op
+        places[op] = places.get(op, -1) + 1
+        ranked.append((places[op], job))
+    return [job for _, job in sorted(ranked, key=lambda one: one[0])]
 
 
 def tune(order: dict[str, Any]) -> None:
@@ -167,8 +220,10 @@ def tune(order: dict[str, Any]) -> None:
         "progress": lambda done, of, what: print(f"{done} of {of}: {what}", flush=True),
     }
     if order["device"] != "cpu":
-        todo = tuning.jobs(
-            models.get_model("resnet50"), "cuda", batches=BATCHES[:1], dtypes=["bfloat16"]
+        todo = in_turns(
+            tuning.jobs(
+                models.get_model("resnet50"), "cuda", batches=BATCHES[:1], dtypes=["bfloat16"]
+            )
         )
         tuning.tune(todo, tuning.Settings(rounds=9, most=6, total_s=seconds), **more)
         return

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_fused import numerics, ops
-from resnet_fused.bench.kinds import Function, Kind, Result, weight, widest
+from resnet_fused.bench.kinds import Function, Kind, Result, each, weight, widest
 from resnet_fused.cases import BnActCase, ConvCase
 from resnet_fused.roofline import Cost, bn_act_cost, conv_cost, conv_dgrad_cost, conv_wgrad_cost
 
@@ -218,7 +218,7 @@ def _gradient_passes(case: ConvCase, dtype: torch.dtype, cost: Any) -> tuple[Cos
 KINDS: dict[str, Kind] = {
     "conv_bn_act": Kind(
         ConvCase,
-        _forward_case,
+        each(_forward_case),
         _make_forward,
         lambda case: lambda o: ops.conv_bn_act(
             o.x, o.weight, o.scale, o.shift, o.residual, act=case.act, **case.geometry
@@ -231,7 +231,7 @@ KINDS: dict[str, Kind] = {
     ),
     "conv_dgrad": Kind(
         ConvCase,
-        _input_case,
+        each(_input_case),
         lambda make, case: _make_gradient(make, case, True),
         lambda case: lambda o: ops.conv_dgrad(
             o.dy, o.weight, o.scale, o.y, input_size=(o.dy.shape[0], *case.input_shape[1:]),
@@ -244,7 +244,7 @@ KINDS: dict[str, Kind] = {
     ),
     "conv_wgrad": Kind(
         ConvCase,
-        _weight_case,
+        each(_weight_case),
         lambda make, case: _make_gradient(make, case, False),
         lambda case: lambda o: ops.conv_wgrad(
             o.dy, o.x, o.weight, o.scale, o.y, **case.geometry
@@ -262,7 +262,7 @@ KINDS: dict[str, Kind] = {
     ),
     "bn_act": Kind(
         BnActCase,
-        _bn_case,
+        each(_bn_case),
         _make_bn,
         lambda case: lambda o: ops.bn_act(o.x, o.scale, o.shift, o.residual, act=case.act),
         _eager_alone,

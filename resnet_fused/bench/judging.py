@@ -282,9 +282,9 @@ def _kernel_parts(work: Work) -> dict[str, Part]:
     eager = kind.named(kind.eager(work.case, given)(given))
     assert eager is not None
     own = [result for result in kind.results if result.bound is not None]
-    return {
+    return {  # a case may lack the later ones: a chain's next
         name: _kernel_part(work, result, t)
-        for result, (name, t) in zip(own, eager.items(), strict=True)
+        for result, (name, t) in zip(own, eager.items(), strict=False)
     }
 
 
@@ -296,7 +296,7 @@ def _kernel_part(work: Work, result: Result, eager: Tensor) -> Part:
         for name, along in result.filters.items():
             few[name] = _few(few[name], None if axis is None else along, picked)
     else:
-        images = {name: t for name, t in few.items() if name != "weight" and _is_image(t)}
+        images = {n: t for n, t in few.items() if not n.endswith("weight") and _is_image(t)}
         axis, picked = _images(len(next(iter(images.values()))))
         few |= {name: _few(t, axis, picked) for name, t in images.items()}
     chosen = dataclasses.replace(given, **few)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from resnet_fused.bench import fixed_kernels, training_kernels
+from resnet_fused.bench import fixed_kernels, spanning_kernels, training_kernels
 from resnet_fused.bench.kinds import Kind
 
-KINDS: dict[str, Kind] = {**fixed_kernels.KINDS, **training_kernels.KINDS}
+KINDS: dict[str, Kind] = {
+    **fixed_kernels.KINDS,
+    **spanning_kernels.KINDS,
+    **training_kernels.KINDS,
+}
 """Op -> what the benchmark asks of it."""

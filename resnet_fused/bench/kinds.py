@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from resnet_fused.cases import BnActCase, ConvCase
+from resnet_fused.bench.names import Case
+from resnet_fused.cases import ConvCase
 from resnet_fused.roofline import Cost, bn_act_cost
 
 if TYPE_CHECKING:
     from resnet_fused.bench.subject import Layer
 
-Case = ConvCase | BnActCase
 Function = Callable[[Any], Any]
 AT_ONCE = 1 << 26  # elements of a tensor that are taken to float64 together
 
@@ -46,8 +46,8 @@ class Kind:
     """What the benchmark asks of an op.
 
     Attributes:
-        form: of its cases.
-        names: a network's layer -> the op's case there, or None.
+        form: type of its cases.
+        cases: a network's layers in order -> (name of the layer, the op's case there); see `each`.
         make: (maker of tensors, case) -> operands.
         ours: case -> function of operands: `rf.ops`, all results, a tuple if they are several.
         eager: (case, operands of one set) -> function of operands: PyTorch's calls, the results
@@ -55,11 +55,13 @@ class Kind:
         results: those with a `bound` first.
         cost: (case, dtype) -> the least work.
         passes: (case, dtype) -> eager's, call by call.
-        inference: whether it is an op of inference, which peers of inference know.
+        inference: whether it is a layer in inference, which other libraries have too.
+        arguments: case -> function of operands: what the op's overloads take, in the schema's
+            order; of ops that can be put together of others ("parts").
     """
 
-    form: type[ConvCase] | type[BnActCase]
-    names: Callable[[Layer], Case | None]
+    form: type
+    cases: Callable[[Sequence[Layer]], list[tuple[str, Case]]]
     make: Callable[[Any, Any], Any]
     ours: Callable[[Any], Function]
     eager: Callable[[Any, Any], Function]
@@ -67,6 +69,14 @@ class Kind:
     cost: Callable[[Any, torch.dtype], Cost]
     passes: Callable[[Any, torch.dtype], tuple[Cost, ...]]
     inference: bool = False
+    arguments: Callable[[Any], Function] | None = None
+
+    def whole(self, out: Any) -> Any:
+        """An overload's results without those that are not there, which it returns empty."""
+        if not isinstance(out, tuple):
+            return out
+        there = tuple(t for t in out if t.shape[1])
+        return there if len(there) > 1 else there[0]
 
     def named(self, out: Any) -> dict[str, Tensor] | None:
         """A call's results by name, the first as ""; None if it is none of them.
@@ -79,6 +89,20 @@ class Kind:
             return None
         names = ("", *(result.name for result in self.results[1:]))
         return dict(zip(names, tensors, strict=False))
+
+
+def each(of: Callable[[Layer], Any]) -> Callable[[Sequence[Layer]], list[tuple[str, Case]]]:
+    """The `cases` of an op that has one at a layer, or none.
+
+    Args:
+        of: layer -> its case, or None.
+    """
+
+    def cases(layers: Sequence[Layer]) -> list[tuple[str, Case]]:
+        found = ((layer.name, of(layer)) for layer in layers)
+        return [(name, case) for name, case in found if case is not None]
+
+    return cases
 
 
 def tensor_pass(shape: tuple[int, ...], dtype: torch.dtype, tensors: int) -> Cost:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from resnet_fused.bench.peers import Peer
 
 BASELINE, OURS, AGAIN = "eager", "fused", "fused_again"
+ENGINE = "frozen"
 # What eager's own passes move; everybody else is measured by what a fused one moves.
 UNFUSED = ("eager", "eager_nchw", "timm")
 BARE, NEAR_BARE = "onednn", 0.95  # fused is to be within 5% of the bare calls
@@ -348,6 +349,7 @@ def _conclude(row: Row, timings: Timings, running: _Run, settings: Settings) -> 
     names = list(timings.seconds)
     pairs = [(BASELINE, name) for name in names if name not in (BASELINE, AGAIN)]
     pairs += [(name, OURS) for name in names if name not in (BASELINE, OURS)]
+    pairs += [(name, ENGINE) for name in names if name not in (BASELINE, OURS, AGAIN, ENGINE)]
     row.ratios = [
         timings.ratio(base, name).to_dict()
         for base, name in pairs

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_fused import models
+from resnet_fused import backends, models
 from resnet_fused.bench import networks
 from resnet_fused.bench.kernels import KINDS
-from resnet_fused.cases import BnActCase, ConvCase
+from resnet_fused.bench.names import Case, case_of, conv_name, name_of
+from resnet_fused.bench.names import bn_case as bn_case
+from resnet_fused.bench.names import bn_name as bn_name
+from resnet_fused.bench.names import conv_case as conv_case
+from resnet_fused.cases import ChainCase, ConvCase
 from resnet_fused.convert import unfuse
-from resnet_fused.roofline import ModelCost, conv_cost, model_cost
+from resnet_fused.roofline import LayerCost, ModelCost, conv_cost, model_cost
 
 LEVELS = ("kernel", "block", "model")
 KERNEL_OPS = tuple(KINDS)
@@ -35,12 +40,6 @@ NETWORKS = tuple(name for name in models.list_models() if re.fullmatch(r"resnet\
 STEM = "stem"
 WEIGHED_AT = 32  # images, when layers are put in order; at 1 the weights' traffic would decide
 USUAL = 200.0, 1.0  # a machine with a ridge of 200 FLOPs a byte, of which seconds are in proportion
-
-_CONV_NAME = re.compile(
-    r"(?P<r>\d+)x(?P<s>\d+)(?:s(?P<stride>\d+))?(?:d(?P<dilation>\d+))?(?:g(?P<groups>\d+))?"
-    r"_(?P<c>\d+)_(?P<k>\d+)_at(?P<h>\d+)(?:x(?P<w>\d+))?(?P<add>_add)?(?P<noact>_noact)?"
-)
-_BN_NAME = re.compile(r"(?P<c>\d+)_at(?P<h>\d+)(?:x(?P<w>\d+))?(?P<add>_add)?(?P<noact>_noact)?")
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,21 @@ class Subject:
         return self.op in MODEL_OPS[1:]
 
     @property
-    def case(self) -> ConvCase | BnActCase | None:
+    def case(self) -> Case | None:
         """The case of a kernel; None for blocks and models."""
         if self.level != "kernel":
             return None
-        make = bn_case if KINDS[self.op].form is BnActCase else conv_case
-        return make(self.name, self.batch)
+        return case_of(KINDS[self.op].form, self.name, self.batch)
+
+    @property
+    def call(self) -> backends.Call:
+        """What a kernel's implementations are asked to serve."""
+        case: Any = self.case
+        return backends.Call(
+            self.op, self.device, self.torch_dtype, act=getattr(case, "act", "relu"),
+            # A chain has a shortcut, whichever.
+            residual=getattr(case, "residual", isinstance(case, ChainCase)),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""
@@ -133,72 +141,6 @@ class Subject:
             raise ValueError(f"subject lacks a field: {error}") from error
 
 
-def conv_name(case: ConvCase) -> str:
-    """A name from which `conv_case` makes the convolution again, whatever its batch.
-
-    Raises:
-        ValueError: for a convolution that is not one of a ResNet: other padding than half of the
-            filter, unequal strides or dilations.
-    """
-    stride, dilation = case.stride[0], case.dilation[0]
-    wide = f"{case.h}" if case.h == case.w else f"{case.h}x{case.w}"
-    name = (
-        f"{case.r}x{case.s}{f's{stride}' if stride > 1 else ''}"
-        f"{f'd{dilation}' if dilation > 1 else ''}{f'g{case.groups}' if case.groups > 1 else ''}"
-        f"_{case.c}_{case.k}_at{wide}{_ending(case)}"
-    )
-    again = dataclasses.replace(conv_case(name, case.n), name=case.name, tags=case.tags)
-    if dataclasses.replace(again, count=case.count) != case:
-        raise ValueError(f"case {case.name} is no convolution of a ResNet: {case.geometry}")
-    return name
-
-
-def conv_case(name: str, batch: int) -> ConvCase:
-    """The convolution that a name of `conv_name` stands for, at a batch size.
-
-    Raises:
-        ValueError: for another name.
-    """
-    found = _CONV_NAME.fullmatch(name)
-    if found is None:
-        raise ValueError(
-            f"name is {name!r}; accepted is a convolution such as 3x3s2_128_128_at56 or "
-            "1x1_64_256_at56_add"
-        )
-    c, k, h, r, s = (int(found[field]) for field in ("c", "k", "h", "r", "s"))
-    stride, dilation, groups = (
-        int(found[field] or 1) for field in ("stride", "dilation", "groups")
-    )
-    return ConvCase(
-        name, batch, c, h, int(found["w"] or h), k, r, s, (stride,) * 2,
-        (dilation * (r // 2), dilation * (s // 2)), (dilation,) * 2, groups,
-        residual=found["add"] is not None, act="none" if found["noact"] else "relu",
-    )  # fmt: skip
-
-
-def bn_name(case: BnActCase) -> str:
-    """A name from which `bn_case` makes the case again, whatever its batch."""
-    return f"{case.c}_at{case.h}{'' if case.h == case.w else f'x{case.w}'}{_ending(case)}"
-
-
-def bn_case(name: str, batch: int) -> BnActCase:
-    """The BatchNorm (with add and ReLU) that a name of `bn_name` stands for.
-
-    Raises:
-        ValueError: for another name.
-    """
-    found = _BN_NAME.fullmatch(name)
-    if found is None:
-        raise ValueError(f"name is {name!r}; accepted is a tensor such as 256_at56_add")
-    c, h = int(found["c"]), int(found["h"])
-    act = "none" if found["noact"] else "relu"
-    return BnActCase(name, batch, c, h, int(found["w"] or h), found["add"] is not None, act)
-
-
-def _ending(case: ConvCase | BnActCase) -> str:
-    return ("_add" if case.residual else "") + ("_noact" if case.act == "none" else "")
-
-
 @dataclass(frozen=True)
 class Layer:
     """A convolution of a network.
@@ -207,11 +149,13 @@ class Layer:
         name: the module's, "layer1.0.conv1".
         case: what it and the BatchNorm, add and ReLU behind it compute, at batch 1.
         first: whether it reads the images, whose gradient nobody needs.
+        behind: what runs between it and the next convolution.
     """
 
     name: str
     case: ConvCase
     first: bool
+    behind: tuple[LayerCost, ...] = ()
 
 
 def plain_network(name: str) -> nn.Module:
@@ -284,7 +228,9 @@ def _layers_of(
             conv.groups, residual, act,
         )  # fmt: skip
         case = dataclasses.replace(case, name=conv_name(case))
-        found.append(Layer(row.name, case, not found and c == cost.input_shape[1]))
+        behind = itertools.takewhile(lambda later: later.kind != "conv", cost.layers[index + 1 :])
+        first = not found and c == cost.input_shape[1]
+        found.append(Layer(row.name, case, first, tuple(behind)))
     return found
 
 
@@ -370,12 +316,9 @@ def kernel_names(op: str, model: str, size: int = 224) -> dict[str, float]:
     The share orders the list and is nowhere reported.
     """
     kind, found = KINDS[op], dict[str, float]()
-    for layer in layers(model, size):
-        case = kind.names(layer)
-        if case is None:
-            continue
+    for _, case in kind.cases(layers(model, size)):
         cost = kind.cost(dataclasses.replace(case, n=WEIGHED_AT), torch.bfloat16)
-        name = bn_name(case) if isinstance(case, BnActCase) else conv_name(case)
+        name = name_of(case)
         found[name] = found.get(name, 0.0) + cost.seconds(*USUAL)
     return found
 

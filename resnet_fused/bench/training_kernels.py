@@ -22,6 +22,7 @@ from resnet_fused.bench.kinds import (
     Kind,
     Result,
     by_channels,
+    each,
     elements,
     tensor_pass,
     weight,
@@ -317,7 +318,7 @@ def _gradient_passes(
 KINDS: dict[str, Kind] = {
     "conv_bn_stats": Kind(
         ConvCase,
-        _forward_case,
+        each(_forward_case),
         _make_forward,
         lambda case: lambda o: ops.conv_bn_stats(o.x, o.weight, o.norm, **case.geometry),
         _eager_forward,
@@ -329,7 +330,7 @@ KINDS: dict[str, Kind] = {
     ),
     "conv_bn_dgrad": Kind(
         ConvCase,
-        _input_gradient_case,
+        each(_input_gradient_case),
         _make_gradient,
         _ours_dgrad,
         lambda case, _: _eager_gradient(case, True, False),
@@ -342,7 +343,7 @@ KINDS: dict[str, Kind] = {
     ),
     "conv_bn_wgrad": Kind(
         ConvCase,
-        _forward_case,
+        each(_forward_case),
         _make_gradient,
         lambda case: lambda o: ops.conv_bn_wgrad(
             o.dz, o.x, o.weight, o.y, o.coefficients, o.norm, **case.geometry
@@ -356,7 +357,7 @@ KINDS: dict[str, Kind] = {
     ),
     "conv_bn_grad1x1": Kind(
         ConvCase,
-        _both_gradients_case,
+        each(_both_gradients_case),
         _make_gradient,
         _ours_both,
         lambda case, _: _eager_gradient(case, True, True),
@@ -373,7 +374,7 @@ KINDS: dict[str, Kind] = {
     ),
     "bn_add_act": Kind(
         BnActCase,
-        _end_case,
+        each(_end_case),
         _make_end,
         lambda case: lambda o: ops.bn_add_act(o.y, o.own, o.residual),
         _eager_end,
@@ -385,7 +386,7 @@ KINDS: dict[str, Kind] = {
     ),
     "bn_add_act_backward": Kind(
         BnActCase,
-        _end_case,
+        each(_end_case),
         _make_end,
         lambda case: lambda o: ops.bn_add_act_backward(o.dz, o.out, o.y, o.own),
         _eager_end_backward,

@@ -23,18 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from resnet_fused import _platform, _tuned
-from resnet_fused.bench import record, tune_ops
+from resnet_fused.bench import record, tune_ops, tune_spanning
 from resnet_fused.bench.kernels import KINDS
 from resnet_fused.bench.load import LoadMeter
+from resnet_fused.bench.names import name_of
 from resnet_fused.bench.plain import plain
 from resnet_fused.bench.sampler import CudaSampler, DeviceLostError, check_device, first_line
-from resnet_fused.bench.subject import Subject, conv_name, walk
+from resnet_fused.bench.subject import Subject, walk
 from resnet_fused.bench.timing import Sampler, Timings, interleaved
-from resnet_fused.bench.tune_kernels import KERNELS, Kernel, Option, key_of
+from resnet_fused.bench.tune_kernels import KERNELS, Kernel, Option, key_of, outputs_of
 from resnet_fused.bench.work import Work, build
 from resnet_fused.convert import unfuse
 
-OPS = tuple(tune_ops.OPS)
+INFERENCE = ("conv_bn_act", *tune_spanning.OPS)
+OPS = (*INFERENCE, *(op for op in tune_ops.OPS if op not in INFERENCE))
 PICK, TWIN = "pick", "pick again"
 RIDGE = 200.0  # FLOPs a byte: only the layers' order hangs on it
 
@@ -118,7 +120,7 @@ def jobs(
     *,
     batches: Sequence[int],
     dtypes: Sequence[str],
-    ops: Sequence[str] = OPS[:1],
+    ops: Sequence[str] = INFERENCE,
     size: int = 224,
 ) -> list[Job]:
     """The distinct convolutions of a model, the heaviest first; an op after the other.
@@ -138,12 +140,8 @@ def jobs(
     found: list[Job] = []
     for op in ops:
         groups: dict[str, list[Any]] = {}
-        for layer in layers:
-            case: Any = KINDS[op].names(layer)
-            if case is None:
-                continue
-            name = conv_name(case)
-            groups.setdefault(name, []).append((layer.name, case))
+        for layer, case in KINDS[op].cases(layers):
+            groups.setdefault(name_of(case), []).append((layer, case))
         weighed = []
         for name, members in groups.items():
             names = tuple(member for member, _ in members)
@@ -167,7 +165,7 @@ class _Tuning:
     ) -> None:  # fmt: skip
         self.work, self.kernel, self.outcome, self.settings = work, kernel, outcome, settings
         self._samplers, self._clock, self._meter = samplers, clock, meter
-        self._outs = [tune_ops.outputs(work) for _ in work.sets]
+        self._outs = [outputs_of(work) for _ in work.sets]
 
     def run(self) -> Option | None:
         """What is to be kept, or None."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from resnet_fused import _platform, _tuned, admission, backends
+from resnet_fused.bench import tune_spanning
 from resnet_fused.bench.subject import Subject
 from resnet_fused.bench.tune_ops import OPS, arguments, geometry_of, outputs
 from resnet_fused.bench.work import Work
@@ -29,7 +30,8 @@ class Option:
         configuration: its name, "128x64_4w4s".
         splits: parts of the reduction.
         predicted: cycles, good for comparisons alone.
-        wish: what the launch takes: a `_tiles.Plan`, or index and splits of a CUDA configuration.
+        wish: what the launch takes: a `_tiles.Plan`, index and splits of a CUDA configuration, or
+            what `tune_spanning.launch` does.
     """
 
     configuration: str
@@ -59,7 +61,7 @@ class Kernel(Protocol):
         """The chooser's pick, and the other admitted ones, the best predicted first."""
 
     def launch(self, work: Work, i: int, outs: tuple[Tensor, ...], option: Option) -> None:
-        """Runs operand set i into `outs`, as `tune_ops.outputs` makes them."""
+        """Runs operand set i into `outs`, as `outputs_of` makes them."""
 
 
 class TritonKernel:
@@ -74,6 +76,11 @@ class TritonKernel:
     def options(self, work: Work) -> tuple[Option, list[Option]]:
         """The best predicted split of each tile, then second-best ones."""
         given, case, op = work.sets[0], work.case, work.subject.op
+        if op in tune_spanning.OPS:
+            names = admitted(op, self.name, work.subject.device)
+            found = tune_spanning.OPS[op].ways(case, tune_spanning.arguments(work), names)
+            every = [Option(*way) for way in found]
+            return every[0], spread_out(every[0], every[1:])
         module: Any = import_module(f"resnet_fused.triton.{op}")
         product = OPS[op].product(module, given, case)
         limits = _limits.limits(given.weight.device)
@@ -89,6 +96,9 @@ class TritonKernel:
 
     def launch(self, work: Work, i: int, outs: tuple[Tensor, ...], option: Option) -> None:
         """Runs the kernel as the option's plan says."""
+        if work.subject.op in tune_spanning.OPS:
+            tune_spanning.launch(work, i, outs, option.wish)
+            return
         module: Any = import_module(f"resnet_fused.triton.{work.subject.op}")
         module.launch(*arguments(work, i, outs), plan=option.wish)
 
@@ -100,6 +110,9 @@ class CudaKernel:
 
     def why_not(self, subject: Subject) -> str | None:
         """Asks the registry and admission."""
+        op = subject.op
+        if op in tune_spanning.OPS and self.name in _implementations(op):
+            return f"the configurations of {op}'s CUDA kernel are not tuned"
         return _why_not(subject, self.name)
 
     def options(self, work: Work) -> tuple[Option, list[Option]]:
@@ -163,15 +176,15 @@ def admitted(op: str, implementation: str, device: str) -> frozenset[str] | None
     return found.configurations
 
 
+def _implementations(op: str) -> dict[str, backends.Implementation]:
+    return {entry.name: entry for entry in backends.implementations(op)}
+
+
 def _why_not(subject: Subject, implementation: str) -> str | None:
-    known = {entry.name: entry for entry in backends.implementations(subject.op)}
+    known = _implementations(subject.op)
     if implementation not in known:
         return backends.absent(subject.op, implementation)
-    case: Any = subject.case
-    call = backends.Call(
-        subject.op, subject.device, subject.torch_dtype, residual=case.residual, act=case.act
-    )
-    reason = known[implementation].supports(call)
+    reason = known[implementation].supports(subject.call)
     if reason is None and subject.device == "cuda":
         reason = admission.verdict(subject.op, implementation, _platform.current_device()).reason
     return reason
@@ -180,9 +193,18 @@ def _why_not(subject: Subject, implementation: str) -> str | None:
 def key_of(work: Work, implementation: str) -> _tuned.Key:
     """What the choosers find the entry by."""
     op, case = work.subject.op, work.case
+    if op in tune_spanning.OPS:
+        found = tune_spanning.OPS[op].found(case, tune_spanning.arguments(work))
+        return _tuned.key(implementation, op, *found)
     assert isinstance(case, ConvCase)
     third = OPS[op].third(work.sets[0])
     return _tuned.key(
         implementation, op, work.subject.torch_dtype, case.input_shape, case.weight_shape,
         geometry_of(case), third is not None,
     )  # fmt: skip
+
+
+def outputs_of(work: Work) -> tuple[Tensor, ...]:
+    """Empty results of the subject's op, for a launch."""
+    made = tune_spanning.outputs if work.subject.op in tune_spanning.OPS else outputs
+    return made(work)

@@ -21,9 +21,9 @@ from resnet_fused import backends
 from resnet_fused.bench import judging
 from resnet_fused.bench.judging import Judgement
 from resnet_fused.bench.kernels import KINDS
+from resnet_fused.bench.names import Case
 from resnet_fused.bench.subject import STEM, Subject, block_input, plain_network
 from resnet_fused.calibrate import calibrate_batchnorm
-from resnet_fused.cases import BnActCase, ConvCase
 from resnet_fused.roofline import model_cost
 
 MOST_SETS = 16
@@ -63,7 +63,7 @@ class Work:
     subject: Subject
     sets: list[Any]
     module: nn.Module | None = None
-    case: ConvCase | BnActCase | None = None
+    case: Case | None = None
     watched: tuple[str, ...] = ()
     reference: judging.Reference | None = None
     _names: dict[int, tuple[Any, ...]] = field(default_factory=dict, repr=False)
@@ -214,6 +214,13 @@ class _Maker:
         sign = torch.where(lot < 0.2, -1.0, 1.0)
         shift = torch.randn(channels, generator=self.generator, device=self.device)
         return (0.5 + size) * sign, shift
+
+    def pixels(self, *shape: int) -> Tensor:
+        """Images of bytes, channels_last."""
+        made = torch.randint(
+            256, shape, dtype=torch.uint8, generator=self.generator, device=self.device
+        )
+        return made.contiguous(memory_format=torch.channels_last)
 
     def labels(self, n: int, classes: int) -> Tensor:
         return torch.randint(classes, (n,), generator=self.generator, device=self.device)

@@ -95,7 +95,7 @@ def _jobs(model: str, device: str, given: dict[str, Any]) -> list[Any]:
     from resnet_fused.cli import _models
 
     network = _models.load(model)
-    ops = tuning.OPS if given["training"] else tuning.OPS[:1]
+    ops = tuning.OPS if given["training"] else tuning.INFERENCE
     with user_errors():
         return tuning.jobs(
             network.model, device, batches=given["batches"], dtypes=given["dtypes"], ops=ops,

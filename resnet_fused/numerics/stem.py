@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnet_fused.numerics.bounds import conv_bn_act_bound, half_subnormal
-from resnet_fused.numerics.oracle import conv_bn_act_oracle
+from resnet_fused.numerics.bounds import ACCUMULATIONS, conv_bn_act_bound, half_subnormal
+from resnet_fused.numerics.oracle import check_choice, conv_bn_act_oracle
 from resnet_fused.numerics.tolerances import EPILOGUE_STEPS, accumulator_dtype, unit_roundoff
 
 StemOperands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
@@ -107,6 +107,9 @@ def stem_bound(
     padding: Sequence[int],
     *pool: Sequence[int],
     rounding: str = "fused",
+    accumulation: str = "nearest",
+    k: int = 16,
+    tf32: bool = False,
 ) -> Tensor:
     """How far each element of a correct `stem` may be from `stem_oracle`: [N, K, P, Q] float64.
 
@@ -124,15 +127,21 @@ def stem_bound(
         padding: see x.
         pool: see x.
         rounding: as in `conv_bn_act_bound`; "parts" is whatever `conv_bn_act` takes.
+        accumulation: as in `conv_bn_act_bound`, as are k and tf32.
+        k: see accumulation.
+        tf32: see accumulation.
     """
     v = stem_reads(x, weight, input_norm)
     where = {"stride": tuple(stride), "padding": tuple(padding)}
     h = conv_bn_act_oracle(v, weight, scale, shift, None, **where, act="relu")
     kinds = ("folded", "stored_conv") if rounding == "parts" else (rounding,)
     bounds = [
-        conv_bn_act_bound(v, weight, scale, shift, None, h, **where, rounding=kind)
+        conv_bn_act_bound(
+            v, weight, scale, shift, None, h, **where, rounding=kind,
+            accumulation=accumulation, k=k, tf32=tf32,
+        )
         for kind in kinds
-    ]
+    ]  # fmt: skip
     return _pooled(torch.stack(bounds).amax(0), *pool)
 
 
@@ -148,28 +157,50 @@ def head_oracle(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(mean, weight.double(), None if bias is None else bias.double())
 
 
-def head_bound(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def head_bound(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    accumulation: str = "nearest",
+    k: int = 16,
+    tf32: bool = False,
+) -> Tensor:
     """How far each element of a correct `head` may be from `head_oracle`: [N, classes] float64.
 
     The mean is rounded to x's dtype: u |w| |mean|. Before it, and in the product, sums of n terms
     in the accumulator err by (sqrt(n) + 8) 2u of it times the sum of magnitudes, as a
     convolution's; the result is rounded once. Half of a subnormal is added for each rounding.
+    0 where the oracle is NaN or Inf: the output must be just that.
 
     Args:
         x: [N, C, H, W].
         weight: [classes, C].
         bias: [classes] or None.
+        accumulation: of the product, as in `conv_bn_act_bound`, as are k and tf32; the mean's sum
+            is no matrix instruction's.
+        k: see accumulation.
+        tf32: see accumulation.
     """
+    check_choice("accumulation", accumulation, ACCUMULATIONS)
     u = unit_roundoff(x.dtype)
     step = 2 * unit_roundoff(accumulator_dtype(x.dtype))
     pixels, channels = x.shape[2] * x.shape[3], x.shape[1]
-    magnitude = x.double().abs().mean((2, 3))
-    mean = x.double().mean((2, 3)).abs()
+    oracle = head_oracle(x, weight, bias)
+    magnitude, w = _finite(x).mean((2, 3)), _finite(weight)
+    mean = x.double().mean((2, 3)).abs().nan_to_num_(0.0, 0.0, 0.0)
     summed = (math.sqrt(pixels) + EPILOGUE_STEPS) * step * magnitude
     tiny = half_subnormal(x.dtype)
-    error = F.linear(mean * u + summed * (1 + u) + tiny, weight.double().abs())
-    total = F.linear(magnitude * (1 + 2 * u), weight.double().abs())
+    error = F.linear(mean * u + summed * (1 + u) + tiny, w)
+    total = F.linear(magnitude * (1 + 2 * u), w)
     if bias is not None:
-        total += bias.double().abs()
-    error += (math.sqrt(channels) + EPILOGUE_STEPS) * step * total
-    return error * (1 + u) + u * head_oracle(x, weight, bias).abs() + tiny
+        total += _finite(bias)
+    steps = (math.sqrt(channels) if accumulation == "nearest" else channels / k) + EPILOGUE_STEPS
+    error += (steps * step + (2.0 * 2.0**-11 if tf32 else 0.0)) * total
+    bound = error * (1 + u) + u * oracle.abs() + tiny
+    return bound.masked_fill_(~torch.isfinite(oracle), 0.0)
+
+
+def _finite(t: Tensor) -> Tensor:
+    """|t| in float64, NaN and Inf as 0: where those appear the oracle decides."""
+    return t.double().abs().nan_to_num_(0.0, 0.0, 0.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import _tuned, admission, backends
 from ..triton import _limits, _tiles
-from . import _admitted, _results
+from . import _admitted, _results, _tuned_calls
 from ._library import NAMESPACE, define
 
 INTERPRETED = (torch.float32, torch.float16)
@@ -154,7 +154,8 @@ def _launch(op: str, *arguments: Any, **how: Any) -> None:
     """
     launch = importlib.import_module(f"resnet_fused.triton.{op}").launch
     if op not in WITHOUT_TILES:
-        how["allowed"] = allowed(op, arguments[0].device)
+        names = allowed(op, arguments[0].device)
+        how |= _tuned_calls.options(op, arguments, names)
     launch(*arguments, **how)
 
 

@@ -35,6 +35,7 @@ from . import (
     _entering,
     _results,
     _triton,
+    _tuned_calls,
 )
 from ._library import overload
 from .conv_bn_act import _call as call_of_conv
@@ -138,9 +139,10 @@ def unfit(implementation: str, arguments: tuple[Any, ...]) -> str | None:
         implementation: its name.
         arguments: checked, in the schema's order.
     """
-    if implementation == "cuda":
-        return _cuda_chain.unfit(arguments)
-    return _unfit_triton(arguments) if implementation == "triton" else None
+    kernels = {"cuda": _cuda_chain.unfit, "triton": _unfit_triton}
+    if implementation not in kernels:
+        return None
+    return _tuned_calls.parts_win(arguments) or kernels[implementation](arguments)
 
 
 def _unfit_triton(arguments: tuple[Any, ...]) -> str | None:
@@ -163,8 +165,8 @@ class Answer(NamedTuple):
         reason: why no kernel takes it as a whole, or None. The op serves it then by its parts.
         wins: whether a kernel takes it and is predicted to be faster than the parts.
         why: one sentence, with the prediction where there is one.
-        gain: microseconds that it is predicted to save on an H200; of several ways to cut a graph
-            the one that saves most is the best.
+        gain: microseconds that it is predicted to save on an H200, or by what tuning measured; of
+            several ways to cut a graph the one that saves most is the best.
     """
 
     reason: str | None
@@ -199,6 +201,10 @@ def serves(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
         found = _chain_plan.predict(case, dtype, _limits.limits(device), names)
     if isinstance(found, str):
         return Answer(found, False, f"no configuration: {found}")
+    tuned = _tuned_calls.of_chain(case, dtype, device)
+    if tuned is not None:
+        wins = tuned.configuration != _tuned_calls.PARTS
+        return Answer(None, wins, tuned.why, found.measured(tuned.gain if wins else 1.0))
     return Answer(None, found.gain > 0, str(found), found.gain)
 
 

@@ -18,7 +18,7 @@ from resnet_fused.bench.peers.cudnn import Cudnn
 from resnet_fused.bench.peers.cudnn_graph import CudnnGraph
 from resnet_fused.bench.peers.eager import Eager
 from resnet_fused.bench.peers.frozen import Frozen
-from resnet_fused.bench.peers.fused import Fused
+from resnet_fused.bench.peers.fused import Fused, Parts
 from resnet_fused.bench.peers.onednn import OneDnn, bare_onednn
 from resnet_fused.bench.peers.onnx_runtime import OnnxRuntime
 from resnet_fused.bench.peers.open_vino import OpenVino
@@ -37,6 +37,7 @@ _ALL: tuple[Peer, ...] = (
     Frozen(),
     Fused("triton"),
     Fused("cuda"),
+    Parts(),
     OneDnn(),
     Inductor("inductor", 180.0),
     Inductor("inductor_max_autotune", 600.0, mode="max-autotune-no-cudagraphs"),

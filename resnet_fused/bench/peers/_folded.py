@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from resnet_fused.bench.peers import _calls
 from resnet_fused.bench.peers._base import NoPeerError
+from resnet_fused.bench.spanning_kernels import normalised
 
 if TYPE_CHECKING:
     from resnet_fused.bench.work import Work
@@ -156,20 +157,54 @@ def of_operands(case: Any, o: Any) -> Weights:
     return scaled(o.weight, o.scale, o.shift, case.padding, case.stride, case.dilation, case.groups)
 
 
-def call_of(work: Work, make: Maker) -> Callable[[int], Tensor]:
+def call_of(work: Work, make: Maker) -> Callable[[int], Any]:
     """The call of an inference subject: each operand set of a kernel has weights of its own.
 
     Raises:
         NoPeerError: a block or model that it does not know.
     """
     if work.module is None:
-        case: Any = work.case
-        convs = [make(of_operands(case, o), o.x.shape, o.x.dtype) for o in work.sets]
-        return _calls.over_variants(work, [_on_operands(conv, case.act) for conv in convs])
+        function = KERNELS[work.subject.op]
+        return _calls.over_variants(work, [function(work.case, o, make) for o in work.sets])
     build = compile_model if work.subject.level == "model" else compile_block
     run = build(work.module, work.sets[0].x, make)
     return _calls.over_operands(work, lambda batch: run(batch.x))
 
 
-def _on_operands(conv: Conv, act: str) -> Callable[[Any], Tensor]:
-    return lambda o: conv(o.x, o.residual, act == "relu")
+def _conv(case: Any, o: Any, make: Maker) -> Callable[[Any], Tensor]:
+    conv = make(of_operands(case, o), o.x.shape, o.x.dtype)
+    return lambda o: conv(o.x, o.residual, case.act == "relu")
+
+
+def _stem(case: Any, o: Any, make: Maker) -> Callable[[Any], Tensor]:
+    stride, padding, *pool = case.geometry
+    weights = scaled(o.weight, o.scale, o.shift, padding, stride, [1, 1], 1)
+    conv = make(weights, o.x.shape, o.weight.dtype)
+    return lambda o: F.max_pool2d(conv(normalised(o)), *pool)
+
+
+def _chain(case: Any, o: Any, make: Maker) -> Callable[[Any], Any]:
+    convs = {
+        part.name: make(
+            scaled(*o.convolution(part.name), part.padding, part.stride, part.dilation, 1),
+            torch.Size(part.input_shape), o.x.dtype,
+        )
+        for part in case.parts
+    }  # fmt: skip
+    step = case.out_stride
+
+    def run(o: Any) -> Any:
+        x = convs["front"](o.x) if "front" in convs else o.x
+        projection = convs.get("projection")
+        shortcut = o.residual if projection is None else projection(o.projected, relu=False)
+        out = convs["first"](x, shortcut)
+        stored = out[:, :, ::step, ::step]
+        return (stored, convs["next"](out)) if "next" in convs else stored
+
+    return run
+
+
+KERNELS: dict[str, Callable[..., Callable[[Any], Any]]] = {
+    "conv_bn_act": _conv, "stem": _stem, "conv_chain": _chain,
+}  # fmt: skip
+"""Op of a kernel that is convolutions, and what a call of it is."""

@@ -20,6 +20,7 @@ from resnet_fused.bench.peers._base import (
     for_ops,
     installed,
 )
+from resnet_fused.cases import ConvCase
 
 if TYPE_CHECKING:
     from resnet_fused.bench.subject import Subject
@@ -67,9 +68,9 @@ class Apex:
 
 
 def _no_such_kernel(subject: Subject) -> str | None:
-    if subject.level != "kernel":
-        return None
     case: Any = subject.case
+    if not isinstance(case, ConvCase):  # of other ops `for_ops` speaks
+        return None
     if case.act == "relu" and not case.residual and case.groups == 1 and case.dilation == (1, 1):
         return None
     return "its fused convolution has a ReLU, no add, one group and no dilation"

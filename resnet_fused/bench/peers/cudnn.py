@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resnet_fused.bench.subject import Subject
     from resnet_fused.bench.work import Work
 
-_OPS = {**_calls.INFERENCE, "kernel": ("conv_bn_act",)}
+_OPS = {**_calls.INFERENCE, "kernel": tuple(_folded.KERNELS)}
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Cudnn:
 
     def why_not(self, subject: Subject) -> str | None:
         """It is for a GPU's inference, and for kernels that end in a ReLU."""
-        case = subject.case if subject.level == "kernel" else None
+        act = subject.call.act if subject.level == "kernel" else "relu"
         return first_reason(
             for_device(subject, "cuda"),
             for_ops(subject, _OPS),
-            "cuDNN's fused convolutions end in a ReLU" if case and case.act != "relu" else None,
+            "cuDNN's fused convolutions end in a ReLU" if act != "relu" else None,
             None if torch.backends.cudnn.is_available() else "this build of torch has no cuDNN",
             for_capability(subject, 8) if subject.dtype == "bfloat16" else None,
         )

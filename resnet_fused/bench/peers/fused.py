@@ -16,9 +16,11 @@ from resnet_fused.bench.peers._base import (
     Prepared,
     first_reason,
     for_device,
+    for_ops,
     installed,
 )
 from resnet_fused.convert import fuse, unfuse
+from resnet_fused.ops._library import overload
 
 if TYPE_CHECKING:
     from resnet_fused.bench.subject import Subject
@@ -100,14 +102,40 @@ class Fused:
             return
         why = f"it ran {', '.join(routes) or 'no op of the package'}"
         if subject.level == "kernel":
-            case: Any = subject.case
-            asked = backends.Call(
-                subject.op, subject.device, subject.torch_dtype, residual=case.residual,
-                act=case.act,
-            )  # fmt: skip
             with self._asked():
-                why = f"{why}; {backends.choose(asked).why}"
+                why = f"{why}; {backends.choose(subject.call).why}"
         raise NoPeerError(f"{self.backend} does not serve it: {why}")
+
+
+class Parts:
+    """An op that stands for several layers as the ops that it is put together of: its rival.
+
+    Each of those is served by what is fastest for it.
+    """
+
+    name = "parts"
+    isolated = False
+    limit_s = 180.0  # as above
+
+    def why_not(self, subject: Subject) -> str | None:
+        """Most ops are not put together of others."""
+        known = tuple(op for op, kind in KINDS.items() if kind.arguments is not None)
+        return for_ops(subject, {"kernel": known})
+
+    def prepare(self, work: Work) -> Prepared:
+        """Builds the call and warms every cache."""
+        arguments = KINDS[work.subject.op].arguments
+        assert arguments is not None
+        given, run = arguments(work.case), overload(work.subject.op, "parts")
+        whole = KINDS[work.subject.op].whole
+
+        call = _calls.over_operands(work, lambda o: whole(run(*given(o))))
+        routes = _routes(call)
+        for i in range(len(work.sets)):
+            for _ in range(WARM_CALLS):
+                call(i)
+        device = work.subject.device
+        return Prepared(call, lambda: [*routes, *_kernels.traced(call, device)])
 
 
 class _Ops(TorchDispatchMode):

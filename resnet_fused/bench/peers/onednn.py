@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3  # of the largest logit, in float32: 10^4 roundings, far below a wrong layer
 _ERRORS = (AttributeError, RuntimeError, ValueError)
 
-_OPS = {**_calls.INFERENCE, "kernel": ("conv_bn_act",)}
+_OPS = {**_calls.INFERENCE, "kernel": tuple(_folded.KERNELS)}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""What gpu-record times and tunes: the engine's rows, and ops that stand for several layers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import gpu_record  # noqa: E402
+from gpu import recorded  # noqa: E402
+
+
+def test_what_is_tuned_first_holds_some_of_every_op() -> None:
+    jobs = [SimpleNamespace(subject=SimpleNamespace(op=op, name=name)) for op, name in (
+        ("conv_bn_act", "a"), ("conv_bn_act", "b"), ("stem", "c"), ("conv_chain", "d"),
+        ("conv_chain", "e"))]  # fmt: skip
+    assert [job.subject.name for job in recorded.in_turns(jobs)] == ["a", "c", "d", "b", "e"]
+
+
+def test_the_engine_is_timed_beside_eager_and_what_compiles() -> None:
+    """At every batch, in one row: where the engine joins, eager and Inductor do."""
+    models = [one for one in recorded.subjects("cuda") if (one.level, one.op) == (
+        "model", "inference")]  # fmt: skip
+    assert {one.batch for one in models} == {256, 32, 1}
+    for asked, batches in (((), {256, 1}), (("inductor_max_autotune", "inductor"), {256, 32, 1})):
+        found = {peer.name: peer for peer in recorded.peers("cuda", asked)}
+        assert {"eager", "fused", "frozen", "inductor", "tensorrt", *asked} <= set(found)
+        for one in models:
+            assert found["frozen"].why_not(one) is None and found["eager"].why_not(one) is None
+            alone = "in inference alone" in (found["inductor"].why_not(one) or "")
+            assert alone is (one.batch not in batches)
+    compiled = found["inductor_max_autotune"]
+    assert not any("inference alone" in (compiled.why_not(one) or "") for one in models)
+
+
+def test_other_peers_are_asked_for_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = ["--output", str(tmp_path)]
+    chosen = gpu_record.parse([*out, "--peers", "inductor_max_autotune, tensorrt"])
+    assert chosen.peers == ("inductor_max_autotune", "tensorrt")
+    with pytest.raises(SystemExit):
+        gpu_record.parse([*out, "--peers", "tensorflow"])
+    assert "got 'tensorflow'; accepted are eager_nchw" in capsys.readouterr().err
