@@ -70,7 +70,7 @@ def test_predictions_are_in_the_launches_own_cycles():
     assert not isinstance(found, str)
     assert found.config == "128x64_4w3s" and found.gain > 20
     # Memory alone: 103 MB of x, 411 of the shortcut, of out and 103 of next, at 4.3 TB/s.
-    assert found.chain / _chain_plan.CLOCK > 1.02e9 / 4.4e12
+    assert found.chain / _chain_plan.CLOCK > 1.02e9 / 4.3e12
     # The projection's source takes the shortcut's place.
     first = dataclasses.replace(RESNET50_CHAINS[0], n=256)
     other = _chain_plan.predict_cuda(first, torch.bfloat16, emulated.H200)
@@ -270,8 +270,7 @@ def test_the_op_takes_it_by_name(case, layout, served):
 def test_what_it_cant_take_goes_to_the_parts_with_the_reason(changes, said, served):
     case = dataclasses.replace(CASE, n=1, h=3, w=3, **changes)
     operands = operands_of(case)
-    with rf.backend("cuda"):
-        choice = op.choose((*operands, *options(case)))
+    choice = op.choose((*operands, *options(case)))
     assert choice.implementation.name == "parts"
     assert said in dict(choice.refused)["cuda"]
     assert not served

@@ -306,7 +306,7 @@ def test_whoever_rewrites_a_graph_is_told(monkeypatch):
     choice = next(e for e in backends.implementations("conv_chain") if e.name == "triton")
     monkeypatch.setattr(op.backends, "choose", lambda call: backends.Choice(choice, "stand-in"))
     monkeypatch.setattr(_limits, "limits", lambda device: H200)
-    monkeypatch.setattr(op._triton, "allowed", lambda name, device: None)
+    monkeypatch.setattr(op._admitted, "names", lambda *_: None)
     device = torch.device("cuda")
     good = op.serves(layer1, torch.bfloat16, device)
     assert good.reason is None and good.wins and good.gain > 50 and "by its parts" in good.why

@@ -16,6 +16,9 @@ namespace {
 
 constexpr int kTiles = ConvChainTiles::kSize;
 
+// Bytes a cycle from L2 when all multiprocessors read the same filters. Not measured either.
+constexpr double kSameLines = 45;
+
 struct Entry {
   std::string name;
   RfConvConfiguration configuration;
@@ -76,7 +79,7 @@ double cost(const RfConvChain& problem, const RfConvConfiguration& tile, int64_t
   const double come = memory.stage + memory.tile;
   const double shared = (read + passed + come) / kSharedBytes;
   const double stored = row * m / static_cast<double>(problem.out_stride * problem.out_stride);
-  const double cache = (come + stored) / kCacheBytes;
+  const double cache = memory.stage / kSameLines + (memory.tile + stored) / kCacheBytes;
   const double latency = kLatency / ((tile.stages - 1) * resident);
   const double loop = steps * std::max({matrix, shared, cache, latency});
   const double moved = memory.rows + steps * (memory.tile + stored) +

@@ -110,7 +110,7 @@ def predict_cuda(
     about: Sequence[int],
     allowed: frozenset[str] | None = None,
 ) -> Prediction | str:
-    """Likewise of the CUDA kernels, by the launches' own model at the same rates.
+    """Likewise of the CUDA kernels, by the launches' own model, which has the same rates.
 
     Args:
         case: sizes, at least one pixel.
@@ -119,4 +119,16 @@ def predict_cuda(
         allowed: names of the configurations to choose among; None for all.
     """
     found = _cuda_chain.predict(case, dtype, about, allowed)
-    return found if isinstance(found, str) else Prediction(*found)
+    if isinstance(found, str):
+        return found
+    cycles, parts, config = found
+    streaming = _tiles.MEMORY * _chain_tiles.REACHED * about[0]
+
+    def longest(cycles: float, cost: roofline.Cost) -> float:
+        return max(cycles, cost.bytes / streaming) + _tiles.MERGE
+
+    chain = longest(cycles, roofline.conv_chain_cost(case, dtype))
+    pairs = zip(parts, case.parts, strict=True)
+    return Prediction(
+        chain, sum(longest(each, roofline.conv_cost(part, dtype)) for each, part in pairs), config
+    )

@@ -138,7 +138,7 @@ def wanted(problem: _cuda_plan.Problem) -> tuple[int, int]:
 
 def predict(
     case: ChainCase, dtype: torch.dtype, about: Sequence[int], names: frozenset[str] | None
-) -> tuple[float, float, str] | str:
+) -> tuple[float, list[float], str] | str:
     """What the kernel and the kernels that it stands for are predicted to take.
 
     Both by the launches' own model: cycles of one multiprocessor.
@@ -150,7 +150,7 @@ def predict(
         names: of the configurations that may be used; None for all.
 
     Returns:
-        Cycles of the kernel, of conv_bn_act for each convolution, and the kernel's configuration;
+        Cycles of the kernel and of conv_bn_act for each of `case.parts`, and its configuration;
         or why none takes it.
     """
     if case.front:
@@ -171,7 +171,7 @@ def predict(
     found = _cuda_plan.choose(made, about, names)
     if found.configuration < 0:
         return found.why
-    parts = sum(_part(part, dtype, about) for part in case.parts)
+    parts = [_part(part, dtype, about) for part in case.parts]
     return found.cycles, parts, found.name
 
 

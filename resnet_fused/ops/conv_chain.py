@@ -188,24 +188,40 @@ def serves(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
     """
     call = backends.Call("conv_chain", device.type, dtype, residual=True, index=device.index)
     choice = backends.choose(call)
-    if choice.implementation.name not in backends.GPU_BACKENDS:
-        refused = dict(choice.refused)
-        reason = next((refused[name] for name in backends.GPU_BACKENDS if name in refused), None)
-        reason = reason or choice.why
-        return Answer(reason, False, f"no kernel: {reason}")
-    if choice.implementation.name == "cuda":
-        about, names = _cuda_plan.gpu(device), _admitted.names("conv_chain", "cuda", device)
-        found = _chain_plan.predict_cuda(case, dtype, about, names)
-    else:
-        names = _triton.allowed("conv_chain", device)
-        found = _chain_plan.predict(case, dtype, _limits.limits(device), names)
-    if isinstance(found, str):
-        return Answer(found, False, f"no configuration: {found}")
+    misfit = None
+    while choice.implementation.name in backends.GPU_BACKENDS:
+        found = _predicted(choice.implementation.name, case, dtype, device)
+        if not isinstance(found, str):
+            return _answered(found, case, dtype, device)
+        misfit = misfit or found
+        choice = backends.next_choice(call, choice, found)
+    if misfit is not None:
+        return Answer(misfit, False, f"no configuration: {misfit}")
+    refused = dict(choice.refused)
+    reason = next((refused[name] for name in backends.GPU_BACKENDS if name in refused), None)
+    reason = reason or choice.why
+    return Answer(reason, False, f"no kernel: {reason}")
+
+
+def _answered(
+    found: _chain_plan.Prediction, case: ChainCase, dtype: torch.dtype, device: torch.device
+) -> Answer:
+    """What tuning measured, else the prediction."""
     tuned = _tuned_calls.of_chain(case, dtype, device)
-    if tuned is not None:
-        wins = tuned.configuration != _tuned_calls.PARTS
-        return Answer(None, wins, tuned.why, found.measured(tuned.gain if wins else 1.0))
-    return Answer(None, found.gain > 0, str(found), found.gain)
+    if tuned is None:
+        return Answer(None, found.gain > 0, str(found), found.gain)
+    wins = tuned.configuration != _tuned_calls.PARTS
+    return Answer(None, wins, tuned.why, found.measured(tuned.gain if wins else 1.0))
+
+
+def _predicted(
+    implementation: str, case: ChainCase, dtype: torch.dtype, device: torch.device
+) -> _chain_plan.Prediction | str:
+    """What an implementation's kernel is predicted to save, or why it can't take the case."""
+    names = _admitted.names("conv_chain", implementation, device)
+    if implementation == "cuda":
+        return _chain_plan.predict_cuda(case, dtype, _cuda_plan.gpu(device), names)
+    return _chain_plan.predict(case, dtype, _limits.limits(device), names)
 
 
 def conv_chain(
