@@ -17,12 +17,19 @@ import torch
 
 from resnet_fused import roofline
 from resnet_fused.cases import RESNET50_LAYERS, StemCase
+from resnet_fused.ops import _cuda_plan, _cuda_stem
 from resnet_fused.triton import _stem_tiles, _tiles
 
 CASE = StemCase("usual", 1, 3, 224, 224, 64)
 ISSUE = 4 * 1.461e9  # warp instructions/s of a multiprocessor, at the clock of 790 TFLOP/s
 LOAD = 9  # instructions a load: address, bounds, copy
 EPILOGUE = 3.5  # instructions a sum: multiply-add, maximum, bounds, rounding
+
+# Of the CUDA kernel, a row of the convolution: instructions of a warp for 16 columns of 32 filters
+# (56 products, 35 loads and masks of fragments, 51 of scaling and pooling), and for the image.
+CUDA_TILE = 142
+CUDA_LOADS = 90
+CUDA_RATE = 0.63  # of TENSOR, that mma.sync is taken to reach
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,36 @@ def predict(way: Way, batch: int) -> dict[str, float]:
     }
 
 
+def predict_cuda(batch: int) -> dict[str, float]:
+    """As `predict`, of the hand-written CUDA kernel, by the plan that its launch would take.
+
+    Args:
+        batch: images.
+    """
+    case = dataclasses.replace(CASE, n=batch)
+    x, weight = (
+        torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        for shape in (case.shape, case.weight_shape)
+    )
+    pooled = 56
+    out = torch.empty(batch, case.k, pooled, pooled, dtype=torch.bfloat16, device="meta")
+    problem = _cuda_stem.stem_problem(x, weight, case.geometry, out)
+    gpu = (rates.H200.multiprocessors, rates.H200.shared_memory, rates.H200.shared_memory + 1024)
+    plan = _cuda_plan.choose(problem, gpu, None)
+    columns, warps = (int(part.split("x")[0].rstrip("w")) for part in plan.name.split("_"))
+    tiles, rows = _tiles.cdiv(pooled, columns), _tiles.cdiv(pooled, plan.splits)
+    each = _tiles.cdiv(batch * plan.splits * tiles, gpu[0])  # tiles of a multiprocessor
+    conv_rows = each * (2 * rows + 1)
+    of_row = columns // 7  # 16 columns make seven pooled ones
+    flops = conv_rows * of_row * 16 * case.k * 2 * case.r * 32
+    instructions = conv_rows * (2 * of_row * CUDA_TILE + warps * CUDA_LOADS)
+    return {
+        "memory": roofline.stem_cost(case, torch.bfloat16).bytes / rates.MEMORY * 1e6,
+        "tensor": flops / (rates.TENSOR / gpu[0] * CUDA_RATE) * 1e6,
+        "issue": instructions / ISSUE * 1e6,
+    }
+
+
 def table() -> str:
     """The ways at each batch size as Markdown, and the two kernels that they replace."""
     lines = [
@@ -95,6 +132,11 @@ def table() -> str:
             ", ".join(f"{us:.1f}" for us in predict(way, batch).values()) for batch in rates.BATCHES
         ]
         lines.append(f"| {way.name} | " + " | ".join(cells) + " |")
+    if _cuda_plan.exists("stem"):
+        cells = [
+            ", ".join(f"{us:.1f}" for us in predict_cuda(batch).values()) for batch in rates.BATCHES
+        ]
+        lines.append("| in CUDA, filters in registers (built) | " + " | ".join(cells) + " |")
     cells = []
     for batch in rates.BATCHES:
         layer = next(layer for layer in RESNET50_LAYERS if layer.r == 7)
