@@ -17,7 +17,7 @@ from torchvision.models import resnet as tv
 
 import resnet_fused as rf
 from resnet_fused import backends
-from resnet_fused.freeze import _gpu, _kernels, _served
+from resnet_fused.freeze import _gpu, _kernels, _order, _served
 
 
 class StandIn:
@@ -266,6 +266,21 @@ def test_the_default_of_a_place_without_kernels():
     )
 
 
+def test_a_kernel_that_knows_no_order_says_so(launches):
+    """Of conv_bn_act Triton's kernel takes the hint; others walk forwards and are right."""
+    model, x = tiny_resnet(tv.BasicBlock), images()
+    engine = rf.freeze(model, x)
+    graph, said = _order.turned(engine._graph, [x], x.dtype, 0)
+    assert len(said) > 3
+    builder = _gpu.Builder(_gpu.laid_out(graph), StandIn(), engine._free)
+    program, _ = builder.build([x], True)
+    close(program([x]), run(model, x))
+    whys = {graph.steps[at].name: why for at, (_, why) in program.served.items()}
+    for name, _, _ in said:
+        assert whys[name].endswith("the batch forwards: reference must")
+    assert launches.ran
+
+
 def narrow() -> nn.Module:
     """A bottleneck network that the interpreter computes in seconds."""
     torch.manual_seed(0)
@@ -278,17 +293,23 @@ def narrow() -> nn.Module:
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_tritons_kernels_write_into_the_arena(dtype):
+@pytest.mark.parametrize(("dtype", "held"), [(torch.float32, 10**9), (torch.float16, 0)])
+def test_tritons_kernels_write_into_the_arena(dtype, held):
+    """Also where layers walk the batch backwards: behind whatever the cache does not hold."""
     model, x = narrow().to(dtype), images(1, 12, dtype)
     engine = rf.freeze(model, x)
     driver = StandIn()
-    builder = _gpu.Builder(_gpu.laid_out(engine._graph), driver, engine._free)
+    graph, said = _order.turned(engine._graph, [x], dtype, held)
+    assert said[0][1] == (held == 0)
+    builder = _gpu.Builder(_gpu.laid_out(graph), driver, engine._free)
     with backends.backend("triton"):
         program, _ = builder.build([x], True)
         given = images(1, 12, dtype)
         found = program([given])
         expected = run(rf.fuse(model), given)
     assert program.arena and {name for name, _ in program.served.values()} == {"triton", "torch"}
+    whys = [why for name, why in program.served.values() if name == "triton"]
+    assert all("it begins when the step ahead has ended: Triton's interp" in why for why in whys)
+    assert sum(why.endswith("the batch backwards") for why in whys) == (0 if held else len(said))
     assert program.plan.planned < program.plan.total
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -15,14 +15,24 @@ from resnet_fused.cases import RESNET50_LAYERS
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def tool():
-    path = ROOT / "benchmarks" / "predict_triton.py"
-    spec = importlib.util.spec_from_file_location("predict_triton", path)
+def loaded(name):
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["predict_triton"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return loaded("predict_triton")
+
+
+@pytest.fixture(scope="module")
+def engine(tool):
+    pytest.importorskip("triton", reason="an engine's head is Triton's, which is not installed")
+    return loaded("predict_engine")
 
 
 def test_the_page_and_the_record_are_up_to_date(tool):
@@ -48,3 +58,33 @@ def test_larger_batches_take_longer(tool):
     for case in RESNET50_LAYERS:
         times = [tool.predict(dataclasses.replace(case, n=n)).us for n in tool.BATCHES]
         assert times == sorted(times)
+
+
+def test_the_page_of_the_engine_is_up_to_date(engine):
+    page = engine.PAGE.read_text(encoding="utf-8")
+    assert f"{engine.BEGIN}\n{engine.table()}\n{engine.END}" in page, (
+        f"run python {engine.__file__} --write"
+    )
+
+
+def test_batches_of_an_engine_walk_backwards_where_the_cache_is_small(engine):
+    """At 32 images the first stage's tensors are larger than it, 51 MB and 13 MB; later ones fit.
+
+    At 256 images every other step in the first three stages does.
+    """
+    for batch, stages in ((1, set()), (32, {"layer1"}), (256, {"layer1", "layer2", "layer3"})):
+        graph, _ = engine.graph_of(batch)
+        back = {step.name.split(".")[0] for step in graph.steps if step.options.get("reverse")}
+        assert back - {"layer2", "layer4"} == stages - {"layer2", "layer4"}, (batch, back)
+        assert batch < 256 or len(back) > 2
+
+
+def test_a_launch_that_is_hidden_takes_less(engine):
+    assert engine.EARLY < engine.ORDINARY
+    rows = engine.rows()
+    assert all(row.work > 0 and row.kernels in (1, 2) for row in rows)
+    ordinary, last = engine.merges(engine.ORDINARY)
+    early, same = engine.merges(engine.EARLY)
+    merges = sum(row.kernels == 2 for row in rows) - 1  # all but the head
+    assert ordinary - early == pytest.approx(0.8 * merges)
+    assert last == same
