@@ -6,6 +6,8 @@ bytes and products alone: why those were not built. Nothing of it has been measu
 
     python benchmarks/predict_chains.py            # the tables
     python benchmarks/predict_chains.py --write    # into docs/chains.md
+
+The CUDA kernels' part needs the extension built with nvcc, and is left alone without.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ import torch
 
 from resnet_fused import roofline
 from resnet_fused.cases import RESNET50_CHAINS, ChainCase, ConvCase
-from resnet_fused.ops import _chain_plan
+from resnet_fused.ops import _chain_plan, _cuda_plan
 from resnet_fused.triton import _tiles
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "chains.md"
 BEGIN, END = "<!-- predictions: begin -->", "<!-- predictions: end -->"
+CUDA_BEGIN, CUDA_END = "<!-- cuda: begin -->", "<!-- cuda: end -->"
 BATCHES = (1, 32, 256)
+ABOUT = (132, 232448, 233472)
+"""An H200's multiprocessors, bytes of shared memory of a block and of a multiprocessor."""
 H200 = _tiles.Limits(132, 232448, 90, "NVIDIA H200")
 
 MEMORY = 4.3e12  # bytes/s: a device copy
@@ -63,6 +68,33 @@ def chains() -> list[str]:
             mark = "**" if chain < parts else ""
             cells += [f"{mark}{chain:.0f}{mark}", f"{parts:.0f}"]
         lines.append(f"| {case.name} | {case.count} | {' | '.join(cells)} |")
+    return lines
+
+
+def cuda_chains() -> list[str]:
+    """Likewise of the CUDA kernels; needs the extension, which holds their model.
+
+    Raises:
+        RuntimeError: the extension was built without them.
+    """
+    if not _cuda_plan.exists("conv_chain"):
+        raise RuntimeError("the extension holds no CUDA kernel of conv_chain: build it with nvcc")
+    lines = [
+        "| chain | " + " | ".join(f"batch {b}: chain | parts" for b in BATCHES) + " |",
+        "| --- " * (1 + 2 * len(BATCHES)) + "|",
+    ]
+    for case in RESNET50_CHAINS:
+        cells = []
+        for batch in BATCHES:
+            sized = dataclasses.replace(case, n=batch)
+            found = _chain_plan.predict_cuda(sized, torch.bfloat16, ABOUT)
+            if isinstance(found, str):
+                cells += ["-", "-"]
+                continue
+            chain, parts = (1e6 * t / _chain_plan.CLOCK for t in (found.chain, found.parts))
+            mark = "**" if chain < parts else ""
+            cells += [f"{mark}{chain:.0f}{mark}", f"{parts:.0f}"]
+        lines.append(f"| {case.name} | {' | '.join(cells)} |")
     return lines
 
 
@@ -166,10 +198,14 @@ def text() -> str:
 @click.option("--write", is_flag=True, help="Into docs/chains.md.")
 def main(write: bool) -> None:
     """Predict chains of convolutions, and cuts that were not built."""
-    click.echo(text())
-    if write:
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    found = [(BEGIN, text(), END)]
+    if _cuda_plan.exists("conv_chain"):
+        found.append((CUDA_BEGIN, "\n".join(cuda_chains()), CUDA_END))
+    for begin, said, end in found:
+        click.echo(said)
+        if write:
+            before, rest = PAGE.read_text(encoding="utf-8").split(begin)
+            PAGE.write_text(f"{before}{begin}\n{said}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ BN_ACT = ("--op", "bn_act")
 CONV, DGRAD, WGRAD = (
     ("--op", op, "--h", 9, "--w", 9) for op in ("conv_bn_act", "conv_dgrad", "conv_wgrad")
 )
+CHAIN = ("--op", "conv_chain", "--h", 9, "--w", 9, "--c", 24, "--k", 40)
 OPS = {op[1]: op for op in (BN_ACT, CONV, DGRAD, WGRAD)}
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 convolutions = pytest.mark.parametrize("op", [CONV, DGRAD, WGRAD], ids=lambda op: op[1])
@@ -86,6 +87,33 @@ def test_conv_bn_act_is_right(dtype, options, data):
     assert record["elements"] > 0
     assert record["wrong"] == 0
     assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
+
+
+@pytest.mark.parametrize("data", ["integers", "normals"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--projected", 24, "--stride", 2, "--reverse"),
+        ("--out-stride", 2, "--asynchrony", "lazy", "--order", "reverse"),
+        ("--next", 0, "--configuration", "64x64_4w3s"),
+        ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_conv_chain_is_right(dtype, options, data):
+    found = run(*CHAIN, "--dtype", dtype, "--data", data, *options)
+    assert found.returncode == 0, found
+    record = json.loads(found.stdout)
+    assert record["elements"] > 2 * 9 * 9 * 10
+    assert record["wrong"] == 0
+    assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
+
+
+def test_a_fault_in_a_chain_is_told():
+    planted = fault("mma", "stale_accumulator", *CHAIN)
+    found = run(*CHAIN, "--fault", planted)
+    assert found.returncode == 1 and json.loads(found.stdout)["wrong"] > 0
 
 
 @pytest.mark.parametrize("data", ["integers", "normals"])
@@ -159,7 +187,8 @@ def test_wrong_sums_are_beyond_the_bound(op):
     [
         (
             ["--op", "gemm"],
-            "error: --op is 'gemm'; accepted are conv_bn_act, conv_dgrad, conv_wgrad, bn_act",
+            "error: --op is 'gemm'; accepted are conv_bn_act, conv_dgrad, conv_wgrad, bn_act, "
+            "conv_chain",
         ),
         (
             ["--configuration", "1x1"],
@@ -188,6 +217,12 @@ def test_wrong_sums_are_beyond_the_bound(op):
             ["--op", "conv_wgrad", "--splits", "9", "--n", "1", "--h", "3", "--w", "3"],
             "error: no plan: no configuration serves it: its reduction has no such parts",
         ),
+        (
+            ["--op", "conv_chain", "--dtype", "float32"],
+            "error: --dtype is 'float32'; conv_chain serves float16 and bfloat16",
+        ),
+        (["--op", "conv_chain", "--layout", "nchw"], "error: no plan: x cannot be moved 16 bytes"),
+        (["--op", "conv_chain", "--next", "264"], "264 channels of next, at most 256 fit"),
         (["--op", "conv_dgrad", "--residual"], "error: --residual: conv_dgrad takes none"),
         (["--op", "conv_wgrad", "--residual"], "error: --residual: conv_wgrad takes none"),
         (["--op", "conv_wgrad", "--r", "17"], "error: the filter is larger than the image"),

@@ -63,7 +63,7 @@ def wrong(got, operands, case):
 
 
 def beyond(got, operands, case, accumulation="nearest"):
-    """Which results leave their bound, and how."""
+    """Which results leave their bound, and how; next also its own, on the out that was written."""
     strides = case.projection_stride, case.out_stride
     oracle = numerics.conv_chain_oracle(operands, *strides)
     bound = numerics.conv_chain_bound(operands, *strides, accumulation=accumulation)
@@ -72,6 +72,12 @@ def beyond(got, operands, case, accumulation="nearest"):
         for y, expected, most in zip(got, oracle, bound, strict=True)
         if expected is not None
     ]
+    if case.m and case.out_stride == 1:
+        wanted = numerics.conv_bn_act_oracle(got[0], *operands.next)
+        most = numerics.conv_bn_act_bound(
+            got[0], *operands.next[:3], None, wanted, rounding="fused", accumulation=accumulation, k=16
+        )
+        found.append(numerics.check_bound(got[1], wanted, most))
     return [str(one) for one in found if not one.ok or one.unchecked]
 
 

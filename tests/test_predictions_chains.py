@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from resnet_fused.ops import _cuda_plan
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,6 +26,17 @@ def tool():
 def test_the_page_is_up_to_date(tool):
     page = tool.PAGE.read_text(encoding="utf-8")
     assert f"{tool.BEGIN}\n{tool.text()}\n{tool.END}" in page, f"run python {tool.__file__} --write"
+
+
+@pytest.mark.skipif(
+    not _cuda_plan.exists("conv_chain"), reason="the extension was built without nvcc"
+)
+def test_the_cuda_kernels_part_is_up_to_date(tool):
+    page = tool.PAGE.read_text(encoding="utf-8")
+    said = "\n".join(tool.cuda_chains())
+    assert f"{tool.CUDA_BEGIN}\n{said}\n{tool.CUDA_END}" in page, (
+        f"run python {tool.__file__} --write"
+    )
 
 
 def test_what_is_not_built_and_why(tool):

@@ -30,6 +30,7 @@ constexpr Op kOps[] = {
     {"conv_dgrad", run_conv_dgrad},
     {"conv_wgrad", run_conv_wgrad},
     {"bn_act", run_bn_act},
+    {"conv_chain", run_conv_chain},
 };
 
 std::vector<const char*> op_names() {
@@ -67,6 +68,10 @@ std::vector<Option> options() {
       {"configuration", "auto", "auto, or a tile's name"},
       {"splits", "0", "parts of the reduction; 0 leaves it to the chooser"},
       {"residual", "", "add a shortcut; conv_bn_act and bn_act", true},
+      {"next", "32", "channels of next; conv_chain alone, 0: there is none"},
+      {"projected", "0", "channels that the shortcut projects; conv_chain alone, 0: a tensor"},
+      {"out-stride", "1", "1, or 2 to store the even pixels of out alone; conv_chain alone"},
+      {"reverse", "", "walk over the batch from its end; conv_chain alone", true},
       {"act", "relu", "relu or none; of gradients: whether a mask is applied"},
   };
 #if defined(RF_EMULATED)

@@ -36,4 +36,8 @@ bool run_conv_bn_act(const Arguments& arguments, Common& common, Json& json);
 bool run_conv_dgrad(const Arguments& arguments, Common& common, Json& json);
 bool run_conv_wgrad(const Arguments& arguments, Common& common, Json& json);
 
+// A chain of 1x1 convolutions: out[k] of x[c] with a shortcut, or a projection, and next of out.
+// Reads n, c, h, w, k, next, projected, stride, out-stride, reverse, layout.
+bool run_conv_chain(const Arguments& arguments, Common& common, Json& json);
+
 }  // namespace resnet_fused::driver

@@ -104,20 +104,20 @@ def launch(*arguments: Any, wish: tuple[int, int] | None = None) -> None:
     out, following, *options = arguments[len(names) :]
     if given["front_weight"] is not None:
         raise LookupError(f"{OP}.cuda: {FRONT}")
-    targets = [
+    target, last = (
         _channels_last(t) if _cuda_plan.misses_channels(t, t.shape[1]) else t
         for t in (out, following)
-    ]
-    made = problem_of(given, *targets, options)
-    x, weight, residual, projected, projection_weight, next_weight, last = made.operands
+    )
+    made = problem_of(given, target, last, options)
+    x, weight, residual, projected, projection_weight, next_weight, _ = made.operands
     _cuda_plan.raw(OP, "out")(
         x, weight, given["scale"], given["shift"], residual, projected, projection_weight,
         given["projection_scale"], given["projection_shift"], next_weight, given["next_scale"],
-        given["next_shift"], *options, *(wish or wanted(made)), made.out, last,
+        given["next_shift"], *options, *(wish or wanted(made)), target, last,
     )  # fmt: skip
-    for target, result in zip(targets, (out, following), strict=True):
-        if target is not result:
-            result.copy_(target)
+    for written, result in ((target, out), (last, following)):
+        if written is not result:
+            result.copy_(written)
 
 
 def wanted(problem: _cuda_plan.Problem) -> tuple[int, int]:

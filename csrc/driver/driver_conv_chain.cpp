@@ -1,0 +1,224 @@
+#include "../launch/conv_chain.h"
+
+#include "conv.h"
+
+namespace resnet_fused::driver {
+namespace {
+
+constexpr Interface<RfConvChain> kOp = {"conv_chain", rf_conv_chain_configurations,
+                                        rf_conv_chain_configuration, rf_conv_chain_plan,
+                                        rf_conv_chain_cuda};
+
+// All convolutions are 1x1; --c is what the first one reads, --k is out, --stride the projection's.
+struct Sizes {
+  int64_t n, c, h, w, k, next, projected, stride, out_stride;
+  bool channels_last;
+
+  explicit Sizes(const Arguments& arguments)
+      : n(arguments.integer("n", 0)),
+        c(arguments.integer("c", 1)),
+        h(arguments.integer("h", 1)),
+        w(arguments.integer("w", 1)),
+        k(arguments.integer("k", 1)),
+        next(arguments.integer("next", 0)),
+        projected(arguments.integer("projected", 0)),
+        stride(arguments.integer("stride", 1)),
+        out_stride(arguments.integer("out-stride", 1)),
+        channels_last(arguments.choice("layout", {"nchw", "nhwc"}) == 1) {}
+
+  Size pixels(int64_t channels) const { return {n, channels, h, w}; }
+  Size source() const { return {n, projected, (h - 1) * stride + 1, (w - 1) * stride + 1}; }
+  Size stored() const {
+    return {n, k, (h + out_stride - 1) / out_stride, (w + out_stride - 1) / out_stride};
+  }
+};
+
+// A convolution's filters [count][channels] and what becomes of its sums.
+template <class T>
+struct Filters {
+  int64_t channels;
+  Operand<T> weight;
+  Operand<float> scale;
+  Operand<float> shift;
+
+  Filters(int64_t count, int64_t channels, Common& common)
+      : channels(channels),
+        weight(count * channels, common.random, common.values),
+        scale(count, common.random, common.values),
+        shift(count, common.random, common.values) {}
+
+  // scale * sum + shift of filter k, read(c) being what it reads; and how far it may be off.
+  template <class Read>
+  Sum of(int64_t k, const Common& common, const Read& read) const {
+    Sum sum;
+    for (int64_t c = 0; c < channels; ++c) sum.add(read(c) * weight.at(k * channels + c));
+    const double magnitude = std::fabs(scale.at(k)) * sum.magnitude + std::fabs(shift.at(k));
+    return {scale.at(k) * sum.value + shift.at(k), sum_error<T>(common, channels) * magnitude};
+  }
+};
+
+// What out or next must be, and how far from it is right before it is rounded.
+struct Expected {
+  double value;
+  double off;
+};
+
+template <class T>
+class Chain {
+ public:
+  Chain(const Sizes& of, Common& common)
+      : of_(of),
+        common_(common),
+        x_(elements_of(of.pixels(of.c)), common.random, common.values),
+        residual_(of.projected > 0 ? 0 : elements_of(of.pixels(of.k)), common.random,
+                  common.values),
+        source_(elements_of(of.source()), common.random, common.values),
+        first_(of.k, of.c, common),
+        projection_(of.projected > 0 ? of.k : 0, of.projected, common),
+        next_(of.next, of.k, common),
+        out_(elements_of(of.stored())),
+        following_(elements_of(of.pixels(of.next))) {}
+
+  bool run(const Arguments& arguments, Json& json) {
+    const RfConvChain problem = described(arguments);
+    const Planned<RfConvChain> planned(kOp, problem, arguments, json);
+    planned.launch();
+    out_.fetch();
+    following_.fetch();
+    const Layout out_at(of_.pixels(of_.k), true), next_at(of_.pixels(of_.next), true);
+    std::vector<double> row(static_cast<size_t>(of_.k)), slack(row.size());
+    Verdict verdict;
+    for (int64_t n = 0; n < of_.n; ++n) {
+      for (int64_t p = 0; p < of_.h; ++p) {
+        for (int64_t q = 0; q < of_.w; ++q) {
+          for (int64_t k = 0; k < of_.k; ++k) check_out(verdict, n, k, p, q, row, slack);
+          for (int64_t m = 0; m < of_.next; ++m) {
+            check_next(verdict, m, next_at.at(n, m, p, q), row, slack);
+          }
+        }
+      }
+    }
+    const bool right = report(verdict, json);
+    report_times(time_calls(common_.repeats, [&] { planned.launch(); }), json);
+    return right;
+  }
+
+ private:
+  RfConvChain described(const Arguments& arguments) {
+    RfConvChain problem{};
+    problem.x = x_.device.data();
+    problem.weight = first_.weight.device.data();
+    problem.residual = residual_.device.data();
+    problem.projected = source_.device.data();
+    problem.projection_weight = projection_.weight.device.data();
+    problem.next_weight = next_.weight.device.data();
+    problem.out = out_.device.data();
+    problem.following = following_.device.data();
+    problem.scale = first_.scale.device.data();
+    problem.shift = first_.shift.device.data();
+    problem.projection_scale = projection_.scale.device.data();
+    problem.projection_shift = projection_.shift.device.data();
+    problem.next_scale = next_.scale.device.data();
+    problem.next_shift = next_.shift.device.data();
+    problem.dtype = static_cast<int32_t>(common_.dtype);
+    problem.reverse = arguments.flag("reverse");
+    problem.projects = of_.projected > 0;
+    problem.out_stride = of_.out_stride;
+    problem.projection_stride = of_.stride;
+    problem.channels = of_.k;
+    problem.projected_channels = of_.projected;
+    problem.next_channels = of_.next;
+    copy_to(problem.x_size, of_.pixels(of_.c));
+    const auto strides = [&](int64_t (&to)[4], const Size& size) {
+      copy_to(to, Layout(size, of_.channels_last).stride);
+    };
+    strides(problem.x_stride, of_.pixels(of_.c));
+    strides(problem.residual_stride, of_.pixels(of_.k));
+    strides(problem.projected_stride, of_.source());
+    strides(problem.out_strides, of_.stored());
+    strides(problem.following_stride, of_.pixels(of_.next));
+    strides(problem.weight_stride, {of_.k, of_.c, 1, 1});
+    strides(problem.projection_weight_stride, {of_.k, of_.projected, 1, 1});
+    strides(problem.next_weight_stride, {of_.next, of_.k, 1, 1});
+    return problem;
+  }
+
+  Expected expected_out(int64_t n, int64_t k, int64_t p, int64_t q) const {
+    const Layout x_at(of_.pixels(of_.c), true), residual_at(of_.pixels(of_.k), true);
+    const Layout source_at(of_.source(), true);
+    Sum sum = first_.of(k, common_, [&](int64_t c) { return x_.at(x_at.at(n, c, p, q)); });
+    if (of_.projected > 0) {
+      const Sum shortcut = projection_.of(k, common_, [&](int64_t c) {
+        return source_.at(source_at.at(n, c, p * of_.stride, q * of_.stride));
+      });
+      sum.value += shortcut.value;
+      sum.magnitude += shortcut.magnitude + 0x1p-23 * std::fabs(shortcut.value);
+    } else {
+      const double shortcut = residual_.at(residual_at.at(n, k, p, q));
+      sum.value += shortcut;
+      sum.magnitude += 0x1p-23 * std::fabs(shortcut);
+    }
+    return {std::max(sum.value, 0.0), sum.magnitude};
+  }
+
+  double bound(const Expected& of) const {
+    return kUnitRoundoff<T> * std::fabs(of.value) + of.off + kHalfSubnormal<T>;
+  }
+
+  void compare(Verdict& verdict, double got, const Expected& expected) const {
+    if (common_.values == Values::kIntegers) {
+      verdict.equal(got, to_double(round_to<T>(expected.value)));
+    } else {
+      verdict.within(got, expected.value, bound(expected));
+    }
+  }
+
+  // Checks an element of out if it is stored; what the next convolution reads goes into `row`, and
+  // how far it may be off where nobody has seen it.
+  void check_out(Verdict& verdict, int64_t n, int64_t k, int64_t p, int64_t q,
+                 std::vector<double>& row, std::vector<double>& slack) const {
+    const Expected expected = expected_out(n, k, p, q);
+    const auto at = static_cast<size_t>(k);
+    const int64_t step = of_.out_stride;
+    row[at] = to_double(round_to<T>(expected.value));
+    slack[at] = 2 * bound(expected);
+    if (p % step != 0 || q % step != 0) return;
+    const double got = out_.at(Layout(of_.stored(), true).at(n, k, p / step, q / step));
+    compare(verdict, got, expected);
+    row[at] = got;
+    slack[at] = 0;
+  }
+
+  void check_next(Verdict& verdict, int64_t m, int64_t place, const std::vector<double>& row,
+                  const std::vector<double>& slack) const {
+    const Sum sum = next_.of(m, common_, [&](int64_t c) { return row[static_cast<size_t>(c)]; });
+    double passed = 0;
+    for (int64_t c = 0; c < of_.k; ++c) {
+      passed += std::fabs(next_.weight.at(m * of_.k + c)) * slack[static_cast<size_t>(c)];
+    }
+    passed *= std::fabs(next_.scale.at(m));
+    compare(verdict, following_.at(place), {std::max(sum.value, 0.0), sum.magnitude + passed});
+  }
+
+  const Sizes& of_;
+  Common& common_;
+  Operand<T> x_, residual_, source_;
+  Filters<T> first_, projection_, next_;
+  Operand<T> out_, following_;
+};
+
+}  // namespace
+
+bool run_conv_chain(const Arguments& arguments, Common& common, Json& json) {
+  const Sizes of(arguments);
+  return with_conv_type(kOp.name, common.dtype, [&]<class T>() {
+    if constexpr (sizeof(T) == 4) {
+      throw UsageError("--dtype is 'float32'; conv_chain serves float16 and bfloat16");
+      return false;
+    } else {
+      return Chain<T>(of, common).run(arguments, json);
+    }
+  });
+}
+
+}  // namespace resnet_fused::driver
