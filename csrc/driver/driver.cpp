@@ -30,6 +30,8 @@ constexpr Op kOps[] = {
     {"conv_dgrad", run_conv_dgrad},
     {"conv_wgrad", run_conv_wgrad},
     {"bn_act", run_bn_act},
+    {"stem", run_stem},
+    {"head", run_head},
 };
 
 std::vector<const char*> op_names() {
