@@ -89,6 +89,40 @@ def test_conv_bn_act_is_right(dtype, options, data):
     assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
 
 
+STEM = ("--op", "stem", "--c", 3, "--r", 7, "--s", 7, "--stride", 2, "--padding", 3)
+
+
+@pytest.mark.parametrize("data", ["integers", "normals"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (*STEM, "--h", 15, "--w", 40, "--configuration", "14x64_4w", "--splits", 2),
+        (*STEM, "--c", 4, "--k", 5, "--layout", "nchw", "--asynchrony", "lazy"),
+        (*STEM, "--rounding", "toward_zero", "--order", "shuffled"),
+        ("--op", "head", "--c", 200, "--k", 45, "--h", 7, "--w", 7),
+        ("--op", "head", "--layout", "nchw", "--configuration", "64x32_4w", "--order", "reverse"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_ends_of_the_network_are_right(dtype, options, data):
+    found = run(*options, "--dtype", dtype, "--data", data)
+    assert found.returncode == 0, found
+    record = json.loads(found.stdout)
+    assert record["elements"] > 0
+    assert record["wrong"] == 0
+    assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
+
+
+@pytest.mark.parametrize("data", ["integers", "normals"])
+@pytest.mark.parametrize("options", [STEM, ("--op", "head")], ids=["stem", "head"])
+def test_wrong_numbers_of_the_ends_are_counted(options, data):
+    found = run(*options, "--data", data, "--fault", fault("st.global", "skip", *options))
+    assert found.returncode == 1
+    assert json.loads(found.stdout)["wrong"] > 0
+    found = run(*options, "--data", data, "--fault", fault("mma", "stale_accumulator", *options))
+    assert found.returncode == 1
+
+
 @pytest.mark.parametrize("data", ["integers", "normals"])
 @pytest.mark.parametrize(
     "options",
@@ -194,6 +228,8 @@ def test_wrong_sums_are_beyond_the_bound(op):
             ["--configuration", "1x1"],
             "error: --configuration is '1x1'; accepted are auto, 256x128_8w4s",
         ),
+        (["--op", "stem"], "the kernel is made for 7 x 7 with stride 2"),
+        (["--op", "head", "--dtype", "float32"], "the kernels multiply bfloat16 and float16"),
         (
             ["--splits", "9", "--c", "8", "--r", "1", "--s", "1"],
             "error: no plan: no configuration serves it: its reduction has no such parts",

@@ -31,6 +31,8 @@ constexpr Op kOps[] = {
     {"conv_wgrad", run_conv_wgrad},
     {"bn_act", run_bn_act},
     {"conv_chain", run_conv_chain},
+    {"stem", run_stem},
+    {"head", run_head},
 };
 
 std::vector<const char*> op_names() {

@@ -35,6 +35,11 @@ bool run_conv_bn_act(const Arguments& arguments, Common& common, Json& json);
 // weight) and dweight[k] = scale[k] * sum over pixels of dz[k] x. As conv_bn_act, but for residual.
 bool run_conv_dgrad(const Arguments& arguments, Common& common, Json& json);
 bool run_conv_wgrad(const Arguments& arguments, Common& common, Json& json);
+// out = maxpool(relu(scale conv(x, weight) + shift)), pooling 3x3 with stride 2 and padding 1;
+// reads the convolution's shape options, of which the kernel takes r, s 7, stride 2.
+bool run_stem(const Arguments& arguments, Common& common, Json& json);
+// out = mean(x over h and w) weight^T + bias, of k classes; reads n, c, h, w, k, layout.
+bool run_head(const Arguments& arguments, Common& common, Json& json);
 
 // A chain of 1x1 convolutions: out[k] of x[c] with a shortcut, or a projection, and next of out.
 // Reads n, c, h, w, k, next, projected, stride, out-stride, reverse, layout.
