@@ -121,7 +121,7 @@ def merge_kernel(
     WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PDL: tl.constexpr = False,
+    PDL: tl.constexpr = False,  # type: ignore[bad-function-definition]
 ):
     """Adds the splits' sums, always in the same order, and finishes: bitwise the same each time."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32

@@ -184,9 +184,9 @@ def tile_sums(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
-    REVERSE: tl.constexpr = False,
-    PDL: tl.constexpr = False,
-    PREFETCH: tl.constexpr = 0,
+    REVERSE: tl.constexpr = False,  # type: ignore[bad-function-definition]
+    PDL: tl.constexpr = False,  # type: ignore[bad-function-definition]
+    PREFETCH: tl.constexpr = 0,  # type: ignore[bad-function-definition]
 ):
     """The sums of this program's tile, and where they belong.
 

@@ -84,9 +84,9 @@ def conv_bn_act_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     SLICES: tl.constexpr,
-    REVERSE: tl.constexpr = False,
-    PDL: tl.constexpr = False,
-    PREFETCH: tl.constexpr = 0,
+    REVERSE: tl.constexpr = False,  # type: ignore[bad-function-definition]
+    PDL: tl.constexpr = False,  # type: ignore[bad-function-definition]
+    PREFETCH: tl.constexpr = 0,  # type: ignore[bad-function-definition]
 ):
     """One tile of the output, or with SPLITS > 1 of one part's sums."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32

@@ -152,8 +152,8 @@ def conv_chain_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PDL: tl.constexpr = False,
-    PREFETCH: tl.constexpr = 0,
+    PDL: tl.constexpr = False,  # type: ignore[bad-function-definition]
+    PREFETCH: tl.constexpr = 0,  # type: ignore[bad-function-definition]
 ):
     """One tile of pixels: BLOCK_N channels of out at a time, NEXT channels of next.
 

@@ -55,7 +55,7 @@ def mean_kernel(
     WIDE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    PDL: tl.constexpr = False,
+    PDL: tl.constexpr = False,  # type: ignore[bad-function-definition]
 ):
     """The mean over the pixels of one image and some channels, always in the same order."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -100,8 +100,8 @@ def head_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EACH: tl.constexpr,
-    PDL: tl.constexpr = False,
-    PREFETCH: tl.constexpr = 0,
+    PDL: tl.constexpr = False,  # type: ignore[bad-function-definition]
+    PREFETCH: tl.constexpr = 0,  # type: ignore[bad-function-definition]
 ):
     """Some images times EACH classes; with POOLED x has one pixel, its mean."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32

@@ -181,7 +181,7 @@ def stem_kernel(
     PRECISION: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    PDL: tl.constexpr = False,
+    PDL: tl.constexpr = False,  # type: ignore[bad-function-definition]
 ):
     """One strip of one image, for some of the channels."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
