@@ -271,7 +271,8 @@ class Check:
             return
         predictions = read_predictions(self.options.predictions)
         every = plan.timings(self.rates, predictions, self._cuda_configurations())
-        every[10:10] = plan_spanning.timings(self.rates, self.kernels, self.device)
+        about = (self.kernels, self.device, predictions)
+        every[10:10] = plan_spanning.timings(self.rates, *about)
         timed = self.tasks(every)
         layers = {task.about.get("layer") for task in timed}
         tuned = any("tuning" in task.name for task in timed)
@@ -302,7 +303,11 @@ class Check:
     def network(self, until: float) -> None:
         """The whole ResNet-50, one process alone on the GPU."""
 
+        predictions = read_predictions(self.options.predictions)
+
         def report(task: Task, one: dict[str, Any]) -> None:
+            if task.name in predictions:
+                one["predicted"] = predictions[task.name]
             self.record.step(task.name, one, network_line(one))
 
         self.pool(1)
@@ -367,10 +372,13 @@ def network_line(one: Mapping[str, Any]) -> str:
 
 
 def read_predictions(file: Path) -> dict[str, Any]:
-    """What was predicted: LAYER@BATCH -> a row of the file's "layers"; {} without the file."""
+    """What was predicted: LAYER@BATCH, OP LAYER@BATCH or frozen@BATCH -> a row of the file."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["layers"]
-        return {f"{row['layer']}@{row['batch']}": row for row in rows}
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = {f"{row['layer']}@{row['batch']}": row for row in content["layers"]}
+        for row in content.get("spanning", []):
+            found[f"{row['op']} {row['layer']}@{row['batch']}"] = row
+        return found | {f"frozen@{row['batch']}": row for row in content.get("engine", [])}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -158,7 +158,10 @@ def main(write: bool) -> None:
     after = rest.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
     rows = [asdict(prediction) for prediction in predictions()]
-    RECORD.write_text(json.dumps({"device": H200.name, "layers": rows}, indent=1) + "\n")
+    # What predict_engine.py wrote stays.
+    known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    content = {**known, "device": H200.name, "layers": rows}
+    RECORD.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

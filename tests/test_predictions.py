@@ -32,7 +32,7 @@ def tool():
 @pytest.fixture(scope="module")
 def engine(tool):
     pytest.importorskip("triton", reason="an engine's head is Triton's, which is not installed")
-    return loaded("predict_engine")
+    return loaded("predict_batch1")
 
 
 def test_the_page_and_the_record_are_up_to_date(tool):

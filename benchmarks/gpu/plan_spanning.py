@@ -89,7 +89,10 @@ def rest(device: str, kernels: Kernels, modes: Sequence[str]) -> list[Task]:
     return found
 
 
-def timings(rates: Mapping[str, Any], kernels: Kernels, device: str) -> list[Task]:
+def timings(
+    rates: Mapping[str, Any], kernels: Kernels, device: str,
+    predictions: Mapping[str, Any] | None = None,
+) -> list[Task]:  # fmt: skip
     """The heaviest calls: each implementation, its configurations, its parts, eager."""
     from gpu import spanning
     from gpu.speed import BATCHES
@@ -110,7 +113,11 @@ def timings(rates: Mapping[str, Any], kernels: Kernels, device: str) -> list[Tas
                     one: names if batch == batches[0] else [] for one, names in kinds.items()
                 },
             },
-            120, about={"layer": f"{name}@{batch}", "op": op},
+            120,
+            about={
+                "layer": f"{name}@{batch}", "op": op,
+                "predicted": (predictions or {}).get(f"{op} {name}@{batch}"),
+            },
         )
         for batch in batches
         for op, kinds in chosen.items()

@@ -22,7 +22,7 @@ LONG_ROW_S = 300.0  # where the user asks for peers that prepare long
 LONG = ("inductor", "tensorrt")
 SPANNING = {"stem": 1, "head": 1, "conv_chain": 4}
 """How many calls are timed of the ops that stand for several layers."""
-TINY, TINY_CHAIN = ("3x3_8_8_at6", "1x1_8_16_at6_add"), "8_16_8_at6"
+TINY, TINY_CHAIN = "1x1_8_16_at6_add", "8_16_8_at6"
 
 
 def probe(device: str) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def subjects(device: str) -> list[Any]:
     from resnet_fused.bench.subject import Subject, block_names, kernel_names
 
     if device == "cpu":
-        small = [Subject("kernel", "conv_bn_act", name, 2, "float32", device) for name in TINY]
-        small.append(Subject("kernel", "conv_chain", TINY_CHAIN, 2, "float32", device))
+        kernels_of = (("conv_bn_act", TINY), ("conv_chain", TINY_CHAIN))
+        small = [Subject("kernel", op, name, 2, "float32", device) for op, name in kernels_of]
         block = Subject("block", "inference", "resnet18.layer1.0", 1, "float32", device, size=32)
         model = Subject("model", "inference", "resnet18", 1, "float32", device, size=32)
         return [*small, block, model]

@@ -114,7 +114,8 @@ def _make_stem(make: Any, case: StemCase) -> StemOperands:
             (MEAN * case.c)[: case.c], (STD * case.c)[: case.c], uint8=case.images == "uint8"
         )
         norm = found.to(make.device)
-    return StemOperands(x, weight, *make.affine(case.k), norm)
+    scale, shift = make.affine(case.k)
+    return StemOperands(x, weight, scale, shift, norm)
 
 
 def _ours_stem(case: StemCase) -> Function:
@@ -134,12 +135,13 @@ def normalised(o: StemOperands) -> Tensor:
 
 
 def _eager_stem(case: StemCase, like: StemOperands) -> Function:
-    stride, padding, *pool = case.geometry
+    stride, padding, window, by, border = case.geometry
     statistics = unit_statistics(like.scale)
 
     def run(o: StemOperands) -> Tensor:
         y = F.conv2d(normalised(o), o.weight, None, stride, padding)
-        return F.max_pool2d(F.relu_(_eager_bn(o.scale, statistics, y, o.shift)), *pool)
+        y = F.relu_(_eager_bn(o.scale, statistics, y, o.shift))
+        return F.max_pool2d(y, window, by, border)
 
     return run
 

@@ -184,13 +184,11 @@ def _stem(case: Any, o: Any, make: Maker) -> Callable[[Any], Tensor]:
 
 
 def _chain(case: Any, o: Any, make: Maker) -> Callable[[Any], Any]:
-    convs = {
-        part.name: make(
-            scaled(*o.convolution(part.name), part.padding, part.stride, part.dilation, 1),
-            torch.Size(part.input_shape), o.x.dtype,
-        )
-        for part in case.parts
-    }  # fmt: skip
+    convs: dict[str, Conv] = {}
+    for part in case.parts:
+        weight, scale, shift = o.convolution(part.name)
+        folded = scaled(weight, scale, shift, part.padding, part.stride, part.dilation, 1)
+        convs[part.name] = make(folded, torch.Size(part.input_shape), o.x.dtype)
     step = case.out_stride
 
     def run(o: Any) -> Any:
