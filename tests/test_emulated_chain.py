@@ -75,13 +75,7 @@ def beyond(got, operands, case, accumulation="nearest"):
     if case.m and case.out_stride == 1:
         wanted = numerics.conv_bn_act_oracle(got[0], *operands.next)
         most = numerics.conv_bn_act_bound(
-            got[0],
-            *operands.next[:3],
-            None,
-            wanted,
-            rounding="fused",
-            accumulation=accumulation,
-            k=16,
+            got[0], *operands.next, None, wanted, rounding="fused", accumulation=accumulation, k=16
         )
         found.append(numerics.check_bound(got[1], wanted, most))
     return [str(one) for one in found if not one.ok or one.unchecked]
