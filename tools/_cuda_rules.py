@@ -224,7 +224,8 @@ def _head_linear(kernel: Kernel) -> dict[str, bool]:
     if len(shape) != 3:
         return {"its name spells no configuration": False}
     tiles_m, tiles_n, warps = shape
-    most = min(255, REGISTERS // (32 * warps * 2))  # two blocks share a multiprocessor
+    blocks = 2 if tiles_n == 1 else 1  # that are to share a multiprocessor
+    most = min(255, REGISTERS // (32 * warps * blocks))
     products, loads = kernel.count("HMMA.*"), kernel.wide("LDG")
     wanted = 2 * tiles_m + (tiles_n if "Lb1E" in kernel.name else 0)
     return {

@@ -33,6 +33,9 @@ struct HeadShape {
   static constexpr int kTilesM = kTilesM_;
   static constexpr int kTilesN = kTilesN_;
   static constexpr int kWarps = kWarps_;
+  // That are to share a multiprocessor. One class tile leaves room for two; asked for more, ptxas
+  // runs out of registers with the wider ones.
+  static constexpr int kBlocks = kTilesN == 1 ? 2 : 1;
   static constexpr int kM = 16 * kTilesM;
   static constexpr int kN = 8 * kTilesN;
   static constexpr int kThreads = 32 * kWarps;

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kHeadMeanThreads)
 
 // Block (x, y): classes from kN x on of the images from kM y on. kWide: of the weights.
 template <class T, class Shape, bool kWide>
-__global__ void __launch_bounds__(Shape::kThreads)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     head_linear_kernel(const __grid_constant__ HeadArguments arguments) {
   constexpr int kTilesM = Shape::kTilesM;
   constexpr int kTilesN = Shape::kTilesN;
@@ -99,8 +99,10 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const T* mean = static_cast<const T*>(arguments.mean);
   const T* weight = static_cast<const T*>(arguments.weight);
 
+  // Steps; loads by element fill the registers of one.
+  [[maybe_unused]] constexpr int kAhead = kWide ? 2 : 1;
   float sums[kTilesM][kTilesN][4] = {};
-#pragma unroll 2
+#pragma unroll kAhead
   for (int32_t at = warp * kHeadStep; at < arguments.pitch; at += Shape::kWarps * kHeadStep) {
     const int32_t channel = at + lane % 4 * kVectorLength<T>;
     Words left[kTilesM][2];

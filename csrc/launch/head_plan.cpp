@@ -25,8 +25,8 @@ const std::array<Entry, HeadShapes::kSize>& table() {
       entries[i] = HeadShapes::with(i, []<class Shape>() {
         return Entry{std::to_string(Shape::kM) + "x" + std::to_string(Shape::kN) + "_" +
                          std::to_string(Shape::kWarps) + "w",
-                     {nullptr, 1, Shape::kM, Shape::kN, Shape::kWarps, 1, 1, 1, kHeadStep * 2,
-                      Shape::kSharedBytes, 0}};
+                     {nullptr, 1, Shape::kM, Shape::kN, Shape::kWarps, 1, 1, Shape::kBlocks,
+                      kHeadStep * 2, Shape::kSharedBytes, 0}};
       });
     }
     return entries;

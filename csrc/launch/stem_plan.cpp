@@ -20,6 +20,8 @@ constexpr int64_t kPoolPadding = 1;
 // convolution: the barrier, the pooling, the first loads of fragments.
 constexpr double kFilters = 4000;
 constexpr double kRow = 150;
+// Beyond, a single image has blocks for every multiprocessor.
+constexpr int64_t kMostStrips = 1024;
 
 struct Entry {
   std::string name;
@@ -181,8 +183,8 @@ extern "C" int32_t rf_stem_plan(const RfStem* problem, const RfGpu* gpu, int32_t
     }
     const int64_t tiles = divide_up(size.out[1], pooled_columns(i));
     const int64_t resident = resident_blocks(tile, *gpu);
-    for (int64_t strips = 1; strips <= size.out[0]; ++strips) {
-      if (splits > 0 && strips != splits) continue;
+    const int64_t most = splits > 0 ? splits : std::min<int64_t>(size.out[0], kMostStrips);
+    for (int64_t strips = splits > 0 ? splits : 1; strips <= most; ++strips) {
       const int64_t rows = divide_up(size.out[0], strips);
       const int64_t items = images * strips * tiles;
       if (!has_work(size.out[0], strips) || items > kMost || blocks_n > 65535) {
@@ -198,7 +200,6 @@ extern "C" int32_t rf_stem_plan(const RfStem* problem, const RfGpu* gpu, int32_t
     }
   }
   if (!found) {
-    if (against == nullptr) against = "the pooled image has no so many rows";
     return refuse("configuration %d, %d strips: %s", configuration, splits, against);
   }
   std::snprintf(why, why_bytes, "%s, %d strips an image: %s, %lld blocks on %d multiprocessors",
