@@ -197,6 +197,35 @@ def test_eight_threads_replay_one_after_the_other(launches):
     assert failures == [] and driver.replayed == 24
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_kernels_that_begin_early_must_agree_with_those_that_wait(
+    launches, monkeypatch, caplog, wrong
+):
+    """The first replay is compared with the steps one by one; else each kernel waits."""
+    run_in = _gpu.Steps.run_in
+
+    def raced(self, args, arena):
+        result = run_in(self, args, arena)
+        return result + 1 if wrong and self.early else result
+
+    begin = _kernels.Kernel.__init__
+
+    def early(self, step, values):
+        begin(self, step, values)
+        self.late = None
+
+    monkeypatch.setattr(_gpu.Steps, "run_in", raced)
+    monkeypatch.setattr(_kernels.Kernel, "__init__", early)
+    model = tiny_resnet(tv.BasicBlock)
+    engine, driver = engine_of(model, images())
+    assert (driver.captured, driver.replayed) == ((2, 1) if wrong else (1, 1))
+    assert ("gave another result" in caplog.text) == wrong
+    whys = [row.why for row in engine.report().rows if row.implementation == "reference"]
+    assert all(("but not so: kernels that begin" in why) == wrong for why in whys)
+    x = images()
+    close(run(engine, x), run(model, x))
+
+
 def test_a_stream_waits_for_the_one_before_it(launches):
     engine, driver = engine_of(tiny_resnet(tv.BasicBlock), images())
     driver.log.clear()

@@ -25,6 +25,11 @@ from . import _calls, _kernels, _memory
 from ._ir import FUSED, Graph, Step, fill
 
 logger = logging.getLogger("resnet_fused")
+
+OTHER = (
+    "kernels that begin before the one ahead has ended gave another result than one after the "
+    "other: each waits"
+)
 Registers = list[Any]
 
 
@@ -171,6 +176,18 @@ class Steps:
         """
         return any(kernel.name == "triton" for kernel in self._kernels.values())
 
+    @property
+    def early(self) -> bool:
+        """Whether `run_in` has kernels that begin before the one ahead has ended."""
+        return any(kernel.writes and kernel.late is None for kernel in self._kernels.values())
+
+    def wait_for_each(self, why: str) -> None:
+        """Has every kernel of `run_in` begin when the one ahead has ended."""
+        for at, kernel in self._kernels.items():
+            if kernel.late is None:
+                kernel.late = why
+                self.served[at] = kernel.name, f"{kernel.why}, but not so: {why}"
+
     def run_in(self, args: Sequence[Tensor], arena: dict[str, Tensor]) -> Any:
         """The results, this package's kernels writing into the arena.
 
@@ -219,10 +236,27 @@ class Captured:
             self._memory = steps.arena(args[0].device)
             if steps.compiles:
                 steps.run_in(self._inputs, self._memory)
-            self._replay, self._results = driver.capture(
-                lambda: steps.run_in(self._inputs, self._memory)
-            )
+            self._capture()
+            if steps.early and not self._agrees():
+                logger.warning("freeze: %s: %s", _of(args), OTHER)
+                steps.wait_for_each(OTHER)
+                self._capture()
             self._done = driver.mark()
+
+    def _capture(self) -> None:
+        self._replay, self._results = self._driver.capture(
+            lambda: self._steps.run_in(self._inputs, self._memory)
+        )
+
+    def _agrees(self) -> bool:
+        """Whether a replay gives, bit for bit, what the steps give one after the other."""
+        expected = _pytree.tree_leaves(self._steps.run(self._inputs))
+        self._replay()
+        found = _pytree.tree_leaves(self._results)
+        return all(
+            not isinstance(a, Tensor) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+            for a, b in zip(found, expected, strict=True)
+        )
 
     def __call__(self, args: Sequence[Tensor]) -> Any:
         """Copies the input in, replays, copies the result out."""

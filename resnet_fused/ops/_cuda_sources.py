@@ -49,7 +49,6 @@ _SHARED = (
 _COMMON = (
     *_SHARED,
     "csrc/device/conv_epilogue.h",
-    "csrc/device/conv_loader.h",
     "csrc/device/main_loop.h",
     "csrc/device/operand_tile.h",
 )
