@@ -95,7 +95,7 @@ def test_the_peers_stand_in_the_order_of_a_report():
     assert list(PEERS) == NAMES
     assert all(peer.name == name and peer.limit_s > 0 for name, peer in PEERS.items())
     isolated = {name for name, peer in PEERS.items() if peer.isolated}
-    assert isolated == {*NAMES[7:10], "cudnn_graph", "onnxruntime", "openvino", "tensorrt", "apex"}
+    assert isolated == {*NAMES[8:11], "cudnn_graph", "onnxruntime", "openvino", "tensorrt", "apex"}
 
 
 @pytest.mark.parametrize(("name", "subject"), _runs([*KERNELS, *NETWORKS], IN_PROCESS))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 
 import pytest
 import torch
 from triton_trace import needs_interpreter
 
 import resnet_fused as rf
-from resnet_fused.bench import limits, names, subject, work
+from resnet_fused.bench import limits, names, record, subject, work
 from resnet_fused.bench.peers import PEERS, joining
 from resnet_fused.bench.spanning_kernels import KINDS
 from resnet_fused.cases import (
@@ -156,6 +158,12 @@ def test_eagers_passes_by_hand():
     image, conv, pooled = 3 * 3 * 400, 3 * 16 * 100, 3 * 16 * 25
     moved = image + 16 * 147 + conv + 2 * conv + 2 * conv + conv + pooled
     assert sum(cost.bytes for cost in layer.eager) == moved * itemsize
+
+
+def test_a_record_may_hold_every_op():
+    """The schema lists the ops that subjects have."""
+    (ops,) = re.findall(r'"op": \{"enum": (\[[^]]*\])', record.SCHEMA_FILE.read_text())
+    assert set(json.loads(ops)) == {*subject.KERNEL_OPS, *subject.MODEL_OPS}
 
 
 def test_who_joins_on_a_gpu(monkeypatch):

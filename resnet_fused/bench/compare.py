@@ -21,8 +21,8 @@ from resnet_fused.bench.load import Load
 from resnet_fused.bench.old_record import OLD_SCHEMA, from_schema_1
 from resnet_fused.bench.timing import median_interval
 
-# The variants that the gate guards.
-OURS = ("fused", "frozen", "triton", "cuda", "parts")
+ALWAYS = ("fused", "triton", "cuda")  # ours that are timed whoever is asked for
+OURS = (*ALWAYS, "frozen", "parts")  # the variants that the gate guards
 BASELINE = "eager"
 AGAIN = "fused_again"  # the noise floor's second run of the same thing: never compared
 # Of each record's median; both hold together with probability 0.95 at least (Bonferroni).

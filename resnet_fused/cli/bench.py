@@ -273,7 +273,7 @@ def _peers(asked: str | None) -> Sequence[str]:
     Raises:
         UserError: a name that is none.
     """
-    from resnet_fused.bench.compare import BASELINE, OURS
+    from resnet_fused.bench.compare import ALWAYS, BASELINE
     from resnet_fused.bench.peers import PEERS
 
     if asked is None:
@@ -287,7 +287,7 @@ def _peers(asked: str | None) -> Sequence[str]:
                 f"--peers: there is no {word!r}; accepted: all, none, or of {', '.join(PEERS)}"
             )
     # Where time is short the last ones are left out: the order is the user's.
-    return tuple(dict.fromkeys((BASELINE, *OURS, *words)))
+    return tuple(dict.fromkeys((BASELINE, *ALWAYS, *words)))
 
 
 def _device(wanted: Wanted) -> str:
