@@ -15,7 +15,7 @@ import torch
 import resnet_fused as rf
 from resnet_fused import _extension, admission, backends, numerics
 from resnet_fused.cases import RESNET50_CHAINS, ChainCase
-from resnet_fused.ops import _chain_plan, _cuda_chain, _cuda_plan
+from resnet_fused.ops import _chain_plan, _cuda, _cuda_chain, _cuda_plan
 from resnet_fused.ops import _cuda_chain_checks as checks
 from resnet_fused.ops._results import FORMS
 
@@ -225,6 +225,7 @@ def served(monkeypatch):
 
     entry = next(e for e in backends.implementations(OP) if e.name == "cuda")
     monkeypatch.setitem(entry.__dict__, "supports", lambda call: None)
+    monkeypatch.setitem(_cuda._launches, OP, launch)
     monkeypatch.setattr(_cuda_chain, "launch", launch)
     monkeypatch.setattr(_cuda_plan, "gpu", lambda device: emulated.H200)
     backends.forget_choices()

@@ -15,7 +15,7 @@ import torch
 import resnet_fused as rf
 from resnet_fused import _extension, admission, backends, numerics, ops  # noqa: F401
 from resnet_fused.cases import STEM_CASES, StemCase
-from resnet_fused.ops import _cuda_plan, _cuda_stem
+from resnet_fused.ops import _cuda, _cuda_plan, _cuda_stem
 from resnet_fused.ops._library import overload
 
 H200 = (132, 232448, 233472)
@@ -220,7 +220,7 @@ def ran(monkeypatch):
             given[place].copy_(y)
             launched.append(op)
 
-        monkeypatch.setattr(_cuda_stem, f"launch_{op}", launch)
+        monkeypatch.setitem(_cuda._launches, op, launch)
     monkeypatch.setattr(_cuda_plan, "gpu", lambda device: H200)
     monkeypatch.setattr(_cuda_plan._admitted, "names", lambda *_: None)
     backends.forget_choices()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+import emulated
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -25,17 +26,19 @@ INTERPRETED = 4  # shapes in the suite: a stem takes the interpreter a second
 
 
 @st.composite
-def stems(draw: st.DrawFn, made: bool) -> cases.StemCase:
-    """`made`: such that the Triton kernel is made for it."""
-    r, s = draw(st.integers(1, 7)), draw(st.integers(1, 7))
-    stride, padding = draw(PAIR), (draw(st.integers(0, 3)), draw(st.integers(0, 3)))
+def stems(draw: st.DrawFn, name: str) -> cases.StemCase:
+    """`name`: of the implementation, whose kernel is to be made for the shape."""
+    cuda = name == emulated.NAME
+    r, s = (7, 7) if cuda else (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+    stride = (2, 2) if cuda else draw(PAIR)
+    padding = draw(st.integers(0, 3)), draw(st.integers(0, 3))
     h, w = draw(st.integers(1, 14)), draw(st.integers(1, 14))
     assume(h + 2 * padding[0] >= r and w + 2 * padding[1] >= s)
     pool = ((3, 3), (2, 2), (1, 1))
     channels = draw(st.integers(1, 4))
-    if made:
+    if name == "triton":
         assume((s + stride[1]) * channels + 3 <= 64)
-    elif draw(st.booleans()):
+    elif not cuda and draw(st.booleans()):
         pool = ((draw(st.integers(1, 3)), 2), draw(PAIR), (0, 0))
         sides = [(n + 2 * p - k) // by + 1
                  for n, p, k, by in zip((h, w), padding, (r, s), stride, strict=True)]  # fmt: skip
@@ -57,12 +60,14 @@ def heads(draw: st.DrawFn) -> cases.HeadCase:
 
 
 @st.composite
-def chains(draw: st.DrawFn, made: bool) -> cases.ChainCase:
-    """`made`: of channels that the Triton kernel takes."""
-    channels = st.integers(1, 4).map(lambda n: 16 * n) if made else st.integers(1, 24)
+def chains(draw: st.DrawFn, name: str) -> cases.ChainCase:
+    """`name`: of the implementation, whose kernel is to take the channels."""
+    by, most = {"triton": (16, 4), emulated.NAME: (8, 6)}.get(name, (1, 24))
+    channels = st.integers(1, most).map(lambda n: by * n)
     none = st.just(0)
     k, c, m = draw(channels), draw(channels), draw(st.one_of(none, channels))
-    projected, front = draw(st.one_of(none, channels)), draw(st.one_of(none, channels))
+    projected = draw(st.one_of(none, channels))
+    front = 0 if name == emulated.NAME else draw(st.one_of(none, channels))
     return cases.ChainCase(
         "random", draw(st.integers(0, 3)), k, draw(st.integers(1, 7)), draw(st.integers(1, 7)), c,
         m, projected, draw(st.integers(1, 3)) if projected else 1, front,
@@ -82,7 +87,7 @@ def within(out: Tensor, oracle: Tensor, bound: Tensor, case: object) -> None:
 
 @pytest.mark.parametrize(("entry", "dtype"), cells("stem"))
 def test_stem(entry, dtype):
-    @given(case=stems(entry.name == "triton"), seed=st.integers(0, 2**31))
+    @given(case=stems(entry.name), seed=st.integers(0, 2**31))
     def look(case, seed):
         torch.manual_seed(seed)
         if case.images == "uint8":
@@ -125,7 +130,7 @@ def test_head(entry, dtype):
 
 @pytest.mark.parametrize(("entry", "dtype"), cells("conv_chain"))
 def test_conv_chain(entry, dtype):
-    @given(case=chains(entry.name == "triton"), seed=st.integers(0, 2**31), back=st.booleans())
+    @given(case=chains(entry.name), seed=st.integers(0, 2**31), back=st.booleans())
     def look(case, seed, back):
         operands = numerics.chain_operands(case, dtype, torch.Generator().manual_seed(seed))
         strides = case.projection_stride, case.out_stride

@@ -65,7 +65,6 @@ def test_nothing_beyond_is_touched_and_planted_faults_kill():
 
 
 @linux
-@pytest.mark.xfail(strict=True, reason="head_kernel multiplies a class by its step in 32 bits")
 def test_classes_far_apart():
     """A weight whose rows lie 2^30 elements apart: the third begins beyond 2^31."""
     status, said = outcomes(["wide one weight -"])

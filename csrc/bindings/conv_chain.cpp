@@ -105,12 +105,10 @@ RfConvChain problem_of(const Tensor& x, const Tensor& weight, const Maybe& resid
   return problem;
 }
 
-// allow_tf32 is that of the other convolutions' plans: no float32 is served either way.
 PlanResult conv_chain_plan(Tensor x, Tensor weight, Maybe residual, Maybe projected,
                            Maybe projection_weight, Maybe next_weight, Tensor following,
-                           int64_t projection_stride, int64_t out_stride, bool reverse,
-                           bool /*allow_tf32*/, Tensor out, std::vector<int64_t> gpu,
-                           int64_t configuration, int64_t splits) {
+                           int64_t projection_stride, int64_t out_stride, bool reverse, Tensor out,
+                           std::vector<int64_t> gpu, int64_t configuration, int64_t splits) {
   const RfConvChain problem =
       problem_of(x, weight, residual, projected, projection_weight, next_weight, following,
                  projection_stride, out_stride, reverse, out);
@@ -187,8 +185,8 @@ void define_conv_chain(torch::stable::detail::StableLibrary& library) {
   library.def(
       "conv_chain_plan(Tensor x, Tensor weight, Tensor? residual, Tensor? projected, "
       "Tensor? projection_weight, Tensor? next_weight, Tensor following, int projection_stride, "
-      "int out_stride, bool reverse, bool allow_tf32, Tensor out, int[3] gpu, int configuration, "
-      "int splits) -> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
+      "int out_stride, bool reverse, Tensor out, int[3] gpu, int configuration, int splits) "
+      "-> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
   library.def("conv_chain_configurations() -> str[]");
 }
 

@@ -26,8 +26,10 @@ struct Op {
   bool (*run)(const Arguments& arguments, Common& common, Json& json);
 };
 constexpr Op kOps[] = {
-    {"conv_bn_act", run_conv_bn_act}, {"conv_dgrad", run_conv_dgrad},
-    {"conv_wgrad", run_conv_wgrad},   {"bn_act", run_bn_act},
+    {"conv_bn_act", run_conv_bn_act},
+    {"conv_dgrad", run_conv_dgrad},
+    {"conv_wgrad", run_conv_wgrad},
+    {"bn_act", run_bn_act},
     {"conv_chain", run_conv_chain},
     {"stem", run_stem},
     {"head", run_head},

@@ -108,7 +108,7 @@ def head_kernel(
     blocks = tl.cdiv(classes, EACH)
     image = (tl.program_id(0) // blocks).to(index) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_N)
-    label = (tl.program_id(0) % blocks) * EACH + column
+    label = ((tl.program_id(0) % blocks) * EACH + column).to(index)
     there = (image < images)[:, None]
     known = (label < classes) & (column < EACH)
     named = known[None, :]
