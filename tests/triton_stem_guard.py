@@ -35,8 +35,8 @@ STEP = 2**30 + 64
 Place = Callable[[str, Tensor], Tensor]
 
 
-def launched(module: Any, fault: str, place: Place, call: Callable[[], None]) -> None:
-    """Runs every program; fault: "kernel.argument=what to add", or "-"."""
+def launched(modules: list[Any], fault: str, place: Place, call: Callable[[], None]) -> None:
+    """Runs every program of the modules' kernels; fault: "kernel.argument=what to add", or "-"."""
     whose, _, rest = fault.partition(".")
     name, _, by = rest.partition("=")
 
@@ -51,7 +51,8 @@ def launched(module: Any, fault: str, place: Place, call: Callable[[], None]) ->
         return place("workspace", torch.full(shape, math.nan, dtype=t.dtype))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "traceable", programs)
+        for module in modules:
+            patch.setattr(module, "traceable", programs)
         patch.setattr(torch.Tensor, "new_empty", workspace)
         call()
 
@@ -69,7 +70,8 @@ def stem(which: str, place: Place, fault: str) -> None:
     ]
     out = place("out", channels_last(torch.full_like(expected, math.nan)))
     plan = _stem_tiles.Plan(_stem_tiles.TILES[-1], 2, "the test asks for it")
-    launched(kernel, fault, place, lambda: kernel.launch(*placed, out, *case.geometry, plan=plan))
+    modules = [kernel, importlib.import_module("resnet_fused.triton._stem_pack")]
+    launched(modules, fault, place, lambda: kernel.launch(*placed, out, *case.geometry, plan=plan))
     assert torch.equal(out, expected)
 
 
@@ -88,7 +90,7 @@ def head(which: str, place: Place, fault: str) -> None:
     expected = numerics.head_oracle(*made.values()).half()
     placed = [place(name, channels_last(t)) for name, t in made.items()]
     out = place("out", torch.full_like(expected, math.nan))
-    launched(kernel, fault, place, lambda: kernel.launch(*placed, out))
+    launched([kernel], fault, place, lambda: kernel.launch(*placed, out))
     assert torch.equal(out, expected)
 
 
