@@ -1,9 +1,10 @@
 // conv_chain on the GPU, for sm_80 and later: a block's last 1x1 convolution, its shortcut, and the
 // next block's first one, on mma.sync.
 //
-//     out[m, c]  = relu(scale[c] * sum over k of x[m, k] * weight[c, k] + shift[c] + shortcut[m,
-//     c]) next[m, j] = relu(next_scale[j] * sum over c of out[m, c] * next_weight[j, c] +
-//     next_shift[j])
+//     made[m, c] = sum over k of x[m, k] * weight[c, k]
+//     out[m, c]  = relu(scale[c] * made[m, c] + shift[c] + shortcut[m, c])
+//     sums[m, j] = sum over c of out[m, c] * next_weight[j, c]
+//     next[m, j] = relu(next_scale[j] * sums[m, j] + next_shift[j])
 //
 // M: pixels. A block holds a tile of them, all channels of x and of what the shortcut projects. It
 // makes `out` a step of channels at a time, rounds it, stores it, and multiplies it on as it stands

@@ -136,17 +136,7 @@ const char* unfit(const RfConvConfiguration& tile, const Product& product, const
 extern "C" int32_t rf_conv_bn_act_configurations(void) { return resnet_fused::kTiles; }
 
 extern "C" const RfConvConfiguration* rf_conv_bn_act_configuration(int32_t index) {
-  using namespace resnet_fused;
-  if (index < 0 || index >= kTiles) return nullptr;
-  static const std::array<RfConvConfiguration, kTiles> all = [] {
-    std::array<RfConvConfiguration, kTiles> made;
-    for (int i = 0; i < kTiles; ++i) {
-      made[i] = table()[i].configuration;
-      made[i].name = table()[i].name.c_str();
-    }
-    return made;
-  }();
-  return &all[index];
+  return resnet_fused::configuration_at<resnet_fused::table>(index);
 }
 
 extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* gpu,
@@ -158,12 +148,7 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
       check_depth(*problem, refuse) != 0) {
     return 1;
   }
-  if (gpu->multiprocessors < 1) {
-    return refuse("a GPU of %d multiprocessors", gpu->multiprocessors);
-  }
-  if (configuration < -1 || configuration >= kTiles) {
-    return refuse("configuration %d; there are 0 to %d", configuration, kTiles - 1);
-  }
+  if (check_wish(*gpu, configuration, kTiles, refuse) != 0) return 1;
   const OutputSize size = output_size(*problem);
   const int64_t images = problem->x_size[0];
   *plan = RfConvPlan{std::max(configuration, 0), 1, 0, 0, std::max<int64_t>(images, 1), 0, 0};

@@ -139,17 +139,7 @@ int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
 extern "C" int32_t rf_conv_chain_configurations(void) { return resnet_fused::kTiles; }
 
 extern "C" const RfConvConfiguration* rf_conv_chain_configuration(int32_t index) {
-  using namespace resnet_fused;
-  if (index < 0 || index >= kTiles) return nullptr;
-  static const std::array<RfConvConfiguration, kTiles> all = [] {
-    std::array<RfConvConfiguration, kTiles> made;
-    for (int i = 0; i < kTiles; ++i) {
-      made[i] = table()[i].configuration;
-      made[i].name = table()[i].name.c_str();
-    }
-    return made;
-  }();
-  return &all[index];
+  return resnet_fused::configuration_at<resnet_fused::table>(index);
 }
 
 extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* gpu,
@@ -158,12 +148,7 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
   if (check_chain(*problem, refuse) != 0) return 1;
-  if (gpu->multiprocessors < 1) {
-    return refuse("a GPU of %d multiprocessors", gpu->multiprocessors);
-  }
-  if (configuration < -1 || configuration >= kTiles) {
-    return refuse("configuration %d; there are 0 to %d", configuration, kTiles - 1);
-  }
+  if (check_wish(*gpu, configuration, kTiles, refuse) != 0) return 1;
   if (splits < 0 || splits > 1) return refuse("%d splits; a chain is not split", splits);
   const int64_t images = problem->x_size[0];
   const int64_t of_image = problem->x_size[2] * problem->x_size[3];

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <vector>
 
 #include "../device/bn_act.h"
 #include "../device/conv_geometry.h"
@@ -51,6 +52,31 @@ struct Refusal {
     return 1;
   }
 };
+
+// The configuration at an index, with its name, or nullptr. kTable: a function that gives an op's
+// array of {name, configuration}, made once.
+template <auto kTable>
+const RfConvConfiguration* configuration_at(int32_t index) {
+  static const auto all = [] {
+    std::vector<RfConvConfiguration> made;
+    for (const auto& entry : kTable()) {
+      made.push_back(entry.configuration);
+      made.back().name = entry.name.c_str();
+    }
+    return made;
+  }();
+  return index < 0 || index >= static_cast<int32_t>(all.size()) ? nullptr : &all[index];
+}
+
+// What is asked of a plan beside its problem; `count` configurations.
+inline int32_t check_wish(const RfGpu& gpu, int32_t configuration, int32_t count,
+                          const Refusal& refuse) {
+  if (gpu.multiprocessors < 1) return refuse("a GPU of %d multiprocessors", gpu.multiprocessors);
+  if (configuration < -1 || configuration >= count) {
+    return refuse("configuration %d; there are 0 to %d", configuration, count - 1);
+  }
+  return 0;
+}
 
 // Sizes and options that no convolution takes; Problem: RfConvBnAct or RfConvGradient.
 template <class Problem>

@@ -87,17 +87,7 @@ bool is_wide_weight(const RfHead& problem) {
 extern "C" int32_t rf_head_configurations(void) { return resnet_fused::HeadShapes::kSize; }
 
 extern "C" const RfConvConfiguration* rf_head_configuration(int32_t index) {
-  using namespace resnet_fused;
-  if (index < 0 || index >= HeadShapes::kSize) return nullptr;
-  static const std::array<RfConvConfiguration, HeadShapes::kSize> all = [] {
-    std::array<RfConvConfiguration, HeadShapes::kSize> made;
-    for (int i = 0; i < HeadShapes::kSize; ++i) {
-      made[i] = table()[i].configuration;
-      made[i].name = table()[i].name.c_str();
-    }
-    return made;
-  }();
-  return &all[index];
+  return resnet_fused::configuration_at<resnet_fused::table>(index);
 }
 
 extern "C" int32_t rf_head_plan(const RfHead* problem, const RfGpu* gpu, int32_t configuration,
@@ -105,12 +95,7 @@ extern "C" int32_t rf_head_plan(const RfHead* problem, const RfGpu* gpu, int32_t
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
   if (check(*problem, refuse) != 0) return 1;
-  if (gpu->multiprocessors < 1) {
-    return refuse("a GPU of %d multiprocessors", gpu->multiprocessors);
-  }
-  if (configuration < -1 || configuration >= HeadShapes::kSize) {
-    return refuse("configuration %d; there are 0 to %d", configuration, HeadShapes::kSize - 1);
-  }
+  if (check_wish(*gpu, configuration, HeadShapes::kSize, refuse) != 0) return 1;
   if (splits > 1) {
     return refuse("%d splits; the reduction is shared among a block's warps alone", splits);
   }

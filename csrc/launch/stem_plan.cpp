@@ -140,17 +140,7 @@ double cost(const RfConvConfiguration& tile, int64_t items, int64_t rows, int64_
 extern "C" int32_t rf_stem_configurations(void) { return resnet_fused::StemShapes::kSize; }
 
 extern "C" const RfConvConfiguration* rf_stem_configuration(int32_t index) {
-  using namespace resnet_fused;
-  if (index < 0 || index >= StemShapes::kSize) return nullptr;
-  static const std::array<RfConvConfiguration, StemShapes::kSize> all = [] {
-    std::array<RfConvConfiguration, StemShapes::kSize> made;
-    for (int i = 0; i < StemShapes::kSize; ++i) {
-      made[i] = table()[i].configuration;
-      made[i].name = table()[i].name.c_str();
-    }
-    return made;
-  }();
-  return &all[index];
+  return resnet_fused::configuration_at<resnet_fused::table>(index);
 }
 
 extern "C" int32_t rf_stem_plan(const RfStem* problem, const RfGpu* gpu, int32_t configuration,
@@ -158,12 +148,7 @@ extern "C" int32_t rf_stem_plan(const RfStem* problem, const RfGpu* gpu, int32_t
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
   if (check(*problem, refuse) != 0) return 1;
-  if (gpu->multiprocessors < 1) {
-    return refuse("a GPU of %d multiprocessors", gpu->multiprocessors);
-  }
-  if (configuration < -1 || configuration >= StemShapes::kSize) {
-    return refuse("configuration %d; there are 0 to %d", configuration, StemShapes::kSize - 1);
-  }
+  if (check_wish(*gpu, configuration, StemShapes::kSize, refuse) != 0) return 1;
   const StemSize size = size_of(*problem);
   const int64_t images = problem->x_size[0];
   *plan = RfConvPlan{std::max(configuration, 0), 1, 0, 0, std::max<int64_t>(images, 1), 0, 0};
