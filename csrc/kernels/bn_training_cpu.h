@@ -60,31 +60,28 @@ void tile_statistics(const BnTrainingCall& call, const Tile& tile, bool first, T
   const double n = static_cast<double>(tile.elements());
   C mean[kLongestGroup];
   Partial<C, kInside> partial;
-  const auto clear = [&] { partial.clear(2, tile.channels); };
-  const auto sum_of = [&](int s, int64_t i) {
-    return kInside ? static_cast<double>(partial.of[s][i]) : partial.lanes(s);
-  };
   for_each_run<kInside>(
-      tile, clear,
+      tile, partial, 1,
       [&](int64_t i, int64_t r, int64_t c, int64_t length) {
         add_row<T, kInside>(y(i, r) + c, length, partial.of[0]);
       },
       [&](int64_t channel, int64_t channels) {
         for (int64_t i = 0; i < channels; ++i) {
-          mean[channel + i] = static_cast<C>(sum_of(0, i) / n);
+          mean[channel + i] = static_cast<C>(partial.sum(0, i) / n);
         }
       });
   for_each_run<kInside>(
-      tile, clear,
+      tile, partial, 2,
       [&](int64_t i, int64_t r, int64_t c, int64_t length) {
         add_spread<T, kInside>(y(i, r) + c, length, {mean, r}, partial.of[0], partial.of[1]);
       },
       [&](int64_t channel, int64_t channels) {
         for (int64_t i = 0; i < channels; ++i) {
           // What rounding the mean has left over; not a number where the mean is infinite.
-          const double left = sum_of(0, i);
+          const double left = partial.sum(0, i);
           const double rest = __builtin_isfinite(left) ? left / n : 0.0;
-          found[channel + i].add(n, mean[channel + i] + rest, sum_of(1, i) - left * rest, first);
+          found[channel + i].add(n, mean[channel + i] + rest, partial.sum(1, i) - left * rest,
+                                 first);
         }
       });
 }
@@ -242,7 +239,7 @@ void backward_tile(const BnTrainingCall& call, const Tile& tile, Buffers<T>& buf
   if (kResidualSum) residual_mean = norm_row<T>(call, call.residual_norm, 2) + tile.channel;
   Partial<C, kInside> partial;
   for_each_run<kInside>(
-      tile, [&] { partial.clear(kSums, tile.channels); },
+      tile, partial, kSums,
       [&](int64_t i, int64_t r, int64_t c, int64_t length) {
         backward_run<T, kInside, kMask, kResidualSum>(
             gradient(i, r) + c, passed(i, r) + c, y(i, r) + c, residual(i, r) + c, dz(i, r) + c,
@@ -252,8 +249,7 @@ void backward_tile(const BnTrainingCall& call, const Tile& tile, Buffers<T>& buf
       [&](int64_t channel, int64_t channels) {
         for (int s = 0; s < kSums; ++s) {
           for (int64_t i = 0; i < channels; ++i) {
-            total[s][channel + i] +=
-                kInside ? static_cast<double>(partial.of[s][i]) : partial.lanes(s);
+            total[s][channel + i] += partial.sum(s, i);
           }
         }
       });

@@ -182,22 +182,52 @@ struct Along {
 constexpr int64_t kLanes = 32;
 
 // Partial sums of a tile's channels: the columns', or the current row's lanes.
+//
+// In two levels. One after the other, equal values are all rounded to the same side, and behind a
+// ReLU many are equal: the error would grow with their number.
 template <class C, bool kInside>
 struct Partial {
-  alignas(64) C of[kMostSums][kInside ? kLongestGroup : kLanes];
+  static constexpr int kRun = 16;  // values that are added up one after the other
 
-  void clear(int sums, int64_t columns) {
-    const int64_t used = kInside ? columns : kLanes;
+  alignas(64) C of[kMostSums][kInside ? kLongestGroup : kLanes];
+  alignas(64) C whole[kMostSums][kInside ? kLongestGroup : kLanes];
+  int sums, added;
+  int64_t used;
+
+  void begin(int count, int64_t columns) {
+    sums = count;
+    used = kInside ? columns : kLanes;
+    added = 0;
     for (int s = 0; s < sums; ++s) {
-      for (int64_t c = 0; c < used; ++c) of[s][c] = C(0);
+      for (int64_t c = 0; c < used; ++c) of[s][c] = whole[s][c] = C(0);
     }
   }
+  // After each value of the columns or lanes.
+  void next() {
+    if (++added == kRun) fold();
+  }
+  void fold() {
+    added = 0;
+    for (int s = 0; s < sums; ++s) {
+      C* RF_RESTRICT from = of[s];
+      C* RF_RESTRICT to = whole[s];
+      RF_INDEPENDENT
+      for (int64_t c = 0; c < used; ++c) {
+        to[c] += from[c];
+        from[c] = C(0);
+      }
+    }
+  }
+  // Of column i, or of the row; behind the last fold.
+  double sum(int s, int64_t i) const { return kInside ? double(whole[s][i]) : lanes(s); }
+
+ private:
   double lanes(int s) const {
     // By halves, in a fixed order: one after the other, each addition would wait for the last.
     constexpr int kWidth = 8;
     double sum[kWidth] = {};
     for (int64_t c = 0; c < kLanes; c += kWidth) {
-      for (int i = 0; i < kWidth; ++i) sum[i] += static_cast<double>(of[s][c + i]);
+      for (int i = 0; i < kWidth; ++i) sum[i] += static_cast<double>(whole[s][c + i]);
     }
     for (int half = kWidth / 2; half > 0; half /= 2) {
       for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
@@ -207,22 +237,27 @@ struct Partial {
 };
 
 // Runs body(image, row, first column, columns) over a tile's rows such that a run's columns have a
-// place in Partial each; before and after surround what adds up to the same places.
-template <bool kInside, class Begin, class Body, class End>
-RF_HOST_DEVICE void for_each_run(const Tile& tile, const Begin& begin, const Body& body,
-                                 const End& end) {
+// place in Partial each, and end(first channel, channels) when their `sums` sums are whole.
+template <bool kInside, class C, class Body, class End>
+RF_HOST_DEVICE void for_each_run(const Tile& tile, Partial<C, kInside>& partial, int sums,
+                                 const Body& body, const End& end) {
   if constexpr (kInside) {
-    begin();
-    for (int64_t r = 0; r < tile.pixels; ++r) body(0, r, 0, tile.channels);
+    partial.begin(sums, tile.channels);
+    for (int64_t r = 0; r < tile.pixels; ++r, partial.next()) body(0, r, 0, tile.channels);
+    partial.fold();
     end(0, tile.channels);
   } else {
     for (int64_t r = 0; r < tile.channels; ++r) {
-      begin();
+      partial.begin(sums, 1);
       for (int64_t i = 0; i < tile.images; ++i) {
         int64_t c = 0;
-        for (; c + kLanes <= tile.pixels; c += kLanes) body(i, r, c, kLanes);
-        if (c < tile.pixels) body(i, r, c, tile.pixels - c);
+        for (; c + kLanes <= tile.pixels; c += kLanes, partial.next()) body(i, r, c, kLanes);
+        if (c < tile.pixels) {
+          body(i, r, c, tile.pixels - c);
+          partial.next();
+        }
       }
+      partial.fold();
       end(r, 1);
     }
   }
