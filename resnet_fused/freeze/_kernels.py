@@ -90,6 +90,8 @@ KINDS = {
     "head": Kind(_head, _choose_head),
 }
 _LAUNCHES: dict[str, Callable[..., None]] = {"triton": _triton._launch, "cuda": _cuda._launch}
+_ORDERS: dict[str, Any] = {"triton": _triton, "cuda": _cuda}
+"""Who says of an implementation which of its ops can be told when to begin, and from which end."""
 
 
 class Kernel:
@@ -109,7 +111,7 @@ class Kernel:
         choice = self._kind.choose(step, self._kind.arguments(step, values))
         self.name = choice.implementation.name
         refused = "; ".join(f"not {name}: {reason}" for name, reason in choice.refused)
-        ordered = self.name == "triton" and step.kind in _triton.ORDERED
+        ordered = self.name in _ORDERS and step.kind in _ORDERS[self.name].ORDERED
         self.late = _limits.not_dependent(values[0].device) if ordered else "another kernel"
         self.why = "; ".join(filter(None, (choice.why, refused, *self._order(ordered))))
         self.writes = self.name in _LAUNCHES and step.kind in _results.FORMS
@@ -123,7 +125,7 @@ class Kernel:
         elif ordered:
             said.append(f"it begins when the step ahead has ended: {self.late}")
         if self._step.options.get("reverse"):
-            taken = ordered or self._step.kind not in _triton.REVERSED
+            taken = ordered or self._step.kind == "conv_chain"  # whose schema says so
             said.append("the batch backwards" if taken else f"the batch forwards: {self.name} must")
         return said
 
@@ -145,11 +147,12 @@ class Kernel:
         options = arguments[form.options :]
         launch = functools.partial(_LAUNCHES[self.name], self._step.kind)
         how: dict[str, Any] = {}
-        if self.name == "triton" and self._step.kind in _triton.ORDERED:
+        orders = _ORDERS.get(self.name)
+        if orders is not None and self._step.kind in orders.ORDERED:
             if self._prepared is None:
-                self._prepared = _triton.prepared(self._step.kind, *operands, *options)
+                self._prepared = orders.prepared(self._step.kind, *operands, *options)
             back = bool(self._step.options.get("reverse"))
             early = self.late is None
-            how = _triton.order(self._step.kind, early=early, follows=follows, reverse=back)
+            how = orders.order(self._step.kind, early=early, follows=follows, reverse=back)
             how |= self._prepared
         launch(*operands, *results, *options, **how)

@@ -101,6 +101,8 @@ def launch_stem(
     out: Tensor,
     *geometry: Sequence[int],
     wish: _cuda.Wish | None = None,
+    dependent: bool = False,
+    follows: bool = False,
 ) -> None:
     """Runs `stem` into a given output.
 
@@ -113,6 +115,8 @@ def launch_stem(
         out: [N, K, P, Q], dtype of the weight, any layout.
         geometry: stride, padding, and the pooling's kernel, stride and padding.
         wish: a configuration and strips in place of a choice among the admitted ones.
+        dependent: as of `_cuda.launch_conv_bn_act`.
+        follows: likewise.
 
     Raises:
         LookupError: no admitted configuration takes it.
@@ -120,8 +124,9 @@ def launch_stem(
     """
     made = stem_problem(x, weight, geometry, out)
     _cuda_plan.raw("stem", "out")(
-        x, weight, scale, shift, input_norm, *made.geometry, *(wish or _cuda_plan.wanted(made)), out
-    )
+        x, weight, scale, shift, input_norm, *made.geometry, dependent, follows,
+        *(wish or _cuda_plan.wanted(made)), out,
+    )  # fmt: skip
 
 
 def launch_head(
@@ -131,6 +136,8 @@ def launch_head(
     out: Tensor,
     *,
     wish: _cuda.Wish | None = None,
+    dependent: bool = False,
+    follows: bool = False,
 ) -> None:
     """Runs `head` into a given output.
 
@@ -140,11 +147,16 @@ def launch_head(
         bias: [classes], likewise, or None.
         out: [N, classes], likewise, contiguous.
         wish: a configuration, and 1, in place of a choice among the admitted ones.
+        dependent: as of `_cuda.launch_conv_bn_act`.
+        follows: likewise.
 
     Raises:
         LookupError: no admitted configuration takes it.
         RuntimeError: the launch failed, or refused the wish.
     """
     made = head_problem(x, weight, out)
-    bias = None if bias is None else bias.contiguous()
-    _cuda_plan.raw("head", "out")(x, weight, bias, *(wish or _cuda_plan.wanted(made)), out)
+    adjacent = None if bias is None else bias.contiguous()
+    _cuda_plan.raw("head", "out")(
+        x, weight, adjacent, dependent, follows and adjacent is bias,
+        *(wish or _cuda_plan.wanted(made)), out,
+    )  # fmt: skip
