@@ -118,6 +118,7 @@ def test_a_sound_kernel_passes(probes, name, asynchrony, order):
         ("early_prefetch", "a load before griddepcontrol.wait of what is no constant"),
         ("early_store", "a store before griddepcontrol.wait"),
         ("early_count", "a store before griddepcontrol.wait"),
+        ("early_stale", "not by the read-only path"),
     ],
 )
 def test_what_a_launch_that_begins_early_must_not_touch(probes, name, said, asynchrony, order):

@@ -6,6 +6,8 @@ import functools
 import re
 from dataclasses import dataclass, field
 
+from _cuda_early import TRIGGER, WAIT, Early, rule_of
+
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 REGISTER_UNIT = 8  # they are given out in such steps a thread
 RESERVED_SHARED = 1024  # bytes that the driver takes of each block's
@@ -37,6 +39,7 @@ class Kernel:
     local: int = 0
     shared: int = 0
     instructions: dict[str, int] = field(default_factory=dict)
+    early: Early | None = None  # where the architecture lets kernels begin early
 
     def count(self, pattern: str) -> int:
         """How many instructions match the pattern."""
@@ -56,8 +59,16 @@ class Kernel:
             f"{self.local} bytes of local memory": self.local == 0,
             f"{self.count('(LDL|STL).*')} LDL or STL": self.count("(LDL|STL).*") == 0,
             **rule(self),
+            **self._early(),
         }
         return [sentence for sentence, passed in checks.items() if not passed]
+
+    def _early(self) -> dict[str, bool]:
+        rule = rule_of(self.name)
+        if rule is not None and self.early is not None:
+            return self.early.checks(rule)
+        found = self.count(f"{WAIT}.*|{TRIGGER}.*")
+        return {f"{found} instructions for kernels that begin early, expected none": not found}
 
 
 def _bn_act_vector(kernel: Kernel) -> dict[str, bool]:

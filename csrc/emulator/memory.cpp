@@ -1,4 +1,5 @@
 // Accesses of the running thread to shared and global memory: what is checked, what is counted.
+#include <cstring>
 #include <string>
 
 #include "block.h"
@@ -12,12 +13,21 @@ constexpr uintptr_t kLowestAddress = 65536;
 // Atomic loads of one address in a row after which a thread counts as waiting for it.
 constexpr uint32_t kPolls = 4;
 
-// An early launch before its wait: what it may read, and that it may not write.
+constexpr const char* kReadOnly = "ld.global.nc";
+
+// An early launch: before its wait what it may read, and that it may not write; all along what it
+// may read by the path for memory that nobody writes while the kernel runs (PTX ISA, ld.global.nc),
+// which may find what lay there when the launch began.
 void check_early(Site site, const char* instruction, const void* address, uint32_t bytes,
                  Access access) {
   const FiberThread& thread = self();
   const Grid& grid = *thread.block->grid;
-  if (!grid.early || thread.waited) return;
+  if (!grid.early) return;
+  if (std::strcmp(instruction, kReadOnly) == 0 && !grid.session->is_constant(address, bytes)) {
+    fail(ErrorKind::kRace, site, instruction,
+         "the launch ahead may write there while this one runs: not by the read-only path");
+  }
+  if (thread.waited) return;
   if (access != Access::kRead) {
     fail(ErrorKind::kRace, site, instruction,
          "a store before griddepcontrol.wait: the launch ahead may still use what lies there");

@@ -51,9 +51,9 @@ __global__ void __launch_bounds__(kHeadMeanThreads)
   constexpr int kRows = 32 / kLanes;               // pixels that a warp reads at a time
   constexpr int kAhead = kWide ? 4 : 1;            // such, in flight
   const uint32_t lane = threadIdx.x % 32;
-  const int64_t unit =
-      static_cast<int64_t>(blockIdx.x) * (kHeadMeanThreads / 32) + threadIdx.x / 32;
-  const int32_t groups = arguments.pitch / kHeadChannels;
+  // Of 31 bits, as the plan sees to: a 64-bit division would be a call.
+  const uint32_t unit = blockIdx.x * (kHeadMeanThreads / 32) + threadIdx.x / 32;
+  const uint32_t groups = static_cast<uint32_t>(arguments.pitch) / kHeadChannels;
   const auto image = static_cast<int32_t>(unit / groups);
   wait_for_ahead(arguments.dependent);
   if (image >= arguments.images) return;

@@ -2,11 +2,22 @@
 #include "conv_bn_act_arguments.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <limits>
 
 #include "conv_strides.h"
 
 namespace resnet_fused {
+
+// tools/_cuda_early.py knows the pointers of a kernel's parameters by these places.
+static_assert(offsetof(ConvBnActArguments, operands.x) == 0);
+static_assert(offsetof(ConvBnActArguments, operands.weight) == 8);
+static_assert(offsetof(ConvBnActArguments, workspace.partial) == 232);
+static_assert(offsetof(ConvBnActArguments, workspace.arrivals) == 240);
+static_assert(offsetof(ConvBnActArguments, output.out) == 256);
+static_assert(offsetof(ConvBnActArguments, output.residual) == 264);
+static_assert(offsetof(ConvBnActArguments, output.scale) == 272);
+static_assert(offsetof(ConvBnActArguments, output.shift) == 280);
 
 int64_t images_in_reach(const RfConvBnAct& problem) {
   constexpr int64_t kReach = (int64_t{1} << 31) - 1;

@@ -2,6 +2,7 @@
 // launch.
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdio>
 #include <string>
 
@@ -11,6 +12,14 @@
 #include "head_tiles.h"
 
 namespace resnet_fused {
+
+// tools/_cuda_early.py knows the pointers of a kernel's parameters by these places.
+static_assert(offsetof(HeadArguments, x) == 0);
+static_assert(offsetof(HeadArguments, weight) == 8);
+static_assert(offsetof(HeadArguments, bias) == 16);
+static_assert(offsetof(HeadArguments, mean) == 24);
+static_assert(offsetof(HeadArguments, out) == 32);
+
 namespace {
 
 struct Entry {

@@ -2,6 +2,7 @@
 // arguments of a launch.
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdio>
 #include <string>
 
@@ -11,6 +12,15 @@
 #include "stem_tiles.h"
 
 namespace resnet_fused {
+
+// tools/_cuda_early.py knows the pointers of a kernel's parameters by these places.
+static_assert(offsetof(StemArguments, x) == 0);
+static_assert(offsetof(StemArguments, weight) == 8);
+static_assert(offsetof(StemArguments, scale) == 16);
+static_assert(offsetof(StemArguments, shift) == 24);
+static_assert(offsetof(StemArguments, norm) == 32);
+static_assert(offsetof(StemArguments, out) == 40);
+
 namespace {
 
 constexpr int64_t kPoolKernel = 3;

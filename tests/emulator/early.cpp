@@ -12,6 +12,7 @@ struct What {
   bool prefetches = false;  // likewise
   bool writes = false;      // before the wait
   bool counts = false;      // likewise, by an atomic
+  bool stale = false;       // reads what is no constant behind the wait, by the read-only path
   bool leaves = false;      // the upper half of the block, without having waited
 };
 
@@ -31,6 +32,7 @@ void begins_early(const Memory& memory, What what) {
     ptx::grid_dependency_wait();  // <- early_wait
     ptx::grid_dependency_launch();
   }
+  if (what.stale) value += ptx::load_global_read_only(memory.out + i);  // <- early_stale
   ptx::cp_async_wait_all();
   if (what.waits) {
     value += ptx::load_shared<uint32_t>(base() + 4 * i);
@@ -51,6 +53,7 @@ void add_early(Table& table) {
   table["early_prefetch"] = probe({.prefetches = true});
   table["early_store"] = probe({.writes = true});
   table["early_count"] = probe({.counts = true});
+  table["early_stale"] = probe({.stale = true});
   table["early_leaves"] = probe({.leaves = true});
   table["early_no_wait"] = probe({.waits = false});
   // Behind a launch that has ended all of this is right.
