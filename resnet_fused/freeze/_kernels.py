@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import backends
-from ..ops import _cuda, _results, _triton
+from ..ops import _admitted, _cuda, _results, _triton, _tuned_calls
 from ..ops._library import overload
 from ..triton import _limits
 from ._ir import Step
@@ -108,14 +108,23 @@ class Kernel:
     def __init__(self, step: Step, values: Values) -> None:
         self._step, self._kind = step, KINDS[step.kind]
         self._prepared: dict[str, Any] | None = None
-        choice = self._kind.choose(step, self._kind.arguments(step, values))
+        args = self._kind.arguments(step, values)
+        choice = self._kind.choose(step, args)
         self.name = choice.implementation.name
         refused = "; ".join(f"not {name}: {reason}" for name, reason in choice.refused)
         ordered = self.name in _ORDERS and step.kind in _ORDERS[self.name].ORDERED
         self.late = _limits.not_dependent(values[0].device) if ordered else "another kernel"
-        self.why = "; ".join(filter(None, (choice.why, refused, *self._order(ordered))))
+        said = (choice.why, self._tuned(args), refused, *self._order(ordered))
+        self.why = "; ".join(filter(None, said))
         self.writes = self.name in _LAUNCHES and step.kind in _results.FORMS
         self._run = overload(step.kind, self.name)
+
+    def _tuned(self, args: tuple[Any, ...]) -> str | None:
+        """That tuning chose its configuration, of an op that spans layers."""
+        if self.name not in _ORDERS:
+            return None
+        allowed = _admitted.names(self._step.kind, self.name, args[0].device)
+        return _tuned_calls.why(self.name, self._step.kind, args, allowed)
 
     def _order(self, ordered: bool) -> list[str]:
         """What to say of when it begins, and where."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import backends
 from ..cases import ChainCase, ConvCase
-from . import _admitted, _cuda_plan, _results
+from . import _admitted, _cuda_plan, _results, _tuned_calls
 
 OP = "conv_chain"
 OPERANDS = ("x", "weight", "residual", "projected", "projection_weight", "next_weight")
@@ -109,6 +109,8 @@ def launch(*arguments: Any, wish: tuple[int, int] | None = None) -> None:
         for t in (out, following)
     )
     made = problem_of(given, target, last, options)
+    case = _tuned_calls.case_of((*given.values(), *options))
+    made = made._replace(call=_tuned_calls.chain_call(case, given["x"].dtype))
     x, weight, residual, projected, projection_weight, next_weight, _ = made.operands
     _cuda_plan.raw(OP, "out")(
         x, weight, given["scale"], given["shift"], residual, projected, projection_weight,
@@ -127,6 +129,8 @@ def wanted(problem: _cuda_plan.Problem) -> tuple[int, int]:
         LookupError: no admitted configuration takes it.
     """
     device = problem.out.device
+    if (one := _cuda_plan.tuned(problem, device)) is not None:
+        return one.configuration, one.splits
     if _cuda_plan.complete(OP, device):
         return -1, 0
     names = _admitted.names(OP, "cuda", device)
