@@ -372,7 +372,6 @@ def conv_chain(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The op, by the emulated kernel, copied to channels_last and back as a launch does."""
     form = _results.FORMS["conv_chain"]
     given = dict(zip(form.operands, arguments, strict=False))
-    assert given["front_weight"] is None, _cuda_chain.FRONT
     options = arguments[form.options :]
     results = form.empty(*arguments)
     last = [
@@ -382,7 +381,6 @@ def conv_chain(*arguments: Any) -> tuple[Tensor, Tensor]:
     made = _cuda_chain.problem_of(given, *last, options)
     guarded = {name: Guarded(t) for name, t in zip(("out", "following"), last, strict=True)}
     inputs = given | dict(zip(_cuda_chain.OPERANDS, made.operands, strict=False))
-    inputs = {name: t for name, t in inputs.items() if "front" not in name}
     tensors = inputs | {name: one.tensor for name, one in guarded.items()}
     problem = chain_problem(tensors, options)
     layout = [_strides(t) for t in tensors.values() if t is not None and t.dim() == 4]
@@ -393,12 +391,12 @@ def conv_chain(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def takes_chain(case: Any) -> bool:
-    """Whether the CUDA kernel of `conv_chain` serves a case: no front, 16 bytes of channels."""
-    channels = (case.k, case.c, case.m, case.projected)
-    return case.front == 0 and all(count % 8 == 0 for count in channels)
+    """Whether the CUDA kernel of `conv_chain` serves a case: 16 bytes of channels."""
+    channels = (case.k, case.c, case.m, case.projected, case.front)
+    return all(count % 8 == 0 for count in channels)
 
 
-CHAIN_IMAGES = ("x", "residual", "projected", "weight", "projection_weight", "next_weight")
+CHAIN_IMAGES = _cuda_chain.OPERANDS
 
 
 def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: Any) -> Any:
@@ -411,6 +409,7 @@ def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: An
     """
     x, weight = tensors["x"], tensors["weight"]
     projected, after = tensors["projected"], tensors["next_weight"]
+    front = tensors["front_weight"]
     assert x is not None and weight is not None
     values = {
         "dtype": TYPE_NAMES[x.dtype],
@@ -420,6 +419,7 @@ def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: An
             weight.shape[0],
             0 if projected is None else projected.shape[1],
             0 if after is None else after.shape[0],
+            0 if front is None else front.shape[0],
         ),
         **{f"{name}_stride": _strides(tensors[name]) for name in (*CHAIN_IMAGES, "following")},
         **{name: _address(t) for name, t in tensors.items()},

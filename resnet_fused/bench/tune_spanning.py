@@ -211,8 +211,6 @@ def _head_problem(given: tuple[Any, ...]) -> _cuda_plan.Problem:
 def _chain_problem(given: tuple[Any, ...]) -> _cuda_plan.Problem:
     form = _results.FORMS["conv_chain"]
     named = dict(zip(form.operands, given, strict=False))
-    if named["front_weight"] is not None:
-        raise LookupError(_cuda_chain.FRONT)
     results = _cuda_chain._results_like(*given)
     return _cuda_chain.problem_of(named, *results, given[form.options :], real=False)
 

@@ -109,6 +109,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         *_COMMON,
         "csrc/bindings/conv_chain.cpp",
         "csrc/device/chain_epilogue.h",
+        "csrc/device/chain_front.h",
         "csrc/device/chain_geometry.h",
         "csrc/device/chain_loader.h",
         "csrc/kernels/conv_chain_sm80.cuh",

@@ -111,7 +111,7 @@ _entering.enter(
     # Behind Triton's: on the GPU that both are predicted for, an H200, that multiplies by wgmma,
     # and mma.sync reaches 0.63 of its rate.
     cuda=_entering.Cuda(
-        "hand-written CUDA, both products of a tile of pixels while it is in registers",
+        "hand-written CUDA, all products of a tile of pixels while it is on the chip",
         _cuda_chain.supports,
         _cuda_chain.launch,
         "_cuda_chain_checks",
