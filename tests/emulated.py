@@ -200,8 +200,8 @@ class Guarded:
         return self.tensor.clone()
 
 
-CONSTANTS = frozenset({"weight", "scale", "shift", "bias", "input_norm"})
-"""What a kernel may read before the one ahead has ended."""
+CONSTANTS = ("weight", "scale", "shift", "bias", "norm")
+"""How the names of operands end that a kernel may read before the one ahead has ended."""
 
 
 def settings(
@@ -230,7 +230,7 @@ def settings(
         for name, t in (inputs | outputs).items()
         if t is not None and t.numel()
     ]
-    made.constants = CONSTANTS - outputs.keys()
+    made.constants = {name for name in inputs if name.endswith(CONSTANTS)} - outputs.keys()
     return made
 
 
@@ -425,6 +425,7 @@ def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: An
         **{name: _address(t) for name, t in tensors.items()},
         "out_strides": _strides(tensors["out"]),
         **dict(zip(("projection_stride", "out_stride", "reverse"), options, strict=True)),
+        **_flow(),
     }
     return load().ConvChain(**(values | changes))
 

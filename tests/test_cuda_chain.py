@@ -104,8 +104,8 @@ def arguments(**changes):
         "next_weight": image(8, 24, 1, 1), "next_scale": torch.ones(8),
         "next_shift": torch.zeros(8), "front_weight": None, "front_scale": None,
         "front_shift": None, "projection_stride": 1, "out_stride": 1, "reverse": False,
-        "configuration": -1, "splits": 0, "out": image(2, 24, 5, 5),
-        "following": image(2, 8, 5, 5),
+        "dependent": False, "follows": True, "configuration": -1, "splits": 0,
+        "out": image(2, 24, 5, 5), "following": image(2, 8, 5, 5),
     }  # fmt: skip
     return made | changes
 
@@ -170,11 +170,12 @@ def test_each_argument_arrives_under_its_own_name(case, monkeypatch):
     out, following = (torch.empty_like(t) for t in FORMS[OP].empty(*operands, *options(case)))
     schema, got = torch._C._get_schema(f"resnet_fused::{OP}_out", ""), []
     monkeypatch.setattr(_cuda_plan, "raw", lambda op, part: lambda *given: got.extend(given))
-    _cuda_chain.launch(*operands, out, following, *options(case), wish=(2, 1))
+    given = (*operands, out, following, *options(case))
+    assert _cuda_chain.launch(*given, wish=(2, 1), follows=True) is False
     named = operands._asdict() | {
         "out": out, "following": following, "configuration": 2, "splits": 1,
         "projection_stride": case.projection_stride, "out_stride": case.out_stride,
-        "reverse": False,
+        "reverse": False, "dependent": False, "follows": True,
     }  # fmt: skip
     names = [argument.name for argument in schema.arguments]
     assert len(names) == len(got)
@@ -197,7 +198,11 @@ def test_what_lies_otherwise_is_copied(monkeypatch):
         arguments[-1].fill_(2.0)
 
     monkeypatch.setattr(_cuda_plan, "raw", lambda op, part: launched)
-    _cuda_chain.launch(*operands, out, following, *options(CASE), wish=(0, 1))
+    results = (out, following)
+    copied = _cuda_chain.launch(*operands, *results, *options(CASE), wish=(0, 1), follows=True)
+    names = [one.name for one in torch._C._get_schema(f"resnet_fused::{OP}_out", "").arguments]
+    # Neither this kernel nor the next one begins before a copy has ended.
+    assert copied is True and given[names.index("follows")] is False
     images = [t for t in given if isinstance(t, torch.Tensor) and t.dim() == 4]
     assert len(images) == 6 and all(t.stride(1) == 1 for t in images)
     assert (out == 1).all() and (following == 2).all()

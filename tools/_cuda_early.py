@@ -54,6 +54,11 @@ class Rule:
 _HEAD = frozenset({0, 24, 32})
 RULES = {
     "conv_bn_act_kernel": Rule(frozenset({8, 272, 280}), frozenset({0, 232, 240, 256, 264}), True),
+    "conv_chain_kernel": Rule(
+        frozenset({72, 80, 88, 128, 136, 144, 184, 192, 200, 240, 248, 256}),
+        frozenset({0, 24, 48, 296, 320}),
+        True,
+    ),
     "stem_kernel": Rule(frozenset({8, 16, 24, 32}), frozenset({0, 40}), True),
     "head_linear_kernel": Rule(frozenset({8, 16}), _HEAD, True),
     "head_mean_kernel": Rule(frozenset({8, 16}), _HEAD),

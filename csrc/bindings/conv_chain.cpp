@@ -143,8 +143,9 @@ void conv_chain_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Maybe r
                     Maybe projected, Maybe projection_weight, Maybe projection_scale,
                     Maybe projection_shift, Maybe next_weight, Maybe next_scale, Maybe next_shift,
                     Maybe front_weight, Maybe front_scale, Maybe front_shift,
-                    int64_t projection_stride, int64_t out_stride, bool reverse,
-                    int64_t configuration, int64_t splits, Tensor out, Tensor following) {
+                    int64_t projection_stride, int64_t out_stride, bool reverse, bool dependent,
+                    bool follows, int64_t configuration, int64_t splits, Tensor out,
+                    Tensor following) {
   RfConvChain problem =
       problem_of(x, weight, residual, projected, projection_weight, next_weight, front_weight,
                  following, projection_stride, out_stride, reverse, out);
@@ -188,6 +189,7 @@ void conv_chain_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Maybe r
   problem.next_shift = data_of(next_shift);
   problem.front_scale = data_of(front_scale);
   problem.front_shift = data_of(front_shift);
+  problem.flow = {dependent, follows};
   run_conv(kConvChain, problem, configuration, splits, out);
 }
 
@@ -199,7 +201,8 @@ void define_conv_chain(torch::stable::detail::StableLibrary& library) {
       "Tensor? projected, Tensor? projection_weight, Tensor? projection_scale, "
       "Tensor? projection_shift, Tensor? next_weight, Tensor? next_scale, Tensor? next_shift, "
       "Tensor? front_weight, Tensor? front_scale, Tensor? front_shift, "
-      "int projection_stride, int out_stride, bool reverse, int configuration, int splits, "
+      "int projection_stride, int out_stride, bool reverse, bool dependent, bool follows, "
+      "int configuration, int splits, "
       "Tensor(a!) out, Tensor(b!) following) -> ()");
   library.def(
       "conv_chain_plan(Tensor x, Tensor weight, Tensor? residual, Tensor? projected, "

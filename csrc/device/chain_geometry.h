@@ -141,6 +141,7 @@ struct ChainFilters {
   int32_t units;   // 16 bytes of a filter, of one tap
   int32_t row;     // 16 bytes, from one row of taps to the next
   int32_t column;  // likewise from one tap
+  int64_t prefetch_bytes;  // that are asked for before the wait
 };
 
 struct ConvChainArguments {
@@ -161,6 +162,8 @@ struct ConvChainArguments {
   int32_t steps;        // of out's channels
   int32_t out_shift;    // 1 where only the even rows and columns of out are stored
   bool reverse;         // the last tile comes first
+  bool dependent;       // the next kernel may begin early
+  bool follows;         // this one may: for the launch, the kernel waits either way
 };
 
 }  // namespace resnet_fused

@@ -16,10 +16,12 @@ RfConvChain problem(const std::string& dtype, uintptr_t x, uintptr_t weight, uin
                     const Sizes& out_strides, const Sizes& following_stride,
                     const Sizes& weight_stride, const Sizes& projection_weight_stride,
                     const Sizes& next_weight_stride, const Sizes& front_weight_stride,
-                    int64_t projection_stride, int64_t out_stride, bool reverse) {
+                    int64_t projection_stride, int64_t out_stride, bool reverse, bool dependent,
+                    bool follows) {
   RfConvChain made{};
   made.dtype = static_cast<int32_t>(data_type(dtype));
   made.reverse = reverse;
+  made.flow = {dependent, follows};
   made.projects = projects;
   made.out_stride = out_stride;
   made.projection_stride = projection_stride;
@@ -71,7 +73,7 @@ void define_conv_chain(py::module_& module) {
            py::arg("out_strides"), py::arg("following_stride"), py::arg("weight_stride"),
            py::arg("projection_weight_stride"), py::arg("next_weight_stride"),
            py::arg("front_weight_stride"), py::arg("projection_stride"), py::arg("out_stride"),
-           py::arg("reverse"));
+           py::arg("reverse"), py::arg("dependent"), py::arg("follows"));
   define(module, Convolution<RfConvChain>{"conv_chain",
                                           "out and next of a chain of convolutions; see "
                                           "csrc/launch/conv_chain.h.",

@@ -23,6 +23,7 @@
 #include "../device/chain_front.h"
 #include "../device/chain_geometry.h"
 #include "../device/chain_loader.h"
+#include "../device/dependent.h"
 #include "../device/main_loop.h"
 
 namespace resnet_fused {
@@ -91,6 +92,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     loader.issue(step - front_steps, stage);
   };
 
+  // Filters share the stages' groups with pixels: before the wait they come to L2.
+  prefetch_share(arguments.weight.data, arguments.weight.prefetch_bytes);
+  prefetch_share(arguments.projection.data, arguments.projection.prefetch_bytes);
+  prefetch_share(arguments.next.data, arguments.next.prefetch_bytes);
+  prefetch_share(arguments.front.data, arguments.front.prefetch_bytes);
+  wait_for_ahead(arguments.dependent);
   loader.issue_rows();
   if constexpr (Shape::kFront > 0) front_loader.begin();
   for (int i = 0; i < kAhead; ++i) {

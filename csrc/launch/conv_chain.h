@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv_bn_act.h"
+#include "flow.h"
 
 extern "C" {
 
@@ -49,6 +50,7 @@ struct RfConvChain {
   int64_t weight_stride[4];
   int64_t projection_weight_stride[4];
   int64_t next_weight_stride[4];
+  RfFlow flow;
   int64_t front_weight_stride[4];
 };
 

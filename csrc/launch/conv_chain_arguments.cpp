@@ -3,8 +3,29 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 
 namespace resnet_fused {
+
+// tools/_cuda_early.py knows the pointers of a kernel's parameters by these places.
+static_assert(offsetof(ConvChainArguments, x.data) == 0);
+static_assert(offsetof(ConvChainArguments, residual.data) == 24);
+static_assert(offsetof(ConvChainArguments, projected.data) == 48);
+static_assert(offsetof(ConvChainArguments, weight.data) == 72);
+static_assert(offsetof(ConvChainArguments, weight.scale) == 80);
+static_assert(offsetof(ConvChainArguments, weight.shift) == 88);
+static_assert(offsetof(ConvChainArguments, projection.data) == 128);
+static_assert(offsetof(ConvChainArguments, projection.scale) == 136);
+static_assert(offsetof(ConvChainArguments, projection.shift) == 144);
+static_assert(offsetof(ConvChainArguments, next.data) == 184);
+static_assert(offsetof(ConvChainArguments, next.scale) == 192);
+static_assert(offsetof(ConvChainArguments, next.shift) == 200);
+static_assert(offsetof(ConvChainArguments, front.data) == 240);
+static_assert(offsetof(ConvChainArguments, front.scale) == 248);
+static_assert(offsetof(ConvChainArguments, front.shift) == 256);
+static_assert(offsetof(ConvChainArguments, out.data) == 296);
+static_assert(offsetof(ConvChainArguments, following.data) == 320);
+
 namespace {
 
 constexpr int64_t kReach = (int64_t{1} << 31) - 1;
@@ -68,6 +89,10 @@ struct Filters {
     const int64_t size[4] = {filters, channels, taps, taps};
     return used(size, stride);
   }
+  int64_t dense(int64_t bytes) const {
+    const int64_t size[4] = {filters, channels, taps, taps};
+    return there ? dense_bytes(size, stride, bytes) : 0;
+  }
 };
 
 // What the first 1x1 convolution reads.
@@ -112,7 +137,8 @@ ChainFilters chain_filters(const Filters& from, const void* scale, const void* s
           narrowed(from.filters),
           narrowed(from.channels / unit),
           narrowed(strides.h / unit),
-          narrowed(strides.w / unit)};
+          narrowed(strides.w / unit),
+          0};
 }
 
 int64_t slabs_of(const RfConvChain& problem, int64_t channels) {
@@ -205,6 +231,14 @@ ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConv
   arguments.steps = narrowed(slabs_of(problem, problem.channels));
   arguments.out_shift = problem.out_stride == 2 ? 1 : 0;
   arguments.reverse = problem.reverse != 0;
+  arguments.dependent = problem.flow.dependent != 0;
+  arguments.follows = problem.flow.follows != 0;
+  if (arguments.follows && plan.at_once != 0) {
+    arguments.weight.prefetch_bytes = weight.dense(bytes);
+    arguments.projection.prefetch_bytes = projection.dense(bytes);
+    arguments.next.prefetch_bytes = next.dense(bytes);
+    arguments.front.prefetch_bytes = front.dense(bytes);
+  }
   return arguments;
 }
 
@@ -216,14 +250,16 @@ extern "C" int rf_conv_chain_cuda(const RfConvChain* problem, const RfConvPlan* 
   const int64_t images = problem->x_size[0];
   if (images * problem->x_size[2] * problem->x_size[3] == 0) return 0;
   const int64_t parts = divide_up(images, plan->images_a_launch);
+  RfConvChain part = *problem;
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t first = (problem->reverse != 0 ? parts - 1 - i : i) * plan->images_a_launch;
     const int64_t together = std::min(plan->images_a_launch, images - first);
-    const auto arguments = conv_chain_arguments(*problem, *plan, first, together);
+    const auto arguments = conv_chain_arguments(part, *plan, first, together);
     const bool bfloat16 = static_cast<DataType>(problem->dtype) == DataType::kBFloat16;
     const auto launch = bfloat16 ? launch_conv_chain_bfloat16 : launch_conv_chain_float16;
     const int error = launch(arguments, plan->configuration, stream);
     if (error != 0) return error;
+    part.flow.follows = part.flow.dependent;
   }
   return 0;
 }

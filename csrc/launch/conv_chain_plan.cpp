@@ -263,6 +263,7 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
     return refuse("configuration %d (%s): %s", configuration,
                   rf_conv_chain_configuration(configuration)->name, against);
   }
+  plan->at_once = plan->blocks <= kResident * gpu->multiprocessors;
   std::snprintf(why, why_bytes, "%s: %s, %lld blocks on %d multiprocessors",
                 rf_conv_chain_configuration(plan->configuration)->name,
                 configuration < 0 ? "least predicted time" : "as asked for",

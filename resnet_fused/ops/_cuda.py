@@ -20,7 +20,7 @@ from ._library import define
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("conv_dgrad", "conv_wgrad")
-ORDERED = frozenset({"conv_bn_act", "head", "stem"})
+ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem"})
 """Ops whose kernels may begin before the one ahead has ended: those of a frozen engine."""
 REVERSED = frozenset({"conv_bn_act"})
 """Ops whose kernels walk the batch backwards by an argument that the op itself has not."""
@@ -156,7 +156,7 @@ def launch_conv_wgrad(
     _launch_gradient("conv_wgrad", (dy, y, x), scale, out, geometry, wish)
 
 
-_launches: dict[str, Callable[..., None]] = {}
+_launches: dict[str, Callable[..., bool | None]] = {}
 
 
 def order(op: str, *, early: bool, follows: bool, reverse: bool) -> dict[str, Any]:
@@ -198,13 +198,13 @@ def prepared(op: str, *arguments: Any) -> dict[str, Any]:
     return {"arrivals": torch.zeros(COUNTERS, dtype=torch.int32, device=x.device)}
 
 
-def _launch(op: str, *arguments: Any, **how: Any) -> None:
+def _launch(op: str, *arguments: Any, **how: Any) -> bool | None:
     launches = {
         "conv_bn_act": launch_conv_bn_act,
         "conv_dgrad": launch_conv_dgrad,
         "conv_wgrad": launch_conv_wgrad,
     }
-    (launches.get(op) or _launches[op])(*arguments, **how)
+    return (launches.get(op) or _launches[op])(*arguments, **how)
 
 
 def declare(

@@ -87,12 +87,22 @@ def problem_of(
     return _cuda_plan.Problem(OP, (*made, following), tuple(options), out, tuple(notes))
 
 
-def launch(*arguments: Any, wish: tuple[int, int] | None = None) -> None:
+def launch(
+    *arguments: Any,
+    wish: tuple[int, int] | None = None,
+    dependent: bool = False,
+    follows: bool = False,
+) -> bool:
     """Runs the kernel into given results.
 
     Args:
         arguments: operands as of `_results.FORMS`, out, following, and the options.
         wish: a configuration and splits in place of a choice among the admitted ones.
+        dependent: as of `_cuda.launch_conv_bn_act`.
+        follows: likewise.
+
+    Returns:
+        Whether a result was copied, by a kernel behind this one that does not wait.
 
     Raises:
         LookupError: no admitted configuration takes it.
@@ -109,15 +119,18 @@ def launch(*arguments: Any, wish: tuple[int, int] | None = None) -> None:
     case = _tuned_calls.case_of((*given.values(), *options))
     made = made._replace(call=_tuned_calls.chain_call(case, given["x"].dtype))
     x, weight, residual, projected, projection_weight, next_weight, front_weight, _ = made.operands
+    # Behind a copy no kernel follows another: what it copies may be what is taken for constant.
+    copied = any(given[name] is not t for name, t in zip(OPERANDS, made.operands, strict=False))
     _cuda_plan.raw(OP, "out")(
         x, weight, given["scale"], given["shift"], residual, projected, projection_weight,
         given["projection_scale"], given["projection_shift"], next_weight, given["next_scale"],
         given["next_shift"], front_weight, given["front_scale"], given["front_shift"], *options,
-        *(wish or wanted(made)), target, last,
+        dependent, follows and not copied, *(wish or wanted(made)), target, last,
     )  # fmt: skip
     for written, result in ((target, out), (last, following)):
         if written is not result:
             result.copy_(written)
+    return target is not out or last is not following
 
 
 def wanted(problem: _cuda_plan.Problem) -> tuple[int, int]:
