@@ -152,8 +152,8 @@ def _chain(arguments: Sequence[Any], allowed: frozenset[str] | None) -> dict[str
 
 
 CALLS: dict[str, Callable[[Sequence[Any]], Found]] = {
-    "stem": lambda given: stem_call(*given[:2], *given[4:7], given[8]),
-    "head": lambda given: head_call(*given[:3]),
+    "stem": lambda given: stem_call(given[0], given[1], given[4], given[5], given[6], given[8]),
+    "head": lambda given: head_call(given[0], given[1], given[2]),
     "conv_chain": lambda given: chain_call(case_of(given), given[0].dtype),
 }
 """Op -> what a call with such arguments, in the schema's order, is found by."""
