@@ -138,9 +138,9 @@ struct ChainFilters {
   const float* shift;
   int32_t stride;  // 16 bytes, from one filter to the next
   int32_t filters;
-  int32_t units;   // 16 bytes of a filter, of one tap
-  int32_t row;     // 16 bytes, from one row of taps to the next
-  int32_t column;  // likewise from one tap
+  int32_t units;           // 16 bytes of a filter, of one tap
+  int32_t row;             // 16 bytes, from one row of taps to the next
+  int32_t column;          // likewise from one tap
   int64_t prefetch_bytes;  // that are asked for before the wait
 };
 
