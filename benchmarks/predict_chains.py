@@ -45,19 +45,23 @@ RECOMPUTED = {64: 1.118, 128: 1.072, 256: 1.0, 512: 1.0}
 first stage, 14 x 14 in the second, whole images behind."""
 
 
+def with_fronts(most: int) -> list[ChainCase]:
+    """ResNet-50's chains, up to a width each with the 3x3 convolution in front behind it."""
+    rows = []
+    for case in RESNET50_CHAINS:
+        rows.append(case)
+        if case.k <= most:
+            rows.append(dataclasses.replace(case, name=f"conv2 + {case.name}", front=case.k))
+    return rows
+
+
 def chains() -> list[str]:
     """ResNet-50's chains as one kernel and by their parts, at each batch size."""
     lines = [
         "| chain | x | " + " | ".join(f"batch {b}: chain | parts" for b in BATCHES) + " |",
         "| --- " * (2 + 2 * len(BATCHES)) + "|",
     ]
-    rows = []
-    for case in RESNET50_CHAINS:
-        rows.append(case)
-        if case.k == 64:
-            name = f"conv2 + {case.name}"
-            rows.append(dataclasses.replace(case, name=name, front=64))
-    for case in rows:
+    for case in with_fronts(64):
         cells = []
         for batch in BATCHES:
             found = _chain_plan.predict(dataclasses.replace(case, n=batch), torch.bfloat16, H200)
@@ -83,7 +87,7 @@ def cuda_chains() -> list[str]:
         "| chain | " + " | ".join(f"batch {b}: chain | parts" for b in BATCHES) + " |",
         "| --- " * (1 + 2 * len(BATCHES)) + "|",
     ]
-    for case in RESNET50_CHAINS:
+    for case in with_fronts(128):
         cells = []
         for batch in BATCHES:
             sized = dataclasses.replace(case, n=batch)

@@ -93,6 +93,10 @@ class Run:
         configuration: its index; None draws one from the call's shapes, -1 lets the chooser.
         splits: of the reduction; None draws, 0 leaves it to the chooser.
         counting: count requests, sectors, wavefronts.
+        flow: how the launch stands among others: whether it lets the next one begin early, and
+            whether it may begin so itself, which allows less than a launch that may not.
+        reverse: whether the batch is walked from its end, for an op whose schema does not say so.
+        kept: whether the counters of splits are the caller's; None draws.
         reports: what each call did, in order.
     """
 
@@ -104,6 +108,9 @@ class Run:
     configuration: int | None = None
     splits: int | None = None
     counting: bool = False
+    flow: tuple[bool, bool] = (True, True)
+    reverse: bool | None = None
+    kept: bool | None = None
     reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
@@ -171,7 +178,8 @@ class Guarded:
 
     def __init__(self, like: Tensor):
         count = _span(like)
-        self.memory = torch.full((count + 2 * GUARD,), float("nan"), dtype=like.dtype)
+        fill = float("nan") if like.is_floating_point() else -1
+        self.memory = torch.full((count + 2 * GUARD,), fill, dtype=like.dtype)
         self.before = self._bits().clone()
         self.inside = slice(GUARD, GUARD + count)
         self.tensor = self.memory.as_strided(like.shape, like.stride(), GUARD)
@@ -190,6 +198,10 @@ class Guarded:
         places = changed.nonzero().flatten() - GUARD
         assert not len(places), f"written beside the output, at elements {places[:8].tolist()}"
         return self.tensor.clone()
+
+
+CONSTANTS = ("weight", "scale", "shift", "bias", "norm")
+"""How the names of operands end that a kernel may read before the one ahead has ended."""
 
 
 def settings(
@@ -218,7 +230,13 @@ def settings(
         for name, t in (inputs | outputs).items()
         if t is not None and t.numel()
     ]
+    made.constants = {name for name in inputs if name.endswith(CONSTANTS)} - outputs.keys()
     return made
+
+
+def _flow() -> dict[str, bool]:
+    """How the launch stands among others."""
+    return dict(zip(("dependent", "follows"), _run.flow, strict=True))
 
 
 def _address(t: Tensor | None) -> int:
@@ -248,6 +266,7 @@ def bn_act(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, act
         x_stride=_strides(x),
         residual_stride=_strides(residual),
         out_stride=_strides(out),
+        **_flow(),
     )
     _run.reports.append(report)
     return guarded.result()
@@ -289,11 +308,21 @@ def _run_planned(
         plan["splits"],
         workspace.data_ptr(),
     )
+    if op in COUNTED and plan["splits"] > 1 and _run.blocks is None:
+        kept = outputs.get("arrivals")
+        own = workspace.view(torch.int32)[: plan["blocks"] // plan["splits"]]
+        assert not (own if kept is None else kept).any(), "counters are not zeros again"
     memory.result()
     _run.reports.append(report | {"plan": plan})
     results = [one.result() for one in guarded.values()]
     return results if plan["launches"] else [result.zero_() for result in results]
 
+
+ARRIVALS = 4096
+"""Counters that a caller of conv_bn_act keeps."""
+
+COUNTED = ("conv_bn_act", "conv_dgrad")
+"""Convolutions whose splits meet by counters, which they leave as they found them."""
 
 OUTPUTS = {"conv_bn_act": "out", "conv_dgrad": "x", "conv_wgrad": "weight"}
 """What the result of each convolution is called."""
@@ -308,7 +337,21 @@ def convolution(op: str, *arguments: Any) -> Tensor:
     tensors = inputs | {OUTPUTS[op]: guarded.tensor}
     images = [name for name in tensors if name not in ("scale", "shift")]
     first = arguments[0]
-    more = {"relu": act == ["relu"]} if act else {}
+    layout = [_strides(tensors[name]) for name in images]
+    sizes = [tuple(tensors[name].shape) for name in ("x", "weight")]
+    key = (op, *sizes, first.dtype, stride, padding, dilation, groups, *act, *layout)
+    key = (*key, first.data_ptr() % 16)
+    more: dict[str, Any] = {}
+    written = {OUTPUTS[op]: guarded}
+    if act:
+        number = drawn("flow", *key)
+        reverse = number % 2 == 1 if _run.reverse is None else _run.reverse
+        if number // 2 % 2 if _run.kept is None else _run.kept:
+            written["arrivals"] = Guarded(torch.empty(ARRIVALS, device="meta", dtype=torch.int32))
+            written["arrivals"].tensor.zero_()
+        kept = written["arrivals"].tensor if "arrivals" in written else None
+        more = {"relu": act == ["relu"], "reverse": reverse, "arrivals": _address(kept), **_flow()}
+        more["arrivals_count"] = 0 if kept is None else ARRIVALS
     problem = getattr(load(), "ConvBnAct" if act else "ConvGradient")(
         dtype=TYPE_NAMES[first.dtype],
         allow_tf32=True,
@@ -322,18 +365,13 @@ def convolution(op: str, *arguments: Any) -> Tensor:
         **{name: _address(t) for name, t in tensors.items()},
         **more,
     )
-    layout = [_strides(tensors[name]) for name in images]
-    sizes = [tuple(tensors[name].shape) for name in ("x", "weight")]
-    key = (op, *sizes, first.dtype, stride, padding, dilation, groups, *act, *layout)
-    key = (*key, first.data_ptr() % 16)
-    return _run_planned(op, problem, key, inputs, {OUTPUTS[op]: guarded})[0]
+    return _run_planned(op, problem, key, inputs, written)[0]
 
 
 def conv_chain(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The op, by the emulated kernel, copied to channels_last and back as a launch does."""
     form = _results.FORMS["conv_chain"]
     given = dict(zip(form.operands, arguments, strict=False))
-    assert given["front_weight"] is None, _cuda_chain.FRONT
     options = arguments[form.options :]
     results = form.empty(*arguments)
     last = [
@@ -343,7 +381,6 @@ def conv_chain(*arguments: Any) -> tuple[Tensor, Tensor]:
     made = _cuda_chain.problem_of(given, *last, options)
     guarded = {name: Guarded(t) for name, t in zip(("out", "following"), last, strict=True)}
     inputs = given | dict(zip(_cuda_chain.OPERANDS, made.operands, strict=False))
-    inputs = {name: t for name, t in inputs.items() if "front" not in name}
     tensors = inputs | {name: one.tensor for name, one in guarded.items()}
     problem = chain_problem(tensors, options)
     layout = [_strides(t) for t in tensors.values() if t is not None and t.dim() == 4]
@@ -354,12 +391,12 @@ def conv_chain(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def takes_chain(case: Any) -> bool:
-    """Whether the CUDA kernel of `conv_chain` serves a case: no front, 16 bytes of channels."""
-    channels = (case.k, case.c, case.m, case.projected)
-    return case.front == 0 and all(count % 8 == 0 for count in channels)
+    """Whether the CUDA kernel of `conv_chain` serves a case: 16 bytes of channels."""
+    channels = (case.k, case.c, case.m, case.projected, case.front)
+    return all(count % 8 == 0 for count in channels)
 
 
-CHAIN_IMAGES = ("x", "residual", "projected", "weight", "projection_weight", "next_weight")
+CHAIN_IMAGES = _cuda_chain.OPERANDS
 
 
 def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: Any) -> Any:
@@ -372,6 +409,7 @@ def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: An
     """
     x, weight = tensors["x"], tensors["weight"]
     projected, after = tensors["projected"], tensors["next_weight"]
+    front = tensors["front_weight"]
     assert x is not None and weight is not None
     values = {
         "dtype": TYPE_NAMES[x.dtype],
@@ -381,11 +419,13 @@ def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: An
             weight.shape[0],
             0 if projected is None else projected.shape[1],
             0 if after is None else after.shape[0],
+            0 if front is None else front.shape[0],
         ),
         **{f"{name}_stride": _strides(tensors[name]) for name in (*CHAIN_IMAGES, "following")},
         **{name: _address(t) for name, t in tensors.items()},
         "out_strides": _strides(tensors["out"]),
         **dict(zip(("projection_stride", "out_stride", "reverse"), options, strict=True)),
+        **_flow(),
     }
     return load().ConvChain(**(values | changes))
 
@@ -406,6 +446,7 @@ def stem(*arguments: Any) -> Tensor:
         **dict(zip(("pool_kernel", "pool_stride", "pool_padding"), pool, strict=True)),
         **{name: _address(t) for name, t in (inputs | images).items()},
         **{f"{name}_stride": _strides(t) for name, t in images.items()},
+        **_flow(),
     )
     layout = [(tuple(t.shape), t.stride(), t.dtype) for t in images.values()]
     key = ("stem", *layout, stride, padding, *pool, norm is None, x.data_ptr() % 16)
@@ -423,6 +464,7 @@ def head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x_stride=x.stride(),
         weight_stride=weight.stride(),
         **{name: _address(t) for name, t in (inputs | {"out": guarded.tensor}).items()},
+        **_flow(),
     )
     layout = (tuple(x.shape), x.stride(), tuple(weight.shape), weight.stride(), x.dtype)
     key = ("head", *layout, bias is None, x.data_ptr() % 16)

@@ -191,16 +191,24 @@ CHAINS = (
     CHAIN,
     dataclasses.replace(CHAIN, name="chain_projected", projected=72, projection_stride=2),
     dataclasses.replace(CHAIN, name="chain_thinned", n=1, m=0, out_stride=2),
+    # More in front than lies in shared memory at a time, and channels that fill no step.
+    dataclasses.replace(CHAIN, name="chain_front", front=72),
 )
 
 
 def chain_trials() -> Iterator[Trial]:
     """Every way through the kernel of conv_chain, and its configurations of each number of rows."""
     tiles = emulated_shapes.tiles("conv_chain")
-    narrow = min(range(len(tiles)), key=lambda i: tiles[i]["shared_bytes"])
-    wide = min(range(len(tiles)), key=lambda i: -tiles[i]["m"] // tiles[i]["warps"])
-    runs = itertools.product(CHAINS, (torch.bfloat16, torch.float16), (True, False), (narrow, wide))
-    for case, dtype, exact, configuration in runs:
+
+    def taking(case: cases.ChainCase) -> tuple[int, int]:
+        """Of the configurations made for such chains, one of few rows a warp and one of many."""
+        fit = [i for i, tile in enumerate(tiles) if ("_front" in tile["name"]) == (case.front > 0)]
+        narrow = min(fit, key=lambda i: tiles[i]["shared_bytes"])
+        return narrow, min(fit, key=lambda i: -tiles[i]["m"] // tiles[i]["warps"])
+
+    runs = itertools.product(CHAINS, (torch.bfloat16, torch.float16), (True, False), (0, 1))
+    for case, dtype, exact, which in runs:
+        configuration = taking(case)[which]
         generator = torch.Generator().manual_seed(3)
         made = numerics.chain_operands(case, dtype, generator, exact=exact)
         operands = [t if t is None or t.dim() == 1 else lay_out(t, "nhwc") for t in made]

@@ -24,6 +24,7 @@ OP = "conv_chain"
 HALF = torch.float16
 CASE = ChainCase("case", 2, 16, 7, 9, 40, 24)
 PROJECTED = dataclasses.replace(CASE, projected=24, projection_stride=2, out_stride=2)
+FRONT = dataclasses.replace(CASE, front=24)
 
 needs_kernel = pytest.mark.skipif(
     not _cuda_plan.exists(OP), reason="the extension was built without nvcc"
@@ -58,7 +59,7 @@ def by_emulator(*arguments, wish=None):
 @needs_kernel
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 6
+    assert len(set(names)) == len(names) == 13
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names == checks.conv_chain_configurations()
 
@@ -75,9 +76,12 @@ def test_predictions_are_in_the_launches_own_cycles():
     first = dataclasses.replace(RESNET50_CHAINS[0], n=256)
     other = _chain_plan.predict_cuda(first, torch.bfloat16, emulated.H200)
     assert not isinstance(other, str) and other.gain > found.gain
-    assert _chain_plan.predict_cuda(
-        dataclasses.replace(layer1, front=64), torch.bfloat16, emulated.H200
-    ) == (_cuda_chain.FRONT)
+    # With the 3x3 in front what that writes is neither written nor read.
+    behind = dataclasses.replace(layer1, front=64)
+    front = _chain_plan.predict_cuda(behind, torch.bfloat16, emulated.H200)
+    assert not isinstance(front, str) and front.gain > found.gain + 50
+    assert front.config == "256x64_8w3s_front64"
+    assert front.chain / _chain_plan.CLOCK > 1.02e9 / 4.3e12
     names = frozenset({"64x64_4w3s"})
     left = _chain_plan.predict_cuda(layer1, torch.bfloat16, emulated.H200, names)
     assert not isinstance(left, str) and left.config == "64x64_4w3s"
@@ -98,9 +102,10 @@ def arguments(**changes):
         "shift": torch.zeros(24), "residual": image(2, 24, 5, 5), "projected": None,
         "projection_weight": None, "projection_scale": None, "projection_shift": None,
         "next_weight": image(8, 24, 1, 1), "next_scale": torch.ones(8),
-        "next_shift": torch.zeros(8), "projection_stride": 1, "out_stride": 1, "reverse": False,
-        "configuration": -1, "splits": 0, "out": image(2, 24, 5, 5),
-        "following": image(2, 8, 5, 5),
+        "next_shift": torch.zeros(8), "front_weight": None, "front_scale": None,
+        "front_shift": None, "projection_stride": 1, "out_stride": 1, "reverse": False,
+        "dependent": False, "follows": True, "configuration": -1, "splits": 0,
+        "out": image(2, 24, 5, 5), "following": image(2, 8, 5, 5),
     }  # fmt: skip
     return made | changes
 
@@ -109,6 +114,10 @@ PROJECTION = {
     "residual": None, "projected": image(2, 8, 9, 9), "projection_weight": image(24, 8, 1, 1),
     "projection_scale": torch.ones(24), "projection_shift": torch.zeros(24),
     "projection_stride": 2,
+}  # fmt: skip
+IN_FRONT = {
+    "x": image(2, 8, 5, 5), "front_weight": image(16, 8, 3, 3), "front_scale": torch.ones(16),
+    "front_shift": torch.zeros(16),
 }  # fmt: skip
 SHARED = image(2, 24, 5, 5)
 BAD = [
@@ -127,6 +136,11 @@ BAD = [
     (PROJECTION | {"projection_weight": image(24, 9, 1, 1)}, "projection_weight: expected [K, 8"),
     ({"next_weight": image(8, 16, 1, 1)}, "next_weight: expected [K, 24, 1, 1]"),
     ({"next_scale": None}, "next_scale, next_shift: expected with next_weight"),
+    (IN_FRONT | {"front_weight": image(16, 8, 1, 1)}, "front_weight: expected [K, 8, 3, 3]"),
+    (IN_FRONT | {"front_weight": image(24, 8, 3, 3)}, "weight: expected [K, 24, 1, 1]"),
+    (IN_FRONT | {"front_shift": None}, "front_scale, front_shift: expected with front_weight"),
+    (IN_FRONT | {"front_scale": torch.ones(8)}, "front_scale: expected shape [16]"),
+    ({"front_scale": torch.ones(16)}, "front_scale, front_shift: expected with front_weight"),
     ({"out_stride": 3}, "out_stride: expected 1 to 2, got 3"),
     ({"out_stride": 2}, "out: expected the stored pixels [2, 24, 3, 3]"),
     ({"following": image(2, 24, 5, 5)}, "following: expected next's shape [2, 8, 5, 5]"),
@@ -136,6 +150,7 @@ BAD = [
     ({"following": SHARED[:, :8], "out": SHARED}, "out: it shares memory with following"),
     ({}, "conv_chain_out: expected CUDA tensors"),
     (PROJECTION, "conv_chain_out: expected CUDA tensors"),
+    (IN_FRONT, "conv_chain_out: expected CUDA tensors"),
 ]  # fmt: skip
 
 
@@ -149,26 +164,24 @@ def test_bad_arguments_are_named(changes, said):
 
 
 @needs_kernel
-@pytest.mark.parametrize("case", [CASE, PROJECTED], ids=["residual", "projected"])
+@pytest.mark.parametrize("case", [CASE, PROJECTED, FRONT], ids=["residual", "projected", "front"])
 def test_each_argument_arrives_under_its_own_name(case, monkeypatch):
     operands = operands_of(case)
     out, following = (torch.empty_like(t) for t in FORMS[OP].empty(*operands, *options(case)))
     schema, got = torch._C._get_schema(f"resnet_fused::{OP}_out", ""), []
     monkeypatch.setattr(_cuda_plan, "raw", lambda op, part: lambda *given: got.extend(given))
-    _cuda_chain.launch(*operands, out, following, *options(case), wish=(2, 1))
+    given = (*operands, out, following, *options(case))
+    assert _cuda_chain.launch(*given, wish=(2, 1), follows=True) is False
     named = operands._asdict() | {
         "out": out, "following": following, "configuration": 2, "splits": 1,
         "projection_stride": case.projection_stride, "out_stride": case.out_stride,
-        "reverse": False,
+        "reverse": False, "dependent": False, "follows": True,
     }  # fmt: skip
     names = [argument.name for argument in schema.arguments]
     assert len(names) == len(got)
     for name, value in zip(names, got, strict=True):
         same = value is named[name] if isinstance(value, torch.Tensor) else value == named[name]
         assert same, name
-    front = operands._replace(front_weight=torch.empty(16, 8, 3, 3))
-    with pytest.raises(LookupError, match="no 3x3 convolution in front"):
-        _cuda_chain.launch(*front, out, following, *options(case))
 
 
 @needs_kernel
@@ -185,7 +198,11 @@ def test_what_lies_otherwise_is_copied(monkeypatch):
         arguments[-1].fill_(2.0)
 
     monkeypatch.setattr(_cuda_plan, "raw", lambda op, part: launched)
-    _cuda_chain.launch(*operands, out, following, *options(CASE), wish=(0, 1))
+    results = (out, following)
+    copied = _cuda_chain.launch(*operands, *results, *options(CASE), wish=(0, 1), follows=True)
+    names = [one.name for one in torch._C._get_schema(f"resnet_fused::{OP}_out", "").arguments]
+    # Neither this kernel nor the next one begins before a copy has ended.
+    assert copied is True and given[names.index("follows")] is False
     images = [t for t in given if isinstance(t, torch.Tensor) and t.dim() == 4]
     assert len(images) == 6 and all(t.stride(1) == 1 for t in images)
     assert (out == 1).all() and (following == 2).all()
@@ -243,7 +260,7 @@ def call(operands, case):
 @needs_kernel
 @pytest.mark.emulated
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("case", [CASE, PROJECTED], ids=["residual", "projected"])
+@pytest.mark.parametrize("case", [CASE, PROJECTED, FRONT], ids=["residual", "projected", "front"])
 def test_the_op_takes_it_by_name(case, layout, served):
     operands = operands_of(case, layout=layout)
     with rf.backend("cuda"):
@@ -262,14 +279,15 @@ def test_the_op_takes_it_by_name(case, layout, served):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"front": 16}, "no 3x3 convolution in front"),
+        ({"k": 136, "front": 16}, "136 channels of the convolution in front, at most 128 fit"),
+        ({"w": 2000, "front": 16}, "bytes of shared memory, 232448 are there"),
         ({"k": 17}, "x cannot be moved 16 bytes at a time"),
         ({"m": 264}, "264 channels of next, at most 256 fit"),
         ({"k": 2048}, "bytes of shared memory, 232448 are there"),
     ],
 )
 def test_what_it_cant_take_goes_to_the_parts_with_the_reason(changes, said, served):
-    case = dataclasses.replace(CASE, n=1, h=3, w=3, **changes)
+    case = dataclasses.replace(CASE, n=1, **{"h": 3, "w": 3, **changes})
     operands = operands_of(case)
     choice = op.choose((*operands, *options(case)))
     assert choice.implementation.name == "parts"
@@ -291,8 +309,11 @@ def test_whoever_rewrites_a_graph_is_told(monkeypatch):
     device = torch.device("cuda")
     good = op.serves(dataclasses.replace(RESNET50_CHAINS[1], n=256), torch.bfloat16, device)
     assert good.reason is None and good.wins and good.gain > 20 and "by its parts" in good.why
-    front = op.serves(dataclasses.replace(RESNET50_CHAINS[1], front=64), torch.bfloat16, device)
-    assert front.reason == _cuda_chain.FRONT and not front.wins
+    layer1 = dataclasses.replace(RESNET50_CHAINS[1], n=256, front=64)
+    front = op.serves(layer1, torch.bfloat16, device)
+    assert front.reason is None and front.wins and front.gain > good.gain + 50
+    wide = op.serves(dataclasses.replace(layer1, h=1, w=2000), torch.bfloat16, device)
+    assert "bytes of shared memory" in str(wide.reason) and not wide.wins
 
 
 # The self-check, on the emulator.

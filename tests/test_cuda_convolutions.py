@@ -145,6 +145,10 @@ def arguments(**changes):
         "groups": 1,
         "relu": True,
         "allow_tf32": False,
+        "reverse": False,
+        "dependent": False,
+        "follows": False,
+        "arrivals": None,
         "configuration": -1,
         "splits": 0,
         "out": image(2, 8, 5, 5, device="cpu"),
@@ -176,6 +180,11 @@ BAD = [
     ({"scale": torch.ones(16)[::2]}, "scale: expected a contiguous tensor"),
     ({"out": SHARED, "residual": SHARED}, "out: it shares memory with residual"),
     ({"out": image(1, 8, 5, 5, device="cpu").expand(2, 8, 5, 5)}, "out: its elements share memory"),
+    ({"arrivals": torch.zeros(4)}, "arrivals: expected contiguous int32 zeros, got float32"),
+    (
+        {"arrivals": torch.zeros(8, dtype=torch.int32)[::2]},
+        "arrivals: expected contiguous int32 zeros, got int32 of [4]",
+    ),
     ({}, "conv_bn_act_out: expected CUDA tensors"),
 ]
 
@@ -240,8 +249,10 @@ def test_each_argument_arrives_under_its_own_name(op, monkeypatch):
         "allow_tf32": True, "configuration": 2, "splits": 3, "out": out,
     }  # fmt: skip
     if op == "conv_bn_act":
-        named |= {"x": x, "weight": weight, "shift": shift, "residual": y, "relu": True}
-        _cuda.launch_conv_bn_act(x, weight, scale, shift, y, out, *geometry, "relu", wish=(2, 3))
+        how = {"reverse": True, "dependent": False, "follows": True, "arrivals": torch.zeros(1)}
+        named |= {"x": x, "weight": weight, "shift": shift, "residual": y, "relu": True, **how}
+        given = (x, weight, scale, shift, y, out, *geometry, "relu")
+        _cuda.launch_conv_bn_act(*given, wish=(2, 3), **how)
     elif op == "conv_dgrad":
         named |= {"dy": dy, "y": y, "weight": weight}
         _cuda.launch_conv_dgrad(dy, y, weight, scale, out, *geometry, wish=(2, 3))
@@ -253,6 +264,42 @@ def test_each_argument_arrives_under_its_own_name(op, monkeypatch):
     for name, value in zip(names, got, strict=True):
         same = value is named[name] if isinstance(value, torch.Tensor) else value == named[name]
         assert same, name
+
+
+@pytest.mark.parametrize("copied", [None, 0, 1])
+def test_behind_a_copy_no_kernel_begins_early(copied, monkeypatch):
+    operands = [image(2, 16, 5, 5, device="cpu"), image(8, 16, 3, 3, device="cpu")]
+    if copied is not None:
+        operands[copied] = operands[copied].contiguous()
+    got: list[object] = []
+    monkeypatch.setattr(_cuda_plan, "raw", lambda op, part: lambda *given: got.extend(given))
+    vectors, out = (torch.ones(8), torch.zeros(8)), torch.empty(0)
+    _cuda.launch_conv_bn_act(
+        *operands, *vectors, None, out, *SAME, "relu", wish=(0, 1), dependent=True, follows=True
+    )
+    dependent, follows = got[-6:-4]
+    assert dependent is True and follows is (copied is None)
+
+
+@pytest.mark.parametrize(("early", "follows"), [(True, True), (True, False), (False, True)])
+def test_only_a_kernel_that_waits_follows_another(early, follows):
+    found = _cuda.order("conv_bn_act", early=early, follows=follows, reverse=True)
+    assert found == {"dependent": early, "follows": early and follows, "reverse": True}
+    assert "reverse" not in _cuda.order("stem", early=early, follows=follows, reverse=True)
+
+
+@needs_cuda_build
+@pytest.mark.parametrize(("batch", "split"), [(1, True), (256, False)])
+def test_splits_that_are_taken_again_and_again_keep_their_counters(batch, split, monkeypatch):
+    monkeypatch.setattr(_cuda_plan, "gpu", lambda device: H200)
+    monkeypatch.setattr(_cuda_plan._admitted, "names", lambda *_: None)
+    x, weight = image(batch, 512, 7, 7, device="cpu"), image(512, 512, 3, 3, device="cpu")
+    vectors = torch.ones(512), torch.zeros(512)
+    found = _cuda.prepared("conv_bn_act", x, weight, *vectors, None, *SAME, "relu")
+    assert ("arrivals" in found) is split
+    if split:
+        assert found["arrivals"].numel() == _cuda.COUNTERS and not found["arrivals"].any()
+    assert _cuda.prepared("head", x, weight, None) == {}
 
 
 @needs_cuda_build

@@ -127,6 +127,8 @@ def stem_arguments(**changes):
         "pool_kernel": [3, 3],
         "pool_stride": [2, 2],
         "pool_padding": [1, 1],
+        "dependent": False,
+        "follows": True,
         "configuration": -1,
         "splits": 0,
         "out": torch.zeros(2, 8, 3, 4, dtype=HALF),
@@ -139,6 +141,8 @@ def head_arguments(**changes):
         "x": torch.zeros(2, 16, 3, 3, dtype=HALF),
         "weight": torch.zeros(5, 16, dtype=HALF),
         "bias": torch.zeros(5, dtype=HALF),
+        "dependent": False,
+        "follows": True,
         "configuration": -1,
         "splits": 0,
         "out": torch.zeros(2, 5, dtype=HALF),
@@ -193,9 +197,10 @@ def test_each_argument_arrives_under_its_own_name(op, monkeypatch):
     if op == "stem":
         keys = ("x", "weight", "scale", "shift", "input_norm", "out", "stride", "padding")
         pool = [named[f"pool_{name}"] for name in ("kernel", "stride", "padding")]
-        _cuda_stem.launch_stem(*(named[key] for key in keys), *pool, wish=(1, 2))
+        _cuda_stem.launch_stem(*(named[key] for key in keys), *pool, wish=(1, 2), follows=True)
     else:
-        _cuda_stem.launch_head(*(named[key] for key in ("x", "weight", "bias", "out")), wish=(1, 2))
+        given = (named[key] for key in ("x", "weight", "bias", "out"))
+        _cuda_stem.launch_head(*given, wish=(1, 2), follows=True)
     names = [argument.name for argument in schema.arguments]
     assert names == list(named) and len(names) == len(got)
     for name, value in zip(names, got, strict=True):

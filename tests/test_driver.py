@@ -132,6 +132,8 @@ def test_wrong_numbers_of_the_ends_are_counted(options, data):
         ("--out-stride", 2, "--asynchrony", "lazy", "--order", "reverse"),
         ("--next", 0, "--configuration", "64x64_4w3s"),
         ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
+        ("--front", 40, "--asynchrony", "lazy"),
+        ("--front", 8, "--projected", 24, "--out-stride", 2, "--next", 0),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

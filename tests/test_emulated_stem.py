@@ -295,7 +295,7 @@ def stem_problem(**changed):
         dtype="bfloat16", image="uint8", x=0, weight=0, scale=0, shift=0, input_norm=0, out=0,
         x_size=case.shape, weight_size=case.weight_shape, x_stride=channels_last,
         weight_stride=(147, 49, 7, 1), out_stride=(1, 1, 1, 1), stride=stride, padding=padding,
-        pool_kernel=kernel, pool_stride=step, pool_padding=border,
+        pool_kernel=kernel, pool_stride=step, pool_padding=border, dependent=False, follows=False,
     )  # fmt: skip
 
 
@@ -341,7 +341,7 @@ def test_the_heads_plan():
             **{
                 "dtype": "bfloat16", "x": 0, "weight": 0, "bias": 0, "out": 0, "classes": 1000,
                 "x_size": (n, 2048, 7, 7), "x_stride": (100352, 1, 14336, 2048),
-                "weight_stride": (2048, 1), **changed,
+                "weight_stride": (2048, 1), "dependent": False, "follows": False, **changed,
             }
         )  # fmt: skip
 

@@ -109,6 +109,39 @@ def test_a_sound_kernel_passes(probes, name, asynchrony, order):
         probes.run(name, asynchrony=asynchrony, order=order, seed=seed, checking_tensors=True)
 
 
+@pytest.mark.parametrize(("asynchrony", "order"), SCHEDULES)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("early_load", "a load before griddepcontrol.wait of what is no constant"),
+        ("early_copy", "a load before griddepcontrol.wait of what is no constant"),
+        ("early_prefetch", "a load before griddepcontrol.wait of what is no constant"),
+        ("early_store", "a store before griddepcontrol.wait"),
+        ("early_count", "a store before griddepcontrol.wait"),
+        ("early_stale", "not by the read-only path"),
+    ],
+)
+def test_what_a_launch_that_begins_early_must_not_touch(probes, name, said, asynchrony, order):
+    error = error_of(probes, name, asynchrony=asynchrony, order=order)
+    assert (error.kind, error.line, said in str(error)) == ("race", marked(name)[1], True)
+
+
+@pytest.mark.parametrize("order", ORDER.values())
+def test_every_thread_of_a_launch_that_begins_early_waits(probes, order):
+    for name in ("early", "late"):
+        probes.run(name, order=order, checking_tensors=True)
+    for name in ("early_leaves", "early_no_wait"):
+        error = error_of(probes, name, order=order)
+        assert error.kind == "race" and "leaves without griddepcontrol.wait" in str(error)
+    sites = probes.run("early")["sites"]
+    waits = [one for one in sites if one["instruction"] == "griddepcontrol.wait"]
+    assert [(one["line"], one["faults"]) for one in waits] == [(marked("early_wait")[1], ["skip"])]
+    error = error_of(
+        probes, "early", fault=("early.cpp", waits[0]["line"], "griddepcontrol.wait", "skip")
+    )
+    assert "before griddepcontrol.wait" in str(error)
+
+
 @pytest.mark.parametrize("order", ORDER.values())
 @pytest.mark.parametrize(
     ("name", "marks"),

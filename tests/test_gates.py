@@ -100,7 +100,8 @@ def test_float_operands_across_the_reduction_are_loaded_plainly():
 
 
 CHAIN = (
-    "_ZN12resnet_fused17conv_chain_kernelINS_8BFloat16ENS_10ChainShapeILi128ELi64ELi4ELi3ELi2EEEE"
+    "_ZN12resnet_fused17conv_chain_kernelINS_8BFloat16E"
+    "NS_10ChainShapeILi128ELi64ELi4ELi3ELi2ELi0EEEE"
 )
 CHAINED = {"HMMA.16816.F32.BF16": 64, "LDGSTS.E.BYPASS.128": 9, "LDSM.16.M88.4": 20, "STG.E.128": 8}
 
@@ -122,6 +123,16 @@ def test_a_chain_is_held_to_its_products(changes, words):
     assert rules.short_name(CHAIN) == "conv_chain<BFloat16, 128x64 4 warps 3 stages>"
     failures = dataclasses.replace(good, **changes).failures()
     assert any(words in failure for failure in failures)
+
+
+def test_a_chain_with_a_convolution_in_front_is_held_to_that_too():
+    name = CHAIN.replace("Li2ELi0E", "Li2ELi64E")
+    kernel = rules.Kernel(name, "80", 193, instructions=dict(CHAINED))
+    (products,) = kernel.failures()
+    assert "64 HMMA, at least 160" in products
+    more = CHAINED | {"HMMA.16816.F32.BF16": 160, "LDSM.16.M88.4": 20}
+    assert dataclasses.replace(kernel, instructions=more).failures() == []
+    assert rules.short_name(name) == "conv_chain<BFloat16, 128x64 4 warps 3 stages behind 64>"
 
 
 def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():

@@ -67,7 +67,7 @@ def chains(draw: st.DrawFn, name: str) -> cases.ChainCase:
     none = st.just(0)
     k, c, m = draw(channels), draw(channels), draw(st.one_of(none, channels))
     projected = draw(st.one_of(none, channels))
-    front = 0 if name == emulated.NAME else draw(st.one_of(none, channels))
+    front = draw(st.one_of(none, channels))
     return cases.ChainCase(
         "random", draw(st.integers(0, 3)), k, draw(st.integers(1, 7)), draw(st.integers(1, 7)), c,
         m, projected, draw(st.integers(1, 3)) if projected else 1, front,

@@ -9,16 +9,23 @@ import pytest
 import torch
 from triton_trace import needs_interpreter
 
-from resnet_fused import _tuned, _verdicts, backends
+from resnet_fused import _extension, _tuned, _verdicts, backends
 from resnet_fused.bench import tune, tune_spanning
 from resnet_fused.bench.sampler import CpuSampler
 from resnet_fused.bench.subject import Subject
 from resnet_fused.bench.tune import Job, Settings, tune_one
-from resnet_fused.bench.tune_kernels import KERNELS, Option, TritonKernel, key_of, outputs_of
+from resnet_fused.bench.tune_kernels import (
+    KERNELS,
+    CudaKernel,
+    Option,
+    TritonKernel,
+    key_of,
+    outputs_of,
+)
 from resnet_fused.bench.work import Work, build
 from resnet_fused.cases import RESNET50_CHAINS
 from resnet_fused.models import get_model
-from resnet_fused.ops import _chain_plan, _triton, _tuned_calls
+from resnet_fused.ops import _chain_plan, _cuda_plan, _triton, _tuned_calls
 from resnet_fused.triton import _chain_tiles, _limits, _stem_tiles
 from resnet_fused.triton._tiles import Limits
 
@@ -71,8 +78,10 @@ def test_who_is_not_tuned_says_why():
     triton, cuda = KERNELS
     made = Subject("kernel", "stem", NAMES["stem"][0], 1, "float16", "cpu")
     assert "on cpu" in (triton.why_not(made) or "") or _limits.interpreted()
-    assert cuda.why_not(made)
-    assert "head" not in tune.OPS  # it has one configuration
+    assert "on cpu" in (cuda.why_not(made) or "")
+    head = Subject("kernel", "head", "48_10_at4", 1, "float16", "cpu")
+    assert triton.why_not(head) == "head's Triton kernel has one configuration"
+    assert "on cpu" in (cuda.why_not(head) or "")
 
 
 @pytest.mark.parametrize(("op", "name"), CELLS)
@@ -180,6 +189,76 @@ def test_a_stems_strips_are_those_that_were_timed():
     assert (found.tile, found.rows) == (tile, 3)  # 8 pooled rows in three strips
     keep(key_of(work, "triton"), tile.name, 99)
     assert _tuned_calls.options("stem", launched, None)["plan"].rows == 1
+
+
+class TestCuda:
+    """The CUDA kernels' options, plans of which need no GPU."""
+
+    pytestmark = pytest.mark.skipif(
+        not _extension.has_cuda_kernels(), reason="the extension was built without nvcc"
+    )
+    CELLS = (("stem", NAMES["stem"][1]), ("head", "48_10_at4"), ("conv_chain", "16_32_16_at3"))
+
+    @pytest.fixture(autouse=True)
+    def h200(self, monkeypatch):
+        monkeypatch.setattr(_cuda_plan, "gpu", lambda device: (132, 232448, 233472))
+
+    @pytest.mark.parametrize(("op", "name"), CELLS)
+    def test_every_configuration_is_an_option(self, op, name):
+        pick, others = CudaKernel().options(built(op, name))
+        names = [one.name for one in (pick, *others)]
+        assert len(set(names)) == len(names)
+        found = {one.configuration for one in (pick, *others)} - {_tuned_calls.PARTS}
+        known = set(_cuda_plan.configurations(op))
+        assert found <= known and len(found) > 1 and (op == "conv_chain" or found == known)
+        parts = [one for one in (pick, *others) if one.configuration == _tuned_calls.PARTS]
+        assert [one.wish for one in parts] == ["parts"] * (op == "conv_chain")
+        for one in (pick, *others):
+            assert one in parts or one.wish == (
+                _cuda_plan.configurations(op).index(one.configuration), one.splits
+            )  # fmt: skip
+
+    @pytest.mark.parametrize(("op", "name"), CELLS)
+    def test_what_is_kept_is_launched(self, op, name, monkeypatch):
+        work, kernel = built(op, name), CudaKernel()
+        _, others = kernel.options(work)
+        other = next(one for one in others if one.configuration != _tuned_calls.PARTS)
+        raw, asked = _cuda_plan.raw, []
+
+        def recorded(op, part):
+            return raw(op, part) if part != "out" else lambda *given: asked.append(given)
+
+        monkeypatch.setattr(_cuda_plan, "raw", recorded)
+        given, outs = arguments_of(work), outputs_of(work)
+        wish = (-4, -3) if op == "conv_chain" else (-3, -2)  # in front of the results
+        kernel.launch(work, 0, outs, other)  # as tuning times it
+        kernel.launch(work, 0, outs, Option("", 1))  # as the op itself does
+        keep(key_of(work, "triton"), other.configuration, other.splits)  # another kernel's
+        kernel.launch(work, 0, outs, Option("", 1))
+        keep(key_of(work, "cuda"), other.configuration, other.splits)
+        kernel.launch(work, 0, outs, Option("", 1))
+        assert [tuple(one[place] for place in wish) for one in asked] == [
+            other.wish, (-1, 0), (-1, 0), other.wish
+        ]  # fmt: skip
+        said = _tuned_calls.why("cuda", op, given, None)
+        assert said == f"{other.name}: tuned on this GPU: 1.25x"
+        assert _tuned_calls.why("cuda", op, given, frozenset()) is None
+        keep(key_of(work, "cuda"), "gone")
+        kernel.launch(work, 0, outs, Option("", 1))
+        assert tuple(asked[-1][place] for place in wish) == (-1, 0)
+
+    def test_a_graph_is_rewritten_by_what_was_measured(self, monkeypatch):
+        entry = next(e for e in backends.implementations("conv_chain") if e.name == "cuda")
+        monkeypatch.setattr(backends, "choose", lambda call: backends.Choice(entry, "stand-in"))
+        case = dataclasses.replace(RESNET50_CHAINS[1], n=32)
+        before = chain.serves(case, torch.bfloat16, CPU)
+        call = _tuned_calls.chain_call(case, torch.bfloat16)
+        after = _tuned_calls.PARTS if before.wins else _cuda_plan.configurations("conv_chain")[0]
+        keep(_tuned.key("triton", "conv_chain", *call), after)
+        assert chain.serves(case, torch.bfloat16, CPU) == before  # of another kernel
+        keep(_tuned.key("cuda", "conv_chain", *call), after)
+        found = chain.serves(case, torch.bfloat16, CPU)
+        assert found.wins is not before.wins and "tuned on this GPU: 1.25x" in found.why
 
 
 class TestInterpreted:

@@ -6,6 +6,8 @@ import functools
 import re
 from dataclasses import dataclass, field
 
+from _cuda_early import TRIGGER, WAIT, Early, rule_of
+
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 REGISTER_UNIT = 8  # they are given out in such steps a thread
 RESERVED_SHARED = 1024  # bytes that the driver takes of each block's
@@ -37,6 +39,7 @@ class Kernel:
     local: int = 0
     shared: int = 0
     instructions: dict[str, int] = field(default_factory=dict)
+    early: Early | None = None  # where the architecture lets kernels begin early
 
     def count(self, pattern: str) -> int:
         """How many instructions match the pattern."""
@@ -56,8 +59,16 @@ class Kernel:
             f"{self.local} bytes of local memory": self.local == 0,
             f"{self.count('(LDL|STL).*')} LDL or STL": self.count("(LDL|STL).*") == 0,
             **rule(self),
+            **self._early(),
         }
         return [sentence for sentence, passed in checks.items() if not passed]
+
+    def _early(self) -> dict[str, bool]:
+        rule = rule_of(self.name)
+        if rule is not None and self.early is not None:
+            return self.early.checks(rule)
+        found = self.count(f"{WAIT}.*|{TRIGGER}.*")
+        return {f"{found} instructions for kernels that begin early, expected none": not found}
 
 
 def _bn_act_vector(kernel: Kernel) -> dict[str, bool]:
@@ -159,16 +170,19 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
 
 def _conv_chain(kernel: Kernel) -> dict[str, bool]:
     # Both operands of its first product and its projection, and the right one of its second
-    # product, are loaded from shared memory; the left one of that lies in registers.
-    shape = re.search(r"ChainShapeI" + 5 * r"Li(\d+)E" + "E", kernel.name)
+    # product, are loaded from shared memory; the left one of that lies in registers. Both of the
+    # convolution in front, of which a row of taps makes a step.
+    shape = re.search(r"ChainShapeI" + 6 * r"Li(\d+)E" + "E", kernel.name)
     if shape is None:
         return {"its name spells no configuration": False}
-    m, following, warps, stages, blocks = map(int, shape.groups())
+    m, following, warps, stages, blocks, front = map(int, shape.groups())
     tile = Tile(m, CHAIN_STEP, warps, 1, stages, blocks, masked=False, wide=True)
     second = Tile(m, following, warps, 1, stages, blocks, masked=False, wide=True)
+    ahead = Tile(m, front, warps, 1, stages, blocks, masked=False, wide=True)
     wanted = 2 * tile.matrix_instructions + second.matrix_instructions
+    wanted += 3 * ahead.matrix_instructions
     products, copies = kernel.count("HMMA.*"), kernel.wide("LDGSTS")
-    loads, least = kernel.count(r"LDSM\b.*"), 2 * 2 + following // 16
+    loads, least = kernel.count(r"LDSM\b.*"), 2 * 2 + following // 16 + 3 * front // 16
     rows = m // warps // 8
     return {
         f"{kernel.registers} registers, at most {tile.registers}": (
@@ -265,8 +279,10 @@ def short_name(mangled: str) -> str:
             f"{'' if tile.wide else 'narrow '}{tile.m}x{tile.n} {tile.threads // 32} warps "
             f"{tile.stages} stages"
         )
-    elif chain := re.search(r"ChainShapeILi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", rest):
-        parts.append("{}x{} {} warps {} stages".format(*chain.groups()))
+    elif chain := re.search(r"ChainShapeI" + 6 * r"Li(\d+)E", rest):
+        m, following, warps, stages, _, front = chain.groups()
+        behind = f" behind {front}" if front != "0" else ""
+        parts.append(f"{m}x{following} {warps} warps {stages} stages{behind}")
     elif name.startswith(("stem", "head")):
         shape = re.search(r"\d(?:Stem|Head)ShapeI((?:Li\d+E)+)E", rest)
         parts += ["x".join(re.findall(r"Li(\d+)E", shape.group(1)))] if shape else []

@@ -2,9 +2,10 @@
 
 For every architecture in the binary and every kernel: no spill and no local memory (neither in the
 resource table nor as LDL or STL instructions), no more registers and shared memory than the
-occupancy that it declares allows, and the matrix and wide memory instructions that its source
-means. What ptxas says in passing fails the build itself (tools/strict_nvcc.py). Needs no GPU, only
-cuobjdump: of the CUDA toolkit, or of the Triton package.
+occupancy that it declares allows, the matrix and wide memory instructions that its source means,
+and before it waits for the kernel ahead no access to memory but to constants. What ptxas says in
+passing fails the build itself (tools/strict_nvcc.py). Needs no GPU, only cuobjdump: of the CUDA
+toolkit, or of the Triton package.
 
     python tools/gates.py --archs "80;90a"
 """
@@ -20,6 +21,7 @@ import sys
 from pathlib import Path
 
 import toolchain
+from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
 from _cuda_rules import Kernel, short_name, tile_of
 
 EXTENSION = Path(__file__).resolve().parent.parent / "resnet_fused" / "_C.abi3.so"
@@ -59,17 +61,26 @@ def read_kernels(program: str, extension: Path) -> list[Kernel]:
             current.shared, current.local = int(values["SHARED"]), int(values["LOCAL"])
             current = None
     current = None
+    code: list[Instruction] = []
     for line in _dump(program, "-sass", extension).splitlines():
         if match := re.match(r"arch = sm_(\w+)", line):
             arch = match.group(1)
         elif match := re.search(r"Function : (\w+)", line):
+            _note_early(current, code)
             current = kernels.setdefault((arch, match.group(1)), Kernel(match.group(1), arch))
-        elif current and (
-            match := re.match(r"\s*/\*\w{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line)
-        ):
-            opcode = match.group(1)
-            current.instructions[opcode] = current.instructions.get(opcode, 0) + 1
+            code = []
+        elif current and (one := instruction(line)):
+            code.append(one)
+            current.instructions[one.opcode] = current.instructions.get(one.opcode, 0) + 1
+    _note_early(current, code)
     return list(kernels.values())
+
+
+def _note_early(kernel: Kernel | None, code: list[Instruction]) -> None:
+    """What a kernel does before the one ahead has ended, where it may run then."""
+    rule = rule_of(kernel.name) if kernel else None
+    if kernel and rule and kernel.arch in PARAMETERS:
+        kernel.early = read(code, kernel.arch, rule)
 
 
 def row(kernel: Kernel) -> str:

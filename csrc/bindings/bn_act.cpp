@@ -65,7 +65,8 @@ void bn_act_out_cuda(Tensor x, Tensor scale, Tensor shift, std::optional<Tensor>
   const BnActLoop loop = checked_loop(x, scale, shift, residual, relu, out);
   if (loop.elements == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const int error = rf_bn_act_cuda(&loop, current_cuda_stream(x.get_device_index()));
+  const RfFlow alone{};
+  const int error = rf_bn_act_cuda(&loop, &alone, current_cuda_stream(x.get_device_index()));
   if (error != 0) fail("bn_act_out: the CUDA launch failed: ", rf_cuda_error(error));
 }
 #endif

@@ -69,11 +69,20 @@ PlanResult conv_bn_act_plan(Tensor x, Tensor weight, std::optional<Tensor> resid
   return plan_conv(kConvBnAct, problem, gpu_of(gpu), configuration, splits);
 }
 
+void check_arrivals(const Tensor& arrivals, const Tensor& x) {
+  check_device("arrivals", arrivals, "x", x);
+  if (arrivals.scalar_type() != ScalarType::Int || !arrivals.is_contiguous()) {
+    fail("arrivals: expected contiguous int32 zeros, got ", name_of(arrivals.scalar_type()), " of ",
+         shape_of(arrivals));
+  }
+}
+
 std::vector<std::string> conv_bn_act_configurations() { return configuration_names(kConvBnAct); }
 
 void conv_bn_act_out(Tensor x, Tensor weight, Tensor scale, Tensor shift,
                      std::optional<Tensor> residual, Pair stride, Pair padding, Pair dilation,
-                     int64_t groups, bool relu, bool allow_tf32, int64_t configuration,
+                     int64_t groups, bool relu, bool allow_tf32, bool reverse, bool dependent,
+                     bool follows, std::optional<Tensor> arrivals, int64_t configuration,
                      int64_t splits, Tensor out) {
   RfConvBnAct problem =
       problem_of(x, weight, residual, stride, padding, dilation, groups, allow_tf32, out);
@@ -91,6 +100,14 @@ void conv_bn_act_out(Tensor x, Tensor weight, Tensor scale, Tensor shift,
   problem.scale = scale.const_data_ptr();
   problem.shift = shift.const_data_ptr();
   problem.relu = relu;
+  problem.reverse = reverse;
+  problem.flow = {dependent, follows};
+  if (arrivals) {
+    check_arrivals(*arrivals, x);
+    memory.apart_from("arrivals", arrivals);
+    problem.arrivals = static_cast<uint32_t*>(arrivals->mutable_data_ptr());
+    problem.arrivals_count = arrivals->numel();
+  }
   run_conv(kConvBnAct, problem, configuration, splits, out);
 }
 
@@ -100,7 +117,8 @@ void define_conv_bn_act(torch::stable::detail::StableLibrary& library) {
   library.def(
       "conv_bn_act_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual, "
       "int[2] stride, int[2] padding, int[2] dilation, int groups, bool relu, bool allow_tf32, "
-      "int configuration, int splits, Tensor(a!) out) -> ()");
+      "bool reverse, bool dependent, bool follows, Tensor(b!)? arrivals, int configuration, "
+      "int splits, Tensor(a!) out) -> ()");
   library.def(
       "conv_bn_act_plan(Tensor x, Tensor weight, Tensor? residual, int[2] stride, int[2] padding, "
       "int[2] dilation, int groups, bool allow_tf32, Tensor out, int[3] gpu, int configuration, "

@@ -19,12 +19,13 @@ constexpr int64_t kFar = int64_t{1} << 30;
 
 using Maybe = std::optional<Tensor>;
 
-// A 1x1 convolution's weight, over `channels`; filters it has.
-int64_t filters_of(const char* name, const Tensor& weight, const Tensor& x, int64_t channels) {
-  check_four_dimensions(name, weight, "[K, C, 1, 1]");
+// A convolution's weight of taps x taps, over `channels`; filters it has.
+int64_t filters_of(const char* name, const Tensor& weight, const Tensor& x, int64_t channels,
+                   int64_t taps = 1) {
+  check_four_dimensions(name, weight, "[K, C, taps, taps]");
   check_dtype(name, weight, "x", x);
-  if (weight.size(1) != channels || weight.size(2) != 1 || weight.size(3) != 1) {
-    fail(name, ": expected [K, ", channels, ", 1, 1], got ", shape_of(weight));
+  if (weight.size(1) != channels || weight.size(2) != taps || weight.size(3) != taps) {
+    fail(name, ": expected [K, ", channels, ", ", taps, ", ", taps, "], got ", shape_of(weight));
   }
   return weight.size(0);
 }
@@ -38,14 +39,20 @@ void check_option(const char* name, int64_t value, int64_t most) {
 // Everything but the per-channel vectors and the devices, which no plan depends on.
 RfConvChain problem_of(const Tensor& x, const Tensor& weight, const Maybe& residual,
                        const Maybe& projected, const Maybe& projection_weight,
-                       const Maybe& next_weight, const Tensor& following, int64_t projection_stride,
-                       int64_t out_stride, bool reverse, const Tensor& out) {
+                       const Maybe& next_weight, const Maybe& front_weight, const Tensor& following,
+                       int64_t projection_stride, int64_t out_stride, bool reverse,
+                       const Tensor& out) {
   RfConvChain problem{};
   problem.dtype = static_cast<int32_t>(conv_type("x", x));
   check_four_dimensions("x", x, "[N, K, H, W]");
   check_option("projection_stride", projection_stride, kFar);
   check_option("out_stride", out_stride, 2);
-  problem.channels = filters_of("weight", weight, x, x.size(1));
+  int64_t inner = x.size(1);
+  if (front_weight) {
+    inner = problem.front_channels = filters_of("front_weight", *front_weight, x, inner, 3);
+    copy_strides(*front_weight, problem.front_weight_stride);
+  }
+  problem.channels = filters_of("weight", weight, x, inner);
   const std::vector<int64_t> shape{x.size(0), problem.channels, x.size(2), x.size(3)};
   if (residual) {
     check_dtype("residual", *residual, "x", x);
@@ -92,6 +99,7 @@ RfConvChain problem_of(const Tensor& x, const Tensor& weight, const Maybe& resid
   problem.projected = data_of(projected);
   problem.projection_weight = data_of(projection_weight);
   problem.next_weight = data_of(next_weight);
+  problem.front_weight = data_of(front_weight);
   problem.out = out.mutable_data_ptr();
   problem.following = following.mutable_data_ptr();
   problem.reverse = reverse;
@@ -106,12 +114,13 @@ RfConvChain problem_of(const Tensor& x, const Tensor& weight, const Maybe& resid
 }
 
 PlanResult conv_chain_plan(Tensor x, Tensor weight, Maybe residual, Maybe projected,
-                           Maybe projection_weight, Maybe next_weight, Tensor following,
-                           int64_t projection_stride, int64_t out_stride, bool reverse, Tensor out,
-                           std::vector<int64_t> gpu, int64_t configuration, int64_t splits) {
+                           Maybe projection_weight, Maybe next_weight, Maybe front_weight,
+                           Tensor following, int64_t projection_stride, int64_t out_stride,
+                           bool reverse, Tensor out, std::vector<int64_t> gpu,
+                           int64_t configuration, int64_t splits) {
   const RfConvChain problem =
-      problem_of(x, weight, residual, projected, projection_weight, next_weight, following,
-                 projection_stride, out_stride, reverse, out);
+      problem_of(x, weight, residual, projected, projection_weight, next_weight, front_weight,
+                 following, projection_stride, out_stride, reverse, out);
   return plan_conv(kConvChain, problem, gpu_of(gpu), configuration, splits);
 }
 
@@ -133,14 +142,19 @@ void check_vectors(const char* scale_name, const Maybe& scale, const char* shift
 void conv_chain_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Maybe residual,
                     Maybe projected, Maybe projection_weight, Maybe projection_scale,
                     Maybe projection_shift, Maybe next_weight, Maybe next_scale, Maybe next_shift,
-                    int64_t projection_stride, int64_t out_stride, bool reverse,
-                    int64_t configuration, int64_t splits, Tensor out, Tensor following) {
-  RfConvChain problem = problem_of(x, weight, residual, projected, projection_weight, next_weight,
-                                   following, projection_stride, out_stride, reverse, out);
+                    Maybe front_weight, Maybe front_scale, Maybe front_shift,
+                    int64_t projection_stride, int64_t out_stride, bool reverse, bool dependent,
+                    bool follows, int64_t configuration, int64_t splits, Tensor out,
+                    Tensor following) {
+  RfConvChain problem =
+      problem_of(x, weight, residual, projected, projection_weight, next_weight, front_weight,
+                 following, projection_stride, out_stride, reverse, out);
   check_vectors("scale", scale, "shift", shift, "weight", weight, x);
   check_vectors("projection_scale", projection_scale, "projection_shift", projection_shift,
                 "projection_weight", projection_weight, x);
   check_vectors("next_scale", next_scale, "next_shift", next_shift, "next_weight", next_weight, x);
+  check_vectors("front_scale", front_scale, "front_shift", front_shift, "front_weight",
+                front_weight, x);
   if (residual) check_device("residual", *residual, "x", x);
   if (projected) check_device("projected", *projected, "x", x);
   check_device("out", out, "x", x);
@@ -159,7 +173,10 @@ void conv_chain_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Maybe r
                                                         {"projection_shift", projection_shift},
                                                         {"next_weight", next_weight},
                                                         {"next_scale", next_scale},
-                                                        {"next_shift", next_shift}};
+                                                        {"next_shift", next_shift},
+                                                        {"front_weight", front_weight},
+                                                        {"front_scale", front_scale},
+                                                        {"front_shift", front_shift}};
   for (const auto& [name, input] : inputs) {
     memory.apart_from(name, input);
     last.apart_from(name, input);
@@ -170,6 +187,9 @@ void conv_chain_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Maybe r
   problem.projection_shift = data_of(projection_shift);
   problem.next_scale = data_of(next_scale);
   problem.next_shift = data_of(next_shift);
+  problem.front_scale = data_of(front_scale);
+  problem.front_shift = data_of(front_shift);
+  problem.flow = {dependent, follows};
   run_conv(kConvChain, problem, configuration, splits, out);
 }
 
@@ -180,12 +200,15 @@ void define_conv_chain(torch::stable::detail::StableLibrary& library) {
       "conv_chain_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual, "
       "Tensor? projected, Tensor? projection_weight, Tensor? projection_scale, "
       "Tensor? projection_shift, Tensor? next_weight, Tensor? next_scale, Tensor? next_shift, "
-      "int projection_stride, int out_stride, bool reverse, int configuration, int splits, "
+      "Tensor? front_weight, Tensor? front_scale, Tensor? front_shift, "
+      "int projection_stride, int out_stride, bool reverse, bool dependent, bool follows, "
+      "int configuration, int splits, "
       "Tensor(a!) out, Tensor(b!) following) -> ()");
   library.def(
       "conv_chain_plan(Tensor x, Tensor weight, Tensor? residual, Tensor? projected, "
-      "Tensor? projection_weight, Tensor? next_weight, Tensor following, int projection_stride, "
-      "int out_stride, bool reverse, Tensor out, int[3] gpu, int configuration, int splits) "
+      "Tensor? projection_weight, Tensor? next_weight, Tensor? front_weight, Tensor following, "
+      "int projection_stride, int out_stride, bool reverse, Tensor out, int[3] gpu, int "
+      "configuration, int splits) "
       "-> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
   library.def("conv_chain_configurations() -> str[]");
 }

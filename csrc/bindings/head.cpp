@@ -42,8 +42,8 @@ PlanResult head_plan(Tensor x, Tensor weight, Tensor out, std::vector<int64_t> g
 
 std::vector<std::string> head_configurations() { return configuration_names(kHead); }
 
-void head_out(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t configuration,
-              int64_t splits, Tensor out) {
+void head_out(Tensor x, Tensor weight, std::optional<Tensor> bias, bool dependent, bool follows,
+              int64_t configuration, int64_t splits, Tensor out) {
   RfHead problem = problem_of(x, weight, out);
   check_device("weight", weight, "x", x);
   check_device("out", out, "x", x);
@@ -58,6 +58,7 @@ void head_out(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t confi
     memory.apart_from("bias", bias);
     problem.bias = bias->const_data_ptr();
   }
+  problem.flow = {dependent, follows};
   run_conv(kHead, problem, configuration, splits, out);
 }
 
@@ -65,8 +66,8 @@ void head_out(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t confi
 
 void define_head(torch::stable::detail::StableLibrary& library) {
   library.def(
-      "head_out(Tensor x, Tensor weight, Tensor? bias, int configuration, int splits, "
-      "Tensor(a!) out) -> ()");
+      "head_out(Tensor x, Tensor weight, Tensor? bias, bool dependent, bool follows, "
+      "int configuration, int splits, Tensor(a!) out) -> ()");
   library.def(
       "head_plan(Tensor x, Tensor weight, Tensor out, int[3] gpu, int configuration, int splits) "
       "-> (int configuration, int splits, int workspace_bytes, float cycles, str why)");

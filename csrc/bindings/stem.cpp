@@ -89,7 +89,7 @@ std::vector<std::string> stem_configurations() { return configuration_names(kSte
 
 void stem_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, std::optional<Tensor> input_norm,
               Pair stride, Pair padding, Pair pool_kernel, Pair pool_stride, Pair pool_padding,
-              int64_t configuration, int64_t splits, Tensor out) {
+              bool dependent, bool follows, int64_t configuration, int64_t splits, Tensor out) {
   RfStem problem =
       problem_of(x, weight, stride, padding, pool_kernel, pool_stride, pool_padding, out);
   check_device("x", x, "weight", weight);
@@ -111,6 +111,7 @@ void stem_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, std::optional
   }
   problem.scale = scale.const_data_ptr();
   problem.shift = shift.const_data_ptr();
+  problem.flow = {dependent, follows};
   run_conv(kStem, problem, configuration, splits, out);
 }
 
@@ -120,7 +121,8 @@ void define_stem(torch::stable::detail::StableLibrary& library) {
   library.def(
       "stem_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? input_norm, "
       "int[2] stride, int[2] padding, int[2] pool_kernel, int[2] pool_stride, "
-      "int[2] pool_padding, int configuration, int splits, Tensor(a!) out) -> ()");
+      "int[2] pool_padding, bool dependent, bool follows, int configuration, int splits, "
+      "Tensor(a!) out) -> ()");
   library.def(
       "stem_plan(Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] pool_kernel, "
       "int[2] pool_stride, int[2] pool_padding, Tensor out, int[3] gpu, int configuration, "

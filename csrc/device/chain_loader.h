@@ -29,6 +29,7 @@ class ChainRows {
 
   // Which 16 bytes of a step's channels are the thread's.
   RF_DEVICE int32_t unit() const { return unit_; }
+  RF_DEVICE const PixelGrid& grid() const { return grid_; }
   RF_DEVICE bool known(int i) const { return first_ + i * 8 < grid_.pixels; }
   RF_DEVICE Pixel pixel(int i) const { return pixel_of(known(i) ? first_ + i * 8 : 0, grid_); }
   // Where row i's 16 bytes lie in a tile [kM][step]: eight rows further the swizzle is the same.
@@ -47,6 +48,26 @@ RF_DEVICE const unsigned char* wide_at(const void* data, int32_t units) {
   return static_cast<const unsigned char*>(data) + int64_t{units} * kChunkBytes;
 }
 
+// kFilters rows from `first` on, of `slabs` steps of their reduction from 16-byte unit `first_unit`
+// on; `offset`: 16 bytes further.
+template <class Shape, int kFilters>
+RF_DEVICE void copy_filters(ptx::SharedAddress to, const ChainFilters& filters, int32_t first,
+                            int32_t first_unit, int slabs, uint32_t thread, int32_t offset = 0) {
+  constexpr uint32_t kUnits = kFilters * kLoadLanes;  // of a slab
+#pragma unroll 1
+  for (uint32_t i = thread; i < kUnits * static_cast<uint32_t>(slabs); i += Shape::kThreads) {
+    const uint32_t slab = i / kUnits;
+    const uint32_t row = i / kLoadLanes % kFilters;
+    const uint32_t lane = i % kLoadLanes;
+    const int32_t filter = first + static_cast<int32_t>(row);
+    const int32_t unit = first_unit + static_cast<int32_t>(slab * kLoadLanes + lane);
+    const bool valid = filter < filters.filters && unit < filters.units;
+    ptx::cp_async<kChunkBytes>(to + slab * kSlabBytes<kFilters> + KMajor::offset(row, lane),
+                               wide_at(filters.data, filter * filters.stride + unit + offset),
+                               valid);
+  }
+}
+
 template <class Shape>
 class ChainLoader {
   using Rows = ChainRows<Shape>;
@@ -62,11 +83,11 @@ class ChainLoader {
     }
   }
 
-  // All channels of the tile's pixels, of both left sides.
+  // All channels of the tile's pixels, of both left sides; of the first one unless a convolution in
+  // front makes them.
   RF_DEVICE void issue_rows() const {
-    copy_rows(shared_, arguments_.x, arguments_.x_slabs);
-    copy_rows(shared_ + arguments_.x_slabs * kSlabBytes<Shape::kM>, arguments_.projected,
-              arguments_.projected_slabs);
+    if constexpr (Shape::kFront == 0) copy_rows(shared_, arguments_.x, arguments_.x_slabs);
+    copy_rows(projected_rows(), arguments_.projected, arguments_.projected_slabs);
   }
 
   // What a step of `out` takes.
@@ -74,12 +95,12 @@ class ChainLoader {
     const ConvChainArguments& a = arguments_;
     const int32_t channel = step * Shape::kN;
     ptx::SharedAddress at = filters_at(stage);
-    copy_filters<Shape::kN>(at, a.weight, channel, 0, a.x_slabs);
+    copy_filters<Shape, Shape::kN>(at, a.weight, channel, 0, a.x_slabs, thread_);
     at += a.x_slabs * kSlabBytes<Shape::kN>;
-    copy_filters<Shape::kN>(at, a.projection, channel, 0, a.projected_slabs);
+    copy_filters<Shape, Shape::kN>(at, a.projection, channel, 0, a.projected_slabs, thread_);
     at += a.projected_slabs * kSlabBytes<Shape::kN>;
     if (a.next.filters > 0) {
-      copy_filters<Shape::kNext>(at, a.next, 0, step * kLoadLanes, 1);
+      copy_filters<Shape, Shape::kNext>(at, a.next, 0, step * kLoadLanes, 1, thread_);
     }
     at += kSlabBytes<Shape::kNext>;
     copy_vectors(at, a.weight, channel);
@@ -87,8 +108,11 @@ class ChainLoader {
     if (a.memory.tile != 0) copy_residual(tile_at(stage), step * kLoadLanes);
   }
 
+  RF_DEVICE ptx::SharedAddress projected_rows() const {
+    return shared_ + arguments_.memory.projected_at;
+  }
   RF_DEVICE ptx::SharedAddress filters_at(int stage) const {
-    return shared_ + arguments_.memory.rows + stage * arguments_.memory.stage;
+    return shared_ + arguments_.memory.ring_at + stage * arguments_.memory.stage;
   }
   RF_DEVICE ptx::SharedAddress next_filters_at(int stage) const {
     return filters_at(stage) +
@@ -121,25 +145,6 @@ class ChainLoader {
                                    wide_at(image.data, from[i] + unit),
                                    rows_.known(i) && unit < image.units);
       }
-    }
-  }
-
-  // kFilters rows from `first` on, of `slabs` steps of their reduction from 16-byte unit
-  // `first_unit` on.
-  template <int kFilters>
-  RF_DEVICE void copy_filters(ptx::SharedAddress to, const ChainFilters& filters, int32_t first,
-                              int32_t first_unit, int slabs) const {
-    constexpr uint32_t kUnits = kFilters * kLoadLanes;  // of a slab
-#pragma unroll 1
-    for (uint32_t i = thread_; i < kUnits * static_cast<uint32_t>(slabs); i += Shape::kThreads) {
-      const uint32_t slab = i / kUnits;
-      const uint32_t row = i / kLoadLanes % kFilters;
-      const uint32_t lane = i % kLoadLanes;
-      const int32_t filter = first + static_cast<int32_t>(row);
-      const int32_t unit = first_unit + static_cast<int32_t>(slab * kLoadLanes + lane);
-      const bool valid = filter < filters.filters && unit < filters.units;
-      ptx::cp_async<kChunkBytes>(to + slab * kSlabBytes<kFilters> + KMajor::offset(row, lane),
-                                 wide_at(filters.data, filter * filters.stride + unit), valid);
     }
   }
 

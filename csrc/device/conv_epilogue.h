@@ -206,8 +206,8 @@ class ConvEpilogue {
     by_element([&](uint32_t row, uint32_t column, ptx::SharedAddress at) {
       T value{};
       if (known(row, column)) {
-        value =
-            ptx::load_global_read_only(residual + offset(row, column, output_.residual_strides));
+        // Not by the path for what nobody writes: the kernel ahead may have written it meanwhile.
+        value = ptx::load_global(residual + offset(row, column, output_.residual_strides));
       }
       ptx::store_shared(at, value);
     });

@@ -179,7 +179,8 @@ struct ConvOutput {
 // Where the parts of split sums meet.
 struct SplitWorkspace {
   float* partial;      // [tile][split][vector of a thread's sums][thread][4]
-  uint32_t* arrivals;  // [tile], zero before the launch
+  uint32_t* arrivals;  // [tile], zero before the kernel, and again behind it
+  bool zero;           // they are so already: nothing has to clear them
 };
 
 struct ConvBnActArguments {
@@ -189,6 +190,10 @@ struct ConvBnActArguments {
   TileGrid tiles;
   SplitWorkspace workspace;  // unused without splits
   ConvOutput output;
+  int64_t prefetch_bytes;  // of the weights, that are asked for before the wait
+  bool reverse;            // tiles are walked from the last one
+  bool dependent;          // the next kernel may begin early
+  bool follows;            // this one may: for the launch, the kernel waits either way
 };
 
 }  // namespace resnet_fused

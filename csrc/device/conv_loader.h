@@ -41,8 +41,9 @@ class RowLoader {
   }
 
   // source(i, j): element j of the unit that row i of this thread has in this pass; j is 0 but
-  // where two elements make a unit.
-  template <class SourceOf>
+  // where two elements make a unit. kReadOnly: nobody writes there while the kernel runs, which a
+  // kernel ahead that has not ended may do.
+  template <bool kReadOnly = true, class SourceOf>
   RF_DEVICE void issue(ptx::SharedAddress tile, int pass,
                        const SourceOf& source RF_SITE_PARAMETER) {
 #pragma unroll
@@ -51,7 +52,13 @@ class RowLoader {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const Source<T> unit = source(i, j);
-          word_[pass][i][j] = unit.valid ? ptx::load_global_read_only(unit.from RF_SITE) : T{};
+          if (!unit.valid) {
+            word_[pass][i][j] = T{};
+          } else if constexpr (kReadOnly) {
+            word_[pass][i][j] = ptx::load_global_read_only(unit.from RF_SITE);
+          } else {
+            word_[pass][i][j] = ptx::load_global(unit.from RF_SITE);
+          }
         }
       } else {
         const Source<T> unit = source(i, 0);
@@ -137,32 +144,45 @@ class ConvLoader {
                                   operands.filter_stride);
   }
 
+  // The filters of the first `steps` steps, which lie one behind the other in the ring. They are
+  // constants, and may come before the kernel ahead has ended; `first` brings the rest.
+  RF_DEVICE void issue_filters(ptx::SharedAddress ring, int steps) {
+    Column at = at_;
+    for (int i = 0; i < steps; ++i) {
+      const ptx::SharedAddress tile = right_of(ring + i * Shape::kStageBytes);
+#pragma unroll
+      for (int pass = 0; pass < Pattern::kPasses; ++pass) {
+        filters(tile, pass, wanted(at), behind(at));
+        at = advanced(at, operands_.advance, operands_.reduction);
+      }
+      right_.land(tile);
+    }
+  }
+
+  // A step whose filters have been asked for.
+  RF_DEVICE void first(ptx::SharedAddress stage) {
+#pragma unroll
+    for (int pass = 0; pass < Pattern::kPasses; ++pass) {
+      pixels(stage, pass, wanted(at_), behind(at_));
+      at_ = advanced(at_, operands_.advance, operands_.reduction);
+    }
+    left_.land(stage);
+  }
+
   RF_DEVICE void issue(ptx::SharedAddress stage) {
 #pragma unroll
     for (int pass = 0; pass < Pattern::kPasses; ++pass) {
-      const Wanted first = wanted(at_);
-      const Wanted second = Pattern::kThroughRegisters
-                                ? wanted(advanced(at_, operands_.next, operands_.reduction))
-                                : first;
-      left_.issue(stage, pass, [&](int i, int j) {
-        const Wanted& at = j == 0 ? first : second;
-        return Source<T>{moved(image_, pixel_[i] + at.pixel), (taps_[i] & at.taps) == at.taps};
-      });
-      const auto* weight = static_cast<const unsigned char*>(operands_.weight);
-      right_.issue(stage + Shape::kM * Shape::kStepBytes, pass, [&](int i, int j) {
-        const Wanted& at = j == 0 ? first : second;
-        const auto row = static_cast<Offset>(i * Pattern::kRowStep *
-                                             static_cast<Offset>(operands_.filter_stride));
-        return Source<T>{moved(weight, filter_ + row + at.filter),
-                         i * Pattern::kRowStep < filters_left_ && at.taps != kNoTap};
-      });
+      const Wanted one = wanted(at_);
+      const Wanted two = behind(at_);
+      pixels(stage, pass, one, two);
+      filters(right_of(stage), pass, one, two);
       at_ = advanced(at_, operands_.advance, operands_.reduction);
     }
   }
 
   RF_DEVICE void land(ptx::SharedAddress stage) const {
     left_.land(stage);
-    right_.land(stage + Shape::kM * Shape::kStepBytes);
+    right_.land(right_of(stage));
   }
 
   RF_DEVICE void arrived(ptx::SharedAddress) const {}
@@ -194,6 +214,34 @@ class ConvLoader {
     return Wanted{offset(at, operands_.image.columns), offset(at, operands_.filter_columns),
                   known ? 1u << at.r | 1u << (at.s + kColumnBits) : kNoTap};
   }
+  // The same of the column behind, for units of two elements.
+  RF_DEVICE Wanted behind(const Column& at) const {
+    return wanted(Pattern::kThroughRegisters ? advanced(at, operands_.next, operands_.reduction)
+                                             : at);
+  }
+
+  static RF_DEVICE ptx::SharedAddress right_of(ptx::SharedAddress stage) {
+    return stage + Shape::kM * Shape::kStepBytes;
+  }
+
+  RF_DEVICE void pixels(ptx::SharedAddress tile, int pass, const Wanted& one, const Wanted& two) {
+    left_.template issue<false>(tile, pass, [&](int i, int j) {
+      const Wanted& at = j == 0 ? one : two;
+      return Source<T>{moved(image_, pixel_[i] + at.pixel), (taps_[i] & at.taps) == at.taps};
+    });
+  }
+
+  RF_DEVICE void filters(ptx::SharedAddress tile, int pass, const Wanted& one, const Wanted& two) {
+    const auto* weight = static_cast<const unsigned char*>(operands_.weight);
+    right_.issue(tile, pass, [&](int i, int j) {
+      const Wanted& at = j == 0 ? one : two;
+      const auto row =
+          static_cast<Offset>(i * Pattern::kRowStep * static_cast<Offset>(operands_.filter_stride));
+      return Source<T>{moved(weight, filter_ + row + at.filter),
+                       i * Pattern::kRowStep < filters_left_ && at.taps != kNoTap};
+    });
+  }
+
   static RF_DEVICE const T* moved(const unsigned char* base, Offset offset) {
     return reinterpret_cast<const T*>(base + int64_t{offset} * kStrideBytes);
   }

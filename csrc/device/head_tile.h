@@ -21,8 +21,11 @@ struct HeadArguments {
   int32_t pixels;  // of an image
   int32_t width;
   int32_t classes;
-  int32_t pitch;        // a multiple of kHeadChannels
-  int32_t wide_weight;  // eight channels can be read at once
+  int32_t pitch;           // a multiple of kHeadChannels
+  int32_t wide_weight;     // eight channels can be read at once
+  bool dependent;          // the next kernel may begin early
+  bool follows;            // the first one may: for the launch, the kernels wait either way
+  int64_t prefetch_bytes;  // of the weights, that are asked for before the wait
   int64_t x_n, x_c, x_h, x_w;
   int64_t w_k, w_c;
 };

@@ -97,7 +97,8 @@ RF_DEVICE void multiply_step(Sums<Shape>& sums, Fragments<Shape>& fragments,
 //
 // Loader: `issue(stage)` asks for the next step and goes on to the one after it; `land(stage)`
 // stores what came through registers; `arrived(stage)` runs when the thread's own copies have
-// landed, before others see them.
+// landed, before others see them. One that has brought a part of the steps before the loop has
+// `first(stage)`, which brings and stores what is left of them.
 // Tail: `tail(i)` is called in place of the (steps + i)-th step, for i < kStages - 1: its stage,
 // (steps + i) % kStages, is free, and what it copies there arrives behind the loop.
 //
@@ -112,8 +113,12 @@ RF_DEVICE void run_main_loop(Sums<Shape>& sums, ptx::SharedAddress ring, int ste
 
   for (int i = 0; i < kAhead; ++i) {
     if (i < steps) {
-      loader.issue(stage_at(i));
-      loader.land(stage_at(i));
+      if constexpr (requires { loader.first(ring); }) {
+        loader.first(stage_at(i));
+      } else {
+        loader.issue(stage_at(i));
+        loader.land(stage_at(i));
+      }
     } else {
       tail(i - steps);
     }

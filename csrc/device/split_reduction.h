@@ -43,6 +43,8 @@ RF_DEVICE bool merge_splits(Sums<Shape>& sums, const SplitWorkspace& workspace, 
   const auto before = ptx::load_shared<uint32_t>(scratch);
   if (before + 1 != static_cast<uint32_t>(splits)) return false;
   ptx::fence_acq_rel_gpu();
+  // Nobody else comes: as the next launch wants it.
+  if (thread == 0) ptx::store_global(workspace.arrivals + tile, 0u);
 
   sums.clear();
   for (int part = 0; part < splits; ++part) {

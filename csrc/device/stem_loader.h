@@ -98,7 +98,8 @@ class StemLoader {
       for (int c = 0; c < kStemChannels; ++c) {
         const V* at = from + (i * arguments_.x_w + c * arguments_.x_c);
         const bool known = there(pair, i) && c < arguments_.channels;
-        unit.bits[i][c] = known ? bits_of(ptx::load_global_read_only(at)) : 0;
+        // Not by the path for what nobody writes: the kernel ahead may have written it meanwhile.
+        unit.bits[i][c] = known ? bits_of(ptx::load_global(at)) : 0;
       }
     }
   }

@@ -73,6 +73,7 @@ std::vector<Option> options() {
       {"next", "32", "channels of next; conv_chain alone, 0: there is none"},
       {"projected", "0", "channels that the shortcut projects; conv_chain alone, 0: a tensor"},
       {"out-stride", "1", "1, or 2 to store the even pixels of out alone; conv_chain alone"},
+      {"front", "0", "channels that a 3x3 convolution in front reads; conv_chain alone"},
       {"reverse", "", "walk over the batch from its end; conv_chain alone", true},
       {"act", "relu", "relu or none; of gradients: whether a mask is applied"},
   };

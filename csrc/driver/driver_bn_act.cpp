@@ -43,7 +43,8 @@ bool run(const Problem& problem, Common& common, Json& json) {
   }
   BnActLoop loop;
   rf_bn_act_plan(&tensors, &loop);
-  const auto launch = [&] { check(rf_bn_act_cuda(&loop, nullptr), "bn_act"); };
+  const RfFlow alone{};
+  const auto launch = [&] { check(rf_bn_act_cuda(&loop, &alone, nullptr), "bn_act"); };
   launch();
   out.fetch();
 

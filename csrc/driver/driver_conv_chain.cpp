@@ -9,9 +9,10 @@ constexpr Interface<RfConvChain> kOp = {"conv_chain", rf_conv_chain_configuratio
                                         rf_conv_chain_configuration, rf_conv_chain_plan,
                                         rf_conv_chain_cuda};
 
-// All convolutions are 1x1; --c is what the first one reads, --k is out, --stride the projection's.
+// All convolutions are 1x1, but the one in front, which reads --front channels and makes --c; --c
+// is what the first 1x1 reads, --k is out, --stride the projection's.
 struct Sizes {
-  int64_t n, c, h, w, k, next, projected, stride, out_stride;
+  int64_t n, c, h, w, k, next, projected, stride, out_stride, front;
   bool channels_last;
 
   explicit Sizes(const Arguments& arguments)
@@ -24,16 +25,18 @@ struct Sizes {
         projected(arguments.integer("projected", 0)),
         stride(arguments.integer("stride", 1)),
         out_stride(arguments.integer("out-stride", 1)),
+        front(arguments.integer("front", 0)),
         channels_last(arguments.choice("layout", {"nchw", "nhwc"}) == 1) {}
 
   Size pixels(int64_t channels) const { return {n, channels, h, w}; }
+  Size input() const { return pixels(front > 0 ? front : c); }
   Size source() const { return {n, projected, (h - 1) * stride + 1, (w - 1) * stride + 1}; }
   Size stored() const {
     return {n, k, (h + out_stride - 1) / out_stride, (w + out_stride - 1) / out_stride};
   }
 };
 
-// A convolution's filters [count][channels] and what becomes of its sums.
+// A convolution's filters [count][taps][channels] and what becomes of its sums.
 template <class T>
 struct Filters {
   int64_t channels;
@@ -41,6 +44,7 @@ struct Filters {
   Operand<float> scale;
   Operand<float> shift;
 
+  // channels: with the taps.
   Filters(int64_t count, int64_t channels, Common& common)
       : channels(channels),
         weight(count * channels, common.random, common.values),
@@ -57,6 +61,9 @@ struct Filters {
   }
 };
 
+constexpr int64_t kSide = 3;  // of the filters in front
+constexpr int64_t kTaps = kSide * kSide;
+
 // What out or next must be, and how far from it is right before it is rounded.
 struct Expected {
   double value;
@@ -69,13 +76,14 @@ class Chain {
   Chain(const Sizes& of, Common& common)
       : of_(of),
         common_(common),
-        x_(elements_of(of.pixels(of.c)), common.random, common.values),
+        x_(elements_of(of.input()), common.random, common.values),
         residual_(of.projected > 0 ? 0 : elements_of(of.pixels(of.k)), common.random,
                   common.values),
         source_(elements_of(of.source()), common.random, common.values),
         first_(of.k, of.c, common),
         projection_(of.projected > 0 ? of.k : 0, of.projected, common),
         next_(of.next, of.k, common),
+        front_(of.front > 0 ? of.c : 0, kTaps * of.front, common),
         out_(elements_of(of.stored())),
         following_(elements_of(of.pixels(of.next))) {}
 
@@ -87,11 +95,13 @@ class Chain {
     following_.fetch();
     const Layout out_at(of_.pixels(of_.k), true), next_at(of_.pixels(of_.next), true);
     std::vector<double> row(static_cast<size_t>(of_.k)), slack(row.size());
+    std::vector<Expected> inner(static_cast<size_t>(of_.c));
     Verdict verdict;
     for (int64_t n = 0; n < of_.n; ++n) {
       for (int64_t p = 0; p < of_.h; ++p) {
         for (int64_t q = 0; q < of_.w; ++q) {
-          for (int64_t k = 0; k < of_.k; ++k) check_out(verdict, n, k, p, q, row, slack);
+          for (int64_t c = 0; c < of_.c; ++c) inner[static_cast<size_t>(c)] = read(n, c, p, q);
+          for (int64_t k = 0; k < of_.k; ++k) check_out(verdict, n, k, p, q, inner, row, slack);
           for (int64_t m = 0; m < of_.next; ++m) {
             check_next(verdict, m, next_at.at(n, m, p, q), row, slack);
           }
@@ -120,6 +130,9 @@ class Chain {
     problem.projection_shift = projection_.shift.device.data();
     problem.next_scale = next_.scale.device.data();
     problem.next_shift = next_.shift.device.data();
+    problem.front_weight = front_.weight.device.data();
+    problem.front_scale = front_.scale.device.data();
+    problem.front_shift = front_.shift.device.data();
     problem.dtype = static_cast<int32_t>(common_.dtype);
     problem.reverse = arguments.flag("reverse");
     problem.projects = of_.projected > 0;
@@ -128,11 +141,12 @@ class Chain {
     problem.channels = of_.k;
     problem.projected_channels = of_.projected;
     problem.next_channels = of_.next;
-    copy_to(problem.x_size, of_.pixels(of_.c));
+    problem.front_channels = of_.front > 0 ? of_.c : 0;
+    copy_to(problem.x_size, of_.input());
     const auto strides = [&](int64_t (&to)[4], const Size& size) {
       copy_to(to, Layout(size, of_.channels_last).stride);
     };
-    strides(problem.x_stride, of_.pixels(of_.c));
+    strides(problem.x_stride, of_.input());
     strides(problem.residual_stride, of_.pixels(of_.k));
     strides(problem.projected_stride, of_.source());
     strides(problem.out_strides, of_.stored());
@@ -140,13 +154,34 @@ class Chain {
     strides(problem.weight_stride, {of_.k, of_.c, 1, 1});
     strides(problem.projection_weight_stride, {of_.k, of_.projected, 1, 1});
     strides(problem.next_weight_stride, {of_.next, of_.k, 1, 1});
+    strides(problem.front_weight_stride, {of_.c, of_.front, kSide, kSide});
     return problem;
   }
 
-  Expected expected_out(int64_t n, int64_t k, int64_t p, int64_t q) const {
-    const Layout x_at(of_.pixels(of_.c), true), residual_at(of_.pixels(of_.k), true);
-    const Layout source_at(of_.source(), true);
-    Sum sum = first_.of(k, common_, [&](int64_t c) { return x_.at(x_at.at(n, c, p, q)); });
+  // What the first 1x1 convolution reads of a pixel, and how far it may be off: x, or what the
+  // convolution in front makes of it, rounded.
+  Expected read(int64_t n, int64_t c, int64_t p, int64_t q) const {
+    const Layout x_at(of_.input(), true);
+    if (of_.front == 0) return {x_.at(x_at.at(n, c, p, q)), 0};
+    const Sum sum = front_.of(c, common_, [&](int64_t i) {
+      const int64_t tap = i / of_.front;
+      const int64_t row = p + tap / kSide - 1, column = q + tap % kSide - 1;
+      const bool inside = row >= 0 && row < of_.h && column >= 0 && column < of_.w;
+      return inside ? x_.at(x_at.at(n, i % of_.front, row, column)) : 0.0;
+    });
+    const Expected made{std::max(sum.value, 0.0), sum.magnitude};
+    return {to_double(round_to<T>(made.value)), 2 * bound(made)};
+  }
+
+  Expected expected_out(int64_t n, int64_t k, int64_t p, int64_t q,
+                        const std::vector<Expected>& inner) const {
+    const Layout residual_at(of_.pixels(of_.k), true), source_at(of_.source(), true);
+    Sum sum = first_.of(k, common_, [&](int64_t c) { return inner[static_cast<size_t>(c)].value; });
+    double passed = 0;
+    for (int64_t c = 0; c < of_.c; ++c) {
+      passed += std::fabs(first_.weight.at(k * of_.c + c)) * inner[static_cast<size_t>(c)].off;
+    }
+    sum.magnitude += std::fabs(first_.scale.at(k)) * passed;
     if (of_.projected > 0) {
       const Sum shortcut = projection_.of(k, common_, [&](int64_t c) {
         return source_.at(source_at.at(n, c, p * of_.stride, q * of_.stride));
@@ -176,8 +211,9 @@ class Chain {
   // Checks an element of out if it is stored; what the next convolution reads goes into `row`, and
   // how far it may be off where nobody has seen it.
   void check_out(Verdict& verdict, int64_t n, int64_t k, int64_t p, int64_t q,
-                 std::vector<double>& row, std::vector<double>& slack) const {
-    const Expected expected = expected_out(n, k, p, q);
+                 const std::vector<Expected>& inner, std::vector<double>& row,
+                 std::vector<double>& slack) const {
+    const Expected expected = expected_out(n, k, p, q, inner);
     const auto at = static_cast<size_t>(k);
     const int64_t step = of_.out_stride;
     row[at] = to_double(round_to<T>(expected.value));
@@ -203,7 +239,7 @@ class Chain {
   const Sizes& of_;
   Common& common_;
   Operand<T> x_, residual_, source_;
-  Filters<T> first_, projection_, next_;
+  Filters<T> first_, projection_, next_, front_;
   Operand<T> out_, following_;
 };
 

@@ -10,7 +10,7 @@ namespace {
 py::dict bn_act(const Settings& settings, const std::string& dtype, bool relu, uintptr_t x,
                 uintptr_t residual, uintptr_t scale, uintptr_t shift, uintptr_t out,
                 const Sizes& size, const Sizes& x_stride, const Sizes& residual_stride,
-                const Sizes& out_stride) {
+                const Sizes& out_stride, bool dependent, bool follows) {
   RfBnActTensors tensors{};
   tensors.x = pointer<const void>(x);
   tensors.residual = pointer<const void>(residual);
@@ -25,7 +25,8 @@ py::dict bn_act(const Settings& settings, const std::string& dtype, bool relu, u
   std::copy(out_stride.begin(), out_stride.end(), tensors.out_stride);
   BnActLoop loop;
   rf_bn_act_plan(&tensors, &loop);
-  return run(settings, [&loop] { return rf_bn_act_cuda(&loop, nullptr); });
+  const RfFlow flow{dependent, follows};
+  return run(settings, [&] { return rf_bn_act_cuda(&loop, &flow, nullptr); });
 }
 
 }  // namespace
@@ -37,7 +38,7 @@ void define_bn_act(py::module_& module) {
              py::arg("settings"), py::arg("dtype"), py::arg("relu"), py::arg("x"),
              py::arg("residual"), py::arg("scale"), py::arg("shift"), py::arg("out"),
              py::arg("size"), py::arg("x_stride"), py::arg("residual_stride"),
-             py::arg("out_stride"));
+             py::arg("out_stride"), py::arg("dependent"), py::arg("follows"));
 }
 
 }  // namespace resnet_fused::emulated

@@ -8,7 +8,8 @@ RfConvBnAct problem(const std::string& dtype, bool relu, bool allow_tf32, uintpt
                     uintptr_t out, const Sizes& x_size, const Sizes& weight_size,
                     const Sizes& x_stride, const Sizes& weight_stride, const Sizes& residual_stride,
                     const Sizes& out_stride, const Pair& stride, const Pair& padding,
-                    const Pair& dilation, int32_t groups) {
+                    const Pair& dilation, int32_t groups, bool reverse, bool dependent,
+                    bool follows, uintptr_t arrivals, int64_t arrivals_count) {
   RfConvBnAct made{};
   made.x = pointer<const void>(x);
   made.weight = pointer<const void>(weight);
@@ -17,6 +18,10 @@ RfConvBnAct problem(const std::string& dtype, bool relu, bool allow_tf32, uintpt
   made.shift = pointer<const void>(shift);
   made.out = pointer<void>(out);
   made.relu = relu;
+  made.reverse = reverse;
+  made.flow = {dependent, follows};
+  made.arrivals = pointer<uint32_t>(arrivals);
+  made.arrivals_count = arrivals_count;
   fill(made.x_stride, x_stride);
   fill(made.weight_stride, weight_stride);
   fill(made.residual_stride, residual_stride);
@@ -34,7 +39,8 @@ void define_conv_bn_act(py::module_& module) {
            py::arg("scale"), py::arg("shift"), py::arg("out"), py::arg("x_size"),
            py::arg("weight_size"), py::arg("x_stride"), py::arg("weight_stride"),
            py::arg("residual_stride"), py::arg("out_stride"), py::arg("stride"), py::arg("padding"),
-           py::arg("dilation"), py::arg("groups"));
+           py::arg("dilation"), py::arg("groups"), py::arg("reverse"), py::arg("dependent"),
+           py::arg("follows"), py::arg("arrivals"), py::arg("arrivals_count"));
   define(module,
          Convolution<RfConvBnAct>{"conv_bn_act",
                                   "y = act(scale conv(x, weight) + shift [+ residual]); see "

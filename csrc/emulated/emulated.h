@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -37,6 +38,8 @@ struct Settings {
   bool checking_tensors = false;
   // Name, address, bytes, whether it may be written.
   std::vector<std::tuple<std::string, uintptr_t, size_t, bool>> tensors;
+  // Names of those that no launch writes: they may be read before the one ahead has ended.
+  std::set<std::string> constants;
 };
 
 // Runs `launch`, which returns 0 or a cudaError_t, without the GIL. Returns the report as a dict.

@@ -36,7 +36,8 @@ void configure(emulator::Session& session, const Settings& settings) {
     session.plant({file, line, instruction, emulator::fault_named(fault)});
   }
   for (const auto& [name, address, bytes, writable] : settings.tensors) {
-    session.register_tensor(name, pointer<const void>(address), bytes, writable);
+    session.register_tensor(name, pointer<const void>(address), bytes, writable,
+                            settings.constants.contains(name));
   }
 }
 
@@ -152,7 +153,8 @@ PYBIND11_MODULE(_emulated, module) {
       .def_readwrite("shared_limit", &Settings::shared_limit)
       .def_readwrite("counting", &Settings::counting)
       .def_readwrite("checking_tensors", &Settings::checking_tensors)
-      .def_readwrite("tensors", &Settings::tensors);
+      .def_readwrite("tensors", &Settings::tensors)
+      .def_readwrite("constants", &Settings::constants);
   emulated::define_bn_act(module);
   emulated::define_conv_bn_act(module);
   emulated::define_conv_gradients(module);

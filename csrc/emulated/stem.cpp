@@ -17,7 +17,7 @@ RfStem problem(const std::string& dtype, const std::string& image, uintptr_t x, 
                const Sizes& x_size, const Sizes& weight_size, const Sizes& x_stride,
                const Sizes& weight_stride, const Sizes& out_stride, const Pair& stride,
                const Pair& padding, const Pair& pool_kernel, const Pair& pool_stride,
-               const Pair& pool_padding) {
+               const Pair& pool_padding, bool dependent, bool follows) {
   RfStem made{};
   made.x = pointer<const void>(x);
   made.weight = pointer<const void>(weight);
@@ -37,6 +37,7 @@ RfStem problem(const std::string& dtype, const std::string& image, uintptr_t x, 
   fill(made.pool_kernel, pool_kernel);
   fill(made.pool_stride, pool_stride);
   fill(made.pool_padding, pool_padding);
+  made.flow = {dependent, follows};
   return made;
 }
 
@@ -48,7 +49,8 @@ void define_stem(py::module_& module) {
            py::arg("weight"), py::arg("scale"), py::arg("shift"), py::arg("input_norm"),
            py::arg("out"), py::arg("x_size"), py::arg("weight_size"), py::arg("x_stride"),
            py::arg("weight_stride"), py::arg("out_stride"), py::arg("stride"), py::arg("padding"),
-           py::arg("pool_kernel"), py::arg("pool_stride"), py::arg("pool_padding"));
+           py::arg("pool_kernel"), py::arg("pool_stride"), py::arg("pool_padding"),
+           py::arg("dependent"), py::arg("follows"));
   define(module, Convolution<RfStem>{
                      "stem",
                      "out = maxpool(relu(scale conv(a x + b, weight) + shift)); see "

@@ -47,6 +47,7 @@ struct FiberThread : Thread {
   uint32_t polls = 0;                      // loads of it in a row
   std::vector<const void*> relaxed_loads;  // that a later fence makes acquire loads
   bool fenced = false;
+  bool waited = false;  // for the launch ahead
 };
 
 // Lanes of a warp that wait for each other.
@@ -97,6 +98,7 @@ struct Grid {
   dim3 size;
   dim3 block_size;
   bool cooperative = false;
+  bool early = false;  // the launch ahead may still run
   const std::function<void()>* kernel = nullptr;
   Session* session = nullptr;
   Schedule schedule;

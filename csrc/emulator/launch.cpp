@@ -59,6 +59,11 @@ void run_thread(FiberThread& thread) {
   try {
     (*kernel)();
     const Quiet quiet;
+    if (grid.early && !thread.waited) {
+      fail(ErrorKind::kRace, kLaunch, "launch",
+           "a thread leaves without griddepcontrol.wait, so that the end of this launch does not "
+           "say that the one ahead has ended");
+    }
     thread_left(thread);
   } catch (...) {
     const Quiet quiet;
@@ -117,6 +122,7 @@ void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_by
     thread.polled = nullptr;
     thread.relaxed_loads.clear();
     thread.fenced = false;
+    thread.waited = false;
     thread.fiber.prepare(fiber_main, &thread);
   }
 }
@@ -203,10 +209,10 @@ int choose_bit(uint64_t bits, Grid& grid) {
 const Schedule& schedule() { return running_grid->schedule; }
 
 void launch(dim3 size, dim3 block_size, uint32_t shared_bytes, bool cooperative,
-            const std::function<void()>& kernel) {
+            const std::function<void()>& kernel, bool early) {
   if (current_session == nullptr) {
     Session session;
-    launch(size, block_size, shared_bytes, cooperative, kernel);
+    launch(size, block_size, shared_bytes, cooperative, kernel, early);
     return;
   }
   const Quiet quiet;
@@ -216,6 +222,7 @@ void launch(dim3 size, dim3 block_size, uint32_t shared_bytes, bool cooperative,
   grid.size = size;
   grid.block_size = block_size;
   grid.cooperative = cooperative;
+  grid.early = early;
   grid.kernel = &kernel;
   grid.session = &session;
   grid.schedule = session.schedule;

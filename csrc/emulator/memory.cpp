@@ -1,4 +1,5 @@
 // Accesses of the running thread to shared and global memory: what is checked, what is counted.
+#include <cstring>
 #include <string>
 
 #include "block.h"
@@ -11,6 +12,32 @@ namespace {
 constexpr uintptr_t kLowestAddress = 65536;
 // Atomic loads of one address in a row after which a thread counts as waiting for it.
 constexpr uint32_t kPolls = 4;
+
+constexpr const char* kReadOnly = "ld.global.nc";
+
+// An early launch: before its wait what it may read, and that it may not write; all along what it
+// may read by the path for memory that nobody writes while the kernel runs (PTX ISA, ld.global.nc),
+// which may find what lay there when the launch began.
+void check_early(Site site, const char* instruction, const void* address, uint32_t bytes,
+                 Access access) {
+  const FiberThread& thread = self();
+  const Grid& grid = *thread.block->grid;
+  if (!grid.early) return;
+  if (std::strcmp(instruction, kReadOnly) == 0 && !grid.session->is_constant(address, bytes)) {
+    fail(ErrorKind::kRace, site, instruction,
+         "the launch ahead may write there while this one runs: not by the read-only path");
+  }
+  if (thread.waited) return;
+  if (access != Access::kRead) {
+    fail(ErrorKind::kRace, site, instruction,
+         "a store before griddepcontrol.wait: the launch ahead may still use what lies there");
+  }
+  if (!grid.session->is_constant(address, bytes)) {
+    fail(ErrorKind::kRace, site, instruction,
+         "a load before griddepcontrol.wait of what is no constant: the launch ahead may still "
+         "write there");
+  }
+}
 
 }  // namespace
 
@@ -60,6 +87,7 @@ void global(Site site, const char* instruction, const void* address, uint32_t by
     fail(ErrorKind::kAddress, site, instruction,
          "global address " + hex(where) + " is not a multiple of " + std::to_string(alignment));
   }
+  check_early(site, instruction, address, bytes, access);
   FiberThread& thread = self();
   Grid& grid = *thread.block->grid;
   Session& session = *grid.session;
@@ -78,6 +106,15 @@ void global(Site site, const char* instruction, const void* address, uint32_t by
       record, access == Access::kWrite ? Space::kGlobalStore : Space::kGlobalLoad, thread.lane,
       where, bytes);
 }
+
+void prefetch(Site site, const char* instruction, const void* address) {
+  const Quiet quiet;
+  check_early(site, instruction, address, 1, Access::kRead);
+  const Session& session = *self().block->grid->session;
+  if (session.checking_tensors) session.find_tensor(site, instruction, address, 1);
+}
+
+void grid_dependency_wait(Site) { self().waited = true; }
 
 void atomic_point(Site site, const char* instruction, const void* address, uint32_t bytes,
                   Access access, Ordering ordering) {

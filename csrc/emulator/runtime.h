@@ -22,9 +22,10 @@ namespace resnet_fused::emulator {
 // ---- Launching
 
 // Runs `kernel` once for each thread of the grid, under the current session. Blocks run one after
-// another, in the schedule's order, or all at once if `cooperative`. Throws the first Error.
+// another, in the schedule's order, or all at once if `cooperative`. `early`: as if the launch
+// ahead still ran; see grid_dependency_wait. Throws the first Error.
 void launch(dim3 grid, dim3 block, uint32_t shared_bytes, bool cooperative,
-            const std::function<void()>& kernel);
+            const std::function<void()>& kernel, bool early = false);
 
 // The schedule of the running launch, for wrappers whose meaning depends on it (rounding).
 const Schedule& schedule();
@@ -71,6 +72,16 @@ uint8_t* shared(Site site, const char* instruction, uint32_t address, uint32_t b
 // that the sanitizers see it on the kernel's line.
 void global(Site site, const char* instruction, const void* address, uint32_t bytes,
             uint32_t alignment, Access access);
+
+// Notes that a line is asked for: it lies in a tensor, and before the wait in a constant one.
+void prefetch(Site site, const char* instruction, const void* address);
+
+// griddepcontrol.wait. In an early launch (CUDA C++ Programming Guide, Programmatic Dependent
+// Launch) a thread that has not waited must not write, since the launch ahead may still read what
+// was there, and may read only what the session calls constant, since anything else may be what the
+// launch ahead has yet to write. Every thread waits: a launch that has not waited tells the next
+// one nothing of those ahead of it.
+void grid_dependency_wait(Site site);
 
 // ---- Asynchronous copies (PTX ISA, cp.async and its completion mechanisms)
 

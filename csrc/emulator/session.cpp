@@ -91,8 +91,19 @@ SiteRecord& Session::find_record(Site site, const char* instruction) {
 }
 
 void Session::register_tensor(const std::string& name, const void* data, size_t bytes,
-                              bool writable) {
-  tensors_.push_back({name, static_cast<const uint8_t*>(data), bytes, writable, {}, {}});
+                              bool writable, bool constant) {
+  tensors_.push_back({name, static_cast<const uint8_t*>(data), bytes, writable, constant, {}, {}});
+}
+
+bool Session::is_constant(const void* address, uint32_t bytes) const {
+  const auto* first = static_cast<const uint8_t*>(address);
+  bool constant = false;
+  for (const Tensor& tensor : tensors_) {
+    if (first + bytes <= tensor.data || first >= tensor.data + tensor.bytes) continue;
+    if (!tensor.constant) return false;
+    constant = true;
+  }
+  return constant;
 }
 
 void Session::touch_tensor(Site site, const char* instruction, const void* address, uint32_t bytes,
@@ -113,10 +124,16 @@ void Session::touch_tensor(Site site, const char* instruction, const void* addre
     set_bits(bits, static_cast<size_t>(first - tensor.data), bytes);
     return;
   }
-  if (!checking_tensors) return;
+  if (checking_tensors) find_tensor(site, instruction, address, bytes);
+}
+
+void Session::find_tensor(Site site, const char* instruction, const void* address,
+                          uint32_t bytes) const {
+  const auto* first = static_cast<const uint8_t*>(address);
   std::string nearest;
   for (const Tensor& tensor : tensors_) {
     const int64_t offset = first - tensor.data;
+    if (offset >= 0 && first + bytes <= tensor.data + tensor.bytes) return;
     nearest += (nearest.empty() ? "" : ", ") + tensor.name + " (byte " + std::to_string(offset) +
                " of " + std::to_string(tensor.bytes) + ")";
   }

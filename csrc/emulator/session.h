@@ -54,7 +54,8 @@ struct Tensor {
   const uint8_t* data;
   size_t bytes;
   bool writable;
-  std::vector<uint64_t> read;     // one bit a byte
+  bool constant;               // no launch writes it: it may be read before the one ahead has ended
+  std::vector<uint64_t> read;  // one bit a byte
   std::vector<uint64_t> written;  // one bit a byte
 
   uint64_t unique_bytes_read() const;
@@ -110,7 +111,9 @@ class Session {
   // an element type that does not exist.
   void stop_at(Stop stop);
   // Names memory, so that its unique bytes are counted and, if checking_tensors, it may be touched.
-  void register_tensor(const std::string& name, const void* data, size_t bytes, bool writable);
+  // `constant`: an early launch may read it before it waits.
+  void register_tensor(const std::string& name, const void* data, size_t bytes, bool writable,
+                       bool constant = false);
 
   Report report() const;
 
@@ -121,6 +124,10 @@ class Session {
   SiteRecord& record_of(Site site, const char* instruction);
   void touch_tensor(Site site, const char* instruction, const void* address, uint32_t bytes,
                     bool write);
+  // Throws an Error where the bytes lie in no tensor.
+  void find_tensor(Site site, const char* instruction, const void* address, uint32_t bytes) const;
+  // Whether the bytes lie in a constant tensor, and in none that is not.
+  bool is_constant(const void* address, uint32_t bytes) const;
   const std::deque<SiteRecord>& records() const { return records_; }
   uint64_t launches = 0;
   uint64_t blocks = 0;

@@ -2,12 +2,14 @@
 //
 // Both kernels take a BnActLoop. The vector kernel sees a matrix [rows, columns] whose rows lie
 // along memory and moves 16 bytes an instruction; the channel is the column (NHWC) or the row
-// (NCHW). The strided kernel takes anything else, an element a thread.
+// (NCHW). The strided kernel takes anything else, an element a thread. Where the kernel ahead may
+// not have ended they begin by waiting for it; `dependent`: the next one may begin early.
 #pragma once
 
 #include <cstdint>
 
 #include "../device/bn_act.h"
+#include "../device/dependent.h"
 #include "../device/vector.h"
 
 namespace resnet_fused {
@@ -82,9 +84,13 @@ RF_DEVICE void bn_act_tile(const BnActLoop& loop, const BnActMatrix& matrix, int
   for (int i = 0; i < kBnActRows; ++i) {
     const int64_t row = row0 + i * static_cast<int>(blockDim.y);
     if (row < matrix.rows) {
-      x_vector[i] = load_vector(x + row * matrix.x_row_stride);
+      // Not by the path for what nobody writes: the kernel ahead may have written it meanwhile.
+      const auto vector = [](const T* at) {
+        return ptx::load_global(reinterpret_cast<const Vector<T>*>(at));
+      };
+      x_vector[i] = vector(x + row * matrix.x_row_stride);
       if constexpr (kResidual) {
-        residual_vector[i] = load_vector(residual + row * matrix.residual_row_stride);
+        residual_vector[i] = vector(residual + row * matrix.residual_row_stride);
       }
     }
   }
@@ -120,11 +126,12 @@ RF_DEVICE void bn_act_tile(const BnActLoop& loop, const BnActMatrix& matrix, int
 template <class T, bool kResidual, ChannelAxis kAxis>
 __global__ void __launch_bounds__(kBnActThreads)
     bn_act_vector_kernel(const __grid_constant__ BnActLoop loop,
-                         const __grid_constant__ BnActMatrix matrix) {
+                         const __grid_constant__ BnActMatrix matrix, bool dependent) {
   const int64_t tile_rows = static_cast<int64_t>(blockDim.y) * kBnActRows;
   const int64_t row_step = tile_rows * gridDim.x;
   const int64_t column_step = static_cast<int64_t>(blockDim.x) * gridDim.y;
   const int64_t first_column = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
+  wait_for_ahead(dependent);
   for (int64_t row = blockIdx.x * tile_rows + threadIdx.y; row < matrix.rows; row += row_step) {
     for (int64_t column = first_column; column < matrix.columns; column += column_step) {
       bn_act_tile<T, kResidual, kAxis>(loop, matrix, row, column);
@@ -134,7 +141,7 @@ __global__ void __launch_bounds__(kBnActThreads)
 
 template <class T, bool kResidual>
 __global__ void __launch_bounds__(kBnActThreads)
-    bn_act_strided_kernel(const __grid_constant__ BnActLoop loop) {
+    bn_act_strided_kernel(const __grid_constant__ BnActLoop loop, bool dependent) {
   using C = Compute<T>;
   const T* x = static_cast<const T*>(loop.x);                // any strides
   const T* residual = static_cast<const T*>(loop.residual);  // any strides
@@ -143,6 +150,7 @@ __global__ void __launch_bounds__(kBnActThreads)
   const C* shift_table = static_cast<const C*>(loop.shift);  // [C]
   const BnAct<C> op = bn_act_op<C>(loop.relu);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kBnActThreads;
+  wait_for_ahead(dependent);
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kBnActThreads + threadIdx.x;
        i < loop.elements; i += step) {
     int64_t rest = i;
@@ -162,10 +170,10 @@ __global__ void __launch_bounds__(kBnActThreads)
     }
     const C scale = ptx::load_global_read_only(scale_table + channel);
     const C shift = ptx::load_global_read_only(shift_table + channel);
-    const C value = widen(ptx::load_global_read_only(x + x_offset));
+    const C value = widen(ptx::load_global(x + x_offset));
     T y;
     if constexpr (kResidual) {
-      const T shortcut = ptx::load_global_read_only(residual + residual_offset);
+      const T shortcut = ptx::load_global(residual + residual_offset);
       y = narrow<T>(op(value, scale, shift, widen(shortcut)));
     } else {
       y = narrow<T>(op(value, scale, shift));

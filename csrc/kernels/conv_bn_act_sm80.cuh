@@ -6,7 +6,8 @@
 //
 // M: output pixels, N: output channels of a group, reduction: the taps and channels of a filter.
 // The pixels' matrix exists nowhere: each step gathers its columns from the image. A block computes
-// one tile, or with splits one part of a tile's sums.
+// one tile, or with splits one part of a tile's sums. Filters come before the kernel ahead has
+// ended, everything else after that.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include "../device/conv_epilogue.h"
 #include "../device/conv_geometry.h"
 #include "../device/conv_loader.h"
+#include "../device/dependent.h"
 #include "../device/main_loop.h"
 #include "../device/split_reduction.h"
 
@@ -25,7 +27,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   using Loader = ConvLoader<T, Shape, kWidth>;
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
   const auto place = Place<Shape>::mine();
-  const Tile tile = tile_of(blockIdx.x, arguments.tiles);
+  const uint32_t block = arguments.reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  const Tile tile = tile_of(block, arguments.tiles);
   const int first_step = tile.split * arguments.steps_each;
   const int steps_left = arguments.steps - first_step;
   const int steps = steps_left < arguments.steps_each ? steps_left : arguments.steps_each;
@@ -37,6 +40,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                                         steps % Shape::kStages, place.thread);
   const KMajorFragments<Side::kLeft, Shape::kBlocksM> left(place.row, place.lane);
   const KMajorFragments<Side::kRight, Shape::kBlocksN> right(place.column, place.lane);
+  constexpr int kAhead = Shape::kStages - 1;
+  loader.issue_filters(ring, steps < kAhead ? steps : kAhead);
+  prefetch_share(arguments.operands.weight, arguments.prefetch_bytes);
+  wait_for_ahead(arguments.dependent);
   Sums<Shape> sums;
   sums.clear();
   run_main_loop<T>(sums, ring, steps, left, right, loader, [&](int piece) {

@@ -6,17 +6,24 @@
 //     sums[m, j] = sum over c of out[m, c] * next_weight[j, c]
 //     next[m, j] = relu(next_scale[j] * sums[m, j] + next_shift[j])
 //
+// and, where a 3x3 convolution stands in front, in place of x what it makes of it:
+//
+//     x[m, k] = relu(front_scale[k] * front[m, k] + front_shift[k]), rounded
+//
 // M: pixels. A block holds a tile of them, all channels of x and of what the shortcut projects. It
 // makes `out` a step of channels at a time, rounds it, stores it, and multiplies it on as it stands
 // in registers; the sums of all channels of `next` stay in registers until the last step. Filters,
-// shortcuts, scales and shifts come through a ring, a stage for each step.
+// shortcuts, scales and shifts come through a ring, a stage for each step; the first steps are
+// those of the convolution in front.
 #pragma once
 
 #include <cstdint>
 
 #include "../device/chain_epilogue.h"
+#include "../device/chain_front.h"
 #include "../device/chain_geometry.h"
 #include "../device/chain_loader.h"
+#include "../device/dependent.h"
 #include "../device/main_loop.h"
 
 namespace resnet_fused {
@@ -70,25 +77,64 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const KMajorFragments<Side::kLeft, Shape::kBlocksM> left(place.row, place.lane);
   const KMajorFragments<Side::kRight, Shape::kBlocksN> right(0, place.lane);
   const KMajorFragments<Side::kRight, Shape::Next::kBlocksN> next_right(0, place.lane);
-  const ptx::SharedAddress projected_rows = shared + arguments.x_slabs * kSlabBytes<Shape::kM>;
+  const ptx::SharedAddress projected_rows = loader.projected_rows();
+  const FrontLoader<Shape> front_loader(arguments, static_cast<int32_t>(tile), shared,
+                                        place.thread);
+  const int front_steps = Shape::kFront > 0 ? kFrontTaps * arguments.front_slabs : 0;
+  const int steps = front_steps + arguments.steps;
+  const auto issue = [&](int step, int stage) {
+    if constexpr (Shape::kFront > 0) {
+      if (step < front_steps) {
+        front_loader.template issue<kAhead>(step, loader.filters_at(stage));
+        return;
+      }
+    }
+    loader.issue(step - front_steps, stage);
+  };
 
+  // Filters share the stages' groups with pixels: before the wait they come to L2.
+  prefetch_share(arguments.weight.data, arguments.weight.prefetch_bytes);
+  prefetch_share(arguments.projection.data, arguments.projection.prefetch_bytes);
+  prefetch_share(arguments.next.data, arguments.next.prefetch_bytes);
+  prefetch_share(arguments.front.data, arguments.front.prefetch_bytes);
+  wait_for_ahead(arguments.dependent);
   loader.issue_rows();
+  if constexpr (Shape::kFront > 0) front_loader.begin();
   for (int i = 0; i < kAhead; ++i) {
-    if (i < arguments.steps) loader.issue(i, i);
+    if (i < steps) issue(i, i);
     ptx::cp_async_commit_group();
   }
-  Sums<typename Shape::Next> following;
-  following.clear();
   int stage = 0;            // in use
   int free_stage = kAhead;  // read to its end before the last barrier
-#pragma unroll 1
-  for (int step = 0; step < arguments.steps; ++step) {
+  const auto arrive = [&](int step) {
     // This step's copies have landed, and everybody has left the last step behind.
     ptx::cp_async_wait_group<kAhead - 1>();
     ptx::sync_threads();
-    if (step + kAhead < arguments.steps) loader.issue(step + kAhead, free_stage);
+    if (step + kAhead < steps) issue(step + kAhead, free_stage);
     ptx::cp_async_commit_group();
-
+  };
+  const auto leave = [&] {
+    free_stage = stage;
+    stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
+  };
+  if constexpr (Shape::kFront > 0) {
+    const ChainFront<T, Shape> front(arguments, static_cast<int32_t>(tile), place);
+    Sums<typename Shape::Front> sums;
+    sums.clear();
+#pragma unroll 1
+    for (int step = 0; step < front_steps; ++step) {
+      arrive(step);
+      front.multiply(sums, front_loader, step, loader.filters_at(stage));
+      leave();
+    }
+    ptx::sync_threads();  // nobody reads the window any more
+    front.put(sums, shared, front_loader.vectors());
+  }
+  Sums<typename Shape::Next> following;
+  following.clear();
+#pragma unroll 1
+  for (int step = 0; step < arguments.steps; ++step) {
+    arrive(front_steps + step);
     const ptx::SharedAddress filters = loader.filters_at(stage);
     const ptx::SharedAddress vectors = loader.vectors_at(stage);
     const ptx::SharedAddress out = loader.tile_at(stage);
@@ -112,8 +158,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if (arguments.next.filters > 0) {
       multiply_on<T, Shape>(following, made, next_right, loader.next_filters_at(stage));
     }
-    free_stage = stage;
-    stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
+    leave();
   }
   if (arguments.next.filters > 0) epilogue.finish(following, loader.tile_at(free_stage));
 }

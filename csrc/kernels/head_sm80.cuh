@@ -2,31 +2,41 @@
 //
 //     mean = rnd(sum over h, w of x / (H W)),  out = rnd(mean @ weight.T + bias)
 //
-// Two kernels: every class needs every mean, so the second one begins when all of the first have
-// been stored, once. The pooling is bound by memory: a warp sums up 64 channels of an image, four
-// pixels at a time. The product reads what is left, a few megabytes of weights, straight into the
-// fragments of mma.sync. In which order a reduction goes is free, as long as both operands agree:
-// so a lane's 16 bytes of a row, eight neighbours, are its share of two instructions.
+// Two kernels: every class needs every mean, so the second one goes on when all of the first have
+// been stored, once; until then it may ask for its weights. The pooling is bound by memory: a warp
+// sums up 64 channels of an image, four pixels at a time. The product reads what is left, a few
+// megabytes of weights, straight into the fragments of mma.sync. In which order a reduction goes is
+// free, as long as both operands agree: so a lane's 16 bytes of a row, eight neighbours, are its
+// share of two instructions.
 #pragma once
 
 #include <cstdint>
 
+#include "../device/dependent.h"
 #include "../device/head_tile.h"
 #include "../device/matrix_unit.h"
 #include "../device/vector.h"
 
 namespace resnet_fused {
 
-// Eight channels of a pixel, those that there are; kWide: by one load.
-template <class T, bool kWide>
+// Eight channels of a pixel or a class, those that there are; kWide: by one load. kReadOnly: nobody
+// writes there while the kernel runs, as the kernel ahead may do with activations.
+template <class T, bool kWide, bool kReadOnly>
 RF_DEVICE Vector<T> head_channels(const T* from, int64_t stride, int32_t left) {
+  const auto load = [](const auto* at) {
+    if constexpr (kReadOnly) {
+      return ptx::load_global_read_only(at);
+    } else {
+      return ptx::load_global(at);
+    }
+  };
   Vector<T> found{};
   if constexpr (kWide) {
-    if (left > 0) found = load_vector(from);
+    if (left > 0) found = load(reinterpret_cast<const Vector<T>*>(from));
   } else {
 #pragma unroll
     for (int i = 0; i < kVectorLength<T>; ++i) {
-      if (i < left) found.lane[i] = ptx::load_global_read_only(from + i * stride);
+      if (i < left) found.lane[i] = load(from + i * stride);
     }
   }
   return found;
@@ -41,10 +51,11 @@ __global__ void __launch_bounds__(kHeadMeanThreads)
   constexpr int kRows = 32 / kLanes;               // pixels that a warp reads at a time
   constexpr int kAhead = kWide ? 4 : 1;            // such, in flight
   const uint32_t lane = threadIdx.x % 32;
-  const int64_t unit =
-      static_cast<int64_t>(blockIdx.x) * (kHeadMeanThreads / 32) + threadIdx.x / 32;
-  const int32_t groups = arguments.pitch / kHeadChannels;
+  // Of 31 bits, as the plan sees to: a 64-bit division would be a call.
+  const uint32_t unit = blockIdx.x * (kHeadMeanThreads / 32) + threadIdx.x / 32;
+  const uint32_t groups = static_cast<uint32_t>(arguments.pitch) / kHeadChannels;
   const auto image = static_cast<int32_t>(unit / groups);
+  wait_for_ahead(arguments.dependent);
   if (image >= arguments.images) return;
   const int32_t channel = static_cast<int32_t>(unit % groups) * kHeadChannels +
                           static_cast<int32_t>(lane) % kLanes * kLength;
@@ -60,8 +71,8 @@ __global__ void __launch_bounds__(kHeadMeanThreads)
       const int32_t pixel = first + i * kRows;
       const int64_t place =
           pixel / arguments.width * arguments.x_h + pixel % arguments.width * arguments.x_w;
-      found[i] =
-          head_channels<T, kWide>(from + place, arguments.x_c, pixel < arguments.pixels ? left : 0);
+      found[i] = head_channels<T, kWide, false>(from + place, arguments.x_c,
+                                                pixel < arguments.pixels ? left : 0);
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -99,6 +110,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const T* mean = static_cast<const T*>(arguments.mean);
   const T* weight = static_cast<const T*>(arguments.weight);
 
+  prefetch_share(arguments.weight, arguments.prefetch_bytes);
+  wait_for_ahead(arguments.dependent);
+
   // Steps; loads by element fill the registers of one.
   [[maybe_unused]] constexpr int kAhead = kWide ? 2 : 1;
   float sums[kTilesM][kTilesN][4] = {};
@@ -123,8 +137,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       const T* from = weight + (label * arguments.w_k + channel * arguments.w_c);
       right[j] = __builtin_bit_cast(
           Words,
-          head_channels<T, kWide>(from, arguments.w_c,
-                                  label < arguments.classes ? arguments.channels - channel : 0));
+          head_channels<T, kWide, true>(
+              from, arguments.w_c, label < arguments.classes ? arguments.channels - channel : 0));
     }
 #pragma unroll
     for (int step = 0; step < 4; step += 2) {

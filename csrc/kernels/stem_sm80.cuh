@@ -14,6 +14,7 @@
 
 #include <cstdint>
 
+#include "../device/dependent.h"
 #include "../device/matrix_unit.h"
 #include "../device/stem_loader.h"
 
@@ -244,6 +245,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   ptx::sync_threads();
   Warp warp(arguments, factors, ring, first_filter, thread);
   StemLoader<T, Shape> loader(arguments, ring, factors + 2 * Shape::kScaleBytes, thread);
+  wait_for_ahead(arguments.dependent);
   ptx::sync_threads();  // the filters have left the ring
 
   for (auto at = static_cast<int32_t>(blockIdx.x); at < arguments.items;

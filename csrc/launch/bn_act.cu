@@ -63,7 +63,7 @@ unsigned clamp_grid(int64_t blocks, int64_t limit) {
 }
 
 template <class T, bool kResidual>
-int launch_residual(const BnActLoop& loop, cudaStream_t stream) {
+int launch_residual(const BnActLoop& loop, const RfFlow& flow, cudaStream_t stream) {
   BnActMatrix matrix;
   ChannelAxis axis;
   if (as_matrix(loop, kVectorLength<T>, &matrix, &axis)) {
@@ -71,39 +71,40 @@ int launch_residual(const BnActLoop& loop, cudaStream_t stream) {
     const dim3 block(columns, kBnActThreads / columns);
     const dim3 grid(clamp_grid(divide_up(matrix.rows, block.y * kBnActRows), INT32_MAX),
                     clamp_grid(divide_up(matrix.columns, columns), 65535));
-    if (axis == ChannelAxis::kColumn) {
-      return RF_LAUNCH((bn_act_vector_kernel<T, kResidual, ChannelAxis::kColumn>), grid, block, 0,
-                       stream, loop, matrix);
-    }
-    return RF_LAUNCH((bn_act_vector_kernel<T, kResidual, ChannelAxis::kRow>), grid, block, 0,
-                     stream, loop, matrix);
+    const auto kernel = axis == ChannelAxis::kColumn
+                            ? bn_act_vector_kernel<T, kResidual, ChannelAxis::kColumn>
+                            : bn_act_vector_kernel<T, kResidual, ChannelAxis::kRow>;
+    return RF_LAUNCH_EARLY(flow.follows != 0, kernel, grid, block, 0, stream, loop, matrix,
+                           flow.dependent != 0);
   }
   const unsigned blocks = clamp_grid(divide_up(loop.elements, kBnActThreads), INT32_MAX);
-  return RF_LAUNCH((bn_act_strided_kernel<T, kResidual>), blocks, kBnActThreads, 0, stream, loop);
+  return RF_LAUNCH_EARLY(flow.follows != 0, (bn_act_strided_kernel<T, kResidual>), blocks,
+                         kBnActThreads, 0, stream, loop, flow.dependent != 0);
 }
 
 template <class T>
-int launch(const BnActLoop& loop, cudaStream_t stream) {
-  return loop.residual != nullptr ? launch_residual<T, true>(loop, stream)
-                                  : launch_residual<T, false>(loop, stream);
+int launch(const BnActLoop& loop, const RfFlow& flow, cudaStream_t stream) {
+  return loop.residual != nullptr ? launch_residual<T, true>(loop, flow, stream)
+                                  : launch_residual<T, false>(loop, flow, stream);
 }
 
 }  // namespace
 }  // namespace resnet_fused
 
-extern "C" int rf_bn_act_cuda(const resnet_fused::BnActLoop* loop, void* stream) {
+extern "C" int rf_bn_act_cuda(const resnet_fused::BnActLoop* loop, const RfFlow* flow,
+                              void* stream) {
   using namespace resnet_fused;
   if (loop->elements == 0) return cudaSuccess;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   switch (loop->dtype) {
     case DataType::kFloat32:
-      return launch<float>(*loop, cuda_stream);
+      return launch<float>(*loop, *flow, cuda_stream);
     case DataType::kFloat64:
-      return launch<double>(*loop, cuda_stream);
+      return launch<double>(*loop, *flow, cuda_stream);
     case DataType::kFloat16:
-      return launch<Float16>(*loop, cuda_stream);
+      return launch<Float16>(*loop, *flow, cuda_stream);
     case DataType::kBFloat16:
-      return launch<BFloat16>(*loop, cuda_stream);
+      return launch<BFloat16>(*loop, *flow, cuda_stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../device/bn_act.h"
+#include "flow.h"
 
 extern "C" {
 
@@ -30,7 +31,7 @@ void rf_bn_act_cpu(const resnet_fused::BnActLoop* loop, int64_t begin, int64_t e
 
 // The whole loop on the current device and the given cudaStream_t; 0, or a cudaError_t.
 // Nothing is launched for an empty loop.
-int rf_bn_act_cuda(const resnet_fused::BnActLoop* loop, void* stream);
+int rf_bn_act_cuda(const resnet_fused::BnActLoop* loop, const RfFlow* flow, void* stream);
 
 // What a cudaError_t means.
 const char* rf_cuda_error(int error);

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "flow.h"
 #include "gpu.h"
 
 extern "C" {
@@ -26,6 +27,7 @@ struct RfConvBnAct {
   int32_t dtype;         // resnet_fused::DataType of x, weight, residual and out: not kFloat64
   int32_t relu;
   int32_t allow_tf32;  // float products may be rounded to TF32; without it float is refused
+  int32_t reverse;     // the batch is walked from its end
   int32_t groups;
   int64_t x_size[4];
   int64_t weight_size[4];
@@ -36,6 +38,12 @@ struct RfConvBnAct {
   int64_t stride[2];  // vertical, horizontal
   int64_t padding[2];
   int64_t dilation[2];
+  RfFlow flow;
+  // Zeros, and again zeros when the launch has ended: a counter for each tile of a plan with
+  // splits. Null, or too few: those of the workspace, cleared ahead of the kernel, which then
+  // cannot begin early.
+  uint32_t* arrivals;
+  int64_t arrivals_count;
 };
 
 // One configuration: a tile and the way operands are read. It serves every dtype that fits.
@@ -61,6 +69,7 @@ struct RfConvPlan {
   int64_t images_a_launch;  // a launch counts pixels in 31 bits
   int64_t blocks;           // of the first launch
   double cycles;            // predicted, of one launch; for comparisons alone
+  int32_t at_once = 0;      // all blocks of a launch run at one time
 };
 
 int32_t rf_conv_bn_act_configurations(void);

@@ -2,11 +2,22 @@
 #include "conv_bn_act_arguments.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <limits>
 
 #include "conv_strides.h"
 
 namespace resnet_fused {
+
+// tools/_cuda_early.py knows the pointers of a kernel's parameters by these places.
+static_assert(offsetof(ConvBnActArguments, operands.x) == 0);
+static_assert(offsetof(ConvBnActArguments, operands.weight) == 8);
+static_assert(offsetof(ConvBnActArguments, workspace.partial) == 232);
+static_assert(offsetof(ConvBnActArguments, workspace.arrivals) == 240);
+static_assert(offsetof(ConvBnActArguments, output.out) == 256);
+static_assert(offsetof(ConvBnActArguments, output.residual) == 264);
+static_assert(offsetof(ConvBnActArguments, output.scale) == 272);
+static_assert(offsetof(ConvBnActArguments, output.shift) == 280);
 
 int64_t images_in_reach(const RfConvBnAct& problem) {
   constexpr int64_t kReach = (int64_t{1} << 31) - 1;
@@ -114,10 +125,19 @@ ConvBnActArguments conv_bn_act_arguments(const RfConvBnAct& problem, const RfCon
                      problem.groups, plan.splits};
   const int64_t tiles = int64_t{arguments.tiles.tiles_m} * arguments.tiles.tiles_n * problem.groups;
   if (plan.splits > 1) {
-    arguments.workspace.arrivals = static_cast<uint32_t*>(workspace);
+    arguments.workspace.zero = problem.arrivals != nullptr && tiles <= problem.arrivals_count;
+    arguments.workspace.arrivals =
+        arguments.workspace.zero ? problem.arrivals : static_cast<uint32_t*>(workspace);
     arguments.workspace.partial = static_cast<float*>(moved(workspace, arrival_bytes(tiles)));
   }
   arguments.output = conv_output(problem, size, first);
+  arguments.reverse = problem.reverse != 0;
+  arguments.dependent = problem.flow.dependent != 0;
+  // Behind the clearing of its counters a kernel follows no other.
+  arguments.follows = problem.flow.follows != 0 && (plan.splits == 1 || arguments.workspace.zero);
+  if (arguments.follows && plan.at_once != 0) {
+    arguments.prefetch_bytes = dense_bytes(problem.weight_size, problem.weight_stride, bytes);
+  }
   return arguments;
 }
 
@@ -131,11 +151,15 @@ extern "C" int rf_conv_bn_act_cuda(const RfConvBnAct* problem, const RfConvPlan*
   if (images * problem->weight_size[0] * size.p * size.q == 0) return 0;
   constexpr Launches<ConvBnActArguments> kLaunches{
       launch_conv_bn_act_bfloat16, launch_conv_bn_act_float16, launch_conv_bn_act_float32};
-  for (int64_t first = 0; first < images; first += plan->images_a_launch) {
-    const int64_t part = std::min(plan->images_a_launch, images - first);
-    const auto arguments = conv_bn_act_arguments(*problem, *plan, workspace, first, part);
+  const int64_t launches = (images + plan->images_a_launch - 1) / plan->images_a_launch;
+  RfConvBnAct part = *problem;
+  for (int64_t i = 0; i < launches; ++i) {
+    const int64_t first = (problem->reverse != 0 ? launches - 1 - i : i) * plan->images_a_launch;
+    const int64_t count = std::min(plan->images_a_launch, images - first);
+    const auto arguments = conv_bn_act_arguments(part, *plan, workspace, first, count);
     const int error = kLaunches(problem->dtype, arguments, plan->configuration, stream);
     if (error != 0) return error;
+    part.flow.follows = part.flow.dependent;
   }
   return 0;
 }

@@ -17,13 +17,13 @@ int launch_conv_bn_act(const ConvBnActArguments& arguments, int configuration, v
   const auto start = [&]<class Shape, LoadWidth kWidth>() -> int {
     if constexpr (kOutputFits<T, Shape>) {
       const dim3 grid(count * static_cast<uint32_t>(tiles.splits));
-      return RF_LAUNCH((conv_bn_act_kernel<T, Shape, kWidth>), grid, dim3(Shape::kThreads),
-                       Shape::kRingBytes, cuda_stream, arguments);
+      return RF_LAUNCH_EARLY(arguments.follows, (conv_bn_act_kernel<T, Shape, kWidth>), grid,
+                             dim3(Shape::kThreads), Shape::kRingBytes, cuda_stream, arguments);
     } else {
       return cudaErrorInvalidConfiguration;  // the plan refuses it
     }
   };
-  if (tiles.splits > 1) {
+  if (tiles.splits > 1 && !arguments.workspace.zero) {
     const int error =
         clear_async(arguments.workspace.arrivals, count * sizeof(uint32_t), cuda_stream);
     if (error != cudaSuccess) return error;

@@ -209,6 +209,7 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
     return refuse("configuration %d (%s), %d splits: %s", configuration,
                   rf_conv_bn_act_configuration(configuration)->name, splits, against);
   }
+  plan->at_once = plan->blocks <= kResident * gpu->multiprocessors;
   std::snprintf(why, why_bytes, "%s, %d splits: %s, %lld blocks on %d multiprocessors",
                 rf_conv_bn_act_configuration(plan->configuration)->name, plan->splits,
                 configuration < 0 ? "least predicted time" : "as asked for",

@@ -3,8 +3,29 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 
 namespace resnet_fused {
+
+// tools/_cuda_early.py knows the pointers of a kernel's parameters by these places.
+static_assert(offsetof(ConvChainArguments, x.data) == 0);
+static_assert(offsetof(ConvChainArguments, residual.data) == 24);
+static_assert(offsetof(ConvChainArguments, projected.data) == 48);
+static_assert(offsetof(ConvChainArguments, weight.data) == 72);
+static_assert(offsetof(ConvChainArguments, weight.scale) == 80);
+static_assert(offsetof(ConvChainArguments, weight.shift) == 88);
+static_assert(offsetof(ConvChainArguments, projection.data) == 128);
+static_assert(offsetof(ConvChainArguments, projection.scale) == 136);
+static_assert(offsetof(ConvChainArguments, projection.shift) == 144);
+static_assert(offsetof(ConvChainArguments, next.data) == 184);
+static_assert(offsetof(ConvChainArguments, next.scale) == 192);
+static_assert(offsetof(ConvChainArguments, next.shift) == 200);
+static_assert(offsetof(ConvChainArguments, front.data) == 240);
+static_assert(offsetof(ConvChainArguments, front.scale) == 248);
+static_assert(offsetof(ConvChainArguments, front.shift) == 256);
+static_assert(offsetof(ConvChainArguments, out.data) == 296);
+static_assert(offsetof(ConvChainArguments, following.data) == 320);
+
 namespace {
 
 constexpr int64_t kReach = (int64_t{1} << 31) - 1;
@@ -61,21 +82,33 @@ struct Filters {
   bool there;
   int64_t filters;
   int64_t channels;
+  int64_t taps;  // along each side
   const int64_t (&stride)[4];
 
   Strides strides() const {
-    const int64_t size[4] = {filters, channels, 1, 1};
+    const int64_t size[4] = {filters, channels, taps, taps};
     return used(size, stride);
+  }
+  int64_t dense(int64_t bytes) const {
+    const int64_t size[4] = {filters, channels, taps, taps};
+    return there ? dense_bytes(size, stride, bytes) : 0;
   }
 };
 
-std::array<Filters, 3> filters_of(const RfConvChain& p) {
+// What the first 1x1 convolution reads.
+int64_t inner_channels(const RfConvChain& p) {
+  return p.front_channels > 0 ? p.front_channels : p.x_size[1];
+}
+
+std::array<Filters, 4> filters_of(const RfConvChain& p) {
   const bool projects = p.projects != 0;
-  return {Filters{"weight", p.weight, true, p.channels, p.x_size[1], p.weight_stride},
+  return {Filters{"weight", p.weight, true, p.channels, inner_channels(p), 1, p.weight_stride},
           Filters{"projection_weight", p.projection_weight, projects, p.channels,
-                  p.projected_channels, p.projection_weight_stride},
-          Filters{"next_weight", p.next_weight, p.next_channels > 0, p.next_channels, p.channels,
-                  p.next_weight_stride}};
+                  p.projected_channels, 1, p.projection_weight_stride},
+          Filters{"next_weight", p.next_weight, p.next_channels > 0, p.next_channels, p.channels, 1,
+                  p.next_weight_stride},
+          Filters{"front_weight", p.front_weight, p.front_channels > 0, p.front_channels,
+                  p.x_size[1], kFrontTaps, p.front_weight_stride}};
 }
 
 WideStrides wide_strides(const Activation& t, int64_t unit) {
@@ -96,20 +129,20 @@ ChainResult result_of(void* data, const Activation& t, int64_t unit, int64_t off
 ChainFilters chain_filters(const Filters& from, const void* scale, const void* shift,
                            int64_t unit) {
   if (!from.there) return {};
+  const Strides strides = from.strides();
   return {from.data,
           static_cast<const float*>(scale),
           static_cast<const float*>(shift),
-          narrowed(from.strides().n / unit),
+          narrowed(strides.n / unit),
           narrowed(from.filters),
-          narrowed(from.channels / unit)};
+          narrowed(from.channels / unit),
+          narrowed(strides.h / unit),
+          narrowed(strides.w / unit),
+          0};
 }
 
 int64_t slabs_of(const RfConvChain& problem, int64_t channels) {
   return divide_up(channels * bytes_of(problem.dtype), kChainStepBytes);
-}
-
-int64_t projected_slabs_of(const RfConvChain& problem) {
-  return problem.projects != 0 ? slabs_of(problem, problem.projected_channels) : 0;
 }
 
 }  // namespace
@@ -132,9 +165,11 @@ int64_t images_in_reach(const RfConvChain& problem) {
   const int64_t unit = unit_of(problem);
   const int64_t images = problem.x_size[0];
   for (const Filters& one : filters_of(problem)) {
+    if (!one.there) continue;
     // A step of rows beyond the last filter, and of channels beyond its end, is worked out too.
-    if (one.there &&
-        (one.filters + 256) * (one.strides().n / unit) + one.channels / unit + 256 > kReach) {
+    const Strides strides = one.strides();
+    const int64_t taps = (one.taps - 1) * (strides.h + strides.w);
+    if ((one.filters + 256) * (strides.n / unit) + (one.channels + taps) / unit + 256 > kReach) {
       return 0;
     }
   }
@@ -151,19 +186,28 @@ int64_t images_in_reach(const RfConvChain& problem) {
   return reached;
 }
 
-ChainMemory chain_memory(const RfConvChain& problem, const RfConvConfiguration& tile) {
-  const int64_t slabs = slabs_of(problem, problem.x_size[1]) + projected_slabs_of(problem);
-  return ChainMemory::of(tile.m, tile.n, tile.stages, narrowed(slabs), problem.projects == 0);
+ChainSizes chain_sizes(const RfConvChain& problem) {
+  const bool projects = problem.projects != 0;
+  const bool front = problem.front_channels > 0;
+  return {narrowed(slabs_of(problem, inner_channels(problem))),
+          narrowed(projects ? slabs_of(problem, problem.projected_channels) : 0),
+          narrowed(front ? slabs_of(problem, problem.x_size[1]) : 0), narrowed(problem.x_size[3]),
+          !projects};
+}
+
+ChainMemory chain_memory(const RfConvChain& problem, int32_t configuration) {
+  const RfConvConfiguration& tile = *rf_conv_chain_configuration(configuration);
+  return ChainMemory::of(tile.m, tile.n, tile.stages, chain_front(configuration),
+                         chain_sizes(problem));
 }
 
 ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConvPlan& plan,
                                         int64_t first, int64_t images) {
-  const RfConvConfiguration& tile = *rf_conv_chain_configuration(plan.configuration);
   const int64_t bytes = bytes_of(problem.dtype);
   const int64_t unit = unit_of(problem);
   const Activations t = activations(problem);
   const auto skipped = [&](const Activation& one) { return first * one.strides.n * bytes; };
-  const auto [weight, projection, next] = filters_of(problem);
+  const auto [weight, projection, next, front] = filters_of(problem);
 
   ConvChainArguments arguments{};
   arguments.x = image_of(t.x, unit, skipped(t.x));
@@ -173,17 +217,28 @@ ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConv
   arguments.projection =
       chain_filters(projection, problem.projection_scale, problem.projection_shift, unit);
   arguments.next = chain_filters(next, problem.next_scale, problem.next_shift, unit);
+  arguments.front = chain_filters(front, problem.front_scale, problem.front_shift, unit);
   arguments.out = result_of(problem.out, t.out, unit, skipped(t.out));
   arguments.following = result_of(problem.following, t.following, unit, skipped(t.following));
   const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
   arguments.grid = {narrowed(pixels), make_divisor(narrowed(problem.x_size[3])),
                     make_divisor(narrowed(problem.x_size[2]))};
-  arguments.memory = chain_memory(problem, tile);
-  arguments.x_slabs = narrowed(slabs_of(problem, problem.x_size[1]));
-  arguments.projected_slabs = narrowed(projected_slabs_of(problem));
+  arguments.memory = chain_memory(problem, plan.configuration);
+  const ChainSizes sizes = chain_sizes(problem);
+  arguments.x_slabs = sizes.x_slabs;
+  arguments.projected_slabs = sizes.projected_slabs;
+  arguments.front_slabs = sizes.front_slabs;
   arguments.steps = narrowed(slabs_of(problem, problem.channels));
   arguments.out_shift = problem.out_stride == 2 ? 1 : 0;
   arguments.reverse = problem.reverse != 0;
+  arguments.dependent = problem.flow.dependent != 0;
+  arguments.follows = problem.flow.follows != 0;
+  if (arguments.follows && plan.at_once != 0) {
+    arguments.weight.prefetch_bytes = weight.dense(bytes);
+    arguments.projection.prefetch_bytes = projection.dense(bytes);
+    arguments.next.prefetch_bytes = next.dense(bytes);
+    arguments.front.prefetch_bytes = front.dense(bytes);
+  }
   return arguments;
 }
 
@@ -195,14 +250,16 @@ extern "C" int rf_conv_chain_cuda(const RfConvChain* problem, const RfConvPlan* 
   const int64_t images = problem->x_size[0];
   if (images * problem->x_size[2] * problem->x_size[3] == 0) return 0;
   const int64_t parts = divide_up(images, plan->images_a_launch);
+  RfConvChain part = *problem;
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t first = (problem->reverse != 0 ? parts - 1 - i : i) * plan->images_a_launch;
     const int64_t together = std::min(plan->images_a_launch, images - first);
-    const auto arguments = conv_chain_arguments(*problem, *plan, first, together);
+    const auto arguments = conv_chain_arguments(part, *plan, first, together);
     const bool bfloat16 = static_cast<DataType>(problem->dtype) == DataType::kBFloat16;
     const auto launch = bfloat16 ? launch_conv_chain_bfloat16 : launch_conv_chain_float16;
     const int error = launch(arguments, plan->configuration, stream);
     if (error != 0) return error;
+    part.flow.follows = part.flow.dependent;
   }
   return 0;
 }

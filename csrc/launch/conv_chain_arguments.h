@@ -16,8 +16,14 @@ const char* not_wide(const RfConvChain& problem);
 // How many images 31 bits of 16 bytes reach over in every tensor; 0 if they do not over filters.
 int64_t images_in_reach(const RfConvChain& problem);
 
+// How many channels a configuration has room for in front; 0: it is made for chains without.
+int32_t chain_front(int32_t configuration);
+
+// What a block's shared memory depends on, beside its configuration.
+ChainSizes chain_sizes(const RfConvChain& problem);
+
 // Shared memory of a block of a configuration.
-ChainMemory chain_memory(const RfConvChain& problem, const RfConvConfiguration& tile);
+ChainMemory chain_memory(const RfConvChain& problem, int32_t configuration);
 
 // The arguments for images [first, first + images).
 ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConvPlan& plan,

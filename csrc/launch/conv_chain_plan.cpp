@@ -19,9 +19,13 @@ constexpr int kTiles = ConvChainTiles::kSize;
 // Bytes a cycle from L2 when all multiprocessors read the same filters. Not measured either.
 constexpr double kSameLines = 45;
 
+// Pixels of a row that a window of 32 bits of bytes is sure to reach over.
+constexpr int64_t kWidest = int64_t{1} << 20;
+
 struct Entry {
   std::string name;
   RfConvConfiguration configuration;
+  int32_t front;
 };
 
 template <class Shape>
@@ -29,7 +33,10 @@ Entry entry() {
   Entry made;
   made.name = std::to_string(Shape::kM) + "x" + std::to_string(Shape::kNext) + "_" +
               std::to_string(Shape::kWarpsM) + "w" + std::to_string(Shape::kStages) + "s";
-  const ChainMemory memory = ChainMemory::of(Shape::kM, Shape::kNext, Shape::kStages, 2, true);
+  if (Shape::kFront > 0) made.name += "_front" + std::to_string(Shape::kFront);
+  made.front = Shape::kFront;
+  const ChainMemory memory = ChainMemory::of(Shape::kM, Shape::kNext, Shape::kStages, Shape::kFront,
+                                             {2, 0, Shape::kFront > 0 ? 2 : 0, 56, true});
   made.configuration = {nullptr,
                         1,
                         Shape::kM,
@@ -55,47 +62,84 @@ const std::array<Entry, kTiles>& table() {
   return made;
 }
 
+// A configuration with a problem's sizes.
+struct Fitted {
+  const RfConvConfiguration& tile;
+  int32_t front;  // channels that it has room for in front
+  ChainSizes sizes;
+  ChainMemory memory;
+  double busy;      // blocks of the busiest multiprocessor
+  double resident;  // that share it at a time
+
+  Fitted(const RfConvChain& problem, int32_t index, int64_t pixels, const RfGpu& gpu)
+      : tile(*rf_conv_chain_configuration(index)),
+        front(chain_front(index)),
+        sizes(chain_sizes(problem)),
+        memory(chain_memory(problem, index)),
+        busy(std::ceil(static_cast<double>(divide_up(pixels, tile.m)) / gpu.multiprocessors)),
+        resident(std::min({busy, static_cast<double>(tile.blocks),
+                           std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor /
+                                                             (memory.bytes + 1024)))})) {}
+};
+
+constexpr double kRow = kChainStepBytes;  // a step of a row
+constexpr double kSlices = kChainStepBytes / 32.0;
+
+// Cycles of `steps` equal ones that wait for a latency each; of a step: cycles of products, bytes
+// that pass through shared memory, cycles of L2.
+double loop_of(const Fitted& of, double steps, double matrix, double shared, double cache) {
+  const double latency = kLatency / ((of.tile.stages - 1) * of.resident);
+  return steps * std::max({matrix, shared / kSharedBytes, cache, latency});
+}
+
+// The steps of the convolution in front, a row of taps each: the window comes once, pixels before
+// and behind the tile with it, from L2.
+double front_loop(const Fitted& of) {
+  const double m = of.tile.m;
+  const double filters = kFrontTaps * kRow * of.front;
+  const double window = static_cast<double>(of.memory.window) / kFrontTaps;
+  return loop_of(of, kFrontTaps * of.sizes.front_slabs,
+                 kSlices * 16 * m * of.front * kFrontTaps / kMatrixUnit,
+                 kFrontTaps * kRow * m + filters * (of.tile.warps_m + 1) + window,
+                 filters / kSameLines + window / kCacheBytes);
+}
+
 // Cycles of one launch, predicted: the blocks of the busiest multiprocessor, each step of each at
 // its limit, or all that is moved at memory's rate. Blocks that share a multiprocessor hide each
 // other's latency.
-double cost(const RfConvChain& problem, const RfConvConfiguration& tile, int64_t pixels,
-            const RfGpu& gpu) {
-  const ChainMemory memory = chain_memory(problem, tile);
-  const double m = tile.m;
+double cost(const RfConvChain& problem, int32_t index, int64_t pixels, const RfGpu& gpu) {
+  const Fitted of(problem, index, pixels, gpu);
+  const double m = of.tile.m;
+  const double warps = of.tile.warps_m;
   const double steps = static_cast<double>(divide_up(problem.channels, kChainStep));
-  const double slabs = memory.rows / (m * kChainStepBytes);
-  const double next = problem.next_channels > 0 ? tile.n : 0;
-  const double slices = kChainStepBytes / 32.0;
-  const auto blocks = static_cast<double>(divide_up(pixels, tile.m));
-  const double busy = std::ceil(blocks / gpu.multiprocessors);
-  const double resident = std::min(
-      {busy, static_cast<double>(tile.blocks),
-       std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor / (memory.bytes + 1024)))});
+  const double slabs = of.sizes.x_slabs + of.sizes.projected_slabs;
+  const double next = problem.next_channels > 0 ? of.tile.n : 0;
   // Of a step: both products; what warps read, each all filters; what comes and goes.
-  const double matrix = slices * 16 * m * (kChainStep * slabs + next) / kMatrixUnit;
-  const double row = kChainStepBytes;  // a step of a row
-  const double read = slabs * row * (m + kChainStep * tile.warps_m) + row * next * tile.warps_m;
-  const double passed = row * m * (memory.tile != 0 ? 3 : 2);
-  const double come = memory.stage + memory.tile;
-  const double shared = (read + passed + come) / kSharedBytes;
-  const double stored = row * m / static_cast<double>(problem.out_stride * problem.out_stride);
-  const double cache = memory.stage / kSameLines + (memory.tile + stored) / kCacheBytes;
-  const double latency = kLatency / ((tile.stages - 1) * resident);
-  const double loop = steps * std::max({matrix, shared, cache, latency});
-  const double moved = memory.rows + steps * (memory.tile + stored) +
-                       m * 2 * static_cast<double>(problem.next_channels);
-  const double ends =
-      (memory.rows + m * 2 * static_cast<double>(problem.next_channels)) / kMemoryBytes +
-      2 * kLatency;
-  return std::max(busy * (loop + ends / resident), busy * moved / kMemoryBytes);
+  const double matrix = kSlices * 16 * m * (kChainStep * slabs + next) / kMatrixUnit;
+  const double read = slabs * kRow * (m + kChainStep * warps) + kRow * next * warps;
+  const double shortcut = of.sizes.shortcut ? kRow * m : 0;
+  const double passed = 2 * kRow * m + shortcut;
+  const double filters =
+      kRow * (kChainStep * slabs + of.tile.n) + kChainVectors * kChainStep * sizeof(float);
+  const double stored = kRow * m / static_cast<double>(problem.out_stride * problem.out_stride);
+  double loop = loop_of(of, steps, matrix, read + passed + filters + shortcut,
+                        filters / kSameLines + (shortcut + stored) / kCacheBytes);
+  if (of.front > 0) loop += front_loop(of);
+  const double rows =
+      kRow * m *
+      ((of.front > 0 ? of.sizes.front_slabs : of.sizes.x_slabs) + of.sizes.projected_slabs);
+  const double after = m * 2 * static_cast<double>(problem.next_channels);
+  const double moved = rows + steps * (shortcut + stored) + after;
+  const double ends = (rows + after) / kMemoryBytes + 2 * kLatency;
+  return std::max(of.busy * (loop + ends / of.resident), of.busy * moved / kMemoryBytes);
 }
 
 // Sizes that no launch takes.
 int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
-  const int64_t sizes[] = {problem.x_size[0],          problem.x_size[1],
-                           problem.x_size[2],          problem.x_size[3],
-                           problem.channels,           problem.next_channels,
-                           problem.projected_channels, problem.projection_stride};
+  const int64_t sizes[] = {
+      problem.x_size[0],          problem.x_size[1],         problem.x_size[2],
+      problem.x_size[3],          problem.channels,          problem.next_channels,
+      problem.projected_channels, problem.projection_stride, problem.front_channels};
   for (const int64_t size : sizes) {
     if (size < 0 || size > kMost) {
       return refuse("sizes run from 0 to %lld; there is one of %lld", static_cast<Long>(kMost),
@@ -133,7 +177,40 @@ int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
   return 0;
 }
 
+// Why a configuration can't take a problem, into `why`; false if it can.
+bool refused(const RfConvChain& problem, int32_t index, const RfGpu& gpu, const Refusal& refuse) {
+  const RfConvConfiguration& tile = *rf_conv_chain_configuration(index);
+  const int32_t front = chain_front(index);
+  if ((front > 0) != (problem.front_channels > 0)) {
+    return refuse(front > 0 ? "it is made for a 3x3 convolution in front"
+                            : "it takes no 3x3 convolution in front") != 0;
+  }
+  if (problem.front_channels > front) {
+    return refuse("%lld channels of the convolution in front, at most %d fit",
+                  static_cast<Long>(problem.front_channels), front) != 0;
+  }
+  if (problem.next_channels > tile.n) {
+    return refuse("%lld channels of next, at most %d fit", static_cast<Long>(problem.next_channels),
+                  tile.n) != 0;
+  }
+  if (problem.front_channels > 0 && problem.x_size[3] > kWidest) {
+    return refuse("a convolution in front of rows of %lld pixels; at most %lld are possible",
+                  static_cast<Long>(problem.x_size[3]), static_cast<Long>(kWidest)) != 0;
+  }
+  const int32_t bytes = chain_memory(problem, index).bytes;
+  if (bytes > gpu.shared_per_block) {
+    return refuse("its tiles take %d bytes of shared memory, %d are there", bytes,
+                  gpu.shared_per_block) != 0;
+  }
+  return false;
+}
+
 }  // namespace
+
+int32_t chain_front(int32_t configuration) {
+  return table()[static_cast<size_t>(configuration)].front;
+}
+
 }  // namespace resnet_fused
 
 extern "C" int32_t rf_conv_chain_configurations(void) { return resnet_fused::kTiles; }
@@ -164,24 +241,17 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
       std::min({images, kMost / std::max<int64_t>(of_image, 1), images_in_reach(*problem)});
   if (together < 1) return refuse("one image is more than a launch can take");
 
-  char against[96] = "";
+  constexpr size_t kSaid = 96;
+  char against[kSaid] = "";
+  char aside[kSaid];
   bool found = false;
   for (int i = 0; i < kTiles; ++i) {
     const RfConvConfiguration& tile = *rf_conv_chain_configuration(i);
     if (configuration >= 0 && i != configuration) continue;
-    const int32_t bytes = chain_memory(*problem, tile).bytes;
-    if (problem->next_channels > tile.n) {
-      std::snprintf(against, sizeof against, "%lld channels of next, at most %d fit",
-                    static_cast<Long>(problem->next_channels), tile.n);
-      continue;
-    }
-    if (bytes > gpu->shared_per_block) {
-      std::snprintf(against, sizeof against,
-                    "its tiles take %d bytes of shared memory, %d are there", bytes,
-                    gpu->shared_per_block);
-      continue;
-    }
-    const double cycles = cost(*problem, tile, together * of_image, *gpu);
+    // What is said of the whole table is said by the last one that might have served.
+    const bool other = (chain_front(i) > 0) != (problem->front_channels > 0);
+    if (refused(*problem, i, *gpu, {other && configuration < 0 ? aside : against, kSaid})) continue;
+    const double cycles = cost(*problem, i, together * of_image, *gpu);
     if (found && cycles >= plan->cycles) continue;
     found = true;
     *plan = RfConvPlan{
@@ -193,6 +263,7 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
     return refuse("configuration %d (%s): %s", configuration,
                   rf_conv_chain_configuration(configuration)->name, against);
   }
+  plan->at_once = plan->blocks <= kResident * gpu->multiprocessors;
   std::snprintf(why, why_bytes, "%s: %s, %lld blocks on %d multiprocessors",
                 rf_conv_chain_configuration(plan->configuration)->name,
                 configuration < 0 ? "least predicted time" : "as asked for",

@@ -29,6 +29,10 @@ constexpr double kMeeting = 3000;
 // Instructions that a narrow operand's element takes: its bounds, its address, its load.
 constexpr double kNarrowInstructions = 10;
 
+// Blocks that any configuration lets run on a multiprocessor at once, for plans that ask whether
+// all of a launch do.
+constexpr int64_t kResident = 2;
+
 // A launch counts pixels, blocks and places in a reduction in 31 bits, with room to round up.
 constexpr int64_t kMost = (int64_t{1} << 31) - 4096;
 

@@ -2,6 +2,7 @@
 // from. Inside of this room.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -46,6 +47,18 @@ struct Strides {
 inline Strides used(const int64_t (&size)[4], const int64_t (&stride)[4]) {
   const auto one = [&](int d) { return size[d] > 1 ? stride[d] : 0; };
   return Strides{one(0), size[1] > 1 ? stride[1] : 1, one(2), one(3)};
+}
+
+// Bytes of a tensor that fills its memory from the first to the last element; 0 of any other.
+template <size_t kDims>
+int64_t dense_bytes(const int64_t (&size)[kDims], const int64_t (&stride)[kDims], int64_t bytes) {
+  int64_t elements = 1;
+  int64_t reach = 1;
+  for (size_t d = 0; d < kDims; ++d) {
+    elements *= size[d];
+    reach += (size[d] - 1) * stride[d];
+  }
+  return reach == elements ? elements * bytes : 0;
 }
 
 inline bool is_aligned(const void* pointer) {

@@ -13,19 +13,16 @@ int launch_head(const HeadArguments& arguments, int configuration, bool wide, vo
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const int64_t units = static_cast<int64_t>(arguments.images) * (arguments.pitch / kHeadChannels);
   const dim3 grid(divide(units, kHeadMeanThreads / 32));
-  const int error = wide ? RF_LAUNCH((head_mean_kernel<T, true>), grid, dim3(kHeadMeanThreads), 0,
-                                     cuda_stream, arguments)
-                         : RF_LAUNCH((head_mean_kernel<T, false>), grid, dim3(kHeadMeanThreads), 0,
-                                     cuda_stream, arguments);
+  const auto pool = wide ? head_mean_kernel<T, true> : head_mean_kernel<T, false>;
+  const int error = RF_LAUNCH_EARLY(arguments.follows, pool, grid, dim3(kHeadMeanThreads), 0,
+                                    cuda_stream, arguments);
   if (error != cudaSuccess) return error;
   return HeadShapes::with(configuration, [&]<class Shape>() -> int {
     const dim3 tiles(divide(arguments.classes, Shape::kN), divide(arguments.images, Shape::kM));
-    if (arguments.wide_weight != 0) {
-      return RF_LAUNCH((head_linear_kernel<T, Shape, true>), tiles, dim3(Shape::kThreads),
-                       Shape::kSharedBytes, cuda_stream, arguments);
-    }
-    return RF_LAUNCH((head_linear_kernel<T, Shape, false>), tiles, dim3(Shape::kThreads),
-                     Shape::kSharedBytes, cuda_stream, arguments);
+    const auto multiply = arguments.wide_weight != 0 ? head_linear_kernel<T, Shape, true>
+                                                     : head_linear_kernel<T, Shape, false>;
+    return RF_LAUNCH_EARLY(arguments.dependent, multiply, tiles, dim3(Shape::kThreads),
+                           Shape::kSharedBytes, cuda_stream, arguments);
   });
 }
 

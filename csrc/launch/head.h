@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "conv_bn_act.h"
+#include "flow.h"
 #include "gpu.h"
 
 extern "C" {
@@ -22,6 +23,7 @@ struct RfHead {
   int64_t x_size[4];
   int64_t x_stride[4];
   int64_t weight_stride[2];
+  RfFlow flow;
 };
 
 // m: images of a tile; n: its classes; warps_m: those that share a tile's reduction.

@@ -2,6 +2,7 @@
 // launch.
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdio>
 #include <string>
 
@@ -11,6 +12,14 @@
 #include "head_tiles.h"
 
 namespace resnet_fused {
+
+// tools/_cuda_early.py knows the pointers of a kernel's parameters by these places.
+static_assert(offsetof(HeadArguments, x) == 0);
+static_assert(offsetof(HeadArguments, weight) == 8);
+static_assert(offsetof(HeadArguments, bias) == 16);
+static_assert(offsetof(HeadArguments, mean) == 24);
+static_assert(offsetof(HeadArguments, out) == 32);
+
 namespace {
 
 struct Entry {
@@ -118,6 +127,7 @@ extern "C" int32_t rf_head_plan(const RfHead* problem, const RfGpu* gpu, int32_t
                    1,     images, divide_up(images, tile.m) * divide_up(problem->classes, tile.n),
                    cycles};
   }
+  plan->at_once = plan->blocks <= kResident * gpu->multiprocessors;
   if (!found) return refuse("too much shared memory for this GPU");
   std::snprintf(why, why_bytes, "%s: %s, %lld blocks on %d multiprocessors",
                 rf_head_configuration(plan->configuration)->name,
@@ -145,6 +155,13 @@ extern "C" int rf_head_cuda(const RfHead* problem, const RfConvPlan* plan, void*
   made.pitch = narrowed(pitch_of(*problem));
   made.wide_weight = is_wide_weight(*problem);
   made.x_n = x.n, made.x_c = x.c, made.x_h = x.h, made.x_w = x.w;
+  made.dependent = problem->flow.dependent != 0;
+  made.follows = problem->flow.follows != 0;
+  // The product follows the pooling wherever that lets it begin.
+  if (made.dependent && plan->at_once != 0) {
+    const int64_t size[2] = {problem->classes, problem->x_size[1]};
+    made.prefetch_bytes = dense_bytes(size, problem->weight_stride, bytes_of(problem->dtype));
+  }
   made.w_k = problem->weight_stride[0], made.w_c = problem->weight_stride[1];
   const bool wide = is_wide(problem->x, x, problem->x_size[1], bytes_of(problem->dtype));
   const auto launch = static_cast<DataType>(problem->dtype) == DataType::kBFloat16

@@ -2,6 +2,7 @@
 //
 //   int error = RF_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...);
 //   int error = RF_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, arguments...);
+//   int error = RF_LAUNCH_EARLY(follows, kernel, grid, block, shared_bytes, stream, arguments...);
 //
 // `kernel` is a __global__ function, in parentheses where it holds a comma. The result is 0 or a
 // cudaError_t; an empty grid is an error, as in CUDA, so the caller leaves empty problems out. In
@@ -28,6 +29,11 @@
 #define RF_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...) \
   ::resnet_fused::launch_kernel<true>(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
+// `follows`: the kernel may begin before the one ahead of it has ended; flow.h says where that is
+// right. Before sm_90 it must be false.
+#define RF_LAUNCH_EARLY(follows, kernel, grid, block, shared_bytes, stream, ...) \
+  ::resnet_fused::launch_early(follows, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
 namespace resnet_fused {
 
 #if defined(RF_EMULATED)
@@ -36,6 +42,13 @@ template <bool kCooperative, class... Parameters, class... Arguments>
 int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t shared_bytes,
                   cudaStream_t /*stream*/, const Arguments&... arguments) {
   emulator::launch(grid, block, shared_bytes, kCooperative, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
+template <class... Parameters, class... Arguments>
+int launch_early(bool follows, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                 uint32_t shared_bytes, cudaStream_t /*stream*/, const Arguments&... arguments) {
+  emulator::launch(grid, block, shared_bytes, false, [&] { kernel(arguments...); }, follows);
   return cudaSuccess;
 }
 
@@ -51,14 +64,18 @@ inline int clear_async(void* to, size_t bytes, cudaStream_t /*stream*/) {
 // Memory, compute capability 7.x and later).
 constexpr uint32_t kSharedBytesForTheAsking = 48 * 1024;
 
+template <class... Parameters>
+cudaError_t ask_for_shared(void (*kernel)(Parameters...), uint32_t shared_bytes) {
+  if (shared_bytes <= kSharedBytesForTheAsking) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes));
+}
+
 template <bool kCooperative, class... Parameters, class... Arguments>
 int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t shared_bytes,
                   cudaStream_t stream, const Arguments&... arguments) {
-  if (shared_bytes > kSharedBytesForTheAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = ask_for_shared(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
   if constexpr (kCooperative) {
     const void* addresses[] = {&arguments...};
     return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block,
@@ -67,6 +84,27 @@ int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t
     kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
     return cudaGetLastError();
   }
+}
+
+template <class... Parameters, class... Arguments>
+int launch_early(bool follows, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                 uint32_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+  if (!follows) {
+    return launch_kernel<false>(kernel, grid, block, shared_bytes, stream, arguments...);
+  }
+  const cudaError_t error = ask_for_shared(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 // Zeros on the device, in the stream's order; 0 or a cudaError_t.

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "conv_bn_act.h"
+#include "flow.h"
 #include "gpu.h"
 
 extern "C" {
@@ -32,6 +33,7 @@ struct RfStem {
   int64_t pool_kernel[2];
   int64_t pool_stride[2];
   int64_t pool_padding[2];
+  RfFlow flow;
 };
 
 // m: columns of the convolution that a tile computes; n: its filters; stages: pairs of the image's

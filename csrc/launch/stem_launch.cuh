@@ -11,9 +11,9 @@ template <class T>
 int launch_stem(const StemArguments& arguments, int configuration, int32_t blocks, void* stream) {
   const auto filters = static_cast<uint32_t>((arguments.filters + kStemFilters - 1) / kStemFilters);
   return StemShapes::with(configuration, [&]<class Shape>() -> int {
-    return RF_LAUNCH((stem_kernel<T, Shape>), dim3(static_cast<uint32_t>(blocks), filters),
-                     dim3(Shape::kThreads), Shape::kSharedBytes, static_cast<cudaStream_t>(stream),
-                     arguments);
+    return RF_LAUNCH_EARLY(arguments.follows, (stem_kernel<T, Shape>),
+                           dim3(static_cast<uint32_t>(blocks), filters), dim3(Shape::kThreads),
+                           Shape::kSharedBytes, static_cast<cudaStream_t>(stream), arguments);
   });
 }
 

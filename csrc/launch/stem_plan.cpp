@@ -2,6 +2,7 @@
 // arguments of a launch.
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdio>
 #include <string>
 
@@ -11,6 +12,15 @@
 #include "stem_tiles.h"
 
 namespace resnet_fused {
+
+// tools/_cuda_early.py knows the pointers of a kernel's parameters by these places.
+static_assert(offsetof(StemArguments, x) == 0);
+static_assert(offsetof(StemArguments, weight) == 8);
+static_assert(offsetof(StemArguments, scale) == 16);
+static_assert(offsetof(StemArguments, shift) == 24);
+static_assert(offsetof(StemArguments, norm) == 32);
+static_assert(offsetof(StemArguments, out) == 40);
+
 namespace {
 
 constexpr int64_t kPoolKernel = 3;
@@ -228,6 +238,8 @@ extern "C" int rf_stem_cuda(const RfStem* problem, const RfConvPlan* plan, void*
   made.items = narrowed(problem->x_size[0] * made.strips * made.tiles);
   made.wide_out = is_wide(problem->out, out, problem->weight_size[0], bytes_of(problem->dtype));
   made.x_n = x.n, made.x_c = x.c, made.x_h = x.h, made.x_w = x.w;
+  made.dependent = problem->flow.dependent != 0;
+  made.follows = problem->flow.follows != 0;
   made.w_k = weight.n, made.w_c = weight.c, made.w_r = weight.h, made.w_s = weight.w;
   made.out_n = out.n, made.out_c = out.c, made.out_h = out.h, made.out_w = out.w;
   const auto blocks = narrowed(plan->blocks / filter_blocks(*problem));

@@ -1,5 +1,5 @@
 // Loads and stores of 1, 2, 4, 8 or 16 bytes. PTX ISA, Data Movement and Conversion Instructions:
-// ld, ld.global.nc, st. An address is a multiple of the size.
+// ld, ld.global.nc, st, prefetch. An address is a multiple of the size.
 #pragma once
 
 #include "types.h"
@@ -220,6 +220,16 @@ RF_DEVICE void store_global(V* to, std::type_identity_t<V> value RF_SITE_PARAMET
   detail::store_global(site, "st.global", to, value);
 #else
   detail::store_global_words<sizeof(V)>(to, __builtin_bit_cast(Words<sizeof(V)>, value));
+#endif
+}
+
+// Asks for the line of global memory around an address to come to L2; nothing waits for it.
+RF_DEVICE void prefetch_l2(const void* address RF_SITE_PARAMETER) {
+#if defined(RF_EMULATED)
+  emulator::fault_at(site, "prefetch.global.L2", {});
+  emulator::prefetch(site, "prefetch.global.L2", address);
+#else
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
 #endif
 }
 

@@ -16,7 +16,7 @@ from resnet_fused.bench.subject import Subject
 from resnet_fused.bench.tune_ops import OPS, arguments, geometry_of, outputs
 from resnet_fused.bench.work import Work
 from resnet_fused.cases import ConvCase
-from resnet_fused.ops import _cuda, _cuda_plan
+from resnet_fused.ops import _cuda, _cuda_plan, _tuned_calls
 from resnet_fused.triton import _limits, _tiles
 
 TRIED_SPLITS = (1, 2, 4, 8)
@@ -71,6 +71,9 @@ class TritonKernel:
 
     def why_not(self, subject: Subject) -> str | None:
         """Asks the registry and admission."""
+        op = subject.op
+        if op in tune_spanning.OPS and tune_spanning.OPS[op].ways is None:
+            return f"{op}'s Triton kernel has one configuration"
         return _why_not(subject, self.name)
 
     def options(self, work: Work) -> tuple[Option, list[Option]]:
@@ -78,7 +81,9 @@ class TritonKernel:
         given, case, op = work.sets[0], work.case, work.subject.op
         if op in tune_spanning.OPS:
             names = admitted(op, self.name, work.subject.device)
-            found = tune_spanning.OPS[op].ways(case, tune_spanning.arguments(work), names)
+            ways = tune_spanning.OPS[op].ways
+            assert ways is not None
+            found = ways(case, tune_spanning.arguments(work), names)
             every = [Option(*way) for way in found]
             return every[0], spread_out(every[0], every[1:])
         module: Any = import_module(f"resnet_fused.triton.{op}")
@@ -97,7 +102,7 @@ class TritonKernel:
     def launch(self, work: Work, i: int, outs: tuple[Tensor, ...], option: Option) -> None:
         """Runs the kernel as the option's plan says."""
         if work.subject.op in tune_spanning.OPS:
-            tune_spanning.launch(work, i, outs, option.wish)
+            tune_spanning.launch(work, i, outs, self.name, option.wish)
             return
         module: Any = import_module(f"resnet_fused.triton.{work.subject.op}")
         module.launch(*arguments(work, i, outs), plan=option.wish)
@@ -110,18 +115,20 @@ class CudaKernel:
 
     def why_not(self, subject: Subject) -> str | None:
         """Asks the registry and admission."""
-        op = subject.op
-        if op in tune_spanning.OPS and self.name in _implementations(op):
-            return f"the configurations of {op}'s CUDA kernel are not tuned"
         return _why_not(subject, self.name)
 
-    def options(self, work: Work) -> tuple[Option, list[Option]]:
-        """Each configuration with its own choice of splits, then with others."""
+    def _problem(self, work: Work) -> _cuda_plan.Problem:
         given, op = work.sets[0], work.subject.op
+        if op in tune_spanning.OPS:
+            return tune_spanning.OPS[op].problem(tune_spanning.arguments(work))
         operands = OPS[op].cuda
         assert operands is not None
         geometry = geometry_of(work.case)
-        problem = _cuda_plan.problem_of(op, operands(given), geometry, outputs(work)[0], real=False)
+        return _cuda_plan.problem_of(op, operands(given), geometry, outputs(work)[0], real=False)
+
+    def options(self, work: Work) -> tuple[Option, list[Option]]:
+        """Each configuration with its own choice of splits, then with others."""
+        given, op, problem = work.sets[0], work.subject.op, self._problem(work)
         about = _cuda_plan.gpu(given.weight.device)
         allowed = admitted(op, self.name, work.subject.device)
         plan = _cuda_plan.choose(problem, about, allowed)
@@ -141,10 +148,22 @@ class CudaKernel:
             # Element by element is for what nothing else serves.
             and (narrow or not one.name.startswith(_cuda_plan.NARROW))
         ]
+        parts = tune_spanning.cuda_parts(work, plan, allowed)
+        if parts is not None:
+            others.append(Option(*parts))
+            # What a graph is rewritten to without tuning: the faster one, as it is predicted.
+            if others[-1].predicted < pick.predicted:
+                pick, others[-1] = others[-1], pick
         return pick, spread_out(pick, others)
 
     def launch(self, work: Work, i: int, outs: tuple[Tensor, ...], option: Option) -> None:
         """Runs the kernel in the option's configuration."""
+        if work.subject.op in tune_spanning.OPS:
+            wish = option.wish
+            if isinstance(wish, tuple):
+                wish = {"wish": wish}
+            tune_spanning.launch(work, i, outs, self.name, wish)
+            return
         getattr(_cuda, f"launch_{work.subject.op}")(*arguments(work, i, outs), wish=option.wish)
 
 
@@ -194,7 +213,7 @@ def key_of(work: Work, implementation: str) -> _tuned.Key:
     """What the choosers find the entry by."""
     op, case = work.subject.op, work.case
     if op in tune_spanning.OPS:
-        found = tune_spanning.OPS[op].found(case, tune_spanning.arguments(work))
+        found = _tuned_calls.CALLS[op](tune_spanning.arguments(work))
         return _tuned.key(implementation, op, *found)
     assert isinstance(case, ConvCase)
     third = OPS[op].third(work.sets[0])

@@ -1,4 +1,4 @@
-"""How `stem` and `conv_chain` are tuned: their options, their launches, what an entry is found by.
+"""How ops that span layers are tuned: their options, their launches, what an entry is found by.
 
 A chain's options are the kernel's configurations and "parts", the convolutions one after the other:
 what wins decides which of both a graph is rewritten to.
@@ -6,6 +6,8 @@ what wins decides which of both a graph is rewritten to.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,16 @@ from torch import Tensor
 
 from resnet_fused.bench.kernels import KINDS
 from resnet_fused.bench.work import Work
-from resnet_fused.ops import _chain_plan, _cuda, _results, _triton, _tuned_calls
+from resnet_fused.ops import (
+    _chain_plan,
+    _cuda,
+    _cuda_chain,
+    _cuda_plan,
+    _cuda_stem,
+    _results,
+    _triton,
+    _tuned_calls,
+)
 from resnet_fused.ops._library import overload
 from resnet_fused.ops.conv_bn_act import _call as call_of_conv
 from resnet_fused.ops.conv_bn_act import _choose as choose_conv
@@ -35,12 +46,13 @@ class Op:
     """An op that stands for several layers.
 
     Attributes:
-        ways: (case, arguments, admitted names) -> the chooser's pick first, then the others.
-        found: (case, arguments) -> what an entry is found by; see `ops._tuned_calls`.
+        ways: (case, arguments, admitted names) -> the Triton kernel's, the chooser's pick first,
+            then the others; None where it has one configuration.
+        problem: arguments -> what a plan of the CUDA kernel depends on.
     """
 
-    ways: Callable[[Any, tuple[Any, ...], Names], list[Way]]
-    found: Callable[[Any, tuple[Any, ...]], _tuned_calls.Found]
+    ways: Callable[[Any, tuple[Any, ...], Names], list[Way]] | None
+    problem: Callable[[tuple[Any, ...]], _cuda_plan.Problem]
 
 
 def arguments(work: Work, i: int = 0) -> tuple[Any, ...]:
@@ -56,14 +68,16 @@ def outputs(work: Work) -> tuple[Tensor, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
-def launch(work: Work, i: int, outs: tuple[Tensor, ...], wish: Any) -> None:
+def launch(work: Work, i: int, outs: tuple[Tensor, ...], implementation: str, wish: Any) -> None:
     """Runs operand set i into `outs`.
 
     Args:
         work: the subject.
         i: the set.
         outs: as of `outputs`.
-        wish: keyword arguments of Triton's launch, or "parts"; None as the op itself would.
+        implementation: "triton" or "cuda".
+        wish: keyword arguments of the implementation's launch, or "parts"; None as the op itself
+            would.
     """
     op, given = work.subject.op, arguments(work, i)
     if wish == _tuned_calls.PARTS:
@@ -74,13 +88,18 @@ def launch(work: Work, i: int, outs: tuple[Tensor, ...], wish: Any) -> None:
     results = list(outs)
     if op == "conv_chain" and len(outs) == 1:  # there is no next: an empty one
         results.append(outs[0].new_empty((outs[0].shape[0], 0, *given[0].shape[2:])))
-    if wish is None:
-        _triton._launch(op, *operands, *results, *given[form.options :])
+    start = _LAUNCHES[implementation]
+    if implementation == "triton" and wish is not None:
+        start = functools.partial(_triton_launch, op)
+        start(*operands, *results, *given[form.options :], **wish)
         return
-    import importlib
+    start(op, *operands, *results, *given[form.options :], **(wish or {}))
 
+
+def _triton_launch(op: str, *arguments: Any, **wish: Any) -> None:
+    """The kernel's own launch, which takes a configuration whatever tuning found before."""
     module: Any = importlib.import_module(f"resnet_fused.triton.{op}")
-    module.launch(*operands, *results, *given[form.options :], **wish)
+    module.launch(*arguments, **wish)
 
 
 def _chain_by_parts(case: Any, o: Any, outs: tuple[Tensor, ...]) -> None:
@@ -158,15 +177,51 @@ def _chain_ways(case: Any, given: tuple[Any, ...], names: Names) -> list[Way]:
     return sorted(found, key=lambda one: one[2])
 
 
+def cuda_parts(work: Work, pick: _cuda_plan.Plan, names: Names) -> Way | None:
+    """The convolutions of a chain one after the other, beside its CUDA kernel's pick.
+
+    Args:
+        work: a subject.
+        pick: of its kernel.
+        names: of the configurations that were admitted.
+
+    Returns:
+        The way, its cycles in the prediction's proportion to the pick's; None of another op.
+    """
+    if work.subject.op != "conv_chain":
+        return None
+    about = _cuda_plan.gpu(work.sets[0].x.device)
+    found = _chain_plan.predict_cuda(work.case, work.sets[0].x.dtype, about, names)
+    if isinstance(found, str):
+        raise LookupError(found)
+    cycles = pick.cycles * found.parts / found.chain
+    return _tuned_calls.PARTS, 1, cycles, _tuned_calls.PARTS
+
+
+def _stem_problem(given: tuple[Any, ...]) -> _cuda_plan.Problem:
+    out = _results.FORMS["stem"].empty(*_meta(given))
+    return _cuda_stem.stem_problem(given[0], given[1], given[5:], out, given[4])
+
+
+def _head_problem(given: tuple[Any, ...]) -> _cuda_plan.Problem:
+    out = _results.FORMS["head"].empty(*_meta(given))
+    return _cuda_stem.head_problem(given[0], given[1], out, given[2])
+
+
+def _chain_problem(given: tuple[Any, ...]) -> _cuda_plan.Problem:
+    form = _results.FORMS["conv_chain"]
+    named = dict(zip(form.operands, given, strict=False))
+    results = _cuda_chain._results_like(*given)
+    return _cuda_chain.problem_of(named, *results, given[form.options :], real=False)
+
+
+def _meta(given: tuple[Any, ...]) -> list[Any]:
+    return [one.to("meta") if isinstance(one, Tensor) else one for one in given]
+
+
 OPS: dict[str, Op] = {
-    "stem": Op(
-        _stem_ways,
-        lambda case, given: _tuned_calls.stem_call(
-            given[0], given[1], given[4], given[5], given[6], given[8]
-        ),
-    ),
-    "conv_chain": Op(
-        _chain_ways, lambda case, given: _tuned_calls.chain_call(case, given[0].dtype)
-    ),
-}  # fmt: skip
-"""Those with more than one configuration; `head` has one."""
+    "stem": Op(_stem_ways, _stem_problem),
+    "conv_chain": Op(_chain_ways, _chain_problem),
+    "head": Op(None, _head_problem),
+}
+"""Op -> how it is tuned."""

@@ -171,10 +171,10 @@ class Steps:
     def compiles(self) -> bool:
         """Whether `run_in` must have run once before it is captured.
 
-        Kernels that know what is ahead of them are others than those of the first run, compiled
-        when they are first launched; and what they share between calls is made then.
+        Triton's kernels that know what is ahead of them are others than those of the first run,
+        compiled when they are first launched; and what kernels share between calls is made then.
         """
-        return any(kernel.name == "triton" for kernel in self._kernels.values())
+        return any(kernel.name in _kernels.ORDERS for kernel in self._kernels.values())
 
     @property
     def early(self) -> bool:
@@ -203,8 +203,7 @@ class Steps:
                 follows = False
                 return self._again(at, step, values)
             results = [self._place(value, arena) for value in step.outputs]
-            kernel.into(values, results, follows)
-            follows = kernel.late is None
+            follows = kernel.into(values, results, follows)
             return results
 
         return self._walk(args, run)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import backends
-from ..ops import _cuda, _results, _triton
+from ..ops import _admitted, _cuda, _results, _triton, _tuned_calls
 from ..ops._library import overload
 from ..triton import _limits
 from ._ir import Step
@@ -89,7 +89,12 @@ KINDS = {
     "stem": Kind(_stem, _choose_stem),
     "head": Kind(_head, _choose_head),
 }
-_LAUNCHES: dict[str, Callable[..., None]] = {"triton": _triton._launch, "cuda": _cuda._launch}
+_LAUNCHES: dict[str, Callable[..., bool | None]] = {
+    "triton": _triton._launch,
+    "cuda": _cuda._launch,
+}
+ORDERS: dict[str, Any] = {"triton": _triton, "cuda": _cuda}
+"""Who says of an implementation which of its ops can be told when to begin, and from which end."""
 
 
 class Kernel:
@@ -106,14 +111,23 @@ class Kernel:
     def __init__(self, step: Step, values: Values) -> None:
         self._step, self._kind = step, KINDS[step.kind]
         self._prepared: dict[str, Any] | None = None
-        choice = self._kind.choose(step, self._kind.arguments(step, values))
+        args = self._kind.arguments(step, values)
+        choice = self._kind.choose(step, args)
         self.name = choice.implementation.name
         refused = "; ".join(f"not {name}: {reason}" for name, reason in choice.refused)
-        ordered = self.name == "triton" and step.kind in _triton.ORDERED
+        ordered = self.name in ORDERS and step.kind in ORDERS[self.name].ORDERED
         self.late = _limits.not_dependent(values[0].device) if ordered else "another kernel"
-        self.why = "; ".join(filter(None, (choice.why, refused, *self._order(ordered))))
+        said = (choice.why, self._tuned(args), refused, *self._order(ordered))
+        self.why = "; ".join(filter(None, said))
         self.writes = self.name in _LAUNCHES and step.kind in _results.FORMS
         self._run = overload(step.kind, self.name)
+
+    def _tuned(self, args: tuple[Any, ...]) -> str | None:
+        """That tuning chose its configuration, of an op that spans layers."""
+        if self.name not in ORDERS:
+            return None
+        allowed = _admitted.names(self._step.kind, self.name, args[0].device)
+        return _tuned_calls.why(self.name, self._step.kind, args, allowed)
 
     def _order(self, ordered: bool) -> list[str]:
         """What to say of when it begins, and where."""
@@ -123,7 +137,7 @@ class Kernel:
         elif ordered:
             said.append(f"it begins when the step ahead has ended: {self.late}")
         if self._step.options.get("reverse"):
-            taken = ordered or self._step.kind not in _triton.REVERSED
+            taken = ordered or self._step.kind not in _triton.REVERSED  # whose schema says so
             said.append("the batch backwards" if taken else f"the batch forwards: {self.name} must")
         return said
 
@@ -131,13 +145,16 @@ class Kernel:
         """The op, allocating its result."""
         return self._run(*self._kind.arguments(self._step, values))
 
-    def into(self, values: Values, results: Sequence[Tensor], follows: bool = False) -> None:
+    def into(self, values: Values, results: Sequence[Tensor], follows: bool = False) -> bool:
         """The kernel, writing into given results.
 
         Args:
             values: of the step's inputs.
             results: of its outputs.
             follows: whether the kernel ahead in the stream is one that waits for its own.
+
+        Returns:
+            Whether what it launched last is such a one.
         """
         form = _results.FORMS[self._step.kind]
         arguments = self._kind.arguments(self._step, values)
@@ -145,11 +162,13 @@ class Kernel:
         options = arguments[form.options :]
         launch = functools.partial(_LAUNCHES[self.name], self._step.kind)
         how: dict[str, Any] = {}
-        if self.name == "triton" and self._step.kind in _triton.ORDERED:
+        orders = ORDERS.get(self.name)
+        if orders is not None and self._step.kind in orders.ORDERED:
             if self._prepared is None:
-                self._prepared = _triton.prepared(self._step.kind, *operands, *options)
+                self._prepared = orders.prepared(self._step.kind, *operands, *options)
             back = bool(self._step.options.get("reverse"))
             early = self.late is None
-            how = _triton.order(self._step.kind, early=early, follows=follows, reverse=back)
+            how = orders.order(self._step.kind, early=early, follows=follows, reverse=back)
             how |= self._prepared
-        launch(*operands, *results, *options, **how)
+        copied = launch(*operands, *results, *options, **how)
+        return self.late is None and not copied

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 
 from .. import _extension, admission, backends
-from . import _cuda_plan, _results
+from . import _admitted, _cuda_plan, _results
 from ._cuda_sources import SOURCES
 from ._library import define
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GRADIENTS = ("conv_dgrad", "conv_wgrad")
+ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem"})
+"""Ops whose kernels may begin before the one ahead has ended: those of a frozen engine."""
+REVERSED = frozenset({"conv_bn_act"})
+"""Ops whose kernels walk the batch backwards by an argument that the op itself has not."""
+COUNTERS = 1 << 14
+"""Tiles whose splits meet by counters that outlive a call: more than a chooser splits."""
 Wish = tuple[int, int]
 """Index of a configuration, and splits."""
 
@@ -63,6 +69,10 @@ def launch_conv_bn_act(
     act: str,
     *,
     wish: Wish | None = None,
+    reverse: bool = False,
+    dependent: bool = False,
+    follows: bool = False,
+    arrivals: Tensor | None = None,
 ) -> None:
     """Runs `conv_bn_act` into a given output.
 
@@ -79,17 +89,26 @@ def launch_conv_bn_act(
         groups: number of groups.
         act: "relu" or "none".
         wish: a configuration and splits in place of a choice among the admitted ones.
+        reverse: whether the last pixels come first.
+        dependent: whether the kernel lets the next one begin before it has ended; `order` says
+            where that is right, as of follows.
+        follows: whether it may itself begin before the kernel ahead has ended.
+        arrivals: int32 zeros, which the launch leaves as zeros: counters for the splits. Without
+            them, or with too few, others are cleared ahead of the kernel.
 
     Raises:
         LookupError: no admitted configuration takes it.
         RuntimeError: the launch failed, or refused the wish.
     """
     geometry = (stride, padding, dilation, groups)
-    made = _cuda_plan.problem_of("conv_bn_act", (x, weight, residual), geometry, out)
+    given = (x, weight, residual)
+    made = _cuda_plan.problem_of("conv_bn_act", given, geometry, out)
     image, filters, shortcut = made.operands
+    # Behind a copy no kernel follows another: what it copies may be what is taken for constant.
+    follows = follows and all(a is b for a, b in zip(given, made.operands, strict=True))
     _cuda_plan.raw("conv_bn_act", "out")(
         image, filters, scale, shift, shortcut, *made.geometry, act == "relu", _cuda_plan.tf32(),
-        *(wish or _cuda_plan.wanted(made)), out,
+        reverse, dependent, follows, arrivals, *(wish or _cuda_plan.wanted(made)), out,
     )  # fmt: skip
 
 
@@ -137,16 +156,55 @@ def launch_conv_wgrad(
     _launch_gradient("conv_wgrad", (dy, y, x), scale, out, geometry, wish)
 
 
-_launches: dict[str, Callable[..., None]] = {}
+_launches: dict[str, Callable[..., bool | None]] = {}
 
 
-def _launch(op: str, *arguments: Any) -> None:
+def order(op: str, *, early: bool, follows: bool, reverse: bool) -> dict[str, Any]:
+    """How a launch of `ORDERED` stands among others, as arguments of `_launch`.
+
+    csrc/launch/flow.h has the rules; they are those of Triton's kernels, so that both kinds may
+    follow each other.
+
+    Args:
+        op: its name.
+        early: whether it waits for the kernel ahead itself, and lets the next one begin early:
+            only where `triton._limits.not_dependent` gives no reason against it.
+        follows: whether the kernel ahead is such a one too.
+        reverse: whether the last pixels come first, for an op whose schema does not say so.
+    """
+    found = {"dependent": early, "follows": early and follows}
+    return {**found, "reverse": True} if reverse and op in REVERSED else found
+
+
+def prepared(op: str, *arguments: Any) -> dict[str, Any]:
+    """What calls with the same sizes can share, one after the other, as arguments of `_launch`.
+
+    Args:
+        op: of `ORDERED`.
+        arguments: of the op's schema.
+    """
+    if op != "conv_bn_act":
+        return {}
+    x, weight, _, _, residual, *geometry, _ = arguments
+    like = [None if t is None else t.to("meta") for t in arguments[:5]]
+    out = _results.FORMS[op].empty(*like, *arguments[5:])
+    made = _cuda_plan.problem_of(op, (x, weight, residual), geometry, out, real=False)
+    names = _admitted.names(op, "cuda", x.device)
+    plan = _cuda_plan.tuned(made, x.device) or _cuda_plan.choose(
+        made, _cuda_plan.gpu(x.device), names
+    )
+    if plan.splits <= 1:
+        return {}
+    return {"arrivals": torch.zeros(COUNTERS, dtype=torch.int32, device=x.device)}
+
+
+def _launch(op: str, *arguments: Any, **how: Any) -> bool | None:
     launches = {
         "conv_bn_act": launch_conv_bn_act,
         "conv_dgrad": launch_conv_dgrad,
         "conv_wgrad": launch_conv_wgrad,
     }
-    (launches.get(op) or _launches[op])(*arguments)
+    return (launches.get(op) or _launches[op])(*arguments, **how)
 
 
 def declare(

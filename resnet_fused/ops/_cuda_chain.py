@@ -15,12 +15,13 @@ from torch import Tensor
 
 from .. import backends
 from ..cases import ChainCase, ConvCase
-from . import _admitted, _cuda_plan, _results
+from . import _admitted, _cuda_plan, _results, _tuned_calls
 
 OP = "conv_chain"
-OPERANDS = ("x", "weight", "residual", "projected", "projection_weight", "next_weight")
+OPERANDS = (
+    "x", "weight", "residual", "projected", "projection_weight", "next_weight", "front_weight",
+)  # fmt: skip
 """What a plan depends on, beside the results and the options."""
-FRONT = "the CUDA kernel has no 3x3 convolution in front"
 
 
 def supports_dtype(dtype: torch.dtype) -> str | None:
@@ -37,8 +38,6 @@ def unfit(arguments: Sequence[Any]) -> str | None:
         arguments: checked, in the schema's order; x is on the GPU.
     """
     given = dict(zip(_results.FORMS[OP].operands, arguments, strict=False))
-    if given["front_weight"] is not None:
-        return FRONT
     x = given["x"]
     out, following = _results_like(*arguments)
     made = problem_of(given, out, following, arguments[len(given) :], real=False)
@@ -88,36 +87,50 @@ def problem_of(
     return _cuda_plan.Problem(OP, (*made, following), tuple(options), out, tuple(notes))
 
 
-def launch(*arguments: Any, wish: tuple[int, int] | None = None) -> None:
+def launch(
+    *arguments: Any,
+    wish: tuple[int, int] | None = None,
+    dependent: bool = False,
+    follows: bool = False,
+) -> bool:
     """Runs the kernel into given results.
 
     Args:
         arguments: operands as of `_results.FORMS`, out, following, and the options.
         wish: a configuration and splits in place of a choice among the admitted ones.
+        dependent: as of `_cuda.launch_conv_bn_act`.
+        follows: likewise.
+
+    Returns:
+        Whether a result was copied, by a kernel behind this one that does not wait.
 
     Raises:
-        LookupError: the call has a front, or no admitted configuration takes it.
+        LookupError: no admitted configuration takes it.
         RuntimeError: the launch failed, or refused the wish.
     """
     names = _results.FORMS[OP].operands
     given = dict(zip(names, arguments, strict=False))
     out, following, *options = arguments[len(names) :]
-    if given["front_weight"] is not None:
-        raise LookupError(f"{OP}.cuda: {FRONT}")
     target, last = (
         _channels_last(t) if _cuda_plan.misses_channels(t, t.shape[1]) else t
         for t in (out, following)
     )
     made = problem_of(given, target, last, options)
-    x, weight, residual, projected, projection_weight, next_weight, _ = made.operands
+    case = _tuned_calls.case_of((*given.values(), *options))
+    made = made._replace(call=_tuned_calls.chain_call(case, given["x"].dtype))
+    x, weight, residual, projected, projection_weight, next_weight, front_weight, _ = made.operands
+    # Behind a copy no kernel follows another: what it copies may be what is taken for constant.
+    copied = any(given[name] is not t for name, t in zip(OPERANDS, made.operands, strict=False))
     _cuda_plan.raw(OP, "out")(
         x, weight, given["scale"], given["shift"], residual, projected, projection_weight,
         given["projection_scale"], given["projection_shift"], next_weight, given["next_scale"],
-        given["next_shift"], *options, *(wish or wanted(made)), target, last,
+        given["next_shift"], front_weight, given["front_scale"], given["front_shift"], *options,
+        dependent, follows and not copied, *(wish or wanted(made)), target, last,
     )  # fmt: skip
     for written, result in ((target, out), (last, following)):
         if written is not result:
             result.copy_(written)
+    return target is not out or last is not following
 
 
 def wanted(problem: _cuda_plan.Problem) -> tuple[int, int]:
@@ -127,6 +140,8 @@ def wanted(problem: _cuda_plan.Problem) -> tuple[int, int]:
         LookupError: no admitted configuration takes it.
     """
     device = problem.out.device
+    if (one := _cuda_plan.tuned(problem, device)) is not None:
+        return one.configuration, one.splits
     if _cuda_plan.complete(OP, device):
         return -1, 0
     names = _admitted.names(OP, "cuda", device)
@@ -153,8 +168,6 @@ def predict(
         Cycles of the kernel and of conv_bn_act for each of `case.parts`, and its configuration;
         or why none takes it.
     """
-    if case.front:
-        return FRONT
     image = functools.partial(_image, dtype)
     plain = (case.n, case.c, case.h, case.w)
     given = {
@@ -164,6 +177,7 @@ def predict(
         "projected": image(*case.projected_shape) if case.projected else None,
         "projection_weight": image(case.c, case.projected, 1, 1) if case.projected else None,
         "next_weight": image(case.m, case.c, 1, 1) if case.m else None,
+        "front_weight": image(case.k, case.front, 3, 3) if case.front else None,
     }
     following = image(case.n, case.m, case.h, case.w)
     options = (case.projection_stride, case.out_stride, False)

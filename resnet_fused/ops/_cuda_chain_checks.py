@@ -33,9 +33,18 @@ def cases_of(configuration: str) -> tuple[ChainCase, ...]:
     """Shapes that a configuration takes: whole tiles, tiles and steps that are cut, a projection.
 
     Args:
-        configuration: "128x64_4w3s", pixels and channels of next.
+        configuration: "128x64_4w3s", pixels and channels of next; behind it "_front64", channels of
+            a convolution in front, where it is made for one.
     """
     room = int(configuration.split("_")[0].split("x")[1])
+    front = int(configuration.partition("_front")[2] or 0)
+    if front:
+        return (
+            ChainCase("whole", 3, front, 8, 8, 128, room, front=64),
+            ChainCase("odd", 3, front - 24, 7, 9, 88, room - 24, front=72, out_stride=2),
+            ChainCase("projected", 3, front - 8, 7, 9, 72, room - 8, 40, 2, 24),
+            ChainCase("no_next", 2, 24, 5, 7, 48, front=104),
+        )
     return (
         ChainCase("whole", 3, 64, 8, 8, 128, room),
         ChainCase("odd", 3, 40, 7, 9, 88, room - 24, out_stride=2),

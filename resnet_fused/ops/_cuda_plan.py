@@ -47,6 +47,7 @@ class Problem(NamedTuple):
         geometry: stride, padding, dilation, groups; of another op the options of its plan.
         out: the result; only its shape, strides and alignment count.
         notes: what was done to the operands, for `explain`.
+        call: what tuning's entry is found by, of an op that is not in `OPERANDS`.
     """
 
     op: str
@@ -54,6 +55,7 @@ class Problem(NamedTuple):
     geometry: tuple[Any, ...]
     out: Tensor
     notes: tuple[str, ...] = ()
+    call: Any = None
 
 
 class Plan(NamedTuple):
@@ -234,8 +236,22 @@ def tuned(problem: Problem, device: torch.device) -> Plan | None:
         problem: what is to be computed.
         device: where.
     """
-    if problem.op not in OPERANDS:
+    call = _call_of(problem) if problem.op in OPERANDS else problem.call
+    found = None if call is None else _tuned.find("cuda", device, problem.op, *call)
+    if found is None:
         return None
+    names = _admitted.names(problem.op, "cuda", device)
+    known = configurations(problem.op)
+    if found.configuration not in known or not (names is None or found.configuration in names):
+        return None
+    # Where the operands lie decides as well: what was tuned may not take these.
+    index = known.index(found.configuration)
+    made = plan(problem, gpu(device), index, found.splits)
+    return None if made.configuration < 0 else made._replace(why=found.why)
+
+
+def _call_of(problem: Problem) -> tuple[Any, ...]:
+    """What tuning's entry of a convolution is found by."""
     first, second, third = problem.operands
     assert first is not None
     if problem.op == "conv_bn_act":
@@ -247,19 +263,7 @@ def tuned(problem: Problem, device: torch.device) -> Plan | None:
     else:
         assert third is not None
         x, weight, more = third.shape, problem.out.shape, second
-    found = _tuned.find(
-        "cuda", device, problem.op, first.dtype, x, weight, problem.geometry, more is not None
-    )
-    if found is None:
-        return None
-    names = _admitted.names(problem.op, "cuda", device)
-    known = configurations(problem.op)
-    if found.configuration not in known or not (names is None or found.configuration in names):
-        return None
-    # Where the operands lie decides as well: what was tuned may not take these.
-    index = known.index(found.configuration)
-    made = plan(problem, gpu(device), index, found.splits)
-    return None if made.configuration < 0 else made._replace(why=found.why)
+    return first.dtype, x, weight, problem.geometry, more is not None
 
 
 def wanted(problem: Problem) -> tuple[int, int]:

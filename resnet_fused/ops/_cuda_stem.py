@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from . import _cuda, _cuda_plan, _results
+from . import _cuda, _cuda_plan, _results, _tuned_calls
 
 DTYPES = (torch.bfloat16, torch.float16)
 CHECKS = "_cuda_stem_checks"
@@ -26,7 +26,11 @@ def supports(call: backends.Call) -> str | None:
 
 
 def stem_problem(
-    x: Tensor, weight: Tensor, geometry: Sequence[Sequence[int]], out: Tensor
+    x: Tensor,
+    weight: Tensor,
+    geometry: Sequence[Sequence[int]],
+    out: Tensor,
+    input_norm: Tensor | None = None,
 ) -> _cuda_plan.Problem:
     """What a plan of `stem` depends on.
 
@@ -35,19 +39,26 @@ def stem_problem(
         weight: [K, C, R, S].
         geometry: stride, padding, and the pooling's kernel, stride and padding.
         out: [N, K, P, Q].
+        input_norm: [2, C] or None: tuning tells calls with it from those without.
     """
-    return _cuda_plan.Problem("stem", (x, weight), tuple(list(pair) for pair in geometry), out)
+    call = _tuned_calls.stem_call(x, weight, input_norm, geometry[0], geometry[1], geometry[3])
+    pairs = tuple(list(pair) for pair in geometry)
+    return _cuda_plan.Problem("stem", (x, weight), pairs, out, call=call)
 
 
-def head_problem(x: Tensor, weight: Tensor, out: Tensor) -> _cuda_plan.Problem:
+def head_problem(
+    x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None
+) -> _cuda_plan.Problem:
     """What a plan of `head` depends on.
 
     Args:
         x: [N, C, H, W].
         weight: [classes, C].
         out: [N, classes].
+        bias: [classes] or None: likewise.
     """
-    return _cuda_plan.Problem("head", (x, weight), (), out)
+    call = _tuned_calls.head_call(x, weight, bias)
+    return _cuda_plan.Problem("head", (x, weight), (), out, call=call)
 
 
 def _ordinary(op: str, x: Tensor, weight: Tensor) -> bool:
@@ -101,6 +112,8 @@ def launch_stem(
     out: Tensor,
     *geometry: Sequence[int],
     wish: _cuda.Wish | None = None,
+    dependent: bool = False,
+    follows: bool = False,
 ) -> None:
     """Runs `stem` into a given output.
 
@@ -113,15 +126,18 @@ def launch_stem(
         out: [N, K, P, Q], dtype of the weight, any layout.
         geometry: stride, padding, and the pooling's kernel, stride and padding.
         wish: a configuration and strips in place of a choice among the admitted ones.
+        dependent: as of `_cuda.launch_conv_bn_act`.
+        follows: likewise.
 
     Raises:
         LookupError: no admitted configuration takes it.
         RuntimeError: the launch failed, or refused the wish.
     """
-    made = stem_problem(x, weight, geometry, out)
+    made = stem_problem(x, weight, geometry, out, input_norm)
     _cuda_plan.raw("stem", "out")(
-        x, weight, scale, shift, input_norm, *made.geometry, *(wish or _cuda_plan.wanted(made)), out
-    )
+        x, weight, scale, shift, input_norm, *made.geometry, dependent, follows,
+        *(wish or _cuda_plan.wanted(made)), out,
+    )  # fmt: skip
 
 
 def launch_head(
@@ -131,6 +147,8 @@ def launch_head(
     out: Tensor,
     *,
     wish: _cuda.Wish | None = None,
+    dependent: bool = False,
+    follows: bool = False,
 ) -> None:
     """Runs `head` into a given output.
 
@@ -140,11 +158,16 @@ def launch_head(
         bias: [classes], likewise, or None.
         out: [N, classes], likewise, contiguous.
         wish: a configuration, and 1, in place of a choice among the admitted ones.
+        dependent: as of `_cuda.launch_conv_bn_act`.
+        follows: likewise.
 
     Raises:
         LookupError: no admitted configuration takes it.
         RuntimeError: the launch failed, or refused the wish.
     """
-    made = head_problem(x, weight, out)
-    bias = None if bias is None else bias.contiguous()
-    _cuda_plan.raw("head", "out")(x, weight, bias, *(wish or _cuda_plan.wanted(made)), out)
+    made = head_problem(x, weight, out, bias)
+    adjacent = None if bias is None else bias.contiguous()
+    _cuda_plan.raw("head", "out")(
+        x, weight, adjacent, dependent, follows and adjacent is bias,
+        *(wish or _cuda_plan.wanted(made)), out,
+    )  # fmt: skip

@@ -24,14 +24,15 @@ class Cuda(NamedTuple):
     Attributes:
         kernel: what it is, for `explain`.
         supports: why it can't serve a call, or None.
-        launch: launch(*operands, *results, *options).
+        launch: launch(*operands, *results, *options, **how); how is what `_cuda.order` gives, or a
+            wish. Whether it copied a result behind the kernel, or None.
         checks: the module of `resnet_fused.ops` that holds its self-check.
         first: whether it comes before Triton's, where no record says otherwise.
     """
 
     kernel: str
     supports: Callable[[backends.Call], str | None]
-    launch: Callable[..., None]
+    launch: Callable[..., bool | None]
     checks: str
     first: bool = False
 

@@ -1,4 +1,4 @@
-"""What tuning found for `stem` and `conv_chain`: how a call is found by, and how it is launched.
+"""What tuning found for ops that span layers: how a call is found by, and how it is launched.
 
 An entry's configuration is one of the kernel's, or "parts": on this GPU the ops that the op stands
 for are faster, one after the other.
@@ -6,7 +6,7 @@ for are faster, one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,11 @@ def stem_call(
     return weight.dtype, x.shape, weight.shape, geometry, input_norm is not None
 
 
+def head_call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Found:
+    """What a call of `head` is found by; third is whether there is a bias."""
+    return x.dtype, x.shape, weight.shape, ((1, 1), (0, 0), (1, 1), 1), bias is not None
+
+
 def chain_call(case: ChainCase, dtype: torch.dtype) -> Found:
     """What a call of `conv_chain` is found by.
 
@@ -58,18 +63,39 @@ def case_of(arguments: Sequence[Any]) -> ChainCase:
     )  # fmt: skip
 
 
-def of_chain(case: ChainCase, dtype: torch.dtype, device: torch.device) -> _tuned.Tuned | None:
+def of_chain(
+    implementation: str, case: ChainCase, dtype: torch.dtype, device: torch.device
+) -> _tuned.Tuned | None:
     """What tuning found for a chain on a device, where nobody asks for a backend by name."""
     if backends.requested()[0] != "auto":
         return None
-    return _tuned.find("triton", device, "conv_chain", *chain_call(case, dtype))
+    return _tuned.find(implementation, device, "conv_chain", *chain_call(case, dtype))
 
 
-def parts_win(arguments: Sequence[Any]) -> str | None:
-    """That the parts were faster than the kernel for this very call of `conv_chain`, or None."""
+def parts_win(implementation: str, arguments: Sequence[Any]) -> str | None:
+    """That the parts were faster than a kernel for this very call of `conv_chain`, or None."""
     x = arguments[0]
-    found = of_chain(case_of(arguments), x.dtype, x.device)
+    found = of_chain(implementation, case_of(arguments), x.dtype, x.device)
     return found.why if found is not None and found.configuration == PARTS else None
+
+
+def why(
+    implementation: str, op: str, arguments: Sequence[Any], allowed: frozenset[str] | None
+) -> str | None:
+    """For `explain`: that tuning chose the configuration of a call; None if it did not.
+
+    Args:
+        implementation: "triton" or "cuda".
+        op: its name.
+        arguments: checked, in the schema's order.
+        allowed: names of the configurations that were admitted; None for all.
+    """
+    if op not in CALLS:
+        return None
+    found = _tuned.find(implementation, arguments[1].device, op, *CALLS[op](arguments))
+    if found is None or found.configuration == PARTS:
+        return None
+    return found.why if allowed is None or found.configuration in allowed else None
 
 
 def options(op: str, arguments: Sequence[Any], allowed: frozenset[str] | None) -> dict[str, Any]:
@@ -124,5 +150,12 @@ def _chain(arguments: Sequence[Any], allowed: frozenset[str] | None) -> dict[str
         return None
     return {"config": config}
 
+
+CALLS: dict[str, Callable[[Sequence[Any]], Found]] = {
+    "stem": lambda given: stem_call(given[0], given[1], given[4], given[5], given[6], given[8]),
+    "head": lambda given: head_call(given[0], given[1], given[2]),
+    "conv_chain": lambda given: chain_call(case_of(given), given[0].dtype),
+}
+"""Op -> what a call with such arguments, in the schema's order, is found by."""
 
 _WAYS = {"stem": _stem, "conv_chain": _chain}

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import _tuned, backends
 from ..cases import ChainCase
 from ..triton import _limits
 from . import (
@@ -111,7 +111,7 @@ _entering.enter(
     # Behind Triton's: on the GPU that both are predicted for, an H200, that multiplies by wgmma,
     # and mma.sync reaches 0.63 of its rate.
     cuda=_entering.Cuda(
-        "hand-written CUDA, both products of a tile of pixels while it is in registers",
+        "hand-written CUDA, all products of a tile of pixels while it is on the chip",
         _cuda_chain.supports,
         _cuda_chain.launch,
         "_cuda_chain_checks",
@@ -142,7 +142,7 @@ def unfit(implementation: str, arguments: tuple[Any, ...]) -> str | None:
     kernels = {"cuda": _cuda_chain.unfit, "triton": _unfit_triton}
     if implementation not in kernels:
         return None
-    return _tuned_calls.parts_win(arguments) or kernels[implementation](arguments)
+    return _tuned_calls.parts_win(implementation, arguments) or kernels[implementation](arguments)
 
 
 def _unfit_triton(arguments: tuple[Any, ...]) -> str | None:
@@ -190,9 +190,10 @@ def serves(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
     choice = backends.choose(call)
     misfit = None
     while choice.implementation.name in backends.GPU_BACKENDS:
-        found = _predicted(choice.implementation.name, case, dtype, device)
+        name = choice.implementation.name
+        found = _predicted(name, case, dtype, device)
         if not isinstance(found, str):
-            return _answered(found, case, dtype, device)
+            return _answered(found, _tuned_calls.of_chain(name, case, dtype, device))
         misfit = misfit or found
         choice = backends.next_choice(call, choice, found)
     if misfit is not None:
@@ -203,11 +204,8 @@ def serves(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
     return Answer(reason, False, f"no kernel: {reason}")
 
 
-def _answered(
-    found: _chain_plan.Prediction, case: ChainCase, dtype: torch.dtype, device: torch.device
-) -> Answer:
+def _answered(found: _chain_plan.Prediction, tuned: _tuned.Tuned | None) -> Answer:
     """What tuning measured, else the prediction."""
-    tuned = _tuned_calls.of_chain(case, dtype, device)
     if tuned is None:
         return Answer(None, found.gain > 0, str(found), found.gain)
     wins = tuned.configuration != _tuned_calls.PARTS

@@ -28,6 +28,7 @@ const Table& table() {
     Table made;
     add_hazards(made);
     add_costs(made);
+    add_early(made);
     return made;
   }();
   return probes;
@@ -101,7 +102,7 @@ py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, 
   session.resident_blocks = resident_blocks;
   session.first_block = first_block;
   session.last_block = last_block;
-  session.register_tensor("in", buffers->in, sizeof(buffers->in), false);
+  session.register_tensor("in", buffers->in, sizeof(buffers->in), false, true);
   session.register_tensor("out", buffers->out, sizeof(buffers->out), true);
   if (fault) {
     const auto& [file, line, instruction, kind] = *fault;
@@ -111,8 +112,9 @@ py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, 
     const auto& [block, thread, line, occurrence] = *stop;
     session.stop_at({block, thread, "costs.cpp", line, occurrence, {0, 2, 4, 16, "f32"}});
   }
-  emulator::launch(probe.grid, probe.block, probe.shared_bytes, probe.cooperative,
-                   [&] { probe.kernel(memory); });
+  emulator::launch(
+      probe.grid, probe.block, probe.shared_bytes, probe.cooperative, [&] { probe.kernel(memory); },
+      probe.early);
   py::dict result = to_python(session.report());
   result["out"] = std::vector<uint32_t>(buffers->out, buffers->out + 2048);
   return result;

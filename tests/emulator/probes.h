@@ -24,12 +24,14 @@ struct Probe {
   uint32_t shared_bytes;
   bool cooperative;
   std::function<void(const Memory&)> kernel;
+  bool early = false;  // the launch ahead may still run; `in` is a constant
 };
 
 using Table = std::map<std::string, Probe>;
 
 void add_hazards(Table& table);
 void add_costs(Table& table);
+void add_early(Table& table);
 
 // The first byte of dynamic shared memory.
 inline ptx::SharedAddress base() { return ptx::shared_address(ptx::dynamic_shared()); }

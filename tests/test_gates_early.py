@@ -1,0 +1,114 @@
+"""tools/_cuda_early.py: what it reads from the machine code of kernels that begin early."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.append(str(TOOLS))
+
+import _cuda_early as early  # noqa: E402  (it lies in tools/)
+import _cuda_rules as rules  # noqa: E402
+
+NAME = "_ZN12resnet_fused18conv_bn_act_kernelI"
+RULE = early.rule_of(NAME)
+# Filters by an asynchronous copy and a prefetch, in a loop; x behind the wait.
+CODE = """
+S2R R0, SR_CTAID.X
+ULDC.64 UR4, c[0x0][0x218]
+ULDC UR6, c[0x0][0x240]
+IMAD.WIDE.U32 R2, R0, UR6, RZ
+LDC R9, c[0x0][RZ]
+@P0 BRA 0x70
+IMAD.MOV.U32 R9, RZ, RZ, RZ
+IADD3 R4, P0, R2, UR4, RZ
+IADD3.X R5, R3, UR5, RZ, P0, !PT
+@!P1 LDGSTS.E.BYPASS.128 [R8], desc[UR10][R4.64]
+CCTL.E.PF2 [R4]
+@!P0 BRA 0x70
+ACQBULK
+@P0 PREEXIT
+LDC.64 R6, c[0x0][0x210]
+LDG.E.128 R12, desc[UR10][R6.64]
+STG.E.128 desc[UR10][R6.64], R12
+EXIT
+"""
+
+
+def code_of(text: str) -> list[early.Instruction]:
+    """The instructions of such a text, an address each."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    made = [early.instruction(f"/*{16 * i:04x}*/ {line} ;") for i, line in enumerate(lines)]
+    assert all(one is not None for one in made)
+    return [one for one in made if one is not None]
+
+
+def failures(text: str, rule: early.Rule | None = RULE) -> list[str]:
+    """What the gate says of it."""
+    assert rule is not None
+    found = early.read(code_of(text), "90a", rule).checks(rule)
+    return [sentence for sentence, passed in found.items() if not passed]
+
+
+def test_a_line_of_machine_code():
+    line = "        /*12a0*/        @!P1 LDGSTS.E.128 [R8+0x40], desc[UR4][R2.64], P0 ; /* 0x */"
+    assert early.instruction(line) == early.Instruction(
+        0x12A0, "@!P1", "LDGSTS.E.128", ("[R8+0x40]", "desc[UR4][R2.64]", "P0")
+    )
+    assert (
+        early.instruction("        /*0260*/                   ACQBULK ; /* 0x2e */").operands == ()
+    )
+    assert early.instruction("                              /* 0x000fe20000000800 */") is None
+
+
+def test_a_kernel_as_it_should_be_passes():
+    assert failures(CODE) == []
+    assert early.read(code_of(CODE), "90a", RULE).constants == 2
+    kernel = rules.Kernel(NAME, "90a", early=early.Early(waits=1, triggers=1, constants=1))
+    assert not any("early" in said or "wait" in said for said in kernel.failures())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("c[0x0][0x218]", "c[0x0][0x210]", "LDGSTS.E.BYPASS.128 at 0x90 of the pointers at 0 bef"),
+        ("c[0x0][0x218]", "c[0x0][0x318]", "of the pointers at 264 before the wait"),
+        ("c[0x0][0x218]", "c[0x0][0x250]", "of the pointers at no place before the wait"),
+        ("c[0x0][0x218]", "c[0x0][R0]", "of the pointers at -1 before the wait"),
+        ("LDC R9, c[0x0][RZ]", "ULDC.64 UR4, c[0x0][0x210]", "of the pointers at 0 before"),
+        # On one way alone; by one half of a pair alone.
+        ("IMAD.MOV.U32 R9, RZ, RZ, RZ", "@P3 ULDC UR5, c[0x0][0x214]", "at 0, 8 before"),
+        ("IMAD.MOV.U32 R9, RZ, RZ, RZ", "LDC.64 R2, c[0x0][0x210]", "at 0, 8 before"),
+        ("CCTL.E.PF2 [R4]", "STG.E desc[UR10][R4.64], R0", "STG.E at 0xa0 of the pointers at 8"),
+        ("CCTL.E.PF2 [R4]", "REDG.E.ADD desc[UR10][R4.64], R0", "REDG.E.ADD at 0xa0"),
+        ("CCTL.E.PF2 [R4]", "PREEXIT", "let begin before the wait"),
+        ("CCTL.E.PF2 [R4]", "@P2 EXIT", "EXIT before the wait"),
+        ("@P0 BRA 0x70", "@P0 BRA 0x110", "EXIT before the wait"),
+        ("\nACQBULK", "\n@P4 ACQBULK", "the wait is left out at times"),
+        ("\nACQBULK", "\nNOP", "0 waits for the kernel ahead"),
+        ("LDC.64 R6, c[0x0][0x210]", "ACQBULK", "2 waits for the kernel ahead"),
+        ("@P0 PREEXIT", "NOP", "0 triggers of the next kernel"),
+    ],
+)
+def test_what_is_planted_is_caught(old, new, words):
+    assert CODE.count(old) == 1
+    found = failures(CODE.replace(old, new))
+    assert any(words in said for said in found), found
+
+
+def test_filters_that_do_not_come_early_are_missed():
+    late = CODE.replace("@!P1 LDGSTS.E.BYPASS.128 [R8], desc[UR10][R4.64]", "NOP")
+    found = failures(late.replace("CCTL.E.PF2 [R4]", "NOP"))
+    assert found == ["no constant is asked for before the wait"]
+
+
+def test_each_kernel_has_its_rule_and_others_none():
+    assert early.rule_of("_ZN12resnet_fused16head_mean_kernelI").brings is False
+    assert early.rule_of("_ZN12resnet_fused17conv_dgrad_kernelI") is None
+    # Training's kernels, and every kernel where there is no such launch, have no such instruction.
+    for name, arch in (("_ZN12resnet_fused17conv_dgrad_kernelI", "90a"), (NAME, "80")):
+        found = rules.Kernel(name, arch, instructions={"ACQBULK": 1}).failures()
+        assert "1 instructions for kernels that begin early, expected none" in found
