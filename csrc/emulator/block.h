@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "effects.h"
 #include "fiber.h"
 #include "requests.h"
 #include "runtime.h"
@@ -47,6 +48,7 @@ struct FiberThread : Thread {
   uint32_t polls = 0;                      // loads of it in a row
   std::vector<const void*> relaxed_loads;  // that a later fence makes acquire loads
   bool fenced = false;
+  std::vector<uint32_t> proxy_fences;  // the warp's epoch at each fence.proxy.async
 };
 
 // Lanes of a warp that wait for each other.
@@ -114,6 +116,7 @@ struct Grid {
   uint64_t progress = 0;  // stores, meetings, exits: what can end somebody's spinning
   uint64_t progress_seen = 0;
   int idle_rounds = 0;
+  Effects effects;  // of asynchronous instructions, yet to happen
   std::vector<FiberThread*> at_grid_barrier;
   uint32_t phase = 0;  // of the grid barrier
   char tokens[2];      // ThreadSanitizer's, of even and odd phases
@@ -125,6 +128,7 @@ struct Grid {
   void suspend(FiberThread& self, Wait wait);
   // Where to go when a thread has left: to the next one, or out of the launch.
   Fiber& next_after_exit();
+  void settle_effects();  // kRandom: some of them happen
   void complete_grid_barrier(const FiberThread& last);
   std::string who_waits() const;
   Wait first_wait() const;  // of a thread that has not left; there is one

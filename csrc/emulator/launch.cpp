@@ -1,6 +1,7 @@
 // Launches: which blocks run when, and which of their threads runs next.
 #include <algorithm>
 #include <bit>
+#include <memory>
 #include <numeric>
 #include <string>
 
@@ -79,6 +80,9 @@ void fiber_main(void* argument) {
   Fiber::switch_to(thread.fiber, *next, true);
 }
 
+// Epochs of a new block come after all earlier ones, or start again before they overflow.
+uint32_t usable_base(uint32_t newest) { return newest > 0xF0000000u ? 0 : newest; }
+
 void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_bytes) {
   const auto threads = static_cast<int>(grid.block_size.count());
   const int warps = (threads + kWarpSize - 1) / kWarpSize;
@@ -86,7 +90,8 @@ void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_by
   block.linear = linear;
   block.alive = threads;
   block.barriers = {};
-  block.shared.reset(shared_bytes, warps);
+  block.shared.reset(shared_bytes, warps,
+                     std::make_shared<Clocks>(warps, usable_base(block.shared.newest())), 0);
   block.warps.resize(warps);
   while (static_cast<int>(block.threads.size()) < threads) {
     block.threads.push_back(std::make_unique<FiberThread>());
@@ -117,6 +122,7 @@ void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_by
     thread.polled = nullptr;
     thread.relaxed_loads.clear();
     thread.fenced = false;
+    thread.proxy_fences.clear();
     thread.fiber.prepare(fiber_main, &thread);
   }
 }
@@ -134,6 +140,7 @@ void run_blocks(Grid& grid, const std::vector<uint64_t>& linears, uint32_t share
   grid.alive = 0;
   grid.spinning.clear();
   grid.at_grid_barrier.clear();
+  grid.effects.clear();
   for (size_t i = 0; i < linears.size(); ++i) {
     Block& block = *grid.blocks[i];
     prepare_block(grid, block, linears[i], shared_bytes);
@@ -271,6 +278,12 @@ int Grid::pick_warp() {
       if (schedule.order == Order::kReverse) word = words - 1 - word;
       if (ready_warps[word] != 0) return word * 64 + choose_bit(ready_warps[word], *this);
     }
+    // What is under way happens when nobody can go on without it.
+    if (!effects.empty()) {
+      const auto pending = static_cast<uint32_t>(effects.pending());
+      effects.happen(schedule.order == Order::kShuffled ? random.below(pending) : 0);
+      return pick_warp();
+    }
     // Nobody else can run: those who wait for a value in memory look again, unless they have looked
     // often enough at a memory that nobody changes.
     if (spinning.empty()) return -1;
@@ -288,6 +301,7 @@ int Grid::pick_warp() {
 void Grid::suspend(FiberThread& thread, Wait wait) {
   tell_release(this);  // to the host, should the thread never go on
   thread.wait = wait;
+  settle_effects();
   FiberThread* next = pick();
   if (next == nullptr) {
     fail(ErrorKind::kDeadlock, wait.site, wait.instruction, "deadlock: " + who_waits());
@@ -299,14 +313,18 @@ void Grid::suspend(FiberThread& thread, Wait wait) {
 
 Fiber& Grid::next_after_exit() {
   tell_release(this);
-  FiberThread* next = error || alive == 0 ? nullptr : pick();
-  if (next == nullptr && !error && alive > 0) {
-    const Wait wait = first_wait();
-    try {
-      fail(ErrorKind::kDeadlock, wait.site, wait.instruction, "deadlock: " + who_waits());
-    } catch (...) {
-      error = std::current_exception();
+  FiberThread* next = nullptr;
+  try {
+    if (!error && alive > 0) {
+      next = pick();
+      if (next == nullptr) {
+        const Wait wait = first_wait();
+        fail(ErrorKind::kDeadlock, wait.site, wait.instruction, "deadlock: " + who_waits());
+      }
     }
+  } catch (...) {
+    error = std::current_exception();
+    next = nullptr;
   }
   return next != nullptr ? next->fiber : main;
 }

@@ -57,7 +57,8 @@ std::string who(const FiberThread& thread, uint64_t entry) {
 
 SharedMemory::~SharedMemory() { std::free(data_); }
 
-void SharedMemory::reset(uint32_t bytes, int warps) {
+void SharedMemory::reset(uint32_t bytes, int warps, std::shared_ptr<Clocks> clocks,
+                         int first_column) {
   const size_t capacity = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (capacity != capacity_) {
     std::free(data_);
@@ -71,24 +72,28 @@ void SharedMemory::reset(uint32_t bytes, int warps) {
   }
   bytes_ = bytes;
   if (bytes > 0) std::memset(data_, kPoison, capacity);
-  uint32_t newest = base_epoch_;
-  for (int warp = 0; warp < warps_; ++warp) newest = std::max(newest, known_[warp * warps_ + warp]);
-  if (newest > 0xF0000000u) {
-    newest = 0;
+  if (clocks->base() == 0) {  // epochs start again
     std::fill(written_.begin(), written_.end(), 0);
     for (auto& reads : reads_) std::fill(reads.begin(), reads.end(), 0);
   }
   // Entries of earlier blocks stay; their epochs say that they are of no concern.
-  base_epoch_ = newest;
+  base_epoch_ = clocks->base();
+  clocks_ = std::move(clocks);
+  first_column_ = first_column;
   warps_ = warps;
   if (written_.size() < bytes) written_.resize(bytes);
+  if (fences_.size() < bytes) fences_.resize(bytes);
   if (static_cast<int>(reads_.size()) < warps) reads_.resize(warps);
   const size_t words = (bytes + kWordBytes - 1) / kWordBytes;
   for (auto& reads : reads_) {
     if (reads.size() < words) reads.resize(words);
   }
-  known_.assign(static_cast<size_t>(warps) * warps, base_epoch_);
-  for (int warp = 0; warp < warps; ++warp) known_[warp * warps + warp] = base_epoch_ + 1;
+  proxy_.clear();
+  readers_.reset(bytes);
+}
+
+Seen SharedMemory::seen(const FiberThread& thread) const {
+  return clocks_->seen(column(thread.warp));
 }
 
 void SharedMemory::refuse(Site site, const char* instruction, uint32_t address, uint32_t bytes,
@@ -107,7 +112,7 @@ void SharedMemory::refuse(Site site, const char* instruction, uint32_t address, 
 void SharedMemory::read(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
                         uint32_t bytes, uint16_t site_id) {
   const Session& session = *thread.block->grid->session;
-  const uint32_t* known = &known_[static_cast<size_t>(thread.warp) * warps_];
+  const Seen seen = this->seen(thread);
   uint64_t last = ~uint64_t{0};
   const uint32_t end = offset + to_compare(&written_[offset], bytes);
   for (uint32_t i = offset; i < end; ++i) {
@@ -126,17 +131,14 @@ void SharedMemory::read(Site site, const char* instruction, FiberThread& thread,
                who(thread, entry) + ", not yet waited for");
     }
     if (writer == thread.linear || !session.checking_races) continue;
-    const int writer_warp = writer / kWarpSize;
-    const bool ordered = writer_warp == thread.warp ? epoch_of(entry) < known[writer_warp]
-                                                    : epoch_of(entry) <= known[writer_warp];
-    if (!ordered) {
+    if (!seen.before(column(writer / kWarpSize), epoch_of(entry))) {
       fail(ErrorKind::kRace, site, instruction,
            "reads " + place(i) + ", written by " + who(thread, entry) +
                " with no barrier between the two");
     }
   }
   std::vector<uint64_t>& reads = reads_[thread.warp];
-  const uint64_t stamp = pack(known[thread.warp], site_id, static_cast<uint32_t>(thread.linear));
+  const uint64_t stamp = pack(seen.own_epoch, site_id, static_cast<uint32_t>(thread.linear));
   if (offset % kWordBytes == 0 && bytes % kWordBytes == 0) {
     for (uint32_t word = offset / kWordBytes; word < (offset + bytes) / kWordBytes; ++word) {
       reads[word] = stamp | 0xF000;
@@ -154,7 +156,19 @@ void SharedMemory::read(Site site, const char* instruction, FiberThread& thread,
 void SharedMemory::check_write_order(Site site, const char* instruction, FiberThread& thread,
                                      uint32_t offset, uint32_t bytes) {
   const bool checking = thread.block->grid->session->checking_races;
-  const uint32_t* known = &known_[static_cast<size_t>(thread.warp) * warps_];
+  const Seen seen = this->seen(thread);
+  if (!readers_.empty() && checking) {
+    const AsyncReaders::Operation* reader = readers_.reading(seen, offset, bytes);
+    if (reader != nullptr) {
+      const std::string waits = reader->waits.empty()
+                                    ? "which nobody has waited for yet"
+                                    : "with no barrier between the wait for that and this";
+      fail(ErrorKind::kRace, site, instruction,
+           "writes " + place(offset) + " and the following, read asynchronously for " +
+               who(thread, pack(0, reader->site_id, static_cast<uint32_t>(reader->thread))) + ", " +
+               waits);
+    }
+  }
   uint64_t last = 0;
   const uint32_t end = offset + to_compare(&written_[offset], bytes);
   for (uint32_t i = offset; i < end; ++i) {
@@ -169,10 +183,7 @@ void SharedMemory::check_write_order(Site site, const char* instruction, FiberTh
     }
     const int writer = thread_of(entry);
     if (writer == thread.linear || !checking) continue;
-    const int writer_warp = writer / kWarpSize;
-    const bool ordered = writer_warp == thread.warp ? epoch_of(entry) < known[writer_warp]
-                                                    : epoch_of(entry) <= known[writer_warp];
-    if (!ordered) {
+    if (!seen.before(column(writer / kWarpSize), epoch_of(entry))) {
       fail(ErrorKind::kRace, site, instruction,
            "writes " + place(i) + ", written by " + who(thread, entry) +
                " with no barrier between the two");
@@ -184,9 +195,9 @@ void SharedMemory::check_write_order(Site site, const char* instruction, FiberTh
   for (int warp = 0; warp < warps_; ++warp) {
     if (warp == thread.warp) continue;
     const uint64_t* reads = reads_[warp].data();
-    const uint32_t seen = known[warp];
+    const uint32_t known = seen.known[column(warp)];
     for (uint32_t word = first_word; word <= last_word; ++word) {
-      if (epoch_of(reads[word]) <= seen) continue;
+      if (epoch_of(reads[word]) <= known) continue;
       for (uint32_t i = std::max(offset, word * kWordBytes);
            i < std::min(offset + bytes, (word + 1) * kWordBytes); ++i) {
         if ((bytes_of(reads[word]) >> (i % kWordBytes) & 1) == 0) continue;
@@ -201,18 +212,83 @@ void SharedMemory::check_write_order(Site site, const char* instruction, FiberTh
 void SharedMemory::write(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
                          uint32_t bytes, uint16_t site_id, bool in_flight) {
   check_write_order(site, instruction, thread, offset, bytes);
-  const uint32_t epoch = known_[static_cast<size_t>(thread.warp) * warps_ + thread.warp];
   const uint64_t entry =
-      pack(epoch, site_id, static_cast<uint32_t>(thread.linear)) | (in_flight ? kInFlight : 0);
+      pack(seen(thread).own_epoch, site_id, static_cast<uint32_t>(thread.linear)) |
+      (in_flight ? kInFlight : 0);
   std::fill_n(&written_[offset], bytes, entry);
+  std::fill_n(&fences_[offset], bytes, static_cast<uint32_t>(thread.proxy_fences.size()));
 }
 
 void SharedMemory::landed(FiberThread& thread, uint32_t offset, uint32_t bytes) {
-  const uint32_t epoch = known_[static_cast<size_t>(thread.warp) * warps_ + thread.warp];
+  const uint32_t epoch = seen(thread).own_epoch;
   for (uint32_t i = offset; i < offset + bytes; ++i) {
     const uint64_t entry = written_[i] & ~kInFlight;
     written_[i] = (entry & 0xFFFFFFFFu) | static_cast<uint64_t>(epoch) << 32;
   }
+  std::fill_n(&fences_[offset], bytes, static_cast<uint32_t>(thread.proxy_fences.size()));
+}
+
+std::vector<uint32_t> SharedMemory::known_to(const Block& block, Issuers issuers) const {
+  std::vector<uint32_t> all;
+  for (int i = issuers.first; i < issuers.first + issuers.count; ++i) {
+    const FiberThread& thread = *block.threads.at(i);
+    if (i > issuers.first && thread.lane != 0) continue;  // lanes share their warp's knowledge
+    const int own = column(thread.warp);
+    std::vector<uint32_t> row = clocks_->row(thread.warp);
+    --row[own];  // another lane's accesses of this epoch are not ordered
+    if (all.empty()) all = row;
+    for (size_t k = 0; k < row.size(); ++k) all[k] = std::min(all[k], row[k]);
+  }
+  return all;
+}
+
+std::string SharedMemory::refuse_async(const Block& block, Issuers issuers,
+                                       const std::vector<uint32_t>& known, uint32_t offset) const {
+  const uint64_t entry = written_[offset];
+  if (epoch_of(entry) <= base_epoch_) {
+    const bool checking = block.grid->session->checking_unwritten;
+    return checking ? "reads " + place(offset) + ", which nobody has written" : "";
+  }
+  const FiberThread& writer = *block.threads[thread_of(entry)];
+  if ((entry & kInFlight) != 0) {
+    return "reads " + place(offset) + ", which a copy in flight is writing: issued by " +
+           who(writer, entry) + ", not yet waited for";
+  }
+  if (writer.proxy_fences.size() <= fences_[offset]) {
+    return "reads " + place(offset) + ", written by " + who(writer, entry) +
+           ", which has executed no fence.proxy.async since";
+  }
+  if (issuers.count == 1 && issuers.first == writer.linear) return "";
+  if (writer.proxy_fences[fences_[offset]] <= known[column(writer.warp)]) return "";
+  return "reads " + place(offset) + ", written by " + who(writer, entry) +
+         ", with no barrier between that thread's fence.proxy.async and this";
+}
+
+void SharedMemory::async_read(Site site, const char* instruction, const Block& block,
+                              Issuers issuers, const std::vector<uint32_t>& known, uint32_t offset,
+                              uint32_t bytes) const {
+  const Session& session = *block.grid->session;
+  if (!session.checking_proxies) return;
+  for (uint32_t i = offset; i < offset + bytes; ++i) {
+    if (i > offset && written_[i] == written_[i - 1] && fences_[i] == fences_[i - 1]) continue;
+    const std::string what = refuse_async(block, issuers, known, i);
+    if (!what.empty()) fail(ErrorKind::kState, site, instruction, what);
+  }
+}
+
+void SharedMemory::async_view(const Block& block, Issuers issuers, uint32_t offset, uint32_t bytes,
+                              uint8_t* to) {
+  if (block.grid->session->checking_proxies) {
+    std::memcpy(to, data_ + offset, bytes);
+    return;
+  }
+  // Bytes that are not published keep what was seen there last.
+  if (proxy_.empty()) proxy_.assign(bytes_, kPoison);
+  const std::vector<uint32_t> known = known_to(block, issuers);
+  for (uint32_t i = offset; i < offset + bytes; ++i) {
+    if (refuse_async(block, issuers, known, i).empty()) proxy_[i] = data_[i];
+  }
+  std::memcpy(to, proxy_.data() + offset, bytes);
 }
 
 bool SharedMemory::is_written(uint32_t offset) const {
@@ -221,31 +297,6 @@ bool SharedMemory::is_written(uint32_t offset) const {
 
 bool SharedMemory::is_in_flight(uint32_t offset) const {
   return is_written(offset) && (written_[offset] & kInFlight) != 0;
-}
-
-void SharedMemory::release(int warp, std::vector<uint32_t>& clock) {
-  if (clock.empty()) clock.assign(warps_, 0);
-  const uint32_t* known = &known_[static_cast<size_t>(warp) * warps_];
-  for (int i = 0; i < warps_; ++i) clock[i] = std::max(clock[i], known[i]);
-}
-
-void SharedMemory::acquire(int warp, const std::vector<uint32_t>& clock) {
-  uint32_t* known = &known_[static_cast<size_t>(warp) * warps_];
-  const uint32_t own = known[warp];
-  for (int i = 0; i < warps_; ++i) known[i] = std::max(known[i], clock[i]);
-  known[warp] = own;
-}
-
-void SharedMemory::advance(int warp) { ++known_[static_cast<size_t>(warp) * warps_ + warp]; }
-
-void SharedMemory::everybody_meets() {
-  for (int other = 0; other < warps_; ++other) {
-    const uint32_t epoch = known_[static_cast<size_t>(other) * warps_ + other];
-    for (int warp = 0; warp < warps_; ++warp) {
-      known_[static_cast<size_t>(warp) * warps_ + other] = epoch;
-    }
-  }
-  for (int warp = 0; warp < warps_; ++warp) advance(warp);
 }
 
 }  // namespace resnet_fused::emulator
