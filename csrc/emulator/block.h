@@ -21,6 +21,7 @@ constexpr int kBarriers = 16;  // PTX ISA, bar: "sixteen barriers in each CTA"
 
 struct Block;
 struct Grid;
+struct Warpgroup;  // warpgroup_state.h
 
 // What a thread waits for; only read for messages.
 struct Wait {
@@ -90,6 +91,7 @@ struct Block {
   std::vector<Warp> warps;
   std::array<NamedBarrier, kBarriers> barriers;
   SharedMemory shared;
+  std::vector<std::shared_ptr<Warpgroup>> warpgroups;  // null until they have a product
   int alive = 0;
   int first_warp = 0;  // number of warps 0 in the grid's list
 };
@@ -140,6 +142,9 @@ inline FiberThread& self() { return static_cast<FiberThread&>(this_thread()); }
 
 // Copies in flight (asynchrony.cpp).
 void settle_some(FiberThread& thread);  // kRandom: some of the thread's copies take effect
+
+// Products of warpgroups (warpgroup.cpp): a thread leaves the kernel.
+void products_left(const FiberThread& thread);
 
 // Barriers and warps (meetings.cpp).
 void thread_left(FiberThread& thread);

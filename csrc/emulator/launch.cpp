@@ -90,6 +90,7 @@ void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_by
   block.linear = linear;
   block.alive = threads;
   block.barriers = {};
+  block.warpgroups.clear();
   block.shared.reset(shared_bytes, warps,
                      std::make_shared<Clocks>(warps, usable_base(block.shared.newest())), 0);
   block.warps.resize(warps);

@@ -237,6 +237,7 @@ void thread_left(FiberThread& thread) {
          "lane " + std::to_string(thread.lane) + " leaves the kernel while lanes " +
              lanes_of(meeting.arrived) + " of its warp wait for it");
   }
+  products_left(thread);
   warp.done |= 1u << thread.lane;
   --block.alive;
   --block.grid->alive;

@@ -36,11 +36,6 @@
 #include "types.h"
 #include "wgmma_operands.h"
 
-#if defined(RF_EMULATED)
-#include "../emulator/warpgroup.h"
-#include "mma.h"
-#endif
-
 namespace resnet_fused::ptx {
 
 // Tags beside Bf16 and F16. Tf32: floats of which the low 13 bits do not count (see to_tf32).
@@ -57,21 +52,25 @@ template <class T>
 struct WgmmaType;
 template <>
 struct WgmmaType<Bf16> {
+  static constexpr char kInstruction[] = "wgmma.bf16";
   static constexpr char kName[] = "k16.f32.bf16.bf16";
   static constexpr int kDepth = 16;
 };
 template <>
 struct WgmmaType<F16> {
+  static constexpr char kInstruction[] = "wgmma.f16";
   static constexpr char kName[] = "k16.f32.f16.f16";
   static constexpr int kDepth = 16;
 };
 template <>
 struct WgmmaType<Tf32> {
+  static constexpr char kInstruction[] = "wgmma.tf32";
   static constexpr char kName[] = "k8.f32.tf32.tf32";
   static constexpr int kDepth = 8;
 };
 template <>
 struct WgmmaType<E4m3> {
+  static constexpr char kInstruction[] = "wgmma.e4m3";
   static constexpr char kName[] = "k32.f32.e4m3.e4m3";
   static constexpr int kDepth = 32;
 };
@@ -80,29 +79,17 @@ struct WgmmaType<E4m3> {
 template <class T>
 constexpr bool kMayBeMnMajor = WgmmaType<T>::kDepth == 16;
 
+}  // namespace detail
+}  // namespace resnet_fused::ptx
+
 #if defined(RF_EMULATED)
+#include "wgmma_emulated.h"
+#endif
 
-inline float value_of(Tf32, uint32_t bits) { return float_of(bits & kTf32Mask); }
+namespace resnet_fused::ptx {
+namespace detail {
 
-inline float value_of(E4m3, uint32_t bits) {
-  const uint32_t exponent = bits >> 3 & 15;
-  const auto fraction = static_cast<float>(bits & 7);
-  float value = exponent == 0 ? fraction * 0x1p-9f
-                              : std::ldexp(8 + fraction, static_cast<int>(exponent) - 10);
-  if ((bits & 0x7F) == 0x7F) value = float_of(kCanonicalNan);
-  return (bits & 0x80) != 0 ? -value : value;
-}
-
-template <class T, Major kMajorA, Major kMajorB>
-emulator::ProductType product_type() {
-  constexpr int kDepth = WgmmaType<T>::kDepth;
-  return {WgmmaType<T>::kName,   kDepth,
-          32 / kDepth,           [](uint32_t bits) { return value_of(T{}, bits); },
-          kMajorA == Major::kMn, kMajorB == Major::kMn,
-          kMayBeMnMajor<T>};
-}
-
-#else
+#if !defined(RF_EMULATED)
 
 // The operands behind the scales: the majors of those that lie in shared memory.
 template <bool kTransposable, Major...>
@@ -169,8 +156,8 @@ RF_DEVICE void wgmma(float (&d)[kRegisters], MatrixDescriptor a, MatrixDescripto
                      bool accumulate RF_SITE_PARAMETER) {
   detail::check_product<T, kMajorA, kMajorB, kRegisters>();
 #if defined(RF_EMULATED)
-  emulator::issue_product(site, detail::product_type<T, kMajorA, kMajorB>(),
-                          {d, kRegisters, nullptr, a.bits, b.bits, accumulate});
+  detail::issue_product<T>(site, {d, kRegisters, nullptr, a.bits, b.bits, accumulate, false, false},
+                           kMajorA == Major::kMn, kMajorB == Major::kMn);
 #else
   using Majors = detail::WgmmaMajors<detail::kMayBeMnMajor<T>, kMajorA, kMajorB>;
   detail::Wgmma<2 * kRegisters>::template run<detail::WgmmaType<T>, Majors>(d, a.bits, b.bits,
@@ -184,8 +171,8 @@ RF_DEVICE void wgmma(float (&d)[kRegisters], const uint32_t (&a)[4], MatrixDescr
                      bool accumulate RF_SITE_PARAMETER) {
   detail::check_product<T, Major::kK, kMajorB, kRegisters>();
 #if defined(RF_EMULATED)
-  emulator::issue_product(site, detail::product_type<T, Major::kK, kMajorB>(),
-                          {d, kRegisters, a, 0, b.bits, accumulate});
+  detail::issue_product<T>(site, {d, kRegisters, a, 0, b.bits, accumulate, false, false}, false,
+                           kMajorB == Major::kMn);
 #else
   using Majors = detail::WgmmaMajors<detail::kMayBeMnMajor<T>, kMajorB>;
   detail::Wgmma<2 * kRegisters>::template run<detail::WgmmaType<T>, Majors>(d, a, b.bits,
@@ -196,7 +183,8 @@ RF_DEVICE void wgmma(float (&d)[kRegisters], const uint32_t (&a)[4], MatrixDescr
 // Orders the threads' accesses of pinned registers before the products that follow.
 RF_DEVICE void wgmma_fence(RF_SITE_ONLY) {
 #if defined(RF_EMULATED)
-  emulator::product_fence(site);
+  const auto fault = emulator::fault_at(site, "wgmma.fence", {emulator::Fault::kSkip});
+  if (fault != emulator::Fault::kSkip) emulator::product_fence(site);
 #else
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
@@ -205,7 +193,8 @@ RF_DEVICE void wgmma_fence(RF_SITE_ONLY) {
 // Closes the group of the warpgroup's products since the last one; it may be empty.
 RF_DEVICE void wgmma_commit_group(RF_SITE_ONLY) {
 #if defined(RF_EMULATED)
-  emulator::commit_products(site);
+  const auto fault = emulator::fault_at(site, "wgmma.commit_group", {emulator::Fault::kSkip});
+  if (fault != emulator::Fault::kSkip) emulator::commit_products(site);
 #else
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
@@ -217,7 +206,10 @@ template <int kPending>
 RF_DEVICE void wgmma_wait_group(RF_SITE_ONLY) {
   static_assert(kPending >= 0);
 #if defined(RF_EMULATED)
-  emulator::wait_products(site, kPending);
+  const auto fault = emulator::fault_at(site, "wgmma.wait_group",
+                                        {emulator::Fault::kSkip, emulator::Fault::kWaitOneFewer});
+  if (fault == emulator::Fault::kSkip) return;
+  emulator::wait_products(site, fault == emulator::Fault::kWaitOneFewer ? kPending + 1 : kPending);
 #else
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 #endif
