@@ -7,6 +7,10 @@
 
 #include "common.h"
 
+#if defined(RF_EMULATED)
+#include "../emulator/warpgroup.h"
+#endif
+
 namespace resnet_fused::ptx {
 
 #if defined(RF_EMULATED) || !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -28,6 +28,7 @@ const Table& table() {
     Table made;
     add_hazards(made);
     add_costs(made);
+    add_products(made);
     return made;
   }();
   return probes;

@@ -30,6 +30,7 @@ using Table = std::map<std::string, Probe>;
 
 void add_hazards(Table& table);
 void add_costs(Table& table);
+void add_products(Table& table);
 
 // The first byte of dynamic shared memory.
 inline ptx::SharedAddress base() { return ptx::shared_address(ptx::dynamic_shared()); }
