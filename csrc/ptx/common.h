@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #if defined(RF_EMULATED)
+#include "../emulator/async_proxy.h"
 #include "../emulator/cuda.h"
 #include "../emulator/runtime.h"
 #define RF_DEVICE inline

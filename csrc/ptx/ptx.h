@@ -9,6 +9,7 @@
 //   warp.h             shuffles and votes
 //   memory.h           loads and stores
 //   atomic.h           atomics, acquire, release, fences
+//   proxy.h            fence.proxy.async
 //   grid_dependency.h  griddepcontrol
 //   keep.h             no instruction: what the compiler is to keep in registers
 //
@@ -24,6 +25,7 @@
 #include "matrix_load.h"
 #include "memory.h"
 #include "mma.h"
+#include "proxy.h"
 #include "shared.h"
 #include "types.h"
 #include "warp.h"
