@@ -29,7 +29,7 @@ std::vector<Instruction> wgmma_instructions();
 
 // A Body has the constants of an Instruction and run(input, output) for a thread of its block.
 template <class Body>
-__global__ void __launch_bounds__(Body::kThreads)
+__global__ void __launch_bounds__(Body::kThreads, 1)
     conformance_kernel(const uint32_t* input,  // [cases, kInputWords]
                        uint32_t* output) {     // [cases, kOutputWords]
   Body::run(input + blockIdx.x * Body::kInputWords, output + blockIdx.x * Body::kOutputWords);

@@ -75,31 +75,23 @@ struct Product {
     load_floats(d, input + kD);
     ptx::wgmma_pin(registers);
     ptx::wgmma_pin(d);
-    ptx::wgmma_fence();
+    // The fence belongs into the product's own branch: the compiler would put another one there.
+    const auto shared = [&]<Major kA, Major kB>() {
+      ptx::wgmma_fence();
+      ptx::wgmma<T, kA, kB>(d, a, b, counts);
+    };
+    const auto mixed = [&]<Major kB>() {
+      ptx::wgmma_fence();
+      ptx::wgmma<T, kB>(d, registers, b, counts);
+    };
+    const uint32_t where = load_word(input, 5) * 2 + load_word(input, 11);
+    if (where == 0) shared.template operator()<Major::kK, Major::kK>();
+    if (where == 4) mixed.template operator()<Major::kK>();
     if constexpr (std::is_same_v<T, ptx::Bf16> || std::is_same_v<T, ptx::F16>) {
-      switch (load_word(input, 5) * 2 + load_word(input, 11)) {
-        case 0:
-          ptx::wgmma<T, Major::kK, Major::kK>(d, a, b, counts);
-          break;
-        case 1:
-          ptx::wgmma<T, Major::kK, Major::kMn>(d, a, b, counts);
-          break;
-        case 2:
-          ptx::wgmma<T, Major::kMn, Major::kK>(d, a, b, counts);
-          break;
-        case 3:
-          ptx::wgmma<T, Major::kMn, Major::kMn>(d, a, b, counts);
-          break;
-        case 4:
-          ptx::wgmma<T, Major::kK>(d, registers, b, counts);
-          break;
-        default:
-          ptx::wgmma<T, Major::kMn>(d, registers, b, counts);
-      }
-    } else if (load_word(input, 5) == 0) {
-      ptx::wgmma<T>(d, a, b, counts);
-    } else {
-      ptx::wgmma<T>(d, registers, b, counts);
+      if (where == 1) shared.template operator()<Major::kK, Major::kMn>();
+      if (where == 2) shared.template operator()<Major::kMn, Major::kK>();
+      if (where == 3) shared.template operator()<Major::kMn, Major::kMn>();
+      if (where == 5) mixed.template operator()<Major::kMn>();
     }
     ptx::wgmma_commit_group();
     ptx::wgmma_wait_group<0>();
