@@ -279,8 +279,20 @@ void three_warps(const Memory& memory) {
   float d[kRegisters];
   order(d);
   if (thread() < 96) ptx::wgmma<Bf16>(d, left(), right(), false);
-  ptx::wgmma_commit_group();
+  ptx::wgmma_commit_group();  // <- three warps
   ptx::wgmma_wait_group<0>();
+  ptx::wgmma_pin(d);
+  write_sums(memory, d);
+}
+
+void absent_warp(const Memory& memory) {
+  prepare();
+  if (thread() >= 96) return;
+  float d[kRegisters];
+  order(d);
+  ptx::wgmma<Bf16>(d, left(), right(), false);
+  ptx::wgmma_commit_group();
+  ptx::wgmma_wait_group<0>();  // <- absent_warp
   ptx::wgmma_pin(d);
   write_sums(memory, d);
 }
@@ -328,6 +340,7 @@ void add_mistakes(Table& t) {
   t["wait_one_short"] = group([](const Memory& m) { groups(m, true, true, 1); });
   t["product_left"] = group(leave);
   t["three_warps"] = group(three_warps);
+  t["absent_warp"] = group(absent_warp);
   t["no_warpgroup"] = group(product, 96);
   t["unlike_warps"] = group([](const Memory& m) { unlike(m, 64, 96); });
   t["unlike_lanes"] = group([](const Memory& m) { unlike(m, 70, 71); });
