@@ -1,6 +1,6 @@
 // Products of warpgroups: sound kernels and such with one mistake. Most multiply A [64, 16] by the
-// transpose of B [16, 16], both bf16 without a swizzle: A[i][k] = (i + k) % 5, B[j][k] = (3 j + k)
-// % 7.
+// transpose of B [16, 16], both bf16 without a swizzle: A[i][k] = (2 i + k) % 29, B[j][k] = (3 j
+// + k) % 7.
 #include "../../csrc/ptx/proxy.h"
 #include "../../csrc/ptx/registers.h"
 #include "../../csrc/ptx/wgmma.h"
@@ -39,7 +39,8 @@ ptx::MatrixDescriptor right() { return ptx::matrix_descriptor(base() + kBytesOfA
 
 void write_operands() {
   const int row = thread() % 64, half = thread() / 64;  // a chunk of A each
-  ptx::store_shared(base() + half * 1024 + row * 16, chunk(row + 8 * half, 5));  // <- an operand
+  ptx::store_shared(base() + half * 1024 + row * 16,
+                    chunk(2 * row + 8 * half, 29));  // <- an operand
   if (thread() < 32) {
     const int column = thread() % 16, k = thread() / 16 * 8;
     ptx::store_shared(base() + kBytesOfA + k / 8 * 256 + column * 16, chunk(3 * column + k, 7));
@@ -88,41 +89,41 @@ void product(const Memory& memory) {
   finish(memory, d);
 }
 
-// The same twice over, in two groups, and once more from registers that hold zeros.
+// The same twice over, and once more with a left side from registers: 0, 1 and 2 in turn.
 void chain(const Memory& memory) {
   prepare();
   float d[kRegisters];
-  uint32_t a[4] = {};
+  uint32_t a[4];
+  for (int i = 0; i < 4; ++i) {
+    a[i] = bf16((thread() + i) % 3) | bf16((thread() + i + 1) % 3) << 16;
+  }
   ptx::wgmma_pin(a);
   order(d);
-  ptx::wgmma<Bf16>(d, left(), right(), false);
-  ptx::wgmma_commit_group();
+  ptx::wgmma<Bf16>(d, left(), right(), false);  // <- first of a chain
   ptx::wgmma<Bf16>(d, left(), right(), true);
-  ptx::wgmma_commit_group();
-  ptx::wgmma_wait_group<1>();
   ptx::wgmma<Bf16>(d, a, right(), true);
   finish(memory, d);
 }
 
 // Two accumulators: the first is read while the second's product may be under way. Then the
-// operands are written again, behind a barrier, by threads that have waited.
+// operands are written again, by threads that have waited: no barrier is needed.
 void two_sums(const Memory& memory) {
   prepare();
   float d[2][kRegisters];
   clear(d[0]);
   ptx::wgmma_pin(d[0]);
   order(d[1]);
-  ptx::wgmma<Bf16>(d[0], left(), right(), false);
+  ptx::wgmma<Bf16>(d[0], left(), right(), false);  // <- first sum
   ptx::wgmma_commit_group();
-  ptx::wgmma<Bf16>(d[1], left(), right(), false);
+  ptx::wgmma<Bf16>(d[1], left(), right(), false);  // <- second sum
   ptx::wgmma_commit_group();
   ptx::wgmma_wait_group<1>();
   ptx::wgmma_pin(d[0]);
   write_sums(memory, d[0]);
   ptx::wgmma_wait_group<0>();
   ptx::wgmma_pin(d[1]);
-  ptx::sync_threads();
-  write_operands();
+  write_sums({memory.in, memory.out + 1024}, d[1]);
+  if (thread() < 64) ptx::store_shared<uint32_t>(base() + 16 * thread(), 0);  // <- at last
 }
 
 // Two warpgroups, each with products of its own, at their own pace; the second has fewer registers.
