@@ -269,7 +269,7 @@ std::vector<uint32_t> SharedMemory::known_to(const Block& block, Issuers issuers
     const FiberThread& thread = *block.threads.at(i);
     if (i > issuers.first && thread.lane != 0) continue;  // lanes share their warp's knowledge
     const int own = column(thread.warp);
-    std::vector<uint32_t> row = clocks_->row(thread.warp);
+    std::vector<uint32_t> row = clocks_->row(own);
     --row[own];  // another lane's accesses of this epoch are not ordered
     if (all.empty()) all = row;
     for (size_t k = 0; k < row.size(); ++k) all[k] = std::min(all[k], row[k]);

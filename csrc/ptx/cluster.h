@@ -66,8 +66,8 @@ RF_DEVICE void cluster_wait(RF_SITE_ONLY) {
 #endif
 }
 RF_DEVICE void cluster_sync(RF_SITE_ONLY) {
-  cluster_arrive(RF_SITE_LAST);
-  cluster_wait(RF_SITE_LAST);
+  ptx::cluster_arrive(RF_SITE_LAST);  // the emulator has one of that name
+  ptx::cluster_wait(RF_SITE_LAST);
 }
 
 }  // namespace resnet_fused::ptx

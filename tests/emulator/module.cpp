@@ -28,6 +28,7 @@ const Table& table() {
     Table made;
     add_hazards(made);
     add_costs(made);
+    add_copies(made);
     return made;
   }();
   return probes;
@@ -80,8 +81,9 @@ py::dict to_python(const emulator::Report& report) {
 using Fault = std::tuple<std::string, int, std::string, std::string>;
 
 py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, bool checking_races,
-             bool checking_unwritten, bool checking_tensors, uint32_t resident_blocks,
-             uint64_t first_block, uint64_t last_block, std::optional<Fault> fault,
+             bool checking_unwritten, bool checking_proxies, bool checking_tensors,
+             uint32_t resident_blocks, uint64_t first_block, uint64_t last_block,
+             std::optional<Fault> fault,
              std::optional<std::tuple<uint64_t, int, int, uint64_t>> stop) {
   const auto found = table().find(name);
   if (found == table().end()) throw std::invalid_argument("there is no probe '" + name + "'");
@@ -97,6 +99,7 @@ py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, 
   session.counting = true;
   session.checking_races = checking_races;
   session.checking_unwritten = checking_unwritten;
+  session.checking_proxies = checking_proxies;
   session.checking_tensors = checking_tensors;
   session.resident_blocks = resident_blocks;
   session.first_block = first_block;
@@ -111,8 +114,7 @@ py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, 
     const auto& [block, thread, line, occurrence] = *stop;
     session.stop_at({block, thread, "costs.cpp", line, occurrence, {0, 2, 4, 16, "f32"}});
   }
-  emulator::launch(probe.grid, probe.block, probe.shared_bytes, probe.cooperative,
-                   [&] { probe.kernel(memory); });
+  launch(probe, memory);
   py::dict result = to_python(session.report());
   result["out"] = std::vector<uint32_t>(buffers->out, buffers->out + 2048);
   return result;
@@ -154,10 +156,10 @@ PYBIND11_MODULE(_probes, module) {
   });
   module.def("run", &probes::run, py::arg("name"), py::kw_only(), py::arg("asynchrony") = 0,
              py::arg("order") = 0, py::arg("seed") = 0, py::arg("checking_races") = true,
-             py::arg("checking_unwritten") = true, py::arg("checking_tensors") = false,
-             py::arg("resident_blocks") = 1, py::arg("first_block") = 0,
-             py::arg("last_block") = ~uint64_t{0}, py::arg("fault") = std::nullopt,
-             py::arg("stop") = std::nullopt);
+             py::arg("checking_unwritten") = true, py::arg("checking_proxies") = true,
+             py::arg("checking_tensors") = false, py::arg("resident_blocks") = 1,
+             py::arg("first_block") = 0, py::arg("last_block") = ~uint64_t{0},
+             py::arg("fault") = std::nullopt, py::arg("stop") = std::nullopt);
   module.def("names", [] {
     std::vector<std::string> names;
     for (const auto& [name, probe] : probes::table()) names.push_back(name);
