@@ -25,6 +25,7 @@ std::vector<Instruction> matrix_instructions();
 std::vector<Instruction> warp_instructions();
 std::vector<Instruction> memory_instructions();
 std::vector<Instruction> atomic_instructions();
+std::vector<Instruction> copy_instructions();
 
 // A Body has the constants of an Instruction and run(input, output) for a thread of its block.
 template <class Body>

@@ -32,14 +32,18 @@
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define RF_SM90 1
 #endif
+// ... or of sm_90a alone, which no later GPU runs.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define RF_SM90A 1
+#endif
 
 namespace resnet_fused::ptx {
 
 #if !defined(RF_EMULATED)
 namespace detail {
-// What an instruction of sm_90 becomes where there is none: kernels of older GPUs don't reach it.
+// What an instruction becomes where there is none: kernels for older GPUs do not reach it.
 RF_DEVICE void missing() {
-#if defined(__CUDA_ARCH__) && !defined(RF_SM90)
+#if defined(__CUDA_ARCH__)
   __trap();
 #endif
 }

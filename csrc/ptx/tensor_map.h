@@ -5,6 +5,11 @@
 
 #include <cstdint>
 
+#if defined(RF_EMULATED) && defined(__GNUC__) && !defined(__clang__)
+// GCC has passed such parameters in another way before version 4.6, and says so at each.
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
 namespace resnet_fused::ptx {
 
 struct alignas(64) TensorMap {

@@ -175,14 +175,14 @@ RF_DEVICE void tma_load(SharedAddress to, const TensorMap* map, const int32_t (&
 #endif
 }
 
-// Into each block of the cluster whose bit is set, at the same place, with that block's mbarrier.
+// sm_90a. Into each block of the cluster whose bit is set, at the same place, with that block's mbarrier.
 template <int kRank>
 RF_DEVICE void tma_load_multicast(SharedAddress to, const TensorMap* map,
                                   const int32_t (&at)[kRank], SharedAddress barrier,
                                   uint16_t mask RF_SITE_PARAMETER) {
 #if defined(RF_EMULATED)
   detail::tensor_load(site, "cp.async.bulk.tensor.tile.multicast", to, map, at, {}, barrier, mask);
-#elif defined(RF_SM90)
+#elif defined(RF_SM90A)
   detail::tensor_load<false, true>(to, map, at, {uint16_t{0}}, barrier, mask);
 #else
   detail::missing();
@@ -213,7 +213,7 @@ RF_DEVICE void tma_load_im2col_multicast(SharedAddress to, const TensorMap* map,
 #if defined(RF_EMULATED)
   detail::tensor_load(site, "cp.async.bulk.tensor.im2col.multicast", to, map, at, offsets, barrier,
                       mask);
-#elif defined(RF_SM90)
+#elif defined(RF_SM90A)
   detail::tensor_load<true, true>(to, map, at, offsets, barrier, mask);
 #else
   detail::missing();
