@@ -1,4 +1,4 @@
-"""What the PTX manual says that bulk copies do, by index arrays: one element at a time in thought."""
+"""What the PTX manual says that bulk copies and mbarriers do, by index arrays."""
 
 from __future__ import annotations
 

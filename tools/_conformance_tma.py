@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint32]
 
 PARAMETERS = 32
-TENSOR = 1024  # words of a case's tensor
+TENSOR = 2048  # words of a case's tensor
 BOX = 2048  # words of shared memory
 
 
@@ -71,6 +71,22 @@ class Geometry:
         """Of shared memory."""
         return self.element_bytes * int(np.prod(self.counts, dtype=np.int64))
 
+    @property
+    def share(self) -> float:
+        """About how much of the box lies inside of the tensor."""
+        found = 1.0
+        for d in range(self.rank):
+            count, step, first = 1, self.steps[d], self.at[d]
+            if not self.pixels or d == 0:
+                count = self.counts[d]
+            elif d < self.rank - 1:
+                first, last = self.lower[d - 1], self.sizes[d] - 1 + self.upper[d - 1]
+                count = (last - first) // step + 1
+                first += (*self.offsets, 0)[d - 1]
+            place = first + step * np.arange(count)
+            found *= float(((place >= 0) & (place < self.sizes[d])).mean())
+        return found
+
     def words(self) -> Words:
         """As the kernels read it."""
         found: list[int] = []
@@ -110,15 +126,22 @@ def _width(rng: np.random.Generator, row: int) -> int:
     return int(rng.integers(1, 2 * row) if rng.random() < 0.2 else rng.integers(row // 2, 2 * row))
 
 
+def _worth(rng: np.random.Generator, geometry: Geometry, most: int) -> bool:
+    """Whether it fits, and mostly: whether there is much to be seen."""
+    if geometry.tensor_bytes > 4 * TENSOR or geometry.box_bytes > most:
+        return False
+    return geometry.share > 0.25 or rng.random() < 0.02
+
+
 def _start(rng: np.random.Generator, size: int, before: int) -> int:
     """Mostly inside of a dimension; up to `before` ahead of it; now and then far away."""
     if rng.random() < 0.03:
         return int(rng.integers(-3 * size, 3 * size + 1))
-    return int(rng.integers(-before, max(size - 1, 1))) if rng.random() < 0.5 else 0
+    return int(rng.integers(-before, max(size - 1, 1)))
 
 
 def tiled(rng: np.random.Generator, rank: int, most: int, stepped: bool) -> Geometry:
-    """A box of a tensor of up to 4 KB that may hang over on every side.
+    """A box of a tensor of up to 8 KB that may hang over on every side.
 
     Args:
         rng: of everything.
@@ -141,12 +164,12 @@ def tiled(rng: np.random.Generator, rank: int, most: int, stepped: bool) -> Geom
             _padded(at, 0),
             swizzle,
         )
-        if found.tensor_bytes <= 4 * TENSOR and found.box_bytes <= most:
+        if _worth(rng, found, most):
             return found
 
 
 def im2col(rng: np.random.Generator, rank: int, most: int) -> Geometry:
-    """A column of pixels of a tensor of up to 4 KB: any corners, strides, offsets and start.
+    """A column of pixels of a tensor of up to 8 KB: any corners, strides, offsets and start.
 
     Args:
         rng: of everything.
@@ -177,7 +200,7 @@ def im2col(rng: np.random.Generator, rank: int, most: int) -> Geometry:
             _padded(upper.tolist(), 0, 3),
             _padded(rng.integers(0, 4, min(spatial, 2)).tolist(), 0, 2),
         )
-        if found.tensor_bytes <= 4 * TENSOR and found.box_bytes <= most:
+        if _worth(rng, found, most):
             return found
 
 
@@ -220,7 +243,7 @@ def copies(rng: np.random.Generator, cases: int) -> dict[str, Words]:
     return {
         "tma_load": _with_tensors(rng, [tiled(rng, rank, whole, True) for rank in ranks(1)]),
         "tma_load_im2col": _with_tensors(rng, [im2col(rng, rank, whole) for rank in ranks(3)]),
-        "tma_store": _with_tensors(rng, [tiled(rng, rank, 4 * TENSOR, False) for rank in ranks(1)]),
+        "tma_store": _with_tensors(rng, [tiled(rng, rank, whole, False) for rank in ranks(1)]),
         "tma_load_multicast": _with_tensors(rng, [tiled(rng, 4, half, True) for _ in range(cases)]),
         "tma_load_im2col_multicast": _with_tensors(
             rng, [im2col(rng, 4, half) for _ in range(cases)]

@@ -11,7 +11,7 @@ namespace resnet_fused::conformance {
 namespace {
 
 constexpr int kParameterWords = 32;
-constexpr int kTensorWords = 1024;
+constexpr int kTensorWords = 2048;
 constexpr int kBoxWords = 2048;    // the most that a box holds
 constexpr uint32_t kBoxAt = 1024;  // in shared memory; mbarriers before it
 
@@ -142,7 +142,7 @@ RF_DEVICE void load_pixels(const ptx::TensorMap& map, const Geometry& g, ptx::Sh
   ptx::tma_load_im2col(base + kBoxAt, &map, at, offsets, base);
 }
 
-// input: a geometry, [1024] a tensor; output: [2048] shared memory with the box, else zeros
+// input: a geometry, [2048] a tensor; output: [2048] shared memory with the box, else zeros
 struct Load {
   static constexpr int kInputWords = kParameterWords + kTensorWords;
   static constexpr int kOutputWords = kBoxWords;
@@ -175,7 +175,7 @@ struct Load {
   }
 };
 
-// input: a geometry, [1024] words of shared memory; output: [1024] the tensor, else zeros
+// input: a geometry, [2048] words of shared memory; output: [2048] the tensor, else zeros
 struct Store {
   static constexpr int kInputWords = kParameterWords + kTensorWords;
   static constexpr int kOutputWords = kTensorWords;
@@ -207,7 +207,7 @@ struct Store {
 
 // Two blocks fetch half of shared memory each, for both: boxes of a tiled map one row apart, or
 // neighbouring taps of an im2col map. Maps have four dimensions.
-// input: a geometry, [1024] a tensor; output: [2, 2048] the blocks' shared memory
+// input: a geometry, [2048] a tensor; output: [2, 2048] the blocks' shared memory
 struct Multicast {
   static constexpr int kInputWords = kParameterWords + kTensorWords;
   static constexpr int kOutputWords = 2 * kBoxWords;
