@@ -52,7 +52,7 @@ std::string tensor_fault(const TensorMapRequest& r) {
 
 std::string box_fault(const TensorMapRequest& r) {
   std::string found;
-  const int dimensions = r.pixels > 0 ? 1 : r.rank;
+  const int dimensions = r.pixels != 0 ? 1 : r.rank;
   for (int d = 0; d < dimensions; ++d) {
     if (!(found = outside(nth("box", d), r.box[d], 1, 256)).empty()) return found;
   }

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -10,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../../csrc/launch/tensor_map.h"
 #include "probes.h"
 
 namespace py = pybind11;
@@ -120,6 +122,28 @@ py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, 
   return result;
 }
 
+// What tensor_map_fault says of a request of 16-bit elements, and what the encoder returns.
+std::pair<std::string, int> tensor_map(uint64_t address, const std::vector<int64_t>& sizes,
+                                       const std::vector<int64_t>& strides,
+                                       const std::vector<int32_t>& box,
+                                       const std::vector<int32_t>& steps, int swizzle, int pixels,
+                                       const std::vector<int32_t>& lower,
+                                       const std::vector<int32_t>& upper) {
+  TensorMapRequest request;
+  request.rank = static_cast<int>(sizes.size());
+  request.address = reinterpret_cast<void*>(address);
+  request.swizzle = static_cast<TensorSwizzle>(swizzle);
+  request.pixels = pixels;
+  std::copy_n(sizes.begin(), std::min<size_t>(sizes.size(), 5), request.sizes.begin());
+  std::copy(strides.begin(), strides.end(), request.strides.begin());
+  std::copy(box.begin(), box.end(), request.box.begin());
+  std::copy(steps.begin(), steps.end(), request.steps.begin());
+  std::copy(lower.begin(), lower.end(), request.lower.begin());
+  std::copy(upper.begin(), upper.end(), request.upper.begin());
+  ptx::TensorMap map;
+  return {tensor_map_fault(request), encode_tensor_map(request, &map)};
+}
+
 // Nanoseconds that one lane spends in a collective of its warp.
 double nanoseconds_of_a_collective() {
   constexpr int kTurns = 1000;
@@ -160,6 +184,9 @@ PYBIND11_MODULE(_probes, module) {
              py::arg("checking_tensors") = false, py::arg("resident_blocks") = 1,
              py::arg("first_block") = 0, py::arg("last_block") = ~uint64_t{0},
              py::arg("fault") = std::nullopt, py::arg("stop") = std::nullopt);
+  module.def("tensor_map", &probes::tensor_map, py::kw_only(), py::arg("address"), py::arg("sizes"),
+             py::arg("strides"), py::arg("box"), py::arg("steps"), py::arg("swizzle"),
+             py::arg("pixels"), py::arg("lower"), py::arg("upper"));
   module.def("names", [] {
     std::vector<std::string> names;
     for (const auto& [name, probe] : probes::table()) names.push_back(name);
