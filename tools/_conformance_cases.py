@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import _conformance_wgmma as wgmma
 import numpy as np
+from _conformance_tma import copies
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint32]
@@ -344,6 +345,7 @@ def all_cases(seed: int = 0, cases: int = 64) -> list[Cases]:
         simple[f"global_{size}"] = lambda: moves(rng, cases)
         simple[f"shared_{size}"] = lambda: moves(rng, cases)
     found = [Cases(name, "any bits", make()) for name, make in simple.items()]
+    found += [Cases(name, "any bits", words) for name, words in copies(rng, cases).items()]
     floats = atomics(rng, cases, floats=True)
     found.append(Cases("atomic_add_float", "any bits", floats, "floats"))
     for name in MMA:

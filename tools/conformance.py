@@ -245,6 +245,7 @@ def build_for(architecture: str) -> Path:
         raise SystemExit(f"error: {why}")
     sources = sorted(ROOT.glob("csrc/driver/conformance*.cu"))
     sources.append(ROOT / "csrc/driver/driver_arguments.cpp")
+    sources += [ROOT / "csrc/launch" / name for name in ("tensor_map.cu", "tensor_map_rules.cpp")]
     key = hashlib.sha256(repr((nvcc, architecture, emulated.digest())).encode()).hexdigest()[:12]
     folder = ROOT / "build" / f"conformance-sm_{architecture}-{key}"
     program = folder / "conformance"

@@ -30,7 +30,7 @@ using driver::UsageError;
 std::vector<Instruction> instructions() {
   std::vector<Instruction> all;
   for (const auto& part : {matrix_instructions(), warp_instructions(), memory_instructions(),
-                           atomic_instructions(), wgmma_instructions()}) {
+                           atomic_instructions(), copy_instructions(), wgmma_instructions()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;

@@ -11,7 +11,9 @@ void proxy_fence(Site) {
   const Quiet quiet;
   FiberThread& thread = self();
   const SharedMemory& shared = thread.block->shared;
-  thread.proxy_fences.push_back(shared.clocks().epoch(shared.column(thread.warp)));
+  const uint32_t epoch = shared.clocks().epoch(shared.column(thread.warp));
+  thread.proxy_fences.push_back(epoch);
+  thread.init_fences.push_back(epoch);
 }
 
 uint32_t AsyncRead::bytes() const {

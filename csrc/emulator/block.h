@@ -5,12 +5,16 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "async_proxy.h"
+#include "cluster.h"
 #include "effects.h"
 #include "fiber.h"
+#include "mbarrier.h"
 #include "requests.h"
 #include "runtime.h"
 #include "shared_memory.h"
@@ -28,6 +32,7 @@ struct Wait {
   Site site = {"", 0};
   const char* instruction = "";
   int barrier = -1;  // which named barrier, or -1
+  const MBarrier* mbarrier = nullptr;
 };
 
 struct PendingCopy {
@@ -36,6 +41,14 @@ struct PendingCopy {
   bool effective;  // the destination holds the data; the group has not been waited for
   Site site;
   uint8_t data[16];
+};
+
+// A bulk store of a thread: the read of its source, and its two effects.
+struct BulkStore {
+  AsyncRead read;
+  uint64_t reads;   // the effect that reads shared memory
+  uint64_t writes;  // the effect that writes global memory
+  bool waited = false;
 };
 
 struct FiberThread : Thread {
@@ -50,6 +63,11 @@ struct FiberThread : Thread {
   std::vector<const void*> relaxed_loads;  // that a later fence makes acquire loads
   bool fenced = false;
   std::vector<uint32_t> proxy_fences;  // the warp's epoch at each fence.proxy.async
+  std::vector<uint32_t> init_fences;   // and at each of those and of fence.mbarrier_init
+  std::vector<std::vector<BulkStore>> bulk_groups;  // committed, oldest first
+  std::vector<BulkStore> bulk_open;                 // in no group yet
+  bool cluster_arrived = false;
+  uint64_t cluster_phase = 0;
 };
 
 // Lanes of a warp that wait for each other.
@@ -92,6 +110,9 @@ struct Block {
   std::array<NamedBarrier, kBarriers> barriers;
   SharedMemory shared;
   std::vector<std::shared_ptr<Warpgroup>> warpgroups;  // null until they have a product
+  std::map<uint32_t, MBarrier> mbarriers;              // by offset
+  Cluster* cluster = nullptr;
+  uint32_t rank = 0;  // in the cluster
   int alive = 0;
   int first_warp = 0;  // number of warps 0 in the grid's list
 };
@@ -100,6 +121,7 @@ struct Block {
 struct Grid {
   dim3 size;
   dim3 block_size;
+  dim3 cluster_size;
   bool cooperative = false;
   const std::function<void()>* kernel = nullptr;
   Session* session = nullptr;
@@ -109,6 +131,7 @@ struct Grid {
   std::exception_ptr error;
 
   std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<std::unique_ptr<Cluster>> clusters;
   std::vector<Warp*> warps;           // of all resident blocks
   std::vector<FiberThread*> lanes;    // lane l of warp w at 32 w + l; null where there is none
   std::vector<uint64_t> ready_warps;  // one bit a warp
@@ -148,5 +171,7 @@ void products_left(const FiberThread& thread);
 
 // Barriers and warps (meetings.cpp).
 void thread_left(FiberThread& thread);
+// The last thread of a block has left: nothing asynchronous may be under way (tma.cpp).
+void check_block_end(Block& block);
 
 }  // namespace resnet_fused::emulator

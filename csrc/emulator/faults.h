@@ -32,7 +32,10 @@ enum class Fault : uint8_t {
   kWrongBarrier,      // another named barrier
   kNoFence,           // the fence, or the ordering of an atomic, is left out
   kTruncate,          // narrowing cuts bits off instead of rounding
-  kWrongSwizzle,      // another swizzle than the memory has
+  kWrongParity,       // waits for the other phase of an mbarrier
+  kWrongBytes,        // an mbarrier expects 16 bytes more than come
+  kCoordinateOff,     // a copy begins one element further in a dimension
+  kWrongSwizzle,      // another swizzle than the tensor map or the memory has
   kLeadOff,           // the leading distance of a matrix in shared memory is 16 bytes off
   kStrideOff,         // its stride is
 };

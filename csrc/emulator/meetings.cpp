@@ -219,7 +219,7 @@ void Grid::complete_grid_barrier(const FiberThread& last) {
   ++progress;
   ++phase;
   for (const auto& block : blocks) {
-    block->shared.clocks().everybody_meets();
+    if (block->rank == 0) block->shared.clocks().everybody_meets();  // a cluster has one set
     for (Warp& warp : block->warps) warp.requests.flush();
   }
   for (const FiberThread* thread : at_grid_barrier) {
@@ -248,6 +248,8 @@ void thread_left(FiberThread& thread) {
     --barrier.expected;
     if (barrier.arrived == barrier.expected) complete(block, barrier, thread);
   }
+  block.cluster->thread_left(thread);
+  if (block.alive == 0) check_block_end(block);
   Grid& grid = *block.grid;
   if (grid.alive > 0 && static_cast<int>(grid.at_grid_barrier.size()) == grid.alive) {
     grid.complete_grid_barrier(thread);

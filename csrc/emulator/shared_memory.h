@@ -72,6 +72,22 @@ class SharedMemory {
   // What the async proxy sees of bytes now.
   void async_view(const Block& block, Issuers issuers, uint32_t offset, uint32_t bytes,
                   uint8_t* to);
+  // The async proxy will write bytes of `owner`, this memory's block, for a thread of the same
+  // cluster: whoever has read or written them must be ordered before. They are in flight until
+  // async_landed; `column` is of the clocks, that of the mbarrier at byte `barrier`.
+  void async_write(Site site, const char* instruction, const Block& owner,
+                   const FiberThread& issuer, uint32_t offset, uint32_t bytes, uint16_t site_id,
+                   int column, uint32_t barrier);
+  void async_landed(uint32_t offset, uint32_t bytes, int column);
+  // The 8 bytes become an mbarrier, which only its own instructions may touch, or end to be one.
+  void mark_barrier(uint32_t offset, bool is_barrier);
+  // The thread uses an mbarrier of `owner`: its initialisation must be ordered before.
+  void use_barrier(Site site, const char* instruction, const Block& owner,
+                   const FiberThread& thread, uint32_t offset) const;
+  // The block ends: throws where a read has begun that nobody has waited for.
+  void check_readers_end(const Block& block) const;
+  // Some line that has copied with this mbarrier.
+  Site last_async_writer(const Block& block, int column) const;
   AsyncReaders& readers() { return readers_; }
 
   bool is_written(uint32_t offset) const;
@@ -85,9 +101,15 @@ class SharedMemory {
                            uint32_t alignment) const;
   void check_write_order(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
                          uint32_t bytes);
-  // Why the async proxy may not read a byte; empty where it may.
-  std::string refuse_async(const Block& block, Issuers issuers, const std::vector<uint32_t>& known,
-                           uint32_t offset) const;
+  void check_readers(Site site, const char* instruction, const Block& owner, const Seen& seen,
+                     int own_warp, uint32_t offset, uint32_t bytes) const;
+  // Why the async proxy may not read a byte, or write over it; empty where it may. `sole`: the only
+  // thread that issues the instruction, or null.
+  std::string refuse_async(const Block& owner, const FiberThread* sole,
+                           const std::vector<uint32_t>& known, uint32_t offset, bool write) const;
+  // "thread 3 (3, 0, 0) at file:line (instruction)" of a byte's last write.
+  std::string writer(const Block& owner, uint64_t entry) const;
+  bool ordered(const Seen& seen, uint64_t entry) const;
   Seen seen(const FiberThread& thread) const;
 
   uint8_t* data_ = nullptr;
@@ -102,6 +124,12 @@ class SharedMemory {
   std::vector<std::vector<uint64_t>> reads_;  // [warps][bytes / 4]
   std::vector<uint8_t> proxy_;                // [bytes], what the async proxy saw last
   AsyncReaders readers_;
+  struct AsyncWriter {  // an mbarrier on which copies have completed
+    int column;
+    uint32_t barrier;  // offset
+    uint16_t site_id;  // of the latest copy
+  };
+  std::vector<AsyncWriter> async_writers_;
 };
 
 }  // namespace resnet_fused::emulator

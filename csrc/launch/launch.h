@@ -2,6 +2,8 @@
 //
 //   int error = RF_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...);
 //   int error = RF_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, arguments...);
+//   int error = RF_LAUNCH_CLUSTERS(kernel, grid, block, cluster, shared_bytes, stream,
+//                                  arguments...);
 //
 // `kernel` is a __global__ function, in parentheses where it holds a comma. The result is 0 or a
 // cudaError_t; an empty grid is an error, as in CUDA, so the caller leaves empty problems out. In
@@ -28,6 +30,10 @@
 #define RF_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...) \
   ::resnet_fused::launch_kernel<true>(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
+// In clusters of blocks, of which the grid is a multiple; sm_90 and later.
+#define RF_LAUNCH_CLUSTERS(kernel, grid, block, cluster, shared_bytes, stream, ...) \
+  ::resnet_fused::launch_clusters(kernel, grid, block, cluster, shared_bytes, stream, __VA_ARGS__)
+
 namespace resnet_fused {
 
 #if defined(RF_EMULATED)
@@ -36,6 +42,14 @@ template <bool kCooperative, class... Parameters, class... Arguments>
 int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t shared_bytes,
                   cudaStream_t /*stream*/, const Arguments&... arguments) {
   emulator::launch(grid, block, shared_bytes, kCooperative, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
+template <class... Parameters, class... Arguments>
+int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster,
+                    uint32_t shared_bytes, cudaStream_t /*stream*/, const Arguments&... arguments) {
+  emulator::launch_clusters(grid, block, cluster, shared_bytes, false,
+                            [&] { kernel(arguments...); });
   return cudaSuccess;
 }
 
@@ -51,14 +65,38 @@ inline int clear_async(void* to, size_t bytes, cudaStream_t /*stream*/) {
 // Memory, compute capability 7.x and later).
 constexpr uint32_t kSharedBytesForTheAsking = 48 * 1024;
 
+template <class Kernel>
+cudaError_t allow_shared_bytes(Kernel kernel, uint32_t shared_bytes) {
+  if (shared_bytes <= kSharedBytesForTheAsking) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes));
+}
+
+template <class... Parameters, class... Arguments>
+int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster,
+                    uint32_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+  const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster.x;
+  attribute.val.clusterDim.y = cluster.y;
+  attribute.val.clusterDim.z = cluster.z;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
 template <bool kCooperative, class... Parameters, class... Arguments>
 int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t shared_bytes,
                   cudaStream_t stream, const Arguments&... arguments) {
-  if (shared_bytes > kSharedBytesForTheAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
   if constexpr (kCooperative) {
     const void* addresses[] = {&arguments...};
     return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block,

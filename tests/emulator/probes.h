@@ -24,6 +24,7 @@ struct Probe {
   uint32_t shared_bytes;
   bool cooperative;
   std::function<void(const Memory&)> kernel;
+  uint32_t cluster = 1;  // blocks
 };
 
 using Table = std::map<std::string, Probe>;
@@ -31,6 +32,12 @@ using Table = std::map<std::string, Probe>;
 void add_hazards(Table& table);
 void add_costs(Table& table);
 void add_products(Table& table);
+void add_copies(Table& table);
+
+inline void launch(const Probe& probe, const Memory& memory) {
+  emulator::launch_clusters(probe.grid, probe.block, probe.cluster, probe.shared_bytes,
+                            probe.cooperative, [&] { probe.kernel(memory); });
+}
 
 // The first byte of dynamic shared memory.
 inline ptx::SharedAddress base() { return ptx::shared_address(ptx::dynamic_shared()); }
