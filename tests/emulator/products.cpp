@@ -1,7 +1,9 @@
 // Products of warpgroups: sound kernels and such with one mistake. Most multiply A [64, 16] by the
 // transpose of B [16, 16], both bf16 without a swizzle: A[i][k] = (2 i + k) % 29, B[j][k] = (3 j
 // + k) % 7.
-#include "../../csrc/ptx/proxy.h"
+#include <stdexcept>
+
+#include "../../csrc/launch/tensor_map.h"
 #include "../../csrc/ptx/registers.h"
 #include "../../csrc/ptx/wgmma.h"
 #include "probes.h"
@@ -159,6 +161,62 @@ void peek(const Memory& memory) {
   ptx::wgmma_wait_group<0>();
   ptx::wgmma_pin(d);
   write_sums(memory, d);
+}
+
+enum class Ring { kSound, kEarlyRelease, kNoFullWait };
+
+// What a kernel does: a warp copies tiles of 64 rows of 64 fp16 into two slots, a warpgroup
+// multiplies each by its own first eight rows. `in` as fp16: words below 2048 are multiples of
+// 2^-24 beside zeros. One thread gives a slot back for the whole warpgroup, behind its own wait.
+void ring(const Memory& memory, Ring mistake) {
+  constexpr int kTiles = 5;
+  constexpr uint32_t kTileBytes = 64 * 128;
+  constexpr MatrixLayout kLayout{Swizzle::k128Bytes, 0, 1024};
+  TensorMapRequest request;
+  request.element = TensorElement::kFloat16;
+  request.rank = 2;
+  request.address = const_cast<uint32_t*>(memory.in);
+  request.sizes = {64, 512};
+  request.strides = {128};
+  request.box = {64, 64};
+  request.swizzle = TensorSwizzle::k128;
+  ptx::TensorMap map;
+  if (encode_tensor_map(request, &map) != 0) throw std::logic_error(tensor_map_fault(request));
+  const auto full = [](int slot) { return base() + 8 * static_cast<uint32_t>(slot); };
+  const auto empty = [](int slot) { return base() + 16 + 8 * static_cast<uint32_t>(slot); };
+  const auto tile_at = [](int slot) {
+    return base() + 1024 + kTileBytes * static_cast<uint32_t>(slot);
+  };
+  if (thread() == 0) {
+    for (int i = 0; i < 4; ++i) ptx::mbarrier_init(base() + 8 * i, 1);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::sync_threads();
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const int slot = tile % 2;
+    const auto parity = static_cast<uint32_t>(tile / 2 % 2);
+    if (thread() == 128) {
+      ptx::mbarrier_wait_parity(empty(slot), parity ^ 1);
+      ptx::mbarrier_arrive_expect_tx(full(slot), kTileBytes);
+      ptx::tma_load(tile_at(slot), &map, {0, 4 * tile}, full(slot));  // <- a tile
+    }
+    if (thread() >= 128) continue;
+    if (mistake != Ring::kNoFullWait) ptx::mbarrier_wait_parity(full(slot), parity);
+    float d[4];
+    clear(d);
+    ptx::wgmma_pin(d);
+    ptx::wgmma_fence();
+    const auto operand = ptx::matrix_descriptor(tile_at(slot), kLayout);
+    for (int k = 0; k < 4; ++k) {
+      ptx::wgmma<ptx::F16>(d, operand + 32 * k, operand + 32 * k, k > 0);  // <- a tile's product
+    }
+    ptx::wgmma_commit_group();
+    if (mistake == Ring::kEarlyRelease && thread() == 96) ptx::mbarrier_arrive(empty(slot));
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_pin(d);
+    if (mistake != Ring::kEarlyRelease && thread() == 96) ptx::mbarrier_arrive(empty(slot));
+    write_sums({memory.in, memory.out + 512 * (tile % 4)}, d);
+  }
 }
 
 // ---- Operands that are not ready, or not left alone
@@ -365,6 +423,14 @@ void add_products(Table& t) {
   t["product_two_sums"] = group(two_sums);
   t["product_two_groups"] = group(two_groups_of_warps, 256);
   t["product_peek"] = group(peek);
+  const std::pair<const char*, Ring> rings[] = {
+      {"product_ring", Ring::kSound},
+      {"product_ring_early_release", Ring::kEarlyRelease},
+      {"product_ring_no_full_wait", Ring::kNoFullWait},
+  };
+  for (const auto& [name, mistake] : rings) {
+    t[name] = {1, 160, 1024 + 2 * 8192, false, [mistake](const Memory& m) { ring(m, mistake); }};
+  }
   t["operands_unpublished"] = group([](const Memory& m) { operands(m, false, true); });
   t["operands_unmet"] = group([](const Memory& m) { operands(m, true, false); });
   t["operands_overwritten"] = group(overwrite);
