@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import _conformance_tma as inputs
 import numpy as np
@@ -72,14 +73,15 @@ def load(g: Geometry, tensor: Bytes, room: int) -> Bytes:
     return result
 
 
-def store(g: Geometry, shared: Bytes, room: int) -> Bytes:
-    """`room` bytes of global memory that were zeros."""
+def store(g: Geometry, shared: Bytes, room: int) -> Words:
+    """`room` bytes of global memory that were zeros; behind them their words' xor."""
     result = np.zeros(room, np.uint8)
     first, inside = places(g)
     values = shared[swizzled(np.arange(g.box_bytes), g.swizzle)].reshape(-1, g.element_bytes)
     target = first[:, None] + np.arange(g.element_bytes)
     result[target[inside]] = values[inside]
-    return result
+    total = np.bitwise_xor.reduce(result.view(np.uint32))
+    return np.concatenate([result.view(np.uint32), [total, 0, 0, 0]]).astype(np.uint32)
 
 
 def halves(g: Geometry, tensor: Bytes) -> Bytes:
@@ -92,7 +94,7 @@ def halves(g: Geometry, tensor: Bytes) -> Bytes:
     return np.tile(one, 2)
 
 
-def _each(apply: Callable[[Geometry, Bytes], Bytes]) -> Callable[[Words], Words]:
+def _each(apply: Callable[[Geometry, Bytes], NDArray[Any]]) -> Callable[[Words], Words]:
     def run(words: Words) -> Words:
         rows = []
         for case in words:
@@ -113,8 +115,12 @@ def bulk_copy(words: Words) -> Words:
 
 def mbarrier(words: Words) -> Words:
     """A phase is complete with its last arrival and its last byte, the one before always."""
-    phase = np.array([[0, 1, 0, 1, number, 0, 0, 0] for number in (1, 2, 3)], np.uint32)
-    result = np.tile(phase.ravel(), (len(words), 1))
+    lane, said, sent = np.arange(32), [], []
+    for phase in range(3):
+        other = (lane + phase + 1) % 32
+        said += [2, 3, 2, 0, 0, 0, 0, 0]
+        sent += [100 * phase + other, 1000 * phase + other]
+    result = np.tile(np.concatenate([said, *sent]).astype(np.uint32), (len(words), 1))
     result[:, 5] = words[:, 33]
     return result
 

@@ -212,8 +212,7 @@ def _with_tensors(rng: np.random.Generator, geometries: list[Geometry]) -> Words
 
 def mbarriers(rng: np.random.Generator, cases: int) -> Words:
     """Arrivals of each lane, their sum, bytes."""
-    arrivals = rng.integers(0, 4, (cases, 32), dtype=np.uint32)
-    arrivals[:, 5] += 1
+    arrivals = rng.integers(1, 5, (cases, 32), dtype=np.uint32)
     bytes_ = rng.integers(1, 1 << 12, (cases, 1), dtype=np.uint32)
     sums = arrivals.sum(1, dtype=np.uint32)[:, None]
     return np.concatenate([arrivals, sums, bytes_, np.zeros((cases, 2), np.uint32)], axis=1)

@@ -104,7 +104,7 @@ RF_DEVICE void prepare(ptx::SharedAddress base) {
   ptx::fence_proxy_async_shared();
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(base, 1);
-    ptx::mbarrier_init(base + 8, ptx::cluster_blocks());
+    if (ptx::cluster_blocks() > 1) ptx::mbarrier_init(base + 8, ptx::cluster_blocks());
     ptx::fence_mbarrier_init();
   }
   ptx::cluster_sync();
@@ -175,17 +175,19 @@ struct Load {
   }
 };
 
-// input: a geometry, [2048] words of shared memory; output: [2048] the tensor, else zeros
+// input: a geometry, [2048] words of shared memory
+// output: [2048] the tensor, else zeros; behind it what its words come to, each taken xor the
+// others
 struct Store {
   static constexpr int kInputWords = kParameterWords + kTensorWords;
-  static constexpr int kOutputWords = kTensorWords;
+  static constexpr int kOutputWords = kTensorWords + 4;
   static constexpr int kThreads = 32;
   static constexpr int kOldestSm = 90;
   static constexpr uint32_t kBlocks = 1;
   static constexpr bool kStores = true;
 
   static RF_DEVICE void run(const ptx::TensorMap& map, const Geometry& g, uint32_t,
-                            const uint32_t* input, uint32_t*) {
+                            const uint32_t* input, uint32_t* output) {
     const ptx::SharedAddress base = shared_base();
     for (uint32_t i = threadIdx.x; i < kTensorWords / 4; i += 32) {
       ptx::store_shared(base + kBoxAt + 16 * i,
@@ -201,7 +203,13 @@ struct Store {
     if (g.rank == 5) store_box<5>(map, g, base);
     ptx::bulk_commit_group();
     ptx::bulk_wait_group_read<0>();
+    for (uint32_t i = 0; i < kTensorWords / 4; ++i) {  // nobody sees this
+      ptx::store_shared(base + kBoxAt + 16 * i, uint4{i, i, i, i});
+    }
     ptx::bulk_wait_group<0>();
+    uint32_t all = 0;
+    for (uint32_t i = 0; i < kTensorWords; ++i) all ^= ptx::load_global(output + i);
+    ptx::store_global(output + kTensorWords, all);
   }
 };
 
@@ -240,8 +248,7 @@ struct Multicast {
     if (threadIdx.x < 2) {
       ptx::mbarrier_arrive_cluster(ptx::cluster_address(base + 8, threadIdx.x));
     }
-    ptx::mbarrier_wait_parity(base + 8, 0);
-    ptx::cluster_sync();
+    ptx::mbarrier_wait_parity(base + 8, 0);  // nobody reaches into a block that has left
   }
 };
 
@@ -266,7 +273,6 @@ struct BulkCopy : WarpBody {
       ptx::mbarrier_init(base, 1);
       ptx::fence_mbarrier_init();
     }
-    ptx::sync_warp();
     if (threadIdx.x != 0) return;
     const uint32_t from = load_word(input, 512), to = load_word(input, 513);
     const uint32_t bytes = 16 * load_word(input, 514);
@@ -280,52 +286,57 @@ struct BulkCopy : WarpBody {
 };
 
 // Three phases of an mbarrier to which each lane comes some times and which waits for bytes, and of
-// one that a state names.
-// input: [32] arrivals of each lane, their sum, bytes
-// output: [3, 8] what the waits said
+// one whose phases are named by states. Each lane sends words to others by way of them.
+// input: [32] arrivals of each lane, 1 or more, their sum, bytes
+// output: [3, 8] what the waits said, 2 for no and 3 for yes; [3, 2, 32] the words
 struct Barrier : WarpBody {
-  static constexpr uint32_t kSharedBytes = 64;
+  static constexpr uint32_t kSharedBytes = 16 + 2 * 128;
   static constexpr int kOldestSm = 90;
   static constexpr int kInputWords = 32 + 4;
-  static constexpr int kOutputWords = 24;
+  static constexpr int kOutputWords = 24 + 3 * 64;
+
+  static RF_DEVICE void say(uint32_t* to, bool answer) {
+    ptx::store_global(to, 2 + static_cast<uint32_t>(answer));
+  }
 
   static RF_DEVICE void run(const uint32_t* input, uint32_t* output) {
     const ptx::SharedAddress base = shared_base();
+    const ptx::SharedAddress words = base + 16;
     const uint32_t lane = threadIdx.x;
     const uint32_t arrivals = load_word(input, lane);
     const uint32_t bytes = load_word(input, 33);
     if (lane == 0) {
       ptx::mbarrier_init(base, load_word(input, 32));
-      ptx::mbarrier_init(base + 8, 1);
+      ptx::mbarrier_init(base + 8, 32);
     }
-    ptx::sync_warp();
     for (uint32_t phase = 0; phase < 3; ++phase) {
       uint32_t* said = output + 8 * phase;
+      uint32_t* sent = output + 24 + 64 * phase;
+      const uint32_t other = (lane + phase + 1) % 32;
       if (lane == 0) {
-        ptx::store_global(said, uint32_t{ptx::mbarrier_test_wait_parity(base, phase & 1)});
-        ptx::store_global(said + 1, uint32_t{ptx::mbarrier_test_wait_parity(base, ~phase & 1)});
+        say(said, ptx::mbarrier_test_wait_parity(base, phase & 1));
+        say(said + 1, ptx::mbarrier_test_wait_parity(base, ~phase & 1));
         ptx::mbarrier_expect_tx(base, bytes);
       }
       ptx::sync_warp();
-      if (arrivals > 0) ptx::mbarrier_arrive(base, arrivals);
-      ptx::sync_warp();
+      ptx::store_shared(words + 4 * lane, 100 * phase + lane);
+      ptx::mbarrier_arrive(base, arrivals);
       if (lane == 0) {
-        ptx::store_global(said + 2, uint32_t{ptx::mbarrier_test_wait_parity(base, phase & 1)});
+        say(said + 2, ptx::mbarrier_test_wait_parity(base, phase & 1));
         ptx::mbarrier_complete_tx(base, bytes);
       }
       ptx::mbarrier_wait_parity(base, phase & 1);
-      if (lane == 0) {
-        const uint64_t state = ptx::mbarrier_arrive_expect_tx(base + 8, bytes);
-        ptx::mbarrier_complete_tx(base + 8, bytes);
-        while (!ptx::mbarrier_try_wait(base + 8, state)) {
-        }
-        ptx::store_global(said + 3, uint32_t{ptx::mbarrier_test_wait_parity(base + 8, phase & 1)});
-        ptx::store_global(said + 4, phase + 1);
+      ptx::store_global(sent + lane, ptx::load_shared<uint32_t>(words + 4 * other));
+
+      ptx::store_shared(words + 128 + 4 * lane, 1000 * phase + lane);
+      const uint64_t state = ptx::mbarrier_arrive_expect_tx(base + 8, bytes);
+      if (lane == 0) ptx::mbarrier_complete_tx(base + 8, 32 * bytes);
+      while (!ptx::mbarrier_try_wait(base + 8, state)) {
       }
-      ptx::sync_warp();
+      ptx::store_global(sent + 32 + lane, ptx::load_shared<uint32_t>(words + 128 + 4 * other));
     }
     if (lane != 0) return;
-    ptx::mbarrier_invalidate(base);
+    ptx::mbarrier_invalidate(base);  // all lanes are beyond their waits for it
     ptx::store_shared(base, bytes);
     ptx::store_global(output + 5, ptx::load_shared<uint32_t>(base));
   }
