@@ -16,7 +16,10 @@
 //   grid_dependency.h  griddepcontrol
 //   keep.h             no instruction: what the compiler is to keep in registers
 //
-// wgmma has its place here, in a file of its own.
+// Kernels for sm_90a include two more themselves, of which the others need nothing:
+//
+//   wgmma.h            wgmma and its groups; matrix_descriptor.h
+//   registers.h        setmaxnreg
 #pragma once
 
 #include "async_copy.h"
