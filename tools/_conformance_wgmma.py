@@ -169,20 +169,22 @@ def input_words(
     operands: list[tuple[Operand, Operand]],
     elements: NDArray[np.float64],
     d: NDArray[np.float32],
+    counts: NDArray[np.bool_],
 ) -> Words:
     """One case a pair of operands.
 
     Args:
-        rng: for bits that do not count, and for whether d does.
+        rng: for bits that do not count.
         kind: of the elements.
         operands: a and b of each case.
         elements: [cases, 128 threads' registers of a, then shared memory].
         d: [cases, 128 N / 2].
+        counts: [cases], whether d does.
     """
     parameters = np.zeros((len(operands), PARAMETERS), np.uint32)
     for row, (a, b) in zip(parameters, operands, strict=True):
         row[:12] = a.words + b.words
-    parameters[:, 12] = rng.integers(0, 4, len(operands)) > 0
+    parameters[:, 12] = counts
     words = pack(rng, elements, kind)
     fragments = 128 * 4
     return np.concatenate(
@@ -213,7 +215,7 @@ def integers(rng: np.random.Generator, name: str, operands: list[tuple[Operand, 
     cases = len(operands)
     elements = small(rng, kind, cases, elements_of(kind, columns))
     d = rng.integers(-size, size, (cases, 64 * columns)).astype(np.float32)
-    return input_words(rng, kind, operands, elements, d)
+    return input_words(rng, kind, operands, elements, d, np.arange(cases) % 2 == 0)
 
 
 def rounded(rng: np.random.Generator, name: str, operands: list[tuple[Operand, Operand]]) -> Words:
@@ -222,7 +224,7 @@ def rounded(rng: np.random.Generator, name: str, operands: list[tuple[Operand, O
     cases = len(operands)
     elements = numbers(rng, kind, cases, elements_of(kind, columns))
     d = (16 * rng.standard_normal((cases, 64 * columns))).astype(np.float32)
-    return input_words(rng, kind, operands, elements, d)
+    return input_words(rng, kind, operands, elements, d, np.ones(cases, bool))
 
 
 def shifted(swizzle: int, with_base_offset: bool) -> list[tuple[Operand, Operand]]:
