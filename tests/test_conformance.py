@@ -347,7 +347,8 @@ HARMLESS: dict[str, set[tuple[str, str]]] = {
         ("atom.add.u32", "non_atomic"),  # where the flag is raised: nobody else changes it
     },
 }
-HARMLESS |= {name: SAME_BYTES for name in ("tma_load", "tma_load_im2col")} | {
+HARMLESS["tma_load"] = HARMLESS["tma_load_im2col"] = SAME_BYTES
+HARMLESS |= {
     # Both blocks take each other for themselves.
     name: {*SAME_BYTES, ("mapa", "wrong_lane")}
     for name in ("tma_load_multicast", "tma_load_im2col_multicast")

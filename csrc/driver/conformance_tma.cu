@@ -170,7 +170,8 @@ struct Load {
         if (g.rank == 5) load_box<5>(map, g, base);
       }
     }
-    ptx::mbarrier_wait_parity(base, 0);
+    while (!ptx::mbarrier_try_wait_parity(base, 0)) {
+    }
     dump(base, output);
   }
 };
@@ -318,7 +319,8 @@ struct Barrier : WarpBody {
         say(said + 1, ptx::mbarrier_test_wait_parity(base, ~phase & 1));
         ptx::mbarrier_expect_tx(base, bytes);
       }
-      ptx::sync_warp();
+      ptx::cluster_arrive();  // of one block
+      ptx::cluster_wait();
       ptx::store_shared(words + 4 * lane, 100 * phase + lane);
       ptx::mbarrier_arrive(base, arrivals);
       if (lane == 0) {

@@ -12,7 +12,8 @@
 
 namespace resnet_fused::ptx {
 
-struct alignas(64) TensorMap {
+// Aligned as the driver's CUtensorMap is; the instructions ask for 64 bytes.
+struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 

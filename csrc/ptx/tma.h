@@ -175,7 +175,8 @@ RF_DEVICE void tma_load(SharedAddress to, const TensorMap* map, const int32_t (&
 #endif
 }
 
-// sm_90a. Into each block of the cluster whose bit is set, at the same place, with that block's mbarrier.
+// sm_90a. Into each block of the cluster whose bit is set, at the same place, with that block's
+// mbarrier.
 template <int kRank>
 RF_DEVICE void tma_load_multicast(SharedAddress to, const TensorMap* map,
                                   const int32_t (&at)[kRank], SharedAddress barrier,

@@ -76,8 +76,7 @@ void ring(const Memory& memory, Mistake mistake) {
       if (mistake == Mistake::kMoreBytes) bytes += 16;
       if (mistake == Mistake::kFewerBytes) bytes -= 16;
       ptx::mbarrier_arrive_expect_tx(barrier_at(slot), bytes);
-      ptx::tma_load(tile_at(slot), &map, {0, kRows * tile},
-                    barrier_at(slot));  // <- the tile's copy
+      ptx::tma_load(tile_at(slot), &map, {0, kRows * tile}, barrier_at(slot));  // <- tile
     }
   } else if (thread() >= 32) {
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -86,8 +85,7 @@ void ring(const Memory& memory, Mistake mistake) {
       if (mistake == Mistake::kWrongParity) parity ^= 1;
       if (mistake != Mistake::kNoFullWait) ptx::mbarrier_wait_parity(barrier_at(slot), parity);
       for (int i = thread() - 32; i < 32 * kRows; i += 64) {
-        const auto value =
-            ptx::load_shared<uint32_t>(tile_at(slot) + 4 * i);  // <- the tile's reader
+        const auto value = ptx::load_shared<uint32_t>(tile_at(slot) + 4 * i);
         ptx::store_global(memory.out + 32 * kRows * tile + i, value);
       }
       ptx::sync_warp();
