@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import copy_model
 import numpy as np
 from numpy.typing import NDArray
 
@@ -306,4 +307,4 @@ def expected() -> dict[str, Callable[[Words], Words]]:
     for size in (1, 2, 4, 8, 16):
         found[f"shared_{size}"] = lambda words, size=size: move(words, size)
         found[f"global_{size}"] = lambda words, size=size: np.tile(move(words, size), 2)
-    return found
+    return found | copy_model.expected()

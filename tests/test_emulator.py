@@ -5,7 +5,6 @@ The kernels are in tests/emulator; a mark behind a line (`// <- name`) is what a
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
 import time
@@ -15,52 +14,24 @@ from typing import Any
 
 import emulated
 import pytest
+from emulator_probes import (
+    ASYNCHRONY,
+    ORDER,
+    SCHEDULES,
+    error_of,
+    load,
+    marked,
+    noticed,
+    plantable,
+)
 
 pytestmark = pytest.mark.emulated
-
-PROBES = Path(__file__).resolve().parent / "emulator"
-ASYNCHRONY = {"eager": 0, "lazy": 1, "random": 2}
-ORDER = {"forward": 0, "reverse": 1, "shuffled": 2}
-SCHEDULES = list(itertools.product(ASYNCHRONY.values(), ORDER.values()))
 
 
 @pytest.fixture(scope="module")
 def probes() -> ModuleType:
-    """The module of probes, as tools/emulated.py has built it."""
-    path = emulated.builder.output("_probes")
-    if not path.is_file():
-        pytest.fail(f"{path} is missing: run tools/emulated.py")
-    spec = importlib.util.spec_from_file_location("_probes", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def marked(name: str) -> tuple[str, int]:
-    """The file and line that carry a mark."""
-    for path in sorted(PROBES.glob("*.cpp")):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if line.endswith(f"// <- {name}"):
-                return path.name, number
-    raise AssertionError(f"no line is marked '{name}'")
-
-
-def error_of(probes: ModuleType, name: str, **settings: Any) -> Any:
-    """The error of a probe, which must have one."""
-    with pytest.raises(probes.Error) as raised:
-        probes.run(name, **settings)
-    return raised.value
-
-
-def noticed(probes: ModuleType, name: str, **settings: Any) -> str | None:
-    """The kind of a probe's error, if it has one."""
-    try:
-        probes.run(name, **settings)
-    except probes.Error as error:
-        return error.kind
-    return None
+    """The module of probes."""
+    return load()
 
 
 # What each hazard is called and the line that is named. Only hazards that every schedule shows.
@@ -335,12 +306,6 @@ def test_memory_of_no_tensor_is_not_touched(probes):
         error = error_of(probes, name, checking_tensors=True)
         assert (error.kind, Path(error.file).name, error.line) == ("address", *marked(name))
         assert word in str(error)
-
-
-def plantable(probes: ModuleType, name: str, **settings: Any) -> list[tuple[str, int, str, str]]:
-    """Every fault of every site that a clean run reaches."""
-    sites = probes.run(name, **settings)["sites"]
-    return [(s["file"], s["line"], s["instruction"], f) for s in sites for f in s["faults"]]
 
 
 def test_a_run_lists_its_sites_and_their_faults(probes):

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import _conformance_wgmma as wgmma
 import numpy as np
+from _conformance_tma import copies
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint32]
@@ -33,13 +35,19 @@ class Cases:
         instruction: its name in csrc/driver/conformance_*.cu.
         family: what the inputs have in common.
         words: [cases, words of a case].
-        compare: "bits", "floats" (a NaN equals a NaN) or "products" (within the error of a sum).
+        compare: "bits", "floats" (a NaN equals a NaN), "products" (within the error of a sum) or
+            "question" (bits that the manual leaves open: the answer is told, none is wrong).
+        sizes: of products, the same cases without signs: their result is the sum of the terms'
+            sizes.
+        depth: of products, terms of a sum.
     """
 
     instruction: str
     family: str
     words: Words
     compare: str = "bits"
+    sizes: Words | None = None
+    depth: int = 0
 
 
 def bits(rng: np.random.Generator, *shape: int) -> Words:
@@ -179,12 +187,43 @@ def products(rng: np.random.Generator, cases: int, name: str) -> list[Cases]:
     anything[:, :, 6:10] = np.where(
         rng.random(d_shape) < 0.3, special_floats(rng, *d_shape), anything[:, :, 6:10]
     )
+
+    def rounding(family: str, words: Words) -> Cases:
+        return Cases(name, family, words, "products", sizes(words, kind), 8 * pair)
+
     return [
         Cases(name, "integers", integers),
-        Cases(name, "numbers", numbers, "products"),
-        Cases(name, "any bits", anything.reshape(cases, -1), "products"),
-        Cases(name, "one product", one_product(rng, cases, kind), "products"),
+        rounding("numbers", numbers),
+        rounding("any bits", anything.reshape(cases, -1)),
+        rounding("one product", one_product(rng, cases, kind)),
     ]
+
+
+def sizes(words: Words, kind: str) -> Words:
+    """The same products without signs."""
+    lanes = words.reshape(-1, WARP, MMA_WORDS).copy()
+    lanes[:, :, 0:6] &= np.uint32(0x7FFFFFFF if kind == "tf32" else 0x7FFF7FFF)
+    lanes[:, :, 6:10] &= np.uint32(0x7FFFFFFF)
+    return lanes.reshape(len(lanes), -1)
+
+
+def wide_products(rng: np.random.Generator, count: int) -> list[Cases]:
+    """Of every width of wgmma; each layout comes up in some of them."""
+    found = []
+    for i, (name, (kind, columns)) in enumerate(wgmma.NAMES.items()):
+        ways = wgmma.layouts(rng, kind, columns, 2 * count, 2 * count * i)
+        exact = ways if kind == "e4m3" else ways[:count]  # sums of e4m3 round in another way
+        found.append(Cases(name, "integers", wgmma.integers(rng, name, exact)))
+        if kind == "e4m3":
+            continue
+        words = wgmma.rounded(rng, name, ways[count:])
+        unsigned = wgmma.without_signs(words, kind, columns)
+        depth = 32 // wgmma.ELEMENT_BYTES[kind]
+        found.append(Cases(name, "numbers", words, "products", unsigned, depth))
+    for family, operands in wgmma.QUESTIONS.items():
+        words = wgmma.integers(rng, wgmma.SHIFTED, operands())
+        found.append(Cases(wgmma.SHIFTED, family, words, "question"))
+    return found
 
 
 def one_product(rng: np.random.Generator, cases: int, kind: str) -> Words:
@@ -285,6 +324,7 @@ def all_cases(seed: int = 0, cases: int = 64) -> list[Cases]:
         "barrier_sync": lambda: barrier_sync(rng, cases),
         "barrier_arrive": lambda: barrier_arrive(rng, cases),
         "grid_dependency": lambda: bits(rng, cases, 32),
+        "setmaxnreg": lambda: bits(rng, cases, 256),
         "cp_async_groups": lambda: bits(rng, cases, 512),
         "store_release_load_acquire": lambda: exchange(rng, cases, 32),
         "fence_acq_rel_gpu": lambda: exchange(rng, cases, 32),
@@ -305,8 +345,11 @@ def all_cases(seed: int = 0, cases: int = 64) -> list[Cases]:
         simple[f"global_{size}"] = lambda: moves(rng, cases)
         simple[f"shared_{size}"] = lambda: moves(rng, cases)
     found = [Cases(name, "any bits", make()) for name, make in simple.items()]
+    found += [Cases(name, "any bits", words) for name, words in copies(rng, cases).items()]
     floats = atomics(rng, cases, floats=True)
     found.append(Cases("atomic_add_float", "any bits", floats, "floats"))
     for name in MMA:
         found += products(rng, cases, name)
+    found.append(Cases("wgmma_groups", "integers", wgmma.group_words(rng, cases)))
+    found += wide_products(rng, max(cases // 12, 2))
     return found

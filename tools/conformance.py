@@ -26,7 +26,7 @@ from pathlib import Path
 import emulated
 import numpy as np
 import toolchain
-from _conformance_cases import MMA, MMA_WORDS, WARP, Cases, Words, all_cases
+from _conformance_cases import Cases, Words, all_cases
 
 ROOT = Path(__file__).resolve().parent.parent
 # Beyond this size a partial sum may overflow or not, as the order of the terms has it.
@@ -53,6 +53,7 @@ class Outcome:
         worst: of products, the largest difference as a share of the bound.
         undecided: of products, how many are too near overflow to be compared.
         first: the first disagreement in words, or "".
+        question: the manual leaves it open, so that nothing here is wrong.
     """
 
     instruction: str
@@ -62,6 +63,7 @@ class Outcome:
     worst: float = 0.0
     undecided: int = 0
     first: str = ""
+    question: bool = False
 
     def line(self) -> str:
         """For the table."""
@@ -70,7 +72,9 @@ class Outcome:
             said += f", {self.undecided} near overflow left out"
         if self.wrong:
             said = f"FAILED: {self.wrong} differ; {self.first}"
-        return f"{self.instruction:28} {self.family:12} {self.words:6} words  {said}"
+        if self.question:
+            said = f"left open: {self.wrong} differ" if self.wrong else "left open: agree"
+        return f"{self.instruction:28} {self.family:30} {self.words:6} words  {said}"
 
 
 def execute(program: Path, cases: list[Cases], options: tuple[str, ...] = ()) -> list[Words]:
@@ -109,11 +113,8 @@ def execute(program: Path, cases: list[Cases], options: tuple[str, ...] = ()) ->
 
 def magnitudes(case: Cases) -> Cases:
     """The same products without signs: their result is the sum of the terms' sizes."""
-    lanes = case.words.reshape(-1, WARP, MMA_WORDS).copy()
-    sign = 0x7FFFFFFF if MMA[case.instruction] == "tf32" else 0x7FFF7FFF
-    lanes[:, :, 0:6] &= np.uint32(sign)
-    lanes[:, :, 6:10] &= np.uint32(0x7FFFFFFF)
-    return Cases(case.instruction, case.family, lanes.reshape(len(lanes), -1), case.compare)
+    assert case.sizes is not None
+    return Cases(case.instruction, case.family, case.sizes, case.compare)
 
 
 def compare_products(case: Cases, left: Words, right: Words, sizes: Words) -> Outcome:
@@ -125,13 +126,12 @@ def compare_products(case: Cases, left: Words, right: Words, sizes: Words) -> Ou
         right: the other.
         sizes: the emulator's result on `magnitudes(case)`.
     """
-    depth = 8 if MMA[case.instruction] == "tf32" else 16
     a, b, size = (x.view(np.float32).astype(np.float64) for x in (left, right, sizes))
     nan = np.isnan(size)
     undecided = ~nan & (size > NEAR_OVERFLOW)
     decided = ~nan & ~undecided
     with np.errstate(all="ignore"):
-        bound = 2 * (depth + 2) * (2.0**-23 * size + 2.0**-149)
+        bound = 2 * (case.depth + 2) * (2.0**-23 * size + 2.0**-149)
         share = np.where(decided, np.abs(a - b) / bound, 0)
         share = np.where(np.isnan(share), np.inf, share)
     bad = (nan & ~(np.isnan(a) & np.isnan(b))) | (share > 1)
@@ -180,6 +180,7 @@ def compare(case: Cases, left: Words, right: Words, sizes: Words | None = None) 
         left.size,
         int(bad.sum()),
         first=_first(bad, left, right),
+        question=case.compare == "question",
     )
 
 
@@ -244,6 +245,7 @@ def build_for(architecture: str) -> Path:
         raise SystemExit(f"error: {why}")
     sources = sorted(ROOT.glob("csrc/driver/conformance*.cu"))
     sources.append(ROOT / "csrc/driver/driver_arguments.cpp")
+    sources += [ROOT / "csrc/launch" / name for name in ("tensor_map.cu", "tensor_map_rules.cpp")]
     key = hashlib.sha256(repr((nvcc, architecture, emulated.digest())).encode()).hexdigest()[:12]
     folder = ROOT / "build" / f"conformance-sm_{architecture}-{key}"
     program = folder / "conformance"
@@ -312,7 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
         for instruction, votes in sums.items():
             counted = ", ".join(f"{count} as {way}" for way, count in votes.items())
             print(f"{instruction}: sums of two terms round {counted}")
-    failed = [outcome for outcome in outcomes if outcome.wrong]
+    failed = [outcome for outcome in outcomes if outcome.wrong and not outcome.question]
     for outcome in outcomes if device else failed:
         print(outcome.line())
     print(f"{len(outcomes)} comparisons, {len(failed)} failed")

@@ -57,12 +57,14 @@ class Program:
     long: tuple[str, ...] = ()  # variants that compile for minutes: left out of --sample
 
 
+MAPS = ("csrc/launch/tensor_map*",)  # of the launches, what programs without kernels need
+PROBES = tuple(f"tests/emulator/{name}.cpp" for name in ("hazards", "costs", "copies", "products"))
 PROGRAMS = (
     Program("_emulated", ("csrc/emulated/*.cpp",), module=True),
-    Program("_probes", ("tests/emulator/*.cpp",), module=True, kernels=False),
+    Program("_probes", ("tests/emulator/*.cpp", *MAPS), module=True, kernels=False),
     Program(
         "probes",
-        ("tests/emulator/program/*.cpp", "tests/emulator/hazards.cpp", "tests/emulator/costs.cpp"),
+        ("tests/emulator/program/*.cpp", *PROBES, *MAPS),
         module=False,
         kernels=False,
         variants=("asan", "tsan"),
@@ -76,7 +78,7 @@ PROGRAMS = (
     ),
     Program(
         "conformance",
-        ("csrc/driver/conformance*.cu", "csrc/driver/driver_arguments.cpp"),
+        ("csrc/driver/conformance*.cu", "csrc/driver/driver_arguments.cpp", *MAPS),
         module=False,
         kernels=False,
     ),
@@ -84,7 +86,8 @@ PROGRAMS = (
 
 
 def _glob(*patterns: str) -> list[Path]:
-    return sorted({path for pattern in patterns for path in ROOT.glob(pattern)})
+    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    return sorted(path for path in found if path.suffix != ".h")
 
 
 def runtime_sources() -> list[Path]:

@@ -25,10 +25,12 @@ std::vector<Instruction> matrix_instructions();
 std::vector<Instruction> warp_instructions();
 std::vector<Instruction> memory_instructions();
 std::vector<Instruction> atomic_instructions();
+std::vector<Instruction> wgmma_instructions();
+std::vector<Instruction> copy_instructions();
 
 // A Body has the constants of an Instruction and run(input, output) for a thread of its block.
 template <class Body>
-__global__ void __launch_bounds__(Body::kThreads)
+__global__ void __launch_bounds__(Body::kThreads, 1)
     conformance_kernel(const uint32_t* input,  // [cases, kInputWords]
                        uint32_t* output) {     // [cases, kOutputWords]
   Body::run(input + blockIdx.x * Body::kInputWords, output + blockIdx.x * Body::kOutputWords);

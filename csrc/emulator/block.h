@@ -5,11 +5,16 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "async_proxy.h"
+#include "cluster.h"
+#include "effects.h"
 #include "fiber.h"
+#include "mbarrier.h"
 #include "requests.h"
 #include "runtime.h"
 #include "shared_memory.h"
@@ -20,12 +25,14 @@ constexpr int kBarriers = 16;  // PTX ISA, bar: "sixteen barriers in each CTA"
 
 struct Block;
 struct Grid;
+struct Warpgroup;  // warpgroup_state.h
 
 // What a thread waits for; only read for messages.
 struct Wait {
   Site site = {"", 0};
   const char* instruction = "";
   int barrier = -1;  // which named barrier, or -1
+  const MBarrier* mbarrier = nullptr;
 };
 
 struct PendingCopy {
@@ -34,6 +41,14 @@ struct PendingCopy {
   bool effective;  // the destination holds the data; the group has not been waited for
   Site site;
   uint8_t data[16];
+};
+
+// A bulk store of a thread: the read of its source, and its two effects.
+struct BulkStore {
+  AsyncRead read;
+  uint64_t reads;   // the effect that reads shared memory
+  uint64_t writes;  // the effect that writes global memory
+  bool waited = false;
 };
 
 struct FiberThread : Thread {
@@ -47,7 +62,13 @@ struct FiberThread : Thread {
   uint32_t polls = 0;                      // loads of it in a row
   std::vector<const void*> relaxed_loads;  // that a later fence makes acquire loads
   bool fenced = false;
-  bool waited = false;  // for the launch ahead
+  bool waited = false;                 // for the launch ahead
+  std::vector<uint32_t> proxy_fences;  // the warp's epoch at each fence.proxy.async
+  std::vector<uint32_t> init_fences;   // and at each of those and of fence.mbarrier_init
+  std::vector<std::vector<BulkStore>> bulk_groups;  // committed, oldest first
+  std::vector<BulkStore> bulk_open;                 // in no group yet
+  bool cluster_arrived = false;
+  uint64_t cluster_phase = 0;
 };
 
 // Lanes of a warp that wait for each other.
@@ -89,6 +110,10 @@ struct Block {
   std::vector<Warp> warps;
   std::array<NamedBarrier, kBarriers> barriers;
   SharedMemory shared;
+  std::vector<std::shared_ptr<Warpgroup>> warpgroups;  // null until they have a product
+  std::map<uint32_t, MBarrier> mbarriers;              // by offset
+  Cluster* cluster = nullptr;
+  uint32_t rank = 0;  // in the cluster
   int alive = 0;
   int first_warp = 0;  // number of warps 0 in the grid's list
 };
@@ -97,6 +122,7 @@ struct Block {
 struct Grid {
   dim3 size;
   dim3 block_size;
+  dim3 cluster_size;
   bool cooperative = false;
   bool early = false;  // the launch ahead may still run
   const std::function<void()>* kernel = nullptr;
@@ -107,6 +133,7 @@ struct Grid {
   std::exception_ptr error;
 
   std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<std::unique_ptr<Cluster>> clusters;
   std::vector<Warp*> warps;           // of all resident blocks
   std::vector<FiberThread*> lanes;    // lane l of warp w at 32 w + l; null where there is none
   std::vector<uint64_t> ready_warps;  // one bit a warp
@@ -116,6 +143,7 @@ struct Grid {
   uint64_t progress = 0;  // stores, meetings, exits: what can end somebody's spinning
   uint64_t progress_seen = 0;
   int idle_rounds = 0;
+  Effects effects;  // of asynchronous instructions, yet to happen
   std::vector<FiberThread*> at_grid_barrier;
   uint32_t phase = 0;  // of the grid barrier
   char tokens[2];      // ThreadSanitizer's, of even and odd phases
@@ -127,6 +155,7 @@ struct Grid {
   void suspend(FiberThread& self, Wait wait);
   // Where to go when a thread has left: to the next one, or out of the launch.
   Fiber& next_after_exit();
+  void settle_effects();  // kRandom: some of them happen
   void complete_grid_barrier(const FiberThread& last);
   std::string who_waits() const;
   Wait first_wait() const;  // of a thread that has not left; there is one
@@ -139,7 +168,12 @@ inline FiberThread& self() { return static_cast<FiberThread&>(this_thread()); }
 // Copies in flight (asynchrony.cpp).
 void settle_some(FiberThread& thread);  // kRandom: some of the thread's copies take effect
 
+// Products of warpgroups (warpgroup.cpp): a thread leaves the kernel.
+void products_left(const FiberThread& thread);
+
 // Barriers and warps (meetings.cpp).
 void thread_left(FiberThread& thread);
+// The last thread of a block has left: nothing asynchronous may be under way (tma.cpp).
+void check_block_end(Block& block);
 
 }  // namespace resnet_fused::emulator

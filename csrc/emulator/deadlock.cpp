@@ -15,7 +15,7 @@ bool has_left(const FiberThread& thread) {
 bool wait_alike(const FiberThread& a, const FiberThread& b) {
   if (has_left(a) || has_left(b)) return has_left(a) == has_left(b);
   return a.wait.site.line == b.wait.site.line && a.wait.instruction == b.wait.instruction &&
-         a.wait.barrier == b.wait.barrier;
+         a.wait.barrier == b.wait.barrier && a.wait.mbarrier == b.wait.mbarrier;
 }
 
 // "threads 0-31 wait in bar.sync 1 (32 of 64 threads have come) at conv.cuh:12"
@@ -32,6 +32,7 @@ std::string describe_wait(const FiberThread& thread, int first, int last) {
             std::to_string(barrier.arrived) + " of " + std::to_string(barrier.expected) +
             " threads have come)";
   }
+  if (thread.wait.mbarrier != nullptr) text += ", " + describe(*thread.wait.mbarrier);
   return text + " at " + describe(thread.wait.site);
 }
 

@@ -6,9 +6,11 @@ namespace resnet_fused::emulator {
 namespace {
 
 constexpr std::array<const char*, kFaults> kNames = {
-    "none",       "skip",        "wait_one_fewer", "ignore_predicate",  "row_off",
-    "chunk_off",  "transposed",  "swap_operands",  "stale_accumulator", "wrong_lane",
-    "non_atomic", "wrong_count", "wrong_barrier",  "no_fence",          "truncate",
+    "none",         "skip",        "wait_one_fewer", "ignore_predicate",  "row_off",
+    "chunk_off",    "transposed",  "swap_operands",  "stale_accumulator", "wrong_lane",
+    "non_atomic",   "wrong_count", "wrong_barrier",  "no_fence",          "truncate",
+    "wrong_parity", "wrong_bytes", "coordinate_off", "wrong_swizzle",     "lead_off",
+    "stride_off",
 };
 static_assert(kNames.back() != nullptr, "every fault has a name");
 

@@ -32,9 +32,15 @@ enum class Fault : uint8_t {
   kWrongBarrier,      // another named barrier
   kNoFence,           // the fence, or the ordering of an atomic, is left out
   kTruncate,          // narrowing cuts bits off instead of rounding
+  kWrongParity,       // waits for the other phase of an mbarrier
+  kWrongBytes,        // an mbarrier expects 16 bytes more than come
+  kCoordinateOff,     // a copy begins one element further in a dimension
+  kWrongSwizzle,      // another swizzle than the tensor map or the memory has
+  kLeadOff,           // the leading distance of a matrix in shared memory is 16 bytes off
+  kStrideOff,         // its stride is
 };
 
-constexpr int kFaults = static_cast<int>(Fault::kTruncate) + 1;
+constexpr int kFaults = static_cast<int>(Fault::kStrideOff) + 1;
 
 const char* name_of(Fault fault);
 // Throws std::invalid_argument, with the accepted names, for any other.

@@ -1,6 +1,7 @@
 // Launches: which blocks run when, and which of their threads runs next.
 #include <algorithm>
 #include <bit>
+#include <memory>
 #include <numeric>
 #include <string>
 
@@ -27,7 +28,8 @@ uint3 index_in(uint64_t linear, dim3 size) {
           static_cast<uint32_t>(linear / (static_cast<uint64_t>(size.x) * size.y))};
 }
 
-void check_launch(const Session& session, dim3 grid, dim3 block, uint32_t shared_bytes) {
+void check_launch(const Session& session, dim3 grid, dim3 block, dim3 cluster,
+                  uint32_t shared_bytes) {
   const auto refuse = [](const std::string& what) {
     fail(ErrorKind::kLimit, kLaunch, "launch", what);
   };
@@ -40,6 +42,13 @@ void check_launch(const Session& session, dim3 grid, dim3 block, uint32_t shared
   if (grid.x > kMaxGridX || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ) {
     refuse("a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
            std::to_string(grid.z) + " blocks: expected at most 2147483647 x 65535 x 65535");
+  }
+  if (cluster.count() < 1 || cluster.count() > kMostBlocksOfACluster) {
+    refuse(std::to_string(cluster.count()) + " blocks a cluster: expected 1 to " +
+           std::to_string(kMostBlocksOfACluster));
+  }
+  if (grid.x % cluster.x != 0 || grid.y % cluster.y != 0 || grid.z % cluster.z != 0) {
+    refuse("a grid that is no multiple of its clusters");
   }
   if (shared_bytes > session.shared_limit) {
     refuse(std::to_string(shared_bytes) + " bytes of dynamic shared memory: expected at most " +
@@ -84,14 +93,25 @@ void fiber_main(void* argument) {
   Fiber::switch_to(thread.fiber, *next, true);
 }
 
-void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_bytes) {
+// Epochs of new blocks come after all earlier ones, or start again before they overflow.
+std::shared_ptr<Clocks> new_clocks(const Cluster& cluster, int warps) {
+  uint32_t newest = 0;
+  for (const Block* block : cluster.blocks) newest = std::max(newest, block->shared.newest());
+  const auto all = static_cast<int>(cluster.blocks.size()) * warps;
+  return std::make_shared<Clocks>(all, newest > 0xF0000000u ? 0 : newest);
+}
+
+void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_bytes,
+                   const std::shared_ptr<Clocks>& clocks) {
   const auto threads = static_cast<int>(grid.block_size.count());
   const int warps = (threads + kWarpSize - 1) / kWarpSize;
   block.grid = &grid;
   block.linear = linear;
   block.alive = threads;
   block.barriers = {};
-  block.shared.reset(shared_bytes, warps);
+  block.warpgroups.clear();
+  block.mbarriers.clear();
+  block.shared.reset(shared_bytes, warps, clocks, static_cast<int>(block.rank) * warps);
   block.warps.resize(warps);
   while (static_cast<int>(block.threads.size()) < threads) {
     block.threads.push_back(std::make_unique<FiberThread>());
@@ -123,7 +143,34 @@ void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_by
     thread.relaxed_loads.clear();
     thread.fenced = false;
     thread.waited = false;
+    thread.proxy_fences.clear();
+    thread.init_fences.clear();
+    thread.bulk_groups.clear();
+    thread.bulk_open.clear();
+    thread.cluster_arrived = false;
+    thread.cluster_phase = 0;
     thread.fiber.prepare(fiber_main, &thread);
+  }
+}
+
+// Makes the clusters of the blocks, which come cluster by cluster.
+void prepare_clusters(Grid& grid, const std::vector<uint64_t>& linears, uint32_t shared_bytes) {
+  const auto size = static_cast<size_t>(grid.cluster_size.count());
+  const auto threads = static_cast<int>(grid.block_size.count());
+  grid.clusters.clear();
+  for (size_t first = 0; first < linears.size(); first += size) {
+    Cluster& cluster = *grid.clusters.emplace_back(std::make_unique<Cluster>());
+    cluster.alive = static_cast<int>(size) * threads;
+    for (size_t rank = 0; rank < size; ++rank) {
+      Block& block = *grid.blocks[first + rank];
+      block.cluster = &cluster;
+      block.rank = static_cast<uint32_t>(rank);
+      cluster.blocks.push_back(&block);
+    }
+    const auto clocks = new_clocks(cluster, (threads + kWarpSize - 1) / kWarpSize);
+    for (size_t rank = 0; rank < size; ++rank) {
+      prepare_block(grid, *grid.blocks[first + rank], linears[first + rank], shared_bytes, clocks);
+    }
   }
 }
 
@@ -140,9 +187,10 @@ void run_blocks(Grid& grid, const std::vector<uint64_t>& linears, uint32_t share
   grid.alive = 0;
   grid.spinning.clear();
   grid.at_grid_barrier.clear();
+  grid.effects.clear();
+  prepare_clusters(grid, linears, shared_bytes);
   for (size_t i = 0; i < linears.size(); ++i) {
     Block& block = *grid.blocks[i];
-    prepare_block(grid, block, linears[i], shared_bytes);
     block.first_warp = static_cast<int>(grid.warps.size());
     grid.alive += block.alive;
     for (Warp& warp : block.warps) grid.warps.push_back(&warp);
@@ -158,6 +206,8 @@ void run_blocks(Grid& grid, const std::vector<uint64_t>& linears, uint32_t share
   FiberThread* first = grid.pick();
   Fiber::switch_to(grid.main, first->fiber);
   running_thread = nullptr;
+  // Stores that nobody has to wait for are there when the launch ends.
+  while (!grid.error && !grid.effects.empty()) grid.effects.happen(0);
   for (const auto& block : grid.blocks) {
     for (Warp& warp : block->warps) warp.requests.flush();
     for (const auto& thread : block->threads) thread->fiber.release();
@@ -171,19 +221,44 @@ void run_blocks(Grid& grid, const std::vector<uint64_t>& linears, uint32_t share
   }
 }
 
-// The blocks to run, in the schedule's order.
-std::vector<uint64_t> block_order(Grid& grid, const Session& session) {
-  const uint64_t count = grid.size.count();
-  const uint64_t first = std::min(session.first_block, count);
-  const uint64_t last = std::min(session.last_block, count - 1);
-  const uint64_t blocks = last >= first ? last - first + 1 : 0;
-  if (blocks > kMaxBlocks) {
-    fail(ErrorKind::kLimit, kLaunch, "launch",
-         std::to_string(blocks) + " blocks to emulate: choose at most " +
-             std::to_string(kMaxBlocks) + " by first_block and last_block");
+// The blocks of a cluster by rank: x first in the cluster, and the clusters x first in the grid.
+std::vector<uint64_t> blocks_of_cluster(const Grid& grid, uint64_t cluster) {
+  const dim3 size = grid.cluster_size;
+  const dim3 clusters(grid.size.x / size.x, grid.size.y / size.y, grid.size.z / size.z);
+  const uint3 at = index_in(cluster, clusters);
+  std::vector<uint64_t> blocks;
+  for (uint64_t rank = 0; rank < size.count(); ++rank) {
+    const uint3 in = index_in(rank, size);
+    const uint64_t x = uint64_t{at.x} * size.x + in.x;
+    const uint64_t y = uint64_t{at.y} * size.y + in.y;
+    const uint64_t z = uint64_t{at.z} * size.z + in.z;
+    blocks.push_back((z * grid.size.y + y) * grid.size.x + x);
   }
-  std::vector<uint64_t> order(blocks);
-  std::iota(order.begin(), order.end(), first);
+  return blocks;
+}
+
+// The clusters to run, in the schedule's order. Without clusters each block is its own.
+std::vector<uint64_t> cluster_order(Grid& grid, const Session& session) {
+  const uint64_t size = grid.cluster_size.count();
+  const uint64_t count = grid.size.count() / size;
+  std::vector<uint64_t> order;
+  if (size == 1) {
+    const uint64_t first = std::min(session.first_block, count);
+    const uint64_t last = std::min(session.last_block, count - 1);
+    const uint64_t blocks = last >= first ? last - first + 1 : 0;
+    if (blocks > kMaxBlocks) {
+      fail(ErrorKind::kLimit, kLaunch, "launch",
+           std::to_string(blocks) + " blocks to emulate: choose at most " +
+               std::to_string(kMaxBlocks) + " by first_block and last_block");
+    }
+    order.resize(blocks);
+    std::iota(order.begin(), order.end(), first);
+  } else {
+    for (uint64_t i = 0; i < count; ++i) {
+      const uint64_t leader = blocks_of_cluster(grid, i).front();
+      if (leader >= session.first_block && leader <= session.last_block) order.push_back(i);
+    }
+  }
   if (grid.schedule.order == Order::kReverse) std::reverse(order.begin(), order.end());
   if (grid.schedule.order == Order::kShuffled) {
     for (size_t i = order.size(); i > 1; --i) {
@@ -210,17 +285,23 @@ const Schedule& schedule() { return running_grid->schedule; }
 
 void launch(dim3 size, dim3 block_size, uint32_t shared_bytes, bool cooperative,
             const std::function<void()>& kernel, bool early) {
+  launch_clusters(size, block_size, 1, shared_bytes, cooperative, kernel, early);
+}
+
+void launch_clusters(dim3 size, dim3 block_size, dim3 cluster_size, uint32_t shared_bytes,
+                     bool cooperative, const std::function<void()>& kernel, bool early) {
   if (current_session == nullptr) {
     Session session;
-    launch(size, block_size, shared_bytes, cooperative, kernel, early);
+    launch_clusters(size, block_size, cluster_size, shared_bytes, cooperative, kernel, early);
     return;
   }
   const Quiet quiet;
   Session& session = *current_session;
-  check_launch(session, size, block_size, shared_bytes);
+  check_launch(session, size, block_size, cluster_size, shared_bytes);
   Grid grid;
   grid.size = size;
   grid.block_size = block_size;
+  grid.cluster_size = cluster_size;
   grid.cooperative = cooperative;
   grid.early = early;
   grid.kernel = &kernel;
@@ -228,12 +309,13 @@ void launch(dim3 size, dim3 block_size, uint32_t shared_bytes, bool cooperative,
   grid.schedule = session.schedule;
   // Launches of one session differ, and the n-th is always the same.
   grid.random = Random(session.schedule.seed + 0x9E3779B97F4A7C15ull * ++session.launches);
-  const std::vector<uint64_t> order = block_order(grid, session);
+  const std::vector<uint64_t> order = cluster_order(grid, session);
+  const uint64_t blocks = cluster_size.count();
   const uint64_t at_once =
-      cooperative ? order.size() : std::max<uint64_t>(session.resident_blocks, 1);
-  if (std::min<uint64_t>(at_once, order.size()) * block_size.count() > kMaxResident) {
+      cooperative ? order.size() : std::max<uint64_t>(session.resident_blocks / blocks, 1);
+  if (std::min<uint64_t>(at_once, order.size()) * blocks * block_size.count() > kMaxResident) {
     fail(ErrorKind::kLimit, kLaunch, "launch",
-         std::to_string(at_once) + " blocks of " + std::to_string(block_size.count()) +
+         std::to_string(at_once * blocks) + " blocks of " + std::to_string(block_size.count()) +
              " threads at once: the emulator runs at most " + std::to_string(kMaxResident) +
              " threads");
   }
@@ -242,8 +324,15 @@ void launch(dim3 size, dim3 block_size, uint32_t shared_bytes, bool cooperative,
     ~Reset() { running_grid = nullptr; }
   } reset;
   for (size_t i = 0; i < order.size(); i += at_once) {
-    const size_t end = std::min<size_t>(i + at_once, order.size());
-    run_blocks(grid, {order.begin() + i, order.begin() + end}, shared_bytes);
+    std::vector<uint64_t> linears;
+    for (size_t k = i; k < std::min<size_t>(i + at_once, order.size()); ++k) {
+      if (blocks == 1) {
+        linears.push_back(order[k]);
+      } else {
+        for (const uint64_t linear : blocks_of_cluster(grid, order[k])) linears.push_back(linear);
+      }
+    }
+    run_blocks(grid, linears, shared_bytes);
   }
   tell_acquire(&grid);
 }
@@ -278,6 +367,12 @@ int Grid::pick_warp() {
       if (schedule.order == Order::kReverse) word = words - 1 - word;
       if (ready_warps[word] != 0) return word * 64 + choose_bit(ready_warps[word], *this);
     }
+    // What is under way happens when nobody can go on without it.
+    if (!effects.empty()) {
+      const auto pending = static_cast<uint32_t>(effects.pending());
+      effects.happen(schedule.order == Order::kShuffled ? random.below(pending) : 0);
+      return pick_warp();
+    }
     // Nobody else can run: those who wait for a value in memory look again, unless they have looked
     // often enough at a memory that nobody changes.
     if (spinning.empty()) return -1;
@@ -295,6 +390,7 @@ int Grid::pick_warp() {
 void Grid::suspend(FiberThread& thread, Wait wait) {
   tell_release(this);  // to the host, should the thread never go on
   thread.wait = wait;
+  settle_effects();
   FiberThread* next = pick();
   if (next == nullptr) {
     fail(ErrorKind::kDeadlock, wait.site, wait.instruction, "deadlock: " + who_waits());
@@ -306,14 +402,18 @@ void Grid::suspend(FiberThread& thread, Wait wait) {
 
 Fiber& Grid::next_after_exit() {
   tell_release(this);
-  FiberThread* next = error || alive == 0 ? nullptr : pick();
-  if (next == nullptr && !error && alive > 0) {
-    const Wait wait = first_wait();
-    try {
-      fail(ErrorKind::kDeadlock, wait.site, wait.instruction, "deadlock: " + who_waits());
-    } catch (...) {
-      error = std::current_exception();
+  FiberThread* next = nullptr;
+  try {
+    if (!error && alive > 0) {
+      next = pick();
+      if (next == nullptr) {
+        const Wait wait = first_wait();
+        fail(ErrorKind::kDeadlock, wait.site, wait.instruction, "deadlock: " + who_waits());
+      }
     }
+  } catch (...) {
+    error = std::current_exception();
+    next = nullptr;
   }
   return next != nullptr ? next->fiber : main;
 }

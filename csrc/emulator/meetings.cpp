@@ -64,13 +64,14 @@ void check_mask(Warp& warp, Site site, const char* instruction, uint32_t mask, i
 // Everybody whom the barrier waited for has come. `last` came last, and runs.
 void complete(Block& block, NamedBarrier& barrier, const FiberThread& last) {
   Grid& grid = *block.grid;
+  Clocks& clocks = block.shared.clocks();
   ++grid.progress;
   uint32_t warps = 0;
   for (FiberThread* thread : barrier.waiting) {
     if ((warps >> thread->warp & 1) == 0) {
       warps |= 1u << thread->warp;
-      block.shared.acquire(thread->warp, barrier.clock);
-      block.shared.advance(thread->warp);
+      clocks.learn(block.shared.column(thread->warp), barrier.clock);
+      clocks.advance(block.shared.column(thread->warp));
       block.warps[thread->warp].requests.flush();
     }
     block.warps[thread->warp].at_barrier &= ~(1u << thread->lane);
@@ -152,7 +153,7 @@ void warp_barrier(Site site, uint32_t mask) {
   const void* token = &warp.tokens[warp.phase & 1];
   tell_release(token);
   collective(site, "bar.warp.sync", mask, nullptr, [&](void**) {
-    block.shared.advance(thread.warp);
+    block.shared.clocks().advance(block.shared.column(thread.warp));
     ++warp.phase;
   });
   tell_acquire(token);
@@ -180,14 +181,15 @@ void barrier(Site site, int id, int threads, bool wait) {
   join_phase(site, instruction, block, id, barrier, threads);
   const void* token = &barrier.tokens[barrier.phase & 1];
   tell_release(token);
-  block.shared.release(thread.warp, barrier.clock);
+  Clocks::join(barrier.clock, block.shared.clocks().row(block.shared.column(thread.warp)));
   settle_some(thread);
   ++barrier.arrived;
   if (wait) {
     barrier.waiting.push_back(&thread);
     warp.at_barrier |= 1u << thread.lane;
   } else {
-    block.shared.advance(thread.warp);  // what the thread does next is not part of the arrival
+    block.shared.clocks().advance(
+        block.shared.column(thread.warp));  // what the thread does next is not part of the arrival
   }
   if (barrier.arrived == barrier.expected) {
     complete(block, barrier, thread);
@@ -217,7 +219,7 @@ void Grid::complete_grid_barrier(const FiberThread& last) {
   ++progress;
   ++phase;
   for (const auto& block : blocks) {
-    block->shared.everybody_meets();
+    if (block->rank == 0) block->shared.clocks().everybody_meets();  // a cluster has one set
     for (Warp& warp : block->warps) warp.requests.flush();
   }
   for (const FiberThread* thread : at_grid_barrier) {
@@ -235,6 +237,7 @@ void thread_left(FiberThread& thread) {
          "lane " + std::to_string(thread.lane) + " leaves the kernel while lanes " +
              lanes_of(meeting.arrived) + " of its warp wait for it");
   }
+  products_left(thread);
   warp.done |= 1u << thread.lane;
   --block.alive;
   --block.grid->alive;
@@ -245,6 +248,8 @@ void thread_left(FiberThread& thread) {
     --barrier.expected;
     if (barrier.arrived == barrier.expected) complete(block, barrier, thread);
   }
+  block.cluster->thread_left(thread);
+  if (block.alive == 0) check_block_end(block);
   Grid& grid = *block.grid;
   if (grid.alive > 0 && static_cast<int>(grid.at_grid_barrier.size()) == grid.alive) {
     grid.complete_grid_barrier(thread);

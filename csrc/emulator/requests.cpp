@@ -10,7 +10,20 @@ constexpr uint64_t kBankBytes = 4;
 constexpr uint64_t kSectorBytes = 32;
 constexpr uint64_t kLineBytes = 128;
 
-// How many wavefronts a phase takes: the most distinct words that any bank has to serve.
+// Distinct blocks of `size` bytes that the accesses touch.
+uint64_t distinct(const uint64_t* addresses, int count, uint32_t bytes, uint64_t size) {
+  uint64_t blocks[2 * kWarpSize];  // an aligned access of at most 32 bytes touches at most two
+  int total = 0;
+  for (int i = 0; i < count; ++i) {
+    blocks[total++] = addresses[i] / size;
+    blocks[total++] = (addresses[i] + bytes - 1) / size;
+  }
+  std::sort(blocks, blocks + total);
+  return static_cast<uint64_t>(std::unique(blocks, blocks + total) - blocks);
+}
+
+}  // namespace
+
 int wavefronts(const uint64_t* addresses, int count, uint32_t bytes) {
   uint64_t words[kWarpSize];
   int total = 0;
@@ -25,20 +38,6 @@ int wavefronts(const uint64_t* addresses, int count, uint32_t bytes) {
   for (int i = 0; i < total; ++i) most = std::max(most, ++load[words[i] % kBanks]);
   return most;
 }
-
-// Distinct blocks of `size` bytes that the accesses touch.
-uint64_t distinct(const uint64_t* addresses, int count, uint32_t bytes, uint64_t size) {
-  uint64_t blocks[2 * kWarpSize];  // an aligned access of at most 32 bytes touches at most two
-  int total = 0;
-  for (int i = 0; i < count; ++i) {
-    blocks[total++] = addresses[i] / size;
-    blocks[total++] = (addresses[i] + bytes - 1) / size;
-  }
-  std::sort(blocks, blocks + total);
-  return static_cast<uint64_t>(std::unique(blocks, blocks + total) - blocks);
-}
-
-}  // namespace
 
 void WarpRequests::add(SiteRecord& record, Space space, int lane, uint64_t address,
                        uint32_t bytes) {

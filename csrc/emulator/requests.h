@@ -11,6 +11,10 @@ namespace resnet_fused::emulator {
 
 enum class Space : uint8_t { kSharedLoad, kSharedStore, kGlobalLoad, kGlobalStore };
 
+// How many wavefronts a phase of accesses to shared memory takes: the most distinct words that any
+// bank has to serve.
+int wavefronts(const uint64_t* addresses, int count, uint32_t bytes);
+
 // The open requests of one warp. The n-th access of a lane at a site, since the whole warp last
 // met, belongs to the warp's n-th request there.
 class WarpRequests {

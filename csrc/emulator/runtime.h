@@ -26,6 +26,9 @@ namespace resnet_fused::emulator {
 // ahead still ran; see grid_dependency_wait. Throws the first Error.
 void launch(dim3 grid, dim3 block, uint32_t shared_bytes, bool cooperative,
             const std::function<void()>& kernel, bool early = false);
+// The same in clusters of blocks, which run together; the grid is a multiple of them.
+void launch_clusters(dim3 grid, dim3 block, dim3 cluster, uint32_t shared_bytes, bool cooperative,
+                     const std::function<void()>& kernel, bool early = false);
 
 // The schedule of the running launch, for wrappers whose meaning depends on it (rounding).
 const Schedule& schedule();

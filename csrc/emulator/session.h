@@ -102,6 +102,7 @@ class Session {
   bool counting = false;
   bool checking_races = true;      // in shared memory, between barriers
   bool checking_unwritten = true;  // reads of shared bytes that nobody has written
+  bool checking_proxies = true;    // async reads see published bytes alone; else they may be old
   bool checking_tensors = false;   // global accesses lie in registered tensors
 
   // Plants one fault; the sites that match are known when they are reached, so report().sites says

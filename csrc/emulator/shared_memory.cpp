@@ -17,8 +17,12 @@ constexpr size_t kAlignment = 1024;  // what the kernels declare their dynamic s
 
 // What is known of a byte's last write, or of a warp's last reads of a word.
 //   bits 63..32 epoch, 31..16 site
-//   written: 15 in flight, 9..0 thread       read: 15..12 which bytes of the word, 9..0 thread
+//   written: 15 in flight, 14 an mbarrier, 13 by the async proxy, 9..0 thread or async writer
+//   read: 15..12 which bytes of the word, 9..0 thread
 constexpr uint64_t kInFlight = 1u << 15;
+constexpr uint64_t kBarrier = 1u << 14;
+constexpr uint64_t kAsync = 1u << 13;
+constexpr size_t kAsyncWriters = 1024;  // that an entry can tell apart
 
 constexpr uint64_t pack(uint32_t epoch, uint16_t site, uint32_t low) {
   return static_cast<uint64_t>(epoch) << 32 | static_cast<uint64_t>(site) << 16 | low;
@@ -47,17 +51,18 @@ std::string place(uint32_t offset) {
   return "byte " + std::to_string(offset) + " of dynamic shared memory";
 }
 
-std::string who(const FiberThread& thread, uint64_t entry) {
-  const SiteRecord& record = thread.block->grid->session->records().at(site_of(entry));
-  return describe_thread(thread_of(entry), thread.block_size) + " at " + describe(record.site) +
-         " (" + record.instruction + ")";
+std::string who(const Block& block, uint64_t entry) {
+  const SiteRecord& record = block.grid->session->records().at(site_of(entry));
+  return describe_thread(thread_of(entry), block.grid->block_size) + " at " +
+         describe(record.site) + " (" + record.instruction + ")";
 }
 
 }  // namespace
 
 SharedMemory::~SharedMemory() { std::free(data_); }
 
-void SharedMemory::reset(uint32_t bytes, int warps) {
+void SharedMemory::reset(uint32_t bytes, int warps, std::shared_ptr<Clocks> clocks,
+                         int first_column) {
   const size_t capacity = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (capacity != capacity_) {
     std::free(data_);
@@ -71,24 +76,29 @@ void SharedMemory::reset(uint32_t bytes, int warps) {
   }
   bytes_ = bytes;
   if (bytes > 0) std::memset(data_, kPoison, capacity);
-  uint32_t newest = base_epoch_;
-  for (int warp = 0; warp < warps_; ++warp) newest = std::max(newest, known_[warp * warps_ + warp]);
-  if (newest > 0xF0000000u) {
-    newest = 0;
+  if (clocks->base() == 0) {  // epochs start again
     std::fill(written_.begin(), written_.end(), 0);
     for (auto& reads : reads_) std::fill(reads.begin(), reads.end(), 0);
   }
   // Entries of earlier blocks stay; their epochs say that they are of no concern.
-  base_epoch_ = newest;
+  base_epoch_ = clocks->base();
+  clocks_ = std::move(clocks);
+  first_column_ = first_column;
   warps_ = warps;
   if (written_.size() < bytes) written_.resize(bytes);
+  if (fences_.size() < bytes) fences_.resize(bytes);
   if (static_cast<int>(reads_.size()) < warps) reads_.resize(warps);
   const size_t words = (bytes + kWordBytes - 1) / kWordBytes;
   for (auto& reads : reads_) {
     if (reads.size() < words) reads.resize(words);
   }
-  known_.assign(static_cast<size_t>(warps) * warps, base_epoch_);
-  for (int warp = 0; warp < warps; ++warp) known_[warp * warps + warp] = base_epoch_ + 1;
+  proxy_.clear();
+  readers_.reset(bytes);
+  async_writers_.clear();
+}
+
+Seen SharedMemory::seen(const FiberThread& thread) const {
+  return clocks_->seen(column(thread.warp));
 }
 
 void SharedMemory::refuse(Site site, const char* instruction, uint32_t address, uint32_t bytes,
@@ -104,10 +114,25 @@ void SharedMemory::refuse(Site site, const char* instruction, uint32_t address, 
            " bytes of dynamic shared memory");
 }
 
+std::string SharedMemory::writer(const Block& owner, uint64_t entry) const {
+  if ((entry & kAsync) == 0) return who(owner, entry);
+  const SiteRecord& record = owner.grid->session->records().at(site_of(entry));
+  return "the copy at " + describe(record.site) + " (" + record.instruction +
+         "), which completes on the mbarrier at byte " +
+         std::to_string(async_writers_[thread_of(entry)].barrier);
+}
+
+bool SharedMemory::ordered(const Seen& seen, uint64_t entry) const {
+  const int at = (entry & kAsync) != 0 ? async_writers_[thread_of(entry)].column
+                                       : column(thread_of(entry) / kWarpSize);
+  return seen.before(at, epoch_of(entry));
+}
+
 void SharedMemory::read(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
                         uint32_t bytes, uint16_t site_id) {
-  const Session& session = *thread.block->grid->session;
-  const uint32_t* known = &known_[static_cast<size_t>(thread.warp) * warps_];
+  const Block& block = *thread.block;
+  const Session& session = *block.grid->session;
+  const Seen seen = this->seen(thread);
   uint64_t last = ~uint64_t{0};
   const uint32_t end = offset + to_compare(&written_[offset], bytes);
   for (uint32_t i = offset; i < end; ++i) {
@@ -119,24 +144,26 @@ void SharedMemory::read(Site site, const char* instruction, FiberThread& thread,
       fail(ErrorKind::kState, site, instruction,
            "reads " + place(i) + ", which nobody has written");
     }
-    const int writer = thread_of(entry);
     if ((entry & kInFlight) != 0) {
       fail(ErrorKind::kState, site, instruction,
            "reads " + place(i) + ", which a copy in flight is writing: issued by " +
-               who(thread, entry) + ", not yet waited for");
+               writer(block, entry) + ", not yet waited for");
     }
-    if (writer == thread.linear || !session.checking_races) continue;
-    const int writer_warp = writer / kWarpSize;
-    const bool ordered = writer_warp == thread.warp ? epoch_of(entry) < known[writer_warp]
-                                                    : epoch_of(entry) <= known[writer_warp];
-    if (!ordered) {
+    if ((entry & kBarrier) != 0) {
+      fail(ErrorKind::kState, site, instruction,
+           "reads " + place(i) + ", part of an mbarrier: initialised by " + writer(block, entry));
+    }
+    const bool own = (entry & kAsync) == 0 && thread_of(entry) == thread.linear;
+    if (own || !session.checking_races) continue;
+    if (!ordered(seen, entry)) {
       fail(ErrorKind::kRace, site, instruction,
-           "reads " + place(i) + ", written by " + who(thread, entry) +
-               " with no barrier between the two");
+           "reads " + place(i) + ", written by " + writer(block, entry) +
+               ((entry & kAsync) != 0 ? ", for whose phase it has not waited"
+                                      : " with no barrier between the two"));
     }
   }
   std::vector<uint64_t>& reads = reads_[thread.warp];
-  const uint64_t stamp = pack(known[thread.warp], site_id, static_cast<uint32_t>(thread.linear));
+  const uint64_t stamp = pack(seen.own_epoch, site_id, static_cast<uint32_t>(thread.linear));
   if (offset % kWordBytes == 0 && bytes % kWordBytes == 0) {
     for (uint32_t word = offset / kWordBytes; word < (offset + bytes) / kWordBytes; ++word) {
       reads[word] = stamp | 0xF000;
@@ -151,10 +178,45 @@ void SharedMemory::read(Site site, const char* instruction, FiberThread& thread,
   }
 }
 
+void SharedMemory::check_readers(Site site, const char* instruction, const Block& owner,
+                                 const Seen& seen, int own_warp, uint32_t offset,
+                                 uint32_t bytes) const {
+  if (!readers_.empty()) {
+    const AsyncReaders::Operation* reader = readers_.reading(seen, offset, bytes);
+    if (reader != nullptr) {
+      const std::string waits = reader->waits.empty()
+                                    ? "which nobody has waited for yet"
+                                    : "with no barrier between the wait for that and this";
+      fail(ErrorKind::kRace, site, instruction,
+           "writes " + place(offset) + " and the following, read asynchronously for " +
+               who(owner, pack(0, reader->site_id, static_cast<uint32_t>(reader->thread))) + ", " +
+               waits);
+    }
+  }
+  const uint32_t first_word = offset / kWordBytes;
+  const uint32_t last_word = (offset + bytes - 1) / kWordBytes;
+  for (int warp = 0; warp < warps_; ++warp) {
+    if (warp == own_warp) continue;
+    const uint64_t* reads = reads_[warp].data();
+    const uint32_t known = seen.known[column(warp)];
+    for (uint32_t word = first_word; word <= last_word; ++word) {
+      if (epoch_of(reads[word]) <= known) continue;
+      for (uint32_t i = std::max(offset, word * kWordBytes);
+           i < std::min(offset + bytes, (word + 1) * kWordBytes); ++i) {
+        if ((bytes_of(reads[word]) >> (i % kWordBytes) & 1) == 0) continue;
+        fail(ErrorKind::kRace, site, instruction,
+             "writes " + place(i) + ", read by " + who(owner, reads[word]) +
+                 " with no barrier between the two");
+      }
+    }
+  }
+}
+
 void SharedMemory::check_write_order(Site site, const char* instruction, FiberThread& thread,
                                      uint32_t offset, uint32_t bytes) {
-  const bool checking = thread.block->grid->session->checking_races;
-  const uint32_t* known = &known_[static_cast<size_t>(thread.warp) * warps_];
+  const Block& block = *thread.block;
+  const bool checking = block.grid->session->checking_races;
+  const Seen seen = this->seen(thread);
   uint64_t last = 0;
   const uint32_t end = offset + to_compare(&written_[offset], bytes);
   for (uint32_t i = offset; i < end; ++i) {
@@ -165,54 +227,179 @@ void SharedMemory::check_write_order(Site site, const char* instruction, FiberTh
     if ((entry & kInFlight) != 0) {
       fail(ErrorKind::kState, site, instruction,
            "writes " + place(i) + ", which a copy in flight is writing: issued by " +
-               who(thread, entry) + ", not yet waited for");
+               writer(block, entry) + ", not yet waited for");
     }
-    const int writer = thread_of(entry);
-    if (writer == thread.linear || !checking) continue;
-    const int writer_warp = writer / kWarpSize;
-    const bool ordered = writer_warp == thread.warp ? epoch_of(entry) < known[writer_warp]
-                                                    : epoch_of(entry) <= known[writer_warp];
-    if (!ordered) {
+    if ((entry & kBarrier) != 0) {
+      fail(ErrorKind::kState, site, instruction,
+           "writes " + place(i) + ", part of an mbarrier: initialised by " + writer(block, entry));
+    }
+    const bool own = (entry & kAsync) == 0 && thread_of(entry) == thread.linear;
+    if (own || !checking) continue;
+    if (!ordered(seen, entry)) {
       fail(ErrorKind::kRace, site, instruction,
-           "writes " + place(i) + ", written by " + who(thread, entry) +
+           "writes " + place(i) + ", written by " + writer(block, entry) +
                " with no barrier between the two");
     }
   }
-  if (!checking) return;
-  const uint32_t first_word = offset / kWordBytes;
-  const uint32_t last_word = (offset + bytes - 1) / kWordBytes;
-  for (int warp = 0; warp < warps_; ++warp) {
-    if (warp == thread.warp) continue;
-    const uint64_t* reads = reads_[warp].data();
-    const uint32_t seen = known[warp];
-    for (uint32_t word = first_word; word <= last_word; ++word) {
-      if (epoch_of(reads[word]) <= seen) continue;
-      for (uint32_t i = std::max(offset, word * kWordBytes);
-           i < std::min(offset + bytes, (word + 1) * kWordBytes); ++i) {
-        if ((bytes_of(reads[word]) >> (i % kWordBytes) & 1) == 0) continue;
-        fail(ErrorKind::kRace, site, instruction,
-             "writes " + place(i) + ", read by " + who(thread, reads[word]) +
-                 " with no barrier between the two");
-      }
-    }
-  }
+  if (checking) check_readers(site, instruction, block, seen, thread.warp, offset, bytes);
 }
 
 void SharedMemory::write(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
                          uint32_t bytes, uint16_t site_id, bool in_flight) {
   check_write_order(site, instruction, thread, offset, bytes);
-  const uint32_t epoch = known_[static_cast<size_t>(thread.warp) * warps_ + thread.warp];
   const uint64_t entry =
-      pack(epoch, site_id, static_cast<uint32_t>(thread.linear)) | (in_flight ? kInFlight : 0);
+      pack(seen(thread).own_epoch, site_id, static_cast<uint32_t>(thread.linear)) |
+      (in_flight ? kInFlight : 0);
   std::fill_n(&written_[offset], bytes, entry);
+  std::fill_n(&fences_[offset], bytes, static_cast<uint32_t>(thread.proxy_fences.size()));
 }
 
 void SharedMemory::landed(FiberThread& thread, uint32_t offset, uint32_t bytes) {
-  const uint32_t epoch = known_[static_cast<size_t>(thread.warp) * warps_ + thread.warp];
+  const uint32_t epoch = seen(thread).own_epoch;
   for (uint32_t i = offset; i < offset + bytes; ++i) {
     const uint64_t entry = written_[i] & ~kInFlight;
     written_[i] = (entry & 0xFFFFFFFFu) | static_cast<uint64_t>(epoch) << 32;
   }
+  std::fill_n(&fences_[offset], bytes, static_cast<uint32_t>(thread.proxy_fences.size()));
+}
+
+std::vector<uint32_t> SharedMemory::known_to(const Block& block, Issuers issuers) const {
+  std::vector<uint32_t> all;
+  for (int i = issuers.first; i < issuers.first + issuers.count; ++i) {
+    const FiberThread& thread = *block.threads.at(i);
+    if (i > issuers.first && thread.lane != 0) continue;  // lanes share their warp's knowledge
+    const int own = column(thread.warp);
+    std::vector<uint32_t> row = clocks_->row(own);
+    --row[own];  // another lane's accesses of this epoch are not ordered
+    if (all.empty()) all = row;
+    for (size_t k = 0; k < row.size(); ++k) all[k] = std::min(all[k], row[k]);
+  }
+  return all;
+}
+
+std::string SharedMemory::refuse_async(const Block& owner, const FiberThread* sole,
+                                       const std::vector<uint32_t>& known, uint32_t offset,
+                                       bool write) const {
+  const uint64_t entry = written_[offset];
+  const std::string act = (write ? "writes " : "reads ") + place(offset);
+  if (epoch_of(entry) <= base_epoch_) {
+    const bool checking = owner.grid->session->checking_unwritten && !write;
+    return checking ? act + ", which nobody has written" : "";
+  }
+  if ((entry & kInFlight) != 0) {
+    return act + ", which a copy in flight is writing: issued by " + writer(owner, entry) +
+           ", not yet waited for";
+  }
+  if ((entry & kBarrier) != 0) {
+    return act + ", part of an mbarrier: initialised by " + writer(owner, entry);
+  }
+  if ((entry & kAsync) != 0) {
+    if (epoch_of(entry) <= known[async_writers_[thread_of(entry)].column]) return "";
+    return act + ", written by " + writer(owner, entry) + ", for whose phase it has not waited";
+  }
+  const FiberThread& author = *owner.threads[thread_of(entry)];
+  if (author.proxy_fences.size() <= fences_[offset]) {
+    return act + ", written by " + writer(owner, entry) +
+           ", which has executed no fence.proxy.async since";
+  }
+  if (sole == &author) return "";
+  if (author.proxy_fences[fences_[offset]] <= known[column(author.warp)]) return "";
+  return act + ", written by " + writer(owner, entry) +
+         ", with no barrier between that thread's fence.proxy.async and this";
+}
+
+void SharedMemory::async_read(Site site, const char* instruction, const Block& block,
+                              Issuers issuers, const std::vector<uint32_t>& known, uint32_t offset,
+                              uint32_t bytes) const {
+  if (!block.grid->session->checking_proxies) return;
+  const FiberThread* sole = issuers.count == 1 ? block.threads[issuers.first].get() : nullptr;
+  for (uint32_t i = offset; i < offset + bytes; ++i) {
+    if (i > offset && written_[i] == written_[i - 1] && fences_[i] == fences_[i - 1]) continue;
+    const std::string what = refuse_async(block, sole, known, i, false);
+    if (!what.empty()) fail(ErrorKind::kState, site, instruction, what);
+  }
+}
+
+void SharedMemory::async_view(const Block& block, Issuers issuers, uint32_t offset, uint32_t bytes,
+                              uint8_t* to) {
+  if (block.grid->session->checking_proxies) {
+    std::memcpy(to, data_ + offset, bytes);
+    return;
+  }
+  // Bytes that are not published keep what was seen there last.
+  if (proxy_.empty()) proxy_.assign(bytes_, kPoison);
+  const FiberThread* sole = issuers.count == 1 ? block.threads[issuers.first].get() : nullptr;
+  const std::vector<uint32_t> known = known_to(block, issuers);
+  for (uint32_t i = offset; i < offset + bytes; ++i) {
+    if (refuse_async(block, sole, known, i, false).empty()) proxy_[i] = data_[i];
+  }
+  std::memcpy(to, proxy_.data() + offset, bytes);
+}
+
+void SharedMemory::async_write(Site site, const char* instruction, const Block& owner,
+                               const FiberThread& issuer, uint32_t offset, uint32_t bytes,
+                               uint16_t site_id, int column, uint32_t barrier) {
+  const Session& session = *owner.grid->session;
+  const bool here = issuer.block == &owner;
+  const SharedMemory& home = issuer.block->shared;
+  const std::vector<uint32_t> known = home.known_to(*issuer.block, {issuer.linear, 1});
+  for (uint32_t i = offset; i < offset + bytes; ++i) {
+    if (i > offset && written_[i] == written_[i - 1] && fences_[i] == fences_[i - 1]) continue;
+    const bool landing = is_in_flight(i) || (is_written(i) && (written_[i] & kBarrier) != 0);
+    if (!landing && !session.checking_proxies) continue;
+    const std::string what = refuse_async(owner, &issuer, known, i, true);
+    if (!what.empty()) fail(ErrorKind::kState, site, instruction, what);
+  }
+  if (session.checking_races) {
+    check_readers(site, instruction, owner, home.seen(issuer), here ? issuer.warp : -1, offset,
+                  bytes);
+  }
+  size_t slot = 0;
+  while (slot < async_writers_.size() && async_writers_[slot].column != column) ++slot;
+  if (slot == async_writers_.size()) async_writers_.push_back({column, barrier, site_id});
+  if (slot >= kAsyncWriters) fail(site, instruction, "copies on more than 1024 mbarriers a block");
+  async_writers_[slot].site_id = site_id;
+  const uint64_t entry = pack(clocks_->epoch(column), site_id, static_cast<uint32_t>(slot));
+  std::fill_n(&written_[offset], bytes, entry | kAsync | kInFlight);
+}
+
+void SharedMemory::async_landed(uint32_t offset, uint32_t bytes, int column) {
+  const uint64_t epoch = uint64_t{clocks_->epoch(column)} << 32;
+  for (uint32_t i = offset; i < offset + bytes; ++i) {
+    written_[i] = (written_[i] & 0xFFFFFFFFu & ~kInFlight) | epoch;
+  }
+}
+
+void SharedMemory::check_readers_end(const Block& block) const {
+  const AsyncReaders::Operation* reader = readers_.unfinished();
+  if (reader == nullptr) return;
+  const SiteRecord& record = block.grid->session->records().at(reader->site_id);
+  fail(ErrorKind::kState, record.site, record.instruction,
+       "the block ends before anybody has waited for what this reads of shared memory");
+}
+
+Site SharedMemory::last_async_writer(const Block& block, int column) const {
+  for (const AsyncWriter& writer : async_writers_) {
+    if (writer.column == column) return block.grid->session->records().at(writer.site_id).site;
+  }
+  return {"", 0};
+}
+
+void SharedMemory::mark_barrier(uint32_t offset, bool is_barrier) {
+  for (uint32_t i = offset; i < offset + 8; ++i) {
+    written_[i] = is_barrier ? written_[i] | kBarrier : 0;
+  }
+}
+
+void SharedMemory::use_barrier(Site site, const char* instruction, const Block& owner,
+                               const FiberThread& thread, uint32_t offset) const {
+  const uint64_t entry = written_[offset];
+  const bool own = &owner == thread.block && thread_of(entry) == thread.linear;
+  if (own || !owner.grid->session->checking_races) return;
+  if (ordered(thread.block->shared.seen(thread), entry)) return;
+  fail(ErrorKind::kRace, site, instruction,
+       "uses the mbarrier at " + place(offset) + ", initialised by " + writer(owner, entry) +
+           " with no barrier between the two");
 }
 
 bool SharedMemory::is_written(uint32_t offset) const {
@@ -221,31 +408,6 @@ bool SharedMemory::is_written(uint32_t offset) const {
 
 bool SharedMemory::is_in_flight(uint32_t offset) const {
   return is_written(offset) && (written_[offset] & kInFlight) != 0;
-}
-
-void SharedMemory::release(int warp, std::vector<uint32_t>& clock) {
-  if (clock.empty()) clock.assign(warps_, 0);
-  const uint32_t* known = &known_[static_cast<size_t>(warp) * warps_];
-  for (int i = 0; i < warps_; ++i) clock[i] = std::max(clock[i], known[i]);
-}
-
-void SharedMemory::acquire(int warp, const std::vector<uint32_t>& clock) {
-  uint32_t* known = &known_[static_cast<size_t>(warp) * warps_];
-  const uint32_t own = known[warp];
-  for (int i = 0; i < warps_; ++i) known[i] = std::max(known[i], clock[i]);
-  known[warp] = own;
-}
-
-void SharedMemory::advance(int warp) { ++known_[static_cast<size_t>(warp) * warps_ + warp]; }
-
-void SharedMemory::everybody_meets() {
-  for (int other = 0; other < warps_; ++other) {
-    const uint32_t epoch = known_[static_cast<size_t>(other) * warps_ + other];
-    for (int warp = 0; warp < warps_; ++warp) {
-      known_[static_cast<size_t>(warp) * warps_ + other] = epoch;
-    }
-  }
-  for (int warp = 0; warp < warps_; ++warp) advance(warp);
 }
 
 }  // namespace resnet_fused::emulator

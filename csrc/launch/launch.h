@@ -3,6 +3,8 @@
 //   int error = RF_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...);
 //   int error = RF_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, arguments...);
 //   int error = RF_LAUNCH_EARLY(follows, kernel, grid, block, shared_bytes, stream, arguments...);
+//   int error = RF_LAUNCH_CLUSTERS(kernel, grid, block, cluster, shared_bytes, stream,
+//                                  arguments...);
 //
 // `kernel` is a __global__ function, in parentheses where it holds a comma. The result is 0 or a
 // cudaError_t; an empty grid is an error, as in CUDA, so the caller leaves empty problems out. In
@@ -33,6 +35,9 @@
 // right. Before sm_90 it must be false.
 #define RF_LAUNCH_EARLY(follows, kernel, grid, block, shared_bytes, stream, ...) \
   ::resnet_fused::launch_early(follows, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+// In clusters of blocks, of which the grid is a multiple; sm_90 and later.
+#define RF_LAUNCH_CLUSTERS(kernel, grid, block, cluster, shared_bytes, stream, ...) \
+  ::resnet_fused::launch_clusters(kernel, grid, block, cluster, shared_bytes, stream, __VA_ARGS__)
 
 namespace resnet_fused {
 
@@ -52,6 +57,14 @@ int launch_early(bool follows, void (*kernel)(Parameters...), dim3 grid, dim3 bl
   return cudaSuccess;
 }
 
+template <class... Parameters, class... Arguments>
+int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster,
+                    uint32_t shared_bytes, cudaStream_t /*stream*/, const Arguments&... arguments) {
+  emulator::launch_clusters(grid, block, cluster, shared_bytes, false,
+                            [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
 // Zeros on the device, in the stream's order; 0 or a cudaError_t.
 inline int clear_async(void* to, size_t bytes, cudaStream_t /*stream*/) {
   std::memset(to, 0, bytes);
@@ -64,17 +77,37 @@ inline int clear_async(void* to, size_t bytes, cudaStream_t /*stream*/) {
 // Memory, compute capability 7.x and later).
 constexpr uint32_t kSharedBytesForTheAsking = 48 * 1024;
 
-template <class... Parameters>
-cudaError_t ask_for_shared(void (*kernel)(Parameters...), uint32_t shared_bytes) {
+template <class Kernel>
+cudaError_t allow_shared_bytes(Kernel kernel, uint32_t shared_bytes) {
   if (shared_bytes <= kSharedBytesForTheAsking) return cudaSuccess;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               static_cast<int>(shared_bytes));
 }
 
+template <class... Parameters, class... Arguments>
+int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster,
+                    uint32_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+  const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster.x;
+  attribute.val.clusterDim.y = cluster.y;
+  attribute.val.clusterDim.z = cluster.z;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
 template <bool kCooperative, class... Parameters, class... Arguments>
 int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t shared_bytes,
                   cudaStream_t stream, const Arguments&... arguments) {
-  const cudaError_t error = ask_for_shared(kernel, shared_bytes);
+  const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
   if (error != cudaSuccess) return error;
   if constexpr (kCooperative) {
     const void* addresses[] = {&arguments...};
@@ -92,7 +125,7 @@ int launch_early(bool follows, void (*kernel)(Parameters...), dim3 grid, dim3 bl
   if (!follows) {
     return launch_kernel<false>(kernel, grid, block, shared_bytes, stream, arguments...);
   }
-  const cudaError_t error = ask_for_shared(kernel, shared_bytes);
+  const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -9,8 +9,12 @@
 #include <cstdint>
 
 #if defined(RF_EMULATED)
+#include "../emulator/async_proxy.h"
+#include "../emulator/cluster.h"
 #include "../emulator/cuda.h"
+#include "../emulator/mbarrier.h"
 #include "../emulator/runtime.h"
+#include "../emulator/tma.h"
 #define RF_DEVICE inline
 #define RF_SITE_ONLY ::resnet_fused::emulator::Site site = ::resnet_fused::emulator::Site::here()
 #define RF_SITE_PARAMETER , RF_SITE_ONLY
@@ -24,7 +28,27 @@
 #define RF_SITE
 #endif
 
+// Whether the code that is being compiled may hold instructions that came with sm_90.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define RF_SM90 1
+#endif
+// ... or of sm_90a alone, which no later GPU runs.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define RF_SM90A 1
+#endif
+
 namespace resnet_fused::ptx {
+
+#if !defined(RF_EMULATED)
+namespace detail {
+// What an instruction becomes where there is none: kernels for older GPUs do not reach it.
+RF_DEVICE void missing() {
+#if defined(__CUDA_ARCH__)
+  __trap();
+#endif
+}
+}  // namespace detail
+#endif
 
 using SharedAddress = uint32_t;  // bytes in the block's shared window (PTX ISA, State Spaces)
 

@@ -9,21 +9,32 @@
 //   warp.h             shuffles and votes
 //   memory.h           loads and stores
 //   atomic.h           atomics, acquire, release, fences
+//   mbarrier.h         mbarriers
+//   tma.h              bulk copies, tiled and im2col, and their groups; tensor_map.h
+//   proxy.h            fence.proxy.async
+//   cluster.h          barrier.cluster, mapa
 //   grid_dependency.h  griddepcontrol
 //   keep.h             no instruction: what the compiler is to keep in registers
 //
-// mbarrier, cp.async.bulk.tensor (TMA) and wgmma have their place here: one file each.
+// Kernels for sm_90a include two more themselves, of which the others need nothing:
+//
+//   wgmma.h            wgmma and its groups; matrix_descriptor.h
+//   registers.h        setmaxnreg
 #pragma once
 
 #include "async_copy.h"
 #include "atomic.h"
 #include "barrier.h"
+#include "cluster.h"
 #include "common.h"
 #include "grid_dependency.h"
 #include "keep.h"
 #include "matrix_load.h"
+#include "mbarrier.h"
 #include "memory.h"
 #include "mma.h"
+#include "proxy.h"
 #include "shared.h"
+#include "tma.h"
 #include "types.h"
 #include "warp.h"

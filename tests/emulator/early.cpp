@@ -41,7 +41,8 @@ void begins_early(const Memory& memory, What what) {
 }
 
 Probe probe(What what, bool early = true) {
-  return {2, 64, 1024, false, [what](const Memory& memory) { begins_early(memory, what); }, early};
+  return {2, 64,   1024, false, [what](const Memory& memory) { begins_early(memory, what); },
+          1, early};
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -10,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../../csrc/launch/tensor_map.h"
 #include "probes.h"
 
 namespace py = pybind11;
@@ -29,6 +31,8 @@ const Table& table() {
     add_hazards(made);
     add_costs(made);
     add_early(made);
+    add_products(made);
+    add_copies(made);
     return made;
   }();
   return probes;
@@ -81,8 +85,9 @@ py::dict to_python(const emulator::Report& report) {
 using Fault = std::tuple<std::string, int, std::string, std::string>;
 
 py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, bool checking_races,
-             bool checking_unwritten, bool checking_tensors, uint32_t resident_blocks,
-             uint64_t first_block, uint64_t last_block, std::optional<Fault> fault,
+             bool checking_unwritten, bool checking_proxies, bool checking_tensors,
+             uint32_t resident_blocks, uint64_t first_block, uint64_t last_block,
+             std::optional<Fault> fault,
              std::optional<std::tuple<uint64_t, int, int, uint64_t>> stop) {
   const auto found = table().find(name);
   if (found == table().end()) throw std::invalid_argument("there is no probe '" + name + "'");
@@ -98,6 +103,7 @@ py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, 
   session.counting = true;
   session.checking_races = checking_races;
   session.checking_unwritten = checking_unwritten;
+  session.checking_proxies = checking_proxies;
   session.checking_tensors = checking_tensors;
   session.resident_blocks = resident_blocks;
   session.first_block = first_block;
@@ -112,12 +118,32 @@ py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, 
     const auto& [block, thread, line, occurrence] = *stop;
     session.stop_at({block, thread, "costs.cpp", line, occurrence, {0, 2, 4, 16, "f32"}});
   }
-  emulator::launch(
-      probe.grid, probe.block, probe.shared_bytes, probe.cooperative, [&] { probe.kernel(memory); },
-      probe.early);
+  launch(probe, memory);
   py::dict result = to_python(session.report());
   result["out"] = std::vector<uint32_t>(buffers->out, buffers->out + 2048);
   return result;
+}
+
+// What tensor_map_fault says of a request of 16-bit elements, and what the encoder returns.
+std::pair<std::string, int> tensor_map(uint64_t address, const std::vector<int64_t>& sizes,
+                                       const std::vector<int64_t>& strides,
+                                       const std::vector<int32_t>& box,
+                                       const std::vector<int32_t>& steps, int swizzle, int pixels,
+                                       const std::vector<int32_t>& lower,
+                                       const std::vector<int32_t>& upper) {
+  TensorMapRequest request;
+  request.rank = static_cast<int>(sizes.size());
+  request.address = reinterpret_cast<void*>(address);
+  request.swizzle = static_cast<TensorSwizzle>(swizzle);
+  request.pixels = pixels;
+  std::copy_n(sizes.begin(), std::min<size_t>(sizes.size(), 5), request.sizes.begin());
+  std::copy(strides.begin(), strides.end(), request.strides.begin());
+  std::copy(box.begin(), box.end(), request.box.begin());
+  std::copy(steps.begin(), steps.end(), request.steps.begin());
+  std::copy(lower.begin(), lower.end(), request.lower.begin());
+  std::copy(upper.begin(), upper.end(), request.upper.begin());
+  ptx::TensorMap map;
+  return {tensor_map_fault(request), encode_tensor_map(request, &map)};
 }
 
 // Nanoseconds that one lane spends in a collective of its warp.
@@ -156,10 +182,13 @@ PYBIND11_MODULE(_probes, module) {
   });
   module.def("run", &probes::run, py::arg("name"), py::kw_only(), py::arg("asynchrony") = 0,
              py::arg("order") = 0, py::arg("seed") = 0, py::arg("checking_races") = true,
-             py::arg("checking_unwritten") = true, py::arg("checking_tensors") = false,
-             py::arg("resident_blocks") = 1, py::arg("first_block") = 0,
-             py::arg("last_block") = ~uint64_t{0}, py::arg("fault") = std::nullopt,
-             py::arg("stop") = std::nullopt);
+             py::arg("checking_unwritten") = true, py::arg("checking_proxies") = true,
+             py::arg("checking_tensors") = false, py::arg("resident_blocks") = 1,
+             py::arg("first_block") = 0, py::arg("last_block") = ~uint64_t{0},
+             py::arg("fault") = std::nullopt, py::arg("stop") = std::nullopt);
+  module.def("tensor_map", &probes::tensor_map, py::kw_only(), py::arg("address"), py::arg("sizes"),
+             py::arg("strides"), py::arg("box"), py::arg("steps"), py::arg("swizzle"),
+             py::arg("pixels"), py::arg("lower"), py::arg("upper"));
   module.def("names", [] {
     std::vector<std::string> names;
     for (const auto& [name, probe] : probes::table()) names.push_back(name);

@@ -24,7 +24,8 @@ struct Probe {
   uint32_t shared_bytes;
   bool cooperative;
   std::function<void(const Memory&)> kernel;
-  bool early = false;  // the launch ahead may still run; `in` is a constant
+  uint32_t cluster = 1;  // blocks
+  bool early = false;    // the launch ahead may still run; `in` is a constant
 };
 
 using Table = std::map<std::string, Probe>;
@@ -32,6 +33,13 @@ using Table = std::map<std::string, Probe>;
 void add_hazards(Table& table);
 void add_costs(Table& table);
 void add_early(Table& table);
+void add_products(Table& table);
+void add_copies(Table& table);
+
+inline void launch(const Probe& probe, const Memory& memory) {
+  emulator::launch_clusters(probe.grid, probe.block, probe.cluster, probe.shared_bytes,
+                            probe.cooperative, [&] { probe.kernel(memory); });
+}
 
 // The first byte of dynamic shared memory.
 inline ptx::SharedAddress base() { return ptx::shared_address(ptx::dynamic_shared()); }

@@ -52,6 +52,8 @@ int main(int count, char** arguments) {
   probes::Table table;
   probes::add_hazards(table);
   probes::add_costs(table);
+  probes::add_copies(table);
+  probes::add_products(table);
   table["store_behind"] = {1, 32, 0, false, store_behind};
   table["copy_from_behind"] = {1, 32, 128, false, copy_from_behind};
   table["flag_without_order"] = {2, 1, 0, false, flag_without_order};
@@ -78,8 +80,7 @@ int main(int count, char** arguments) {
   session.checking_unwritten = false;
   const probes::Probe& probe = found->second;
   try {
-    emulator::launch(probe.grid, probe.block, probe.shared_bytes, probe.cooperative,
-                     [&] { probe.kernel(memory); });
+    probes::launch(probe, memory);
   } catch (const emulator::Error& error) {
     std::fprintf(stderr, "%s: %s\n", emulator::name_of(error.kind), error.what());
     return 2;
