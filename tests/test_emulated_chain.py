@@ -139,7 +139,9 @@ def test_every_configuration_is_within_the_bound(case, dtype, rounding):
     operands = operands_of(case, dtype, exact=False)
     how = "nearest" if rounding == "nearest" else "truncate"
     limits = limits_of(operands, case, how)
-    for index, tile in taking(case):
+    # Sums are rounded alike by all of them: half for each way of rounding, all in `make proof`.
+    some = slice(None) if WHOLE else slice(rounding == "nearest", None, 2)
+    for index, tile in taking(case)[some]:
         schedule = Schedule("random", "reverse", rounding, seed=index)
         got, _ = run(operands, case, configuration=index, schedule=schedule)
         assert not beyond(got, operands, case, limits, how), tile["name"]
@@ -170,7 +172,7 @@ def draw(number):
 @pytest.mark.parametrize("chunk", range(5))
 def test_random_shapes(chunk):
     """Exact on integers or within the bound on noise; a thousand in `make proof`."""
-    for number in range(chunk, 1000 if WHOLE else 65, 5):
+    for number in range(chunk, 1000 if WHOLE else 52, 5):
         case, reverse, index, schedule = draw(number)
         exact = number % 3 > 0
         operands = operands_of(case, DTYPES[number % 2], exact, number)
