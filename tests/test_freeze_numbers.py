@@ -36,12 +36,16 @@ def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES if PROOF else DTYPES[:2], ids=str)
 @pytest.mark.parametrize("name", NETWORKS if PROOF else NETWORKS[:2])
 def test_whole_networks_against_float64(name, dtype):
-    model = stir(getattr(tv, name)()).eval().to(dtype)
+    model = stir(getattr(tv, name)()).eval()
+    with torch.no_grad():
+        for block in (m for m in model.modules() if isinstance(m, tv.Bottleneck)):
+            block.bn3.weight.mul_(0.25)  # the sums of 50 blocks stay in float16's range
+    model = model.to(dtype)
     x = torch.randn(2, 3, *((97, 131) if PROOF else (49, 67))).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     engine, fused = rf.freeze(model, x), rf.fuse(model)
     y = run(engine, x)
-    assert torch.equal(y, run(fused, x))
+    assert y.isfinite().all() and torch.equal(y, run(fused, x))
     assert sum(row.implementation in ("cpu", "cpu32") for row in engine.report().rows) > 15
     for batch in range(3, 8) if PROOF else ():
         more = images(batch, 40, dtype)

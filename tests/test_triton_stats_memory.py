@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from triton_trace import PROOF, needs_interpreter
 
+LIMIT = 3600 if PROOF else 900
+"""Seconds; a proof compiles every configuration for four architectures."""
 TESTS = Path(__file__).resolve().parent
 KERNELS = ("conv_bn_stats_kernel", "stats_merge_kernel")
 HUGE = (("x", KERNELS[0]), ("out", KERNELS[0]), ("merged", KERNELS[1]))
@@ -39,7 +41,7 @@ def child(name, *arguments, interpreted, **environment):
         [sys.executable, str(TESTS / name), *arguments],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=LIMIT,
         env={
             **kept,
             **({"TRITON_INTERPRET": "1"} if interpreted else {}),
@@ -54,7 +56,7 @@ def child(name, *arguments, interpreted, **environment):
 
 @pytest.mark.interpreter
 @needs_interpreter[1]
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(LIMIT)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: mmap without reserve")
 def test_nothing_beyond_is_touched_and_planted_faults_kill():
     """See `test_triton_memory`, of which this is the part for an op with two results."""
@@ -67,7 +69,7 @@ def test_nothing_beyond_is_touched_and_planted_faults_kill():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(LIMIT)
 def test_the_machine_code_passes_the_gates(tmp_path):
     """No spills, the best matrix instructions, wide accesses; also with the prologue."""
     wanted = ("all", "80", "90", "100", "120") if PROOF else ("quick", "90")
