@@ -37,8 +37,9 @@ void add_products(Table& table);
 void add_copies(Table& table);
 
 inline void launch(const Probe& probe, const Memory& memory) {
-  emulator::launch_clusters(probe.grid, probe.block, probe.cluster, probe.shared_bytes,
-                            probe.cooperative, [&] { probe.kernel(memory); });
+  emulator::launch_clusters(
+      probe.grid, probe.block, probe.cluster, probe.shared_bytes, probe.cooperative,
+      [&] { probe.kernel(memory); }, probe.early);
 }
 
 // The first byte of dynamic shared memory.
