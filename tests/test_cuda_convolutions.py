@@ -289,12 +289,17 @@ def test_only_a_kernel_that_waits_follows_another(early, follows):
 
 
 @needs_cuda_build
-@pytest.mark.parametrize(("batch", "split"), [(1, True), (256, False)])
-def test_splits_that_are_taken_again_and_again_keep_their_counters(batch, split, monkeypatch):
+@pytest.mark.parametrize(
+    ("batch", "channels", "size", "split"), [(1, 512, 7, True), (16, 64, 56, False)]
+)
+def test_splits_that_are_taken_again_and_again_keep_their_counters(
+    batch, channels, size, split, monkeypatch
+):
     monkeypatch.setattr(_cuda_plan, "gpu", lambda device: H200)
     monkeypatch.setattr(_cuda_plan._admitted, "names", lambda *_: None)
-    x, weight = image(batch, 512, 7, 7, device="cpu"), image(512, 512, 3, 3, device="cpu")
-    vectors = torch.ones(512), torch.zeros(512)
+    x = image(batch, channels, size, size, device="cpu")
+    weight = image(channels, channels, 3, 3, device="cpu")
+    vectors = torch.ones(channels), torch.zeros(channels)
     found = _cuda.prepared("conv_bn_act", x, weight, *vectors, None, *SAME, "relu")
     assert ("arrivals" in found) is split
     if split:

@@ -27,7 +27,7 @@ HAZARDS = {
     "mbarrier_many_bytes": ("usage", "mbarrier_many_bytes", "at most 1048575 bytes"),
     "mbarrier_old_state": ("usage", "mbarrier_old_state", "a state of phase 0"),
     "mbarrier_never": ("deadlock", "mbarrier_never", "2 of 3 arrivals missing, 48 bytes missing"),
-    "ring_no_init_fence": ("state", "tile", "no fence.mbarrier_init"),
+    "ring_no_init_fence": ("state", "ring_tile", "no fence.mbarrier_init"),
     "staged_no_fence": ("state", "the store", "has executed no fence.proxy.async since"),
     "staged_one_fence": ("state", "the store", "has executed no fence.proxy.async since"),
     "staged_early_write": ("race", "early", "which nobody has waited for yet"),

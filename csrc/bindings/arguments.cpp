@@ -27,6 +27,8 @@ const char* name_of(ScalarType dtype) {
       return "float16";
     case ScalarType::BFloat16:
       return "bfloat16";
+    case ScalarType::Int:
+      return "int32";
     default:
       return "another dtype";
   }

@@ -16,7 +16,7 @@ namespace resnet_fused {
 std::string shape_of(const Tensor& tensor);
 std::string shape_of(const std::vector<int64_t>& sizes);
 
-// "bfloat16"; "another dtype" for those that no op takes.
+// "bfloat16", "int32"; "another dtype" for those that no op takes.
 const char* name_of(ScalarType dtype);
 
 // The dtype of the tensor called `name`, one of the four that the ops know.

@@ -3,7 +3,8 @@
 
 #include <cstdint>
 
-#include "../ptx/ptx.h"
+#include "../ptx/grid_dependency.h"
+#include "../ptx/memory.h"
 
 namespace resnet_fused {
 

@@ -16,7 +16,6 @@ _SHARED = (
     "csrc/bindings/stream.cpp",
     "csrc/device/bn_act.h",
     "csrc/device/conv_geometry.h",
-    "csrc/device/dependent.h",
     "csrc/device/divide.h",
     "csrc/device/matrix_unit.h",
     "csrc/device/portable.h",
@@ -79,6 +78,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_act": (
         *_COMMON,
         "csrc/bindings/conv_bn_act.cpp",
+        "csrc/device/dependent.h",
         "csrc/device/conv_loader.h",
         "csrc/device/split_reduction.h",
         "csrc/kernels/conv_bn_act_sm80.cuh",
@@ -113,6 +113,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_chain": (
         *_COMMON,
         "csrc/bindings/conv_chain.cpp",
+        "csrc/device/dependent.h",
         "csrc/device/chain_epilogue.h",
         "csrc/device/chain_front.h",
         "csrc/device/chain_geometry.h",
@@ -130,6 +131,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "stem": (
         *_SHARED,
         "csrc/bindings/stem.cpp",
+        "csrc/device/dependent.h",
         "csrc/device/pair.h",
         "csrc/device/stem_loader.h",
         "csrc/device/stem_tile.h",
@@ -144,6 +146,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "head": (
         *_SHARED,
         "csrc/bindings/head.cpp",
+        "csrc/device/dependent.h",
         "csrc/device/head_tile.h",
         "csrc/kernels/head_sm80.cuh",
         "csrc/launch/head.cu",

@@ -76,7 +76,7 @@ void ring(const Memory& memory, Mistake mistake) {
       if (mistake == Mistake::kMoreBytes) bytes += 16;
       if (mistake == Mistake::kFewerBytes) bytes -= 16;
       ptx::mbarrier_arrive_expect_tx(barrier_at(slot), bytes);
-      ptx::tma_load(tile_at(slot), &map, {0, kRows * tile}, barrier_at(slot));  // <- tile
+      ptx::tma_load(tile_at(slot), &map, {0, kRows * tile}, barrier_at(slot));  // <- ring_tile
     }
   } else if (thread() >= 32) {
     for (int tile = 0; tile < kTiles; ++tile) {
