@@ -27,6 +27,8 @@ HALF = torch.float16
 # Each operand's dimensions have more than one element. 12 images: conv_wgrad reads 64 more at most,
 # whose offsets must be in reach of wide loads.
 CASE = cases.ConvCase("strides", 12, 16, 5, 5, 16, 3, 3, padding=(1, 1), residual=True)
+PLAIN = {"reverse": False, "dependent": False, "follows": False, "arrivals": 0, "arrivals_count": 0}
+"""A launch by itself, from the first tile to the last."""
 RESULTS = {"conv_bn_act": "out", "conv_dgrad": "x", "conv_wgrad": "weight"}
 INPUTS = {
     "conv_bn_act": ("x", "weight", "residual"),
@@ -79,7 +81,7 @@ def launch(op, tensors, case, *, blocks=None, **choice):
         f"{absent}_stride": (0, 0, 0, 0),
         **{name: t.data_ptr() for name, t in tensors.items()},
         **{f"{name}_stride": t.stride() for name, t in tensors.items() if t.dim() == 4},
-        **({"relu": case.act == "relu"} if forward else {}),
+        **({"relu": case.act == "relu", **PLAIN} if forward else {}),
     }
     problem = (module.ConvBnAct if forward else module.ConvGradient)(
         dtype="float16",
