@@ -34,12 +34,15 @@ def load() -> ModuleType:
 
 
 def marked(name: str) -> tuple[str, int]:
-    """The file and line that carry a mark."""
-    for path in sorted(FOLDER.glob("*.cpp")):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if line.endswith(f"// <- {name}"):
-                return path.name, number
-    raise AssertionError(f"no line is marked '{name}'")
+    """The file and line that carry a mark, of which there must be one alone."""
+    found = [
+        (path.name, number)
+        for path in sorted(FOLDER.glob("*.cpp"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if line.endswith(f"// <- {name}")
+    ]
+    assert len(found) == 1, f"marked '{name}': {found or 'no line'}"
+    return found[0]
 
 
 def error_of(probes: ModuleType, name: str, **settings: Any) -> Any:

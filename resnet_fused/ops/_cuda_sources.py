@@ -78,8 +78,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_act": (
         *_COMMON,
         "csrc/bindings/conv_bn_act.cpp",
-        "csrc/device/dependent.h",
         "csrc/device/conv_loader.h",
+        "csrc/device/dependent.h",
         "csrc/device/split_reduction.h",
         "csrc/kernels/conv_bn_act_sm80.cuh",
         "csrc/launch/conv_bn_act_arguments.cpp",
@@ -113,11 +113,11 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_chain": (
         *_COMMON,
         "csrc/bindings/conv_chain.cpp",
-        "csrc/device/dependent.h",
         "csrc/device/chain_epilogue.h",
         "csrc/device/chain_front.h",
         "csrc/device/chain_geometry.h",
         "csrc/device/chain_loader.h",
+        "csrc/device/dependent.h",
         "csrc/kernels/conv_chain_sm80.cuh",
         "csrc/launch/conv_chain.h",
         "csrc/launch/conv_chain_arguments.cpp",
