@@ -235,5 +235,7 @@ def run_tool(*arguments: str, cache: Path, **more: str) -> subprocess.CompletedP
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
     done = run_tool("--archs", "80;75", cache=tmp_path)
     assert done.returncode == 2 and '--archs holds "75"; known are 80, 86' in done.stderr
+    done = run_tool("--ops", "stem,conv", cache=tmp_path)
+    assert done.returncode == 2 and "--ops names conv; known are bn_act, " in done.stderr
     done = run_tool("--archs", "80", cache=tmp_path, TRITON_INTERPRET="1")
     assert done.returncode == 2 and "TRITON_INTERPRET is set; unset it" in done.stderr

@@ -7,6 +7,7 @@ reason.
 
     python tools/triton_gates.py --archs "80;90"           a fixed sample: what CI runs
     python tools/triton_gates.py --archs "80;90" --all     everything
+    python tools/triton_gates.py --all --ops stem,head     everything of these ops
     python tools/triton_gates.py --write                   docs/triton_resources.md anew
 
 Exit code 0: every gate is passed; 1: one is not, or a variant does not compile.
@@ -127,6 +128,22 @@ def architectures(text: str) -> list[int]:
     return list(dict.fromkeys(number for number in numbers if number is not None))
 
 
+def known_ops(text: str | None) -> set[str] | None:
+    """Ops of "stem,head"; None for None: all.
+
+    Raises:
+        ValueError: there are no such kernels.
+    """
+    if text is None:
+        return None
+    wanted = {part.strip() for part in text.split(",") if part.strip()}
+    known = {call.op for call in cases.calls()}
+    if not wanted or wanted - known:
+        given = ", ".join(sorted(wanted - known)) or "nothing"
+        raise ValueError(f"--ops names {given}; known are {', '.join(sorted(known))}")
+    return wanted
+
+
 def line(result: Result) -> str:
     """One row of what is printed."""
     entry, code = result.recorded, result.code or aot.Code()
@@ -138,7 +155,11 @@ def line(result: Result) -> str:
 
 
 def check(
-    numbers: Sequence[int], everything: bool, workers: int, quiet: bool
+    numbers: Sequence[int],
+    everything: bool,
+    workers: int,
+    quiet: bool,
+    ops: set[str] | None = None,
 ) -> tuple[list[Result], dict[str, Any]]:
     """Compiles and prints; all results and what adds up to them."""
     begin, results = time.perf_counter(), []
@@ -146,7 +167,8 @@ def check(
     if not quiet:
         print(f"{'arch':>4} {'regs':>4} {'stack':>5} {'shared':>6} {'matrix':>7}  kernel: case")
     for number in numbers:
-        recorded, refused = cases.record(cases.calls(), number)
+        calls = [call for call in cases.calls() if ops is None or call.op in ops]
+        recorded, refused = cases.record(calls, number)
         chosen = [entry for entry in recorded if everything or entry.sample]
         counts["left_out"] += len(recorded) - len(chosen)
         counts["refused_calls"] += len(refused)
@@ -274,6 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--archs", default=DEFAULT_ARCHS, help='such as "80;86;90;100;120"')
     parser.add_argument("--all", action="store_true", help="every variant, not CI's sample")
+    parser.add_argument("--ops", help="these alone, such as stem,head")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--write", action="store_true", help=f"make docs/{TABLE.name} anew")
     parser.add_argument(
@@ -288,9 +311,10 @@ def main(arguments: list[str] | None = None) -> int:
         return write(options.workers)
     try:
         numbers = architectures(options.archs)
+        ops = known_ops(options.ops)
     except ValueError as error:
         parser.error(str(error))
-    results, counts = check(numbers, options.all, options.workers, options.json)
+    results, counts = check(numbers, options.all, options.workers, options.json, ops)
     if options.json:
         versions = {"triton": triton.__version__, "torch": torch.__version__}
         everything = {**versions, **counts, "results": [result.summary() for result in results]}
