@@ -10,6 +10,10 @@ import _triton_aot as aot
 STACK_BESIDE_GROUPS = 64
 """Bytes of stack where groups share a tile: what the second pass after a NaN keeps, at most."""
 
+STACK_BESIDE_PARTS = 80
+"""The same of three-term products, whose operands are two parts each: 72 on sm_100 and sm_120, in
+the smallest tile that there is."""
+
 STACK_BESIDE_LOOP = 16
 """Bytes of stack outside the main loop, four registers: read back once a tile, not once a step."""
 
@@ -172,7 +176,8 @@ def _ragged(variant: aot.Variant) -> bool:
 def _no_stack(variant: aot.Variant, code: aot.Code, _: aot.Architecture) -> str:
     local = code.count("LDL|STL")
     if _side(variant) > 1:
-        most = STACK_BESIDE_GROUPS
+        three_terms = variant.constant("PRECISION", "") == "tf32x3"
+        most = STACK_BESIDE_PARTS if three_terms else STACK_BESIDE_GROUPS
         return f"{code.stack} bytes of stack, at most {most}" if code.stack > most else ""
     unrolled = (
         variant.constant("FLAT", True) is False

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _tiles
 from ._gemm import pixel_of
-from ._launch import begins_at_a_piece, fits_32_bits, on_device, traceable
+from ._launch import MOST_REGISTERS, begins_at_a_piece, fits_32_bits, on_device, traceable
 
 WARPS = 4
 ELEMENTS = 4096
@@ -200,6 +200,7 @@ def _options(by_channel: bool, out: Tensor, tensors: tuple[Tensor, ...]) -> dict
         "DENSE": dense,
         "WIDE": not fits_32_bits(out, *tensors),
         "num_warps": WARPS,
+        "maxnreg": MOST_REGISTERS,
     }
 
 

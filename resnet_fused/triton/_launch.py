@@ -20,6 +20,10 @@ MERGE_TILE = (16, 64)
 
 LARGEST_OFFSET = 2**31 - 1
 
+MOST_REGISTERS = 255
+"""What a thread may have. Left to itself, ptxas spills some to make room for one more block; told
+so of a kernel that stays below it anyway, it spills nothing."""
+
 
 def fits_32_bits(*tensors: Tensor | None) -> bool:
     """Whether every element's offset within its tensor fits into 32 bits, signed.

@@ -8,11 +8,6 @@ import triton.language as tl
 from ._bn import activated, affine_gradient
 from ._gemm import pixel_of
 
-MOST_REGISTERS = 255
-"""What a thread may have on sm_80, sm_86 and sm_89 with 16-bit operands. Left to itself, ptxas
-spills there in the main loop, to make room for a third block, though the chooser counts on two.
-Elsewhere it does not, and told the same number it would."""
-
 MERGE_BLOCK = 1024
 """Weights a program of the merge: 8 a thread."""
 

@@ -17,8 +17,16 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _limits, _tiles, conv_wgrad
-from ._launch import call_of, fits_32_bits, on_device, plan_of, readable, traceable
-from ._wgrad import MERGE_BLOCK, MOST_REGISTERS, weight_sums, wgrad_merge_kernel
+from ._launch import (
+    MOST_REGISTERS,
+    call_of,
+    fits_32_bits,
+    on_device,
+    plan_of,
+    readable,
+    traceable,
+)
+from ._wgrad import MERGE_BLOCK, weight_sums, wgrad_merge_kernel
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
@@ -182,6 +190,8 @@ def launch(
         shape = (plan.splits, filters, r, s, group_in)
         partial = torch.empty(shape, dtype=torch.float32, device=dz.device)
     tiles = _tiles.cdiv(product.rows, tile.m) * _tiles.cdiv(product.columns, tile.n)
+    # There ptxas would make room for a third block, though the chooser counts on two. Elsewhere it
+    # does not, and told the number of registers it would spill.
     spills = product.itemsize == 2 and limits.capability < 90
     with on_device(dweight):
         traceable(conv_bn_wgrad_kernel, dweight)[(tiles * product.copies * plan.splits,)](
@@ -202,4 +212,5 @@ def launch(
             traceable(wgrad_merge_kernel, dweight)[(_tiles.cdiv(count, MERGE_BLOCK),)](
                 partial, partial, dweight, count, group_in, *dweight.stride(), R=r, S=s,
                 SCALED=False, SPLITS=plan.splits, BLOCK=MERGE_BLOCK,
+                maxnreg=MOST_REGISTERS,
             )  # fmt: skip

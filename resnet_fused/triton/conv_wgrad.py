@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import _limits, _tiles
 from ._launch import (
+    MOST_REGISTERS,
     call_of,
     fits_32_bits,
     on_device,
@@ -26,7 +27,7 @@ from ._launch import (
     readable,
     traceable,
 )
-from ._wgrad import MERGE_BLOCK, MOST_REGISTERS, weight_sums, wgrad_merge_kernel
+from ._wgrad import MERGE_BLOCK, weight_sums, wgrad_merge_kernel
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
@@ -164,6 +165,8 @@ def launch(
         shape = (plan.splits, filters, r, s, group_in)
         partial = torch.empty(shape, dtype=torch.float32, device=dy.device)
     tiles = _tiles.cdiv(product.rows, tile.m) * _tiles.cdiv(product.columns, tile.n)
+    # There ptxas would make room for a third block, though the chooser counts on two. Elsewhere it
+    # does not, and told the number of registers it would spill.
     spills = product.itemsize == 2 and _limits.limits(dy.device).capability < 90
     with on_device(dweight):
         traceable(conv_wgrad_kernel, dweight)[(tiles * product.copies * plan.splits,)](
@@ -184,4 +187,5 @@ def launch(
             traceable(wgrad_merge_kernel, dweight)[(_tiles.cdiv(count, MERGE_BLOCK),)](
                 partial, scale, dweight, count, group_in, *dweight.stride(), R=r, S=s,
                 SCALED=True, SPLITS=plan.splits, BLOCK=MERGE_BLOCK,
+                maxnreg=MOST_REGISTERS,
             )  # fmt: skip
