@@ -26,7 +26,7 @@ from ._launch import (
     readable,
     traceable,
 )
-from ._wgrad import MERGE_BLOCK, weight_sums, wgrad_merge_kernel
+from ._wgrad import MERGE_BLOCK, merge_registers, weight_sums, wgrad_merge_kernel
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
@@ -212,5 +212,5 @@ def launch(
             traceable(wgrad_merge_kernel, dweight)[(_tiles.cdiv(count, MERGE_BLOCK),)](
                 partial, partial, dweight, count, group_in, *dweight.stride(), R=r, S=s,
                 SCALED=False, SPLITS=plan.splits, BLOCK=MERGE_BLOCK,
-                maxnreg=MOST_REGISTERS,
+                maxnreg=merge_registers(_limits.limits(dz.device).capability),
             )  # fmt: skip
