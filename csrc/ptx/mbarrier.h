@@ -8,6 +8,10 @@
 
 #include "common.h"
 
+#if defined(RF_EMULATED)
+#include "../emulator/mbarrier.h"
+#endif
+
 namespace resnet_fused::ptx {
 
 #if defined(RF_EMULATED)
