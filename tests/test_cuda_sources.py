@@ -16,6 +16,8 @@ EMULATED = re.compile(
 )
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 GENERATED = "rf_build_info.h"
+HOPPER = {"cluster", "mbarrier", "proxy", "registers", "tensor_map", "tma", "wgmma"}
+OLDER = sorted((ROOT / "csrc" / "kernels").glob("*_sm80.cuh"))
 CUDA_KERNELS = [kernel for kernel in admission.kernels() if kernel.implementation == "cuda"]
 
 
@@ -62,6 +64,13 @@ def test_sources_are_compiled(kernel):
     build = (ROOT / "CMakeLists.txt").read_text()
     compiled = {name for name in kernel.sources if Path(name).suffix in (".cu", ".cpp")}
     assert {name for name in compiled if name not in build} == set()
+
+
+@pytest.mark.parametrize("path", OLDER, ids=lambda path: path.stem)
+def test_kernels_of_older_gpus_hang_on_no_header_of_hopper(path):
+    found = closure([path.relative_to(ROOT).as_posix()])
+    assert "csrc/ptx/common.h" in found
+    assert found & {f"csrc/ptx/{name}.h" for name in HOPPER} == set()
 
 
 def test_what_only_the_emulator_includes_is_left_out():

@@ -99,6 +99,45 @@ def test_what_is_planted_is_caught(old, new, words):
     assert any(words in said for said in found), found
 
 
+# Two pointers come at once, of which the second is no constant (of a network's head: 16 and 24).
+PAIR = """
+LDC.128 R4, c[0x0][0x220]
+LDG.E R9, desc[UR10][R4.64]
+ACQBULK
+PREEXIT
+EXIT
+"""
+# A store that only the way past a branch leads to.
+PAST = """
+BRA.DIV UR5, 0x20
+STG.E desc[UR10][R6.64], R12
+ACQBULK
+PREEXIT
+EXIT
+"""
+SHUFFLED = "SHFL.IDX PT, R4, R8, RZ, 0x1f\nSHFL.IDX PT, R5, R9, RZ, 0x1f\n"
+HEAD = early.rule_of("head_linear_kernel")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (PAIR, ""),
+        (PAIR.replace("[R4.64]", "[R6.64]"), "LDG.E at 0x10 of the pointers at 24 before"),
+        # What a lane gives another is no address of anything.
+        (PAIR.replace("LDG.E", f"{SHUFFLED}LDG.E"), "at no place before the wait"),
+        (PAST, "STG.E at 0x10"),
+        (PAST.replace(".DIV UR5", ".U UP0"), "STG.E at 0x10"),
+        (PAST.replace("BRA.DIV UR5,", "BRA"), "no constant is asked for"),
+        (PAST.replace("BRA.DIV UR5, 0x20", "@P0 BRX R2 -0x100"), "BRX to a place of its own"),
+        (PAIR.replace("LDG.E R9,", "UTMAPF.L2.2D [UR4],"), "UTMAPF.L2.2D at 0x10"),
+    ],
+)
+def test_ways_and_pointers_that_are_easily_missed(code, words):
+    found = failures(code, HEAD)
+    assert any(words in said for said in found) if words else not found, found
+
+
 def test_filters_that_do_not_come_early_are_missed():
     late = CODE.replace("@!P1 LDGSTS.E.BYPASS.128 [R8], desc[UR10][R4.64]", "NOP")
     found = failures(late.replace("CCTL.E.PF2 [R4]", "NOP"))

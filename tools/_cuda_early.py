@@ -16,11 +16,13 @@ WAIT, TRIGGER = "ACQBULK", "PREEXIT"
 PARAMETERS = {"90a": 0x210, "100": 0x380, "120": 0x380}
 """Where a kernel's parameters begin in constant bank 0, on architectures that can begin early."""
 MEMORY = re.compile(
-    r"(LDG|STG|LD|ST|ATOM|ATOMG|RED|REDG|LDGSTS|LDGMC|CCTL|UBLKCP|UTMALDG|UTMASTG|UTMAREDG)(\.|$)"
+    r"(LDG|STG|LD|ST|ATOM|ATOMG|RED|REDG|LDGSTS|LDGMC|CCTL|UBLKCP|UBLKPF|UBLKRED|"
+    r"UTMALDG|UTMAPF|UTMASTG|UTMAREDG)(\.|$)"
 )
 """What reads or writes global memory, or asks for it."""
 PREFETCH = re.compile(r"CCTL\..*PF2")
 ENDS = re.compile(r"(EXIT|RET|KILL|BPT)(\.|$)")
+JUMPS = re.compile(r"(BRA|BRX|BRXU|JMP|JMX|JMXU|CALL)(\.|$)")
 LOADS = re.compile(r"(LDG|LD|LDS|LDSM|LDL|ATOM|ATOMG|ATOMS|S2R|S2UR|SHFL)(\.|$)")
 """What gives values that no address comes from."""
 
@@ -131,6 +133,8 @@ def read(code: Sequence[Instruction], arch: str, rule: Rule) -> Early:
             found.wrong.append("the next kernel is let begin before the wait")
         if ENDS.match(one.opcode):
             found.wrong.append(f"{one.opcode} before the wait")
+        if JUMPS.match(one.opcode) and _target(one) is None:
+            found.wrong.append(f"{one.opcode} to a place of its own before the wait")
         if not MEMORY.match(one.opcode):
             continue
         origin = _origin(one, state)
@@ -164,7 +168,9 @@ def _before_the_wait(code: Sequence[Instruction], base: int) -> dict[int, State]
         target = _target(one)
         if target is not None:
             following.append(places[target])
-        always = not one.predicate and (target is not None or ENDS.match(one.opcode))
+        # A branch may hang on an operand too: BRA.DIV on whether the warp has diverged.
+        alone = target is not None and len(one.operands) == 1
+        always = not one.predicate and (alone or ENDS.match(one.opcode))
         if not always and place + 1 < len(code):
             following.append(place + 1)
         for after in following:
@@ -189,9 +195,9 @@ def _join(known: State, more: State) -> bool:
 
 def _target(one: Instruction) -> int | None:
     """Where a branch or a call leads."""
-    if not one.opcode.startswith(("BRA", "CALL", "JMP")):
+    if not JUMPS.match(one.opcode):
         return None
-    found = re.search(r"0x([0-9a-f]+)\s*$", one.operands[-1])
+    found = re.fullmatch(r"0x([0-9a-f]+)", one.operands[-1] if one.operands else "")
     return int(found[1], 16) if found else None
 
 
@@ -218,35 +224,40 @@ def _origin(one: Instruction, state: State) -> frozenset[int]:
 
 def _write(one: Instruction, state: State, base: int) -> None:
     """What an instruction does to the state."""
-    if not one.operands or not re.fullmatch(r"U?R\d+(\.reuse)?", one.operands[0]):
+    operands = one.operands
+    if operands and re.fullmatch(r"U?P(\d|T)", operands[0]):  # a predicate beside the register
+        operands = operands[1:]
+    if not operands or one.opcode.startswith("ST"):
         return
-    if one.opcode.startswith("ST"):
+    written = re.fullmatch(r"(U?R)(\d+)(\.reuse)?", operands[0])
+    if written is None:
         return
     parts = one.opcode.split(".")
     wide = 4 if "128" in parts else 2 if {"64", "WIDE"} & set(parts) else 1
     pairs = wide > 1 or parts[0].endswith("64")  # sources may be pairs that the text names by one
+    brings = parts[0] in ("LDC", "ULDC", "LDCU")  # words in a row, one a register
     origin: frozenset[int] = frozenset()
     if not LOADS.match(one.opcode):
-        for text in one.operands[1:]:
+        for text in operands[1:]:
             for register in _registers(text):
                 kind, number = re.fullmatch(r"(U?R)(\d+)", register).groups()
                 for i in range(2 if pairs else 1):
                     origin |= state.get(f"{kind}{int(number) + i}", frozenset())
-            origin |= _constants(text, base, wide if parts[0] in ("LDC", "ULDC", "LDCU") else 2)
-    kind, number = re.match(r"(U?R)(\d+)", one.operands[0]).groups()
+            if not brings:
+                origin |= _constants(text, base)
     for i in range(wide):
-        register = f"{kind}{int(number) + i}"
+        more = _constants(operands[1], base - 4 * i) if brings else frozenset()
+        register = f"{written[1]}{int(written[2]) + i}"
         before = state.get(register, frozenset()) if one.predicate else frozenset()
-        state[register] = before | origin
+        state[register] = before | origin | more
 
 
-def _constants(text: str, base: int, words: int) -> frozenset[int]:
-    """Places in the parameters that an operand reads."""
+def _constants(text: str, base: int) -> frozenset[int]:
+    """The place in the parameters of a word that an operand reads."""
     found: set[int] = set()
     for index in re.findall(r"c\[0x0\]\[([^\]]*)\]", text):
         if index != "RZ" and not re.fullmatch(r"0x[0-9a-f]+", index):
             found.add(-1)  # worked out: it could be any
             continue
-        first = (0 if index == "RZ" else int(index, 16)) - base
-        found |= {place // 8 * 8 for place in range(first, first + 4 * max(words // 2, 1), 4)}
+        found.add(((0 if index == "RZ" else int(index, 16)) - base) // 8 * 8)
     return frozenset(place for place in found if place >= -1)

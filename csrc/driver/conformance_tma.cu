@@ -1,6 +1,10 @@
 // Bulk copies: TMA's boxes and columns of pixels, there and back, alone and in clusters. Each case
 // has a tensor map of its own, so it is one launch.
 #include "../launch/tensor_map.h"
+#include "../ptx/cluster.h"
+#include "../ptx/mbarrier.h"
+#include "../ptx/proxy.h"
+#include "../ptx/tma.h"
 #include "conformance.h"
 
 #if defined(RF_EMULATED)

@@ -1,4 +1,5 @@
 // wgmma of every width, its groups, and setmaxnreg.
+#include "../ptx/proxy.h"
 #include "../ptx/registers.h"
 #include "../ptx/wgmma.h"
 #include "conformance.h"

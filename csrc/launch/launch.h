@@ -22,6 +22,8 @@
 #include "../emulator/runtime.h"
 #else
 #include <cuda_runtime.h>
+
+#include <span>
 #endif
 
 #define RF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
@@ -85,23 +87,30 @@ cudaError_t allow_shared_bytes(Kernel kernel, uint32_t shared_bytes) {
 }
 
 template <class... Parameters, class... Arguments>
-int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster,
-                    uint32_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+int launch_with(std::span<cudaLaunchAttribute> attributes, void (*kernel)(Parameters...), dim3 grid,
+                dim3 block, uint32_t shared_bytes, cudaStream_t stream,
+                const Arguments&... arguments) {
   const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster.x;
-  attribute.val.clusterDim.y = cluster.y;
-  attribute.val.clusterDim.z = cluster.z;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+  config.attrs = attributes.data();
+  config.numAttrs = static_cast<unsigned>(attributes.size());
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <class... Parameters, class... Arguments>
+int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster,
+                    uint32_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[1]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = cluster.x;
+  attributes[0].val.clusterDim.y = cluster.y;
+  attributes[0].val.clusterDim.z = cluster.z;
+  return launch_with(attributes, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 template <bool kCooperative, class... Parameters, class... Arguments>
@@ -125,19 +134,10 @@ int launch_early(bool follows, void (*kernel)(Parameters...), dim3 grid, dim3 bl
   if (!follows) {
     return launch_kernel<false>(kernel, grid, block, shared_bytes, stream, arguments...);
   }
-  const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  cudaLaunchAttribute attributes[1]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  return launch_with(attributes, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 // Zeros on the device, in the stream's order; 0 or a cudaError_t.

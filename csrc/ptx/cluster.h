@@ -4,6 +4,10 @@
 
 #include "common.h"
 
+#if defined(RF_EMULATED)
+#include "../emulator/cluster.h"
+#endif
+
 namespace resnet_fused::ptx {
 
 // The block's number in its cluster, and how many blocks that has; 0 and 1 without clusters.

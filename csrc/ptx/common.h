@@ -9,12 +9,8 @@
 #include <cstdint>
 
 #if defined(RF_EMULATED)
-#include "../emulator/async_proxy.h"
-#include "../emulator/cluster.h"
 #include "../emulator/cuda.h"
-#include "../emulator/mbarrier.h"
 #include "../emulator/runtime.h"
-#include "../emulator/tma.h"
 #define RF_DEVICE inline
 #define RF_SITE_ONLY ::resnet_fused::emulator::Site site = ::resnet_fused::emulator::Site::here()
 #define RF_SITE_PARAMETER , RF_SITE_ONLY

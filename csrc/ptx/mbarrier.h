@@ -8,6 +8,10 @@
 
 #include "common.h"
 
+#if defined(RF_EMULATED)
+#include "../emulator/mbarrier.h"
+#endif
+
 namespace resnet_fused::ptx {
 
 #if defined(RF_EMULATED)
@@ -179,23 +183,26 @@ RF_DEVICE void mbarrier_arrive_expect_tx_cluster(SharedAddress barrier,
 #endif
 }
 
+// Returns what the instruction says of the phase, a parity or a state.
+#define RF_MBARRIER_WAIT(wait, phase)   \
+  uint32_t done;                        \
+  asm volatile(                         \
+      "{\n.reg .pred p;\n"              \
+      "mbarrier." wait                  \
+      ".shared::cta.b64 p, [%1], %2;\n" \
+      "selp.b32 %0, 1, 0, p;\n}\n"      \
+      : "=r"(done)                      \
+      : "r"(barrier), phase             \
+      : "memory");                      \
+  return done != 0
+
 // Whether the phase of this parity is complete: the barrier is in it, or has just left it. Looks
 // and returns. A barrier that is new counts as having left a phase of parity 1.
 RF_DEVICE bool mbarrier_test_wait_parity(SharedAddress barrier, uint32_t parity RF_SITE_PARAMETER) {
 #if defined(RF_EMULATED)
   return detail::wait(site, "mbarrier.test_wait.parity", barrier, {true, parity}, false);
 #elif defined(RF_SM90)
-  uint32_t done;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.b32 %0, 1, 0, p;\n"
-      "}\n"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return done != 0;
+  RF_MBARRIER_WAIT("test_wait.parity", "r"(parity));
 #else
   detail::missing();
   return true;
@@ -207,17 +214,7 @@ RF_DEVICE bool mbarrier_try_wait_parity(SharedAddress barrier, uint32_t parity R
 #if defined(RF_EMULATED)
   return detail::wait(site, "mbarrier.try_wait.parity", barrier, {true, parity}, true);
 #elif defined(RF_SM90)
-  uint32_t done;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.b32 %0, 1, 0, p;\n"
-      "}\n"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return done != 0;
+  RF_MBARRIER_WAIT("try_wait.parity", "r"(parity));
 #else
   detail::missing();
   return true;
@@ -229,22 +226,14 @@ RF_DEVICE bool mbarrier_try_wait(SharedAddress barrier, uint64_t state RF_SITE_P
 #if defined(RF_EMULATED)
   return detail::wait(site, "mbarrier.try_wait", barrier, {false, state}, true);
 #elif defined(RF_SM90)
-  uint32_t done;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "mbarrier.try_wait.shared::cta.b64 p, [%1], %2;\n"
-      "selp.b32 %0, 1, 0, p;\n"
-      "}\n"
-      : "=r"(done)
-      : "r"(barrier), "l"(state)
-      : "memory");
-  return done != 0;
+  RF_MBARRIER_WAIT("try_wait", "l"(state));
 #else
   detail::missing();
   return true;
 #endif
 }
+
+#undef RF_MBARRIER_WAIT
 
 // Waits for the phase of this parity.
 RF_DEVICE void mbarrier_wait_parity(SharedAddress barrier, uint32_t parity RF_SITE_PARAMETER) {

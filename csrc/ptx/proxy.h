@@ -5,6 +5,10 @@
 
 #include "common.h"
 
+#if defined(RF_EMULATED)
+#include "../emulator/async_proxy.h"
+#endif
+
 namespace resnet_fused::ptx {
 
 // What this thread has written to shared memory is seen by asynchronous instructions that are

@@ -1,4 +1,4 @@
-// All PTX instructions that the kernels use, each one function: its assembly for nvcc, its meaning
+// The PTX instructions that every kernel uses, each one function: its assembly for nvcc, its meaning
 // on the host for the emulator. Section names are those of the PTX ISA manual, version 9.0.
 //
 //   shared.h           dynamic shared memory and its addresses
@@ -9,15 +9,16 @@
 //   warp.h             shuffles and votes
 //   memory.h           loads and stores
 //   atomic.h           atomics, acquire, release, fences
+//   grid_dependency.h  griddepcontrol
+//   keep.h             no instruction: what the compiler is to keep in registers
+//
+// Kernels for sm_90 and later include more themselves. What a kernel's results hang on is all that
+// it includes (admission's hashes), so the others are not to include what they do not use:
+//
 //   mbarrier.h         mbarriers
 //   tma.h              bulk copies, tiled and im2col, and their groups; tensor_map.h
 //   proxy.h            fence.proxy.async
 //   cluster.h          barrier.cluster, mapa
-//   grid_dependency.h  griddepcontrol
-//   keep.h             no instruction: what the compiler is to keep in registers
-//
-// Kernels for sm_90a include two more themselves, of which the others need nothing:
-//
 //   wgmma.h            wgmma and its groups; matrix_descriptor.h
 //   registers.h        setmaxnreg
 #pragma once
@@ -25,16 +26,12 @@
 #include "async_copy.h"
 #include "atomic.h"
 #include "barrier.h"
-#include "cluster.h"
 #include "common.h"
 #include "grid_dependency.h"
 #include "keep.h"
 #include "matrix_load.h"
-#include "mbarrier.h"
 #include "memory.h"
 #include "mma.h"
-#include "proxy.h"
 #include "shared.h"
-#include "tma.h"
 #include "types.h"
 #include "warp.h"

@@ -14,6 +14,8 @@
 
 #if defined(RF_EMULATED)
 #include <span>
+
+#include "../emulator/tma.h"
 #endif
 
 namespace resnet_fused::ptx {

@@ -1,6 +1,10 @@
 // mbarriers, bulk copies and the async proxy: kernels with one mistake each, beside the same kernel
 // without it. Marks as in hazards.cpp.
 #include "../../csrc/launch/tensor_map.h"
+#include "../../csrc/ptx/cluster.h"
+#include "../../csrc/ptx/mbarrier.h"
+#include "../../csrc/ptx/proxy.h"
+#include "../../csrc/ptx/tma.h"
 #include "probes.h"
 
 namespace resnet_fused::probes {

@@ -4,7 +4,10 @@
 #include <stdexcept>
 
 #include "../../csrc/launch/tensor_map.h"
+#include "../../csrc/ptx/mbarrier.h"
+#include "../../csrc/ptx/proxy.h"
 #include "../../csrc/ptx/registers.h"
+#include "../../csrc/ptx/tma.h"
 #include "../../csrc/ptx/wgmma.h"
 #include "probes.h"
 
