@@ -146,6 +146,34 @@ def test_conv_chain_is_right(dtype, options, data):
     assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
 
 
+EARLY = {op[1]: op for op in (CONV, BN_ACT, CHAIN, STEM, ("--op", "head"))}
+begin_early = pytest.mark.parametrize("op", EARLY.values(), ids=EARLY)
+
+
+@begin_early
+def test_a_launch_that_begins_early_is_right(op):
+    for options in ((), ("--data", "normals", "--asynchrony", "lazy", "--order", "reverse")):
+        found = run(*op, "--early", *options)
+        assert found.returncode == 0, found
+        assert json.loads(found.stdout)["wrong"] == 0
+
+
+@begin_early
+def test_a_launch_that_begins_early_and_does_not_wait_is_told(op):
+    planted = fault("griddepcontrol.wait", "skip", *op, "--early")
+    found = run(*op, "--early", "--fault", planted)
+    assert found.returncode == 3 and "griddepcontrol.wait" in found.stderr
+    assert run(*op, "--fault", planted).returncode == 0  # it has nothing to wait for
+
+
+def test_gradients_do_not_begin_early():
+    found = run(*DGRAD, "--early")
+    assert found.returncode == 2
+    names = ", ".join(["conv_bn_act", "bn_act", "conv_chain", "stem", "head"])
+    assert found.stderr == f"error: --early: conv_dgrad does not begin early; {names} do\n"
+    assert names in run("--help").stdout
+
+
 def test_a_fault_in_a_chain_is_told():
     planted = fault("mma", "stale_accumulator", *CHAIN)
     found = run(*CHAIN, "--fault", planted)

@@ -26,11 +26,17 @@ class Buffer {
   void* data() const { return memory_.get(); }
   void copy_from(const void* host);
   void copy_to(void* host) const;
+  // No launch writes it, so that one which begins early may read it before its wait. The emulator
+  // lets it read nothing else.
+  void mark_constant(const char* name) const;
 
  private:
   size_t bytes_;
   std::shared_ptr<void> memory_;
 };
+
+// Whether a launch may begin before the one ahead of it has ended.
+bool can_begin_early();
 
 // What runs the kernels, such as "NVIDIA H100 80GB HBM3" or "emulator".
 std::string device_name();

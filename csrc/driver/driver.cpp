@@ -24,11 +24,12 @@ enum Exit { kRight = 0, kWrong = 1, kUsage = 2, kFailed = 3 };
 struct Op {
   const char* name;
   bool (*run)(const Arguments& arguments, Common& common, Json& json);
+  bool early = true;  // takes an RfFlow
 };
 constexpr Op kOps[] = {
     {"conv_bn_act", run_conv_bn_act},
-    {"conv_dgrad", run_conv_dgrad},
-    {"conv_wgrad", run_conv_wgrad},
+    {"conv_dgrad", run_conv_dgrad, false},
+    {"conv_wgrad", run_conv_wgrad, false},
     {"bn_act", run_bn_act},
     {"conv_chain", run_conv_chain},
     {"stem", run_stem},
@@ -38,6 +39,14 @@ constexpr Op kOps[] = {
 std::vector<const char*> op_names() {
   std::vector<const char*> names;
   for (const Op& op : kOps) names.push_back(op.name);
+  return names;
+}
+
+std::vector<const char*> early_names() {
+  std::vector<const char*> names;
+  for (const Op& op : kOps) {
+    if (op.early) names.push_back(op.name);
+  }
   return names;
 }
 
@@ -54,6 +63,7 @@ std::vector<Option> options() {
       {"dtype", "bfloat16", "float32, float64, float16 or bfloat16"},
       {"data", "integers", "integers (in [-4, 4], checked bit for bit) or normals (a bound)"},
       {"seed", "1", "of the operands"},
+      {"early", "", "begin before the launch ahead has ended; " + listed(early_names()), true},
       {"repeats", "0", "timed calls, each with a cold L2; only on a GPU"},
       {"n", "2", "images"},
       {"c", "32", "input channels"},
@@ -93,6 +103,10 @@ std::vector<Option> options() {
 }
 
 Common common_of(const Arguments& arguments) {
+  const auto early = static_cast<int32_t>(arguments.flag("early"));
+  if (early != 0 && !can_begin_early()) {
+    throw UsageError("--early: only GPUs of compute capability 9.0 and later begin early");
+  }
   Common common{
       static_cast<DataType>(
           arguments.choice("dtype", {"float32", "float64", "float16", "bfloat16"})),
@@ -100,6 +114,7 @@ Common common_of(const Arguments& arguments) {
       Random(static_cast<uint64_t>(arguments.integer("seed", 0))),
       static_cast<int>(arguments.integer("repeats", 0)),
       true,
+      {early, early},
   };
 #if defined(RF_EMULATED)
   common.toward_zero = arguments.choice("rounding", {"nearest", "toward_zero"}) == 1;
@@ -159,6 +174,10 @@ int run(const Arguments& arguments) {
   configure(arguments, session);
 #endif
   const Op& op = kOps[arguments.choice("op", op_names())];
+  if (arguments.flag("early") && !op.early) {
+    throw UsageError("--early: " + std::string(op.name) + " does not begin early; " +
+                     listed(early_names()) + " do");
+  }
   Json json;
   json.add("op", op.name);
   json.add("device", device_name());

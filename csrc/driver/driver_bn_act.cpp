@@ -43,9 +43,10 @@ bool run(const Problem& problem, Common& common, Json& json) {
   }
   BnActLoop loop;
   rf_bn_act_plan(&tensors, &loop);
-  const RfFlow alone{};
-  const auto launch = [&] { check(rf_bn_act_cuda(&loop, &alone, nullptr), "bn_act"); };
-  launch();
+  scale.device.mark_constant("scale");
+  shift.device.mark_constant("shift");
+  const auto launch = [&] { check(rf_bn_act_cuda(&loop, &common.flow, nullptr), "bn_act"); };
+  common.run(launch);
   out.fetch();
 
   Verdict verdict;

@@ -28,10 +28,14 @@ bool run(const Convolution& of, const Arguments& arguments, Common& common, Json
   problem.scale = scale.device.data();
   problem.shift = shift.device.data();
   problem.relu = relu;
+  problem.flow = common.flow;
+  weight.device.mark_constant("weight");
+  scale.device.mark_constant("scale");
+  shift.device.mark_constant("shift");
   copy_to(problem.residual_stride, out_at.stride);
   copy_to(problem.out_stride, out_at.stride);
   const Planned<RfConvBnAct> planned(kOp, problem, arguments, json);
-  planned.launch();
+  common.run([&] { planned.launch(); });
   out.fetch();
 
   std::vector<Sum> sums(static_cast<size_t>(outputs));

@@ -49,7 +49,11 @@ struct Filters {
       : channels(channels),
         weight(count * channels, common.random, common.values),
         scale(count, common.random, common.values),
-        shift(count, common.random, common.values) {}
+        shift(count, common.random, common.values) {
+    weight.device.mark_constant("weight");
+    scale.device.mark_constant("scale");
+    shift.device.mark_constant("shift");
+  }
 
   // scale * sum + shift of filter k, read(c) being what it reads; and how far it may be off.
   template <class Read>
@@ -90,7 +94,7 @@ class Chain {
   bool run(const Arguments& arguments, Json& json) {
     const RfConvChain problem = described(arguments);
     const Planned<RfConvChain> planned(kOp, problem, arguments, json);
-    planned.launch();
+    common_.run([&] { planned.launch(); });
     out_.fetch();
     following_.fetch();
     const Layout out_at(of_.pixels(of_.k), true), next_at(of_.pixels(of_.next), true);
@@ -135,6 +139,7 @@ class Chain {
     problem.front_shift = front_.shift.device.data();
     problem.dtype = static_cast<int32_t>(common_.dtype);
     problem.reverse = arguments.flag("reverse");
+    problem.flow = common_.flow;
     problem.projects = of_.projected > 0;
     problem.out_stride = of_.out_stride;
     problem.projection_stride = of_.stride;

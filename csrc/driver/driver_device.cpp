@@ -1,6 +1,10 @@
 #include "../launch/bn_act.h"
 #include "device.h"
 
+#if defined(RF_EMULATED)
+#include "../emulator/session.h"
+#endif
+
 namespace resnet_fused::driver {
 
 void check(int error, const char* what) {
@@ -19,6 +23,13 @@ void Buffer::copy_from(const void* host) {
 void Buffer::copy_to(void* host) const {
   if (bytes_ > 0) std::memcpy(host, data(), bytes_);
 }
+
+void Buffer::mark_constant(const char* name) const {
+  if (bytes_ == 0) return;
+  emulator::current_session->register_tensor(name, data(), bytes_, false, true);
+}
+
+bool can_begin_early() { return true; }
 
 std::string device_name() { return "emulator"; }
 std::vector<double> time_calls(int, const std::function<void()>&) { return {}; }
@@ -43,6 +54,16 @@ void Buffer::copy_from(const void* host) {
 
 void Buffer::copy_to(void* host) const {
   check(cudaMemcpy(host, data(), bytes_, cudaMemcpyDeviceToHost), "cudaMemcpy to the host");
+}
+
+void Buffer::mark_constant(const char*) const {}
+
+bool can_begin_early() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        "cudaDeviceGetAttribute");
+  return major >= 9;
 }
 
 std::string device_name() {

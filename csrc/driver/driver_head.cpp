@@ -37,12 +37,15 @@ bool run(const Arguments& arguments, Common& common, Json& json) {
   problem.bias = bias.device.data();
   problem.out = out.device.data();
   problem.classes = classes;
+  problem.flow = common.flow;
+  weight.device.mark_constant("weight");
+  bias.device.mark_constant("bias");
   copy_to(problem.x_size, size);
   copy_to(problem.x_stride, at.stride);
   problem.weight_stride[0] = channels;
   problem.weight_stride[1] = 1;
   const Planned<RfHead> planned(kOp, problem, arguments, json);
-  planned.launch();
+  common.run([&] { planned.launch(); });
   out.fetch();
 
   // The mean's sum, its rounding and the product's sum, each by the magnitudes that it adds.

@@ -44,6 +44,10 @@ bool run(const Convolution& of, const Arguments& arguments, Common& common, Json
   problem.scale = scale.device.data();
   problem.shift = shift.device.data();
   problem.out = out.device.data();
+  problem.flow = common.flow;
+  weight.device.mark_constant("weight");
+  scale.device.mark_constant("scale");
+  shift.device.mark_constant("shift");
   copy_to(problem.x_size, of.x_size());
   copy_to(problem.weight_size, of.weight_size());
   copy_to(problem.x_stride, of.x_at().stride);
@@ -55,7 +59,7 @@ bool run(const Convolution& of, const Arguments& arguments, Common& common, Json
   std::fill_n(problem.pool_stride, 2, kStep);
   std::fill_n(problem.pool_padding, 2, kBorder);
   const Planned<RfStem> planned(kOp, problem, arguments, json);
-  planned.launch();
+  common.run([&] { planned.launch(); });
   out.fetch();
 
   std::vector<Sum> sums(static_cast<size_t>(elements_of(conv)));

@@ -1,6 +1,7 @@
 // The driver's ops: each reads its options, runs once, checks, and times where there is a GPU.
 #pragma once
 
+#include "../launch/flow.h"
 #include "arguments.h"
 #include "data.h"
 #include "json.h"
@@ -14,6 +15,14 @@ struct Common {
   Random random;
   int repeats;       // timed calls; 0: none
   bool toward_zero;  // sums of the matrix units are cut, not rounded: a wider bound
+  RfFlow flow;       // of the ops that can begin early
+
+  // Launches for the check: one that begins early has another one ahead of it.
+  template <class F>
+  void run(F launch) const {
+    if (flow.follows != 0) launch();
+    launch();
+  }
 };
 
 // Adds "elements", "wrong" and "worst" to the record; whether all is right.
