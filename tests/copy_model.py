@@ -125,16 +125,40 @@ def mbarrier(words: Words) -> Words:
     return result
 
 
+def cp_async_mbarrier(words: Words) -> Words:
+    """What another lane has copied, and the word behind that."""
+    rows = np.arange(len(words))[:, None]
+    source = words[rows, 96 + np.arange(32)].astype(int)
+    word = words[rows, 64 + source].astype(int)
+    return np.concatenate([words[rows, word], words[rows, (word + 1) % 64]], axis=1)
+
+
+def exchange(words: Words, count: int) -> Words:
+    """Each of 128 lanes stores `count` words into one of 128 places, and reads one of them."""
+    values = words[:, : 128 * count].reshape(-1, 128, count)
+    to, found = words[:, 128 * count :].reshape(-1, 2, 128).astype(int).transpose(1, 0, 2)
+    memory = np.empty_like(values)
+    np.put_along_axis(memory, to[:, :, None], values, 1)
+    return np.take_along_axis(memory, found[:, :, None], 1).reshape(len(words), -1)
+
+
 def expected() -> dict[str, Callable[[Words], Words]]:
     """By kernel: input words -> output words."""
     loads = _each(lambda g, tensor: load(g, tensor, 4 * inputs.BOX))
+    stores = _each(lambda g, shared: store(g, shared, 4 * inputs.TENSOR))
     both = _each(halves)
     return {
         "tma_load": loads,
         "tma_load_im2col": loads,
-        "tma_store": _each(lambda g, shared: store(g, shared, 4 * inputs.TENSOR)),
+        "tma_store": stores,
+        "tma_store_im2col": stores,
         "tma_load_multicast": both,
         "tma_load_im2col_multicast": both,
         "bulk_copy": bulk_copy,
         "mbarrier": mbarrier,
+        "cp_async_mbarrier": cp_async_mbarrier,
+        **{
+            f"shared_cluster_{4 * count}": lambda words, count=count: exchange(words, count)
+            for count in (1, 2, 4)
+        },
     }

@@ -322,6 +322,7 @@ OVERWRITTEN = {("ld.global", "chunk_off"), ("st.shared", "skip"), ("st.shared", 
 HARMLESS: dict[str, set[tuple[str, str]]] = {
     # Every copy there is valid, so that no mask can be left out.
     "cp_async_groups": {("cp.async.cg", "ignore_predicate")},
+    "cp_async_mbarrier": {("cp.async.ca", "ignore_predicate")},
     # The halves of K change places in both operands; the first product of a chain ignores the
     # accumulator; without the first commit the first chain's two groups are one.
     "wgmma_groups": {
@@ -356,7 +357,10 @@ HARMLESS |= {
     for name in ("tma_load_multicast", "tma_load_im2col_multicast")
 }
 # What is written behind the wait is not to be seen.
-HARMLESS["tma_store"] = {("st.shared", "skip"), ("st.shared", "chunk_off")}
+HARMLESS["tma_store"] = HARMLESS["tma_store_im2col"] = {
+    ("st.shared", "skip"),
+    ("st.shared", "chunk_off"),
+}
 # One of the waits asks for a phase that is complete in any case.
 HARMLESS["mbarrier"] = {("mbarrier.test_wait.parity", "skip")}
 # Some schedule shows each of the others.

@@ -1,4 +1,4 @@
-"""mbarriers, bulk copies, the async proxy and clusters: the kernels of emulator/copies.cpp."""
+"""mbarriers, bulk copies, the async proxy and clusters: emulator/copies.cpp, clusters.cpp."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = ["probes"]  # the fixture
 
 pytestmark = pytest.mark.emulated
 
+FILES = ("copies.cpp", "clusters.cpp")
 # What each hazard is called, the line that is named and a word of the message; in every schedule.
 HAZARDS = {
     "mbarrier_count_0": ("usage", "mbarrier_count_0", "a count of 0: expected 1 to 1048575"),
@@ -26,6 +27,11 @@ HAZARDS = {
     "mbarrier_too_many": ("state", "mbarrier_too_many", "2 of 2 arrivals missing"),
     "mbarrier_many_bytes": ("usage", "mbarrier_many_bytes", "at most 1048575 bytes"),
     "mbarrier_old_state": ("usage", "mbarrier_old_state", "a state of phase 0"),
+    "bulk_null": ("address", "bulk_null", "a null pointer"),
+    "early_tma_load": ("race", "early tma_load", "a load before griddepcontrol.wait of what is no"),
+    "early_tma_store": ("race", "early tma_store", "a store before griddepcontrol.wait"),
+    "cast_to_nobody": ("usage", "cast_to_nobody", "a mask of 0x0 for a cluster of 1"),
+    "reduce_copied": ("state", "given's copy", "no fence that csrc/ptx has"),
     "mbarrier_never": ("deadlock", "mbarrier_never", "2 of 3 arrivals missing, 48 bytes missing"),
     "ring_no_init_fence": ("state", "ring_tile", "no fence.mbarrier_init"),
     "staged_no_fence": ("state", "the store", "has executed no fence.proxy.async since"),
@@ -35,6 +41,8 @@ HAZARDS = {
     "two_stores_one_short": ("race", "two_stores", "which nobody has waited for yet"),
     "copy_over_no_fence": ("state", "copy_over", "has executed no fence.proxy.async since"),
     "round_trip_no_wait": ("state", "the copy back", "completes on the mbarrier at byte 0"),
+    "behind_copies_no_fence": ("state", "handed on", "no fence.proxy.async between the wait for"),
+    "behind_one_alone": ("state", "handed over", "which a copy in flight is writing"),
     "no_map": ("usage", "no_map", "no tensor map"),
     "three_coordinates": ("usage", "three_coordinates", "3 coordinates"),
     "tiled_for_im2col": ("usage", "tiled_for_im2col", "3 coordinates"),
@@ -57,10 +65,18 @@ UNSTEADY = {
     "staged_no_barrier": {"state", "race"},
     "staged_unordered_write": {"state", "race"},
     "round_trip_leaves": {"state"},
+    "mbarrier_remade": {"race", "state"},
+    "behind_copies_no_wait": {"race", "state"},
+    "behind_copies_no_arrival": {"deadlock"},
+    "reduce_no_barrier": {"race", "state"},
+    "reduce_no_wait": {"race", "state"},
+    "reduce_unordered": {"race", "state"},
     "multicast_no_init_fence": {"state"},
     "multicast_no_init_barrier": {"state", "race"},
     "multicast_no_empty_wait": {"state", "race"},
 }
+# Of four blocks of a cluster: the sum of their words, and what the block before gives.
+REDUCED = [600 + 4 * i + 1000 * ((rank - 1) % 4) for rank in range(4) for i in range(32)]
 ROWS = list(range(6 * 256))
 
 
@@ -84,6 +100,10 @@ SOUND = {
     "round_trip": [*range(16, 32), 19],
     "mbarrier_phases": [100 * phase + 63 - t for phase in range(5) for t in range(64)],
     "multicast": [*range(512), *range(512)] * 2,
+    "mbarrier_late_expect": [0, 1],
+    "behind_copies": 2 * list(range(7, 39)),
+    "behind_copies_and_one": 2 * list(range(7, 39)),
+    "reduce": REDUCED,
     "store_tail": [0] * 256 + list(range(1, 97)) + [0] * 64,
     "im2col": im2col_of_a_3x3(),
 }
@@ -105,7 +125,7 @@ def test_a_hazard_is_noticed_in_every_schedule(probes: ModuleType, name: str) ->
     for asynchrony, order in SCHEDULES:
         error = error_of(probes, name, asynchrony=asynchrony, order=order, seed=3)
         assert error.kind in UNSTEADY[name]
-        assert Path(error.file).name == "copies.cpp"
+        assert Path(error.file).name in FILES
 
 
 @pytest.mark.parametrize(("asynchrony", "order"), SCHEDULES)
@@ -121,9 +141,10 @@ def test_a_sound_kernel_gives_its_numbers(
 
 
 def test_every_probe_is_tried(probes: ModuleType) -> None:
-    source = (Path(__file__).parent / "emulator" / "copies.cpp").read_text()
+    source = "".join((Path(__file__).parent / "emulator" / name).read_text() for name in FILES)
     named = {n for n in probes.names() if f'"{n}"' in source}
-    assert named == {*HAZARDS, *UNSTEADY, *SOUND, "multicast_leaves", "cluster_of_16"}
+    leaving = {"multicast_leaves", "reduce_leaves"}
+    assert named == {*HAZARDS, *UNSTEADY, *SOUND, *leaving, "cluster_of_16"}
 
 
 def test_a_deadlock_says_what_each_mbarrier_lacks(probes: ModuleType) -> None:
@@ -157,11 +178,12 @@ def test_loads_land_late_and_stores_read_late(probes: ModuleType) -> None:
     assert second_tile("lazy")[0] != 1000  # thread 0 has written there before it was read
 
 
-def test_leaving_a_cluster_early_is_noticed(probes: ModuleType) -> None:
+@pytest.mark.parametrize("name", ["multicast_leaves", "reduce_leaves"])
+def test_leaving_a_cluster_early_is_noticed(probes: ModuleType, name: str) -> None:
     errors = []
     for asynchrony, order in SCHEDULES:
         try:
-            probes.run("multicast_leaves", asynchrony=asynchrony, order=order)
+            probes.run(name, asynchrony=asynchrony, order=order)
         except probes.Error as error:
             errors.append(str(error))
     assert errors
@@ -184,11 +206,18 @@ def test_copies_are_counted(probes: ModuleType) -> None:
     assert tail["tensors"]["out"] == (0, 3 * 128)
 
 
-# Faults that change nothing: both blocks take each other for themselves.
-HARMLESS = {"multicast": {("mapa", "wrong_lane")}}
+# Faults that change nothing: both blocks take each other for themselves, or all are summed in
+# another order.
+HARMLESS = {name: {("mapa", "wrong_lane")} for name in ("multicast", "reduce")}
+# All copies are of memory that is there.
+HARMLESS |= {
+    name: {("cp.async.ca", "ignore_predicate")}
+    for name in ("behind_copies", "behind_copies_and_one")
+}
+MUTATED = ["ring", "staged", "multicast", "reduce", "behind_copies", "behind_copies_and_one"]
 
 
-@pytest.mark.parametrize("name", ["ring", "staged", "multicast"])
+@pytest.mark.parametrize("name", MUTATED)
 def test_every_fault_of_a_sound_kernel_is_noticed(probes: ModuleType, name: str) -> None:
     survivors = []
     for fault in plantable(probes, name):

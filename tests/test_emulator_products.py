@@ -68,6 +68,7 @@ def left_side_in_registers() -> np.ndarray:
         ("product_two_sums", A),
         ("product_two_groups", A),
         ("product_peek", A),
+        ("product_peek_behind_two", 2 * A),
         ("others_overwrite_later", A),
     ],
 )
@@ -171,6 +172,23 @@ def test_accumulators_hold_nothing_until_the_schedule_says(probes):
     expected = (A @ B.T)[row[:, 0], column[:, 0]]
     assert (before("eager") == expected).all()
     assert np.isnan(before("lazy")).all()
+
+
+def test_a_random_product_may_be_late_and_shows_no_sum_of_its_chain(probes):
+    row, column = wgmma_tables.accumulators(COLUMNS)
+    sum_of_one = (A @ B.T)[row[:, 0], column[:, 0]]
+    late = 0
+    for seed in range(24):
+        settings = {"asynchrony": ASYNCHRONY["random"], "order": ORDER["shuffled"], "seed": seed}
+        for name, expected in (
+            ("product_peek", sum_of_one),
+            ("product_peek_behind_two", 2 * sum_of_one),
+        ):
+            out = probes.run(name, **settings)["out"]
+            seen = np.array(out[1024:1152], np.uint32).view(np.float32)
+            assert (np.isnan(seen) | (seen == expected)).all()
+            late += name == "product_peek" and bool(np.isnan(seen).any())
+    assert 4 <= late <= 20  # neither as eager does nor as lazy
 
 
 def test_a_product_s_reads_are_counted(probes):

@@ -116,6 +116,11 @@ def cp_async(rng: np.random.Generator, cases: int) -> Words:
     )
 
 
+def cp_async_mbarrier(rng: np.random.Generator, cases: int) -> Words:
+    """Words, which one each lane copies, whose copy it reads."""
+    return joined(bits(rng, cases, 64), below(rng, 64, cases, 32), below(rng, 32, cases, 32))
+
+
 def moves(rng: np.random.Generator, cases: int) -> Words:
     """Words, and for each lane the element it loads and the place where it stores it."""
     return joined(bits(rng, cases, 128), below(rng, 32, cases, 32), order(rng, cases, 32))
@@ -326,6 +331,7 @@ def all_cases(seed: int = 0, cases: int = 64) -> list[Cases]:
         "grid_dependency": lambda: bits(rng, cases, 32),
         "setmaxnreg": lambda: bits(rng, cases, 256),
         "cp_async_groups": lambda: bits(rng, cases, 512),
+        "cp_async_mbarrier": lambda: cp_async_mbarrier(rng.spawn(1)[0], cases),
         "store_release_load_acquire": lambda: exchange(rng, cases, 32),
         "fence_acq_rel_gpu": lambda: exchange(rng, cases, 32),
         "atomic_add": lambda: atomics(rng, cases, floats=False),

@@ -1,6 +1,6 @@
 """The words that bulk copies and mbarriers are tried on: geometries within the tensor maps' rules.
 
-The order of the words is that of csrc/driver/conformance_tma.cu.
+The order of the words is that of csrc/driver/conformance_{tma,cluster}.cu.
 """
 
 from __future__ import annotations
@@ -168,37 +168,42 @@ def tiled(rng: np.random.Generator, rank: int, most: int, stepped: bool) -> Geom
             return found
 
 
-def im2col(rng: np.random.Generator, rank: int, most: int) -> Geometry:
+def im2col(rng: np.random.Generator, rank: int, most: int, stored: bool = False) -> Geometry:
     """A column of pixels of a tensor of up to 8 KB: any corners, strides, offsets and start.
 
     Args:
         rng: of everything.
         rank: 3 to 5.
         most: bytes of the column.
+        stored: with no offsets, and no strides other than 1.
     """
     spatial = rank - 2
     while True:
         element, row, swizzle = _row(rng)
         space = rng.integers(1, 9, spatial)
         lower, upper = rng.integers(-2, 2, spatial), rng.integers(-2, 2, spatial)
-        steps = rng.integers(1, 4, spatial)
+        steps = rng.integers(1, 2 if stored else 4, spatial)
         reach = (space - 1 + upper - lower) // steps  # the last position of each walk
         if (space + upper - lower < 1).any():
             continue
         images = int(rng.integers(1, 4))
         start = lower + steps * rng.integers(0, reach + 1)
+        sizes = [_width(rng, row), *space.tolist(), images]
+        at = [_start(rng, row, 4), *start.tolist(), _start(rng, images, 1)]
+        if stored and rng.random() < 0.5:  # from the tensor's first element on
+            at = [0, *lower.tolist(), 0]
         found = Geometry(
             rank,
             element,
-            _padded([_width(rng, row), *space.tolist(), images], 1),
+            _padded(sizes, 1),
             _padded([row], 1),
             _padded([1, *steps.tolist(), 1], 1),
-            _padded([_start(rng, row, 4), *start.tolist(), _start(rng, images, 1)], 0),
+            _padded(at, 0),
             swizzle,
             int(rng.integers(1, 64)),
             _padded(lower.tolist(), 0, 3),
             _padded(upper.tolist(), 0, 3),
-            _padded(rng.integers(0, 4, min(spatial, 2)).tolist(), 0, 2),
+            _padded(rng.integers(0, 1 if stored else 4, min(spatial, 2)).tolist(), 0, 2),
         )
         if _worth(rng, found, most):
             return found
@@ -227,14 +232,24 @@ def bulk_copies(rng: np.random.Generator, cases: int) -> Words:
     return np.concatenate([data, units.astype(np.uint32)], axis=1)
 
 
+def exchanges(rng: np.random.Generator, cases: int, words: int) -> Words:
+    """Four blocks of 32 lanes: values of `words` words, where each goes, which one each reads."""
+    lanes = 128
+    values = rng.integers(0, 1 << 32, (cases, lanes * words), dtype=np.uint32)
+    to = np.argsort(rng.random((cases, lanes)), axis=1)
+    found = rng.integers(0, lanes, (cases, lanes))
+    return np.concatenate([values, to, found], axis=1).astype(np.uint32)
+
+
 def copies(rng: np.random.Generator, cases: int) -> dict[str, Words]:
-    """Inputs of every kernel of csrc/driver/conformance_tma.cu, by its name.
+    """Inputs of every kernel of csrc/driver/conformance_{tma,cluster}.cu, by its name.
 
     Args:
         rng: of everything.
         cases: of each kernel.
     """
     whole, half = 4 * BOX, 2 * BOX
+    (fresh,) = rng.spawn(1)
 
     def ranks(first: int) -> list[int]:
         return [first + i % (6 - first) for i in range(cases)]
@@ -243,10 +258,14 @@ def copies(rng: np.random.Generator, cases: int) -> dict[str, Words]:
         "tma_load": _with_tensors(rng, [tiled(rng, rank, whole, True) for rank in ranks(1)]),
         "tma_load_im2col": _with_tensors(rng, [im2col(rng, rank, whole) for rank in ranks(3)]),
         "tma_store": _with_tensors(rng, [tiled(rng, rank, whole, False) for rank in ranks(1)]),
+        "tma_store_im2col": _with_tensors(
+            rng, [im2col(fresh, rank, whole, True) for rank in ranks(3)]
+        ),
         "tma_load_multicast": _with_tensors(rng, [tiled(rng, 4, half, True) for _ in range(cases)]),
         "tma_load_im2col_multicast": _with_tensors(
             rng, [im2col(rng, 4, half) for _ in range(cases)]
         ),
         "bulk_copy": bulk_copies(rng, cases),
         "mbarrier": mbarriers(rng, cases),
+        **{f"shared_cluster_{4 * words}": exchanges(fresh, cases, words) for words in (1, 2, 4)},
     }

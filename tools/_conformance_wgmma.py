@@ -70,7 +70,7 @@ def image_bytes(columns: int) -> int:
     return 128 * (max(columns, ROWS) + 32)
 
 
-def small(rng: np.random.Generator, kind: str, *shape: int) -> NDArray[np.float64]:
+def small(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
     """Integers that each kind holds exactly."""
     return rng.integers(-8, 9, shape).astype(np.float64)
 
@@ -213,7 +213,7 @@ def integers(rng: np.random.Generator, name: str, operands: list[tuple[Operand, 
     kind, columns = NAMES[name]
     size = 1 << (9 if kind == "e4m3" else 20)
     cases = len(operands)
-    elements = small(rng, kind, cases, elements_of(kind, columns))
+    elements = small(rng, cases, elements_of(kind, columns))
     d = rng.integers(-size, size, (cases, 64 * columns)).astype(np.float32)
     return input_words(rng, kind, operands, elements, d, np.arange(cases) % 2 == 0)
 
@@ -263,4 +263,4 @@ QUESTIONS = {
 
 def group_words(rng: np.random.Generator, cases: int) -> Words:
     """Shared memory of the kernel of two chains in three groups."""
-    return pack(rng, small(rng, "f16", cases, 18432 // 2), "f16")
+    return pack(rng, small(rng, cases, 18432 // 2), "f16")

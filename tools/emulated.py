@@ -58,7 +58,9 @@ class Program:
 
 
 MAPS = ("csrc/launch/tensor_map*",)  # of the launches, what programs without kernels need
-PROBES = tuple(f"tests/emulator/{name}.cpp" for name in ("hazards", "costs", "copies", "products"))
+PROBES = tuple(
+    f"tests/emulator/{name}.cpp" for name in ("hazards", "costs", "copies", "clusters", "products")
+)
 PROGRAMS = (
     Program("_emulated", ("csrc/emulated/*.cpp",), module=True),
     Program("_probes", ("tests/emulator/*.cpp", *MAPS), module=True, kernels=False),

@@ -29,8 +29,9 @@ using driver::UsageError;
 
 std::vector<Instruction> instructions() {
   std::vector<Instruction> all;
-  for (const auto& part : {matrix_instructions(), warp_instructions(), memory_instructions(),
-                           atomic_instructions(), copy_instructions(), wgmma_instructions()}) {
+  for (const auto& part :
+       {matrix_instructions(), warp_instructions(), memory_instructions(), atomic_instructions(),
+        copy_instructions(), cluster_instructions(), wgmma_instructions()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;

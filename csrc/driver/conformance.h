@@ -27,6 +27,7 @@ std::vector<Instruction> memory_instructions();
 std::vector<Instruction> atomic_instructions();
 std::vector<Instruction> wgmma_instructions();
 std::vector<Instruction> copy_instructions();
+std::vector<Instruction> cluster_instructions();
 
 // A Body has the constants of an Instruction and run(input, output) for a thread of its block.
 template <class Body>

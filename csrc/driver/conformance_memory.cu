@@ -1,4 +1,5 @@
 // Asynchronous copies, loads and stores.
+#include "../ptx/mbarrier.h"
 #include "conformance.h"
 
 namespace resnet_fused::conformance {
@@ -123,17 +124,53 @@ struct SharedMemory : WarpBody {
   }
 };
 
+// Copies that complete on mbarriers: of which each lane's is one of 32 arrivals, and one beside
+// them. Then each lane reads what another has copied.
+// input: [64] words, [32] which word each lane copies, and the one behind it the second time, [32]
+// whose copy it reads
+// output: [2, 32]
+struct CopyBarriers : WarpBody {
+  static constexpr uint32_t kSharedBytes = 16 + 2 * 128;
+  static constexpr int kOldestSm = 90;
+  static constexpr int kInputWords = 64 + 64;
+  static constexpr int kOutputWords = 64;
+
+  static RF_DEVICE void run(const uint32_t* input, uint32_t* output) {
+    const ptx::SharedAddress base = shared_base();
+    const ptx::SharedAddress words = base + 16;
+    const uint32_t lane = threadIdx.x;
+    const uint32_t from = load_word(input, 64 + lane);
+    const uint32_t other = load_word(input, 96 + lane);
+    if (lane == 0) {
+      ptx::mbarrier_init(base, 32);
+      ptx::mbarrier_init(base + 8, 32);
+    }
+    ptx::sync_warp();
+    ptx::cp_async<4>(words + 4 * lane, input + from, true);
+    ptx::cp_async_mbarrier_arrive_noinc(base);
+    ptx::mbarrier_wait_parity(base, 0);
+    ptx::store_global(output + lane, ptx::load_shared<uint32_t>(words + 4 * other));
+
+    ptx::cp_async<4>(words + 128 + 4 * lane, input + (from + 1) % 64, true);
+    ptx::cp_async_mbarrier_arrive(base + 8);
+    ptx::mbarrier_arrive(base + 8);
+    ptx::mbarrier_wait_parity(base + 8, 0);
+    ptx::store_global(output + 32 + lane, ptx::load_shared<uint32_t>(words + 128 + 4 * other));
+  }
+};
+
 }  // namespace
 
 std::vector<Instruction> memory_instructions() {
   return {
-      describe<CopyAsync<4>>("cp_async_4"),    describe<CopyAsync<8>>("cp_async_8"),
-      describe<CopyAsync<16>>("cp_async_16"),  describe<CopyGroups>("cp_async_groups"),
-      describe<GlobalMemory<1>>("global_1"),   describe<GlobalMemory<2>>("global_2"),
-      describe<GlobalMemory<4>>("global_4"),   describe<GlobalMemory<8>>("global_8"),
-      describe<GlobalMemory<16>>("global_16"), describe<SharedMemory<1>>("shared_1"),
-      describe<SharedMemory<2>>("shared_2"),   describe<SharedMemory<4>>("shared_4"),
-      describe<SharedMemory<8>>("shared_8"),   describe<SharedMemory<16>>("shared_16"),
+      describe<CopyAsync<4>>("cp_async_4"),        describe<CopyAsync<8>>("cp_async_8"),
+      describe<CopyAsync<16>>("cp_async_16"),      describe<CopyGroups>("cp_async_groups"),
+      describe<GlobalMemory<1>>("global_1"),       describe<GlobalMemory<2>>("global_2"),
+      describe<GlobalMemory<4>>("global_4"),       describe<GlobalMemory<8>>("global_8"),
+      describe<GlobalMemory<16>>("global_16"),     describe<SharedMemory<1>>("shared_1"),
+      describe<SharedMemory<2>>("shared_2"),       describe<SharedMemory<4>>("shared_4"),
+      describe<SharedMemory<8>>("shared_8"),       describe<SharedMemory<16>>("shared_16"),
+      describe<CopyBarriers>("cp_async_mbarrier"),
   };
 }
 

@@ -136,6 +136,13 @@ RF_DEVICE void store_box(const ptx::TensorMap& map, const Geometry& g, ptx::Shar
 }
 
 template <int kRank>
+RF_DEVICE void store_pixels(const ptx::TensorMap& map, const Geometry& g, ptx::SharedAddress base) {
+  int32_t at[kRank];
+  for (int d = 0; d < kRank; ++d) at[d] = g.at[d];
+  ptx::tma_store_im2col(&map, at, base + kBoxAt);
+}
+
+template <int kRank>
 RF_DEVICE void load_pixels(const ptx::TensorMap& map, const Geometry& g, ptx::SharedAddress base) {
   int32_t at[kRank];
   uint16_t offsets[kRank - 2];
@@ -201,11 +208,17 @@ struct Store {
     ptx::fence_proxy_async_shared();
     ptx::sync_warp();
     if (threadIdx.x != 0) return;
-    if (g.rank == 1) store_box<1>(map, g, base);
-    if (g.rank == 2) store_box<2>(map, g, base);
-    if (g.rank == 3) store_box<3>(map, g, base);
-    if (g.rank == 4) store_box<4>(map, g, base);
-    if (g.rank == 5) store_box<5>(map, g, base);
+    if (g.pixels > 0) {
+      if (g.rank == 3) store_pixels<3>(map, g, base);
+      if (g.rank == 4) store_pixels<4>(map, g, base);
+      if (g.rank == 5) store_pixels<5>(map, g, base);
+    } else {
+      if (g.rank == 1) store_box<1>(map, g, base);
+      if (g.rank == 2) store_box<2>(map, g, base);
+      if (g.rank == 3) store_box<3>(map, g, base);
+      if (g.rank == 4) store_box<4>(map, g, base);
+      if (g.rank == 5) store_box<5>(map, g, base);
+    }
     ptx::bulk_commit_group();
     ptx::bulk_wait_group_read<0>();
     for (uint32_t i = 0; i < kTensorWords / 4; ++i) {  // nobody sees this
@@ -354,6 +367,7 @@ std::vector<Instruction> copy_instructions() {
   return {tensors<Load>("tma_load"),
           tensors<Load>("tma_load_im2col"),
           tensors<Store>("tma_store"),
+          tensors<Store>("tma_store_im2col"),
           tensors<Multicast>("tma_load_multicast"),
           tensors<Multicast>("tma_load_im2col_multicast"),
           describe<BulkCopy>("bulk_copy"),

@@ -10,10 +10,7 @@ namespace resnet_fused::emulator {
 void proxy_fence(Site) {
   const Quiet quiet;
   FiberThread& thread = self();
-  const SharedMemory& shared = thread.block->shared;
-  const uint32_t epoch = shared.clocks().epoch(shared.column(thread.warp));
-  thread.proxy_fences.push_back(epoch);
-  thread.init_fences.push_back(epoch);
+  thread.block->shared.proxy_fence(thread);
 }
 
 uint32_t AsyncRead::bytes() const {

@@ -70,7 +70,7 @@ void copy_async(Site site, uint32_t to, const void* from, int bytes, int valid_b
     block.warps[thread.warp].requests.add(record, Space::kSharedStore, thread.lane, to, size);
   }
   const uint32_t offset = to - kSharedBase;
-  block.shared.write(site, instruction, thread, offset, size, record.id, true);
+  block.shared.write(site, instruction, block, thread, offset, size, record.id, true);
   uint8_t* destination = block.shared.data() + offset;
   tell_write(destination, size);
   if (block.grid->schedule.asynchrony == Asynchrony::kEager) {

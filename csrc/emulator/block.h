@@ -168,6 +168,11 @@ inline FiberThread& self() { return static_cast<FiberThread&>(this_thread()); }
 // Copies in flight (asynchrony.cpp).
 void settle_some(FiberThread& thread);  // kRandom: some of the thread's copies take effect
 
+// The running thread touches global memory (memory.cpp): throws where there is none, or where the
+// launch ahead may still use it.
+void check_global(Site site, const char* instruction, const void* address, uint32_t bytes,
+                  Access access);
+
 // Products of warpgroups (warpgroup.cpp): a thread leaves the kernel.
 void products_left(const FiberThread& thread);
 

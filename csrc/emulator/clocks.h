@@ -32,6 +32,7 @@ class Clocks {
   }
 
   uint32_t base() const { return base_; }
+  int warps() const { return static_cast<int>(rows_.size()); }
   uint32_t newest() const { return *std::max_element(epochs_.begin(), epochs_.end()); }
   uint32_t epoch(int column) const { return epochs_[column]; }
 
@@ -66,8 +67,6 @@ class Clocks {
   }
 
  private:
-  int warps() const { return static_cast<int>(rows_.size()); }
-
   uint32_t base_;
   std::vector<uint32_t> epochs_;             // [columns]
   std::vector<std::vector<uint32_t>> rows_;  // [warps][columns]

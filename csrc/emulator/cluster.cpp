@@ -19,6 +19,26 @@ uint32_t cluster_address(Site site, uint32_t address, uint32_t rank) {
   return (address & ((1u << kClusterShift) - 1)) | (rank + 1) << kClusterShift;
 }
 
+uint8_t* cluster_shared(Site site, const char* instruction, uint32_t address, uint32_t bytes,
+                        uint32_t alignment, Access access) {
+  const Quiet quiet;
+  const FiberThread& thread = self();
+  Block& owner = block_of_address(site, instruction, address);
+  SharedMemory& memory = owner.shared;
+  memory.check_bounds(site, instruction, address, bytes, alignment);
+  const uint16_t site_id = owner.grid->session->record_of(site, instruction).id;
+  const uint32_t offset = address - kSharedBase;
+  uint8_t* pointer = memory.data() + offset;
+  if (access == Access::kRead) {
+    memory.read(site, instruction, owner, thread, offset, bytes, site_id);
+    tell_read(pointer, bytes);
+  } else {
+    memory.write(site, instruction, owner, thread, offset, bytes, site_id, false);
+    tell_write(pointer, bytes);
+  }
+  return pointer;
+}
+
 void Cluster::complete_if_due() {
   if (arrived == 0 || arrived < alive) return;
   Grid& grid = *blocks.front()->grid;

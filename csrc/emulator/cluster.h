@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "errors.h"
+#include "runtime.h"
 
 namespace resnet_fused::emulator {
 
@@ -19,6 +19,10 @@ uint32_t cluster_rank();
 uint32_t cluster_blocks();
 // mapa: the address in the block of that rank of what is at `address` in the running block.
 uint32_t cluster_address(Site site, uint32_t address, uint32_t rank);
+// A load or store of the running thread in the shared memory of any block of the cluster, as
+// cluster_address gives its address: as emulator::shared, but for the counters.
+uint8_t* cluster_shared(Site site, const char* instruction, uint32_t address, uint32_t bytes,
+                        uint32_t alignment, Access access);
 // barrier.cluster: every thread of the cluster that has not left arrives, then waits.
 void cluster_arrive(Site site);
 void cluster_wait(Site site);

@@ -1,12 +1,27 @@
 #include "effects.h"
 
+#include <iterator>
+
 #include "block.h"
 #include "sanitizers.h"
 
 namespace resnet_fused::emulator {
+namespace {
 
-uint64_t Effects::add(FiberThread& issuer, uint32_t queue, std::function<void()> action) {
-  pending_.push_back({++numbers_, queue, &issuer, std::move(action)});
+// A warp's collective alone has 32 moments, so that one pace for all effects would be as good as
+// eager.
+constexpr uint32_t kPaces[] = {1, 16, 256, 0};
+
+uint32_t draw_pace(Grid& grid) {
+  if (grid.schedule.asynchrony != Asynchrony::kRandom) return 0;
+  return kPaces[grid.random.below(std::size(kPaces))];
+}
+
+}  // namespace
+
+uint64_t Effects::add(FiberThread& issuer, uint32_t queue, uint32_t pace,
+                      std::function<void()> action) {
+  pending_.push_back({++numbers_, queue, pace, &issuer, std::move(action)});
   return numbers_;
 }
 
@@ -39,7 +54,7 @@ uint64_t effect(uint32_t queue, std::function<void()> action) {
   const Quiet quiet;
   FiberThread& thread = self();
   Grid& grid = *thread.block->grid;
-  const uint64_t number = grid.effects.add(thread, queue, std::move(action));
+  const uint64_t number = grid.effects.add(thread, queue, draw_pace(grid), std::move(action));
   if (grid.schedule.asynchrony == Asynchrony::kEager) grid.effects.force(number);
   grid.settle_effects();
   return number;
@@ -54,9 +69,10 @@ void force_effect(uint64_t number) {
 
 void Grid::settle_effects() {
   if (schedule.asynchrony != Asynchrony::kRandom) return;
-  for (size_t tries = effects.pending(); tries > 0 && !effects.empty(); --tries) {
-    if (random.below(4) != 0) continue;
-    effects.happen(random.below(static_cast<uint32_t>(effects.pending())));
+  for (size_t i = effects.pending(); i-- > 0;) {
+    if (i >= effects.pending()) continue;  // went with a later one of its queue
+    const uint32_t pace = effects.pace(i);
+    if (pace != 0 && random.below(pace) == 0) effects.happen(i);
   }
 }
 

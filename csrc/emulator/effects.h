@@ -10,7 +10,8 @@ namespace resnet_fused::emulator {
 struct FiberThread;
 
 // Something that happens between its issue and the wait for it: eager at once, lazy when it is
-// forced or nobody can go on without it, random in between while any threads run. Effects of one
+// forced or nobody can go on without it, random in between while any threads run: each draws how
+// soon it likes to happen, some at once and some as late as can be. Effects of one
 // queue happen in order. The action runs as its issuer (self(), fail()), must not wait, and may
 // have the issuer's block alone in mind. Returns a number for force_effect.
 uint64_t effect(uint32_t queue, std::function<void()> action);
@@ -21,19 +22,22 @@ void force_effect(uint64_t number);
 // The launch's side.
 class Effects {
  public:
-  uint64_t add(FiberThread& issuer, uint32_t queue, std::function<void()> action);
+  // `pace`: at each moment of a random schedule one chance in so many; 0: none.
+  uint64_t add(FiberThread& issuer, uint32_t queue, uint32_t pace, std::function<void()> action);
   uint32_t new_queue() { return ++queues_; }
   bool empty() const { return pending_.empty(); }
   void force(uint64_t number);
   // The i-th of the pending ones, with those before it in its queue.
   void happen(size_t i);
   size_t pending() const { return pending_.size(); }
+  uint32_t pace(size_t i) const { return pending_[i].pace; }
   void clear() { pending_.clear(); }
 
  private:
   struct Pending {
     uint64_t number;
     uint32_t queue;
+    uint32_t pace;
     FiberThread* issuer;
     std::function<void()> action;
   };

@@ -1,6 +1,7 @@
 #include "mbarrier.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "block.h"
@@ -175,7 +176,10 @@ uint64_t mbarrier_arrive(Site site, const char* instruction, uint32_t address, u
   MBarrier& barrier = find_mbarrier(site, instruction, owner, address);
   if (bytes != 0) add_bytes(site, instruction, barrier, bytes);
   const uint64_t state = barrier.phase;
-  if (count == 0) return state;
+  if (count == 0) {
+    complete_if_due(owner, barrier);  // all may have come before they were expected
+    return state;
+  }
   check_count(site, instruction, count);
   if (count > barrier.pending) {
     fail(ErrorKind::kState, site, instruction,
@@ -188,6 +192,44 @@ uint64_t mbarrier_arrive(Site site, const char* instruction, uint32_t address, u
   barrier.pending -= count;
   complete_if_due(owner, barrier);
   return state;
+}
+
+void mbarrier_arrive_behind_copies(Site site, const char* instruction, uint32_t address,
+                                   bool increments) {
+  const Quiet quiet;
+  FiberThread& thread = self();
+  Block& block = block_of_address(site, instruction, address);
+  check_own(site, instruction, block);
+  MBarrier& barrier = find_mbarrier(site, instruction, block, address);
+  if (increments) {
+    check_count(site, instruction, barrier.pending + 1);
+    ++barrier.pending;
+  }
+  std::vector<PendingCopy> copies = std::move(thread.copies);
+  thread.copies.clear();
+  std::fill(thread.group_sizes.begin(), thread.group_sizes.end(), 0);
+  thread.uncommitted = 0;
+  for (const PendingCopy& copy : copies) {
+    block.shared.hand_over(site, instruction, copy.to - kSharedBase,
+                           static_cast<uint32_t>(copy.bytes), barrier.column, barrier.offset);
+  }
+  ++barrier.in_flight;
+  MBarrier* const counts = &barrier;
+  effect(new_effect_queue(), [=, block = &block, copies = std::move(copies)] {
+    for (const PendingCopy& copy : copies) {
+      const uint32_t offset = copy.to - kSharedBase;
+      const auto bytes = static_cast<uint32_t>(copy.bytes);
+      std::memcpy(block->shared.data() + offset, copy.data, bytes);
+      block->shared.async_landed(offset, bytes, counts->column);
+    }
+    --counts->in_flight;
+    if (counts->pending == 0) {
+      fail(ErrorKind::kState, site, instruction, "1 arrivals too many: " + describe(*counts));
+    }
+    counts->landed_phase = counts->phase + 1;
+    --counts->pending;
+    complete_if_due(*block, *counts);
+  });
 }
 
 void mbarrier_complete_bytes(Site site, const char* instruction, uint32_t address, int64_t bytes) {
@@ -221,11 +263,15 @@ bool mbarrier_wait(Site site, const char* instruction, uint32_t address, Awaited
   }
   const uint64_t seen = barrier.phase;
   if (!done) {
+    const int column = barrier.column;
     barrier.waiting.push_back(&thread);
     Wait wait{site, instruction, -1, &barrier};
     grid.suspend(thread, wait);
     // Woken by the end of the phase that it saw; a parity may name the next one again by now.
-    find_mbarrier(site, instruction, owner, address);  // unless somebody has invalidated it
+    if (find_mbarrier(site, instruction, owner, address).column != column) {
+      fail(ErrorKind::kState, site, instruction,
+           "another mbarrier was made there before the thread had seen the phase end");
+    }
   }
   Clocks& clocks = owner.shared.clocks();
   clocks.learn(owner.shared.column(thread.warp), barrier.released);

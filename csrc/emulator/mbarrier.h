@@ -27,6 +27,12 @@ uint64_t mbarrier_arrive(Site site, const char* instruction, uint32_t address, u
                          int64_t bytes);
 void mbarrier_complete_bytes(Site site, const char* instruction, uint32_t address, int64_t bytes);
 
+// cp.async.mbarrier.arrive: arrives once when all copies (cp.async) that the thread has in flight
+// have landed; from here on the phase, not a group, is what one waits for to read them.
+// `increments`: the phase waits for that arrival beyond its count.
+void mbarrier_arrive_behind_copies(Site site, const char* instruction, uint32_t address,
+                                   bool increments);
+
 // Which phase a thread waits for: the one with this parity, or the one that a state names.
 struct AwaitedPhase {
   bool by_parity;

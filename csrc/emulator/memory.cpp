@@ -67,27 +67,33 @@ uint8_t* shared(Site site, const char* instruction, uint32_t address, uint32_t b
   const uint32_t offset = address - kSharedBase;
   uint8_t* pointer = memory.data() + offset;
   if (access == Access::kRead) {
-    memory.read(site, instruction, thread, offset, bytes, record.id);
+    memory.read(site, instruction, block, thread, offset, bytes, record.id);
     tell_read(pointer, bytes);
   } else if (access == Access::kWrite) {
-    memory.write(site, instruction, thread, offset, bytes, record.id, false);
+    memory.write(site, instruction, block, thread, offset, bytes, record.id, false);
     tell_write(pointer, bytes);
   }
   return pointer;
 }
 
-void global(Site site, const char* instruction, const void* address, uint32_t bytes,
-            uint32_t alignment, Access access) {
-  const Quiet quiet;
+void check_global(Site site, const char* instruction, const void* address, uint32_t bytes,
+                  Access access) {
   const auto where = reinterpret_cast<uintptr_t>(address);
   if (where < kLowestAddress) {
     fail(ErrorKind::kAddress, site, instruction, "a null pointer (" + hex(where) + ")");
   }
+  check_early(site, instruction, address, bytes, access);
+}
+
+void global(Site site, const char* instruction, const void* address, uint32_t bytes,
+            uint32_t alignment, Access access) {
+  const Quiet quiet;
+  check_global(site, instruction, address, bytes, access);
+  const auto where = reinterpret_cast<uintptr_t>(address);
   if (where % alignment != 0) {
     fail(ErrorKind::kAddress, site, instruction,
          "global address " + hex(where) + " is not a multiple of " + std::to_string(alignment));
   }
-  check_early(site, instruction, address, bytes, access);
   FiberThread& thread = self();
   Grid& grid = *thread.block->grid;
   Session& session = *grid.session;

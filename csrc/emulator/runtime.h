@@ -14,7 +14,6 @@
 #include "sanitizers.h"
 #include "schedule.h"
 #include "session.h"
-#include "shared_memory.h"
 #include "thread.h"
 
 namespace resnet_fused::emulator {

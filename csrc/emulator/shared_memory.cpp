@@ -17,12 +17,15 @@ constexpr size_t kAlignment = 1024;  // what the kernels declare their dynamic s
 
 // What is known of a byte's last write, or of a warp's last reads of a word.
 //   bits 63..32 epoch, 31..16 site
-//   written: 15 in flight, 14 an mbarrier, 13 by the async proxy, 9..0 thread or async writer
+//   written: 15 in flight, 14 an mbarrier, 13 by the async proxy, 12..10 rank of the thread's block
+//            in the cluster, 9..0 thread or async writer
 //   read: 15..12 which bytes of the word, 9..0 thread
 constexpr uint64_t kInFlight = 1u << 15;
 constexpr uint64_t kBarrier = 1u << 14;
 constexpr uint64_t kAsync = 1u << 13;
+constexpr uint64_t kAuthor = 0x3FFF;
 constexpr size_t kAsyncWriters = 1024;  // that an entry can tell apart
+static_assert(kMostBlocksOfACluster <= 8);
 
 constexpr uint64_t pack(uint32_t epoch, uint16_t site, uint32_t low) {
   return static_cast<uint64_t>(epoch) << 32 | static_cast<uint64_t>(site) << 16 | low;
@@ -30,6 +33,7 @@ constexpr uint64_t pack(uint32_t epoch, uint16_t site, uint32_t low) {
 constexpr uint32_t epoch_of(uint64_t entry) { return static_cast<uint32_t>(entry >> 32); }
 constexpr uint16_t site_of(uint64_t entry) { return static_cast<uint16_t>(entry >> 16); }
 constexpr int thread_of(uint64_t entry) { return static_cast<int>(entry & 0x3FF); }
+constexpr uint32_t rank_of(uint64_t written) { return static_cast<uint32_t>(written >> 10 & 7); }
 constexpr uint32_t bytes_of(uint64_t entry) { return static_cast<uint32_t>(entry >> 12 & 0xF); }
 
 // Whether the bytes share one last write, as nearly all accesses find them. The lengths are
@@ -51,9 +55,19 @@ std::string place(uint32_t offset) {
   return "byte " + std::to_string(offset) + " of dynamic shared memory";
 }
 
-std::string who(const Block& block, uint64_t entry) {
-  const SiteRecord& record = block.grid->session->records().at(site_of(entry));
-  return describe_thread(thread_of(entry), block.grid->block_size) + " at " +
+uint32_t author_of(const FiberThread& thread) {
+  return static_cast<uint32_t>(thread.linear) | thread.block->rank << 10;
+}
+
+bool wrote(const FiberThread& thread, uint64_t entry) {
+  return (entry & kAuthor) == author_of(thread);
+}
+
+std::string who(const Block& owner, uint32_t rank, uint64_t entry) {
+  const SiteRecord& record = owner.grid->session->records().at(site_of(entry));
+  const std::string elsewhere =
+      rank == owner.rank ? "" : " of block " + std::to_string(rank) + " of the cluster";
+  return describe_thread(thread_of(entry), owner.grid->block_size) + elsewhere + " at " +
          describe(record.site) + " (" + record.instruction + ")";
 }
 
@@ -87,18 +101,16 @@ void SharedMemory::reset(uint32_t bytes, int warps, std::shared_ptr<Clocks> cloc
   warps_ = warps;
   if (written_.size() < bytes) written_.resize(bytes);
   if (fences_.size() < bytes) fences_.resize(bytes);
-  if (static_cast<int>(reads_.size()) < warps) reads_.resize(warps);
-  const size_t words = (bytes + kWordBytes - 1) / kWordBytes;
-  for (auto& reads : reads_) {
-    if (reads.size() < words) reads.resize(words);
-  }
+  const auto columns = static_cast<size_t>(clocks_->warps());
+  if (reads_.size() < columns) reads_.resize(columns);
   proxy_.clear();
   readers_.reset(bytes);
   async_writers_.clear();
+  publications_.clear();
 }
 
 Seen SharedMemory::seen(const FiberThread& thread) const {
-  return clocks_->seen(column(thread.warp));
+  return clocks_->seen(thread.block->shared.column(thread.warp));
 }
 
 void SharedMemory::refuse(Site site, const char* instruction, uint32_t address, uint32_t bytes,
@@ -115,7 +127,7 @@ void SharedMemory::refuse(Site site, const char* instruction, uint32_t address, 
 }
 
 std::string SharedMemory::writer(const Block& owner, uint64_t entry) const {
-  if ((entry & kAsync) == 0) return who(owner, entry);
+  if ((entry & kAsync) == 0) return who(owner, rank_of(entry), entry);
   const SiteRecord& record = owner.grid->session->records().at(site_of(entry));
   return "the copy at " + describe(record.site) + " (" + record.instruction +
          "), which completes on the mbarrier at byte " +
@@ -123,15 +135,18 @@ std::string SharedMemory::writer(const Block& owner, uint64_t entry) const {
 }
 
 bool SharedMemory::ordered(const Seen& seen, uint64_t entry) const {
-  const int at = (entry & kAsync) != 0 ? async_writers_[thread_of(entry)].column
-                                       : column(thread_of(entry) / kWarpSize);
-  return seen.before(at, epoch_of(entry));
+  return seen.before(column_of(entry), epoch_of(entry));
 }
 
-void SharedMemory::read(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
-                        uint32_t bytes, uint16_t site_id) {
-  const Block& block = *thread.block;
-  const Session& session = *block.grid->session;
+int SharedMemory::column_of(uint64_t entry) const {
+  if ((entry & kAsync) != 0) return async_writers_[thread_of(entry)].column;
+  return static_cast<int>(rank_of(entry)) * warps_ + thread_of(entry) / kWarpSize;
+}
+
+void SharedMemory::read(Site site, const char* instruction, const Block& owner,
+                        const FiberThread& thread, uint32_t offset, uint32_t bytes,
+                        uint16_t site_id) {
+  const Session& session = *owner.grid->session;
   const Seen seen = this->seen(thread);
   uint64_t last = ~uint64_t{0};
   const uint32_t end = offset + to_compare(&written_[offset], bytes);
@@ -147,22 +162,23 @@ void SharedMemory::read(Site site, const char* instruction, FiberThread& thread,
     if ((entry & kInFlight) != 0) {
       fail(ErrorKind::kState, site, instruction,
            "reads " + place(i) + ", which a copy in flight is writing: issued by " +
-               writer(block, entry) + ", not yet waited for");
+               writer(owner, entry) + ", not yet waited for");
     }
     if ((entry & kBarrier) != 0) {
       fail(ErrorKind::kState, site, instruction,
-           "reads " + place(i) + ", part of an mbarrier: initialised by " + writer(block, entry));
+           "reads " + place(i) + ", part of an mbarrier: initialised by " + writer(owner, entry));
     }
-    const bool own = (entry & kAsync) == 0 && thread_of(entry) == thread.linear;
-    if (own || !session.checking_races) continue;
+    if (wrote(thread, entry) || !session.checking_races) continue;
     if (!ordered(seen, entry)) {
       fail(ErrorKind::kRace, site, instruction,
-           "reads " + place(i) + ", written by " + writer(block, entry) +
+           "reads " + place(i) + ", written by " + writer(owner, entry) +
                ((entry & kAsync) != 0 ? ", for whose phase it has not waited"
                                       : " with no barrier between the two"));
     }
   }
-  std::vector<uint64_t>& reads = reads_[thread.warp];
+  std::vector<uint64_t>& reads = reads_[seen.own_column];
+  const size_t words = (bytes_ + kWordBytes - 1) / kWordBytes;
+  if (reads.size() < words) reads.resize(words);
   const uint64_t stamp = pack(seen.own_epoch, site_id, static_cast<uint32_t>(thread.linear));
   if (offset % kWordBytes == 0 && bytes % kWordBytes == 0) {
     for (uint32_t word = offset / kWordBytes; word < (offset + bytes) / kWordBytes; ++word) {
@@ -179,8 +195,7 @@ void SharedMemory::read(Site site, const char* instruction, FiberThread& thread,
 }
 
 void SharedMemory::check_readers(Site site, const char* instruction, const Block& owner,
-                                 const Seen& seen, int own_warp, uint32_t offset,
-                                 uint32_t bytes) const {
+                                 const Seen& seen, uint32_t offset, uint32_t bytes) const {
   if (!readers_.empty()) {
     const AsyncReaders::Operation* reader = readers_.reading(seen, offset, bytes);
     if (reader != nullptr) {
@@ -189,33 +204,35 @@ void SharedMemory::check_readers(Site site, const char* instruction, const Block
                                     : "with no barrier between the wait for that and this";
       fail(ErrorKind::kRace, site, instruction,
            "writes " + place(offset) + " and the following, read asynchronously for " +
-               who(owner, pack(0, reader->site_id, static_cast<uint32_t>(reader->thread))) + ", " +
-               waits);
+               who(owner, owner.rank,
+                   pack(0, reader->site_id, static_cast<uint32_t>(reader->thread))) +
+               ", " + waits);
     }
   }
   const uint32_t first_word = offset / kWordBytes;
   const uint32_t last_word = (offset + bytes - 1) / kWordBytes;
-  for (int warp = 0; warp < warps_; ++warp) {
-    if (warp == own_warp) continue;
-    const uint64_t* reads = reads_[warp].data();
-    const uint32_t known = seen.known[column(warp)];
+  for (int column = 0; column < clocks_->warps(); ++column) {
+    if (column == seen.own_column || reads_[column].size() <= last_word) continue;
+    const uint64_t* reads = reads_[column].data();
+    const uint32_t known = seen.known[column];
     for (uint32_t word = first_word; word <= last_word; ++word) {
       if (epoch_of(reads[word]) <= known) continue;
       for (uint32_t i = std::max(offset, word * kWordBytes);
            i < std::min(offset + bytes, (word + 1) * kWordBytes); ++i) {
         if ((bytes_of(reads[word]) >> (i % kWordBytes) & 1) == 0) continue;
         fail(ErrorKind::kRace, site, instruction,
-             "writes " + place(i) + ", read by " + who(owner, reads[word]) +
+             "writes " + place(i) + ", read by " +
+                 who(owner, static_cast<uint32_t>(column / warps_), reads[word]) +
                  " with no barrier between the two");
       }
     }
   }
 }
 
-void SharedMemory::check_write_order(Site site, const char* instruction, FiberThread& thread,
-                                     uint32_t offset, uint32_t bytes) {
-  const Block& block = *thread.block;
-  const bool checking = block.grid->session->checking_races;
+void SharedMemory::check_write_order(Site site, const char* instruction, const Block& owner,
+                                     const FiberThread& thread, uint32_t offset,
+                                     uint32_t bytes) const {
+  const bool checking = owner.grid->session->checking_races;
   const Seen seen = this->seen(thread);
   uint64_t last = 0;
   const uint32_t end = offset + to_compare(&written_[offset], bytes);
@@ -227,29 +244,28 @@ void SharedMemory::check_write_order(Site site, const char* instruction, FiberTh
     if ((entry & kInFlight) != 0) {
       fail(ErrorKind::kState, site, instruction,
            "writes " + place(i) + ", which a copy in flight is writing: issued by " +
-               writer(block, entry) + ", not yet waited for");
+               writer(owner, entry) + ", not yet waited for");
     }
     if ((entry & kBarrier) != 0) {
       fail(ErrorKind::kState, site, instruction,
-           "writes " + place(i) + ", part of an mbarrier: initialised by " + writer(block, entry));
+           "writes " + place(i) + ", part of an mbarrier: initialised by " + writer(owner, entry));
     }
-    const bool own = (entry & kAsync) == 0 && thread_of(entry) == thread.linear;
-    if (own || !checking) continue;
+    if (wrote(thread, entry) || !checking) continue;
     if (!ordered(seen, entry)) {
       fail(ErrorKind::kRace, site, instruction,
-           "writes " + place(i) + ", written by " + writer(block, entry) +
+           "writes " + place(i) + ", written by " + writer(owner, entry) +
                " with no barrier between the two");
     }
   }
-  if (checking) check_readers(site, instruction, block, seen, thread.warp, offset, bytes);
+  if (checking) check_readers(site, instruction, owner, seen, offset, bytes);
 }
 
-void SharedMemory::write(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
-                         uint32_t bytes, uint16_t site_id, bool in_flight) {
-  check_write_order(site, instruction, thread, offset, bytes);
+void SharedMemory::write(Site site, const char* instruction, const Block& owner,
+                         const FiberThread& thread, uint32_t offset, uint32_t bytes,
+                         uint16_t site_id, bool in_flight) {
+  check_write_order(site, instruction, owner, thread, offset, bytes);
   const uint64_t entry =
-      pack(seen(thread).own_epoch, site_id, static_cast<uint32_t>(thread.linear)) |
-      (in_flight ? kInFlight : 0);
+      pack(seen(thread).own_epoch, site_id, author_of(thread)) | (in_flight ? kInFlight : 0);
   std::fill_n(&written_[offset], bytes, entry);
   std::fill_n(&fences_[offset], bytes, static_cast<uint32_t>(thread.proxy_fences.size()));
 }
@@ -294,10 +310,18 @@ std::string SharedMemory::refuse_async(const Block& owner, const FiberThread* so
     return act + ", part of an mbarrier: initialised by " + writer(owner, entry);
   }
   if ((entry & kAsync) != 0) {
-    if (epoch_of(entry) <= known[async_writers_[thread_of(entry)].column]) return "";
-    return act + ", written by " + writer(owner, entry) + ", for whose phase it has not waited";
+    if (epoch_of(entry) > known[column_of(entry)]) {
+      return act + ", written by " + writer(owner, entry) + ", for whose phase it has not waited";
+    }
+    if (!async_writers_[thread_of(entry)].generic || published(entry, sole, known)) return "";
+    return act + ", written by " + writer(owner, entry) +
+           ", with no fence.proxy.async between the wait for that and this";
   }
-  const FiberThread& author = *owner.threads[thread_of(entry)];
+  const FiberThread& author = *owner.cluster->blocks[rank_of(entry)]->threads[thread_of(entry)];
+  if (author.block != &owner) {
+    return act + ", written by " + writer(owner, entry) +
+           ": no fence that csrc/ptx has makes that seen by the async proxy";
+  }
   if (author.proxy_fences.size() <= fences_[offset]) {
     return act + ", written by " + writer(owner, entry) +
            ", which has executed no fence.proxy.async since";
@@ -306,6 +330,24 @@ std::string SharedMemory::refuse_async(const Block& owner, const FiberThread* so
   if (author.proxy_fences[fences_[offset]] <= known[column(author.warp)]) return "";
   return act + ", written by " + writer(owner, entry) +
          ", with no barrier between that thread's fence.proxy.async and this";
+}
+
+bool SharedMemory::published(uint64_t entry, const FiberThread* sole,
+                             const std::vector<uint32_t>& known) const {
+  return std::any_of(publications_.begin(), publications_.end(), [&](const Publication& one) {
+    if (one.column != column_of(entry) || one.epoch < epoch_of(entry)) return false;
+    return one.fencer == sole || one.fenced <= known[column(one.fencer->warp)];
+  });
+}
+
+void SharedMemory::proxy_fence(FiberThread& thread) {
+  const Seen seen = this->seen(thread);
+  thread.proxy_fences.push_back(seen.own_epoch);
+  thread.init_fences.push_back(seen.own_epoch);
+  for (const AsyncWriter& writer : async_writers_) {
+    if (!writer.generic) continue;
+    publications_.push_back({writer.column, seen.known[writer.column], &thread, seen.own_epoch});
+  }
 }
 
 void SharedMemory::async_read(Site site, const char* instruction, const Block& block,
@@ -340,7 +382,6 @@ void SharedMemory::async_write(Site site, const char* instruction, const Block& 
                                const FiberThread& issuer, uint32_t offset, uint32_t bytes,
                                uint16_t site_id, int column, uint32_t barrier) {
   const Session& session = *owner.grid->session;
-  const bool here = issuer.block == &owner;
   const SharedMemory& home = issuer.block->shared;
   const std::vector<uint32_t> known = home.known_to(*issuer.block, {issuer.linear, 1});
   for (uint32_t i = offset; i < offset + bytes; ++i) {
@@ -351,16 +392,33 @@ void SharedMemory::async_write(Site site, const char* instruction, const Block& 
     if (!what.empty()) fail(ErrorKind::kState, site, instruction, what);
   }
   if (session.checking_races) {
-    check_readers(site, instruction, owner, home.seen(issuer), here ? issuer.warp : -1, offset,
-                  bytes);
+    check_readers(site, instruction, owner, home.seen(issuer), offset, bytes);
   }
-  size_t slot = 0;
-  while (slot < async_writers_.size() && async_writers_[slot].column != column) ++slot;
-  if (slot == async_writers_.size()) async_writers_.push_back({column, barrier, site_id});
-  if (slot >= kAsyncWriters) fail(site, instruction, "copies on more than 1024 mbarriers a block");
+  const size_t slot = async_writer(site, instruction, column, barrier, false);
   async_writers_[slot].site_id = site_id;
   const uint64_t entry = pack(clocks_->epoch(column), site_id, static_cast<uint32_t>(slot));
   std::fill_n(&written_[offset], bytes, entry | kAsync | kInFlight);
+}
+
+void SharedMemory::hand_over(Site site, const char* instruction, uint32_t offset, uint32_t bytes,
+                             int column, uint32_t barrier) {
+  const size_t slot = async_writer(site, instruction, column, barrier, true);
+  const uint16_t copy = site_of(written_[offset]);
+  async_writers_[slot].site_id = copy;
+  const uint64_t entry = pack(clocks_->epoch(column), copy, static_cast<uint32_t>(slot));
+  std::fill_n(&written_[offset], bytes, entry | kAsync | kInFlight);
+}
+
+size_t SharedMemory::async_writer(Site site, const char* instruction, int column, uint32_t barrier,
+                                  bool generic) {
+  size_t slot = 0;
+  while (slot < async_writers_.size() &&
+         (async_writers_[slot].column != column || async_writers_[slot].generic != generic)) {
+    ++slot;
+  }
+  if (slot == async_writers_.size()) async_writers_.push_back({column, barrier, generic, 0});
+  if (slot >= kAsyncWriters) fail(site, instruction, "copies on more than 1024 mbarriers a block");
+  return slot;
 }
 
 void SharedMemory::async_landed(uint32_t offset, uint32_t bytes, int column) {
@@ -394,8 +452,7 @@ void SharedMemory::mark_barrier(uint32_t offset, bool is_barrier) {
 void SharedMemory::use_barrier(Site site, const char* instruction, const Block& owner,
                                const FiberThread& thread, uint32_t offset) const {
   const uint64_t entry = written_[offset];
-  const bool own = &owner == thread.block && thread_of(entry) == thread.linear;
-  if (own || !owner.grid->session->checking_races) return;
+  if (wrote(thread, entry) || !owner.grid->session->checking_races) return;
   if (ordered(thread.block->shared.seen(thread), entry)) return;
   fail(ErrorKind::kRace, site, instruction,
        "uses the mbarrier at " + place(offset) + ", initialised by " + writer(owner, entry) +

@@ -54,12 +54,13 @@ class SharedMemory {
       refuse(site, instruction, address, bytes, alignment);
     }
   }
-  // Offsets from the start of the memory.
-  void read(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
-            uint32_t bytes, uint16_t site_id);
+  // A thread of the cluster reads or writes `owner`'s, which is this memory. Offsets from its
+  // start.
+  void read(Site site, const char* instruction, const Block& owner, const FiberThread& thread,
+            uint32_t offset, uint32_t bytes, uint16_t site_id);
   // `in_flight`: cp.async has been issued, and the bytes may be read when it has been waited for.
-  void write(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
-             uint32_t bytes, uint16_t site_id, bool in_flight);
+  void write(Site site, const char* instruction, const Block& owner, const FiberThread& thread,
+             uint32_t offset, uint32_t bytes, uint16_t site_id, bool in_flight);
   // The copy has been waited for: its bytes are now like any others of the thread.
   void landed(FiberThread& thread, uint32_t offset, uint32_t bytes);
 
@@ -79,6 +80,14 @@ class SharedMemory {
                    const FiberThread& issuer, uint32_t offset, uint32_t bytes, uint16_t site_id,
                    int column, uint32_t barrier);
   void async_landed(uint32_t offset, uint32_t bytes, int column);
+  // cp.async in flight, which from here on completes on the mbarrier at byte `barrier`. Its bytes
+  // are written by the generic proxy: to be seen by the async one they want a fence behind the
+  // wait.
+  void hand_over(Site site, const char* instruction, uint32_t offset, uint32_t bytes, int column,
+                 uint32_t barrier);
+  // fence.proxy.async of a thread: publishes what it has written, and the copies for which it has
+  // waited by an mbarrier.
+  void proxy_fence(FiberThread& thread);
   // The 8 bytes become an mbarrier, which only its own instructions may touch, or end to be one.
   void mark_barrier(uint32_t offset, bool is_barrier);
   // The thread uses an mbarrier of `owner`: its initialisation must be ordered before.
@@ -99,17 +108,24 @@ class SharedMemory {
  private:
   [[noreturn]] void refuse(Site site, const char* instruction, uint32_t address, uint32_t bytes,
                            uint32_t alignment) const;
-  void check_write_order(Site site, const char* instruction, FiberThread& thread, uint32_t offset,
-                         uint32_t bytes);
+  void check_write_order(Site site, const char* instruction, const Block& owner,
+                         const FiberThread& thread, uint32_t offset, uint32_t bytes) const;
   void check_readers(Site site, const char* instruction, const Block& owner, const Seen& seen,
-                     int own_warp, uint32_t offset, uint32_t bytes) const;
+                     uint32_t offset, uint32_t bytes) const;
   // Why the async proxy may not read a byte, or write over it; empty where it may. `sole`: the only
   // thread that issues the instruction, or null.
   std::string refuse_async(const Block& owner, const FiberThread* sole,
                            const std::vector<uint32_t>& known, uint32_t offset, bool write) const;
+  // Whether every one of the issuers is behind a fence of somebody who had waited for the copy.
+  bool published(uint64_t entry, const FiberThread* sole, const std::vector<uint32_t>& known) const;
+  // The slot of those that complete on an mbarrier, made when first asked for.
+  size_t async_writer(Site site, const char* instruction, int column, uint32_t barrier,
+                      bool generic);
   // "thread 3 (3, 0, 0) at file:line (instruction)" of a byte's last write.
   std::string writer(const Block& owner, uint64_t entry) const;
   bool ordered(const Seen& seen, uint64_t entry) const;
+  // Of the clocks: whose epochs a byte's last write carries.
+  int column_of(uint64_t entry) const;
   Seen seen(const FiberThread& thread) const;
 
   uint8_t* data_ = nullptr;
@@ -121,15 +137,23 @@ class SharedMemory {
   uint32_t base_epoch_ = 0;        // anything older belongs to an earlier block
   std::vector<uint64_t> written_;  // [bytes]
   std::vector<uint32_t> fences_;   // [bytes], proxy fences of the writer before its write
-  std::vector<std::vector<uint64_t>> reads_;  // [warps][bytes / 4]
+  std::vector<std::vector<uint64_t>> reads_;  // [the cluster's warps][bytes / 4, or 0: none yet]
   std::vector<uint8_t> proxy_;                // [bytes], what the async proxy saw last
   AsyncReaders readers_;
   struct AsyncWriter {  // an mbarrier on which copies have completed
     int column;
     uint32_t barrier;  // offset
+    bool generic;      // by cp.async
     uint16_t site_id;  // of the latest copy
   };
   std::vector<AsyncWriter> async_writers_;
+  struct Publication {  // a fence behind the wait for a phase of an mbarrier
+    int column;
+    uint32_t epoch;
+    const FiberThread* fencer;
+    uint32_t fenced;  // the epoch of its warp
+  };
+  std::vector<Publication> publications_;
 };
 
 }  // namespace resnet_fused::emulator

@@ -146,6 +146,7 @@ void touch(Site site, const char* instruction, const Box& box, bool write) {
   Grid& grid = *self().block->grid;
   Session& session = *grid.session;
   for (const Row& row : box.rows) {
+    check_global(site, instruction, row.global, row.bytes, write ? Access::kWrite : Access::kRead);
     if (session.counting || session.checking_tensors) {
       session.touch_tensor(site, instruction, row.global, row.bytes, write);
     }
@@ -196,7 +197,8 @@ void load(Site site, const char* instruction, const Box& box, bool fill_nan, Cop
 
   const uint16_t site_id = grid.session->record_of(site, instruction).id;
   const auto blocks = static_cast<uint32_t>(own.cluster->blocks.size());
-  if (target.block_mask >> blocks != 0) {
+  const bool own_alone = target.block_mask == kOwnBlock;
+  if (!own_alone && (target.block_mask == 0 || target.block_mask >> blocks != 0)) {
     fail(site, instruction,
          "a mask of " + hex(target.block_mask) + " for a cluster of " + std::to_string(blocks));
   }
@@ -204,7 +206,7 @@ void load(Site site, const char* instruction, const Box& box, bool fill_nan, Cop
   const bool shares = grid.schedule.asynchrony == Asynchrony::kRandom;
   constexpr uint32_t kShare = 1024;
   for (uint32_t rank = 0; rank < blocks; ++rank) {
-    if (target.block_mask == 0 ? rank != own.rank : (target.block_mask >> rank & 1) == 0) continue;
+    if (own_alone ? rank != own.rank : (target.block_mask >> rank & 1) == 0) continue;
     Block& owner = *own.cluster->blocks[rank];
     if (owner.alive == 0) {
       fail(ErrorKind::kState, site, instruction,
@@ -291,10 +293,12 @@ void tensor_load(Site site, const char* instruction, const void* map,
 }
 
 void tensor_store(Site site, const char* instruction, const void* map,
-                  std::span<const int32_t> coordinates, uint32_t from, int swizzle) {
+                  std::span<const int32_t> coordinates, uint32_t from, bool im2col, int swizzle) {
   const Quiet quiet;
   const TensorMapFields& fields = fields_of(site, instruction, map);
-  const Box box = box_of(site, instruction, fields, coordinates, {}, swizzle);
+  constexpr uint16_t kNone[kMostDimensions - 2] = {};
+  const std::span<const uint16_t> offsets(kNone, im2col ? coordinates.size() - 2 : 0);
+  const Box box = box_of(site, instruction, fields, coordinates, offsets, swizzle);
   store(site, instruction, box, from, kTensorAlignment);
 }
 

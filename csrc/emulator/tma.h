@@ -9,12 +9,14 @@
 
 namespace resnet_fused::emulator {
 
+constexpr uint32_t kOwnBlock = ~uint32_t{0};
+
 // Where a load ends: bytes of shared memory, and the mbarrier that counts them. With a mask, in
 // each of these blocks of the cluster, at the same place.
 struct CopyTarget {
   uint32_t to;
   uint32_t barrier;
-  uint32_t block_mask = 0;  // 0: the running block alone
+  uint32_t block_mask = kOwnBlock;  // the running block alone
 };
 
 constexpr int kMappedSwizzle = -1;  // as the tensor map says
@@ -25,9 +27,9 @@ constexpr int kMappedSwizzle = -1;  // as the tensor map says
 void tensor_load(Site site, const char* instruction, const void* map,
                  std::span<const int32_t> coordinates, std::span<const uint16_t> offsets,
                  CopyTarget target, int swizzle = kMappedSwizzle);
-// What lies outside of the tensor is not written.
+// What lies outside of the tensor is not written. `im2col`: a column, with no offsets.
 void tensor_store(Site site, const char* instruction, const void* map,
-                  std::span<const int32_t> coordinates, uint32_t from,
+                  std::span<const int32_t> coordinates, uint32_t from, bool im2col,
                   int swizzle = kMappedSwizzle);
 // A span that differs from the map's, for a planted fault.
 int other_swizzle(Site site, const char* instruction, const void* map);

@@ -55,6 +55,12 @@ void show(Sums& sums, int thread) {
   array.hidden = false;
 }
 
+void hide(Sums& sums, int thread) {
+  Sums::Array& array = sums.arrays[thread];
+  std::memset(array.at, kPoison, bytes_of(sums));
+  array.hidden = true;
+}
+
 // ---- Issue
 
 // Registers that no product uses yet must have been pinned, and fenced behind that.
@@ -131,10 +137,11 @@ void take_registers(Site site, Warpgroup& group, Product& product, uint64_t numb
       return pin.at == reinterpret_cast<const uint8_t*>(operands.d);
     });
     std::memcpy(values_of(sums, index), operands.d, bytes_of(sums));
-    sums.arrays[index] = {operands.d, hides};
-    if (hides) std::memset(operands.d, kPoison, bytes_of(sums));
+    sums.arrays[index].at = operands.d;
     thread.flying.push_back(product.sums);
   }
+  if (hides) hide(sums, index);
+  sums.arrays[index].product = number;
   sums.end = std::max(sums.end, number + 1);
   if (operands.a != nullptr) {
     Product::Fragment& a = product.a[index];
@@ -160,7 +167,7 @@ void count_reads(Site site, const char* instruction, const std::vector<AsyncPiec
 }
 
 // All four warps have issued it.
-void begin(Warpgroup& group, const std::shared_ptr<Product>& product) {
+void begin(Warpgroup& group, const std::shared_ptr<Product>& product, uint64_t number) {
   const ProductOperands& operands = product->operands;
   const ProductType& type = product->type;
   std::vector<AsyncPiece> chunks;
@@ -175,13 +182,17 @@ void begin(Warpgroup& group, const std::shared_ptr<Product>& product) {
                              std::move(chunks));
   if (group.queue == 0) group.queue = new_effect_queue();
   const bool lazy = schedule().asynchrony == Asynchrony::kLazy;
-  product->effect = effect(group.queue, [&group, product, lazy] {
+  product->effect = effect(group.queue, [&group, product, number, lazy] {
     for (int i = 0; i < kGroupThreads; ++i) {
       check_fragment(product->site, product->type.instruction, *product, i);
       check_untouched(product->site, product->type.instruction, *product->sums, i);
     }
     multiply(*product);
-    for (int i = 0; i < kGroupThreads && !lazy; ++i) show(*product->sums, i);
+    for (int i = 0; i < kGroupThreads && !lazy; ++i) {
+      // Where the thread has issued another one into the same array, its sums are not to be seen.
+      const Sums::Array& array = product->sums->arrays[i];
+      if (!array.hidden || array.product == number) show(*product->sums, i);
+    }
   });
   for (const FiberThread* thread : group.waiting) {
     thread->block->grid->make_ready(*thread->block, thread->warp, 1u << thread->lane);
@@ -270,7 +281,7 @@ void issue_product(Site site, const ProductType& type, const ProductOperands& op
                      hides);
     }
     ++warp.issued;
-    if (++product->issued == kGroupWarps) begin(group, product);
+    if (++product->issued == kGroupWarps) begin(group, product, number);
   });
 }
 

@@ -20,8 +20,9 @@ constexpr int kProductRows = 64;
 // for the last one. The threads' arrays hold NaN from the issue until the sums are shown.
 struct Sums {
   struct Array {
-    float* at = nullptr;  // of a thread that has issued one of the products
-    bool hidden = false;  // holds NaN
+    float* at = nullptr;   // of a thread that has issued one of the products
+    bool hidden = false;   // holds NaN
+    uint64_t product = 0;  // the number of the latest one that it has issued
   };
   int registers;
   std::array<Array, kGroupThreads> arrays;

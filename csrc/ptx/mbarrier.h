@@ -1,5 +1,6 @@
 // mbarriers: 8 bytes of shared memory, aligned to 8, that count arrivals and bytes in phases. PTX
-// ISA, Parallel Synchronization and Communication Instructions, mbarrier. sm_90 and later.
+// ISA, Parallel Synchronization and Communication Instructions, mbarrier; Data Movement and
+// Conversion Instructions, cp.async.mbarrier.arrive. sm_90 and later.
 //
 // A phase is complete when as many arrivals have come as mbarrier_init says and as many bytes as
 // were expected; the next one begins at once. Phase i has parity i & 1. What a thread did before it
@@ -36,6 +37,12 @@ inline uint64_t expect(emulator::Site site, const char* name, SharedAddress barr
   if (fault == Fault::kSkip) return 0;
   if (fault == Fault::kWrongBytes) bytes += kBytesOff;
   return emulator::mbarrier_arrive(site, name, barrier, count, bytes);
+}
+
+inline void arrive_behind_copies(emulator::Site site, const char* name, SharedAddress barrier,
+                                 bool increments) {
+  if (emulator::fault_at(site, name, {Fault::kSkip}) == Fault::kSkip) return;
+  emulator::mbarrier_arrive_behind_copies(site, name, barrier, increments);
 }
 
 inline bool wait(emulator::Site site, const char* name, SharedAddress barrier, AwaitedPhase phase,
@@ -178,6 +185,30 @@ RF_DEVICE void mbarrier_arrive_expect_tx_cluster(SharedAddress barrier,
       "mbarrier.arrive.expect_tx.release.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier),
       "r"(bytes)
       : "memory");
+#else
+  detail::missing();
+#endif
+}
+
+// When all cp.async of this thread up to here have come to their end, there is one arrival; whoever
+// has waited for its phase sees what they have written, and no other store of this thread. The
+// phase waits for this arrival beyond those that mbarrier_init says. The copies need no other wait.
+RF_DEVICE void cp_async_mbarrier_arrive(SharedAddress barrier RF_SITE_PARAMETER) {
+#if defined(RF_EMULATED)
+  detail::arrive_behind_copies(site, "cp.async.mbarrier.arrive", barrier, true);
+#elif defined(RF_SM90)
+  asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+#else
+  detail::missing();
+#endif
+}
+
+// The arrival is one of those that mbarrier_init says.
+RF_DEVICE void cp_async_mbarrier_arrive_noinc(SharedAddress barrier RF_SITE_PARAMETER) {
+#if defined(RF_EMULATED)
+  detail::arrive_behind_copies(site, "cp.async.mbarrier.arrive.noinc", barrier, false);
+#elif defined(RF_SM90)
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 #else
   detail::missing();
 #endif

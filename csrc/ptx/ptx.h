@@ -1,5 +1,5 @@
-// The PTX instructions that every kernel uses, each one function: its assembly for nvcc, its meaning
-// on the host for the emulator. Section names are those of the PTX ISA manual, version 9.0.
+// The PTX instructions that every kernel uses, each one function: its assembly for nvcc, its
+// meaning on the host for the emulator. Section names are those of the PTX ISA manual, version 9.0.
 //
 //   shared.h           dynamic shared memory and its addresses
 //   async_copy.h       cp.async and its groups

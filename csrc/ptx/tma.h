@@ -70,6 +70,14 @@ void tensor_load(emulator::Site site, const char* name, SharedAddress to, const 
                         copy.swizzle);
 }
 
+template <int kRank>
+void tensor_store(emulator::Site site, const char* name, const TensorMap* map,
+                  const int32_t (&at)[kRank], SharedAddress from, bool im2col) {
+  const TensorCopy<kRank> copy(site, name, map, at, from);
+  if (copy.skipped) return;
+  emulator::tensor_store(site, name, map, copy.at, copy.shared, im2col, copy.swizzle);
+}
+
 #elif defined(RF_SM90)
 
 // The i-th of up to five coordinates, or of up to three offsets; 0 behind the last.
@@ -128,26 +136,35 @@ RF_DEVICE void tensor_load(SharedAddress to, const TensorMap* map, const int32_t
 }
 
 // The same numbers; %2 is nothing here.
-#define RF_TMA_STORE(rank)                                                                      \
-  asm volatile("cp.async.bulk.tensor." #rank                                                    \
-               "d.global.shared::cta.bulk_group [%1, " RF_TMA_AT_##rank "], [%0];" ::"r"(from), \
-               "l"(map), "n"(0), "r"(nth(at, 0)), "r"(nth(at, 1)), "r"(nth(at, 2)),             \
-               "r"(nth(at, 3)), "r"(nth(at, 4))                                                 \
+#define RF_TMA_STORE(rank, mode)                                                    \
+  asm volatile("cp.async.bulk.tensor." #rank "d.global.shared::cta" mode            \
+               ".bulk_group [%1, " RF_TMA_AT_##rank "], [%0];" ::"r"(from),         \
+               "l"(map), "n"(0), "r"(nth(at, 0)), "r"(nth(at, 1)), "r"(nth(at, 2)), \
+               "r"(nth(at, 3)), "r"(nth(at, 4))                                     \
                : "memory")
 
-template <int kRank>
+template <bool kIm2col, int kRank>
 RF_DEVICE void tensor_store(const TensorMap* map, const int32_t (&at)[kRank], SharedAddress from) {
-  if constexpr (kRank == 1) {
-    RF_TMA_STORE(1);
+  if constexpr (kIm2col) {
+    static_assert(kRank >= 3 && kRank <= 5);
+    if constexpr (kRank == 3) {
+      RF_TMA_STORE(3, ".im2col_no_offs");
+    } else if constexpr (kRank == 4) {
+      RF_TMA_STORE(4, ".im2col_no_offs");
+    } else {
+      RF_TMA_STORE(5, ".im2col_no_offs");
+    }
+  } else if constexpr (kRank == 1) {
+    RF_TMA_STORE(1, "");
   } else if constexpr (kRank == 2) {
-    RF_TMA_STORE(2);
+    RF_TMA_STORE(2, "");
   } else if constexpr (kRank == 3) {
-    RF_TMA_STORE(3);
+    RF_TMA_STORE(3, "");
   } else if constexpr (kRank == 4) {
-    RF_TMA_STORE(4);
+    RF_TMA_STORE(4, "");
   } else {
     static_assert(kRank == 5);
-    RF_TMA_STORE(5);
+    RF_TMA_STORE(5, "");
   }
 }
 
@@ -169,7 +186,8 @@ template <int kRank>
 RF_DEVICE void tma_load(SharedAddress to, const TensorMap* map, const int32_t (&at)[kRank],
                         SharedAddress barrier RF_SITE_PARAMETER) {
 #if defined(RF_EMULATED)
-  detail::tensor_load(site, "cp.async.bulk.tensor.tile", to, map, at, {}, barrier, 0);
+  detail::tensor_load(site, "cp.async.bulk.tensor.tile", to, map, at, {}, barrier,
+                      emulator::kOwnBlock);
 #elif defined(RF_SM90)
   detail::tensor_load<false, false>(to, map, at, {uint16_t{0}}, barrier, 0);
 #else
@@ -200,7 +218,8 @@ RF_DEVICE void tma_load_im2col(SharedAddress to, const TensorMap* map, const int
                                const uint16_t (&offsets)[kRank - 2],
                                SharedAddress barrier RF_SITE_PARAMETER) {
 #if defined(RF_EMULATED)
-  detail::tensor_load(site, "cp.async.bulk.tensor.im2col", to, map, at, offsets, barrier, 0);
+  detail::tensor_load(site, "cp.async.bulk.tensor.im2col", to, map, at, offsets, barrier,
+                      emulator::kOwnBlock);
 #elif defined(RF_SM90)
   detail::tensor_load<true, false>(to, map, at, offsets, barrier, 0);
 #else
@@ -228,13 +247,23 @@ template <int kRank>
 RF_DEVICE void tma_store(const TensorMap* map, const int32_t (&at)[kRank],
                          SharedAddress from RF_SITE_PARAMETER) {
 #if defined(RF_EMULATED)
-  constexpr const char* kName = "cp.async.bulk.tensor.store";
-  const detail::TensorCopy<kRank> copy(site, kName, map, at, from);
-  if (!copy.skipped) {
-    emulator::tensor_store(site, kName, map, copy.at, copy.shared, copy.swizzle);
-  }
+  detail::tensor_store(site, "cp.async.bulk.tensor.store", map, at, from, false);
 #elif defined(RF_SM90)
-  detail::tensor_store(map, at, from);
+  detail::tensor_store<false>(map, at, from);
+#else
+  detail::missing();
+#endif
+}
+
+// Stores a column of pixels, which an im2col map of 3 to 5 dimensions says as for
+// tma_load_im2col; there are no offsets.
+template <int kRank>
+RF_DEVICE void tma_store_im2col(const TensorMap* map, const int32_t (&at)[kRank],
+                                SharedAddress from RF_SITE_PARAMETER) {
+#if defined(RF_EMULATED)
+  detail::tensor_store(site, "cp.async.bulk.tensor.im2col.store", map, at, from, true);
+#elif defined(RF_SM90)
+  detail::tensor_store<true>(map, at, from);
 #else
   detail::missing();
 #endif

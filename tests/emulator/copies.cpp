@@ -1,68 +1,11 @@
 // mbarriers, bulk copies and the async proxy: kernels with one mistake each, beside the same kernel
 // without it. Marks as in hazards.cpp.
-#include "../../csrc/launch/tensor_map.h"
-#include "../../csrc/ptx/cluster.h"
-#include "../../csrc/ptx/mbarrier.h"
-#include "../../csrc/ptx/proxy.h"
-#include "../../csrc/ptx/tma.h"
-#include "probes.h"
+#include "copies.h"
+
+#include <tuple>
 
 namespace resnet_fused::probes {
 namespace {
-
-using ptx::SharedAddress;
-
-constexpr uint32_t kRowBytes = 128;  // 32 words
-constexpr int kRows = 8;
-constexpr uint32_t kTileBytes = kRows * kRowBytes;
-
-enum class Mistake {
-  kNone,
-  kNoFullWait,
-  kNoEmptyWait,
-  kWrongParity,
-  kNoInitFence,
-  kNoInitBarrier,
-  kMoreBytes,
-  kFewerBytes,
-  kNoArrival,
-  kNoFence,
-  kOneFence,
-  kNoBarrier,
-  kNoWait,
-  kEarlyWrite,
-  kUnorderedWrite,
-  kLeaves,
-};
-
-// Rows of 32 words of `words`, in tiles of 8 rows.
-ptx::TensorMap rows_of(const uint32_t* words, int rows = 256) {
-  TensorMapRequest request;
-  request.element = TensorElement::kUint32;
-  request.rank = 2;
-  request.address = const_cast<uint32_t*>(words);
-  request.sizes = {32, rows};
-  request.strides = {kRowBytes};
-  request.box = {32, kRows};
-  ptx::TensorMap map;
-  if (encode_tensor_map(request, &map) != 0) throw std::logic_error(tensor_map_fault(request));
-  return map;
-}
-
-SharedAddress barrier_at(int i) { return base() + 8 * static_cast<uint32_t>(i); }
-SharedAddress tile_at(int i) { return base() + 1024 + kTileBytes * static_cast<uint32_t>(i); }
-constexpr uint32_t kSharedBytes = 1024 + 4 * kTileBytes;
-
-void prepare(int thread_count, uint32_t first_count, uint32_t second_count, Mistake mistake) {
-  if (thread() == 0) {
-    ptx::mbarrier_init(barrier_at(0), first_count);
-    ptx::mbarrier_init(barrier_at(1), first_count);
-    ptx::mbarrier_init(barrier_at(2), second_count);
-    ptx::mbarrier_init(barrier_at(3), second_count);
-    if (mistake != Mistake::kNoInitFence) ptx::fence_mbarrier_init();
-  }
-  if (mistake != Mistake::kNoInitBarrier) ptx::barrier_sync(0, thread_count);
-}
 
 // A ring of two slots: lane 0 of warp 0 copies 6 tiles, warps 1 and 2 write them out.
 void ring(const Memory& memory, Mistake mistake) {
@@ -159,6 +102,33 @@ void copy_over(const Memory& memory, bool fence) {
   ptx::store_global(memory.out + thread(), ptx::load_shared<uint32_t>(tile_at(0) + 4 * thread()));
 }
 
+// A warp copies words one by one; another reads them behind an mbarrier, and stores them by a bulk
+// copy. `increments`: one arrival of a thread beside those behind the copies.
+void behind_copies(const Memory& memory, Mistake mistake, bool increments) {
+  if (thread() == 0) ptx::mbarrier_init(barrier_at(0), increments ? 1 : 32);
+  ptx::sync_threads();
+  if (thread() < 32) {
+    ptx::cp_async<4>(tile_at(0) + 4 * thread(), memory.in + 7 + thread(), true);
+    if (mistake != Mistake::kNoArrival && increments) {
+      ptx::cp_async_mbarrier_arrive(barrier_at(0));
+    } else if (mistake != Mistake::kNoArrival) {
+      ptx::cp_async_mbarrier_arrive_noinc(barrier_at(0));
+    }
+    if (increments) ptx::sync_warp();
+    if (increments && thread() == 0) ptx::mbarrier_arrive(barrier_at(0));
+    return;
+  }
+  if (mistake != Mistake::kNoFullWait) ptx::mbarrier_wait_parity(barrier_at(0), 0);
+  const auto own = static_cast<uint32_t>(thread() - 32);
+  const auto value = ptx::load_shared<uint32_t>(tile_at(0) + 4 * own);  // <- handed over
+  ptx::store_global(memory.out + own, value);
+  if (own != 0) return;
+  if (mistake != Mistake::kNoFence) ptx::fence_proxy_async_shared();
+  ptx::bulk_store(memory.out + 32, tile_at(0), 128);  // <- handed on
+  ptx::bulk_commit_group();
+  ptx::bulk_wait_group<0>();
+}
+
 // One thread copies a word of shared memory by bulk copies, there and back.
 void round_trip(const Memory& memory, Mistake mistake) {
   prepare(32, 1, 1, mistake);
@@ -171,54 +141,6 @@ void round_trip(const Memory& memory, Mistake mistake) {
   ptx::bulk_commit_group();
   ptx::bulk_wait_group<0>();
   ptx::store_global(memory.out + 16, ptx::load_global(memory.out + 3));
-}
-
-// Blocks of a cluster fetch one half of a tile each, for both.
-void multicast(const Memory& memory, Mistake mistake) {
-  constexpr uint32_t kHalf = kTileBytes / 2;
-  TensorMapRequest request;
-  request.element = TensorElement::kUint32;
-  request.rank = 2;
-  request.address = const_cast<uint32_t*>(memory.in);
-  request.sizes = {32, 256};
-  request.strides = {kRowBytes};
-  request.box = {32, kRows / 2};
-  ptx::TensorMap map;
-  if (encode_tensor_map(request, &map) != 0) throw std::logic_error("multicast");
-  const uint32_t rank = ptx::cluster_rank();
-  if (thread() == 0) {
-    ptx::mbarrier_init(barrier_at(0), 1);
-    ptx::mbarrier_init(barrier_at(1), 2);
-    if (mistake != Mistake::kNoInitFence) ptx::fence_mbarrier_init();
-  }
-  if (mistake == Mistake::kNoInitBarrier) {
-    ptx::sync_threads();
-  } else {
-    ptx::cluster_sync();
-  }
-  for (uint32_t tile = 0; tile < 2; ++tile) {
-    if (thread() == 0) {
-      // Both blocks must have read the last tile before either writes the next into both.
-      if (mistake != Mistake::kNoEmptyWait) {
-        ptx::mbarrier_wait_parity(barrier_at(1), (tile & 1) ^ 1);
-      }
-      ptx::mbarrier_arrive_expect_tx(barrier_at(0), kTileBytes);
-      const auto row = static_cast<int32_t>(kRows * tile + kRows / 2 * rank);
-      ptx::tma_load_multicast(tile_at(0) + kHalf * rank, &map, {0, row}, barrier_at(0),
-                              0b11);  // the halves' copies
-    }
-    ptx::mbarrier_wait_parity(barrier_at(0), tile & 1);
-    for (int i = thread(); i < 32 * kRows; i += 32) {
-      const auto value = ptx::load_shared<uint32_t>(tile_at(0) + 4 * i);
-      ptx::store_global(memory.out + 512 * rank + 32 * kRows * tile + i, value);
-    }
-    ptx::sync_warp();
-    if (thread() < 2) {
-      const auto to = ptx::cluster_address(barrier_at(1), static_cast<uint32_t>(thread()));
-      ptx::mbarrier_arrive_cluster(to);  // <- remote arrival
-    }
-  }
-  if (mistake != Mistake::kLeaves) ptx::cluster_sync();
 }
 
 // An im2col copy with the taps of a 3x3 convolution of stride 2, two images of 5 x 6 pixels with 4
@@ -253,8 +175,25 @@ void im2col(const Memory& memory) {
   }
 }
 
-Probe block(uint32_t threads, std::function<void(const Memory&)> kernel) {
-  return {1, threads, kSharedBytes, false, std::move(kernel)};
+// A load or store in a launch that begins early, of what is no constant, before the wait.
+void early(const Memory& memory, bool stores) {
+  const ptx::TensorMap constant = rows_of(memory.in), other = rows_of(memory.out);
+  prepare(32, 1, 1, Mistake::kNone);
+  if (thread() == 0) {
+    ptx::mbarrier_arrive_expect_tx(barrier_at(0), 2 * kTileBytes);
+    ptx::tma_load(tile_at(0), &constant, {0, 0}, barrier_at(0));
+    if (stores) {
+      ptx::mbarrier_complete_tx(barrier_at(0), kTileBytes);
+      ptx::mbarrier_wait_parity(barrier_at(0), 0);
+      ptx::tma_store(&other, {0, 0}, tile_at(0));  // <- early tma_store
+      ptx::bulk_commit_group();
+      ptx::bulk_wait_group<0>();
+    } else {
+      ptx::tma_load(tile_at(1), &other, {0, 0}, barrier_at(0));  // <- early tma_load
+    }
+  }
+  ptx::mbarrier_wait_parity(barrier_at(0), 0);
+  ptx::grid_dependency_wait();
 }
 
 void add_barriers(Table& t) {
@@ -319,6 +258,25 @@ void add_barriers(Table& t) {
     ptx::sync_threads();
     if (thread() == 0) ptx::mbarrier_invalidate(barrier_at(0));
   });
+  t["mbarrier_late_expect"] = block(1, [](const Memory& m) {
+    ptx::mbarrier_init(barrier_at(0), 1);
+    ptx::mbarrier_complete_tx(barrier_at(0), 32);
+    ptx::mbarrier_arrive(barrier_at(0));
+    m.out[0] = ptx::mbarrier_test_wait_parity(barrier_at(0), 0);
+    ptx::mbarrier_expect_tx(barrier_at(0), 32);
+    m.out[1] = ptx::mbarrier_test_wait_parity(barrier_at(0), 0);
+  });
+  t["mbarrier_remade"] = block(64, [](const Memory&) {
+    if (thread() == 0) ptx::mbarrier_init(barrier_at(0), 1);
+    ptx::sync_threads();
+    if (thread() == 0) {
+      ptx::mbarrier_arrive(barrier_at(0));
+      ptx::mbarrier_invalidate(barrier_at(0));
+      ptx::mbarrier_init(barrier_at(0), 1);
+      ptx::mbarrier_arrive(barrier_at(0));
+    }
+    if (thread() == 32) ptx::mbarrier_wait_parity(barrier_at(0), 0);  // <- mbarrier_remade
+  });
   t["mbarrier_unordered"] = block(64, [](const Memory& m) {
     if (thread() == 0) ptx::mbarrier_init(barrier_at(0), 1);
     ptx::sync_threads();
@@ -370,6 +328,17 @@ void add_stores(Table& t) {
   t["round_trip"] = block(32, [](const Memory& m) { round_trip(m, Mistake::kNone); });
   t["round_trip_no_wait"] = block(32, [](const Memory& m) { round_trip(m, Mistake::kNoWait); });
   t["round_trip_leaves"] = block(32, [](const Memory& m) { round_trip(m, Mistake::kLeaves); });
+  const std::tuple<const char*, Mistake, bool> behind[] = {
+      {"behind_copies", Mistake::kNone, false},
+      {"behind_copies_and_one", Mistake::kNone, true},
+      {"behind_copies_no_wait", Mistake::kNoFullWait, false},
+      {"behind_copies_no_fence", Mistake::kNoFence, false},
+      {"behind_copies_no_arrival", Mistake::kNoArrival, false},
+      {"behind_one_alone", Mistake::kNoArrival, true},
+  };
+  for (const auto& [name, mistake, increments] : behind) {
+    t[name] = block(64, [=](const Memory& m) { behind_copies(m, mistake, increments); });
+  }
   t["im2col"] = block(32, im2col);
   t["store_tail"] = block(32, [](const Memory& m) {
     const ptx::TensorMap map = rows_of(m.out, 11);  // the second tile has three rows
@@ -412,48 +381,17 @@ void add_maps(Table& t) {
     ptx::fence_mbarrier_init();
     ptx::tma_load(tile_at(3) + 128, &map, {0, 0}, barrier_at(0));  // <- box_outside
   });
+  t["bulk_null"] = block(1, [](const Memory&) {
+    ptx::bulk_store(nullptr, tile_at(0), 16);  // <- bulk_null
+  });
+  for (const bool stores : {false, true}) {
+    Probe probe = block(32, [stores](const Memory& m) { early(m, stores); });
+    probe.early = true;
+    t[stores ? "early_tma_store" : "early_tma_load"] = probe;
+  }
   t["bulk_12_bytes"] = block(1, [](const Memory& m) {
     ptx::bulk_store(m.out, tile_at(0), 12);  // <- bulk_12_bytes
   });
-}
-
-void add_clusters(Table& t) {
-  const std::pair<const char*, Mistake> casts[] = {
-      {"multicast", Mistake::kNone},
-      {"multicast_no_init_fence", Mistake::kNoInitFence},
-      {"multicast_no_init_barrier", Mistake::kNoInitBarrier},
-      {"multicast_no_empty_wait", Mistake::kNoEmptyWait},
-      {"multicast_leaves", Mistake::kLeaves},
-  };
-  for (const auto& [name, mistake] : casts) {
-    t[name] = {4,
-               32,
-               kSharedBytes,
-               false,
-               [mistake](const Memory& m) {
-                 Memory own = m;
-                 own.out += 1024 * (blockIdx.x / 2);
-                 multicast(own, mistake);
-               },
-               2};
-  }
-  t["cluster_wait_alone"] = {2,
-                             32,
-                             0,
-                             false,
-                             [](const Memory&) {
-                               ptx::cluster_wait();  // <- cluster_wait_alone
-                             },
-                             2};
-  t["cluster_of_16"] = {16, 32, 0, false, [](const Memory&) {}, 16};
-  t["mapa_too_far"] = {2,
-                       1,
-                       64,
-                       false,
-                       [](const Memory&) {
-                         ptx::cluster_address(base(), 2);  // <- mapa_too_far
-                       },
-                       2};
 }
 
 }  // namespace
@@ -463,7 +401,6 @@ void add_copies(Table& table) {
   add_ring(table);
   add_stores(table);
   add_maps(table);
-  add_clusters(table);
 }
 
 }  // namespace resnet_fused::probes

@@ -33,6 +33,7 @@ const Table& table() {
     add_early(made);
     add_products(made);
     add_copies(made);
+    add_clusters(made);
     return made;
   }();
   return probes;

@@ -35,6 +35,7 @@ void add_costs(Table& table);
 void add_early(Table& table);
 void add_products(Table& table);
 void add_copies(Table& table);
+void add_clusters(Table& table);
 
 inline void launch(const Probe& probe, const Memory& memory) {
   emulator::launch_clusters(

@@ -53,6 +53,7 @@ int main(int count, char** arguments) {
   probes::add_hazards(table);
   probes::add_costs(table);
   probes::add_copies(table);
+  probes::add_clusters(table);
   probes::add_products(table);
   table["store_behind"] = {1, 32, 0, false, store_behind};
   table["copy_from_behind"] = {1, 32, 128, false, copy_from_behind};
