@@ -42,6 +42,7 @@ HAZARDS = {
     "copy_over_no_fence": ("state", "copy_over", "has executed no fence.proxy.async since"),
     "round_trip_no_wait": ("state", "the copy back", "completes on the mbarrier at byte 0"),
     "behind_copies_no_fence": ("state", "handed on", "no fence.proxy.async between the wait for"),
+    "behind_copies_one_fence": ("state", "handed on", "no fence.proxy.async between the wait for"),
     "behind_one_alone": ("state", "handed over", "which a copy in flight is writing"),
     "no_map": ("usage", "no_map", "no tensor map"),
     "three_coordinates": ("usage", "three_coordinates", "3 coordinates"),
@@ -68,6 +69,7 @@ UNSTEADY = {
     "mbarrier_remade": {"race", "state"},
     "behind_copies_no_wait": {"race", "state"},
     "behind_copies_no_arrival": {"deadlock"},
+    "read_by_others_no_barrier": {"race"},
     "reduce_no_barrier": {"race", "state"},
     "reduce_no_wait": {"race", "state"},
     "reduce_unordered": {"race", "state"},
@@ -77,6 +79,7 @@ UNSTEADY = {
 }
 # Of four blocks of a cluster: the sum of their words, and what the block before gives.
 REDUCED = [600 + 4 * i + 1000 * ((rank - 1) % 4) for rank in range(4) for i in range(32)]
+BEHIND = 2 * list(range(7, 39)) + 2 * list(range(39, 71))
 ROWS = list(range(6 * 256))
 
 
@@ -101,9 +104,10 @@ SOUND = {
     "mbarrier_phases": [100 * phase + 63 - t for phase in range(5) for t in range(64)],
     "multicast": [*range(512), *range(512)] * 2,
     "mbarrier_late_expect": [0, 1],
-    "behind_copies": 2 * list(range(7, 39)),
-    "behind_copies_and_one": 2 * list(range(7, 39)),
+    "behind_copies": BEHIND,
+    "behind_copies_and_one": BEHIND,
     "reduce": REDUCED,
+    "read_by_others": list(range(7, 39)),
     "store_tail": [0] * 256 + list(range(1, 97)) + [0] * 64,
     "im2col": im2col_of_a_3x3(),
 }
@@ -145,6 +149,12 @@ def test_every_probe_is_tried(probes: ModuleType) -> None:
     named = {n for n in probes.names() if f'"{n}"' in source}
     leaving = {"multicast_leaves", "reduce_leaves"}
     assert named == {*HAZARDS, *UNSTEADY, *SOUND, *leaving, "cluster_of_16"}
+
+
+def test_a_thread_does_not_take_another_mbarrier_for_its_own(probes: ModuleType) -> None:
+    settings = {"order": ORDER["forward"], "checking_races": False}
+    error = error_of(probes, "mbarrier_remade", **settings)
+    assert error.kind == "state" and "another mbarrier was made there" in str(error)
 
 
 def test_a_deadlock_says_what_each_mbarrier_lacks(probes: ModuleType) -> None:

@@ -85,6 +85,20 @@ void reduce(const Memory& memory, Mistake mistake) {
   }
 }
 
+// Block 0 reads what block 1 has written, and then writes over.
+void read_by_others(const Memory& memory, bool meet) {
+  const auto at = base() + 4 * static_cast<uint32_t>(thread());
+  ptx::store_shared<uint32_t>(at, 7 + thread());
+  ptx::cluster_sync();
+  if (ptx::cluster_rank() == 0) {
+    const auto from = ptx::cluster_address(at, 1);
+    ptx::store_global(memory.out + thread(), ptx::load_shared_cluster<uint32_t>(from));
+  }
+  if (meet) ptx::cluster_sync();
+  if (ptx::cluster_rank() == 1) ptx::store_shared<uint32_t>(at, 0);
+  ptx::cluster_sync();
+}
+
 }  // namespace
 
 void add_clusters(Table& t) {
@@ -114,6 +128,10 @@ void add_clusters(Table& t) {
   };
   for (const auto& [name, mistake] : reductions) {
     t[name] = {4, 32, 128, false, [mistake](const Memory& m) { reduce(m, mistake); }, 4};
+  }
+  for (const bool meet : {false, true}) {
+    t[meet ? "read_by_others" : "read_by_others_no_barrier"] = {
+        2, 32, 128, false, [meet](const Memory& m) { read_by_others(m, meet); }, 2};
   }
   t["cast_to_nobody"] = block(1, [](const Memory& m) {
     const ptx::TensorMap map = rows_of(m.in);

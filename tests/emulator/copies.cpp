@@ -102,31 +102,38 @@ void copy_over(const Memory& memory, bool fence) {
   ptx::store_global(memory.out + thread(), ptx::load_shared<uint32_t>(tile_at(0) + 4 * thread()));
 }
 
-// A warp copies words one by one; another reads them behind an mbarrier, and stores them by a bulk
-// copy. `increments`: one arrival of a thread beside those behind the copies.
+// Twice, a warp copies words one by one; another reads them behind an mbarrier, and stores them by
+// a bulk copy. `increments`: one arrival of a thread beside those behind the copies.
 void behind_copies(const Memory& memory, Mistake mistake, bool increments) {
   if (thread() == 0) ptx::mbarrier_init(barrier_at(0), increments ? 1 : 32);
   ptx::sync_threads();
-  if (thread() < 32) {
-    ptx::cp_async<4>(tile_at(0) + 4 * thread(), memory.in + 7 + thread(), true);
-    if (mistake != Mistake::kNoArrival && increments) {
-      ptx::cp_async_mbarrier_arrive(barrier_at(0));
-    } else if (mistake != Mistake::kNoArrival) {
-      ptx::cp_async_mbarrier_arrive_noinc(barrier_at(0));
+  const auto lane = static_cast<uint32_t>(thread() % 32);
+  for (uint32_t round = 0; round < 2; ++round) {
+    const SharedAddress words = tile_at(static_cast<int>(round));
+    if (thread() < 32) {
+      ptx::cp_async<4>(words + 4 * lane, memory.in + 7 + 32 * round + lane, true);
+      if (mistake != Mistake::kNoArrival && increments) {
+        ptx::cp_async_mbarrier_arrive(barrier_at(0));
+      } else if (mistake != Mistake::kNoArrival) {
+        ptx::cp_async_mbarrier_arrive_noinc(barrier_at(0));
+      }
+      if (increments) ptx::sync_warp();
+      if (increments && lane == 0) ptx::mbarrier_arrive(barrier_at(0));
+    } else {
+      if (mistake != Mistake::kNoFullWait) ptx::mbarrier_wait_parity(barrier_at(0), round);
+      const auto value = ptx::load_shared<uint32_t>(words + 4 * lane);  // <- handed over
+      ptx::store_global(memory.out + 64 * round + lane, value);
     }
-    if (increments) ptx::sync_warp();
-    if (increments && thread() == 0) ptx::mbarrier_arrive(barrier_at(0));
-    return;
+    if (thread() == 32) {
+      const bool fences =
+          mistake != Mistake::kNoFence && (mistake != Mistake::kOneFence || round == 0);
+      if (fences) ptx::fence_proxy_async_shared();
+      ptx::bulk_store(memory.out + 64 * round + 32, words, 128);  // <- handed on
+      ptx::bulk_commit_group();
+      ptx::bulk_wait_group<0>();
+    }
+    ptx::sync_threads();
   }
-  if (mistake != Mistake::kNoFullWait) ptx::mbarrier_wait_parity(barrier_at(0), 0);
-  const auto own = static_cast<uint32_t>(thread() - 32);
-  const auto value = ptx::load_shared<uint32_t>(tile_at(0) + 4 * own);  // <- handed over
-  ptx::store_global(memory.out + own, value);
-  if (own != 0) return;
-  if (mistake != Mistake::kNoFence) ptx::fence_proxy_async_shared();
-  ptx::bulk_store(memory.out + 32, tile_at(0), 128);  // <- handed on
-  ptx::bulk_commit_group();
-  ptx::bulk_wait_group<0>();
 }
 
 // One thread copies a word of shared memory by bulk copies, there and back.
@@ -333,6 +340,7 @@ void add_stores(Table& t) {
       {"behind_copies_and_one", Mistake::kNone, true},
       {"behind_copies_no_wait", Mistake::kNoFullWait, false},
       {"behind_copies_no_fence", Mistake::kNoFence, false},
+      {"behind_copies_one_fence", Mistake::kOneFence, false},
       {"behind_copies_no_arrival", Mistake::kNoArrival, false},
       {"behind_one_alone", Mistake::kNoArrival, true},
   };
