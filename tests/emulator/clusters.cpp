@@ -59,6 +59,7 @@ void multicast(const Memory& memory, Mistake mistake) {
 void reduce(const Memory& memory, Mistake mistake) {
   const uint32_t rank = ptx::cluster_rank();
   const auto at = [](int i) { return base() + 4 * static_cast<uint32_t>(i); };
+  for (uint32_t i = 0; i < rank; ++i) ptx::sync_warp();  // none has come as far as another
   ptx::store_shared<uint32_t>(at(thread()), 100 * rank + thread());
   if (mistake != Mistake::kNoBarrier) ptx::cluster_sync();
   uint32_t sum = 0;
