@@ -25,6 +25,14 @@ MOST_REGISTERS = 255
 so of a kernel that stays below it anyway, it spills nothing."""
 
 
+def most_registers(device: torch.device) -> int | None:
+    """What ptxas is told of a kernel that multiplies or adds up in a loop.
+
+    Nothing on sm_90, where it does not spill for one block more, but does if it is told.
+    """
+    return None if _limits.limits(device).capability == 90 else MOST_REGISTERS
+
+
 def fits_32_bits(*tensors: Tensor | None) -> bool:
     """Whether every element's offset within its tensor fits into 32 bits, signed.
 

@@ -7,15 +7,9 @@ import triton.language as tl
 
 from ._bn import activated, affine_gradient
 from ._gemm import pixel_of
-from ._launch import MOST_REGISTERS
 
 MERGE_BLOCK = 1024
 """Weights a program of the merge: 8 a thread."""
-
-
-def merge_registers(capability: int) -> int | None:
-    """What ptxas is told that a thread of the merge may have; on sm_90 it spills if it is told."""
-    return None if capability == 90 else MOST_REGISTERS
 
 
 @triton.jit

@@ -25,13 +25,14 @@ from ._gemm import pixel_of
 from ._grad1x1 import BY_NAME, CONFIGS, PIXELS, STAGES, WARPS, Config, programs, serves
 from ._launch import (
     fits_32_bits,
+    most_registers,
     on_device,
     precision,
     readable,
     traceable,
     writable,
 )
-from ._wgrad import MERGE_BLOCK, merge_registers, row_of, wgrad_merge_kernel
+from ._wgrad import MERGE_BLOCK, row_of, wgrad_merge_kernel
 
 __all__ = ["BY_NAME", "CONFIGS", "Config", "conv_bn_grad1x1_kernel", "launch", "serves"]
 
@@ -216,7 +217,7 @@ def merge(partial: Tensor, dweight: Tensor) -> None:
     traceable(wgrad_merge_kernel, dweight)[(_tiles.cdiv(count, MERGE_BLOCK),)](
         partial, partial, dweight, count, dweight.shape[1], *dweight.stride(), R=1, S=1,
         SCALED=False, SPLITS=partial.shape[0], BLOCK=MERGE_BLOCK,
-        maxnreg=merge_registers(_limits.limits(dweight.device).capability),
+        maxnreg=most_registers(dweight.device),
     )  # fmt: skip
 
 

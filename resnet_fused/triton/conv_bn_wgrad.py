@@ -21,12 +21,13 @@ from ._launch import (
     MOST_REGISTERS,
     call_of,
     fits_32_bits,
+    most_registers,
     on_device,
     plan_of,
     readable,
     traceable,
 )
-from ._wgrad import MERGE_BLOCK, merge_registers, weight_sums, wgrad_merge_kernel
+from ._wgrad import MERGE_BLOCK, weight_sums, wgrad_merge_kernel
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
@@ -212,5 +213,5 @@ def launch(
             traceable(wgrad_merge_kernel, dweight)[(_tiles.cdiv(count, MERGE_BLOCK),)](
                 partial, partial, dweight, count, group_in, *dweight.stride(), R=r, S=s,
                 SCALED=False, SPLITS=plan.splits, BLOCK=MERGE_BLOCK,
-                maxnreg=merge_registers(_limits.limits(dz.device).capability),
+                maxnreg=most_registers(dz.device),
             )  # fmt: skip

@@ -21,7 +21,15 @@ from torch import Tensor
 from . import _chain_tiles, _limits, _tiles
 from ._dependent import ALONE, Flow, prefetch, prefetched, wait
 from ._gemm import pixel_of
-from ._launch import fits_32_bits, on_device, precision, readable, traceable, writable
+from ._launch import (
+    fits_32_bits,
+    most_registers,
+    on_device,
+    precision,
+    readable,
+    traceable,
+    writable,
+)
 
 
 @triton.jit
@@ -361,7 +369,7 @@ def _run(
             projection.stride(0), after.stride(0), front.stride(0), *front.stride()[2:],
             *_steps(target), *_steps(last),
             REVERSE=reverse, WIDE=not fits_32_bits(x, shortcut, source, target, last), **plan,
-            **flow.options(),
+            maxnreg=most_registers(out.device), **flow.options(),
             **prefetched(flow, grid[0], limits, weight, projection, after, front),
         )  # fmt: skip
         _copied(target, out)

@@ -21,13 +21,14 @@ from ._launch import (
     MOST_REGISTERS,
     call_of,
     fits_32_bits,
+    most_registers,
     on_device,
     plan_of,
     precision,
     readable,
     traceable,
 )
-from ._wgrad import MERGE_BLOCK, merge_registers, weight_sums, wgrad_merge_kernel
+from ._wgrad import MERGE_BLOCK, weight_sums, wgrad_merge_kernel
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
@@ -187,5 +188,5 @@ def launch(
             traceable(wgrad_merge_kernel, dweight)[(_tiles.cdiv(count, MERGE_BLOCK),)](
                 partial, scale, dweight, count, group_in, *dweight.stride(), R=r, S=s,
                 SCALED=True, SPLITS=plan.splits, BLOCK=MERGE_BLOCK,
-                maxnreg=merge_registers(_limits.limits(dy.device).capability),
+                maxnreg=most_registers(dy.device),
             )  # fmt: skip

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import _limits, _stem_tiles
 from ._dependent import ALONE, Flow, wait
-from ._launch import fits_32_bits, on_device, precision, traceable, writable
+from ._launch import fits_32_bits, most_registers, on_device, precision, traceable, writable
 from ._stem_pack import lane_of, layout, pack
 from ._tiles import cdiv
 
@@ -364,7 +364,7 @@ def launch(
             PADDING=padding[1], DENSE=sizes.dense,
             NORM=input_norm is not None, HALO=halo, WIDE=not fits_32_bits(x, target),
             PRECISION=sizes.precision, COLUMNS=tile.columns, num_warps=tile.warps,
-            num_stages=tile.stages, **flow.options(),
+            num_stages=tile.stages, maxnreg=most_registers(out.device), **flow.options(),
         )  # fmt: skip
         if target is not out:
             out.copy_(target)
