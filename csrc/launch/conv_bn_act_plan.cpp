@@ -144,13 +144,26 @@ int32_t check_depth(const RfConvBnAct& problem, const Refusal& refuse) {
   return 0;
 }
 
-// What keeps a configuration from a product; empty if nothing. `images`: of a launch.
+// So many images that neither pixels nor blocks need more than 31 bits, nor wide offsets; 0: one is
+// too much.
+int64_t images_together(const RfConvBnAct& problem, const Product& product,
+                        const RfConvConfiguration& tile) {
+  const OutputSize size = output_size(problem);
+  const int64_t images = problem.x_size[0];
+  const int64_t columns = divide_up(product.channels, tile.n) * product.groups;
+  const int64_t rows = std::min(kMost, kMost / columns * tile.m);
+  const int64_t reach = tile.wide != 0 && tile.tma == 0 ? images_in_reach(problem) : images;
+  return std::max<int64_t>(0, std::min({images, reach, rows / (size.p * size.q)}));
+}
+
+// What keeps a configuration from a product; empty if nothing.
 std::string unfit(int index, const RfConvBnAct& problem, const Product& product, const RfGpu& gpu) {
   const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(index);
   if (tile.tma != 0) {
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
     if (!kHasTma) return "this build holds no machine code for sm_90a";
-    return tma_fault(problem, tma_tile(index - kFirstTma), problem.x_size[0]);
+    return tma_fault(problem, tma_tile(index - kFirstTma),
+                     std::max<int64_t>(1, images_together(problem, product, tile)));
   }
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
   if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
@@ -201,11 +214,7 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
     if (!refusal.empty()) (tile.tma != 0 && configuration < 0 ? against_tma : against) = refusal;
     // Narrow loads are for what is not wide, unless they are asked for.
     if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
-    const int64_t columns = divide_up(product.channels, tile.n) * product.groups;
-    // So many images that neither pixels nor blocks need more than 31 bits.
-    const int64_t rows = std::min(kMost, kMost / columns * tile.m);
-    const int64_t reach = tile.wide != 0 && tile.tma == 0 ? images_in_reach(*problem) : images;
-    const int64_t together = std::min({images, reach, rows / (size.p * size.q)});
+    const int64_t together = images_together(*problem, product, tile);
     if (together < 1) {
       against = "one image is more than a launch can take";
       continue;

@@ -13,12 +13,13 @@ template <Consumers kConsumers, int kPixels, int kChannels, int kStages>
 using ChannelsLeft =
     WarpgroupShape<Orientation::kChannelsLeft, kConsumers, kPixels, kChannels, kStages>;
 
-// Pixels, channels, stages. A product of 256 columns reads shared memory half as fast as it is
-// there to be read; one of 64 columns would need all of it.
+// Pixels, channels, stages. A product of 256 columns takes 63% of shared memory's bandwidth, one of
+// 64 columns would take all of it.
 using ConvTmaTiles = TileList<                        //
     PixelsLeft<Consumers::kTogether, 128, 256, 3>,    // 256 channels and more
-    PixelsLeft<Consumers::kTogether, 128, 128, 4>,    // fewer pixels than fill the GPU with those
+    PixelsLeft<Consumers::kTogether, 128, 128, 4>,    // too few pixels to fill the GPU with those
     ChannelsLeft<Consumers::kTogether, 256, 128, 3>,  // 128 channels
+    ChannelsLeft<Consumers::kTogether, 192, 128, 4>,  // images of 7x7: they fill whole waves
     ChannelsLeft<Consumers::kInTurns, 256, 64, 4>,    // 64 channels
     ChannelsLeft<Consumers::kInTurns, 128, 64, 6>>;   // small batches
 
