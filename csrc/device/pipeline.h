@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "../ptx/ptx.h"
+#include "../ptx/mbarrier.h"
 #include "warpgroup_shape.h"
 
 namespace resnet_fused {

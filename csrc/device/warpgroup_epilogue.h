@@ -9,7 +9,10 @@
 
 #include <cstdint>
 
+#include "../ptx/mbarrier.h"
+#include "../ptx/proxy.h"
 #include "../ptx/ptx.h"
+#include "../ptx/tma.h"
 #include "bn_act.h"
 #include "pair.h"
 #include "scalar.h"

@@ -15,7 +15,9 @@
 #include "../device/warpgroup_epilogue.h"
 #include "../device/warpgroup_shape.h"
 #include "../device/warpgroup_tile.h"
+#include "../ptx/mbarrier.h"
 #include "../ptx/registers.h"
+#include "../ptx/tma.h"
 
 namespace resnet_fused {
 
