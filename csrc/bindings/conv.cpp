@@ -31,8 +31,9 @@ DataType conv_type(const char* name, const Tensor& tensor) {
 
 RfGpu gpu_of(const std::vector<int64_t>& numbers) {
   if (numbers.size() != 3 && numbers.size() != 4) {
-    fail("gpu: expected 3 or 4 integers (multiprocessors, bytes of shared memory of a block and of ",
-         "a multiprocessor, 10 times the capability), got ", shape_of(numbers));
+    fail(
+        "gpu: expected 3 or 4 integers (multiprocessors, bytes of shared memory of a block and of ",
+        "a multiprocessor, 10 times the capability), got ", shape_of(numbers));
   }
   return RfGpu{narrowed("multiprocessors", numbers[0]), narrowed("shared memory", numbers[1]),
                narrowed("shared memory", numbers[2]),

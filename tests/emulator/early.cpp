@@ -1,5 +1,7 @@
 // Kernels that begin before the launch ahead has ended. `in` is a constant here, `out` is not: the
 // launch ahead may still read or write it.
+#include "../../csrc/ptx/mbarrier.h"
+#include "../../csrc/ptx/tma.h"
 #include "probes.h"
 
 namespace resnet_fused::probes {
