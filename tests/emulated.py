@@ -43,9 +43,10 @@ DTYPES = {
     "head": (torch.bfloat16, torch.float16),
 }
 TYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES["bn_act"]}
-# Multiprocessors, bytes of shared memory for a block and for a multiprocessor (CUDA C++ Programming
-# Guide, Technical Specifications per Compute Capability).
-H200, A100, RTX3080 = (132, 232448, 233472), (108, 166912, 167936), (68, 101376, 102400)
+# Multiprocessors, bytes of shared memory for a block and for a multiprocessor, 10 times the
+# capability (CUDA C++ Programming Guide, Technical Specifications per Compute Capability).
+H200, A100 = (132, 232448, 233472, 90), (108, 166912, 167936, 80)
+RTX3080 = (68, 101376, 102400, 86)
 
 
 def _module(name: str, path: Path) -> Any:
@@ -104,7 +105,7 @@ class Run:
     fault: tuple[str, int, str, str] | None = None
     blocks: tuple[int, int] | None = None
     resident_blocks: int = 1
-    gpu: tuple[int, int, int] = H200
+    gpu: tuple[int, ...] = H200
     configuration: int | None = None
     splits: int | None = None
     counting: bool = False

@@ -83,6 +83,7 @@ def test_every_configuration_meets_every_schedule():
     for op in emulated_shapes.OPS:
         tiles = emulated_shapes.tiles(op)
         met = {(d.configuration, d.schedule) for d in drawn if d.op == op}
-        assert len(met) == len(tiles) * len(emulated_shapes.SCHEDULES)
+        free = sum(not tile["tma"] for tile in tiles)
+        assert len(met) == free * len(emulated_shapes.SCHEDULES)
         kinds = {(d.dtype, tiles[d.configuration]["wide"]) for d in drawn if d.op == op}
         assert kinds == {(t, wide) for t in emulated.DTYPES[op] for wide in (False, True)}

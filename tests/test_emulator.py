@@ -86,6 +86,7 @@ def test_a_sound_kernel_passes(probes, name, asynchrony, order):
     [
         ("early_load", "a load before griddepcontrol.wait of what is no constant"),
         ("early_copy", "a load before griddepcontrol.wait of what is no constant"),
+        ("early_bulk", "a load before griddepcontrol.wait of what is no constant"),
         ("early_prefetch", "a load before griddepcontrol.wait of what is no constant"),
         ("early_store", "a store before griddepcontrol.wait"),
         ("early_count", "a store before griddepcontrol.wait"),
@@ -99,7 +100,7 @@ def test_what_a_launch_that_begins_early_must_not_touch(probes, name, said, asyn
 
 @pytest.mark.parametrize("order", ORDER.values())
 def test_every_thread_of_a_launch_that_begins_early_waits(probes, order):
-    for name in ("early", "late"):
+    for name in ("early", "late", "early_bulk_constant"):
         probes.run(name, order=order, checking_tensors=True)
     for name in ("early_leaves", "early_no_wait"):
         error = error_of(probes, name, order=order)

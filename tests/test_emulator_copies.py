@@ -99,6 +99,7 @@ SOUND = {
     "ring": ROWS,
     "staged": [1000 * tile + i for tile in range(2) for i in range(256)],
     "two_stores": [7] * 512,
+    "stored_in_part": [7] * 128 + [0] * 128,
     "copy_over": list(range(32)),
     "round_trip": [*range(16, 32), 19],
     "mbarrier_phases": [100 * phase + 63 - t for phase in range(5) for t in range(64)],

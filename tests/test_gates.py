@@ -56,6 +56,42 @@ def test_what_is_planted_is_caught(changes, words):
     assert words in failure
 
 
+TMA = (
+    "_ZN12resnet_fused22conv_bn_act_tma_kernelINS_8BFloat16ENS_14WarpgroupShapeILNS_11OrientationE0"
+    "ELNS_9ConsumersE0ELi128ELi256ELi3EEEEEvNS_16ConvTmaArgumentsE"
+)
+TURNS = TMA.replace("OrientationE0", "OrientationE1").replace("ConsumersE0", "ConsumersE1")
+TURNS = TURNS.replace("Li128ELi256ELi3E", "Li256ELi64ELi4E")
+TMA_CODE = {
+    "HGMMA.64x256x16.F32.BF16": 4, "UTMALDG.4D": 2, "UTMALDG.2D": 1, "UTMALDG.4D.IM2COL": 1,
+    "UTMALDG.3D": 4, "UTMASTG.3D": 4, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 8, "STSM.16.M88.4": 32,
+    "LDSM.16.M88.4": 16, "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
+}  # fmt: skip
+
+
+def by_tma(name=TMA, arch="90a", registers=168, **code):
+    counts = TMA_CODE | {key.replace("_", "."): count for key, count in code.items()}
+    one = rules.Early(waits=1, triggers=1, constants=1)
+    return rules.Kernel(name, arch, registers, instructions=counts, early=one).failures()
+
+
+def test_a_kernel_for_sm_90a_is_held_to_its_instructions():
+    assert by_tma() == []
+    assert by_tma(name=TURNS, UTMALDG_3D=1, UTMASTG_3D=1) == []
+    for planted, words in (
+        ({"arch": "80"}, "it is built for nothing else"),
+        ({"registers": 160}, "160 registers, expected 168"),
+        ({"name": TMA.replace("ELi3E", "ELi4E")}, "266336 bytes of shared memory, at most 232448"),
+        ({"UTMALDG_4D_IM2COL": 0}, "0 UTMALDG"),
+        ({"UTMASTG_3D": 3}, "3 UTMASTG.*, at least 4"),
+        ({"STSM_16_M88_4": 31}, "31 STSM"),
+        ({"SYNCS_PHASECHK_TRANS64_TRYWAIT": 3}, "3 SYNCS"),
+        ({"name": TMA.replace("Li256E", "Li128E")}, "0 HGMMA of 128 columns, expected 4"),
+        ({"name": TMA.replace("Warpgroup", "")}, "its name spells no configuration"),
+    ):
+        assert any(words in said for said in by_tma(**planted)), planted
+
+
 STEM = (
     "_ZN12resnet_fused11stem_kernelINS_8BFloat16ENS_9StemShapeILi4ELi2ELi1EEEEEvNS_13StemArgumentsE"
 )
@@ -143,6 +179,8 @@ def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():
 
 def test_names_are_readable():
     assert rules.short_name(CONV) == "conv_bn_act<BFloat16, 128x64 4 warps 4 stages>"
+    turns = "channels left 256x64 4 stages in turns"
+    assert rules.short_name(TURNS) == f"conv_bn_act_tma<BFloat16, {turns}>"
     assert rules.short_name(BN_ACT) == "bn_act_vector<BFloat16, residual, row>"
     tile = rules.tile_of(MASKED)
     assert tile is not None

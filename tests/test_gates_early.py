@@ -138,6 +138,35 @@ def test_ways_and_pointers_that_are_easily_missed(code, words):
     assert any(words in said for said in found) if words else not found, found
 
 
+# TMA's maps lie in the parameters: filters' before the wait, the image's behind it.
+TMA = """
+ULDC.64 UR4, c[0x0][0x198]
+UMOV UR8, 0x400
+UIADD3 UR4, UP0, UR4, 0xf0, URZ
+UIADD3.X UR5, URZ, UR5, URZ, UP0, !UPT
+UTMALDG.4D [UR8], [UR4]
+ACQBULK
+@P0 PREEXIT
+UTMALDG.4D.IM2COL [UR8], [UR6], UR7
+EXIT
+"""
+
+
+def test_filters_come_by_their_map_alone():
+    rule = early.rule_of("_ZN12resnet_fused22conv_bn_act_tma_kernelI")
+    assert failures(TMA, rule) == []
+    for old, new, words in (
+        ("0xf0", "0x70", "UTMALDG.4D at 0x40 of the pointers at 112 before the wait"),
+        ("c[0x0][0x198]", "c[0x0][0x210]", "at no place before the wait"),
+        ("UIADD3 UR4, UP0, UR4, 0xf0", "@P1 UIADD3 UR4, UP0, UR4, 0xf0", "at 0, 240 before"),
+        ("UTMALDG.4D [UR8], [UR4]", "UTMASTG.3D [UR4], [UR8]", "UTMASTG.3D at 0x40"),
+        ("UTMALDG.4D [UR8], [UR4]", "NOP", "no constant is asked for before the wait"),
+    ):
+        assert TMA.count(old) == 1
+        found = failures(TMA.replace(old, new), rule)
+        assert any(words in said for said in found), (old, new, found)
+
+
 def test_filters_that_do_not_come_early_are_missed():
     late = CODE.replace("@!P1 LDGSTS.E.BYPASS.128 [R8], desc[UR10][R4.64]", "NOP")
     found = failures(late.replace("CCTL.E.PF2 [R4]", "NOP"))

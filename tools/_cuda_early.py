@@ -25,6 +25,11 @@ ENDS = re.compile(r"(EXIT|RET|KILL|BPT)(\.|$)")
 JUMPS = re.compile(r"(BRA|BRX|BRXU|JMP|JMX|JMXU|CALL)(\.|$)")
 LOADS = re.compile(r"(LDG|LD|LDS|LDSM|LDL|ATOM|ATOMG|ATOMS|S2R|S2UR|SHFL)(\.|$)")
 """What gives values that no address comes from."""
+WINDOW = 0x198
+"""Where constant bank 0 of sm_90a holds the address of the parameters themselves (seen in what
+ptxas 13.0 makes; no manual says it): TMA reads its tensor maps there."""
+MAPS = 1 << 20
+"""Of an origin: the address of the parameters, and so many bytes into them."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,25 @@ class Rule:
     Attributes:
         constants: bytes into the kernel's parameters where pointers to constants lie.
         others: likewise, of its other pointers.
+        maps: likewise, where tensor maps of constants lie themselves.
         brings: whether it touches a constant at all before the wait, as it is meant to.
     """
 
     constants: frozenset[int] = frozenset()
     others: frozenset[int] = frozenset()
     brings: bool = False
+    maps: frozenset[int] = frozenset()
 
 
 # csrc/launch/*_arguments.cpp and *_plan.cpp assert these places.
 _HEAD = frozenset({0, 24, 32})
 RULES = {
     "conv_bn_act_kernel": Rule(frozenset({8, 272, 280}), frozenset({0, 232, 240, 256, 264}), True),
+    # Aligned to 128 bytes, its parameters begin 0x70 bytes behind the others' first ones. Maps of
+    # x, weight, residual and out, then scale and shift.
+    "conv_bn_act_tma_kernel": Rule(
+        frozenset({0x270, 0x278}), frozenset(), True, frozenset({0x70 + 128})
+    ),
     "conv_chain_kernel": Rule(
         frozenset({72, 80, 88, 128, 136, 144, 184, 192, 200, 240, 248, 256}),
         frozenset({0, 24, 48, 296, 320}),
@@ -140,10 +152,14 @@ def read(code: Sequence[Instruction], arch: str, rule: Rule) -> Early:
         origin = _origin(one, state)
         allowed = origin & rule.constants and not origin & rule.others and -1 not in origin
         reads = one.opcode.startswith(("LDG", "LD.")) or PREFETCH.match(one.opcode)
+        if one.opcode.startswith("UTMALDG"):
+            allowed = reads = bool(origin) and origin <= {MAPS + place for place in rule.maps}
         if allowed and reads:
             found.constants += 1
         else:
-            places = ", ".join(map(str, sorted(origin & (rule.constants | rule.others | {-1}))))
+            known = rule.constants | rule.others | {-1}
+            maps = {place - MAPS for place in origin if place >= MAPS}
+            places = ", ".join(map(str, sorted(origin & known | maps)))
             what = f"{one.opcode} at {one.address:#x} of the pointers at {places or 'no place'}"
             found.wrong.append(f"{what} before the wait")
     return found
@@ -245,6 +261,12 @@ def _write(one: Instruction, state: State, base: int) -> None:
                     origin |= state.get(f"{kind}{int(number) + i}", frozenset())
             if not brings:
                 origin |= _constants(text, base)
+    if any(place >= MAPS for place in origin) and parts[0] in ("UIADD3", "IADD3"):
+        # Into the parameters by a number; the upper half of such an address says no more.
+        further = sum(int(text, 16) for text in operands if re.fullmatch("0x[0-9a-f]+", text))
+        rest = {place for place in origin if place < MAPS}
+        moved = {place + further for place in origin if place >= MAPS}
+        origin = frozenset(rest if "X" in parts else rest | moved)
     for i in range(wide):
         more = _constants(operands[1], base - 4 * i) if brings else frozenset()
         register = f"{written[1]}{int(written[2]) + i}"
@@ -258,6 +280,9 @@ def _constants(text: str, base: int) -> frozenset[int]:
     for index in re.findall(r"c\[0x0\]\[([^\]]*)\]", text):
         if index != "RZ" and not re.fullmatch(r"0x[0-9a-f]+", index):
             found.add(-1)  # worked out: it could be any
+            continue
+        if index == f"{WINDOW:#x}":
+            found.add(MAPS)
             continue
         found.add(((0 if index == "RZ" else int(index, 16)) - base) // 8 * 8)
     return frozenset(place for place in found if place >= -1)

@@ -168,6 +168,84 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
     return checks
 
 
+# The kernels for sm_90a: threads of a block, which all have as many registers when it begins, and
+# consuming warpgroups (csrc/device/warpgroup_shape.h).
+WARPGROUP_THREADS, WARPGROUP_REGISTERS, CONSUMERS = 384, 168, 2
+STEP_PRODUCTS = 4  # instructions of 16 elements in a step
+
+
+@dataclass(frozen=True)
+class TmaTile:
+    """A configuration for sm_90a, as its kernel's name spells it."""
+
+    pixels_left: bool
+    together: bool
+    pixels: int
+    channels: int
+    stages: int
+
+    @property
+    def columns(self) -> int:
+        """The products' n: what lies on the right side."""
+        return self.channels if self.pixels_left else self.pixels
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block: stages, a staging tile for each consumer, vectors, barriers."""
+        rows = self.stages * (self.pixels + self.channels) + CONSUMERS * self.columns
+        vectors = CONSUMERS * 8 * self.channels if self.pixels_left else 0
+        return 128 * rows + vectors + 8 * (2 * self.stages + 2 * CONSUMERS)
+
+
+@functools.cache
+def tma_tile_of(mangled: str) -> TmaTile | None:
+    """The configuration for sm_90a in a kernel's mangled name, or None."""
+    shape = re.search(
+        r"WarpgroupShapeILN\w*?OrientationE(\d)ELN\w*?ConsumersE(\d)E" + 3 * r"Li(\d+)E", mangled
+    )
+    if shape is None:
+        return None
+    left, turns, *numbers = map(int, shape.groups())
+    return TmaTile(left == 0, turns == 0, *numbers)
+
+
+def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
+    tile = tma_tile_of(kernel.name)
+    if tile is None:
+        return {"its name spells no configuration": False}
+    if kernel.arch != "90a":
+        return {"wgmma is sm_90a's alone: it is built for nothing else": False}
+    products = kernel.count(rf"HGMMA\.64x{tile.columns}x16\.F32.*")
+    stores = tile.channels // 64 if tile.pixels_left else 1
+    # Weights twice, before the wait and behind it; pixels by both ways; the shortcut in boxes.
+    loads = 4 + stores
+    staged = tile.columns // 16
+    counts = {
+        "UTMALDG.*": loads,
+        r"UTMALDG\.4D\.IM2COL": 1,
+        "UTMASTG.*": stores,
+        "SYNCS.*TRYWAIT": 4,
+        "USETMAXREG.*": 2,
+        r"STSM\b.*": 2 * staged,  # with and without a shortcut
+        r"LDSM\b.*": staged,
+    }
+    return {
+        f"{kernel.registers} registers, expected {WARPGROUP_REGISTERS}": (
+            kernel.registers == WARPGROUP_REGISTERS
+        ),
+        f"{tile.shared} bytes of shared memory, at most {SHARED[kernel.arch][0]}": (
+            tile.shared <= SHARED[kernel.arch][0]
+        ),
+        f"{products} HGMMA of {tile.columns} columns, expected {STEP_PRODUCTS}": (
+            products == STEP_PRODUCTS
+        ),
+        **{
+            f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
+            for pattern, least in counts.items()
+        },
+    }
+
+
 def _conv_chain(kernel: Kernel) -> dict[str, bool]:
     # Both operands of its first product and its projection, and the right one of its second
     # product, are loaded from shared memory; the left one of that lies in registers. Both of the
@@ -255,6 +333,7 @@ RULES = {
     "bn_act_strided_kernel": functools.partial(_at_most, 64),
     "conv_wgrad_merge_kernel": functools.partial(_at_most, 64),
     "conv_bn_act_kernel": _convolution,
+    "conv_bn_act_tma_kernel": _convolution_by_tma,
     "conv_dgrad_kernel": _convolution,
     "conv_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,
@@ -278,6 +357,12 @@ def short_name(mangled: str) -> str:
         parts.append(
             f"{'' if tile.wide else 'narrow '}{tile.m}x{tile.n} {tile.threads // 32} warps "
             f"{tile.stages} stages"
+        )
+    elif by_tma := tma_tile_of(mangled):
+        parts.append(
+            f"{'pixels' if by_tma.pixels_left else 'channels'} left "
+            f"{by_tma.pixels}x{by_tma.channels} {by_tma.stages} stages"
+            f"{'' if by_tma.together else ' in turns'}"
         )
     elif chain := re.search(r"ChainShapeI" + 6 * r"Li(\d+)E", rest):
         m, following, warps, stages, _, front = chain.groups()

@@ -32,6 +32,8 @@ def ninja_file(nvcc: str, archs: list[str]) -> str:
     """
     numbers = [arch.split("+")[0] for arch in archs]
     gencode = " ".join(f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers)
+    if "90a" in numbers:
+        gencode += " -DRF_WITH_SM90A"
     launcher = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'tools/strict_nvcc.py'))}"
     lines = [
         f"nvcc = {launcher} {shlex.quote(nvcc)}",

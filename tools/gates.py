@@ -22,7 +22,7 @@ from pathlib import Path
 
 import toolchain
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
-from _cuda_rules import Kernel, short_name, tile_of
+from _cuda_rules import Kernel, short_name, tile_of, tma_tile_of
 
 EXTENSION = Path(__file__).resolve().parent.parent / "resnet_fused" / "_C.abi3.so"
 
@@ -85,10 +85,13 @@ def _note_early(kernel: Kernel | None, code: list[Instruction]) -> None:
 
 def row(kernel: Kernel) -> str:
     """A kernel's line of the table."""
-    tile = tile_of(kernel.name)
+    tile, by_tma = tile_of(kernel.name), tma_tile_of(kernel.name)
+    shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
+    if by_tma:
+        shared, blocks = by_tma.shared, 1
     return (
         f"{kernel.arch:>5} {kernel.registers:>4} {kernel.stack:>5} {kernel.local:>5} "
-        f"{tile.shared if tile else 0:>7} {tile.blocks if tile else 0:>6} "
+        f"{shared:>7} {blocks:>6} "
         f"{kernel.count('HMMA.*'):>5} {kernel.count('HGMMA.*'):>5} {kernel.count('UTMALDG.*'):>7} "
         f"{kernel.wide('LDGSTS'):>10} {kernel.count('LDSM.*'):>5} "
         f"{kernel.wide('LDG'):>7} {kernel.wide('STG'):>7}  {short_name(kernel.name)}"

@@ -30,12 +30,14 @@ DataType conv_type(const char* name, const Tensor& tensor) {
 }
 
 RfGpu gpu_of(const std::vector<int64_t>& numbers) {
-  if (numbers.size() != 3) {
-    fail("gpu: expected 3 integers (multiprocessors, bytes of shared memory of a block and of a ",
-         "multiprocessor), got ", shape_of(numbers));
+  if (numbers.size() != 3 && numbers.size() != 4) {
+    fail(
+        "gpu: expected 3 or 4 integers (multiprocessors, bytes of shared memory of a block and of ",
+        "a multiprocessor, 10 times the capability), got ", shape_of(numbers));
   }
   return RfGpu{narrowed("multiprocessors", numbers[0]), narrowed("shared memory", numbers[1]),
-               narrowed("shared memory", numbers[2])};
+               narrowed("shared memory", numbers[2]),
+               numbers.size() == 4 ? narrowed("capability", numbers[3]) : 0};
 }
 
 RfGpu gpu_of(int device) {

@@ -30,7 +30,8 @@ using PlanResult = std::tuple<int64_t, int64_t, int64_t, double, std::string>;
 // The dtype of the tensor called `name`, one of those that the convolutions multiply.
 DataType conv_type(const char* name, const Tensor& tensor);
 
-// Multiprocessors, bytes of shared memory of a block and of a multiprocessor.
+// Multiprocessors, bytes of shared memory of a block and of a multiprocessor; and 10 times the
+// capability, where that is known: without it no kernel for one of them is planned.
 RfGpu gpu_of(const std::vector<int64_t>& numbers);
 
 // What the driver says of a device; asked once.

@@ -121,7 +121,7 @@ void define_conv_bn_act(torch::stable::detail::StableLibrary& library) {
       "int splits, Tensor(a!) out) -> ()");
   library.def(
       "conv_bn_act_plan(Tensor x, Tensor weight, Tensor? residual, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, bool allow_tf32, Tensor out, int[3] gpu, int configuration, "
+      "int[2] dilation, int groups, bool allow_tf32, Tensor out, int[] gpu, int configuration, "
       "int splits) -> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
   library.def("conv_bn_act_configurations() -> str[]");
 }

@@ -207,7 +207,7 @@ void define_conv_chain(torch::stable::detail::StableLibrary& library) {
   library.def(
       "conv_chain_plan(Tensor x, Tensor weight, Tensor? residual, Tensor? projected, "
       "Tensor? projection_weight, Tensor? next_weight, Tensor? front_weight, Tensor following, "
-      "int projection_stride, int out_stride, bool reverse, Tensor out, int[3] gpu, int "
+      "int projection_stride, int out_stride, bool reverse, Tensor out, int[] gpu, int "
       "configuration, int splits) "
       "-> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
   library.def("conv_chain_configurations() -> str[]");

@@ -136,11 +136,11 @@ void define_conv_gradients(torch::stable::detail::StableLibrary& library) {
       "int splits, Tensor(a!) out) -> ()");
   library.def(
       "conv_dgrad_plan(Tensor dy, Tensor? y, Tensor weight, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, bool allow_tf32, Tensor out, int[3] gpu, int configuration, "
+      "int[2] dilation, int groups, bool allow_tf32, Tensor out, int[] gpu, int configuration, "
       "int splits) -> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
   library.def(
       "conv_wgrad_plan(Tensor dy, Tensor? y, Tensor x, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, bool allow_tf32, Tensor out, int[3] gpu, int configuration, "
+      "int[2] dilation, int groups, bool allow_tf32, Tensor out, int[] gpu, int configuration, "
       "int splits) -> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
   library.def("conv_dgrad_configurations() -> str[]");
   library.def("conv_wgrad_configurations() -> str[]");

@@ -69,7 +69,7 @@ void define_head(torch::stable::detail::StableLibrary& library) {
       "head_out(Tensor x, Tensor weight, Tensor? bias, bool dependent, bool follows, "
       "int configuration, int splits, Tensor(a!) out) -> ()");
   library.def(
-      "head_plan(Tensor x, Tensor weight, Tensor out, int[3] gpu, int configuration, int splits) "
+      "head_plan(Tensor x, Tensor weight, Tensor out, int[] gpu, int configuration, int splits) "
       "-> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
   library.def("head_configurations() -> str[]");
 }

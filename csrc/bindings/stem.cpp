@@ -125,7 +125,7 @@ void define_stem(torch::stable::detail::StableLibrary& library) {
       "Tensor(a!) out) -> ()");
   library.def(
       "stem_plan(Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] pool_kernel, "
-      "int[2] pool_stride, int[2] pool_padding, Tensor out, int[3] gpu, int configuration, "
+      "int[2] pool_stride, int[2] pool_padding, Tensor out, int[] gpu, int configuration, "
       "int splits) -> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
   library.def("stem_configurations() -> str[]");
 }

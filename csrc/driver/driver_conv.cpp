@@ -37,7 +37,7 @@ Convolution::Convolution(const Arguments& arguments)
 
 RfGpu this_gpu() {
 #if defined(RF_EMULATED)
-  return {132, 227 * 1024, 228 * 1024};
+  return {132, 227 * 1024, 228 * 1024, 90};
 #else
   int device = 0;
   RfGpu gpu;

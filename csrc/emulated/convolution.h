@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../launch/conv_bn_act.h"
 #include "emulated.h"
@@ -13,8 +14,14 @@
 namespace resnet_fused::emulated {
 
 using Pair = std::array<int64_t, 2>;
-// Multiprocessors, shared memory a block and a multiprocessor may have, in bytes.
-using Gpu = std::array<int32_t, 3>;
+// Multiprocessors, shared memory a block and a multiprocessor may have, in bytes; and 10 times its
+// capability, where that is known.
+using Gpu = std::vector<int32_t>;
+
+inline RfGpu limits_of(const Gpu& gpu) {
+  if (gpu.size() != 3 && gpu.size() != 4) throw std::invalid_argument("gpu: 3 or 4 integers");
+  return {gpu[0], gpu[1], gpu[2], gpu.size() > 3 ? gpu[3] : 0};
+}
 
 template <class Source, size_t kCount>
 void fill(int64_t (&to)[kCount], const Source& from) {
@@ -35,7 +42,7 @@ struct Convolution {
   // What would be launched, and in `reason` why; throws std::invalid_argument where nothing can be.
   RfConvPlan planned(const Problem& problem, const Gpu& gpu, int32_t index, int32_t splits,
                      std::string* reason = nullptr) const {
-    const RfGpu limits{gpu[0], gpu[1], gpu[2]};
+    const RfGpu limits = limits_of(gpu);
     RfConvPlan made;
     char why[512] = "";
     if (plan(&problem, &limits, index, splits, &made, why, sizeof why) != 0) {
@@ -73,6 +80,7 @@ struct Convolution {
       entry["step_bytes"] = one.step_bytes;
       entry["shared_bytes"] = one.shared_bytes;
       entry["float32"] = one.float32 != 0;
+      entry["tma"] = one.tma != 0;
       all.append(entry);
     }
     return all;

@@ -31,7 +31,7 @@ const AsyncReaders::Operation* AsyncReaders::reading(const Seen& seen, uint32_t 
   for (const Lane& lane : lanes_) {
     uint32_t known_good = 0;  // neighbours mostly have the same reader
     for (uint32_t i = offset / kGranule; i <= (offset + bytes - 1) / kGranule; ++i) {
-      if (lane.last[i] == known_good) continue;
+      if (lane.last[i] == 0 || lane.last[i] == known_good) continue;
       const Operation& operation = operations_[lane.last[i] - 1];
       bool before = false;
       for (const auto& wait : operation.waits) {

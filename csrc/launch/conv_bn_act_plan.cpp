@@ -8,6 +8,7 @@
 #include <string>
 
 #include "conv_bn_act_arguments.h"
+#include "conv_bn_act_tma.h"
 #include "conv_plan.h"
 #include "conv_tiles.h"
 
@@ -17,7 +18,7 @@ namespace {
 // Beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostSplits = 32;
 
-constexpr int kTiles = ConvWideTiles::kSize + ConvNarrowTiles::kSize;
+constexpr int kTiles = kFirstTma + ConvTmaTiles::kSize;
 
 struct Entry {
   std::string name;
@@ -44,10 +45,31 @@ Entry entry(bool wide) {
   return made;
 }
 
+Entry tma_entry(int index) {
+  const TmaTileFacts tile = tma_tile(index);
+  Entry made;
+  made.name = tma_name(tile);
+  // A step's 128 bytes of a row; two warpgroups multiply.
+  made.configuration = {nullptr,
+                        1,
+                        tile.pixels,
+                        tile.channels,
+                        tile.pixels_left ? 8 : 1,
+                        tile.pixels_left ? 1 : 8,
+                        tile.stages,
+                        1,
+                        kStepRowBytes,
+                        tile.shared_bytes,
+                        0,
+                        1};
+  return made;
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
-    for (int i = 0; i < kTiles; ++i) {
+    for (int i = kFirstTma; i < kTiles; ++i) entries[i] = tma_entry(i - kFirstTma);
+    for (int i = 0; i < kFirstTma; ++i) {
       const bool wide = i < ConvWideTiles::kSize;
       const auto of = [wide]<class Shape>() { return entry<Shape>(wide); };
       entries[i] =
@@ -122,12 +144,31 @@ int32_t check_depth(const RfConvBnAct& problem, const Refusal& refuse) {
   return 0;
 }
 
-// What keeps a configuration from a product; null if nothing.
-const char* unfit(const RfConvConfiguration& tile, const Product& product, const RfGpu& gpu) {
+// So many images that neither pixels nor blocks need more than 31 bits, nor wide offsets; 0: one is
+// too much.
+int64_t images_together(const RfConvBnAct& problem, const Product& product,
+                        const RfConvConfiguration& tile) {
+  const OutputSize size = output_size(problem);
+  const int64_t images = problem.x_size[0];
+  const int64_t columns = divide_up(product.channels, tile.n) * product.groups;
+  const int64_t rows = std::min(kMost, kMost / columns * tile.m);
+  const int64_t reach = tile.wide != 0 && tile.tma == 0 ? images_in_reach(problem) : images;
+  return std::max<int64_t>(0, std::min({images, reach, rows / (size.p * size.q)}));
+}
+
+// What keeps a configuration from a product; empty if nothing.
+std::string unfit(int index, const RfConvBnAct& problem, const Product& product, const RfGpu& gpu) {
+  const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(index);
+  if (tile.tma != 0) {
+    if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+    if (!kHasTma) return "this build holds no machine code for sm_90a";
+    return tma_fault(problem, tma_tile(index - kFirstTma),
+                     std::max<int64_t>(1, images_together(problem, product, tile)));
+  }
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
   if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
   if (tile.wide != 0 && !product.wide) return "x or weight cannot be read 16 bytes at a time";
-  return nullptr;
+  return "";
 }
 
 }  // namespace
@@ -164,20 +205,16 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
   product.wide = reads_wide(*problem);
   product.residual = problem->residual != nullptr;
 
-  const char* against = nullptr;
+  std::string against, against_tma;
   bool found = false;
   for (int i = 0; i < kTiles; ++i) {
     const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(i);
     if (configuration >= 0 && i != configuration) continue;
-    const char* refusal = unfit(tile, product, *gpu);
-    if (refusal != nullptr) against = refusal;
+    const std::string refusal = unfit(i, *problem, product, *gpu);
+    if (!refusal.empty()) (tile.tma != 0 && configuration < 0 ? against_tma : against) = refusal;
     // Narrow loads are for what is not wide, unless they are asked for.
-    if (refusal != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
-    const int64_t columns = divide_up(product.channels, tile.n) * product.groups;
-    // So many images that neither pixels nor blocks need more than 31 bits.
-    const int64_t rows = std::min(kMost, kMost / columns * tile.m);
-    const int64_t reach = tile.wide != 0 ? images_in_reach(*problem) : images;
-    const int64_t together = std::min({images, reach, rows / (size.p * size.q)});
+    if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
+    const int64_t together = images_together(*problem, product, tile);
     if (together < 1) {
       against = "one image is more than a launch can take";
       continue;
@@ -187,32 +224,39 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
     const int64_t tiles = tiles_of(product, tile);
     for (int64_t parts = 1; parts <= std::max<int64_t>(kMostSplits, splits); ++parts) {
       if (splits > 0 && parts != splits) continue;
+      if (tile.tma != 0 && parts > 1) {
+        if (splits > 0) against = "splits: only 1 is served by TMA";
+        break;
+      }
       if (!has_work(steps, parts) || tiles * parts > kMost) {
         if (splits > 0) against = "its reduction has no such parts with work for each";
         continue;
       }
-      const double cycles = cost(product, tile, parts, *gpu);
+      const double cycles = tile.tma != 0
+                                ? tma_cost(*problem, tma_tile(i - kFirstTma), product.pixels, *gpu)
+                                : cost(product, tile, parts, *gpu);
       if (found && cycles >= plan->cycles) continue;
       found = true;
       const int64_t partial = parts > 1 ? tiles * parts * tile.m * tile.n * 4 : 0;
-      *plan = RfConvPlan{i,
-                         static_cast<int32_t>(parts),
-                         parts > 1 ? arrival_bytes(tiles) + partial : 0,
-                         divide_up(images, together),
-                         together,
-                         tiles * parts,
-                         cycles};
+      *plan = RfConvPlan{
+          i, static_cast<int32_t>(parts), parts > 1 ? arrival_bytes(tiles) + partial : 0,
+          divide_up(images, together), together,
+          // By TMA blocks stay for many tiles, one on a multiprocessor.
+          tile.tma != 0 ? std::min<int64_t>(tiles, gpu->multiprocessors) : tiles * parts, cycles};
     }
   }
   if (!found) {
-    if (configuration < 0) return refuse("no configuration serves it: %s", against);
+    if (configuration < 0) return refuse("no configuration serves it: %s", against.c_str());
     return refuse("configuration %d (%s), %d splits: %s", configuration,
-                  rf_conv_bn_act_configuration(configuration)->name, splits, against);
+                  rf_conv_bn_act_configuration(configuration)->name, splits, against.c_str());
   }
   plan->at_once = plan->blocks <= kResident * gpu->multiprocessors;
-  std::snprintf(why, why_bytes, "%s, %d splits: %s, %lld blocks on %d multiprocessors",
+  // Of a GPU that has no TMA nothing is said.
+  const bool missed = gpu->capability == 90 && !against_tma.empty();
+  std::snprintf(why, why_bytes, "%s, %d splits: %s, %lld blocks on %d multiprocessors%s%s",
                 rf_conv_bn_act_configuration(plan->configuration)->name, plan->splits,
                 configuration < 0 ? "least predicted time" : "as asked for",
-                static_cast<Long>(plan->blocks), gpu->multiprocessors);
+                static_cast<Long>(plan->blocks), gpu->multiprocessors, missed ? "; no TMA: " : "",
+                missed ? against_tma.c_str() : "");
   return 0;
 }

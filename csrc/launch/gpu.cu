@@ -17,6 +17,10 @@ extern "C" int rf_gpu(int device, RfGpu* gpu) {
   if (error == cudaSuccess) {
     error = ask(&gpu->shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   }
+  int32_t major = 0, minor = 0;
+  if (error == cudaSuccess) error = ask(&major, cudaDevAttrComputeCapabilityMajor);
+  if (error == cudaSuccess) error = ask(&minor, cudaDevAttrComputeCapabilityMinor);
+  gpu->capability = 10 * major + minor;
   return error;
 }
 #endif

@@ -28,8 +28,14 @@ OPERANDS = {
 CHUNK_BYTES = 16
 """What operands are read by where channels lie side by side and there are enough of them."""
 
+TMA = "tma_"
+"""How the names of configurations begin that only GPUs of capability 9.0 run."""
+
 NARROW = "narrow_"
 """How the names of configurations begin that read operands element by element."""
+
+HOPPER = 90
+"""10 times the capability that configurations of `TMA` are for."""
 
 ORDINARY = 1 << 30
 """Elements of a tensor up to which no launch comes near to what it can count."""
@@ -107,18 +113,34 @@ def complete(op: str, device: torch.device) -> bool:
 
 
 @functools.cache
-def _gpu(index: int) -> tuple[int, int, int]:
+def _gpu(index: int) -> tuple[int, ...]:
     about = torch.cuda.get_device_properties(index)
     return (
         about.multi_processor_count,
         about.shared_memory_per_block_optin,
         about.shared_memory_per_multiprocessor,
+        10 * about.major + about.minor,
     )
 
 
-def gpu(device: torch.device) -> tuple[int, int, int]:
-    """Multiprocessors, bytes of shared memory of a block and of a multiprocessor."""
+def gpu(device: torch.device) -> tuple[int, ...]:
+    """The numbers of a GPU that plans depend on.
+
+    Returns:
+        Multiprocessors, bytes of shared memory of a block and of a multiprocessor, 10 times the
+        compute capability.
+    """
     return _gpu(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def runs(configuration: str, about: Sequence[int]) -> bool:
+    """Whether any call on a GPU may come to a configuration.
+
+    Args:
+        configuration: its name.
+        about: the GPU's numbers, as of `gpu`.
+    """
+    return not configuration.startswith(TMA) or (len(about) > 3 and about[3] == HOPPER)
 
 
 def plan(problem: Problem, about: Sequence[int], configuration: int = -1, splits: int = 0) -> Plan:
@@ -126,7 +148,8 @@ def plan(problem: Problem, about: Sequence[int], configuration: int = -1, splits
 
     Args:
         problem: operands on any device.
-        about: the GPU's numbers, as of `gpu`.
+        about: the GPU's numbers, as of `gpu`; without the fourth no configuration of `TMA` is
+            planned.
         configuration: a wish, or -1.
         splits: a wish, or 0.
 

@@ -88,6 +88,21 @@ void two_stores(const Memory& memory, bool enough) {
   }
 }
 
+// A store of a box of which the tensor has half, then a copy over all of the box.
+void stored_in_part(const Memory& memory) {
+  const ptx::TensorMap half = rows_of(memory.out, kRows / 2), all = rows_of(memory.in);
+  for (int i = thread(); i < 32 * kRows; i += 32) ptx::store_shared(tile_at(0) + 4 * i, 7u);
+  ptx::fence_proxy_async_shared();
+  prepare(32, 1, 1, Mistake::kNone);
+  if (thread() != 0) return;
+  ptx::tma_store(&half, {0, 0}, tile_at(0));
+  ptx::bulk_commit_group();
+  ptx::bulk_wait_group_read<0>();
+  ptx::mbarrier_arrive_expect_tx(barrier_at(0), kTileBytes);
+  ptx::tma_load(tile_at(0), &all, {0, 0}, barrier_at(0));
+  ptx::mbarrier_wait_parity(barrier_at(0), 0);
+}
+
 // A copy over bytes that a thread has written: through another proxy.
 void copy_over(const Memory& memory, bool fence) {
   const ptx::TensorMap map = rows_of(memory.in);
@@ -330,6 +345,7 @@ void add_stores(Table& t) {
   }
   t["two_stores"] = block(32, [](const Memory& m) { two_stores(m, true); });
   t["two_stores_one_short"] = block(32, [](const Memory& m) { two_stores(m, false); });
+  t["stored_in_part"] = block(32, stored_in_part);
   t["copy_over"] = block(32, [](const Memory& m) { copy_over(m, true); });
   t["copy_over_no_fence"] = block(32, [](const Memory& m) { copy_over(m, false); });
   t["round_trip"] = block(32, [](const Memory& m) { round_trip(m, Mistake::kNone); });

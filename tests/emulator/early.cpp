@@ -1,5 +1,7 @@
 // Kernels that begin before the launch ahead has ended. `in` is a constant here, `out` is not: the
 // launch ahead may still read or write it.
+#include "../../csrc/ptx/mbarrier.h"
+#include "../../csrc/ptx/tma.h"
 #include "probes.h"
 
 namespace resnet_fused::probes {
@@ -40,6 +42,18 @@ void begins_early(const Memory& memory, What what) {
   }
 }
 
+// A bulk copy before the wait, of `in` or of `out`.
+void copies_early(const uint32_t* from) {
+  if (thread() == 0) {
+    ptx::mbarrier_init(base(), 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(base(), 64);
+    ptx::bulk_load(base() + 128, from, 64, base());  // <- early_bulk
+    ptx::mbarrier_wait_parity(base(), 0);
+  }
+  ptx::grid_dependency_wait();
+}
+
 Probe probe(What what, bool early = true) {
   return {2, 64,   1024, false, [what](const Memory& memory) { begins_early(memory, what); },
           1, early};
@@ -55,6 +69,12 @@ void add_early(Table& table) {
   table["early_store"] = probe({.writes = true});
   table["early_count"] = probe({.counts = true});
   table["early_stale"] = probe({.stale = true});
+  const auto copying = [&table](const char* name, bool constant) {
+    const auto kernel = [constant](const Memory& m) { copies_early(constant ? m.in : m.out); };
+    table[name] = {1, 32, 1024, false, kernel, 1, true};
+  };
+  copying("early_bulk", false);
+  copying("early_bulk_constant", true);
   table["early_leaves"] = probe({.leaves = true});
   table["early_no_wait"] = probe({.waits = false});
   // Behind a launch that has ended all of this is right.

@@ -1,0 +1,82 @@
+// What conv_bn_act for sm_90a is told, the order of its tiles, and where each of its steps lies.
+#pragma once
+
+#include <cstdint>
+
+#include "../ptx/tensor_map.h"
+#include "conv_geometry.h"
+#include "divide.h"
+#include "portable.h"
+
+namespace resnet_fused {
+
+// Tiles follow one another channels first, then groups, then pixels, so that the blocks that run at
+// one time share pixels in L2; the weights are small.
+struct TmaTiles {
+  int32_t count;      // below 2^31
+  Divisor of_pixels;  // tiles of channels, of all groups together
+  Divisor of_group;   // of one group
+};
+
+// In tiles, but for the group.
+struct TmaTile {
+  int32_t pixels;
+  int32_t group;
+  int32_t channels;
+};
+
+RF_HOST_DEVICE TmaTile tile_of(int32_t index, const TmaTiles& tiles) {
+  const uint32_t pixels = quotient(static_cast<uint32_t>(index), tiles.of_pixels);
+  const uint32_t rest = static_cast<uint32_t>(index) - pixels * tiles.of_pixels.value;
+  const uint32_t group = quotient(rest, tiles.of_group);
+  return TmaTile{static_cast<int32_t>(pixels), static_cast<int32_t>(group),
+                 static_cast<int32_t>(rest - group * tiles.of_group.value)};
+}
+
+struct ConvTmaArguments {
+  ptx::TensorMap x;         // im2col {C, W, H, N}; with `dense` tiled {C, pixels}
+  ptx::TensorMap weight;    // {C / groups, S, R, K}
+  ptx::TensorMap residual;  // {K / groups, groups, pixels}
+  ptx::TensorMap out;       // likewise
+  const float* scale;       // [K]
+  const float* shift;       // [K]
+  Reduction reduction;      // a step is 64 channels of one tap
+  int32_t steps;            // of a tile
+  int32_t channels;         // of a group's output
+  PixelGrid grid;
+  TmaTiles tiles;
+  int32_t stride_h;  // of neighbouring output pixels
+  int32_t stride_w;
+  int32_t origin_h;  // of pixel (0, 0)'s first tap: minus the padding
+  int32_t origin_w;
+  int32_t step_h;  // of neighbouring taps: the dilation
+  int32_t step_w;
+  float floor;  // 0 for a ReLU, -infinity for none
+  bool dense;   // a 1x1 filter over pixels that lie one behind the other
+  bool has_residual;
+  bool reverse;    // tiles are walked from the last one
+  bool dependent;  // the next kernel may begin early
+  bool follows;    // this one may: for the launch, the kernel waits either way
+};
+
+// The tiles of one block, one after the other.
+class TileWalk {
+ public:
+  RF_HOST_DEVICE TileWalk(const TmaTiles& tiles, bool reverse, int32_t first, int32_t step)
+      : tiles_(tiles), reverse_(reverse), at_(first), step_(step) {}
+
+  RF_HOST_DEVICE bool done() const { return at_ >= tiles_.count; }
+  // Below 2^31: `count` and a grid's blocks are below 2^30 and 2^16.
+  RF_HOST_DEVICE void next() { at_ += step_; }
+  RF_HOST_DEVICE TmaTile tile() const {
+    return tile_of(reverse_ ? tiles_.count - 1 - at_ : at_, tiles_);
+  }
+
+ private:
+  const TmaTiles& tiles_;
+  bool reverse_;
+  int32_t at_;
+  int32_t step_;
+};
+
+}  // namespace resnet_fused

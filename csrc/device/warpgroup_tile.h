@@ -1,0 +1,81 @@
+// Operand tiles of wgmma as TMA writes them, and the products of one step over them.
+//
+// A tile [rows][64]: rows of 64 elements of 16 bits lie along the reduction, 128 bytes each, with
+// the swizzle of 128 bytes; it begins at a multiple of 1024, and so does every part of it that
+// begins at a multiple of eight rows. Each warpgroup multiplies 64 rows of its left tile by all
+// kColumns rows of the right one.
+//
+//   float d[kColumns / 2];
+//   clear(d);                                    // once, so that they are defined
+//   ptx::wgmma_pin(d);                           // before the first step of every sum
+//   for each step:
+//     ring.wait(at);                             // pipeline.h
+//     ptx::wgmma_fence();
+//     multiply_step<T>(d, left, right, step > 0);
+//     ptx::wgmma_commit_group();
+//     ptx::wgmma_wait_group<1>();                // the step before has been read: release it
+//   ptx::wgmma_wait_group<0>();
+//   ptx::wgmma_pin(d);                           // d may be read
+//
+// The layout of d is in csrc/ptx/wgmma.h's head. All of it must be inlined into the kernel: ptxas
+// lets products that cross a call wait for one another.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../ptx/ptx.h"
+#include "../ptx/wgmma.h"
+#include "scalar.h"
+#include "warpgroup_shape.h"
+
+namespace resnet_fused {
+
+#if defined(RF_HAS_WGMMA)
+
+// Eight rows of 128 bytes are the swizzle's pattern.
+constexpr ptx::MatrixLayout kTileLayout{ptx::Swizzle::k128Bytes, 0, 8 * kStepRowBytes};
+static_assert(kTileLayout.valid());
+
+// What wgmma calls a storage type.
+template <class T>
+using ProductType = std::conditional_t<std::is_same_v<T, BFloat16>, ptx::Bf16, ptx::F16>;
+
+constexpr int kProducts = 4;       // instructions of 16 elements in a step
+constexpr int kProductBytes = 32;  // of a row that one of them takes
+
+template <int kRegisters>
+RF_DEVICE void clear(float (&d)[kRegisters]) {
+#pragma unroll
+  for (float& sum : d) sum = 0.0f;
+}
+
+// d = left right^T of one step, or d += it. `left`, `right`: where the warpgroup's rows begin. The
+// caller fences before and commits behind.
+template <class T, int kRegisters>
+RF_DEVICE void multiply_step(float (&d)[kRegisters], ptx::SharedAddress left,
+                             ptx::SharedAddress right, bool accumulate) {
+  const auto a = ptx::matrix_descriptor(left, kTileLayout);
+  const auto b = ptx::matrix_descriptor(right, kTileLayout);
+#pragma unroll
+  for (int i = 0; i < kProducts; ++i) {
+    ptx::wgmma<ProductType<T>>(d, a + i * kProductBytes, b + i * kProductBytes,
+                               accumulate || i > 0);
+  }
+}
+
+// The same with the left side in registers, as a[4] of each instruction. They are pinned before
+// the fence, and are the products' until those have been waited for.
+template <class T, int kRegisters>
+RF_DEVICE void multiply_step(float (&d)[kRegisters], const uint32_t (&left)[kProducts][4],
+                             ptx::SharedAddress right, bool accumulate) {
+  const auto b = ptx::matrix_descriptor(right, kTileLayout);
+#pragma unroll
+  for (int i = 0; i < kProducts; ++i) {
+    ptx::wgmma<ProductType<T>>(d, left[i], b + i * kProductBytes, accumulate || i > 0);
+  }
+}
+
+#endif
+
+}  // namespace resnet_fused

@@ -1,0 +1,221 @@
+// conv_bn_act on the GPU, for sm_90a: implicit GEMM on wgmma, fed by TMA, with BatchNorm's scale
+// and shift, the shortcut and the ReLU in its epilogue.
+//
+// A block stays for many tiles. One thread asks for steps of 64 channels of one tap, for all of a
+// tile's pixels at a time (TMA's im2col walks over rows and images, and brings zeros for what lies
+// beside an image); two warpgroups multiply, and each stores what it has made while the next tile's
+// steps come. Filters come before the kernel ahead has ended, everything else after that.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/dependent.h"
+#include "../device/pipeline.h"
+#include "../device/tma_conv.h"
+#include "../device/warpgroup_epilogue.h"
+#include "../device/warpgroup_shape.h"
+#include "../device/warpgroup_tile.h"
+#include "../ptx/mbarrier.h"
+#include "../ptx/registers.h"
+#include "../ptx/tma.h"
+
+namespace resnet_fused {
+
+#if defined(RF_HAS_WGMMA)
+
+// The producer's way through the steps of its block's tiles.
+template <class Shape>
+class ConvSteps {
+ public:
+  RF_DEVICE ConvSteps(const ConvTmaArguments& arguments, const TileWalk& walk)
+      : arguments_(arguments), walk_(walk) {
+    enter();
+  }
+
+  RF_DEVICE bool done() const { return walk_.done(); }
+  RF_DEVICE void next() {
+    column_.c += kStepElements;
+    if (column_.c < arguments_.reduction.channels) return;
+    column_.c = 0;
+    if (++column_.s < arguments_.reduction.taps_s) return;
+    column_.s = 0;
+    if (++column_.r < arguments_.reduction.taps_r) return;
+    column_.r = 0;
+    walk_.next();
+    enter();
+  }
+
+  RF_DEVICE void load_filters(ptx::SharedAddress stage, ptx::SharedAddress full) const {
+    ptx::tma_load(stage + Shape::kFiltersAt, &arguments_.weight,
+                  {column_.c, column_.s, column_.r, filter_}, full);
+  }
+  RF_DEVICE void load_pixels(ptx::SharedAddress stage, ptx::SharedAddress full) const {
+    const int32_t channel = channel_ + column_.c;
+    if (arguments_.dense) {
+      ptx::tma_load(stage + Shape::kPixelsAt, &arguments_.x, {channel, pixel_}, full);
+    } else {
+      // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
+      ptx::tma_load_im2col(stage + Shape::kPixelsAt, &arguments_.x, {channel, w_, h_, n_},
+                           {static_cast<uint16_t>(column_.s * arguments_.step_w),
+                            static_cast<uint16_t>(column_.r * arguments_.step_h)},
+                           full);
+    }
+  }
+
+ private:
+  RF_DEVICE void enter() {
+    if (walk_.done()) return;
+    const TmaTile tile = walk_.tile();
+    filter_ = tile.group * arguments_.channels + tile.channels * Shape::kChannels;
+    channel_ = tile.group * arguments_.reduction.channels;
+    pixel_ = tile.pixels * Shape::kPixels;
+    const Pixel first = pixel_of(pixel_, arguments_.grid);
+    n_ = first.n;
+    h_ = first.p * arguments_.stride_h + arguments_.origin_h;
+    w_ = first.q * arguments_.stride_w + arguments_.origin_w;
+  }
+
+  const ConvTmaArguments& arguments_;
+  TileWalk walk_;
+  Column column_{0, 0, 0};
+  int32_t filter_, channel_, pixel_, n_, h_, w_;
+};
+
+// One tile's sums. `begin` is called while the first step's products run, `asked` when those of the
+// last one have been asked for.
+template <class T, class Shape, class Begin, class Asked>
+RF_DEVICE void sum_tile(float (&d)[Shape::kColumns / 2], const Ring<Shape::kStages>& ring,
+                        RingPlace<Shape::kStages>& at, ptx::SharedAddress left, int steps,
+                        bool releases, const Begin& begin, const Asked& asked) {
+  const ptx::SharedAddress right = ptx::shared_address(ptx::dynamic_shared()) + Shape::kRightAt;
+  RingPlace<Shape::kStages> before = at;
+  ptx::wgmma_pin(d);
+  for (int step = 0; step < steps; ++step) {
+    ring.wait(at);
+    ptx::wgmma_fence();
+    multiply_step<T>(d, left + at.stage * Shape::kStageBytes, right + at.stage * Shape::kStageBytes,
+                     step > 0);
+    ptx::wgmma_commit_group();
+    if (step == 0) {
+      begin();
+    } else {
+      ptx::wgmma_wait_group<1>();
+      if (releases) ring.release(before);
+    }
+    before = at;
+    at.next();
+  }
+  asked();
+  ptx::wgmma_wait_group<0>();
+  ptx::wgmma_pin(d);
+  if (releases) ring.release(before);
+}
+
+template <class T, class Shape>
+RF_DEVICE void consume(const ConvTmaArguments& arguments, const Ring<Shape::kStages>& ring,
+                       ptx::SharedAddress shared, TileWalk walk, uint32_t consumer,
+                       uint32_t thread) {
+  const ptx::TensorMap* const residual = arguments.has_residual ? &arguments.residual : nullptr;
+  WarpgroupEpilogue<T, Shape::kOrientation, Shape::kColumns> epilogue(
+      {shared + Shape::kStagingAt + consumer * Shape::kStagingBytes,
+       shared + Shape::kVectorsAt + consumer * Shape::kVectorsBytes,
+       shared + Shape::kResidualAt + consumer * kBarrierBytes, static_cast<int>(1 + consumer)},
+      thread);
+  Turns turns(shared + Shape::kTurnsAt, consumer);
+  const uint32_t row = Shape::kTogether ? consumer * kWarpgroupRows : 0;  // of the left side
+  const bool releases = thread % 32 == 0;
+  RingPlace<Shape::kStages> at;
+  if (!Shape::kTogether && consumer == 1) {
+    at.skip(arguments.steps);
+    walk.next();
+  }
+  float d[Shape::kColumns / 2];
+  clear(d);
+  while (!walk.done()) {
+    const TmaTile tile = walk.tile();
+    OutputPlace place{tile.channels * Shape::kChannels, tile.group, tile.pixels * Shape::kPixels};
+    (Shape::kPixelsLeft ? place.pixel : place.channel) += static_cast<int32_t>(row);
+    const int32_t channel = tile.group * arguments.channels;
+    const ChannelVectors vectors{arguments.scale + channel, arguments.shift + channel,
+                                 arguments.channels};
+    if constexpr (!Shape::kTogether) turns.wait();
+    sum_tile<T, Shape>(
+        d, ring, at, shared + row * kStepRowBytes, arguments.steps, releases,
+        [&] { epilogue.begin(vectors, residual, place); },
+        [&] {
+          if (!Shape::kTogether && releases) turns.pass();
+        });
+    epilogue.finish(d, arguments.floor, &arguments.out, residual != nullptr, place,
+                    arguments.channels);
+    walk.next();
+    if constexpr (!Shape::kTogether) {
+      walk.next();
+      at.skip(arguments.steps);
+    }
+  }
+  epilogue.end();
+}
+
+#endif
+
+// For any other architecture it is empty, and no plan chooses it.
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
+    conv_bn_act_tma_kernel(const __grid_constant__ ConvTmaArguments arguments) {
+#if defined(RF_HAS_WGMMA)
+  const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
+  const Ring<Shape::kStages> ring{shared + Shape::kRingAt};
+  const auto full_of = [&](const RingPlace<Shape::kStages>& at) { return ring.full(at); };
+  const auto stage_of = [&](const RingPlace<Shape::kStages>& at) {
+    return shared + at.stage * Shape::kStageBytes;
+  };
+  const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
+  const TileWalk walk(arguments.tiles, arguments.reverse, static_cast<int32_t>(blockIdx.x),
+                      static_cast<int32_t>(gridDim.x));
+  ConvSteps<Shape> steps(arguments, walk);
+  RingPlace<Shape::kStages> at;
+  int early = 0;  // steps whose filters have been asked for
+  if (threadIdx.x == 0) {
+    ptx::tma_prefetch(&arguments.weight);
+    ptx::tma_prefetch(&arguments.x);
+    ptx::tma_prefetch(&arguments.out);
+    if (arguments.has_residual) ptx::tma_prefetch(&arguments.residual);
+    ring.init(Shape::kReaders);
+    for (int i = 0; i < kConsumers; ++i) {
+      ptx::mbarrier_init(shared + Shape::kResidualAt + i * kBarrierBytes, 1);
+    }
+    if constexpr (!Shape::kTogether) Turns::init(shared + Shape::kTurnsAt);
+    ptx::fence_mbarrier_init();
+    auto ahead = steps;
+    auto place = at;
+    for (; early < Shape::kStages && !ahead.done(); ++early) {
+      ring.acquire(place, Shape::kStageBytes);
+      ahead.load_filters(stage_of(place), full_of(place));
+      ahead.next();
+      place.next();
+    }
+  }
+  ptx::sync_threads();
+  wait_for_ahead(arguments.dependent);
+  if (warpgroup == 0) {
+    ptx::decrease_registers<kProducerRegisters>();
+    if (threadIdx.x == 0) {
+      for (; !steps.done(); steps.next(), at.next()) {
+        if (early > 0) {
+          --early;
+        } else {
+          ring.acquire(at, Shape::kStageBytes);
+          steps.load_filters(stage_of(at), full_of(at));
+        }
+        steps.load_pixels(stage_of(at), full_of(at));
+      }
+    }
+  } else {
+    ptx::increase_registers<kConsumerRegisters>();
+    consume<T, Shape>(arguments, ring, shared, walk, warpgroup - 1,
+                      threadIdx.x % kWarpgroupThreads);
+  }
+#endif
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,260 @@
+// From a problem to the tensor maps and the arguments of conv_bn_act for sm_90a, and its launch.
+#include "conv_bn_act_tma.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <optional>
+
+#include "conv_strides.h"
+#include "tensor_map.h"
+
+namespace resnet_fused {
+
+// tools/_cuda_early.py knows what a kernel's parameters point to by these places.
+static_assert(offsetof(ConvTmaArguments, x) == 0);
+static_assert(offsetof(ConvTmaArguments, weight) == 128);
+static_assert(offsetof(ConvTmaArguments, residual) == 256);
+static_assert(offsetof(ConvTmaArguments, out) == 384);
+static_assert(offsetof(ConvTmaArguments, scale) == 512);
+static_assert(offsetof(ConvTmaArguments, shift) == 520);
+
+namespace {
+
+constexpr int64_t kBytes = 2;  // of an element
+constexpr int64_t kUnit = 16;  // bytes that strides are multiples of
+
+TensorMapRequest request_of(const RfConvBnAct& problem, const void* address) {
+  TensorMapRequest request;
+  request.element = static_cast<DataType>(problem.dtype) == DataType::kFloat16
+                        ? TensorElement::kFloat16
+                        : TensorElement::kBfloat16;
+  request.address = const_cast<void*>(address);
+  request.swizzle = TensorSwizzle::k128;
+  request.box[0] = kStepElements;
+  return request;
+}
+
+// Of a dimension of one element no stride is used; any lawful one will do.
+int64_t stride_bytes(int64_t size, int64_t stride) { return size > 1 ? stride * kBytes : kUnit; }
+
+// Elements from one pixel of [N, C, H, W] to the next, where all of them lie one behind the other.
+std::optional<int64_t> pixel_stride(const int64_t (&size)[4], const int64_t (&stride)[4]) {
+  std::optional<int64_t> step;
+  int64_t pixels = 1;
+  for (const int d : {3, 2, 0}) {
+    if (size[d] == 1) continue;
+    if (!step) step = stride[d];
+    if (stride[d] != *step * pixels) return std::nullopt;
+    pixels *= size[d];
+  }
+  return step ? *step : divide_up(size[1] * kBytes, kUnit) * kUnit / kBytes;
+}
+
+bool is_dense(const RfConvBnAct& problem) {
+  const bool single = problem.weight_size[2] == 1 && problem.weight_size[3] == 1 &&
+                      problem.stride[0] == 1 && problem.stride[1] == 1 && problem.padding[0] == 0 &&
+                      problem.padding[1] == 0;
+  return single && pixel_stride(problem.x_size, problem.x_stride).has_value();
+}
+
+TensorMapRequest x_request(const RfConvBnAct& problem, const TmaTileFacts& tile, const void* from,
+                           int64_t images) {
+  TensorMapRequest request = request_of(problem, from);
+  const int64_t (&size)[4] = problem.x_size;
+  if (is_dense(problem)) {
+    request.rank = 2;
+    request.sizes = {size[1], images * size[2] * size[3]};
+    request.strides = {*pixel_stride(size, problem.x_stride) * kBytes};
+    request.box[1] = tile.pixels;
+    return request;
+  }
+  request.rank = 4;
+  request.sizes = {size[1], size[3], size[2], images};
+  request.strides = {stride_bytes(size[3], problem.x_stride[3]),
+                     stride_bytes(size[2], problem.x_stride[2]),
+                     stride_bytes(size[0], problem.x_stride[0])};
+  request.pixels = tile.pixels;
+  for (int d = 0; d < 2; ++d) {  // W first
+    const int64_t padding = problem.padding[1 - d];
+    const int64_t reach = (problem.weight_size[3 - d] - 1) * problem.dilation[1 - d];
+    request.steps[1 + d] = narrowed(problem.stride[1 - d]);
+    request.lower[d] = narrowed(-padding);
+    request.upper[d] = narrowed(padding - reach);
+  }
+  return request;
+}
+
+TensorMapRequest weight_request(const RfConvBnAct& problem, const TmaTileFacts& tile) {
+  TensorMapRequest request = request_of(problem, problem.weight);
+  const int64_t (&size)[4] = problem.weight_size;
+  request.rank = 4;
+  request.sizes = {size[1], size[3], size[2], size[0]};
+  request.strides = {stride_bytes(size[3], problem.weight_stride[3]),
+                     stride_bytes(size[2], problem.weight_stride[2]),
+                     stride_bytes(size[0], problem.weight_stride[0])};
+  request.box = {kStepElements, 1, 1, tile.channels};
+  return request;
+}
+
+// Of out or the residual: groups are a dimension of their own, so that a box ends where its group
+// does.
+TensorMapRequest output_request(const RfConvBnAct& problem, const TmaTileFacts& tile,
+                                const void* at, int64_t pixel, int64_t pixels) {
+  TensorMapRequest request = request_of(problem, at);
+  const int64_t channels = problem.weight_size[0] / problem.groups;
+  request.rank = 3;
+  request.sizes = {channels, problem.groups, pixels};
+  request.strides = {stride_bytes(problem.groups, channels), pixel * kBytes};
+  request.box = {kStepElements, 1, tile.stored_pixels};
+  return request;
+}
+
+struct OutputShape {
+  int64_t size[4];  // [N, K, P, Q]
+};
+OutputShape output_shape(const RfConvBnAct& problem) {
+  const OutputSize size = output_size(problem);
+  return {{problem.x_size[0], problem.weight_size[0], size.p, size.q}};
+}
+
+// A plan may be asked for where there is no memory yet.
+const void* or_aligned(const void* address) {
+  return address != nullptr ? address : reinterpret_cast<const void*>(uintptr_t{1024});
+}
+
+std::string named(const char* argument, const std::string& fault) {
+  return fault.empty() ? fault : std::string(argument) + ": " + fault;
+}
+
+std::string output_fault(const char* name, const RfConvBnAct& problem, const TmaTileFacts& tile,
+                         const void* at, const int64_t (&stride)[4], int64_t pixels) {
+  const OutputShape shape = output_shape(problem);
+  if (shape.size[1] > 1 && stride[1] != 1) return named(name, "its channels are not adjacent");
+  const auto pixel = pixel_stride(shape.size, stride);
+  if (!pixel) return named(name, "its pixels do not lie one behind the other");
+  return named(name,
+               tensor_map_fault(output_request(problem, tile, or_aligned(at), *pixel, pixels)));
+}
+
+// What the tensor maps' rules do not cover.
+std::string shape_fault(const RfConvBnAct& problem) {
+  if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) {
+    return "dtype: float32 is not served";
+  }
+  const int64_t channels = problem.weight_size[1];
+  if (problem.groups > 1 && channels % kStepElements != 0) {
+    return "groups: " + std::to_string(channels) + " channels of each; a multiple of " +
+           std::to_string(kStepElements) + " is accepted";
+  }
+  for (int d = 0; d < 2; ++d) {
+    // Corners of im2col have 8 bits, offsets too; before they are narrowed.
+    const int64_t reach = (problem.weight_size[2 + d] - 1) * problem.dilation[d];
+    if (reach > 255) return "dilation: taps " + std::to_string(reach) + " pixels apart; up to 255";
+    if (problem.padding[d] > 128) {
+      return "padding: " + std::to_string(problem.padding[d]) + "; up to 128 is accepted";
+    }
+    if (problem.stride[d] > 8) {
+      return "stride: " + std::to_string(problem.stride[d]) + "; up to 8 is accepted";
+    }
+  }
+  if (problem.x_size[1] > 1 && problem.x_stride[1] != 1) return "x: its channels are not adjacent";
+  if (channels > 1 && problem.weight_stride[1] != 1) return "weight: its channels are not adjacent";
+  return "";
+}
+
+}  // namespace
+
+std::string tma_fault(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t images) {
+  std::string found = shape_fault(problem);
+  if (!found.empty()) return found;
+  const OutputSize size = output_size(problem);
+  const int64_t pixels = images * size.p * size.q;
+  found = named("x", tensor_map_fault(x_request(problem, tile, or_aligned(problem.x), images)));
+  if (!found.empty()) return found;
+  TensorMapRequest weight = weight_request(problem, tile);
+  weight.address = const_cast<void*>(or_aligned(problem.weight));
+  found = named("weight", tensor_map_fault(weight));
+  if (!found.empty()) return found;
+  found = output_fault("out", problem, tile, problem.out, problem.out_stride, pixels);
+  if (!found.empty() || problem.residual == nullptr) return found;
+  return output_fault("residual", problem, tile, problem.residual, problem.residual_stride, pixels);
+}
+
+namespace {
+
+// Everything but the maps.
+ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTileFacts& tile,
+                              int64_t images) {
+  const OutputSize size = output_size(problem);
+  const int64_t pixels = images * size.p * size.q;
+  const int64_t channels = problem.weight_size[0] / problem.groups;
+  const int64_t of_group = divide_up(channels, tile.channels);
+  const int64_t of_pixels = of_group * problem.groups;
+  ConvTmaArguments made{};
+  made.scale = static_cast<const float*>(problem.scale);
+  made.shift = static_cast<const float*>(problem.shift);
+  made.reduction = {narrowed(problem.weight_size[1]), narrowed(problem.weight_size[3]),
+                    narrowed(problem.weight_size[2])};
+  made.steps = narrowed(divide_up(problem.weight_size[1], kStepElements) * problem.weight_size[2] *
+                        problem.weight_size[3]);
+  made.channels = narrowed(channels);
+  made.grid = {narrowed(pixels), make_divisor(narrowed(size.q)), make_divisor(narrowed(size.p))};
+  made.tiles = {narrowed(divide_up(pixels, tile.pixels) * of_pixels),
+                make_divisor(narrowed(of_pixels)), make_divisor(narrowed(of_group))};
+  made.stride_h = narrowed(problem.stride[0]);
+  made.stride_w = narrowed(problem.stride[1]);
+  made.origin_h = narrowed(-problem.padding[0]);
+  made.origin_w = narrowed(-problem.padding[1]);
+  made.step_h = narrowed(problem.dilation[0]);
+  made.step_w = narrowed(problem.dilation[1]);
+  made.floor = problem.relu != 0 ? 0.0f : -std::numeric_limits<float>::infinity();
+  made.dense = is_dense(problem);
+  made.has_residual = problem.residual != nullptr;
+  made.reverse = problem.reverse != 0;
+  made.dependent = problem.flow.dependent != 0;
+  made.follows = problem.flow.follows != 0;
+  return made;
+}
+
+// The first image's address onwards; a stride of one image alone is not used.
+const void* image_at(const void* tensor, int64_t images, int64_t stride, int64_t first) {
+  return moved(tensor, images > 1 ? first * stride * kBytes : 0);
+}
+
+}  // namespace
+
+int run_conv_bn_act_tma(const RfConvBnAct& problem, const RfConvPlan& plan, int64_t first,
+                        int64_t images, void* stream) {
+  const int index = plan.configuration - kFirstTma;
+  const TmaTileFacts tile = tma_tile(index);
+  const OutputShape shape = output_shape(problem);
+  const int64_t all = problem.x_size[0];
+  const int64_t pixels = images * shape.size[2] * shape.size[3];
+  ConvTmaArguments arguments = arguments_of(problem, tile, images);
+  const auto output = [&](const void* tensor, const int64_t (&stride)[4]) {
+    return output_request(problem, tile, image_at(tensor, all, stride[0], first),
+                          *pixel_stride(shape.size, stride), pixels);
+  };
+  const void* x = image_at(problem.x, all, problem.x_stride[0], first);
+  int error = encode_tensor_map(x_request(problem, tile, x, images), &arguments.x);
+  if (error == 0) error = encode_tensor_map(weight_request(problem, tile), &arguments.weight);
+  if (error == 0)
+    error = encode_tensor_map(output(problem.out, problem.out_stride), &arguments.out);
+  if (error == 0 && arguments.has_residual) {
+    error =
+        encode_tensor_map(output(problem.residual, problem.residual_stride), &arguments.residual);
+  }
+  if (error != 0) return error;
+  const auto blocks = static_cast<int32_t>(std::min<int64_t>(arguments.tiles.count, plan.blocks));
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+  const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
+  const auto launch = half ? launch_conv_bn_act_tma_float16 : launch_conv_bn_act_tma_bfloat16;
+  return launch(arguments, index, blocks, stream);
+#else
+  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
+  return static_cast<void>(blocks), static_cast<void>(stream), kNoKernelImage;
+#endif
+}
+
+}  // namespace resnet_fused
