@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from resnet_fused.triton import _limits
@@ -90,9 +91,29 @@ def _fuse() -> None:
     builder.create_fma = create_fma
 
 
+def _round_e4m3() -> None:
+    """Has float32 become e4m3 as on a GPU: the interpreter rounds ties away, and loses a carry."""
+    from triton.runtime import interpreter
+
+    builder = type(interpreter.interpreter_builder)
+    original = builder.create_fp_to_fp
+
+    def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
+        e4m3 = interpreter.tl.float8e4nv
+        if (src.dtype.scalar, dst_type.scalar) != (interpreter.tl.float32, e4m3):
+            return original(self, src, dst_type, rounding_mode)
+        # satfinite: beyond 448 comes 448; NaN stays.
+        wide = torch.from_numpy(np.ascontiguousarray(src.data)).clamp(-448, 448)
+        stored = wide.to(torch.float8_e4m3fn).view(torch.uint8)
+        return interpreter.TensorHandle(stored.numpy(), e4m3)
+
+    builder.create_fp_to_fp = create_fp_to_fp
+
+
 if _limits.interpreted():
     _hasten()
     _fuse()
+    _round_e4m3()
 
 
 class Access:
