@@ -91,29 +91,30 @@ def _fuse() -> None:
     builder.create_fma = create_fma
 
 
-def _round_e4m3() -> None:
-    """Has float32 become e4m3 as on a GPU: the interpreter rounds ties away, and loses a carry."""
+def _convert_e4m3() -> None:
+    """Has e4m3 be converted as on a GPU: the interpreter rounds ties away, loses carries, NaN."""
     from triton.runtime import interpreter
 
-    builder = type(interpreter.interpreter_builder)
-    original = builder.create_fp_to_fp
+    original, e4m3 = interpreter._convert_float, interpreter.tl.float8e4nv
+    wide = {interpreter.tl.float32: np.float32, interpreter.tl.float16: np.float16}
 
-    def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
-        e4m3 = interpreter.tl.float8e4nv
-        if (src.dtype.scalar, dst_type.scalar) != (interpreter.tl.float32, e4m3):
-            return original(self, src, dst_type, rounding_mode)
-        # satfinite: beyond 448 comes 448; NaN stays.
-        wide = torch.from_numpy(np.ascontiguousarray(src.data)).clamp(-448, 448)
-        stored = wide.to(torch.float8_e4m3fn).view(torch.uint8)
-        return interpreter.TensorHandle(stored.numpy(), e4m3)
+    def convert(data: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
+        if source == e4m3 and target in wide:
+            stored = torch.from_numpy(np.ascontiguousarray(data)).view(torch.float8_e4m3fn)
+            return stored.float().numpy().astype(wide[target])
+        if source == interpreter.tl.float32 and target == e4m3:
+            # satfinite: beyond 448 comes 448; NaN stays.
+            found = torch.from_numpy(np.ascontiguousarray(data)).clamp(-448, 448)
+            return found.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        return original(data, source, target, rounding_mode)
 
-    builder.create_fp_to_fp = create_fp_to_fp
+    interpreter._convert_float = convert
 
 
 if _limits.interpreted():
     _hasten()
     _fuse()
-    _round_e4m3()
+    _convert_e4m3()
 
 
 class Access:

@@ -6,6 +6,7 @@ sums are exact, and an e4m3 result is the sum over its scale, saturated and roun
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -16,6 +17,9 @@ from ._selfchecks import CONV_CASES, channels_last, guarded, require_exact
 from ._triton_checks import conv_bn_act_configurations, plan
 
 conv_bn_act_fp8_configurations = conv_bn_act_configurations
+CASES = tuple(dataclasses.replace(case, k=-(-case.k // 16) * 16) for case in CONV_CASES)
+"""Rows of whole 16 bytes: of others only the smallest tile is used."""
+RAGGED = dataclasses.replace(CONV_CASES[1], name="ragged", c=65)
 RESIDUAL_SCALE, OUT_SCALE = 0.5, 2.0
 """So that some results of the long sums saturate, and most need rounding."""
 
@@ -35,7 +39,7 @@ def conv_bn_act_fp8(configuration: str, device: str) -> None:
 
     generator = torch.Generator().manual_seed(0)
     wide = torch.bfloat16 if device.startswith("cuda") else torch.float16  # interpreted: no bf16
-    for case in CONV_CASES:
+    for case in (*CASES, RAGGED):
         *operands, residual = numerics.exact_inputs(case, torch.float32, generator)
         x, weight, scale, shift = operands
         x, weight = x.to(E4M3), weight.to(E4M3)

@@ -225,7 +225,7 @@ def most_sums(product: Product, limits: Limits) -> int:
 
 def fits(product: Product, tile: Tile, limits: Limits) -> bool:
     """Whether a product can run in a configuration: instructions, shared memory, registers."""
-    if product.itemsize == 1 and not _multiplies_e4m3(tile, limits.capability):
+    if product.itemsize == 1 and not _multiplies_e4m3(product, tile, limits.capability):
         return False
     if shared_memory(product, tile) > limits.shared_memory:
         return False
@@ -235,12 +235,15 @@ def fits(product: Product, tile: Tile, limits: Limits) -> bool:
     return not crowded(product, tile, limits) and tile.sums <= most
 
 
-def _multiplies_e4m3(tile: Tile, capability: int) -> bool:
+def _multiplies_e4m3(product: Product, tile: Tile, capability: int) -> bool:
     """Whether a tile's instructions do.
 
     wgmma's and tcgen05's have 64 rows; what Triton takes for fewer becomes 16-bit ones on sm_90.
+    Those serve where elements are loaded one by one, which leaves no registers for larger tiles.
     """
-    return capability >= E4M3_CAPABILITY and (tile.m >= 64 or capability not in (90, 100))
+    if capability < E4M3_CAPABILITY:
+        return False
+    return tile.m >= 64 or capability not in (90, 100) or product.ragged
 
 
 def crowded(product: Product, tile: Tile, limits: Limits) -> bool:

@@ -187,6 +187,8 @@ def launch(
         )  # fmt: skip
         if plan.splits > 1:
             rows, columns = MERGE_TILE
+            if out.element_size() == 1:
+                columns *= 2  # so that a thread still stores 16 bytes
             grid = (_tiles.cdiv(pixels, rows), _tiles.cdiv(filters, columns))
             traceable(merge_kernel, out)[grid](
                 partial, scale, shift, shortcut, target, pixels, p, q, filters,
