@@ -232,8 +232,8 @@ BAD = {
     "channels": (lambda m: (m, [X, X[:, :2]]), ValueError, "with 2 channels, the first"),
     "training": (lambda m: (copy.deepcopy(m).train(), X), ValueError, "in training mode; accepted"),
     "NaN": (lambda m: (m, X / 0), ValueError, "calibrate_fp8: an image holds NaN or Inf"),
-    "modules": (lambda m: (Branches().eval(), X), ValueError, "Branches can't be frozen but as its"),
-    "no layers": (lambda m: (nn.Sequential(nn.ReLU()), X), ValueError, "no convolution with a Batc"),
+    "modules": (lambda m: (Branches().eval(), X), ValueError, "Branches can't be frozen but as"),
+    "no layers": (lambda m: (nn.Sequential(nn.ReLU()), X), ValueError, "no convolution with a"),
 }  # fmt: skip
 
 

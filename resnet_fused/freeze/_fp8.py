@@ -65,19 +65,18 @@ class Fp8Calibration:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            known = content["format"] == FORMAT and content["version"] == VERSION
-            found = cls(
-                {str(name): float(value) for name, value in content["largest"].items()},
-                int(content["images"]), float(content["percentile"]),
-                {str(name): str(why) for name, why in content["wide"].items()},
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError, AttributeError):
-            known = False
-        if not known or not all(0 <= v < math.inf for v in found.largest.values()):
+            largest = {str(name): float(value) for name, value in content["largest"].items()}
+            wide = {str(name): str(why) for name, why in content["wide"].items()}
+            found = cls(largest, int(content["images"]), float(content["percentile"]), wide)
+            if (content["format"], content["version"]) != (FORMAT, VERSION):
+                raise ValueError("another format")
+            if not all(0 <= value < math.inf for value in largest.values()):
+                raise ValueError("a magnitude that is none")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{os.fspath(path)} is no fp8 calibration of version {VERSION}; accepted is what "
                 "Fp8Calibration.save has written"
-            )
+            ) from error
         return found
 
 
