@@ -147,7 +147,7 @@ def training() -> dict[str, Any]:
                 "conv_chain",
                 "head",
                 "stem",
-            )  # fmt: skip
+            )
         ),
         "kernels": sorted({e.variant.kernel for e in sampled} - set(rules.RULES)),
     }
