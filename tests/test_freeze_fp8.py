@@ -179,6 +179,21 @@ def test_what_does_not_fit_stays_as_it_is():
         assert off(found, expected) < 0.1
 
 
+def test_the_first_convolution_may_read_what_was_made_of_the_image(model):
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, x):
+            return self.net((x - 0.5) / 0.25)
+
+    net = Normed().eval()
+    engine = rf.freeze(net, X, fp8=rf.calibrate_fp8(net, X))
+    left = [note.layers for note in engine.report().left if note.rule == "fp8"]
+    assert left == ["net.conv1", "net.fc"]
+
+
 def test_nan_in_an_image_comes_out(model, calibration):
     x = X.clone()
     x[1, 0, 5, 5] = float("nan")

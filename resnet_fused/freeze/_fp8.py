@@ -167,13 +167,14 @@ class _Rewriting:
     def _chosen(self) -> Iterator[Note]:
         """Fills `_weights`, and says of each layer what becomes of it."""
         dtype = str(self._place.dtype).removeprefix("torch.")
+        pictures = _pictures(self._graph)
         for at, step in enumerate(self._graph.steps):
             if step.kind == "linear":
                 yield Note("fp8", step.name, False, f"a linear layer stays in {dtype}")
             if step.kind != "conv_bn_act":
                 continue
             reason = self._wide.get(self._names[step.output])
-            if step.inputs[0] in self._graph.inputs:
+            if step.inputs[0] in pictures:
                 reason = f"the first convolution, which reads the image, stays in {dtype}"
             if reason is None:
                 try:
@@ -213,6 +214,16 @@ class _Rewriting:
             },
             pattern=f"{step.pattern} in e4m3",
         )
+
+
+def _pictures(graph: Graph) -> frozenset[int]:
+    """The images, and what is made of them before any layer."""
+    found = set(graph.inputs)
+    for step in graph.steps:
+        layer = step.kind in ("conv", "conv_bn_act", "linear", "module")
+        if not layer and found.issuperset(step.inputs):
+            found.update(step.outputs)
+    return frozenset(found)
 
 
 def check(calibration: Any, dtype: torch.dtype) -> None:
