@@ -300,3 +300,4 @@ def test_a_gpu_that_multiplies_no_e4m3_is_refused_with_the_reason(monkeypatch):
 def test_one_step_holds_whole_instructions():
     """32 bytes of a row, however few channels there are."""
     assert [_tiles.Product(9, 9, 1, depth, 1, 1).step for depth in (1, 40, 500)] == [32, 64, 128]
+    assert _tiles.Product(9, 9, 1, 500, 1, 1, ragged=True).step == 64

@@ -148,12 +148,14 @@ class Product:
         """Elements of the reduction in one step: `DEPTH_BYTES`, or less where there are less.
 
         The stem's 21 (three channels of seven taps) take 32; 64 would multiply mostly zeros. An
-        instruction takes 32 bytes of a row, of 16-bit elements 16, and no fewer of others.
+        instruction takes 32 bytes of a row, of 16-bit elements 16, and no fewer of others. Elements
+        that are loaded one by one are 64 at most: more pointers spill.
         """
         least = 32 if self.itemsize == 1 else 16
-        return min(
-            DEPTH_BYTES // self.itemsize, max(least, 1 << (max(1, self.depth) - 1).bit_length())
-        )
+        most = DEPTH_BYTES // self.itemsize
+        if self.ragged:
+            most = min(64, most)
+        return min(most, max(least, 1 << (max(1, self.depth) - 1).bit_length()))
 
     @property
     def steps(self) -> int:
