@@ -170,11 +170,7 @@ def launch(
     shortcut = target if residual is None else readable(residual)
     wide = not fits_32_bits(x, weight, target, shortcut)
     tiles_n = _tiles.cdiv(product.columns, tile.n) * product.copies
-    flags: dict[str, Any] = {
-        "HAS_RESIDUAL": residual is not None, "RELU": act == "relu", "WIDE": wide,
-    }  # fmt: skip
-    if factors is not None:
-        flags |= {"residual_factor": factors[0], "out_factor": factors[1]}
+    flags = _flags(residual, act, wide, factors)
     programs = _tiles.cdiv(pixels, tile.m) * tiles_n * plan.splits
     with on_device(out):
         traceable(conv_bn_act_kernel, out)[(programs,)](
@@ -198,3 +194,13 @@ def launch(
             )  # fmt: skip
         if target is not out:
             out.copy_(target)
+
+
+def _flags(
+    residual: Tensor | None, act: str, wide: bool, factors: tuple[float, float] | None
+) -> dict[str, Any]:
+    """What the epilogues of both kernels are told."""
+    found: dict[str, Any] = {"HAS_RESIDUAL": residual is not None, "RELU": act == "relu"}
+    if factors is not None:
+        found |= {"residual_factor": factors[0], "out_factor": factors[1]}
+    return {**found, "WIDE": wide}
