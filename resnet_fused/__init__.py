@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .backends import backend
     from .convert import fuse, unfuse
     from .explain import Explanation, explain
-    from .freeze import Engine, freeze, load_engine
+    from .freeze import Engine, Fp8Calibration, calibrate_fp8, freeze, load_engine
     from .nn import refresh
     from .verify import Verification, verify
 
@@ -30,9 +30,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Engine",
     "Explanation",
+    "Fp8Calibration",
     "Verification",
     "backend",
     "backends",
+    "calibrate_fp8",
     "cases",
     "explain",
     "freeze",
@@ -50,8 +52,10 @@ __all__ = [
 _HOMES = {
     "Engine": "freeze",
     "Explanation": "explain",
+    "Fp8Calibration": "freeze",
     "Verification": "verify",
     "backend": "backends",
+    "calibrate_fp8": "freeze",
     "explain": "explain",
     "freeze": "freeze",
     "fuse": "convert",

@@ -16,7 +16,7 @@ from resnet_fused import backends, cases, ops  # noqa: F401  (ops enter themselv
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FUSED = DTYPES[:3]
 """Where multiply-adds are fused by contract; in float64 they may be or not."""
-IDS = {d: str(d).removeprefix("torch.") for d in DTYPES}
+IDS = {d: str(d).removeprefix("torch.") for d in (*DTYPES, torch.float8_e4m3fn)}
 LAYOUTS = ("nchw", "nhwc", "sliced", "unaligned")
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
 """Whether every test runs on every case (`make proof`), not on a sample that CI has time for."""

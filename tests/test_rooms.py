@@ -29,7 +29,7 @@ PYTHON_ROOMS = (
     ("ops",),
     ("nn",),
     ("models", "convert"),
-    ("explain", "verify", "_verification", "calibrate", "freeze"),
+    ("explain", "verify", "_verification", "agreement", "calibrate", "freeze"),
     ("report", "data", "weights"),
     ("bench", "train"),
     ("paper",),

@@ -139,7 +139,15 @@ def training() -> dict[str, Any]:
         "spilling": rules.failures(entry.variant, dataclasses.replace(code, stack=8)),
         "ops": sorted({call.op for e in sampled if e.sample for call in e.calls if call.sample}),
         "expected": sorted(
-            (*cases.CONVOLUTIONS, *cases.training.OPS, "bn_act", "conv_chain", "head", "stem")
+            (
+                *cases.CONVOLUTIONS,
+                *cases.training.OPS,
+                "bn_act",
+                "conv_bn_act_fp8",
+                "conv_chain",
+                "head",
+                "stem",
+            )
         ),
         "kernels": sorted({e.variant.kernel for e in sampled} - set(rules.RULES)),
     }

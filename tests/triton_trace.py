@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from resnet_fused.triton import _limits
@@ -90,9 +91,30 @@ def _fuse() -> None:
     builder.create_fma = create_fma
 
 
+def _convert_e4m3() -> None:
+    """Has e4m3 be converted as on a GPU: the interpreter rounds ties away, loses carries, NaN."""
+    from triton.runtime import interpreter
+
+    original, e4m3 = interpreter._convert_float, interpreter.tl.float8e4nv
+    wide = {interpreter.tl.float32: np.float32, interpreter.tl.float16: np.float16}
+
+    def convert(data: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
+        if source == e4m3 and target in wide:
+            stored = torch.from_numpy(np.ascontiguousarray(data)).view(torch.float8_e4m3fn)
+            return stored.float().numpy().astype(wide[target])
+        if source == interpreter.tl.float32 and target == e4m3:
+            # satfinite: beyond 448 comes 448; NaN stays.
+            found = torch.from_numpy(np.ascontiguousarray(data)).clamp(-448, 448)
+            return found.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        return original(data, source, target, rounding_mode)
+
+    interpreter._convert_float = convert
+
+
 if _limits.interpreted():
     _hasten()
     _fuse()
+    _convert_e4m3()
 
 
 class Access:

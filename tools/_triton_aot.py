@@ -268,8 +268,8 @@ WAITS, TRIGGERS = "ACQBULK", "PREEXIT"
 TOUCHES = re.compile(r"(?:(?:LD|ST)G?|LDGSTS|ATOMG?|REDG?|UBLKCP|UTMA\w+|EXIT|RET)(?:\.|$)")
 """What must not stand before that wait."""
 
-MATRIX = ("HMMA", "HGMMA", "UTCHMMA")
-"""mma.sync, wgmma (sm_90) and tcgen05 (sm_100), in 16 bits and tf32."""
+MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "QMMA", "QGMMA", "UTCQMMA")
+"""mma.sync, wgmma (sm_90) and tcgen05 (sm_100), in 16 bits and tf32; then of e4m3."""
 
 
 def parse(listing: str) -> Code:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import _triton_aot as aot
 import _triton_chains as chains
 import _triton_early as early
+import _triton_fp8 as fp8
 import _triton_stem as stem
 import _triton_training as training
 import torch
@@ -36,7 +37,7 @@ CONVOLUTIONS = ("conv_bn_act", "conv_dgrad", "conv_wgrad")
 CLASSES = {"bf16": "16 bit", "fp16": "16 bit", "tf32": "tf32", "tf32x3": "tf32x3"}
 """Types of operands, and the rows of the resource table that they go to."""
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "e4m3": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Call:
     Attributes:
         op: such as "conv_bn_act".
         shape: sizes, geometry and epilogue.
-        type: "bf16", "fp16", "tf32" or "tf32x3", the last two of float32.
+        type: "bf16", "fp16", "tf32" or "tf32x3", the last two of float32; "e4m3".
         layout: "nhwc"; "nchw"; "sliced", every other column of a wider tensor; "unaligned", one
             element off 16 bytes.
         tile: the configuration that is asked for; None leaves it to the chooser.
@@ -99,6 +100,8 @@ class Call:
             return chains.launch(self)
         if self.op in stem.OPS:
             return stem.launch(self)
+        if self.op == fp8.OP:
+            return fp8.launch(self)
         module = importlib.import_module(f"resnet_fused.triton.{self.op}")
         shape = self.shape
         if isinstance(shape, BnActCase):
@@ -223,6 +226,7 @@ def calls() -> list[Call]:
             found.append(Call("bn_act", case, "bf16", layout))
     specs = [*training.convolutions(SHAPES, CLASSES), *training.passes(), *chains.calls(CLASSES)]
     specs += stem.calls(CLASSES)
+    specs += fp8.calls(SHAPES, RESNET50_LAYERS)
     one = {"stem": dataclasses.replace(stem.USUAL, n=1), "head": stem.ONE_IMAGE}
     specs += early.calls(SHAPES, RESNET50_LAYERS, RESNET50_CHAINS, one)
     return found + [Call(*spec) for spec in specs]

@@ -215,7 +215,14 @@ def _shared_fits(variant: aot.Variant, code: aot.Code, architecture: aot.Archite
 
 def _itemsize(variant: aot.Variant) -> int:
     """Bytes of an operand's element."""
+    if _e4m3(variant):
+        return 1
     return 4 if variant.constant("PRECISION") in ("tf32", "tf32x3") else 2
+
+
+def _e4m3(variant: aot.Variant) -> bool:
+    """Whether the operands are."""
+    return variant.signature.get("x") == "*fp8e4nv"
 
 
 def _meant(variant: aot.Variant) -> tuple[int, int]:
@@ -264,8 +271,13 @@ def matrix_kind(variant: aot.Variant) -> str:
     """The matrix instruction that a kernel is meant to use.
 
     wgmma and tcgen05 compute 64 rows or more; smaller tiles and other architectures use mma.sync.
+    Of e4m3 those of sm_90 are taken apart into 16-bit ones: they are for ragged rows there.
     """
     rows = variant.constant("BLOCK_M") or variant.constant("COLUMNS")
+    if _e4m3(variant) and rows >= 64:
+        return {90: "QGMMA", 100: "UTCQMMA"}.get(variant.capability, "QMMA")
+    if _e4m3(variant):
+        return "HMMA" if variant.capability == 90 else "QMMA"
     if rows >= 64:
         return {90: "HGMMA", 100: "UTCHMMA"}.get(variant.capability, "HMMA")
     return "HMMA"

@@ -17,6 +17,7 @@ OPTIONAL = {
     "matplotlib": "matplotlib",
     "jinja2": "jinja2",
     "sklearn": "scikit-learn",
+    "scipy": "scipy",
     "safetensors": "safetensors",
     "jsonschema": "jsonschema",
 }

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resnet_fused.cli._errors import user_errors
+from resnet_fused.cli import _fp8
+from resnet_fused.cli._errors import UserError, user_errors
 from resnet_fused.cli._options import (
     check_environment,
     device_option,
@@ -41,7 +42,8 @@ ROUNDS = 9  # pairs a batch size: a 95% interval, and half a minute in all on tw
 )
 @click.option(
     "--images", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="An image to use, again for each one; without it: scikit-learn's two photographs.",
+    help="An image to use, again for each one (with --fp8 a folder too); without it: "
+    "scikit-learn's two photographs.",
 )  # fmt: skip
 @click.option(
     "--batch", type=click.IntRange(min=1), default=4, show_default=True,
@@ -51,6 +53,15 @@ ROUNDS = 9  # pairs a batch size: a 95% interval, and half a minute in all on tw
 @dtype_option
 @click.option("--time", "timed", is_flag=True, help="Time eager against fused too.")
 @click.option(
+    "--fp8", "in_fp8", is_flag=True,
+    help="Compare top classes of an engine in e4m3 with one in bfloat16 instead, on --images, "
+    "which may be folders; a quarter of them, at most 64, calibrate it.",
+)  # fmt: skip
+@click.option(
+    "--agreement", type=click.FloatRange(0, 1), default=0.99, show_default=True, metavar="SHARE",
+    help="With --fp8: exit with 1 where the images show, with 95% confidence, a smaller share.",
+)  # fmt: skip
+@click.option(
     "--output", type=click.Path(path_type=Path), metavar="DIR",
     help="Write report.html and report.png there.",
 )  # fmt: skip
@@ -59,7 +70,8 @@ ROUNDS = 9  # pairs a batch size: a 95% interval, and half a minute in all on tw
 @click.pass_context
 def verify(
     ctx: click.Context, model: str, weights: str | None, images: tuple[Path, ...], batch: int,
-    size: int, dtype: str, timed: bool, output: Path | None, device: str, as_json: bool,
+    size: int, dtype: str, timed: bool, in_fp8: bool, agreement: float, output: Path | None,
+    device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare MODEL fused with its unfused self in float64, layer by layer and end to end.
 
@@ -70,6 +82,14 @@ def verify(
     where = torch_device(device)
     if output is not None:
         check_folder(output)
+    if in_fp8:
+        _check_fp8(timed, output)
+        record = _fp8.fp8(
+            model, weights, images, batch=batch, required=agreement, where=where,
+            dtype=torch_dtype(dtype), quiet=as_json,
+        )  # fmt: skip
+        echo_json(record) if as_json else _fp8.show(record)
+        ctx.exit(0 if record["fp8"]["ok"] else 1)
     import torch
 
     import resnet_fused as rf
@@ -108,6 +128,14 @@ def verify(
     else:
         _print_outcome(record)
     ctx.exit(0 if verification.ok else 1)
+
+
+def _check_fp8(timed: bool, output: Path | None) -> None:
+    for name, given in (("--time", timed), ("--output", output is not None)):
+        if given:
+            raise UserError(
+                f"{name}: not with --fp8, which reports top classes alone; leave it out"
+            )
 
 
 def _images(files: Sequence[Path], batch: int, size: int) -> tuple[Tensor, str]:

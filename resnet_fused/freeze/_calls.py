@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops import _training
+from ..ops import _training, quantize_e4m3
 from ._ir import Const, Ref, Step, fill
 
 # A saved file holds names, never code: it can reach these functions and no other.
@@ -111,6 +111,7 @@ KINDS: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     "images": _images,
     "max_pool": _pool,
+    "quantize": lambda step, x: quantize_e4m3(x, step.options["scale"]),
     "relu": lambda step, x: torch.relu(x),
 }
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import backends
 from ..ops import onednn
 from ..ops._library import overload
-from . import _bounds, _calls, _memory
+from . import _bounds, _calls, _fp8, _kernels, _memory
 from ._ir import Graph, Step, fill
 
 Registers = list[Any]
@@ -162,6 +162,8 @@ def _small(x: Any) -> bool:
     """Whether a value is finite and far from overflow; what is no such tensor has no part in it."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return True
+    if x.dtype is torch.float8_e4m3fn:
+        return not bool(x.float().isnan().any())  # it has no Inf, and 448 is its largest
     return x.numel() == 0 or onednn.largest(x) < _bounds.LIMIT
 
 
@@ -215,7 +217,10 @@ class Builder:
             for at in range(segment.start, segment.stop):
                 step = self.graph.steps[at]
                 layer = self.layers.get(at)
-                if layer is None:
+                if step.kind == _fp8.KIND:
+                    quick, served[at] = _by_kernel(step, registers)
+                    sure = quick
+                elif layer is None:
                     quick = sure = _own(step)
                     served[at] = "modules" if step.module is not None else "torch", step.why
                 else:
@@ -265,6 +270,17 @@ def _own(step: Step) -> Run:
         registers[outputs[0]] = run(step, [registers[value] for value in inputs])
 
     return several
+
+
+def _by_kernel(step: Step, registers: Registers) -> tuple[Run, tuple[str, str]]:
+    """A step by the op that it is, and (implementation, why)."""
+    inputs, target = step.inputs, step.output
+    kernel = _kernels.Kernel(step, [registers[value] for value in inputs])
+
+    def run(registers: Registers) -> None:
+        registers[target] = kernel([registers[value] for value in inputs])
+
+    return run, (kernel.name, kernel.why)
 
 
 class _Unit:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..convert import fuse, unfuse
-from . import _calls, _rules, _trace
+from . import _calls, _fp8, _rules, _trace
 from ._ir import Const, Graph, Ref, Step, fill
 from .engine import Engine
 
@@ -28,6 +28,7 @@ def freeze(
     *,
     input_norm: Tensor | None = None,
     max_shapes: int = 8,
+    fp8: _fp8.Fp8Calibration | None = None,
 ) -> Engine:
     """Makes an inference engine of a model.
 
@@ -44,6 +45,9 @@ def freeze(
         input_norm: [2, C] float32, a factor and a summand a channel that make the model's input of
             the engine's: `rf.ops.stem_input_norm(mean, std)` for images of bytes.
         max_shapes: how many input shapes are kept prepared, the last used ones.
+        fp8: what `calibrate_fp8` found: the layers then run in e4m3, but for the first convolution
+            and the classifier, with float32 sums and epilogues. The results are other ones, as
+            good as the calibration and the network allow: docs/fp8.md.
 
     Returns:
         The engine, an `nn.Module` without parameters: `engine(x)` gives what `model(x)` gives.
@@ -51,11 +55,14 @@ def freeze(
     Raises:
         TypeError: model is no module, or example holds something else than tensors.
         ValueError: the model is in training mode; its dtype or device is not the example's;
-            input_norm has another shape; max_shapes is below 1.
+            input_norm has another shape; max_shapes is below 1; fp8 is of another model, or
+            torch.fx cannot follow this one.
     """
     given = args = _checked(model, example, input_norm, max_shapes)
     plain = unfuse(model)
     place = _rules.Place(args[0].device, _dtype_of(model, args[0], input_norm))
+    if fp8 is not None:
+        _fp8.check(fp8, place.dtype)
     images = None if input_norm is None else _images(input_norm, args[0], place)
     notes: list[_rules.Note] = []
     with torch.no_grad(), torch.autocast(place.device.type, enabled=False):
@@ -65,7 +72,14 @@ def freeze(
             graph = _trace.trace(plain, len(args))
             graph = _checked_trace(plain, graph, args)
             graph, notes = _rules.apply(_rules.PLAIN, graph, place)
+            if fp8 is not None:
+                graph, more = _fp8.quantised(graph, fp8, place)
+                notes = [*notes, *more]
         except _trace.NotTakenError as error:
+            if fp8 is not None:
+                raise ValueError(
+                    f"freeze: fp8: {type(model).__name__} runs as its modules do: {error}"
+                ) from error
             logger.warning("freeze: %s runs as its modules do: %s", type(model).__name__, error)
             notes = [_rules.Note("trace", type(model).__name__, False, str(error))]
             graph = _whole(plain, len(args), str(error))

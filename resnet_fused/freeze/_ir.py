@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-FUSED = ("conv_bn_act", "stem", "head", "conv_chain")
+FUSED = ("conv_bn_act", "conv_bn_act_fp8", "stem", "head", "conv_chain")
 """Kinds of steps that are ops of this package."""
 
 
@@ -34,7 +34,7 @@ class Step:
     """One step.
 
     Attributes:
-        kind: "conv_bn_act", "stem", "head", "conv_chain"; "conv", "bn", "relu", "add", "max_pool",
+        kind: one of `FUSED`; "quantize", to e4m3; "conv", "bn", "relu", "add", "max_pool",
             "avg_pool", "flatten" and "linear" as PyTorch has them; "call", any other function of
             `_calls.FUNCTIONS` or one that cannot be saved; "module", a module that is called.
         name: the layers of the model that it computes, joined by "+".

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import backends
-from ..ops import _admitted, _cuda, _results, _triton, _tuned_calls
+from ..ops import _admitted, _checks, _cuda, _results, _triton, _tuned_calls
 from ..ops._library import overload
 from ..triton import _limits
 from ._ir import Step
@@ -26,6 +26,13 @@ def _conv_bn_act(step: Step, values: Values) -> tuple[Any, ...]:
     residual = values[1] if len(values) == 2 else None
     geometry = (o["stride"], o["padding"], o["dilation"], o["groups"])
     return (values[0], t["weight"], t["scale"], t["shift"], residual, *geometry, o["act"])
+
+
+def _conv_bn_act_fp8(step: Step, values: Values) -> tuple[Any, ...]:
+    o = step.options
+    return (
+        *_conv_bn_act(step, values), o["residual_scale"], o["out_scale"], o["out_dtype"],
+    )  # fmt: skip
 
 
 def _stem(step: Step, values: Values) -> tuple[Any, ...]:
@@ -58,6 +65,18 @@ def _choose_conv(step: Step, args: tuple[Any, ...]) -> backends.Choice:
     return module._choose(args[0], args[1], call, args[5:9])
 
 
+def _choose_fp8(step: Step, args: tuple[Any, ...]) -> backends.Choice:
+    x, weight, _, _, residual, *options = args
+    shape = _checks.conv_output_shape(step.kind, x, weight, *options[:4])
+    if residual is not None and list(residual.shape) != shape:
+        raise ValueError(
+            f"{step.name} in e4m3 got a shortcut {tuple(residual.shape)}; its result's shape, "
+            f"{tuple(shape)}, is needed: freeze the model without fp8 for such inputs"
+        )
+    module = importlib.import_module("resnet_fused.ops.conv_bn_act_fp8")
+    return module.choose(x, weight, residual, options)
+
+
 def _choose_stem(step: Step, args: tuple[Any, ...]) -> backends.Choice:
     module = importlib.import_module("resnet_fused.ops.stem")
     return module.choose(args[0], args[1], args[5], args[6], args[7:])
@@ -85,6 +104,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "conv_bn_act": Kind(_conv_bn_act, _choose_conv),
+    "conv_bn_act_fp8": Kind(_conv_bn_act_fp8, _choose_fp8),
     "conv_chain": Kind(_conv_chain, _choose_chain),
     "stem": Kind(_stem, _choose_stem),
     "head": Kind(_head, _choose_head),

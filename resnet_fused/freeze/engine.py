@@ -19,7 +19,7 @@ from . import _cpu, _file, _gpu, _memory, _rules
 from ._ir import FUSED, Graph
 
 # Kinds that are worth a row in a report: the rest takes no time.
-_ROWS = ("conv", "conv_bn_act", "stem", "head", "conv_chain", "linear", "module")
+_ROWS = (*FUSED, "conv", "linear", "module", "quantize")
 
 
 class Program(Protocol):

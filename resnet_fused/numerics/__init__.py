@@ -35,6 +35,13 @@ from resnet_fused.numerics.checks import (
     relative_check,
 )
 from resnet_fused.numerics.exact import ExactInputs, exact_expected, exact_inputs
+from resnet_fused.numerics.fp8 import (
+    FP8_ACCUMULATIONS,
+    conv_bn_act_fp8_bound,
+    conv_bn_act_fp8_expected,
+    conv_bn_act_fp8_oracle,
+    fp8_noise,
+)
 from resnet_fused.numerics.gradients import conv_gradients_bound, conv_gradients_oracle
 from resnet_fused.numerics.oracle import bn_act_oracle, conv_bn_act_oracle
 from resnet_fused.numerics.stem import (
@@ -84,6 +91,7 @@ __all__ = [
     "ACCUMULATIONS",
     "CHAIN_ROUNDINGS",
     "END_TO_END_LIMIT",
+    "FP8_ACCUMULATIONS",
     "ROUNDINGS",
     "BoundCheck",
     "ChainOperands",
@@ -109,6 +117,9 @@ __all__ = [
     "chance",
     "check_bound",
     "conv_bn_act_bound",
+    "conv_bn_act_fp8_bound",
+    "conv_bn_act_fp8_expected",
+    "conv_bn_act_fp8_oracle",
     "conv_bn_act_oracle",
     "conv_bn_dgrad_bound",
     "conv_bn_dgrad_oracle",
@@ -124,6 +135,7 @@ __all__ = [
     "exact_expected",
     "exact_inputs",
     "exact_stem_inputs",
+    "fp8_noise",
     "gradient_check",
     "head_bound",
     "head_oracle",

@@ -11,6 +11,7 @@ ROUNDOFF: dict[torch.dtype, float] = {
     torch.float16: 2.0**-11,
     torch.float32: 2.0**-24,
     torch.float64: 2.0**-53,
+    torch.float8_e4m3fn: 2.0**-4,
 }
 # Roundings of the epilogue and of the sum's last steps, in units of the accumulator's 2u.
 EPILOGUE_STEPS = 8.0
@@ -36,6 +37,14 @@ FINALIZE_STEPS = 8.0
 # for each n of 9, 64, 576, 4608, in bfloat16 and float16. Weights that are all alike, whose errors
 # are not independent, are outside of this model.
 FOLD_DEVIATIONS = 3.0
+# Rounding to nearest, mantissas spread evenly: root mean square of the relative error, in u.
+ROUNDING_DEVIATION = 0.41
+# Products of e4m3 on tensor cores. wgmma multiplies 32 of them at a time; users of Hopper GPUs
+# report that it keeps some 14 bits of a sum (DeepSeek-V3 Technical Report, 2024, section 3.3.2), so
+# that kernels here add to float32 after each step of 128. Not measured here yet.
+E4M3_DEPTH = 32
+E4M3_CHUNK = 128
+E4M3_SUM_ROUNDOFF = 2.0**-13
 # The relative tier: a fused chain in 16 bits rounds less often than the unfused one and must be no
 # worse; in float32 both are at the mercy of the order of sums.
 RMS_LIMIT_16BIT = 1.0
@@ -63,7 +72,7 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     """Half the distance from 1 to the next number: the relative error of one rounding to nearest.
 
     Raises:
-        TypeError: if ``dtype`` is not bfloat16, float16, float32 or float64.
+        TypeError: if ``dtype`` is not bfloat16, float16, float32, float64 or float8_e4m3fn.
     """
     if dtype not in ROUNDOFF:
         accepted = ", ".join(str(d) for d in ROUNDOFF)

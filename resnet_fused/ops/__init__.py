@@ -1,5 +1,6 @@
 """The fused ops: functional, with autograd, autocast and fakes; see `rf.backend` for who serves."""
 
+from ._e4m3 import quantize_e4m3, quantize_weight_e4m3
 from .bn_act import bn_act
 from .bn_act_pool import bn_act_pool
 from .bn_add_act import bn_add_act
@@ -8,6 +9,7 @@ from .bn_backward_apply import bn_backward_apply
 from .bn_backward_finalize import bn_backward_finalize
 from .bn_finalize import bn_finalize, bn_update_stats
 from .conv_bn_act import conv_bn_act
+from .conv_bn_act_fp8 import conv_bn_act_fp8
 from .conv_bn_dgrad import conv_bn_dgrad
 from .conv_bn_grad1x1 import conv_bn_grad1x1
 from .conv_bn_stats import conv_bn_stats
@@ -28,6 +30,7 @@ __all__ = [
     "bn_finalize",
     "bn_update_stats",
     "conv_bn_act",
+    "conv_bn_act_fp8",
     "conv_bn_dgrad",
     "conv_bn_grad1x1",
     "conv_bn_stats",
@@ -36,6 +39,8 @@ __all__ = [
     "conv_dgrad",
     "conv_wgrad",
     "head",
+    "quantize_e4m3",
+    "quantize_weight_e4m3",
     "stem",
     "stem_input_norm",
 ]

@@ -41,6 +41,12 @@ def _of_conv_bn_act(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return empty_like(x, shape, wants_channels_last(x, weight))
 
 
+def _of_conv_bn_act_fp8(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    shape = _checks.conv_output_shape("conv_bn_act_fp8", x, weight, *rest[3:7])
+    form = torch.channels_last if wants_channels_last(x, weight) else torch.contiguous_format
+    return torch.empty(shape, dtype=rest[-1], device=x.device, memory_format=form)
+
+
 def _of_conv_dgrad(dy: Tensor, *rest: Any) -> Tensor:
     return empty_like(dy, rest[3], rest[4])
 
@@ -169,6 +175,9 @@ FORMS = {
     "bn_act": Form({"x": 0, "scale": 1, "shift": 2, "residual": 3}, 4, _of_bn_act),
     "conv_bn_act": Form(
         {"x": 0, "weight": 1, "scale": 2, "shift": 3, "residual": 4}, 5, _of_conv_bn_act
+    ),
+    "conv_bn_act_fp8": Form(
+        {"x": 0, "weight": 1, "scale": 2, "shift": 3, "residual": 4}, 5, _of_conv_bn_act_fp8
     ),
     "conv_dgrad": Form({"dy": 0, "y": 1, "weight": 2, "scale": 3}, 6, _of_conv_dgrad),
     "conv_wgrad": Form({"dy": 0, "y": 1, "x": 2, "scale": 4}, 5, _of_conv_wgrad),

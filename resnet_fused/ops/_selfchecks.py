@@ -54,7 +54,7 @@ def require_exact(what: str, buffer: Tensor, y: Tensor, expected: Tensor) -> Non
     Raises:
         ArithmeticError: an element differs, was not written, or a guard band was.
     """
-    got = y.cpu()
+    got, expected = _comparable(y), _comparable(expected)
     missing = int(got.isnan().sum())
     if missing:
         raise ArithmeticError(f"{what}: {missing} of {got.numel()} elements are NaN or not written")
@@ -65,9 +65,15 @@ def require_exact(what: str, buffer: Tensor, y: Tensor, expected: Tensor) -> Non
             f"{what}: {len(wrong)} of {got.numel()} elements are wrong, the first at {first}: "
             f"{got[first].item()} in place of {expected[first].item()}"
         )
-    bands = torch.cat([buffer[:GUARD], buffer[-GUARD:]]).cpu()
+    bands = torch.cat([_comparable(part) for part in (buffer[:GUARD], buffer[-GUARD:])])
     if not bool(bands.isnan().all()):
         raise ArithmeticError(f"{what}: elements beside the output were written")
+
+
+def _comparable(t: Tensor) -> Tensor:
+    """On the CPU; e4m3 as float32, since torch compares no e4m3."""
+    t = t.cpu()
+    return t.float() if t.dtype is torch.float8_e4m3fn else t
 
 
 def bn_act_configurations() -> tuple[str, ...]:

@@ -22,6 +22,8 @@ from ._library import NAMESPACE, define
 
 INTERPRETED = (torch.float32, torch.float16)
 COMPILED = (torch.float32, torch.bfloat16, torch.float16)
+FP8 = frozenset({"conv_bn_act_fp8"})
+"""Ops whose operands are e4m3."""
 WITHOUT_TILES = frozenset(
     {
         "bn_act",
@@ -37,12 +39,13 @@ WITHOUT_TILES = frozenset(
     }
 )
 """Ops whose kernels have one configuration, no table of tiles."""
-WITH_REASONS = frozenset({"conv_bn_act", "conv_bn_grad1x1", "conv_chain", "stem"})
+WITH_REASONS = frozenset({"conv_bn_act", "conv_bn_grad1x1", "conv_chain", "stem", *FP8})
 """Ops that ask their kernel about each call's sizes, and go another way where it can't take it."""
-ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem"})
+ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem", *FP8})
 """Ops whose kernels may begin before the one ahead has ended: those of a frozen engine."""
 REVERSED = frozenset({"conv_bn_act"})
 """Ops whose kernels walk the batch backwards by an argument that the op itself has not."""
+E4M3_ONLY = (torch.float8_e4m3fn,)
 SOURCES = (
     "triton/_bn.py",
     "triton/_dependent.py",
@@ -56,6 +59,7 @@ SOURCES = (
     "triton/_wgrad.py",
 )
 BESIDE = {
+    "conv_bn_act_fp8": ("triton/conv_bn_act.py",),
     "conv_bn_dgrad": ("triton/conv_dgrad.py",),
     "conv_bn_grad1x1": ("triton/_grad1x1.py",),
     "conv_bn_wgrad": ("triton/conv_wgrad.py",),
@@ -72,23 +76,37 @@ def supports(call: backends.Call) -> str | None:
     if call.device == "cpu" and _limits.interpreted():
         if backends.requested()[0] != "triton":
             return "Triton's interpreter is taken only when asked for by name"
-        if call.dtype not in INTERPRETED:
+        if call.dtype not in (E4M3_ONLY if call.op in FP8 else INTERPRETED):
             return f"Triton's interpreter is not right in {call.dtype}"
     elif call.device != "cuda":
         return f"x is on {call.device}"
-    elif call.dtype not in COMPILED:
+    elif call.dtype not in (E4M3_ONLY if call.op in FP8 else COMPILED):
         return f"no Triton kernel for {call.dtype}"
     if call.scale_grad:
         return "the gradient of scale needs the convolution's own output"
     if call.device != "cuda":
         return None
-    reason = admission.refusal(call, "triton")
-    if reason is None and call.op not in (*WITH_REASONS, *WITHOUT_TILES):
-        # Looked at before the sizes are known: what is left may not take every call.
-        device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
-        if not complete(call.op, device):
-            return "some of its configurations were refused on this GPU"
+    reason = _too_old(call) if call.op in FP8 else None
+    reason = reason or admission.refusal(call, "triton")
+    # Looked at before the sizes are known: what is left may not take every call.
+    blind = call.op not in (*WITH_REASONS, *WITHOUT_TILES)
+    if reason is None and blind and not complete(call.op, _device(call)):
+        return "some of its configurations were refused on this GPU"
     return reason
+
+
+def _too_old(call: backends.Call) -> str | None:
+    """That a GPU multiplies no e4m3, or None; also where there is none to ask."""
+    if not torch.cuda.is_available():
+        return None
+    capability = _limits.limits(_device(call)).capability
+    if capability >= _tiles.E4M3_CAPABILITY:
+        return None
+    return f"sm_{capability} multiplies no e4m3, sm_{_tiles.E4M3_CAPABILITY} is the first that does"
+
+
+def _device(call: backends.Call) -> torch.device:
+    return torch.device("cuda" if call.index is None else f"cuda:{call.index}")
 
 
 def allowed(op: str, device: torch.device) -> frozenset[str] | None:
@@ -102,14 +120,16 @@ def complete(op: str, device: torch.device) -> bool:
     return names is None or len(names) == len(_tiles.TILES)
 
 
-def unfit(x: Tensor, weight: Tensor, output_shape: Sequence[int], groups: int) -> str | None:
+def unfit(
+    x: Tensor, weight: Tensor, output_shape: Sequence[int], groups: int, op: str = "conv_bn_act"
+) -> str | None:
     """Why no admitted configuration can take this very call of conv_bn_act, or None.
 
     Only a GPU on which some configuration has been refused can come to this.
     """
-    if complete("conv_bn_act", x.device):
+    if complete(op, x.device):
         return None
-    names = allowed("conv_bn_act", x.device)
+    names = allowed(op, x.device)
     from ..triton import conv_bn_act
 
     out = torch.empty(tuple(output_shape), device="meta")

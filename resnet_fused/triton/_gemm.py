@@ -52,8 +52,12 @@ def finish(
     RELU: tl.constexpr,
     COLUMNS: tl.constexpr,
     SLICES: tl.constexpr,
+    residual_factor=None,
+    out_factor=None,
 ):
     """Epilogue: act([scale * acc + shift] [+ residual]) in float32, rounded once as it is stored.
+
+    What is stored as e4m3 saturates at 448; factors multiply the residual and the result.
 
     In SLICES (1, 2 or 4) of the columns, one after the other: the shortcut of a whole tile beside
     its sums would need more registers than a thread has.
@@ -63,11 +67,11 @@ def finish(
         left, right = halves(acc)
         finish(
             left, scale, shift, residual, out, inside, first, last, residual_c, out_c,
-            AFFINE, HAS_RESIDUAL, RELU, half, SLICES // 2,
+            AFFINE, HAS_RESIDUAL, RELU, half, SLICES // 2, residual_factor, out_factor,
         )  # fmt: skip
         finish(
             right, scale, shift, residual, out, inside, first + half, last, residual_c, out_c,
-            AFFINE, HAS_RESIDUAL, RELU, half, SLICES // 2,
+            AFFINE, HAS_RESIDUAL, RELU, half, SLICES // 2, residual_factor, out_factor,
         )  # fmt: skip
     else:
         channel = first + tl.arange(0, COLUMNS)
@@ -80,10 +84,18 @@ def finish(
             y = acc * a[None, :] + b[None, :]
         if HAS_RESIDUAL:
             added = tl.load(residual + (channel * residual_c)[None, :], mask=stored, other=0.0)
-            y += added.to(tl.float32)
+            if residual_factor is not None:
+                y += added.to(tl.float32) * residual_factor
+            else:
+                y += added.to(tl.float32)
         if RELU:
             # NaN compares false and stays, as in torch.
             y = tl.where(y < 0.0, 0.0, y)
+        if out_factor is not None:
+            y *= out_factor
+        if out.dtype.element_ty == tl.float8e4nv:
+            # Here, not left to the conversion: NaN, which compares false, stays.
+            y = tl.where(y > 448.0, 448.0, tl.where(y < -448.0, -448.0, y))
         tl.store(out + (channel * out_c)[None, :], y.to(out.dtype.element_ty), mask=stored)
 
 
@@ -122,6 +134,8 @@ def merge_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr = False,  # type: ignore[bad-function-definition]
+    residual_factor=None,
+    out_factor=None,
 ):
     """Adds the splits' sums, always in the same order, and finishes: bitwise the same each time."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -143,5 +157,5 @@ def merge_kernel(
     target = out + (image * out_n + p * out_h + q * out_w)[:, None]
     finish(
         acc, scale, shift, shortcut, target, inside, first, channels, residual_c, out_c,
-        AFFINE, HAS_RESIDUAL, RELU, BLOCK_N, 1,
+        AFFINE, HAS_RESIDUAL, RELU, BLOCK_N, 1, residual_factor, out_factor,
     )  # fmt: skip

@@ -138,7 +138,11 @@ def accumulate(
                 used = used & there[:, None] & known[None, :]
             place = (zero + r) * weight_r + (zero + s) * weight_s + place
             b = tl.load(weight + filters[None, :] + place[:, None], mask=used, other=0.0)
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            if x.dtype.element_ty == tl.float8e4nv:
+                # wgmma is said to keep 14 bits of such sums: those of a step go to float32 ones.
+                acc = tl.dot(a, b, acc, max_num_imprecise_acc=BLOCK_K)
+            else:
+                acc = tl.dot(a, b, acc, input_precision=PRECISION)
     return acc
 
 

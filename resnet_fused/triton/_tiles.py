@@ -32,6 +32,10 @@ MAX_UNROLLED_TAPS = 9
 """Unrolling copies the loop once a tap: 49 copies of it, for the stem, take minutes to compile."""
 
 
+E4M3_CAPABILITY = 89
+"""The first compute capability, times ten, whose tensor cores multiply e4m3."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """One configuration.
@@ -143,11 +147,15 @@ class Product:
     def step(self) -> int:
         """Elements of the reduction in one step: `DEPTH_BYTES`, or less where there are less.
 
-        The stem's 21 (three channels of seven taps) take 32; 64 would multiply mostly zeros.
+        The stem's 21 (three channels of seven taps) take 32; 64 would multiply mostly zeros. An
+        instruction takes 32 bytes of a row, of 16-bit elements 16, and no fewer of others. Elements
+        that are loaded one by one are 64 at most: more pointers spill.
         """
-        return min(
-            DEPTH_BYTES // self.itemsize, max(16, 1 << (max(1, self.depth) - 1).bit_length())
-        )
+        least = 32 if self.itemsize == 1 else 16
+        most = DEPTH_BYTES // self.itemsize
+        if self.ragged:
+            most = min(64, most)
+        return min(most, max(least, 1 << (max(1, self.depth) - 1).bit_length()))
 
     @property
     def steps(self) -> int:
@@ -209,7 +217,7 @@ def most_sums(product: Product, limits: Limits) -> int:
     if product.ragged:
         return 16
     if product.side > 1:
-        return 32 if product.itemsize == 2 and not product.gathered else 16
+        return 32 if product.itemsize <= 2 and not product.gathered else 16
     if product.precision == "tf32x3" or product.narrow:
         return 32
     if product.itemsize == 4 and limits.capability == 100:
@@ -218,13 +226,26 @@ def most_sums(product: Product, limits: Limits) -> int:
 
 
 def fits(product: Product, tile: Tile, limits: Limits) -> bool:
-    """Whether a product can run in a configuration: shared memory and registers."""
+    """Whether a product can run in a configuration: instructions, shared memory, registers."""
+    if product.itemsize == 1 and not _multiplies_e4m3(product, tile, limits.capability):
+        return False
     if shared_memory(product, tile) > limits.shared_memory:
         return False
     if tile.n > 4 * max(16, product.columns):
         return False  # more than three quarters of it would be empty
     most = min(product.most, most_sums(product, limits))
     return not crowded(product, tile, limits) and tile.sums <= most
+
+
+def _multiplies_e4m3(product: Product, tile: Tile, capability: int) -> bool:
+    """Whether a tile's instructions do.
+
+    wgmma's and tcgen05's have 64 rows; what Triton takes for fewer becomes 16-bit ones on sm_90.
+    Those serve where elements are loaded one by one, which leaves no registers for larger tiles.
+    """
+    if capability < E4M3_CAPABILITY:
+        return False
+    return tile.m >= 64 or capability not in (90, 100) or product.ragged
 
 
 def crowded(product: Product, tile: Tile, limits: Limits) -> bool:
@@ -282,7 +303,8 @@ def cost(product: Product, tile: Tile, splits: int, limits: Limits) -> float:
     waves = cdiv(tiles * splits, limits.multiprocessors)
     feed = min(1.0, tile.m * tile.n / (tile.m + tile.n) / (128 * 256 / 384))
     slower = {"ieee": 1, "tf32": 2, "tf32x3": 6}[product.precision]
-    tensor = 2 * tile.m * tile.n * product.step * slower / (TENSOR * feed)
+    rate = TENSOR * (2 if product.itemsize == 1 else 1)
+    tensor = 2 * tile.m * tile.n * product.step * slower / (rate * feed)
     cache = (tile.m + tile.n) * product.step * product.itemsize / CACHE
     resident = min(waves, max(1, limits.shared_memory // shared_memory(product, tile)))
     latency = LATENCY / ((tile.stages - 1) * resident)

@@ -7,6 +7,7 @@ float32, and applies scale, shift, shortcut and ReLU before it stores once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -87,6 +88,8 @@ def conv_bn_act_kernel(
     REVERSE: tl.constexpr = False,  # type: ignore[bad-function-definition]
     PDL: tl.constexpr = False,  # type: ignore[bad-function-definition]
     PREFETCH: tl.constexpr = 0,  # type: ignore[bad-function-definition]
+    residual_factor=None,
+    out_factor=None,
 ):
     """One tile of the output, or with SPLITS > 1 of one part's sums."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -108,7 +111,7 @@ def conv_bn_act_kernel(
         finish(
             acc, scale, shift, shortcut, place, inside,
             (first_filter + first_member).to(index), last_filter, residual_c, out_c,
-            True, HAS_RESIDUAL, RELU, BLOCK_N, SLICES,
+            True, HAS_RESIDUAL, RELU, BLOCK_N, SLICES, residual_factor, out_factor,
         )  # fmt: skip
 
 
@@ -129,6 +132,7 @@ def launch(
     allowed: frozenset[str] | None = None,
     reverse: bool = False,
     flow: Flow = ALONE,
+    factors: tuple[float, float] | None = None,
 ) -> None:
     """Writes act(scale * conv(x, weight) + shift [+ residual]) into `out`.
 
@@ -149,12 +153,13 @@ def launch(
         allowed: names of the configurations to choose among; None for all.
         reverse: whether the last pixels come first; the result is the same.
         flow: how the launch stands among those around it.
+        factors: of `conv_bn_act_fp8` alone: what the residual and the result are multiplied with.
     """
     if out.numel() == 0:
         return
     product = product_of(x, weight, out, groups)
     call = call_of("conv_bn_act", x, weight, residual, stride, padding, dilation, groups)
-    plan = plan or plan_of(product, x.device, allowed, call)
+    plan = plan or plan_of(product, x.device, allowed, None if factors else call)
     x, weight = readable(x), readable(weight)
     target = writable(out)
     filters, p, q = out.shape[1:]
@@ -165,7 +170,7 @@ def launch(
     shortcut = target if residual is None else readable(residual)
     wide = not fits_32_bits(x, weight, target, shortcut)
     tiles_n = _tiles.cdiv(product.columns, tile.n) * product.copies
-    flags = {"HAS_RESIDUAL": residual is not None, "RELU": act == "relu", "WIDE": wide}
+    flags = _flags(residual, act, wide, factors)
     programs = _tiles.cdiv(pixels, tile.m) * tiles_n * plan.splits
     with on_device(out):
         traceable(conv_bn_act_kernel, out)[(programs,)](
@@ -178,6 +183,8 @@ def launch(
         )  # fmt: skip
         if plan.splits > 1:
             rows, columns = MERGE_TILE
+            if out.element_size() == 1:
+                columns *= 2  # so that a thread still stores 16 bytes
             grid = (_tiles.cdiv(pixels, rows), _tiles.cdiv(filters, columns))
             traceable(merge_kernel, out)[grid](
                 partial, scale, shift, shortcut, target, pixels, p, q, filters,
@@ -187,3 +194,13 @@ def launch(
             )  # fmt: skip
         if target is not out:
             out.copy_(target)
+
+
+def _flags(
+    residual: Tensor | None, act: str, wide: bool, factors: tuple[float, float] | None
+) -> dict[str, Any]:
+    """What the epilogues of both kernels are told."""
+    found: dict[str, Any] = {"HAS_RESIDUAL": residual is not None, "RELU": act == "relu"}
+    if factors is not None:
+        found |= {"residual_factor": factors[0], "out_factor": factors[1]}
+    return {**found, "WIDE": wide}
