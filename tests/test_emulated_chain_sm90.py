@@ -18,12 +18,13 @@ from mutants import HOSTILE, Mutant, Trial
 
 from resnet_fused import numerics, roofline
 from resnet_fused.cases import RESNET50_CHAINS, ChainCase
+from resnet_fused.ops import _cuda_chain_checks as checks
 from resnet_fused.ops._library import overload
 
 pytestmark = pytest.mark.emulated
 
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
-CONFIGURATIONS = 3
+CONFIGURATIONS = 4
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
 ONE, TWO = ((count, *emulated.H200[1:]) for count in (1, 2))
 """So few multiprocessors that blocks stay for several tiles."""
@@ -46,16 +47,17 @@ def index_of(place: int) -> int:
     return list(tiles())[place]
 
 
-def inner(place: int) -> int:
-    """Channels of x that a configuration has room for."""
-    return int(tiles()[index_of(place)]["name"].partition("_k")[2])
+def room(place: int, what: str) -> int:
+    """Channels of x ("_k") or of a projection ("_d") that a configuration has room for."""
+    return int(tiles()[index_of(place)]["name"].partition(what)[2].split("_")[0] or 0)
 
 
 def filling(case: ChainCase, place: int) -> ChainCase:
-    """With more channels, where a configuration has room for more than one step of them."""
-    more = 64 if inner(place) > 64 else 0
+    """With a projection, and with more channels, where a configuration is made for them."""
+    more = 64 if room(place, "_k") > 64 else 0
     wide = 64 if tiles()[index_of(place)]["n"] > 64 else 0
-    return dataclasses.replace(case, k=case.k + more, m=case.m + wide)
+    projected = room(place, "_d") - (24 if case.k < 64 else 0) if room(place, "_d") else 0
+    return dataclasses.replace(case, k=case.k + more, m=case.m + wide, projected=projected)
 
 
 def run(place, case, operands, **settings):
@@ -86,6 +88,15 @@ def test_every_bit_is_right(place, case):
     )
     assert not wrong(got, operands, case)
     assert report["plan"]["blocks"] == min((1, 2, 132)[number % 3], -(-case.pixels // 128))
+
+
+@every
+def test_the_self_checks_cases_are_exact(place):
+    """The last of them is for a GPU: as many tiles take minutes here."""
+    for case in checks.cases_of(tiles()[index_of(place)]["name"])[:-1]:
+        operands = operands_of(case, DTYPES[place % 2])
+        got, _ = run(place, case, operands, gpu=TWO, resident_blocks=2)
+        assert not wrong(got, operands, case), case
 
 
 @every
@@ -123,8 +134,11 @@ def test_what_it_costs(place):
     counted = report["counters"]
     assert counted["global_store_sectors"] * 32 == counted["global_store_bytes_asked"]
     # Activations once; filters for each of the two tiles.
-    asked = sum(t.numel() * 2 for t in (operands.x, operands.residual))
-    asked += 2 * sum(t.numel() * 2 for t in (operands.weight, operands.next_weight))
+    asked = sum(
+        t.numel() * t.element_size() * (2 if "weight" in name else 1)
+        for name, t in operands._asdict().items()
+        if t is not None and t.dim() == 4
+    )
     copies = [s for s in report["sites"] if s["instruction"] == "cp.async.bulk.tensor.tile"]
     assert sum(site["counters"]["global_load_bytes_asked"] for site in copies) == asked
 
@@ -174,6 +188,10 @@ def test_refusals_say_why():
         assert "for GPUs of capability 9.0" in refusal(ODD, gpu=gpu)
     changed = functools.partial(dataclasses.replace, ODD)
     assert "it takes no projection" in refusal(changed(projected=8))
+    assert "it is made for a projection" in refusal(ODD, place=3)
+    assert "72 channels of the projection, at most 64" in refusal(changed(projected=72), place=3)
+    strided = changed(projected=8, projection_stride=2)
+    assert "a projection of stride 2" in refusal(strided, place=3)
     assert "an out_stride of 2" in refusal(changed(out_stride=2))
     assert "it takes no 3x3 convolution in front" in refusal(changed(front=8))
     assert "no next convolution" in refusal(changed(m=0))
@@ -199,11 +217,13 @@ def test_the_choice():
             continue
         chosen[case.name] = names[made["configuration"]]
         by_tma = chosen[case.name].startswith("tma_")
-        fits = case.k <= 128 and case.m <= 128 and not case.projected and case.out_stride == 1
+        fits = case.k <= 128 and case.m <= 128 and case.out_stride == 1
+        fits = fits and (case.projected <= 64 and case.projection_stride == 1)
         assert by_tma == fits
         assert ("no TMA: " in made["why"]) != by_tma
         assert made["blocks"] == 132 or not by_tma
     assert chosen["layer1"] == "tma_128x64_4s_k64"
+    assert chosen["layer1_first"] == "tma_128x64_3s_k64_d64"
     assert chosen["layer2"] == "tma_128x128_3s_k128"
     for gpu in (emulated.A100, emulated.H200[:3]):
         made = plan(dataclasses.replace(RESNET50_CHAINS[1], n=256), gpu=gpu)
@@ -213,7 +233,13 @@ def test_the_choice():
 # Faults
 
 CHUNKS = 4
-FILES = {"conv_chain_sm90.cuh", "warpgroup_tile.h", "pipeline.h", "warpgroup_epilogue.h"}
+FILES = {
+    "conv_chain_sm90.cuh",
+    "chain_box.h",
+    "warpgroup_tile.h",
+    "pipeline.h",
+    "warpgroup_epilogue.h",
+}
 # (file, the line's text, instruction, fault) -> why the fault does no harm there.
 HARMLESS: dict[tuple[str, str, str, str], str] = {
     ("conv_chain_sm90.cuh", "ptx::sync_warp();", "bar.warp.sync", "skip"): (
@@ -222,7 +248,11 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
     ),
 }
 # More steps than stages, more tiles than buffers.
-FAULTY = ((1, dataclasses.replace(MANY, m=104)), (2, dataclasses.replace(MANY, k=104, m=104)))
+FAULTY = (
+    (1, dataclasses.replace(MANY, m=104)),
+    (2, dataclasses.replace(MANY, k=104, m=104)),
+    (3, dataclasses.replace(MANY, projected=40)),
+)
 
 
 def trials() -> list[Trial]:

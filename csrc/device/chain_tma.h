@@ -15,15 +15,19 @@ constexpr int kChainTmaPixels = kConsumers * kWarpgroupRows;  // of a tile
 constexpr int kChainTmaMostChannels = 1024;
 
 // kInner channels of what the first convolution reads, kNext of `next`, kStages steps of 64
-// channels of `out` in flight or in use.
-template <int kInner_, int kNext_, int kStages_>
+// channels of `out` in flight or in use; kProjected channels of what the shortcut is made of, 0 for
+// one that is a tensor.
+template <int kInner_, int kNext_, int kStages_, int kProjected_ = 0>
 struct ChainTmaShape {
   static constexpr int kInner = kInner_;
   static constexpr int kNext = kNext_;
   static constexpr int kStages = kStages_;
+  static constexpr int kProjected = kProjected_;
   static constexpr int kInnerBoxes = kInner / kStepElements;
+  static constexpr int kProjectedBoxes = kProjected / kStepElements;
   static constexpr int kNextBoxes = kNext / kStepElements;
-  static_assert(kInner % kStepElements == 0 && kNext % kStepElements == 0 && kNext <= 256);
+  static_assert(kInner % kStepElements == 0 && kNext % kStepElements == 0 && kNext <= 256 &&
+                kProjected % kStepElements == 0);
   static_assert(kStages >= 2, "one step in use, one arriving");
 
   static constexpr int kReaders = kConsumers * kWarpgroupWarps;  // warps that release a stage
@@ -31,22 +35,27 @@ struct ChainTmaShape {
   // A box: 64 channels of the tile's pixels, the first half of them the first consumer's.
   static constexpr int kPartBytes = kWarpgroupRows * kStepRowBytes;
   static constexpr int kBoxBytes = kConsumers * kPartBytes;
-  static constexpr int kRowsBytes = kInnerBoxes * kBoxBytes;          // what a tile reads
+  // What a tile reads; first what the first convolution does.
+  static constexpr int kRowsBytes = (kInnerBoxes + kProjectedBoxes) * kBoxBytes;
   static constexpr int kWeightBytes = kStepElements * kStepRowBytes;  // 64 channels of 64 filters
 
-  // A stage: the shortcut, of which `out` takes the place, and filters of both convolutions.
+  // A stage: the shortcut, of which `out` takes the place, and filters: those that make `out`,
+  // those of the projection, those that read `out`.
   static constexpr int kWeightAt = kBoxBytes;
-  static constexpr int kNextWeightAt = kWeightAt + kInnerBoxes * kWeightBytes;
+  static constexpr int kNextWeightAt = kWeightAt + (kInnerBoxes + kProjectedBoxes) * kWeightBytes;
   static constexpr int kStageBytes = kNextWeightAt + kNext * kStepRowBytes;
+  static constexpr int kArrivingBytes = kStageBytes - (kProjected > 0 ? kBoxBytes : 0);  // by TMA
 
   // From a multiple of 1024: the rows of two tiles; boxes of `next` for which a tile's rows have no
-  // room; the stages; scale and shift of `out` and of `next`; barriers.
+  // room; the stages; scale and shift of `out`, of its projection and of `next`; barriers.
   static constexpr int kMoreAt = 2 * kRowsBytes;
   static constexpr int kMoreBoxes = kNextBoxes > kInnerBoxes ? kNextBoxes - kInnerBoxes : 0;
   static constexpr int kStagesAt = kMoreAt + kMoreBoxes * kBoxBytes;
   static constexpr int kVectorsAt = kStagesAt + kStages * kStageBytes;
   static constexpr int kChannelBytes = 2 * 4;
-  static constexpr int kNextVectorsAt = kVectorsAt + kChainTmaMostChannels * kChannelBytes;
+  static constexpr int kProjectionVectorsAt = kVectorsAt + kChainTmaMostChannels * kChannelBytes;
+  static constexpr int kNextVectorsAt =
+      kProjectionVectorsAt + (kProjected > 0 ? kChainTmaMostChannels * kChannelBytes : 0);
   static constexpr int kRingAt = kNextVectorsAt + kNext * kChannelBytes;
   static constexpr int kRowsRingAt = kRingAt + ring_bytes(kStages);
   static constexpr int kSharedBytes = kRowsRingAt + ring_bytes(2);
@@ -55,19 +64,22 @@ struct ChainTmaShape {
 };
 
 struct ChainTmaArguments {
-  ptx::TensorMap x;            // {K, pixels}, boxes of 64 by a tile's pixels
-  ptx::TensorMap residual;     // {C, pixels}, likewise
-  ptx::TensorMap weight;       // {K, C}, 64 by 64
-  ptx::TensorMap next_weight;  // {C, M}, 64 by kNext
-  ptx::TensorMap out;          // {C, pixels}, 64 by a warpgroup's pixels
-  ptx::TensorMap following;    // {M, pixels}, likewise
-  const float* scale;          // [C]
-  const float* shift;          // [C]
-  const float* next_scale;     // [M]
-  const float* next_shift;     // [M]
-  int32_t channels;            // C
-  int32_t next_channels;       // M
-  int32_t steps;               // of 64 of C
+  ptx::TensorMap x;           // {K, pixels}, boxes of 64 by a tile's pixels
+  ptx::TensorMap shortcut;    // likewise: {C, pixels}, or of what is projected {D, pixels}
+  ptx::TensorMap weight;      // {K, C}, 64 by 64
+  ptx::TensorMap projection;  // {D, C}, likewise
+  ptx::TensorMap next;        // {C, M}, 64 by kNext
+  ptx::TensorMap out;         // {C, pixels}, 64 by a warpgroup's pixels
+  ptx::TensorMap following;   // {M, pixels}, likewise
+  const float* scale;         // [C]
+  const float* shift;
+  const float* projection_scale;  // [C]
+  const float* projection_shift;
+  const float* next_scale;  // [M]
+  const float* next_shift;
+  int32_t channels;       // C
+  int32_t next_channels;  // M
+  int32_t steps;          // of 64 of C
   int32_t tiles;
   bool reverse;    // tiles are walked from the last one
   bool dependent;  // the next kernel may begin early

@@ -11,64 +11,15 @@
 
 #include <cstdint>
 
+#include "../device/chain_box.h"
 #include "../device/chain_tma.h"
 #include "../device/dependent.h"
 #include "../device/pipeline.h"
-#include "../device/warpgroup_epilogue.h"
-#include "../device/warpgroup_tile.h"
 #include "../ptx/registers.h"
 
 namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
-
-using ChainBox = StagedTile<Orientation::kPixelsLeft, kStepElements>;
-constexpr int kBoxSums = kStepElements / 2;  // that a thread has of a box
-
-// Scale and shift of all channels, up to the end of their last step, where they are zeros.
-RF_DEVICE void fetch_vectors(ptx::SharedAddress to, const ChannelVectors& from, int32_t steps) {
-  for (auto pair = static_cast<int32_t>(threadIdx.x); pair < steps * kBoxSums;
-       pair += kWarpgroupBlockThreads) {
-    const int32_t first = 2 * pair;
-    const ChannelPair both{{from.scale_of(first), from.scale_of(first + 1)},
-                           {from.shift_of(first), from.shift_of(first + 1)}};
-    ptx::store_shared(to + pair * sizeof(ChannelPair), both);
-  }
-}
-
-// relu(scale sums + shift [+ what lies in the box]) of 64 channels, rounded, into the box and, as
-// wgmma takes its left operand, into `made`. `sums`: of kBox. vectors: of the box's channels.
-template <class T, bool kShortcut, int kBox, int kRegisters>
-RF_DEVICE void put_box(uint32_t (&made)[kProducts][4], const float (&sums)[kRegisters],
-                       const ChainBox& box, ptx::SharedAddress vectors, uint32_t lane) {
-  const BnAct<float> op{0.0f};
-#pragma unroll
-  for (int i = 0; i < kProducts; ++i) {
-    uint32_t (&words)[4] = made[i];
-    if constexpr (kShortcut) box.load(words, i);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto of = ptx::load_shared<ChannelPair>(vectors + (8 * i + 4 * half + lane % 4) *
-                                                                  sizeof(ChannelPair));
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {  // eight rows apart
-        const int m = 2 * half + row;
-        const float a = sums[kBox * kBoxSums + 8 * i + 2 * m];
-        const float b = sums[kBox * kBoxSums + 8 * i + 2 * m + 1];
-        if constexpr (kShortcut) {
-          const float low = widen(T{static_cast<uint16_t>(words[m])});
-          const float high = widen(T{static_cast<uint16_t>(words[m] >> 16)});
-          words[m] = narrow_pair<T>(op(a, of.scale[0], of.shift[0], low),
-                                    op(b, of.scale[1], of.shift[1], high));
-        } else {
-          words[m] =
-              narrow_pair<T>(op(a, of.scale[0], of.shift[0]), op(b, of.scale[1], of.shift[1]));
-        }
-      }
-    }
-    box.store(i, words);
-  }
-}
 
 // A warpgroup's way through the tiles of its block.
 template <class T, class Shape>
@@ -90,8 +41,10 @@ class ChainConsumer {
     RingPlace<2> rows_at;
     RingPlace<Shape::kStages> at;
     float sums[kBoxSums];
+    float projected[kBoxSums];  // not in use without a projection
     float following[Shape::kNext / 2];
     clear(sums);
+    clear(projected);
     clear(following);
     bool held = false;  // the rows of the tile before, from where `next` goes out
     for (auto tile = static_cast<int32_t>(blockIdx.x); tile < arguments_.tiles;
@@ -102,10 +55,27 @@ class ChainConsumer {
       for (int step = 0; step < arguments_.steps; ++step) {
         const ptx::SharedAddress stage = shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;
         ring.wait(at);
-        multiply_rows(sums, rows, stage + Shape::kWeightAt);
+        ptx::wgmma_pin(sums);
+        if constexpr (Shape::kProjected > 0) ptx::wgmma_pin(projected);
+        ptx::wgmma_fence();
+        multiply_boxes<0, Shape::kInnerBoxes>(sums, rows, stage);
+        if constexpr (Shape::kProjected > 0) {
+          multiply_boxes<Shape::kInnerBoxes, Shape::kProjectedBoxes>(projected, rows, stage);
+        }
+        ptx::wgmma_commit_group();
+        ptx::wgmma_wait_group<0>();
+        ptx::wgmma_pin(sums);
         uint32_t made[kProducts][4];
-        put_box<T, true, 0>(made, sums, ChainBox(stage + part_, thread_),
-                            shared_ + Shape::kVectorsAt + step * kStepVectors, thread_ % 32);
+        const ChainBox box(stage + part_, thread_);
+        const ptx::SharedAddress vectors = shared_ + Shape::kVectorsAt + step * kStepVectors;
+        if constexpr (Shape::kProjected > 0) {
+          ptx::wgmma_pin(projected);
+          scale_sums(projected, vectors + (Shape::kProjectionVectorsAt - Shape::kVectorsAt),
+                     thread_ % 32);
+          put_box<T, Added::kSums, 0>(made, sums, projected, box, vectors, thread_ % 32);
+        } else {
+          put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, thread_ % 32);
+        }
         publish();
         if (thread_ == 0) {
           ptx::tma_store(&arguments_.out, {step * kStepElements, pixel}, stage + part_);
@@ -152,17 +122,16 @@ class ChainConsumer {
     ptx::barrier_sync(barrier_, kWarpgroupThreads);
   }
 
-  RF_DEVICE void multiply_rows(float (&sums)[kBoxSums], ptx::SharedAddress rows,
-                               ptx::SharedAddress weight) const {
-    ptx::wgmma_pin(sums);
-    ptx::wgmma_fence();
+  // Asks for the products of the tile's rows from box kFirst on and their filters.
+  template <int kFirst, int kBoxes>
+  RF_DEVICE void multiply_boxes(float (&sums)[kBoxSums], ptx::SharedAddress rows,
+                                ptx::SharedAddress stage) const {
+    const ptx::SharedAddress left = rows + kFirst * Shape::kBoxBytes;
+    const ptx::SharedAddress right = stage + Shape::kWeightAt + kFirst * Shape::kWeightBytes;
 #pragma unroll
-    for (int i = 0; i < Shape::kInnerBoxes; ++i) {
-      multiply_step<T>(sums, rows + i * Shape::kBoxBytes, weight + i * Shape::kWeightBytes, i > 0);
+    for (int i = 0; i < kBoxes; ++i) {
+      multiply_step<T>(sums, left + i * Shape::kBoxBytes, right + i * Shape::kWeightBytes, i > 0);
     }
-    ptx::wgmma_commit_group();
-    ptx::wgmma_wait_group<0>();
-    ptx::wgmma_pin(sums);
   }
 
   // `next` goes out by way of the rows that its tile has read; by the last step's barrier all
@@ -189,8 +158,9 @@ class ChainConsumer {
                           ptx::SharedAddress rows) const {
     if constexpr (kBox < Shape::kNextBoxes) {
       uint32_t words[kProducts][4];
-      put_box<T, false, kBox>(words, following, ChainBox(next_box(kBox, rows), thread_),
-                              shared_ + Shape::kNextVectorsAt + kBox * kStepVectors, thread_ % 32);
+      put_box<T, Added::kNothing, kBox>(
+          words, following, nullptr, ChainBox(next_box(kBox, rows), thread_),
+          shared_ + Shape::kNextVectorsAt + kBox * kStepVectors, thread_ % 32);
       put_next<kBox + 1>(following, rows);
     }
   }
@@ -220,9 +190,10 @@ class ChainProducer {
     rows_ring().init(kConsumers);
     ptx::fence_mbarrier_init();
     ptx::tma_prefetch(&arguments_.weight);
-    ptx::tma_prefetch(&arguments_.next_weight);
+    if constexpr (Shape::kProjected > 0) ptx::tma_prefetch(&arguments_.projection);
+    ptx::tma_prefetch(&arguments_.next);
     ptx::tma_prefetch(&arguments_.x);
-    ptx::tma_prefetch(&arguments_.residual);
+    ptx::tma_prefetch(&arguments_.shortcut);
     ptx::tma_prefetch(&arguments_.out);
     ptx::tma_prefetch(&arguments_.following);
   }
@@ -244,10 +215,11 @@ class ChainProducer {
          tile += static_cast<int32_t>(gridDim.x)) {
       const int32_t pixel = arguments_.pixel(tile);
       rows_ring().acquire(rows_at, Shape::kRowsBytes);
-#pragma unroll
       for (int i = 0; i < Shape::kInnerBoxes; ++i) {
-        ptx::tma_load(shared_ + rows_at.stage * Shape::kRowsBytes + i * Shape::kBoxBytes,
-                      &arguments_.x, {i * kStepElements, pixel}, rows_ring().full(rows_at));
+        load_rows(rows_at, i, &arguments_.x, i, pixel);
+      }
+      for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
+        load_rows(rows_at, Shape::kInnerBoxes + i, &arguments_.shortcut, i, pixel);
       }
       rows_at.next();
       for (int step = 0; step < arguments_.steps; ++step) {
@@ -256,8 +228,10 @@ class ChainProducer {
         } else {
           load_filters(at, step);
         }
-        ptx::tma_load(stage(at), &arguments_.residual, {step * kStepElements, pixel},
-                      ring().full(at));
+        if constexpr (Shape::kProjected == 0) {
+          ptx::tma_load(stage(at), &arguments_.shortcut, {step * kStepElements, pixel},
+                        ring().full(at));
+        }
         at.next();
       }
     }
@@ -281,14 +255,26 @@ class ChainProducer {
   }
   RF_DEVICE void load_filters(const RingPlace<Shape::kStages>& at, int step) const {
     const int32_t channel = step * kStepElements;
-    ring().acquire(at, Shape::kStageBytes);
-#pragma unroll
+    ring().acquire(at, Shape::kArrivingBytes);
     for (int i = 0; i < Shape::kInnerBoxes; ++i) {
-      ptx::tma_load(stage(at) + Shape::kWeightAt + i * Shape::kWeightBytes, &arguments_.weight,
+      ptx::tma_load(weight_at(at, i), &arguments_.weight, {i * kStepElements, channel},
+                    ring().full(at));
+    }
+    for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
+      ptx::tma_load(weight_at(at, Shape::kInnerBoxes + i), &arguments_.projection,
                     {i * kStepElements, channel}, ring().full(at));
     }
-    ptx::tma_load(stage(at) + Shape::kNextWeightAt, &arguments_.next_weight, {channel, 0},
+    ptx::tma_load(stage(at) + Shape::kNextWeightAt, &arguments_.next, {channel, 0},
                   ring().full(at));
+  }
+  RF_DEVICE ptx::SharedAddress weight_at(const RingPlace<Shape::kStages>& at, int box) const {
+    return stage(at) + Shape::kWeightAt + box * Shape::kWeightBytes;
+  }
+  // Into a tile's box, 64 channels from step `step` on.
+  RF_DEVICE void load_rows(const RingPlace<2>& at, int box, const ptx::TensorMap* map, int step,
+                           int32_t pixel) const {
+    ptx::tma_load(shared_ + at.stage * Shape::kRowsBytes + box * Shape::kBoxBytes, map,
+                  {step * kStepElements, pixel}, rows_ring().full(at));
   }
 
   const ChainTmaArguments& arguments_;
@@ -312,6 +298,11 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   }
   fetch_vectors(shared + Shape::kVectorsAt, {arguments.scale, arguments.shift, arguments.channels},
                 arguments.steps);
+  if constexpr (Shape::kProjected > 0) {
+    fetch_vectors(shared + Shape::kProjectionVectorsAt,
+                  {arguments.projection_scale, arguments.projection_shift, arguments.channels},
+                  arguments.steps);
+  }
   fetch_vectors(shared + Shape::kNextVectorsAt,
                 {arguments.next_scale, arguments.next_shift, arguments.next_channels},
                 Shape::kNextBoxes);

@@ -199,11 +199,13 @@ int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
   return 0;
 }
 
-// Why a configuration can't take a problem, into `why`; false if it can.
-bool refused(const RfConvChain& problem, int32_t index, const RfGpu& gpu, const Refusal& refuse) {
+// Why a configuration can't take so many images of a problem a launch, into `why`; false if it can.
+bool refused(const RfConvChain& problem, int32_t index, int64_t images, const RfGpu& gpu,
+             const Refusal& refuse) {
   const RfConvConfiguration& tile = *rf_conv_chain_configuration(index);
   if (tile.tma != 0) {
-    const auto fault = chain_tma_fault(problem, chain_tma_tile(index - kFirstChainTma), gpu);
+    const auto fault =
+        chain_tma_fault(problem, chain_tma_tile(index - kFirstChainTma), images, gpu);
     return !fault.empty() && refuse("%s", fault.c_str()) != 0;
   }
   const int32_t front = chain_front(index);
@@ -278,7 +280,7 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
     // What is said of the whole table is said by the last one that might have served.
     const bool other = (chain_front(i) > 0) != (problem->front_channels > 0);
     char* said = tile.tma != 0 ? against_tma : other ? aside : against;
-    if (refused(*problem, i, *gpu, {configuration < 0 ? said : against, kSaid})) continue;
+    if (refused(*problem, i, together, *gpu, {configuration < 0 ? said : against, kSaid})) continue;
     const int64_t pixels = together * of_image;
     const double cycles =
         tile.tma != 0 ? chain_tma_cost(*problem, chain_tma_tile(i - kFirstChainTma), pixels, *gpu)

@@ -7,7 +7,6 @@
 #include <array>
 #include <cstddef>
 #include <optional>
-#include <utility>
 
 #include "conv_plan.h"
 #include "tma_request.h"
@@ -16,13 +15,14 @@ namespace resnet_fused {
 
 // tools/_cuda_early.py knows what a kernel's parameters point to by these places.
 static_assert(offsetof(ChainTmaArguments, x) == 0);
-static_assert(offsetof(ChainTmaArguments, residual) == 128);
+static_assert(offsetof(ChainTmaArguments, shortcut) == 128);
 static_assert(offsetof(ChainTmaArguments, weight) == 256);
-static_assert(offsetof(ChainTmaArguments, next_weight) == 384);
-static_assert(offsetof(ChainTmaArguments, out) == 512);
-static_assert(offsetof(ChainTmaArguments, following) == 640);
-static_assert(offsetof(ChainTmaArguments, scale) == 768);
-static_assert(offsetof(ChainTmaArguments, next_shift) == 792);
+static_assert(offsetof(ChainTmaArguments, projection) == 384);
+static_assert(offsetof(ChainTmaArguments, next) == 512);
+static_assert(offsetof(ChainTmaArguments, out) == 640);
+static_assert(offsetof(ChainTmaArguments, following) == 768);
+static_assert(offsetof(ChainTmaArguments, scale) == 896);
+static_assert(offsetof(ChainTmaArguments, next_shift) == 936);
 
 namespace {
 
@@ -42,7 +42,10 @@ struct Rows {
 
 std::array<Rows, 4> rows_of(const RfConvChain& p) {
   return {Rows{"x", p.x, p.x_size[1], p.x_stride, kChainTmaPixels},
-          Rows{"residual", p.residual, p.channels, p.residual_stride, kChainTmaPixels},
+          p.projects != 0
+              ? Rows{"projected", p.projected, p.projected_channels, p.projected_stride,
+                     kChainTmaPixels}
+              : Rows{"residual", p.residual, p.channels, p.residual_stride, kChainTmaPixels},
           Rows{"out", p.out, p.channels, p.out_strides, kWarpgroupRows},
           Rows{"next", p.following, p.next_channels, p.following_stride, kWarpgroupRows}};
 }
@@ -63,6 +66,11 @@ TensorMapRequest weight_request(const RfConvChain& problem) {
                       problem.weight_stride[0], kStepElements);
 }
 
+TensorMapRequest projection_request(const RfConvChain& problem) {
+  return rows_request(problem.dtype, problem.projection_weight, problem.projected_channels,
+                      problem.channels, problem.projection_weight_stride[0], kStepElements);
+}
+
 TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaFacts& tile) {
   return rows_request(problem.dtype, problem.next_weight, problem.channels, problem.next_channels,
                       problem.next_weight_stride[0], tile.next);
@@ -80,7 +88,17 @@ std::string too_many(const char* what, int64_t given, int64_t most) {
 // What a tile can't do; the kernel for sm_80 serves it.
 std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
   if (problem.front_channels > 0) return "it takes no 3x3 convolution in front";
-  if (problem.projects != 0) return "it takes no projection";
+  const bool projects = problem.projects != 0;
+  if (projects != (tile.projected > 0)) {
+    return projects ? "it takes no projection" : "it is made for a projection";
+  }
+  if (projects && problem.projected_channels > tile.projected) {
+    return too_many("the projection", problem.projected_channels, tile.projected);
+  }
+  if (projects && problem.projection_stride != 1) {
+    return "a projection of stride " + std::to_string(problem.projection_stride) +
+           "; it reads every pixel";
+  }
   if (problem.out_stride != 1) return "an out_stride of 2; it stores every pixel";
   if (problem.next_channels < 1) return "no next convolution; it takes chains of two";
   if (problem.x_size[1] > tile.inner) return too_many("x", problem.x_size[1], tile.inner);
@@ -95,28 +113,34 @@ std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
 
 ChainTmaFacts chain_tma_tile(int index) {
   return ConvChainTmaTiles::with(index, []<class Shape>() {
-    return ChainTmaFacts{Shape::kInner, Shape::kNext, Shape::kStages, Shape::kSharedBytes};
+    return ChainTmaFacts{Shape::kInner, Shape::kNext, Shape::kStages, Shape::kProjected,
+                         Shape::kSharedBytes};
   });
 }
 
 std::string chain_tma_name(const ChainTmaFacts& tile) {
   return "tma_" + std::to_string(kChainTmaPixels) + "x" + std::to_string(tile.next) + "_" +
-         std::to_string(tile.stages) + "s_k" + std::to_string(tile.inner);
+         std::to_string(tile.stages) + "s_k" + std::to_string(tile.inner) +
+         (tile.projected > 0 ? "_d" + std::to_string(tile.projected) : "");
 }
 
-std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& tile,
+std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t images,
                             const RfGpu& gpu) {
   if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
   if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
   std::string found = shape_fault(problem, tile);
   if (!found.empty()) return found;
   for (const Rows& rows : rows_of(problem)) {
-    const auto request = request_of(problem, rows, 0, problem.x_size[0]);
+    const auto request = request_of(problem, rows, 0, images);
     if (!request) return named(rows.name, "its pixels do not lie one behind the other");
     if (found = tensor_map_fault(*request); !found.empty()) return named(rows.name, found);
   }
   if (found = tensor_map_fault(weight_request(problem)); !found.empty()) {
     return named("weight", found);
+  }
+  if (problem.projects != 0) {
+    found = tensor_map_fault(projection_request(problem));
+    if (!found.empty()) return named("projection_weight", found);
   }
   return named("next_weight", tensor_map_fault(next_weight_request(problem, tile)));
 }
@@ -131,10 +155,10 @@ double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int
   const int64_t tiles = divide_up(pixels, kChainTmaPixels);
   const auto each = static_cast<double>(divide_up(tiles, gpu.multiprocessors));
   const auto steps = static_cast<double>(divide_up(problem.channels, kStepElements));
-  const double inner = tile.inner / kStepElements;
+  const double inner = (tile.inner + tile.projected) / kStepElements;
   const double next = tile.next / kStepElements;
   const double area = m * kStepElements;
-  const double matrix = steps * area * (tile.inner + tile.next) / kWarpgroupUnit;
+  const double matrix = steps * area * (tile.inner + tile.projected + tile.next) / kWarpgroupUnit;
   // Of a step: filters; what both warpgroups' products read, TMA writes and reads, and epilogues
   // exchange for what they make.
   const double filters = kRow * (inner * kStepElements + tile.next);
@@ -143,7 +167,7 @@ double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int
   const double passed = read + filters + 4 * m * kRow;
   const double ends = m * kRow * (inner + next);
   const double shared = (steps * passed + ends + 2 * next * m * kRow) / kSharedBytes;
-  const double moved = steps * 2 * m * kRow + ends;
+  const double moved = steps * (tile.projected > 0 ? 1 : 2) * m * kRow + ends;
   const double cache = steps * filters / kSameLines + moved / kCacheBytes;
   const double results = (steps + next) * area / kResults;
   const double alone = matrix / kConsumers + results + steps * kStepWaits;
@@ -157,17 +181,21 @@ int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64
   const ChainTmaFacts tile = chain_tma_tile(index);
   const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
   ChainTmaArguments made{};
-  const auto [x, residual, out, following] = rows_of(problem);
-  const std::pair<const Rows*, ptx::TensorMap*> maps[] = {
-      {&x, &made.x}, {&residual, &made.residual}, {&out, &made.out}, {&following, &made.following}};
+  const std::array<Rows, 4> rows = rows_of(problem);
+  ptx::TensorMap* const maps[] = {&made.x, &made.shortcut, &made.out, &made.following};
   int error = encode_tensor_map(weight_request(problem), &made.weight);
-  if (error == 0) error = encode_tensor_map(next_weight_request(problem, tile), &made.next_weight);
-  for (const auto& [rows, map] : maps) {
-    if (error == 0) error = encode_tensor_map(*request_of(problem, *rows, first, images), map);
+  if (error == 0) error = encode_tensor_map(next_weight_request(problem, tile), &made.next);
+  if (error == 0 && problem.projects != 0) {
+    error = encode_tensor_map(projection_request(problem), &made.projection);
+  }
+  for (size_t i = 0; i < rows.size() && error == 0; ++i) {
+    error = encode_tensor_map(*request_of(problem, rows[i], first, images), maps[i]);
   }
   if (error != 0) return error;
   made.scale = static_cast<const float*>(problem.scale);
   made.shift = static_cast<const float*>(problem.shift);
+  made.projection_scale = static_cast<const float*>(problem.projection_scale);
+  made.projection_shift = static_cast<const float*>(problem.projection_shift);
   made.next_scale = static_cast<const float*>(problem.next_scale);
   made.next_shift = static_cast<const float*>(problem.next_shift);
   made.channels = narrowed(problem.channels);

@@ -15,23 +15,26 @@ struct ChainTmaFacts {
   int32_t inner;
   int32_t next;
   int32_t stages;
+  int32_t projected;
   int32_t shared_bytes;
 };
 // index: in ConvChainTmaTiles.
 ChainTmaFacts chain_tma_tile(int index);
 
-// "tma_128x64_4s_k64": pixels and channels of next, stages, channels that it reads.
+// "tma_128x64_4s_k64": pixels and channels of next, stages, channels that it reads; behind it
+// "_d64", those that the shortcut projects, where it is made for that.
 std::string chain_tma_name(const ChainTmaFacts& tile);
 
-// What keeps a problem from a tile, with the argument's name; empty if nothing does.
-std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& tile,
+// What keeps a problem from a tile, with the argument's name; empty if nothing does. images: of a
+// launch.
+std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t images,
                             const RfGpu& gpu);
 
 // Predicted cycles of a launch over so many pixels.
 double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t pixels,
                       const RfGpu& gpu);
 
-// Launches images [first, first + images) on `blocks` blocks at most; 0 or a cudaError_t.
+// Launches images [first, first + images); 0 or a cudaError_t.
 int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64_t first,
                        int64_t images, void* stream);
 
