@@ -71,7 +71,7 @@ RULES = {
     # Likewise: maps of x, shortcut, weight, projection, next, out and following, then vectors.
     "conv_chain_tma_kernel": Rule(
         frozenset(range(0x70 + 896, 0x70 + 944, 8)),
-        frozenset(),
+        frozenset({0x70 + 944}),
         True,
         frozenset({0x70 + 256, 0x70 + 384, 0x70 + 512}),
     ),

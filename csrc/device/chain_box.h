@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "chain_tma.h"
+#include "vector.h"
 #include "warpgroup_epilogue.h"
 #include "warpgroup_tile.h"
 
@@ -85,6 +86,59 @@ RF_DEVICE void put_box(uint32_t (&made)[kProducts][4], const float (&sums)[kRegi
     box.store(i, words);
   }
 }
+
+// Stores the pixels of a warpgroup's tile that lie in even rows and columns, 16 bytes a thread;
+// each warp those whose sums it has.
+template <class T>
+class EvenPixels {
+  static constexpr int kUnits = kStepRowBytes / kVectorBytes;  // of a row of a box
+  static constexpr int kRows = 16 / (ptx::kWarpSize / kUnits);
+
+ public:
+  // pixel: the tile's first one. thread: of the warpgroup.
+  RF_DEVICE EvenPixels(const ChainTmaArguments& arguments, int32_t pixel, uint32_t thread)
+      : even_(arguments.even),
+        row_(thread / 32 * 16 + thread % 32 / kUnits),
+        unit_(static_cast<int32_t>(thread % kUnits)) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int32_t m = pixel + static_cast<int32_t>(row(i));
+      const bool there = arguments.thinned && m < arguments.grid.pixels;
+      Pixel at = pixel_of(there ? m : 0, arguments.grid);
+      const bool stored = there && ((at.p | at.q) & 1) == 0;
+      at.p /= 2;
+      at.q /= 2;
+      to_[i] = stored ? offset_of(at, even_.strides) + unit_ : kNowhere;
+    }
+  }
+
+  // A step of channels from a box's part, whose rows the warp has written.
+  RF_DEVICE void store(ptx::SharedAddress part, int step) const {
+    if (step * kUnits + unit_ >= even_.units) return;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (to_[i] < 0) continue;
+      const uint32_t chunk = static_cast<uint32_t>(unit_) ^ row(i) % 8;
+      const auto made =
+          ptx::load_shared<Vector<T>>(part + row(i) * kStepRowBytes + chunk * kVectorBytes);
+      auto* to = static_cast<unsigned char*>(even_.data) +
+                 (int64_t{to_[i]} + step * kUnits) * kVectorBytes;
+      ptx::store_global(reinterpret_cast<Vector<T>*>(to), made);
+    }
+  }
+
+ private:
+  static constexpr int32_t kNowhere = -1;
+
+  RF_DEVICE uint32_t row(int i) const {
+    return row_ + static_cast<uint32_t>(i) * (ptx::kWarpSize / kUnits);
+  }
+
+  const ChainResult& even_;
+  uint32_t row_;
+  int32_t unit_;
+  int32_t to_[kRows];  // 16 bytes, from the first pixel's first channel; or kNowhere
+};
 
 #endif
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../ptx/tensor_map.h"
+#include "chain_geometry.h"
 #include "portable.h"
 #include "warpgroup_shape.h"
 
@@ -77,10 +78,13 @@ struct ChainTmaArguments {
   const float* projection_shift;
   const float* next_scale;  // [M]
   const float* next_shift;
+  ChainResult even;       // in place of `out`, where its even rows and columns alone are stored
+  PixelGrid grid;         // of all pixels
   int32_t channels;       // C
   int32_t next_channels;  // M
   int32_t steps;          // of 64 of C
   int32_t tiles;
+  bool thinned;    // `even` is stored
   bool reverse;    // tiles are walked from the last one
   bool dependent;  // the next kernel may begin early
   bool follows;    // this one may: for the launch, the kernel waits either way

@@ -51,6 +51,7 @@ class ChainConsumer {
          tile += static_cast<int32_t>(gridDim.x)) {
       const int32_t pixel = arguments_.pixel(tile) + pixel_;
       const ptx::SharedAddress rows = shared_ + rows_at.stage * Shape::kRowsBytes + part_;
+      const EvenPixels<T> even(arguments_, pixel, thread_);
       rows_ring.wait(rows_at);
       for (int step = 0; step < arguments_.steps; ++step) {
         const ptx::SharedAddress stage = shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;
@@ -77,7 +78,9 @@ class ChainConsumer {
           put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, thread_ % 32);
         }
         publish();
-        if (thread_ == 0) {
+        if (arguments_.thinned) {
+          even.store(stage + part_, step);
+        } else if (thread_ == 0) {
           ptx::tma_store(&arguments_.out, {step * kStepElements, pixel}, stage + part_);
           ptx::bulk_commit_group();
         }
@@ -194,7 +197,7 @@ class ChainProducer {
     ptx::tma_prefetch(&arguments_.next);
     ptx::tma_prefetch(&arguments_.x);
     ptx::tma_prefetch(&arguments_.shortcut);
-    ptx::tma_prefetch(&arguments_.out);
+    if (!arguments_.thinned) ptx::tma_prefetch(&arguments_.out);
     ptx::tma_prefetch(&arguments_.following);
   }
 

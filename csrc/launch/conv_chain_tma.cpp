@@ -23,6 +23,7 @@ static_assert(offsetof(ChainTmaArguments, out) == 640);
 static_assert(offsetof(ChainTmaArguments, following) == 768);
 static_assert(offsetof(ChainTmaArguments, scale) == 896);
 static_assert(offsetof(ChainTmaArguments, next_shift) == 936);
+static_assert(offsetof(ChainTmaArguments, even.data) == 944);
 
 namespace {
 
@@ -37,7 +38,8 @@ struct Rows {
   const void* data;
   int64_t channels;
   const int64_t (&stride)[4];
-  int32_t box;  // pixels
+  int32_t box;         // pixels
+  bool mapped = true;  // false: threads store it, since its pixels do not follow the tile's
 };
 
 std::array<Rows, 4> rows_of(const RfConvChain& p) {
@@ -46,7 +48,7 @@ std::array<Rows, 4> rows_of(const RfConvChain& p) {
               ? Rows{"projected", p.projected, p.projected_channels, p.projected_stride,
                      kChainTmaPixels}
               : Rows{"residual", p.residual, p.channels, p.residual_stride, kChainTmaPixels},
-          Rows{"out", p.out, p.channels, p.out_strides, kWarpgroupRows},
+          Rows{"out", p.out, p.channels, p.out_strides, kWarpgroupRows, p.out_stride == 1},
           Rows{"next", p.following, p.next_channels, p.following_stride, kWarpgroupRows}};
 }
 
@@ -76,6 +78,17 @@ TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaF
                       problem.next_weight_stride[0], tile.next);
 }
 
+// `out` in units of 16 bytes, as ConvChainArguments has it.
+ChainResult thinned_out(const RfConvChain& p, int64_t first) {
+  constexpr int64_t kUnit = kChunkBytes / kTmaElementBytes;
+  const int64_t size[4] = {p.x_size[0], p.channels, divide_up(p.x_size[2], p.out_stride),
+                           divide_up(p.x_size[3], p.out_stride)};
+  const Strides strides = used(size, p.out_strides);
+  return {moved(p.out, first * strides.n * kTmaElementBytes),
+          {narrowed(strides.n / kUnit), narrowed(strides.h / kUnit), narrowed(strides.w / kUnit)},
+          narrowed(p.channels / kUnit)};
+}
+
 std::string named(const char* name, const std::string& fault) {
   return fault.empty() ? fault : std::string(name) + ": " + fault;
 }
@@ -99,7 +112,6 @@ std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
     return "a projection of stride " + std::to_string(problem.projection_stride) +
            "; it reads every pixel";
   }
-  if (problem.out_stride != 1) return "an out_stride of 2; it stores every pixel";
   if (problem.next_channels < 1) return "no next convolution; it takes chains of two";
   if (problem.x_size[1] > tile.inner) return too_many("x", problem.x_size[1], tile.inner);
   if (problem.next_channels > tile.next) return too_many("next", problem.next_channels, tile.next);
@@ -131,6 +143,7 @@ std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& til
   std::string found = shape_fault(problem, tile);
   if (!found.empty()) return found;
   for (const Rows& rows : rows_of(problem)) {
+    if (!rows.mapped) continue;
     const auto request = request_of(problem, rows, 0, images);
     if (!request) return named(rows.name, "its pixels do not lie one behind the other");
     if (found = tensor_map_fault(*request); !found.empty()) return named(rows.name, found);
@@ -167,7 +180,8 @@ double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int
   const double passed = read + filters + 4 * m * kRow;
   const double ends = m * kRow * (inner + next);
   const double shared = (steps * passed + ends + 2 * next * m * kRow) / kSharedBytes;
-  const double moved = steps * (tile.projected > 0 ? 1 : 2) * m * kRow + ends;
+  const double stored = 1.0 / static_cast<double>(problem.out_stride * problem.out_stride);
+  const double moved = steps * (stored + (tile.projected > 0 ? 0 : 1)) * m * kRow + ends;
   const double cache = steps * filters / kSameLines + moved / kCacheBytes;
   const double results = (steps + next) * area / kResults;
   const double alone = matrix / kConsumers + results + steps * kStepWaits;
@@ -189,6 +203,7 @@ int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64
     error = encode_tensor_map(projection_request(problem), &made.projection);
   }
   for (size_t i = 0; i < rows.size() && error == 0; ++i) {
+    if (!rows[i].mapped) continue;
     error = encode_tensor_map(*request_of(problem, rows[i], first, images), maps[i]);
   }
   if (error != 0) return error;
@@ -198,6 +213,10 @@ int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64
   made.projection_shift = static_cast<const float*>(problem.projection_shift);
   made.next_scale = static_cast<const float*>(problem.next_scale);
   made.next_shift = static_cast<const float*>(problem.next_shift);
+  made.even = thinned_out(problem, first);
+  made.grid = {narrowed(pixels), make_divisor(narrowed(problem.x_size[3])),
+               make_divisor(narrowed(problem.x_size[2]))};
+  made.thinned = problem.out_stride != 1;
   made.channels = narrowed(problem.channels);
   made.next_channels = narrowed(problem.next_channels);
   made.steps = narrowed(divide_up(problem.channels, kStepElements));
