@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../ptx/ptx.h"
 #include "chain_tma.h"
 #include "vector.h"
 #include "warpgroup_epilogue.h"

@@ -15,7 +15,9 @@
 #include "../device/chain_tma.h"
 #include "../device/dependent.h"
 #include "../device/pipeline.h"
+#include "../ptx/proxy.h"
 #include "../ptx/registers.h"
+#include "../ptx/tma.h"
 
 namespace resnet_fused {
 
