@@ -59,33 +59,37 @@ def by_emulator(*arguments, wish=None):
 @needs_kernel
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 13
+    assert len(set(names)) == len(names) == 17
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names == checks.conv_chain_configurations()
 
 
 @needs_kernel
 def test_predictions_are_in_the_launches_own_cycles():
+    without_tma = emulated.H200[:3]
     layer1 = dataclasses.replace(RESNET50_CHAINS[1], n=256)
-    found = _chain_plan.predict_cuda(layer1, torch.bfloat16, emulated.H200)
+    found = _chain_plan.predict_cuda(layer1, torch.bfloat16, without_tma)
     assert not isinstance(found, str)
     assert found.config == "128x64_4w3s" and found.gain > 20
     # Memory alone: 103 MB of x, 411 of the shortcut, of out and 103 of next, at 4.3 TB/s.
     assert found.chain / _chain_plan.CLOCK > 1.02e9 / 4.3e12
     # The projection's source takes the shortcut's place.
     first = dataclasses.replace(RESNET50_CHAINS[0], n=256)
-    other = _chain_plan.predict_cuda(first, torch.bfloat16, emulated.H200)
+    other = _chain_plan.predict_cuda(first, torch.bfloat16, without_tma)
     assert not isinstance(other, str) and other.gain > found.gain
     # With the 3x3 in front what that writes is neither written nor read.
     behind = dataclasses.replace(layer1, front=64)
-    front = _chain_plan.predict_cuda(behind, torch.bfloat16, emulated.H200)
+    front = _chain_plan.predict_cuda(behind, torch.bfloat16, without_tma)
     assert not isinstance(front, str) and front.gain > found.gain + 50
     assert front.config == "256x64_8w3s_front64"
     assert front.chain / _chain_plan.CLOCK > 1.02e9 / 4.3e12
     names = frozenset({"64x64_4w3s"})
-    left = _chain_plan.predict_cuda(layer1, torch.bfloat16, emulated.H200, names)
+    left = _chain_plan.predict_cuda(layer1, torch.bfloat16, without_tma, names)
     assert not isinstance(left, str) and left.config == "64x64_4w3s"
-    nothing = _chain_plan.predict_cuda(layer1, torch.bfloat16, emulated.H200, frozenset())
+    nothing = _chain_plan.predict_cuda(layer1, torch.bfloat16, without_tma, frozenset())
+    by_tma = _chain_plan.predict_cuda(first, torch.bfloat16, emulated.H200)
+    assert not isinstance(by_tma, str) and by_tma.config == "tma_128x64_3s_k64_d64"
+    assert by_tma.chain < other.chain
     assert nothing == "no admitted configuration serves it: none was admitted"
 
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import random
 import sys
 
 import emulated
+import emulated_chains
 import pytest
 import torch
 from emulated import Schedule
+from emulated_chains import DTYPES, beyond, limits_of, operands_of, run, wrong
 from emulated_shapes import SCHEDULES, lay_out
 from guarded_memory import FAR, unmapped_around
 
 from resnet_fused import numerics, roofline
 from resnet_fused.cases import RESNET50_CHAINS, ChainCase
 from resnet_fused.ops import _cuda_chain_checks as checks
-from resnet_fused.ops._library import overload
 
 pytestmark = pytest.mark.emulated
 
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
-DTYPES = emulated.DTYPES["conv_chain"]
 # Tiles, steps of out and rows of filters that are cut; two images, so that tiles span them.
 ODD = ChainCase("odd", 2, 40, 7, 9, 88, 40)
 PROJECTED = dataclasses.replace(ODD, name="projected", projected=72, projection_stride=2)
@@ -36,9 +37,14 @@ EVEN = ChainCase("even", 2, 64, 8, 8, 128, 64)
 EVEN_FRONT = dataclasses.replace(EVEN, name="even_front", front=64)
 
 
+H200 = emulated.H200[:3]
+"""As if it had no TMA."""
+plan = functools.partial(emulated_chains.plan, gpu=H200)
+
+
 def configurations() -> list[dict]:
-    """The kernel's table."""
-    return emulated.load().conv_chain_configurations()
+    """The table of the kernel for sm_80 and later: what stands ahead of those by TMA."""
+    return [tile for tile in emulated_chains.configurations() if not tile["tma"]]
 
 
 def room_in_front(tile: dict) -> int:
@@ -50,54 +56,6 @@ def taking(case) -> list[tuple[int, dict]]:
     """The configurations that are made for such chains, by index."""
     found = list(enumerate(configurations()))
     return [(i, tile) for i, tile in found if (room_in_front(tile) > 0) == (case.front > 0)]
-
-
-def operands_of(case, dtype, exact=True, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    made = numerics.chain_operands(case, dtype, generator, exact=exact)
-    return numerics.ChainOperands(
-        *(t if t is None or t.dim() == 1 else lay_out(t, "nhwc") for t in made)
-    )
-
-
-def run(operands, case, *, reverse=False, **settings):
-    """Results of the emulated kernel, and its report."""
-    with emulated.using(**{"splits": 1, **settings}) as found:
-        got = overload("conv_chain", emulated.NAME)(
-            *operands, case.projection_stride, case.out_stride, reverse
-        )
-    return got, found.reports[-1]
-
-
-def wrong(got, operands, case):
-    """Which results are not what they must be, bit for bit."""
-    strides = case.projection_stride, case.out_stride
-    expected = numerics.conv_chain_expected(operands, operands.x.dtype, *strides)
-    pairs = zip(("out", "next"), got, expected, strict=True)
-    return [name for name, y, t in pairs if t is not None and not torch.equal(y, t.to(y.dtype))]
-
-
-def limits_of(operands, case, accumulation):
-    """What the results must be near to, and how near."""
-    strides = case.projection_stride, case.out_stride
-    bound = numerics.conv_chain_bound(operands, *strides, accumulation=accumulation)
-    return numerics.conv_chain_oracle(operands, *strides), bound
-
-
-def beyond(got, operands, case, limits, accumulation="nearest"):
-    """Which results leave their bound, and how; next also its own, on the out that was written."""
-    found = [
-        numerics.check_bound(y, expected, most)
-        for y, expected, most in zip(got, *limits, strict=True)
-        if expected is not None
-    ]
-    if case.m and case.out_stride == 1:
-        wanted = numerics.conv_bn_act_oracle(got[0], *operands.next)
-        most = numerics.conv_bn_act_bound(
-            got[0], *operands.next, None, wanted, rounding="fused", accumulation=accumulation, k=16
-        )
-        found.append(numerics.check_bound(got[1], wanted, most))
-    return [str(one) for one in found if not one.ok or one.unchecked]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -302,37 +260,6 @@ def test_an_infinite_pixel_makes_nothing_of_channels_that_are_not_there():
 # Plans: pure functions of sizes, strides and alignment.
 
 
-SCALES = ("scale", "shift")
-
-
-def plan(case, dtype=DTYPES[0], gpu=emulated.H200, configuration=-1, **changes):
-    """A plan of a channels_last call in memory that is never touched."""
-    meta = {"dtype": dtype, "device": "meta", "memory_format": torch.channels_last}
-
-    def image(*shape):
-        return torch.empty(shape, **meta)
-
-    shape = case.n, case.c, case.h, case.w
-    tensors = {
-        "x": image(*case.input_shape),
-        "weight": image(case.c, case.k, 1, 1),
-        "residual": None if case.projected else image(*shape),
-        "projected": image(*case.projected_shape) if case.projected else None,
-        "projection_weight": image(case.c, case.projected, 1, 1) if case.projected else None,
-        "next_weight": image(case.m, case.c, 1, 1) if case.m else None,
-        "front_weight": image(case.k, case.front, 3, 3) if case.front else None,
-        "out": image(*case.stored_shape),
-        "following": image(case.n, case.m, case.h, case.w),
-    }
-    addresses = {name: 0 if t is None else 4096 for name, t in tensors.items()}
-    vectors = dict.fromkeys(
-        (f"{of}{name}" for of in ("", "projection_", "next_", "front_") for name in SCALES), 4096
-    )
-    options = case.projection_stride, case.out_stride, False
-    made = emulated.chain_problem(tensors, options, **(addresses | vectors | changes))
-    return emulated.load().conv_chain_plan(made, gpu, configuration, 0)
-
-
 def refusal(*arguments, **changes):
     with pytest.raises(ValueError) as caught:
         plan(*arguments, **changes)
@@ -340,7 +267,7 @@ def refusal(*arguments, **changes):
 
 
 def test_refusals_say_why():
-    count = len(configurations())
+    count = len(emulated_chains.configurations())
     assert "dtype 0; bfloat16 and float16" in refusal(ODD, torch.float32)
     assert f"configuration {count}; there are 0 to {count - 1}" in refusal(ODD, configuration=count)
     for name in ("x", "residual", "out", "weight", "next_weight"):
@@ -419,16 +346,16 @@ def test_parts_of_a_batch_are_launched_one_by_one(name, reverse):
     tensors[name] = memory.as_strided(near.shape, strides).copy_(near)
     step = case.projection_stride
     problem = emulated.chain_problem(tensors, (step, 1, reverse))
-    made = emulated.load().conv_chain_plan(problem, emulated.H200)
+    made = emulated.load().conv_chain_plan(problem, H200)
     assert made["launches"] == 2
     inputs = {which: t for which, t in tensors.items() if which not in results}
     settings = emulated.settings((name,), inputs, {which: tensors[which] for which in results})
     index = made["configuration"]
-    emulated.load().conv_chain(settings, problem, emulated.H200, index, 1, 0)
+    emulated.load().conv_chain(settings, problem, H200, index, 1, 0)
     assert not wrong((tensors["out"], tensors["following"]), operands, case)
 
 
-@pytest.mark.parametrize("gpu", [emulated.H200, emulated.A100, emulated.RTX3080], ids=str)
+@pytest.mark.parametrize("gpu", [H200, emulated.A100, emulated.RTX3080], ids=str)
 def test_what_resnet50_asks_for(gpu):
     """The first stage and the second fit, wide projections and the smallest GPU's limits aside."""
     for case in RESNET50_CHAINS:
@@ -447,7 +374,7 @@ def test_what_resnet50_asks_for(gpu):
 FRONTS = [dataclasses.replace(case, front=case.k) for case in RESNET50_CHAINS if case.k <= 128]
 
 
-@pytest.mark.parametrize("gpu", [emulated.H200, emulated.A100, emulated.RTX3080], ids=str)
+@pytest.mark.parametrize("gpu", [H200, emulated.A100, emulated.RTX3080], ids=str)
 def test_what_resnet50_asks_for_in_front(gpu):
     """The first two stages fit every GPU; where they end, and wide projections, larger ones."""
     for case in FRONTS:

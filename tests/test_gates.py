@@ -171,6 +171,49 @@ def test_a_chain_with_a_convolution_in_front_is_held_to_that_too():
     assert rules.short_name(name) == "conv_chain<BFloat16, 128x64 4 warps 3 stages behind 64>"
 
 
+CHAIN_TMA = (
+    "_ZN12resnet_fused21conv_chain_tma_kernelINS_8BFloat16ENS_13ChainTmaShape"
+    "ILi64ELi128ELi4ELi0EEEEEvNS_17ChainTmaArgumentsE"
+)
+CHAIN_PROJECTS = CHAIN_TMA.replace("Li128ELi4ELi0E", "Li64ELi3ELi64E")
+CHAIN_TMA_CODE = {
+    "HGMMA.64x64x16.F32.BF16": 4, "HGMMA.64x128x16.F32.BF16": 4, "UTMALDG.2D": 6, "UTMASTG.2D": 3,
+    "SYNCS.PHASECHK.TRANS64.TRYWAIT": 10, "STSM.16.M88.4": 12, "LDSM.16.M88.4": 4,
+    "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
+}  # fmt: skip
+
+
+def chain_by_tma(name=CHAIN_TMA, arch="90a", registers=168, **code):
+    counts = CHAIN_TMA_CODE | {key.replace("_", "."): count for key, count in code.items()}
+    one = rules.Early(waits=1, triggers=1, constants=1)
+    return rules.Kernel(name, arch, registers, instructions=counts, early=one).failures()
+
+
+def test_a_chain_for_sm_90a_is_held_to_its_instructions():
+    assert chain_by_tma() == []
+    assert chain_by_tma(CHAIN_PROJECTS, HGMMA_64x64x16_F32_BF16=12, LDSM_16_M88_4=0) == []
+    for planted, words in (
+        ({"arch": "80"}, "it is built for nothing else"),
+        ({"registers": 160}, "160 registers, expected 168"),
+        (
+            {"name": CHAIN_TMA.replace("Li4E", "Li5E")},
+            "263280 bytes of shared memory, at most 232448",
+        ),
+        ({"name": CHAIN_PROJECTS}, "4 HGMMA of 64 columns, expected 12"),
+        ({"HGMMA_64x128x16_F32_BF16": 3}, "3 HGMMA of 128 columns, expected 4"),
+        ({"UTMALDG_2D": 5}, "5 UTMALDG.*, at least 6"),
+        ({"UTMASTG_2D": 2}, "2 UTMASTG.*, at least 3"),
+        ({"STSM_16_M88_4": 11}, "11 STSM"),
+        ({"LDSM_16_M88_4": 3}, "3 LDSM"),
+        ({"SYNCS_PHASECHK_TRANS64_TRYWAIT": 3}, "3 SYNCS"),
+        ({"name": CHAIN_TMA.replace("ChainTmaShape", "Shape")}, "its name spells no configuration"),
+    ):
+        assert any(words in said for said in chain_by_tma(**planted)), (
+            planted,
+            chain_by_tma(**planted),
+        )
+
+
 def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():
     large = CONV.replace("Li4ELi3E", "Li8ELi3E")
     assert conv(name=large, arch="86").failures() == []
@@ -181,6 +224,8 @@ def test_names_are_readable():
     assert rules.short_name(CONV) == "conv_bn_act<BFloat16, 128x64 4 warps 4 stages>"
     turns = "channels left 256x64 4 stages in turns"
     assert rules.short_name(TURNS) == f"conv_bn_act_tma<BFloat16, {turns}>"
+    chain = "64 to 64 3 stages projecting 64"
+    assert rules.short_name(CHAIN_PROJECTS) == f"conv_chain_tma<BFloat16, {chain}>"
     assert rules.short_name(BN_ACT) == "bn_act_vector<BFloat16, residual, row>"
     tile = rules.tile_of(MASKED)
     assert tile is not None

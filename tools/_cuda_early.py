@@ -68,6 +68,13 @@ RULES = {
     "conv_bn_act_tma_kernel": Rule(
         frozenset({0x270, 0x278}), frozenset(), True, frozenset({0x70 + 128})
     ),
+    # Likewise: maps of x, shortcut, weight, projection, next, out and following, then vectors.
+    "conv_chain_tma_kernel": Rule(
+        frozenset(range(0x70 + 896, 0x70 + 944, 8)),
+        frozenset({0x70 + 944}),
+        True,
+        frozenset({0x70 + 256, 0x70 + 384, 0x70 + 512}),
+    ),
     "conv_chain_kernel": Rule(
         frozenset({72, 80, 88, 128, 136, 144, 184, 192, 200, 240, 248, 256}),
         frozenset({0, 24, 48, 296, 320}),

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import toolchain
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
-from _cuda_rules import Kernel, short_name, tile_of, tma_tile_of
+from _cuda_rules import Kernel, chain_tma_tile_of, short_name, tile_of, tma_tile_of
 
 EXTENSION = Path(__file__).resolve().parent.parent / "resnet_fused" / "_C.abi3.so"
 
@@ -85,7 +85,8 @@ def _note_early(kernel: Kernel | None, code: list[Instruction]) -> None:
 
 def row(kernel: Kernel) -> str:
     """A kernel's line of the table."""
-    tile, by_tma = tile_of(kernel.name), tma_tile_of(kernel.name)
+    tile = tile_of(kernel.name)
+    by_tma = tma_tile_of(kernel.name) or chain_tma_tile_of(kernel.name)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
     if by_tma:
         shared, blocks = by_tma.shared, 1

@@ -5,6 +5,8 @@
 #include <array>
 #include <cstddef>
 
+#include "conv_chain_tma.h"
+
 namespace resnet_fused {
 
 // tools/_cuda_early.py knows the pointers of a kernel's parameters by these places.
@@ -242,6 +244,20 @@ ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConv
   return arguments;
 }
 
+namespace {
+
+int run_part(const RfConvChain& part, const RfConvPlan& plan, int64_t first, int64_t images,
+             void* stream) {
+  if (rf_conv_chain_configuration(plan.configuration)->tma != 0) {
+    return run_conv_chain_tma(part, plan, first, images, stream);
+  }
+  const auto arguments = conv_chain_arguments(part, plan, first, images);
+  const bool bfloat16 = static_cast<DataType>(part.dtype) == DataType::kBFloat16;
+  const auto launch = bfloat16 ? launch_conv_chain_bfloat16 : launch_conv_chain_float16;
+  return launch(arguments, plan.configuration, stream);
+}
+
+}  // namespace
 }  // namespace resnet_fused
 
 extern "C" int rf_conv_chain_cuda(const RfConvChain* problem, const RfConvPlan* plan, void*,
@@ -254,10 +270,7 @@ extern "C" int rf_conv_chain_cuda(const RfConvChain* problem, const RfConvPlan* 
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t first = (problem->reverse != 0 ? parts - 1 - i : i) * plan->images_a_launch;
     const int64_t together = std::min(plan->images_a_launch, images - first);
-    const auto arguments = conv_chain_arguments(part, *plan, first, together);
-    const bool bfloat16 = static_cast<DataType>(problem->dtype) == DataType::kBFloat16;
-    const auto launch = bfloat16 ? launch_conv_chain_bfloat16 : launch_conv_chain_float16;
-    const int error = launch(arguments, plan->configuration, stream);
+    const int error = run_part(part, *plan, first, together, stream);
     if (error != 0) return error;
     part.flow.follows = part.flow.dependent;
   }

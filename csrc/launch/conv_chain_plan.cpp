@@ -9,12 +9,13 @@
 
 #include "conv_chain_arguments.h"
 #include "conv_chain_tiles.h"
+#include "conv_chain_tma.h"
 #include "conv_plan.h"
 
 namespace resnet_fused {
 namespace {
 
-constexpr int kTiles = ConvChainTiles::kSize;
+constexpr int kTiles = kFirstChainTma + ConvChainTmaTiles::kSize;
 
 // Bytes a cycle from L2 when all multiprocessors read the same filters. Not measured either.
 constexpr double kSameLines = 45;
@@ -51,10 +52,31 @@ Entry entry() {
   return made;
 }
 
+Entry tma_entry(int index) {
+  const ChainTmaFacts tile = chain_tma_tile(index);
+  Entry made;
+  made.name = chain_tma_name(tile);
+  made.front = 0;
+  made.configuration = {nullptr,
+                        1,
+                        kChainTmaPixels,
+                        tile.next,
+                        kConsumers * kWarpgroupWarps,
+                        1,
+                        tile.stages,
+                        1,
+                        kStepRowBytes,
+                        tile.shared_bytes,
+                        0,
+                        1};
+  return made;
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
-    for (int i = 0; i < kTiles; ++i) {
+    for (int i = kFirstChainTma; i < kTiles; ++i) entries[i] = tma_entry(i - kFirstChainTma);
+    for (int i = 0; i < kFirstChainTma; ++i) {
       entries[i] = ConvChainTiles::with(i, []<class Shape>() { return entry<Shape>(); });
     }
     return entries;
@@ -177,9 +199,15 @@ int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
   return 0;
 }
 
-// Why a configuration can't take a problem, into `why`; false if it can.
-bool refused(const RfConvChain& problem, int32_t index, const RfGpu& gpu, const Refusal& refuse) {
+// Why a configuration can't take so many images of a problem a launch, into `why`; false if it can.
+bool refused(const RfConvChain& problem, int32_t index, int64_t images, const RfGpu& gpu,
+             const Refusal& refuse) {
   const RfConvConfiguration& tile = *rf_conv_chain_configuration(index);
+  if (tile.tma != 0) {
+    const auto fault =
+        chain_tma_fault(problem, chain_tma_tile(index - kFirstChainTma), images, gpu);
+    return !fault.empty() && refuse("%s", fault.c_str()) != 0;
+  }
   const int32_t front = chain_front(index);
   if ((front > 0) != (problem.front_channels > 0)) {
     return refuse(front > 0 ? "it is made for a 3x3 convolution in front"
@@ -241,8 +269,9 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
       std::min({images, kMost / std::max<int64_t>(of_image, 1), images_in_reach(*problem)});
   if (together < 1) return refuse("one image is more than a launch can take");
 
-  constexpr size_t kSaid = 96;
+  constexpr size_t kSaid = 160;
   char against[kSaid] = "";
+  char against_tma[kSaid] = "";
   char aside[kSaid];
   bool found = false;
   for (int i = 0; i < kTiles; ++i) {
@@ -250,13 +279,18 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
     if (configuration >= 0 && i != configuration) continue;
     // What is said of the whole table is said by the last one that might have served.
     const bool other = (chain_front(i) > 0) != (problem->front_channels > 0);
-    if (refused(*problem, i, *gpu, {other && configuration < 0 ? aside : against, kSaid})) continue;
-    const double cycles = cost(*problem, i, together * of_image, *gpu);
+    char* said = tile.tma != 0 ? against_tma : other ? aside : against;
+    if (refused(*problem, i, together, *gpu, {configuration < 0 ? said : against, kSaid})) continue;
+    const int64_t pixels = together * of_image;
+    const double cycles =
+        tile.tma != 0 ? chain_tma_cost(*problem, chain_tma_tile(i - kFirstChainTma), pixels, *gpu)
+                      : cost(*problem, i, pixels, *gpu);
     if (found && cycles >= plan->cycles) continue;
     found = true;
-    *plan = RfConvPlan{
-        i,     1, 0, divide_up(images, together), together, divide_up(together * of_image, tile.m),
-        cycles};
+    const int64_t tiles = divide_up(pixels, tile.m);
+    // By TMA blocks stay for many tiles, one on a multiprocessor.
+    const int64_t blocks = tile.tma != 0 ? std::min<int64_t>(tiles, gpu->multiprocessors) : tiles;
+    *plan = RfConvPlan{i, 1, 0, divide_up(images, together), together, blocks, cycles};
   }
   if (!found) {
     if (configuration < 0) return refuse("no configuration serves it: %s", against);
@@ -264,9 +298,13 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
                   rf_conv_chain_configuration(configuration)->name, against);
   }
   plan->at_once = plan->blocks <= kResident * gpu->multiprocessors;
-  std::snprintf(why, why_bytes, "%s: %s, %lld blocks on %d multiprocessors",
+  // Of a GPU that has no TMA nothing is said.
+  const bool missed = configuration < 0 && gpu->capability == 90 && against_tma[0] != 0 &&
+                      plan->configuration < kFirstChainTma;
+  std::snprintf(why, why_bytes, "%s: %s, %lld blocks on %d multiprocessors%s%s",
                 rf_conv_chain_configuration(plan->configuration)->name,
                 configuration < 0 ? "least predicted time" : "as asked for",
-                static_cast<Long>(plan->blocks), gpu->multiprocessors);
+                static_cast<Long>(plan->blocks), gpu->multiprocessors, missed ? "; no TMA: " : "",
+                missed ? against_tma : "");
   return 0;
 }

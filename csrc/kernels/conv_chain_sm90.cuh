@@ -1,0 +1,327 @@
+// conv_chain on the GPU, for sm_90a: a block's last 1x1 convolution, its shortcut, and the next
+// block's first one, on wgmma, fed by TMA; conv_chain_sm80.cuh has the formulas.
+//
+// A block stays for many tiles of 128 pixels. One thread asks for what a tile reads, and for each
+// step of 64 channels of `out` for the filters that make it, the shortcut and the filters that read
+// it. Two warpgroups have 64 pixels each: they make a step of `out` in fp32, put it where its
+// shortcut was, from where TMA stores it, and multiply it on as it lies in registers: as PTX lays
+// out wgmma's fragments, the sums of 16 columns, rounded to 16 bits, are the left operand of an
+// instruction of the next product. One's products run beside the other's epilogue.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/chain_box.h"
+#include "../device/chain_tma.h"
+#include "../device/dependent.h"
+#include "../device/pipeline.h"
+#include "../ptx/proxy.h"
+#include "../ptx/registers.h"
+#include "../ptx/tma.h"
+
+namespace resnet_fused {
+
+#if defined(RF_HAS_WGMMA)
+
+// A warpgroup's way through the tiles of its block.
+template <class T, class Shape>
+class ChainConsumer {
+ public:
+  // thread: of the warpgroup.
+  RF_DEVICE ChainConsumer(const ChainTmaArguments& arguments, ptx::SharedAddress shared,
+                          uint32_t consumer, uint32_t thread)
+      : arguments_(arguments),
+        shared_(shared),
+        part_(consumer * Shape::kPartBytes),
+        pixel_(static_cast<int32_t>(consumer) * kWarpgroupRows),
+        barrier_(static_cast<int>(1 + consumer)),
+        thread_(thread) {}
+
+  RF_DEVICE void run() {
+    const Ring<2> rows_ring{shared_ + Shape::kRowsRingAt};
+    const Ring<Shape::kStages> ring{shared_ + Shape::kRingAt};
+    RingPlace<2> rows_at;
+    RingPlace<Shape::kStages> at;
+    float sums[kBoxSums];
+    float projected[kBoxSums];  // not in use without a projection
+    float following[Shape::kNext / 2];
+    clear(sums);
+    clear(projected);
+    clear(following);
+    bool held = false;  // the rows of the tile before, from where `next` goes out
+    for (auto tile = static_cast<int32_t>(blockIdx.x); tile < arguments_.tiles;
+         tile += static_cast<int32_t>(gridDim.x)) {
+      const int32_t pixel = arguments_.pixel(tile) + pixel_;
+      const ptx::SharedAddress rows = shared_ + rows_at.stage * Shape::kRowsBytes + part_;
+      const EvenPixels<T> even(arguments_, pixel, thread_);
+      rows_ring.wait(rows_at);
+      for (int step = 0; step < arguments_.steps; ++step) {
+        const ptx::SharedAddress stage = shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;
+        ring.wait(at);
+        ptx::wgmma_pin(sums);
+        if constexpr (Shape::kProjected > 0) ptx::wgmma_pin(projected);
+        ptx::wgmma_fence();
+        multiply_boxes<0, Shape::kInnerBoxes>(sums, rows, stage);
+        if constexpr (Shape::kProjected > 0) {
+          multiply_boxes<Shape::kInnerBoxes, Shape::kProjectedBoxes>(projected, rows, stage);
+        }
+        ptx::wgmma_commit_group();
+        ptx::wgmma_wait_group<0>();
+        ptx::wgmma_pin(sums);
+        uint32_t made[kProducts][4];
+        const ChainBox box(stage + part_, thread_);
+        const ptx::SharedAddress vectors = shared_ + Shape::kVectorsAt + step * kStepVectors;
+        if constexpr (Shape::kProjected > 0) {
+          ptx::wgmma_pin(projected);
+          scale_sums(projected, vectors + (Shape::kProjectionVectorsAt - Shape::kVectorsAt),
+                     thread_ % 32);
+          put_box<T, Added::kSums, 0>(made, sums, projected, box, vectors, thread_ % 32);
+        } else {
+          put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, thread_ % 32);
+        }
+        publish();
+        if (arguments_.thinned) {
+          even.store(stage + part_, step);
+        } else if (thread_ == 0) {
+          ptx::tma_store(&arguments_.out, {step * kStepElements, pixel}, stage + part_);
+          ptx::bulk_commit_group();
+        }
+        ptx::sync_warp();
+#pragma unroll
+        for (int i = 0; i < kProducts; ++i) ptx::wgmma_pin(made[i]);
+        ptx::wgmma_pin(following);
+        ptx::wgmma_fence();
+        multiply_step<T>(following, made, stage + Shape::kNextWeightAt, step > 0);
+        ptx::wgmma_commit_group();
+        if (thread_ == 0) {
+          // Beside the products: `out` has left the stage, and `next` the rows before.
+          ptx::bulk_wait_group_read<0>();
+          if (step == 0 && held) rows_ring.release(other(rows_at));
+        }
+        ptx::sync_warp();
+        ptx::wgmma_wait_group<0>();
+        ptx::wgmma_pin(following);
+        if (thread_ % 32 == 0) ring.release(at);
+        at.next();
+      }
+      finish(following, rows, pixel);
+      held = true;
+      rows_at.next();
+    }
+    // Its shared memory has been read.
+    if (thread_ == 0) ptx::bulk_wait_group_read<0>();
+  }
+
+ private:
+  static constexpr int kStepVectors = kBoxSums * static_cast<int>(sizeof(ChannelPair));
+
+  // The place of the tile before, of two.
+  static RF_DEVICE RingPlace<2> other(RingPlace<2> at) {
+    at.stage ^= 1;
+    return at;
+  }
+
+  // What this thread has written may be stored, and so may that of the warpgroup's others.
+  RF_DEVICE void publish() const {
+    ptx::fence_proxy_async_shared();
+    ptx::barrier_sync(barrier_, kWarpgroupThreads);
+  }
+
+  // Asks for the products of the tile's rows from box kFirst on and their filters.
+  template <int kFirst, int kBoxes>
+  RF_DEVICE void multiply_boxes(float (&sums)[kBoxSums], ptx::SharedAddress rows,
+                                ptx::SharedAddress stage) const {
+    const ptx::SharedAddress left = rows + kFirst * Shape::kBoxBytes;
+    const ptx::SharedAddress right = stage + Shape::kWeightAt + kFirst * Shape::kWeightBytes;
+#pragma unroll
+    for (int i = 0; i < kBoxes; ++i) {
+      multiply_step<T>(sums, left + i * Shape::kBoxBytes, right + i * Shape::kWeightBytes, i > 0);
+    }
+  }
+
+  // `next` goes out by way of the rows that its tile has read; by the last step's barrier all
+  // products over them have ended.
+  RF_DEVICE void finish(const float (&following)[Shape::kNext / 2], ptx::SharedAddress rows,
+                        int32_t pixel) const {
+    put_next<0>(following, rows);
+    publish();
+    if (thread_ == 0) {
+#pragma unroll
+      for (int i = 0; i < Shape::kNextBoxes; ++i) {
+        const int32_t channel = i * kStepElements;
+        if (channel < arguments_.next_channels) {
+          ptx::tma_store(&arguments_.following, {channel, pixel}, next_box(i, rows));
+        }
+      }
+      ptx::bulk_commit_group();
+    }
+    ptx::sync_warp();
+  }
+
+  template <int kBox>
+  RF_DEVICE void put_next(const float (&following)[Shape::kNext / 2],
+                          ptx::SharedAddress rows) const {
+    if constexpr (kBox < Shape::kNextBoxes) {
+      uint32_t words[kProducts][4];
+      put_box<T, Added::kNothing, kBox>(
+          words, following, nullptr, ChainBox(next_box(kBox, rows), thread_),
+          shared_ + Shape::kNextVectorsAt + kBox * kStepVectors, thread_ % 32);
+      put_next<kBox + 1>(following, rows);
+    }
+  }
+
+  RF_DEVICE ptx::SharedAddress next_box(int i, ptx::SharedAddress rows) const {
+    if (i < Shape::kInnerBoxes) return rows + i * Shape::kBoxBytes;
+    return shared_ + Shape::kMoreAt + (i - Shape::kInnerBoxes) * Shape::kBoxBytes + part_;
+  }
+
+  const ChainTmaArguments& arguments_;
+  ptx::SharedAddress shared_;
+  uint32_t part_;  // bytes in front of its half of a box
+  int32_t pixel_;  // likewise pixels
+  int barrier_;
+  uint32_t thread_;
+};
+
+// The thread that asks for everything.
+template <class Shape>
+class ChainProducer {
+ public:
+  RF_DEVICE ChainProducer(const ChainTmaArguments& arguments, ptx::SharedAddress shared)
+      : arguments_(arguments), shared_(shared) {}
+
+  RF_DEVICE void init() const {
+    ring().init(Shape::kReaders);
+    rows_ring().init(kConsumers);
+    ptx::fence_mbarrier_init();
+    ptx::tma_prefetch(&arguments_.weight);
+    if constexpr (Shape::kProjected > 0) ptx::tma_prefetch(&arguments_.projection);
+    ptx::tma_prefetch(&arguments_.next);
+    ptx::tma_prefetch(&arguments_.x);
+    ptx::tma_prefetch(&arguments_.shortcut);
+    if (!arguments_.thinned) ptx::tma_prefetch(&arguments_.out);
+    ptx::tma_prefetch(&arguments_.following);
+  }
+
+  // The filters of the first steps, before the kernel ahead has ended.
+  RF_DEVICE void begin() {
+    RingPlace<Shape::kStages> at;
+    const int steps = of_block();
+    for (; early_ < Shape::kStages && early_ < steps; ++early_) {
+      load_filters(at, early_ % arguments_.steps);
+      at.next();
+    }
+  }
+
+  RF_DEVICE void run() {
+    RingPlace<2> rows_at;
+    RingPlace<Shape::kStages> at;
+    for (auto tile = static_cast<int32_t>(blockIdx.x); tile < arguments_.tiles;
+         tile += static_cast<int32_t>(gridDim.x)) {
+      const int32_t pixel = arguments_.pixel(tile);
+      rows_ring().acquire(rows_at, Shape::kRowsBytes);
+      for (int i = 0; i < Shape::kInnerBoxes; ++i) {
+        load_rows(rows_at, i, &arguments_.x, i, pixel);
+      }
+      for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
+        load_rows(rows_at, Shape::kInnerBoxes + i, &arguments_.shortcut, i, pixel);
+      }
+      rows_at.next();
+      for (int step = 0; step < arguments_.steps; ++step) {
+        if (early_ > 0) {
+          --early_;
+        } else {
+          load_filters(at, step);
+        }
+        if constexpr (Shape::kProjected == 0) {
+          ptx::tma_load(stage(at), &arguments_.shortcut, {step * kStepElements, pixel},
+                        ring().full(at));
+        }
+        at.next();
+      }
+    }
+  }
+
+ private:
+  RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
+  RF_DEVICE Ring<2> rows_ring() const { return {shared_ + Shape::kRowsRingAt}; }
+  RF_DEVICE ptx::SharedAddress stage(const RingPlace<Shape::kStages>& at) const {
+    return shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;
+  }
+  // Steps of the block, as far as that many stages need to know.
+  RF_DEVICE int of_block() const {
+    const auto first = static_cast<int32_t>(blockIdx.x);
+    int steps = 0;
+    for (int32_t tile = first; tile < arguments_.tiles && steps < Shape::kStages;
+         tile += static_cast<int32_t>(gridDim.x)) {
+      steps += arguments_.steps;
+    }
+    return steps;
+  }
+  RF_DEVICE void load_filters(const RingPlace<Shape::kStages>& at, int step) const {
+    const int32_t channel = step * kStepElements;
+    ring().acquire(at, Shape::kArrivingBytes);
+    for (int i = 0; i < Shape::kInnerBoxes; ++i) {
+      ptx::tma_load(weight_at(at, i), &arguments_.weight, {i * kStepElements, channel},
+                    ring().full(at));
+    }
+    for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
+      ptx::tma_load(weight_at(at, Shape::kInnerBoxes + i), &arguments_.projection,
+                    {i * kStepElements, channel}, ring().full(at));
+    }
+    ptx::tma_load(stage(at) + Shape::kNextWeightAt, &arguments_.next, {channel, 0},
+                  ring().full(at));
+  }
+  RF_DEVICE ptx::SharedAddress weight_at(const RingPlace<Shape::kStages>& at, int box) const {
+    return stage(at) + Shape::kWeightAt + box * Shape::kWeightBytes;
+  }
+  // Into a tile's box, 64 channels from step `step` on.
+  RF_DEVICE void load_rows(const RingPlace<2>& at, int box, const ptx::TensorMap* map, int step,
+                           int32_t pixel) const {
+    ptx::tma_load(shared_ + at.stage * Shape::kRowsBytes + box * Shape::kBoxBytes, map,
+                  {step * kStepElements, pixel}, rows_ring().full(at));
+  }
+
+  const ChainTmaArguments& arguments_;
+  ptx::SharedAddress shared_;
+  int early_ = 0;  // steps whose filters have been asked for
+};
+
+#endif
+
+// For any other architecture it is empty, and no plan chooses it.
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
+    conv_chain_tma_kernel(const __grid_constant__ ChainTmaArguments arguments) {
+#if defined(RF_HAS_WGMMA)
+  const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
+  const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
+  ChainProducer<Shape> producer(arguments, shared);
+  if (threadIdx.x == 0) {
+    producer.init();
+    producer.begin();
+  }
+  fetch_vectors(shared + Shape::kVectorsAt, {arguments.scale, arguments.shift, arguments.channels},
+                arguments.steps);
+  if constexpr (Shape::kProjected > 0) {
+    fetch_vectors(shared + Shape::kProjectionVectorsAt,
+                  {arguments.projection_scale, arguments.projection_shift, arguments.channels},
+                  arguments.steps);
+  }
+  fetch_vectors(shared + Shape::kNextVectorsAt,
+                {arguments.next_scale, arguments.next_shift, arguments.next_channels},
+                Shape::kNextBoxes);
+  ptx::sync_threads();
+  wait_for_ahead(arguments.dependent);
+  if (warpgroup == 0) {
+    ptx::decrease_registers<kProducerRegisters>();
+    if (threadIdx.x == 0) producer.run();
+  } else {
+    ptx::increase_registers<kConsumerRegisters>();
+    ChainConsumer<T, Shape>(arguments, shared, warpgroup - 1, threadIdx.x % kWarpgroupThreads)
+        .run();
+  }
+#endif
+}
+
+}  // namespace resnet_fused

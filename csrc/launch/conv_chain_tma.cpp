@@ -1,0 +1,238 @@
+// conv_chain for sm_90a: its configurations, how long they are predicted to take, and the tensor
+// maps and arguments of its launch. None of the rates has been measured by this project on a GPU;
+// only their proportions matter.
+#include "conv_chain_tma.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <optional>
+
+#include "conv_plan.h"
+#include "tma_request.h"
+
+namespace resnet_fused {
+
+// tools/_cuda_early.py knows what a kernel's parameters point to by these places.
+static_assert(offsetof(ChainTmaArguments, x) == 0);
+static_assert(offsetof(ChainTmaArguments, shortcut) == 128);
+static_assert(offsetof(ChainTmaArguments, weight) == 256);
+static_assert(offsetof(ChainTmaArguments, projection) == 384);
+static_assert(offsetof(ChainTmaArguments, next) == 512);
+static_assert(offsetof(ChainTmaArguments, out) == 640);
+static_assert(offsetof(ChainTmaArguments, following) == 768);
+static_assert(offsetof(ChainTmaArguments, scale) == 896);
+static_assert(offsetof(ChainTmaArguments, next_shift) == 936);
+static_assert(offsetof(ChainTmaArguments, even.data) == 944);
+
+namespace {
+
+constexpr double kWarpgroupUnit = 2048 * 0.72;  // products a cycle of a multiprocessor, by wgmma
+constexpr double kResults = 36;                 // that the epilogues make in a cycle
+constexpr double kSameLines = 45;   // bytes a cycle from L2, when all read the same filters
+constexpr double kStepWaits = 300;  // cycles that a warpgroup waits for products and barriers
+
+// A tensor of activations, all of whose pixels one map reaches.
+struct Rows {
+  const char* name;
+  const void* data;
+  int64_t channels;
+  const int64_t (&stride)[4];
+  int32_t box;         // pixels
+  bool mapped = true;  // false: threads store it, since its pixels do not follow the tile's
+};
+
+std::array<Rows, 4> rows_of(const RfConvChain& p) {
+  return {Rows{"x", p.x, p.x_size[1], p.x_stride, kChainTmaPixels},
+          p.projects != 0
+              ? Rows{"projected", p.projected, p.projected_channels, p.projected_stride,
+                     kChainTmaPixels}
+              : Rows{"residual", p.residual, p.channels, p.residual_stride, kChainTmaPixels},
+          Rows{"out", p.out, p.channels, p.out_strides, kWarpgroupRows, p.out_stride == 1},
+          Rows{"next", p.following, p.next_channels, p.following_stride, kWarpgroupRows}};
+}
+
+// The map of images [first, first + images); nothing where pixels do not lie one behind the other.
+std::optional<TensorMapRequest> request_of(const RfConvChain& problem, const Rows& rows,
+                                           int64_t first, int64_t images) {
+  const int64_t size[4] = {problem.x_size[0], rows.channels, problem.x_size[2], problem.x_size[3]};
+  const auto step = pixel_step(size, rows.stride);
+  if (!step || (rows.channels > 1 && rows.stride[1] != 1)) return std::nullopt;
+  const int64_t of_image = size[2] * size[3];
+  const void* at = moved(rows.data, first * of_image * *step * kTmaElementBytes);
+  return rows_request(problem.dtype, at, rows.channels, images * of_image, *step, rows.box);
+}
+
+TensorMapRequest weight_request(const RfConvChain& problem) {
+  return rows_request(problem.dtype, problem.weight, problem.x_size[1], problem.channels,
+                      problem.weight_stride[0], kStepElements);
+}
+
+TensorMapRequest projection_request(const RfConvChain& problem) {
+  return rows_request(problem.dtype, problem.projection_weight, problem.projected_channels,
+                      problem.channels, problem.projection_weight_stride[0], kStepElements);
+}
+
+TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaFacts& tile) {
+  return rows_request(problem.dtype, problem.next_weight, problem.channels, problem.next_channels,
+                      problem.next_weight_stride[0], tile.next);
+}
+
+// `out` in units of 16 bytes, as ConvChainArguments has it.
+ChainResult thinned_out(const RfConvChain& p, int64_t first) {
+  constexpr int64_t kUnit = kChunkBytes / kTmaElementBytes;
+  const int64_t size[4] = {p.x_size[0], p.channels, divide_up(p.x_size[2], p.out_stride),
+                           divide_up(p.x_size[3], p.out_stride)};
+  const Strides strides = used(size, p.out_strides);
+  return {moved(p.out, first * strides.n * kTmaElementBytes),
+          {narrowed(strides.n / kUnit), narrowed(strides.h / kUnit), narrowed(strides.w / kUnit)},
+          narrowed(p.channels / kUnit)};
+}
+
+std::string named(const char* name, const std::string& fault) {
+  return fault.empty() ? fault : std::string(name) + ": " + fault;
+}
+
+std::string too_many(const char* what, int64_t given, int64_t most) {
+  return std::to_string(given) + " channels of " + what + ", at most " + std::to_string(most) +
+         " fit";
+}
+
+// What a tile can't do; the kernel for sm_80 serves it.
+std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
+  if (problem.front_channels > 0) return "it takes no 3x3 convolution in front";
+  const bool projects = problem.projects != 0;
+  if (projects != (tile.projected > 0)) {
+    return projects ? "it takes no projection" : "it is made for a projection";
+  }
+  if (projects && problem.projected_channels > tile.projected) {
+    return too_many("the projection", problem.projected_channels, tile.projected);
+  }
+  if (projects && problem.projection_stride != 1) {
+    return "a projection of stride " + std::to_string(problem.projection_stride) +
+           "; it reads every pixel";
+  }
+  if (problem.next_channels < 1) return "no next convolution; it takes chains of two";
+  if (problem.x_size[1] > tile.inner) return too_many("x", problem.x_size[1], tile.inner);
+  if (problem.next_channels > tile.next) return too_many("next", problem.next_channels, tile.next);
+  if (problem.channels > kChainTmaMostChannels) {
+    return too_many("out", problem.channels, kChainTmaMostChannels);
+  }
+  return "";
+}
+
+}  // namespace
+
+ChainTmaFacts chain_tma_tile(int index) {
+  return ConvChainTmaTiles::with(index, []<class Shape>() {
+    return ChainTmaFacts{Shape::kInner, Shape::kNext, Shape::kStages, Shape::kProjected,
+                         Shape::kSharedBytes};
+  });
+}
+
+std::string chain_tma_name(const ChainTmaFacts& tile) {
+  return "tma_" + std::to_string(kChainTmaPixels) + "x" + std::to_string(tile.next) + "_" +
+         std::to_string(tile.stages) + "s_k" + std::to_string(tile.inner) +
+         (tile.projected > 0 ? "_d" + std::to_string(tile.projected) : "");
+}
+
+std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t images,
+                            const RfGpu& gpu) {
+  if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+  if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+  std::string found = shape_fault(problem, tile);
+  if (!found.empty()) return found;
+  for (const Rows& rows : rows_of(problem)) {
+    if (!rows.mapped) continue;
+    const auto request = request_of(problem, rows, 0, images);
+    if (!request) return named(rows.name, "its pixels do not lie one behind the other");
+    if (found = tensor_map_fault(*request); !found.empty()) return named(rows.name, found);
+  }
+  if (found = tensor_map_fault(weight_request(problem)); !found.empty()) {
+    return named("weight", found);
+  }
+  if (problem.projects != 0) {
+    found = tensor_map_fault(projection_request(problem));
+    if (!found.empty()) return named("projection_weight", found);
+  }
+  return named("next_weight", tensor_map_fault(next_weight_request(problem, tile)));
+}
+
+// The busiest block's tiles. A tile takes as long as its products, what passes through shared
+// memory, through L2 or to and from memory, or as one of its warpgroups by itself, whichever is
+// longest.
+double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t pixels,
+                      const RfGpu& gpu) {
+  constexpr double m = kChainTmaPixels;
+  constexpr double kRow = kStepRowBytes;
+  const int64_t tiles = divide_up(pixels, kChainTmaPixels);
+  const auto each = static_cast<double>(divide_up(tiles, gpu.multiprocessors));
+  const auto steps = static_cast<double>(divide_up(problem.channels, kStepElements));
+  const double inner = (tile.inner + tile.projected) / kStepElements;
+  const double next = tile.next / kStepElements;
+  const double area = m * kStepElements;
+  const double matrix = steps * area * (tile.inner + tile.projected + tile.next) / kWarpgroupUnit;
+  // Of a step: filters; what both warpgroups' products read, TMA writes and reads, and epilogues
+  // exchange for what they make.
+  const double filters = kRow * (inner * kStepElements + tile.next);
+  const double read =
+      inner * kRow * (m + kConsumers * kStepElements) + kConsumers * kRow * tile.next;
+  const double passed = read + filters + 4 * m * kRow;
+  const double ends = m * kRow * (inner + next);
+  const double shared = (steps * passed + ends + 2 * next * m * kRow) / kSharedBytes;
+  const double stored = 1.0 / static_cast<double>(problem.out_stride * problem.out_stride);
+  const double moved = steps * (stored + (tile.projected > 0 ? 0 : 1)) * m * kRow + ends;
+  const double cache = steps * filters / kSameLines + moved / kCacheBytes;
+  const double results = (steps + next) * area / kResults;
+  const double alone = matrix / kConsumers + results + steps * kStepWaits;
+  const double longest = std::max({matrix, shared, cache, alone, moved / kMemoryBytes});
+  return each * longest + 2 * kLatency;
+}
+
+int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64_t first,
+                       int64_t images, void* stream) {
+  const int index = plan.configuration - kFirstChainTma;
+  const ChainTmaFacts tile = chain_tma_tile(index);
+  const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
+  ChainTmaArguments made{};
+  const std::array<Rows, 4> rows = rows_of(problem);
+  ptx::TensorMap* const maps[] = {&made.x, &made.shortcut, &made.out, &made.following};
+  int error = encode_tensor_map(weight_request(problem), &made.weight);
+  if (error == 0) error = encode_tensor_map(next_weight_request(problem, tile), &made.next);
+  if (error == 0 && problem.projects != 0) {
+    error = encode_tensor_map(projection_request(problem), &made.projection);
+  }
+  for (size_t i = 0; i < rows.size() && error == 0; ++i) {
+    if (!rows[i].mapped) continue;
+    error = encode_tensor_map(*request_of(problem, rows[i], first, images), maps[i]);
+  }
+  if (error != 0) return error;
+  made.scale = static_cast<const float*>(problem.scale);
+  made.shift = static_cast<const float*>(problem.shift);
+  made.projection_scale = static_cast<const float*>(problem.projection_scale);
+  made.projection_shift = static_cast<const float*>(problem.projection_shift);
+  made.next_scale = static_cast<const float*>(problem.next_scale);
+  made.next_shift = static_cast<const float*>(problem.next_shift);
+  made.even = thinned_out(problem, first);
+  made.grid = {narrowed(pixels), make_divisor(narrowed(problem.x_size[3])),
+               make_divisor(narrowed(problem.x_size[2]))};
+  made.thinned = problem.out_stride != 1;
+  made.channels = narrowed(problem.channels);
+  made.next_channels = narrowed(problem.next_channels);
+  made.steps = narrowed(divide_up(problem.channels, kStepElements));
+  made.tiles = narrowed(divide_up(pixels, kChainTmaPixels));
+  made.reverse = problem.reverse != 0;
+  made.dependent = problem.flow.dependent != 0;
+  made.follows = problem.flow.follows != 0;
+  const auto blocks = static_cast<int32_t>(std::min<int64_t>(made.tiles, plan.blocks));
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+  const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
+  const auto launch = half ? launch_conv_chain_tma_float16 : launch_conv_chain_tma_bfloat16;
+  return launch(made, index, blocks, stream);
+#else
+  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
+  return static_cast<void>(blocks), static_cast<void>(stream), kNoKernelImage;
+#endif
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,47 @@
+// conv_chain for sm_90a: what its plan, its arguments and its launches share. Inside of this room.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../device/chain_tma.h"
+#include "conv_chain.h"
+#include "conv_chain_tma_tiles.h"
+
+namespace resnet_fused {
+
+// What the plan and the launch know of a tile at run time.
+struct ChainTmaFacts {
+  int32_t inner;
+  int32_t next;
+  int32_t stages;
+  int32_t projected;
+  int32_t shared_bytes;
+};
+// index: in ConvChainTmaTiles.
+ChainTmaFacts chain_tma_tile(int index);
+
+// "tma_128x64_4s_k64": pixels and channels of next, stages, channels that it reads; behind it
+// "_d64", those that the shortcut projects, where it is made for that.
+std::string chain_tma_name(const ChainTmaFacts& tile);
+
+// What keeps a problem from a tile, with the argument's name; empty if nothing does. images: of a
+// launch.
+std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t images,
+                            const RfGpu& gpu);
+
+// Predicted cycles of a launch over so many pixels.
+double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t pixels,
+                      const RfGpu& gpu);
+
+// Launches images [first, first + images); 0 or a cudaError_t.
+int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64_t first,
+                       int64_t images, void* stream);
+
+// The launches of one dtype.
+int launch_conv_chain_tma_bfloat16(const ChainTmaArguments& arguments, int index, int32_t blocks,
+                                   void* stream);
+int launch_conv_chain_tma_float16(const ChainTmaArguments& arguments, int index, int32_t blocks,
+                                  void* stream);
+
+}  // namespace resnet_fused

@@ -1,0 +1,20 @@
+// The launches of conv_chain for sm_90a, for one dtype; each dtype's .cu file makes its own.
+#pragma once
+
+#include "../kernels/conv_chain_sm90.cuh"
+#include "conv_chain_tma.h"
+#include "launch.h"
+
+namespace resnet_fused {
+
+template <class T>
+int launch_conv_chain_tma(const ChainTmaArguments& arguments, int index, int32_t blocks,
+                          void* stream) {
+  return ConvChainTmaTiles::with(index, [&]<class Shape>() -> int {
+    return RF_LAUNCH_EARLY(arguments.follows, (conv_chain_tma_kernel<T, Shape>),
+                           dim3(static_cast<uint32_t>(blocks)), dim3(kWarpgroupBlockThreads),
+                           Shape::kSharedBytes, static_cast<cudaStream_t>(stream), arguments);
+  });
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,321 @@
+"""conv_chain by TMA and wgmma, emulated: its numbers, costs, refusals, choice and faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+
+import emulated
+import emulated_chains
+import mutants
+import pytest
+import torch
+from emulated import Schedule
+from emulated_chains import DTYPES, beyond, limits_of, operands_of, plan, wrong
+from mutants import HOSTILE, Mutant, Trial
+
+from resnet_fused import numerics, roofline
+from resnet_fused.cases import RESNET50_CHAINS, ChainCase
+from resnet_fused.ops import _cuda_chain_checks as checks
+from resnet_fused.ops._library import overload
+
+pytestmark = pytest.mark.emulated
+
+WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
+CONFIGURATIONS = 4
+every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
+ONE, TWO = ((count, *emulated.H200[1:]) for count in (1, 2))
+"""So few multiprocessors that blocks stay for several tiles."""
+# Tiles, steps of out and of next, and what a tile reads: whole, or cut; a block's tiles are more
+# than its buffers, and their steps no multiple of the ring's stages.
+EVEN = ChainCase("even", 1, 64, 16, 16, 256, 64)
+ODD = ChainCase("odd", 2, 40, 9, 11, 88, 40)
+MANY = ChainCase("many", 3, 64, 13, 11, 136, 56)
+TINY = ChainCase("tiny", 1, 8, 1, 3, 8, 8)
+THINNED = dataclasses.replace(MANY, name="thinned", out_stride=2)
+CASES = (EVEN, ODD, MANY, TINY, THINNED)
+
+
+@functools.cache
+def tiles() -> dict[int, dict]:
+    """The configurations by TMA, by index."""
+    table = emulated_chains.configurations()
+    return {index: tile for index, tile in enumerate(table) if tile["tma"]}
+
+
+def index_of(place: int) -> int:
+    return list(tiles())[place]
+
+
+def room(place: int, what: str) -> int:
+    """Channels of x ("_k") or of a projection ("_d") that a configuration has room for."""
+    return int(tiles()[index_of(place)]["name"].partition(what)[2].split("_")[0] or 0)
+
+
+def filling(case: ChainCase, place: int) -> ChainCase:
+    """With a projection, and with more channels, where a configuration is made for them."""
+    more = 64 if room(place, "_k") > 64 else 0
+    wide = 64 if tiles()[index_of(place)]["n"] > 64 else 0
+    projected = room(place, "_d") - (24 if case.k < 64 else 0) if room(place, "_d") else 0
+    return dataclasses.replace(case, k=case.k + more, m=case.m + wide, projected=projected)
+
+
+def run(place, case, operands, **settings):
+    return emulated_chains.run(operands, case, configuration=index_of(place), **settings)
+
+
+def test_each_configuration_has_a_test_and_fits():
+    assert len(tiles()) == CONFIGURATIONS
+    for tile in tiles().values():
+        assert tile["shared_bytes"] <= emulated.H200[1] and tile["name"].startswith("tma_")
+
+
+@every
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_bit_is_right(place, case):
+    """On integers; dtype, schedule, walk and the number of blocks change from case to case."""
+    number = CASES.index(case) * CONFIGURATIONS + place
+    case = filling(case, place)
+    operands = operands_of(case, DTYPES[number % 2])
+    got, report = run(
+        place,
+        case,
+        operands,
+        schedule=dataclasses.replace(emulated.SCHEDULES[number % 9], seed=number),
+        reverse=number % 2 == 1,
+        gpu=(ONE, TWO, emulated.H200)[number % 3],
+        resident_blocks=2,
+    )
+    assert not wrong(got, operands, case)
+    assert report["plan"]["blocks"] == min((1, 2, 132)[number % 3], -(-case.pixels // 128))
+
+
+@every
+def test_the_self_checks_cases_are_exact(place):
+    """The last of them is for a GPU: as many tiles take minutes here."""
+    for case in checks.cases_of(tiles()[index_of(place)]["name"])[:-1]:
+        operands = operands_of(case, DTYPES[place % 2])
+        got, _ = run(place, case, operands, gpu=TWO, resident_blocks=2)
+        assert not wrong(got, operands, case), case
+
+
+@every
+def test_the_same_bits_under_every_schedule(place):
+    case = filling(MANY, place)
+    operands = operands_of(case, DTYPES[0], exact=False)
+    first, _ = run(place, case, operands, schedule=Schedule(), gpu=ONE)
+    for schedule in emulated.SCHEDULES if WHOLE else HOSTILE[:2]:
+        got, _ = run(place, case, operands, schedule=schedule, gpu=TWO, resident_blocks=2)
+        assert all(torch.equal(a, b) for a, b in zip(got, first, strict=True)), schedule
+
+
+@every
+@pytest.mark.parametrize("rounding", ["nearest", "toward_zero"])
+def test_noise_is_within_the_bound(place, rounding):
+    case = filling(ODD, place)
+    how = "nearest" if rounding == "nearest" else "truncate"
+    operands = operands_of(case, DTYPES[place % 2], exact=False)
+    got, _ = run(place, case, operands, schedule=Schedule("random", "reverse", rounding, place))
+    assert not beyond(got, operands, case, limits_of(operands, case, how), how)
+
+
+@every
+@pytest.mark.parametrize("out_stride", [1, 2])
+def test_what_it_costs(place, out_stride):
+    """No bank conflicts; each byte of the tensors from memory, and results in whole sectors."""
+    case = dataclasses.replace(filling(EVEN, place), out_stride=out_stride)
+    operands = operands_of(case, DTYPES[0])
+    least = roofline.conv_chain_cost(case, DTYPES[0]).bytes
+    _, report = run(place, case, operands, counting=True, gpu=ONE)
+    assert report["counters"]["bank_conflicts"] == 0
+    tensors = report["tensors"]
+    moved = sum(t["unique_bytes_read"] + t["unique_bytes_written"] for t in tensors.values())
+    assert least * 0.999 <= moved <= 1.1 * least
+    assert tensors["out"]["unique_bytes_read"] == 0
+    counted = report["counters"]
+    assert counted["global_store_sectors"] * 32 == counted["global_store_bytes_asked"]
+    # Activations once; filters for each of the two tiles.
+    asked = sum(
+        t.numel() * t.element_size() * (2 if "weight" in name else 1)
+        for name, t in operands._asdict().items()
+        if t is not None and t.dim() == 4
+    )
+    copies = [s for s in report["sites"] if s["instruction"] == "cp.async.bulk.tensor.tile"]
+    assert sum(site["counters"]["global_load_bytes_asked"] for site in copies) == asked
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_where_the_walk_begins(reverse):
+    """Of two blocks the first one has every other tile, from the first pixel or from the last."""
+    operands = operands_of(MANY, DTYPES[0])
+    (out, _), _ = run(0, MANY, operands, gpu=TWO, reverse=reverse, blocks=(0, 0))
+    there = ~out.permute(0, 2, 3, 1).reshape(MANY.pixels, -1).isnan().any(1)
+    tile = torch.arange(MANY.pixels) // 128
+    assert torch.equal(there, (3 - tile if reverse else tile) % 2 == 0)
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "residual", "next_weight", "scale", "next_shift"])
+def test_nan_and_inf_come_through(name):
+    operands = operands_of(ODD, torch.bfloat16, exact=False)
+    t = getattr(operands, name)
+    flat = t.view(-1) if t.dim() == 1 else t.permute(0, 2, 3, 1).reshape(-1)
+    flat[3], flat[7] = float("nan"), float("inf")
+    if t.dim() == 4:
+        t.copy_(flat.view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2))
+    got, _ = run(0, ODD, operands)
+    for y, expected in zip(got, numerics.conv_chain_oracle(operands), strict=True):
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y.isinf(), expected.isinf())
+
+
+def test_it_may_begin_early():
+    """Before its wait it reads constants alone, and it lets the next kernel begin."""
+    operands = operands_of(MANY, DTYPES[1])
+    got, _ = run(0, MANY, operands, gpu=TWO, flow=(True, True))
+    assert not wrong(got, operands, MANY)
+
+
+# Plans
+
+
+def refusal(case, place=0, **changes):
+    with pytest.raises(ValueError) as caught:
+        plan(case, configuration=index_of(place), **changes)
+    return str(caught.value)
+
+
+def test_refusals_say_why():
+    for gpu in (emulated.H200[:3], emulated.A100, (132, 232448, 233472, 100)):
+        assert "for GPUs of capability 9.0" in refusal(ODD, gpu=gpu)
+    changed = functools.partial(dataclasses.replace, ODD)
+    assert "it takes no projection" in refusal(changed(projected=8))
+    assert "it is made for a projection" in refusal(ODD, place=3)
+    assert "72 channels of the projection, at most 64" in refusal(changed(projected=72), place=3)
+    strided = changed(projected=8, projection_stride=2)
+    assert "a projection of stride 2" in refusal(strided, place=3)
+    assert "it takes no 3x3 convolution in front" in refusal(changed(front=8))
+    assert "no next convolution" in refusal(changed(m=0))
+    assert "72 channels of x, at most 64 fit" in refusal(changed(k=72))
+    assert "72 channels of next, at most 64 fit" in refusal(changed(m=72))
+    assert "1032 channels of out, at most 1024 fit" in refusal(changed(c=1032))
+    apart = (9 * 11 * 40 + 8, 1, 11 * 40, 40)
+    assert "x: its pixels do not lie one behind the other" in refusal(ODD, x_stride=apart)
+    apart = (9 * 11 * 88 + 8, 1, 11 * 88, 88)
+    assert "residual: its pixels" in refusal(ODD, residual_stride=apart)
+    assert "out: its pixels" in refusal(ODD, out_strides=apart)
+
+
+def test_the_choice():
+    """What ResNet-50's first two stages take; what it does not serve mma.sync does."""
+    names = [tile["name"] for tile in emulated_chains.configurations()]
+    chosen = {}
+    for case in RESNET50_CHAINS:
+        case = dataclasses.replace(case, n=256)
+        try:
+            made = plan(case)
+        except ValueError:
+            continue
+        chosen[case.name] = names[made["configuration"]]
+        by_tma = chosen[case.name].startswith("tma_")
+        fits = case.k <= 128 and case.m <= 128
+        fits = fits and (case.projected <= 64 and case.projection_stride == 1)
+        assert by_tma == fits
+        assert ("no TMA: " in made["why"]) != by_tma
+        assert made["blocks"] == 132 or not by_tma
+    assert chosen["layer1"] == "tma_128x64_4s_k64"
+    assert chosen["layer1_first"] == "tma_128x64_3s_k64_d64"
+    assert chosen["layer1_last"] == "tma_128x128_4s_k64"
+    assert chosen["layer2"] == "tma_128x128_3s_k128"
+    for gpu in (emulated.A100, emulated.H200[:3]):
+        made = plan(dataclasses.replace(RESNET50_CHAINS[1], n=256), gpu=gpu)
+        assert not names[made["configuration"]].startswith("tma_") and "TMA" not in made["why"]
+
+
+# Faults
+
+CHUNKS = 4
+FILES = {
+    "conv_chain_sm90.cuh",
+    "chain_box.h",
+    "warpgroup_tile.h",
+    "pipeline.h",
+    "warpgroup_epilogue.h",
+}
+# (file, the line's text, instruction, fault) -> why the fault does no harm there.
+HARMLESS: dict[tuple[str, str, str, str], str] = {
+    ("conv_chain_sm90.cuh", "ptx::sync_warp();", "bar.warp.sync", "skip"): (
+        "the warp meets again behind what one of its lanes did; fibers wait for each other at the "
+        "next instruction of the warp in any case"
+    ),
+}
+# More steps than stages, more tiles than buffers.
+FAULTY = (
+    (1, dataclasses.replace(MANY, m=104)),
+    (2, dataclasses.replace(MANY, k=104, m=104)),
+    (3, dataclasses.replace(MANY, projected=40)),
+    (0, THINNED),
+)
+
+
+def trials() -> list[Trial]:
+    """Calls that notice faults: on integers under hostile schedules, and one on noise."""
+    made = []
+    for (place, case), exact in itertools.product(FAULTY, (True, False)):
+        dtype = DTYPES[(place + exact) % 2]  # sums that are cut show on noise alone
+        operands = operands_of(case, dtype, exact=exact)
+        limits = limits_of(operands, case, "nearest")
+
+        def check(got, operands=operands, case=case, exact=exact, limits=limits):
+            bad = wrong(got, operands, case) if exact else beyond(got, operands, case, limits)
+            return str(bad) if bad else None
+
+        for schedule in HOSTILE if exact else HOSTILE[-1:]:
+            made.append(
+                Trial(
+                    f"{case} {dtype} {place} {schedule}",
+                    functools.partial(
+                        overload("conv_chain", emulated.NAME), *operands, 1, case.out_stride, False
+                    ),
+                    tuple(operands),
+                    check,
+                    {"schedule": schedule, "configuration": index_of(place), "gpu": ONE,
+                     "splits": 1, "flow": (False, True)},
+                )
+            )  # fmt: skip
+    return made
+
+
+@functools.cache
+def found() -> dict[Mutant, list[Trial]]:
+    """Every mutant, with the trials that reach it. Clean runs pass."""
+    reached: dict[Mutant, list[Trial]] = {}
+    for trial in trials():
+        for site in trial.run()["sites"]:
+            for fault in site["faults"]:
+                mutant = Mutant(site["file"], site["line"], site["instruction"], fault)
+                reached.setdefault(mutant, []).append(trial)
+    return dict(sorted(reached.items()))
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_fault_is_noticed(chunk):
+    taken = list(found())[chunk::CHUNKS]
+    alive = {mutant for mutant in taken if mutants.noticed(mutant, found()[mutant]) is None}
+    harmless = {mutant for mutant in taken if mutant.key in HARMLESS}
+    assert not alive - harmless, "nothing notices these"
+    assert not harmless - alive, "the table calls these harmless"
+
+
+def test_the_faults_are_of_every_kind():
+    assert {mutant.key[0] for mutant in found()} == FILES
+    assert set(HARMLESS) <= {mutant.key for mutant in found()}
+    planted = {(mutant.instruction, mutant.fault) for mutant in found()}
+    for wanted in (
+        ("mbarrier.try_wait.parity", "skip"), ("fence.proxy.async", "no_fence"),
+        ("fence.mbarrier_init", "no_fence"), ("mbarrier.arrive.expect_tx", "wrong_bytes"),
+        ("wgmma.wait_group", "wait_one_fewer"), ("cp.async.bulk.wait_group.read", "skip"),
+        ("griddepcontrol.wait", "skip"), ("ldmatrix.x4", "swap_operands"), ("bar.sync", "skip"),
+    ):  # fmt: skip
+        assert wanted in planted, sorted(planted)
