@@ -11,6 +11,7 @@
 #include "conv_bn_act_tma.h"
 #include "conv_plan.h"
 #include "conv_tiles.h"
+#include "tma_request.h"
 
 namespace resnet_fused {
 namespace {
@@ -161,7 +162,7 @@ std::string unfit(int index, const RfConvBnAct& problem, const Product& product,
   const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(index);
   if (tile.tma != 0) {
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
-    if (!kHasTma) return "this build holds no machine code for sm_90a";
+    if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
     return tma_fault(problem, tma_tile(index - kFirstTma),
                      std::max<int64_t>(1, images_together(problem, product, tile)));
   }

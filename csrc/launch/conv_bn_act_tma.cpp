@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <limits>
-#include <optional>
 
 #include "conv_strides.h"
 #include "tensor_map.h"
+#include "tma_request.h"
 
 namespace resnet_fused {
 
@@ -21,9 +21,6 @@ static_assert(offsetof(ConvTmaArguments, shift) == 520);
 
 namespace {
 
-constexpr int64_t kBytes = 2;  // of an element
-constexpr int64_t kUnit = 16;  // bytes that strides are multiples of
-
 TensorMapRequest request_of(const RfConvBnAct& problem, const void* address) {
   TensorMapRequest request;
   request.element = static_cast<DataType>(problem.dtype) == DataType::kFloat16
@@ -36,26 +33,15 @@ TensorMapRequest request_of(const RfConvBnAct& problem, const void* address) {
 }
 
 // Of a dimension of one element no stride is used; any lawful one will do.
-int64_t stride_bytes(int64_t size, int64_t stride) { return size > 1 ? stride * kBytes : kUnit; }
-
-// Elements from one pixel of [N, C, H, W] to the next, where all of them lie one behind the other.
-std::optional<int64_t> pixel_stride(const int64_t (&size)[4], const int64_t (&stride)[4]) {
-  std::optional<int64_t> step;
-  int64_t pixels = 1;
-  for (const int d : {3, 2, 0}) {
-    if (size[d] == 1) continue;
-    if (!step) step = stride[d];
-    if (stride[d] != *step * pixels) return std::nullopt;
-    pixels *= size[d];
-  }
-  return step ? *step : divide_up(size[1] * kBytes, kUnit) * kUnit / kBytes;
+int64_t stride_bytes(int64_t size, int64_t stride) {
+  return size > 1 ? stride * kTmaElementBytes : kTmaStrideBytes;
 }
 
 bool is_dense(const RfConvBnAct& problem) {
   const bool single = problem.weight_size[2] == 1 && problem.weight_size[3] == 1 &&
                       problem.stride[0] == 1 && problem.stride[1] == 1 && problem.padding[0] == 0 &&
                       problem.padding[1] == 0;
-  return single && pixel_stride(problem.x_size, problem.x_stride).has_value();
+  return single && pixel_step(problem.x_size, problem.x_stride).has_value();
 }
 
 TensorMapRequest x_request(const RfConvBnAct& problem, const TmaTileFacts& tile, const void* from,
@@ -65,7 +51,7 @@ TensorMapRequest x_request(const RfConvBnAct& problem, const TmaTileFacts& tile,
   if (is_dense(problem)) {
     request.rank = 2;
     request.sizes = {size[1], images * size[2] * size[3]};
-    request.strides = {*pixel_stride(size, problem.x_stride) * kBytes};
+    request.strides = {*pixel_step(size, problem.x_stride) * kTmaElementBytes};
     request.box[1] = tile.pixels;
     return request;
   }
@@ -105,7 +91,7 @@ TensorMapRequest output_request(const RfConvBnAct& problem, const TmaTileFacts& 
   const int64_t channels = problem.weight_size[0] / problem.groups;
   request.rank = 3;
   request.sizes = {channels, problem.groups, pixels};
-  request.strides = {stride_bytes(problem.groups, channels), pixel * kBytes};
+  request.strides = {stride_bytes(problem.groups, channels), pixel * kTmaElementBytes};
   request.box = {kStepElements, 1, tile.stored_pixels};
   return request;
 }
@@ -131,7 +117,7 @@ std::string output_fault(const char* name, const RfConvBnAct& problem, const Tma
                          const void* at, const int64_t (&stride)[4], int64_t pixels) {
   const OutputShape shape = output_shape(problem);
   if (shape.size[1] > 1 && stride[1] != 1) return named(name, "its channels are not adjacent");
-  const auto pixel = pixel_stride(shape.size, stride);
+  const auto pixel = pixel_step(shape.size, stride);
   if (!pixel) return named(name, "its pixels do not lie one behind the other");
   return named(name,
                tensor_map_fault(output_request(problem, tile, or_aligned(at), *pixel, pixels)));
@@ -219,7 +205,7 @@ ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTileFacts& ti
 
 // The first image's address onwards; a stride of one image alone is not used.
 const void* image_at(const void* tensor, int64_t images, int64_t stride, int64_t first) {
-  return moved(tensor, images > 1 ? first * stride * kBytes : 0);
+  return moved(tensor, images > 1 ? first * stride * kTmaElementBytes : 0);
 }
 
 }  // namespace
@@ -234,7 +220,7 @@ int run_conv_bn_act_tma(const RfConvBnAct& problem, const RfConvPlan& plan, int6
   ConvTmaArguments arguments = arguments_of(problem, tile, images);
   const auto output = [&](const void* tensor, const int64_t (&stride)[4]) {
     return output_request(problem, tile, image_at(tensor, all, stride[0], first),
-                          *pixel_stride(shape.size, stride), pixels);
+                          *pixel_step(shape.size, stride), pixels);
   };
   const void* x = image_at(problem.x, all, problem.x_stride[0], first);
   int error = encode_tensor_map(x_request(problem, tile, x, images), &arguments.x);

@@ -10,13 +10,6 @@
 
 namespace resnet_fused {
 
-// Whether this build holds machine code for sm_90a.
-#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
-constexpr bool kHasTma = true;
-#else
-constexpr bool kHasTma = false;
-#endif
-
 // What the plan and the launch know of a tile at run time.
 struct TmaTileFacts {
   bool pixels_left;

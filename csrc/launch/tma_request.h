@@ -41,7 +41,8 @@ inline TensorMapRequest rows_request(int32_t dtype, const void* at, int64_t chan
   return request;
 }
 
-// Elements from one pixel of [N, C, H, W] to the next, where all of them lie one behind the other.
+// Elements from one pixel of [N, C, H, W] to the next, where all of them lie one behind the other;
+// of a single pixel a lawful number.
 inline std::optional<int64_t> pixel_step(const int64_t (&size)[4], const int64_t (&stride)[4]) {
   std::optional<int64_t> step;
   int64_t pixels = 1;
@@ -51,7 +52,8 @@ inline std::optional<int64_t> pixel_step(const int64_t (&size)[4], const int64_t
     if (stride[d] != *step * pixels) return std::nullopt;
     pixels *= size[d];
   }
-  return step ? *step : size[1];
+  const int64_t bytes = divide_up(size[1] * kTmaElementBytes, kTmaStrideBytes) * kTmaStrideBytes;
+  return step ? *step : bytes / kTmaElementBytes;
 }
 
 }  // namespace resnet_fused

@@ -97,6 +97,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_act_tma_launch.cuh",
         "csrc/launch/conv_bn_act_tma_plan.cpp",
         "csrc/launch/conv_tma_tiles.h",
+        "csrc/launch/tma_request.h",
         "csrc/launch/tensor_map.cu",
         "csrc/launch/tensor_map.h",
         "csrc/launch/tensor_map_rules.cpp",

@@ -178,7 +178,7 @@ def fits(sizes: Sizes, tile: Tile, limits: Limits) -> bool:
     # Single elements that are loaded one by one need a pointer each, beside the sums.
     if (sizes.itemsize == 4 or not sizes.dense) and tile.channels > 32:
         return False
-    # On sm_100 the sums pass through registers too: of 64 columns some would be spilled in the loop.
+    # On sm_100 the sums pass through registers too: of 64 columns, the loop would spill some.
     if not sizes.dense and tile.columns > 32 and limits.capability == 100:
         return False
     return shared_memory(sizes, tile, limits) <= limits.shared_memory
