@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 
@@ -62,23 +61,6 @@ def test_the_hash_of_sources(calls, tmp_path, monkeypatch):
     assert hashes[0] == hashes[1] != hashes[2]
     with pytest.raises(FileNotFoundError):
         admission.source_hash(enter(calls, op="gone", sources=("triton/gone.py",)))
-
-
-def included(path):
-    """The project's own files that a C++ file includes, directly or not, without the emulator."""
-    for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE):
-        other = (path.parent / name).resolve()
-        if other.is_file() and other.parent.name in ("device", "kernels", "launch", "ptx"):
-            yield other.relative_to(ROOT).as_posix()
-            yield from included(other)
-
-
-@pytest.mark.parametrize("kernel", [k for k in admission.kernels() if k.implementation == "cuda"])
-def test_a_cuda_kernels_sources_are_all_that_is_compiled(kernel):
-    launches = [name for name in kernel.sources if name.endswith(".cu")]
-    assert launches
-    needed = {name for launch in launches for name in included(ROOT / launch)}
-    assert needed - set(kernel.sources) == set()
 
 
 @pytest.mark.parametrize(

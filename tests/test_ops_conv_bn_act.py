@@ -290,7 +290,10 @@ def test_autocast_casts_activations_and_weights_only():
 
 @pytest.mark.parametrize("mode", ["nan", "huge"])
 def test_values_that_onednns_relu_would_lose(mode):
-    """NaN, and finite values whose sums overflow, come out as in torch."""
+    """NaN, and finite values whose sums overflow, come out as in torch.
+
+    Whether such a sum is infinite or NaN hangs on its order, and so on the processor.
+    """
     x = torch.full((1, 2, 4, 4), 3e38)
     weight = torch.tensor([[1.0, -1.0], [2.0, -2.0]]).view(2, 2, 1, 1)
     if mode == "nan":
@@ -300,7 +303,7 @@ def test_values_that_onednns_relu_would_lose(mode):
     expected = F.relu(F.conv2d(x, weight * 10) + 1)
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.isinf(), expected.isinf())
-    assert expected.isnan().any() if mode == "nan" else expected.isinf().any()
+    assert expected.isnan().any() if mode == "nan" else not expected.isfinite().all()
 
 
 def test_a_filter_larger_than_the_image():

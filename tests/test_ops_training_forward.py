@@ -162,9 +162,14 @@ def test_overflow_and_subnormals_are_as_in_torch(entry, dtype):
     weight = torch.eye(3, dtype=dtype).view(3, 3, 1, 1) * 2
     args = (x, None, weight, [1, 1], [0, 0], [1, 1], 1)
     y, stats = overload("conv_bn_stats", entry.name)(*args)
-    assert y[0].flatten().tolist() == [math.inf, 2.0, float(x[0, 2]) * 2]
+    subnormal = float(x[0, 2]) * 2
+    if {"cpu", "reference"} & set(entry.backends):
+        # PyTorch's own convolution: processors with instructions for bfloat16 (AVX512_BF16) take
+        # its subnormals for zero.
+        subnormal = float(F.conv2d(x, weight)[0, 2])
+    assert y[0].flatten().tolist() == [math.inf, 2.0, subnormal]
     assert stats[1].isnan().tolist() == [True, False, False]
-    assert float(stats[0, 2]) == float(x[0, 2]) * 2
+    assert float(stats[0, 2]) == subnormal
 
 
 @pytest.mark.op_matrix
