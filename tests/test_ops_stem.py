@@ -286,9 +286,17 @@ def test_the_chooser_says_why_not():
     deep = torch.empty(64, 64, 3, 3, device="meta")
     assert "64 channels" in str(ask((1, 64, 9, 9), deep, [2, 2], [1, 1], pool))
     sizes = ask((256, 3, 224, 224), weight, [2, 2], [3, 3], pool)
-    for capability, shared, name in ((90, 227, "64x64_8w2s"), (86, 99, "64x32_8w2s")):
+    wide = ask((256, 3, 224, 224), weight.float(), [2, 2], [3, 3], pool, "tf32")
+    for asked, capability, shared, name in (
+        (sizes, 90, 227, "64x64_8w2s"),
+        (sizes, 86, 99, "64x32_8w2s"),
+        (sizes, 120, 99, "32x32_8w2s"),
+        (wide, 90, 227, "64x32_8w2s"),
+        (wide, 86, 99, "16x32_8w2s"),
+    ):
         limits = _stem_tiles.Limits(132, shared * 1024, capability)
-        plan = _stem_tiles.choose(sizes, limits)
+        plan = _stem_tiles.choose(asked, limits)
         assert plan.tile.name == name
-        assert _stem_tiles.shared_memory(sizes, plan.tile, limits) <= limits.shared_memory
-    assert "none of the 3" in _stem_tiles.choose(sizes, limits, frozenset())
+        assert _stem_tiles.shared_memory(asked, plan.tile, limits) <= limits.shared_memory
+    none = f"none of the {len(_stem_tiles.TILES)}"
+    assert none in _stem_tiles.choose(sizes, limits, frozenset())
