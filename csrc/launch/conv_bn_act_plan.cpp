@@ -226,7 +226,9 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
     for (int64_t parts = 1; parts <= std::max<int64_t>(kMostSplits, splits); ++parts) {
       if (splits > 0 && parts != splits) continue;
       if (tile.tma != 0 && parts > 1) {
-        if (splits > 0) against = "splits: only 1 is served by TMA";
+        if (splits > 0) {
+          (configuration < 0 ? against_tma : against) = "splits: only 1 is served by TMA";
+        }
         break;
       }
       if (!has_work(steps, parts) || tiles * parts > kMost) {
