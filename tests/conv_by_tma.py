@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import emulated
 import emulated_shapes
+import mutants
 import torch
 from emulated import Schedule
+from mutants import HOSTILE, Trial
 from torch import Tensor
 
 from resnet_fused import numerics
 from resnet_fused.cases import ConvCase
+from resnet_fused.ops._library import overload
 
 OP = "conv_bn_act"
 DTYPES = (torch.bfloat16, torch.float16)
@@ -39,9 +43,18 @@ CASES = (
 
 @functools.cache
 def tiles() -> dict[int, dict]:
-    """The configurations by TMA, by index."""
-    table = emulated_shapes.tiles(OP)
-    return {index: tile for index, tile in enumerate(table) if tile["tma"]}
+    """The configurations by TMA that bring each tap by itself, by index."""
+    return {i: tile for i, tile in enumerate(_table()) if tile["tma"] and not tile["window"]}
+
+
+@functools.cache
+def windows() -> dict[int, dict]:
+    """The configurations by windows of the input, by index."""
+    return {i: tile for i, tile in enumerate(_table()) if tile["window"]}
+
+
+def _table() -> list[dict]:
+    return emulated_shapes.tiles(OP)
 
 
 def operands(
@@ -64,6 +77,71 @@ def run(
     return y, runs.reports[-1]
 
 
+def run_into(
+    case: ConvCase, given: tuple[Tensor | None, ...], out: Tensor, index: int
+) -> dict[str, Any]:
+    """Runs a configuration into an output of any strides; its report."""
+    names = ("x", "weight", "scale", "shift", "residual")
+    inputs = dict(zip(names, given, strict=True))
+    vectors = {name: inputs[name].data_ptr() for name in ("scale", "shift")}
+    made = problem(
+        inputs["x"], inputs["weight"], inputs["residual"], out, case=case,
+        dtype=emulated.TYPE_NAMES[out.dtype], relu=case.act == "relu", **vectors,
+    )  # fmt: skip
+    with emulated.using(schedule=Schedule()):
+        settings = emulated.settings(("into",), inputs, {"out": out})
+    return getattr(emulated.load(), OP)(settings, made, emulated.H200, index, 1, 0)
+
+
+def problem(
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    out: Tensor,
+    case: ConvCase = CASES[1],
+    **changes: Any,
+) -> Any:
+    """The problem for a plan."""
+    tensors = {"x": x, "weight": weight, "residual": residual, "out": out}
+    given = {name: 0 if t is None else t.data_ptr() for name, t in tensors.items()}
+    strides = {
+        f"{name}_stride": (0,) * 4 if t is None else t.stride() for name, t in tensors.items()
+    }
+    options = {
+        "dtype": "bfloat16", "relu": True, "allow_tf32": True, "scale": 0, "shift": 0,
+        "x_size": x.shape, "weight_size": weight.shape, "stride": case.stride,
+        "padding": case.padding, "dilation": case.dilation, "groups": case.groups,
+        "reverse": False, "dependent": False, "follows": False, "arrivals": 0, "arrivals_count": 0,
+    }  # fmt: skip
+    return emulated.load().ConvBnAct(**{**options, **given, **strides, **changes})
+
+
+def tensors_of(case: ConvCase) -> dict[str, Tensor | None]:
+    """What a problem's tensors may be, in channels_last."""
+    x, weight, _, _, residual = operands(case, torch.bfloat16)
+    out = emulated_shapes.lay_out(torch.zeros(case.output_shape, dtype=torch.bfloat16), "nhwc")
+    return {"x": x, "weight": weight, "residual": residual, "out": out}
+
+
+def layer(case: ConvCase, batch: int) -> Any:
+    """The problem of a layer at a batch size, with no memory and no shortcut."""
+    sizes = (batch, *case.input_shape[1:]), case.weight_shape, (batch, *case.output_shape[1:])
+    x, weight, out = (
+        torch.empty(size, dtype=torch.bfloat16, device="meta").contiguous(
+            memory_format=torch.channels_last
+        )
+        for size in sizes
+    )
+    return problem(x, weight, None, out, case=case)
+
+
+def planned(
+    made: Any, index: int = -1, splits: int = 0, gpu: tuple[int, ...] = emulated.H200
+) -> dict[str, Any]:
+    """What would be launched; ValueError says why nothing can be."""
+    return getattr(emulated.load(), f"{OP}_plan")(made, gpu, index, splits)
+
+
 def wrong(case: ConvCase, given: tuple[Tensor | None, ...], y: Tensor) -> str | None:
     """What is wrong with an exact result, or None."""
     oracle, _ = expected(case, given)
@@ -84,3 +162,40 @@ def check(
 ) -> numerics.BoundCheck:
     """The bound tier."""
     return numerics.check_bound(y, *expected(case, given, rounding))
+
+
+def trials(
+    ways: Iterable[tuple[str, ConvCase]], noisy: Collection[str], gpu: tuple[int, ...]
+) -> list[Trial]:
+    """Calls that notice faults: on integers under hostile schedules, and some on noise.
+
+    Args:
+        ways: names of configurations, and what they are tried on.
+        noisy: names of the cases that are run on noise too.
+        gpu: what the grid is chosen for.
+    """
+    made = []
+    index = {tile["name"]: i for i, tile in enumerate(_table())}
+    for name, case in ways:
+        for exact in (True, False) if case.name in noisy else (True,):
+            dtype = DTYPES[0] if exact else DTYPES[1]
+            given = operands(case, dtype, exact=exact)
+            oracle, bound = expected(case, given)
+            wrong = mutants._bits(oracle.to(dtype)) if exact else mutants._bound(oracle, bound)
+            geometry = (list(case.stride), list(case.padding), list(case.dilation), case.groups)
+            for schedule in HOSTILE if exact else HOSTILE[-1:]:
+                made.append(
+                    Trial(
+                        f"{name} {case.name} exact={exact} {schedule}",
+                        functools.partial(
+                            overload(OP, emulated.NAME), *given, *geometry, case.act
+                        ),
+                        given,
+                        wrong,
+                        {
+                            "schedule": schedule, "configuration": index[name], "splits": 1,
+                            "gpu": gpu, "reverse": False, "kept": False,
+                        },
+                    )
+                )  # fmt: skip
+    return made

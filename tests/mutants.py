@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -311,13 +311,18 @@ TRIALS = {
 @functools.cache
 def found(op: str) -> dict[Mutant, list[Trial]]:
     """Every mutant of an op's kernels, with the trials that reach it. Clean runs pass."""
-    reached: dict[Mutant, list[Trial]] = {}
-    for trial in TRIALS[op]():
+    return reached(TRIALS[op]())
+
+
+def reached(trials: Iterable[Trial]) -> dict[Mutant, list[Trial]]:
+    """Every mutant that trials reach, with those that do. Clean runs pass."""
+    made: dict[Mutant, list[Trial]] = {}
+    for trial in trials:
         for site in trial.run()["sites"]:
             for fault in site["faults"]:
                 mutant = Mutant(site["file"], site["line"], site["instruction"], fault)
-                reached.setdefault(mutant, []).append(trial)
-    return dict(sorted(reached.items()))
+                made.setdefault(mutant, []).append(trial)
+    return dict(sorted(made.items()))
 
 
 def noticed(mutant: Mutant, trials: list[Trial]) -> str | None:

@@ -443,6 +443,26 @@ def test_the_self_check_passes_right_kernels_and_no_wrong_ones(op, monkeypatch):
 
 
 @needs_cuda_build
+@pytest.mark.emulated
+def test_the_self_check_has_a_case_for_windows():
+    """They take none of those that the others are checked on."""
+    op, seen = "conv_bn_act", []
+    launch = on_the_emulator(op)
+
+    def seeing(operands, more, out, geometry, wish):
+        seen.append((wish[0], out.dtype))
+        launch(operands, more, out, geometry, wish)
+
+    known = _cuda_plan.configurations(op)
+    windows = [name for name in known if name.startswith(_cuda_plan.WINDOW)]
+    assert len(windows) == 3
+    for name in windows:
+        _cuda_checks.check(op, name, "cpu", _cuda_checks.INPUTS[op], seeing, emulated.H200)
+    dtypes = (torch.bfloat16, torch.float16)
+    assert seen == [(known.index(name), dtype) for name in windows for dtype in dtypes]
+
+
+@needs_cuda_build
 def test_a_self_check_that_checks_nothing_fails(monkeypatch):
     monkeypatch.setattr(_cuda_checks, "CONV_CASES", _cuda_checks.CONV_CASES[3:])  # the stem alone
     inputs = _cuda_checks.INPUTS["conv_bn_act"]

@@ -8,11 +8,9 @@ import conv_by_tma
 import emulated
 import mutants
 import pytest
-from conv_by_tma import DTYPES, OP, operands, tiles
-from mutants import HOSTILE, Mutant, Trial
+from mutants import Mutant, Trial
 
 from resnet_fused.cases import ConvCase
-from resnet_fused.ops._library import overload
 
 pytestmark = pytest.mark.emulated
 
@@ -43,45 +41,10 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
 }
 
 
-def trials() -> list[Trial]:
-    """Calls that notice faults: on integers under hostile schedules, and one on noise."""
-    made = []
-    index = {tile["name"]: i for i, tile in tiles().items()}
-    for name, case in WAYS:
-        for exact in (True, False) if case.name in ("turns", "dense") else (True,):
-            dtype = DTYPES[0] if exact else DTYPES[1]
-            given = operands(case, dtype, exact=exact)
-            oracle, bound = conv_by_tma.expected(case, given)
-            wrong = mutants._bits(oracle.to(dtype)) if exact else mutants._bound(oracle, bound)
-            geometry = (list(case.stride), list(case.padding), list(case.dilation), case.groups)
-            for schedule in HOSTILE if exact else HOSTILE[-1:]:
-                made.append(
-                    Trial(
-                        f"{name} {case.name} exact={exact} {schedule}",
-                        functools.partial(
-                            overload(OP, emulated.NAME), *given, *geometry, case.act
-                        ),
-                        given,
-                        wrong,
-                        {
-                            "schedule": schedule, "configuration": index[name], "splits": 1,
-                            "gpu": ONE, "reverse": False, "kept": False,
-                        },
-                    )
-                )  # fmt: skip
-    return made
-
-
 @functools.cache
 def found() -> dict[Mutant, list[Trial]]:
     """Every mutant, with the trials that reach it. Clean runs pass."""
-    reached: dict[Mutant, list[Trial]] = {}
-    for trial in trials():
-        for site in trial.run()["sites"]:
-            for fault in site["faults"]:
-                mutant = Mutant(site["file"], site["line"], site["instruction"], fault)
-                reached.setdefault(mutant, []).append(trial)
-    return dict(sorted(reached.items()))
+    return mutants.reached(conv_by_tma.trials(WAYS, noisy=("turns", "dense"), gpu=ONE))
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

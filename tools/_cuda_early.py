@@ -68,6 +68,10 @@ RULES = {
     "conv_bn_act_tma_kernel": Rule(
         frozenset({0x270, 0x278}), frozenset(), True, frozenset({0x70 + 128})
     ),
+    # Likewise: maps of x, weight and residual, then out, scale and shift.
+    "conv_bn_act_window_kernel": Rule(
+        frozenset({0x1F8, 0x200}), frozenset({0x1F0}), True, frozenset({0x70 + 128})
+    ),
     # Likewise: maps of x, shortcut, weight, projection, next, out and following, then vectors.
     "conv_chain_tma_kernel": Rule(
         frozenset(range(0x70 + 896, 0x70 + 944, 8)),

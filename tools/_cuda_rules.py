@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
+from _cuda_window import by_window, window_of
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 REGISTER_UNIT = 8  # they are given out in such steps a thread
@@ -398,6 +399,7 @@ RULES = {
     "conv_wgrad_merge_kernel": functools.partial(_at_most, 64),
     "conv_bn_act_kernel": _convolution,
     "conv_bn_act_tma_kernel": _convolution_by_tma,
+    "conv_bn_act_window_kernel": by_window,
     "conv_dgrad_kernel": _convolution,
     "conv_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,
@@ -429,6 +431,8 @@ def short_name(mangled: str) -> str:
             f"{by_tma.pixels}x{by_tma.channels} {by_tma.stages} stages"
             f"{'' if by_tma.together else ' in turns'}"
         )
+    elif window := window_of(mangled):
+        parts.append(f"windows for {window.pixels} pixels")
     elif by_chain := chain_tma_tile_of(mangled):
         projected = f" projecting {by_chain.projected}" if by_chain.projected else ""
         parts.append(

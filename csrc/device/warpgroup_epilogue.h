@@ -54,7 +54,8 @@ class StagedTile {
   static constexpr int kBoxes = kChannels / kStepElements;
   static constexpr int kBoxBytes = kPixels * kStepRowBytes;
   static constexpr int kBytes = kBoxes * kBoxBytes;
-  static_assert(kColumns % 64 == 0 && kColumns <= 256, "a box has at most 256 pixels");
+  static_assert(kColumns % (kPixelsLeft ? 64 : 16) == 0 && kColumns <= 256,
+                "whole boxes of channels, of at most 256 pixels");
 
   // thread: of the warpgroup.
   RF_DEVICE StagedTile(ptx::SharedAddress start, uint32_t thread) : start_(start) {
@@ -174,7 +175,7 @@ class WarpgroupEpilogue {
     if (thread_ == 0) ptx::bulk_wait_group_read<0>();
   }
 
- private:
+ protected:
   RF_DEVICE void meet() const { ptx::barrier_sync(own_.barrier, kWarpgroupThreads); }
 
   RF_DEVICE void fetch(const ChannelVectors& vectors, int32_t channel) {

@@ -61,6 +61,7 @@ struct Convolution {
     result["workspace_bytes"] = made.workspace_bytes;
     result["launches"] = made.launches;
     result["blocks"] = made.blocks;
+    result["cycles"] = made.cycles;
     result["why"] = why;
     return result;
   }
@@ -81,6 +82,7 @@ struct Convolution {
       entry["shared_bytes"] = one.shared_bytes;
       entry["float32"] = one.float32 != 0;
       entry["tma"] = one.tma != 0;
+      entry["window"] = one.window != 0;
       all.append(entry);
     }
     return all;

@@ -48,7 +48,7 @@ struct RfConvBnAct {
 
 // One configuration: a tile and the way operands are read. It serves every dtype that fits.
 struct RfConvConfiguration {
-  const char* name;  // "128x64_4w4s", "narrow_128x64_4w4s" or "tma_p128x256_3s"
+  const char* name;  // "128x64_4w4s", "narrow_128x64_4w4s", "tma_p128x256_3s"
   int32_t wide;      // operands are read 16 bytes at a time
   int32_t m;         // pixels of a tile
   int32_t n;         // channels of a tile
@@ -60,6 +60,7 @@ struct RfConvConfiguration {
   int32_t shared_bytes;  // of a block
   int32_t float32;       // whether it serves float: its output tile must fit as well
   int32_t tma = 0;       // operands come by TMA, wgmma multiplies: capability 9.0 alone
+  int32_t window = 0;    // pixels of all nine taps come at once: shared_bytes at most
 };
 
 struct RfConvPlan {

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "conv_bn_act_tma.h"
+#include "conv_bn_act_window.h"
 #include "conv_strides.h"
 
 namespace resnet_fused {
@@ -154,12 +155,14 @@ extern "C" int rf_conv_bn_act_cuda(const RfConvBnAct* problem, const RfConvPlan*
       launch_conv_bn_act_bfloat16, launch_conv_bn_act_float16, launch_conv_bn_act_float32};
   const int64_t launches = (images + plan->images_a_launch - 1) / plan->images_a_launch;
   RfConvBnAct part = *problem;
-  const bool tma = rf_conv_bn_act_configuration(plan->configuration)->tma != 0;
+  const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(plan->configuration);
   for (int64_t i = 0; i < launches; ++i) {
     const int64_t first = (problem->reverse != 0 ? launches - 1 - i : i) * plan->images_a_launch;
     const int64_t count = std::min(plan->images_a_launch, images - first);
     const int error =
-        tma ? run_conv_bn_act_tma(part, *plan, first, count, stream)
+        tile.window != 0 ? run_conv_bn_act_window(part, *plan, first, count, stream)
+        : tile.tma != 0
+            ? run_conv_bn_act_tma(part, *plan, first, count, stream)
             : kLaunches(problem->dtype, conv_bn_act_arguments(part, *plan, workspace, first, count),
                         plan->configuration, stream);
     if (error != 0) return error;

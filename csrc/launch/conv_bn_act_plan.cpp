@@ -9,6 +9,7 @@
 
 #include "conv_bn_act_arguments.h"
 #include "conv_bn_act_tma.h"
+#include "conv_bn_act_window.h"
 #include "conv_plan.h"
 #include "conv_tiles.h"
 #include "tma_request.h"
@@ -19,7 +20,7 @@ namespace {
 // Beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostSplits = 32;
 
-constexpr int kTiles = kFirstTma + ConvTmaTiles::kSize;
+constexpr int kTiles = kFirstWindow + ConvWindowTiles::kSize;
 
 struct Entry {
   std::string name;
@@ -66,10 +67,22 @@ Entry tma_entry(int index) {
   return made;
 }
 
+Entry window_entry(int index) {
+  const WindowTileFacts tile = window_tile(index);
+  Entry made;
+  made.name = window_name(tile);
+  // Its windows' size hangs on the width of an image; at most they fill a block's shared memory.
+  made.configuration = {nullptr,    1, tile.pixels,   kWarpgroupRows,   1, 8,
+                        kConsumers, 1, kStepRowBytes, kMostSharedBytes, 0, 1,
+                        1};
+  return made;
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
-    for (int i = kFirstTma; i < kTiles; ++i) entries[i] = tma_entry(i - kFirstTma);
+    for (int i = kFirstTma; i < kFirstWindow; ++i) entries[i] = tma_entry(i - kFirstTma);
+    for (int i = kFirstWindow; i < kTiles; ++i) entries[i] = window_entry(i - kFirstWindow);
     for (int i = 0; i < kFirstTma; ++i) {
       const bool wide = i < ConvWideTiles::kSize;
       const auto of = [wide]<class Shape>() { return entry<Shape>(wide); };
@@ -145,16 +158,45 @@ int32_t check_depth(const RfConvBnAct& problem, const Refusal& refuse) {
   return 0;
 }
 
+// What a tile counts of so many images: pixels, or positions of the walk that windows are cut from.
+int64_t pixels_of(const RfConvBnAct& problem, const RfConvConfiguration& tile, int64_t images) {
+  const OutputSize size = output_size(problem);
+  return tile.window != 0 ? window_positions(problem, images) : images * size.p * size.q;
+}
+
 // So many images that neither pixels nor blocks need more than 31 bits, nor wide offsets; 0: one is
 // too much.
 int64_t images_together(const RfConvBnAct& problem, const Product& product,
                         const RfConvConfiguration& tile) {
   const OutputSize size = output_size(problem);
   const int64_t images = problem.x_size[0];
+  const int64_t of_image = tile.window != 0 ? (size.p + 1) * (size.q + 1) : size.p * size.q;
   const int64_t columns = divide_up(product.channels, tile.n) * product.groups;
   const int64_t rows = std::min(kMost, kMost / columns * tile.m);
   const int64_t reach = tile.wide != 0 && tile.tma == 0 ? images_in_reach(problem) : images;
-  return std::max<int64_t>(0, std::min({images, reach, rows / (size.p * size.q)}));
+  return std::max<int64_t>(0, std::min({images, reach, rows / of_image}));
+}
+
+// Predicted cycles of a launch with so many splits.
+double cost_of(int index, const RfConvBnAct& problem, const Product& product, int64_t splits,
+               const RfGpu& gpu) {
+  const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(index);
+  if (tile.window != 0) {
+    return window_cost(problem, window_tile(index - kFirstWindow), product.pixels, gpu);
+  }
+  if (tile.tma != 0) return tma_cost(problem, tma_tile(index - kFirstTma), product.pixels, gpu);
+  return cost(product, tile, splits, gpu);
+}
+
+// Of a launch. By TMA blocks stay for many tiles, one on a multiprocessor.
+int64_t blocks_of(int index, const RfConvBnAct& problem, const Product& product, int64_t splits,
+                  const RfGpu& gpu) {
+  const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(index);
+  if (tile.window != 0) {
+    return window_blocks(problem, window_tile(index - kFirstWindow), product.pixels, gpu);
+  }
+  const int64_t tiles = tiles_of(product, tile);
+  return tile.tma != 0 ? std::min<int64_t>(tiles, gpu.multiprocessors) : tiles * splits;
 }
 
 // What keeps a configuration from a product; empty if nothing.
@@ -163,8 +205,9 @@ std::string unfit(int index, const RfConvBnAct& problem, const Product& product,
   if (tile.tma != 0) {
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
-    return tma_fault(problem, tma_tile(index - kFirstTma),
-                     std::max<int64_t>(1, images_together(problem, product, tile)));
+    const int64_t images = std::max<int64_t>(1, images_together(problem, product, tile));
+    return tile.window != 0 ? window_fault(problem, window_tile(index - kFirstWindow), images)
+                            : tma_fault(problem, tma_tile(index - kFirstTma), images);
   }
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
   if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
@@ -212,7 +255,10 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
     const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(i);
     if (configuration >= 0 && i != configuration) continue;
     const std::string refusal = unfit(i, *problem, product, *gpu);
-    if (!refusal.empty()) (tile.tma != 0 && configuration < 0 ? against_tma : against) = refusal;
+    // Of what most layers are no windows for, nothing is said unless they are asked for.
+    if (!refusal.empty() && (tile.window == 0 || configuration >= 0)) {
+      (tile.tma != 0 && configuration < 0 ? against_tma : against) = refusal;
+    }
     // Narrow loads are for what is not wide, unless they are asked for.
     if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
     const int64_t together = images_together(*problem, product, tile);
@@ -220,7 +266,7 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
       against = "one image is more than a launch can take";
       continue;
     }
-    product.pixels = together * size.p * size.q;
+    product.pixels = pixels_of(*problem, tile, together);
     const int64_t steps = steps_of(product, tile);
     const int64_t tiles = tiles_of(product, tile);
     for (int64_t parts = 1; parts <= std::max<int64_t>(kMostSplits, splits); ++parts) {
@@ -235,17 +281,17 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
         if (splits > 0) against = "its reduction has no such parts with work for each";
         continue;
       }
-      const double cycles = tile.tma != 0
-                                ? tma_cost(*problem, tma_tile(i - kFirstTma), product.pixels, *gpu)
-                                : cost(product, tile, parts, *gpu);
+      const double cycles = cost_of(i, *problem, product, parts, *gpu);
       if (found && cycles >= plan->cycles) continue;
       found = true;
       const int64_t partial = parts > 1 ? tiles * parts * tile.m * tile.n * 4 : 0;
-      *plan = RfConvPlan{
-          i, static_cast<int32_t>(parts), parts > 1 ? arrival_bytes(tiles) + partial : 0,
-          divide_up(images, together), together,
-          // By TMA blocks stay for many tiles, one on a multiprocessor.
-          tile.tma != 0 ? std::min<int64_t>(tiles, gpu->multiprocessors) : tiles * parts, cycles};
+      *plan = RfConvPlan{i,
+                         static_cast<int32_t>(parts),
+                         parts > 1 ? arrival_bytes(tiles) + partial : 0,
+                         divide_up(images, together),
+                         together,
+                         blocks_of(i, *problem, product, parts, *gpu),
+                         cycles};
     }
   }
   if (!found) {

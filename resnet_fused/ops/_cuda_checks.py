@@ -23,6 +23,10 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SPLITS = {"conv_bn_act": (1, 2), "conv_dgrad": (1, 2), "conv_wgrad": (1, 3)}
 """Of the case "3x3"; the other ones are not split."""
 
+WINDOW = ConvCase("window", 3, 64, 19, 15, 128, 3, 3, (1, 1), (1, 1), residual=True)
+"""For configurations that take 3x3 filters over 64 channels alone: tiles that end in rows, several
+images in one, two columns of channels."""
+
 
 def _names(op: str) -> tuple[str, ...]:
     names = _cuda_plan.configurations(op)
@@ -82,7 +86,7 @@ def check(
         return  # no plan takes it on this GPU: there is nothing that it could do wrong
     index, count = names.index(configuration), 0
     generator = torch.Generator().manual_seed(0)
-    for case in CONV_CASES:
+    for case in (*CONV_CASES, WINDOW) if _cuda_plan.WINDOW in configuration else CONV_CASES:
         geometry = (case.stride, case.padding, case.dilation, case.groups)
         for dtype in DTYPES:
             operands, more, expected = inputs(case, dtype, generator)

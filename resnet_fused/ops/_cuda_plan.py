@@ -31,6 +31,9 @@ CHUNK_BYTES = 16
 TMA = "tma_"
 """How the names of configurations begin that only GPUs of capability 9.0 run."""
 
+WINDOW = "tma_win"
+"""How the names of those begin that bring the pixels of all nine taps of a 3x3 at once."""
+
 NARROW = "narrow_"
 """How the names of configurations begin that read operands element by element."""
 

@@ -1,0 +1,102 @@
+// The epilogue of the window kernel: a warpgroup's sums as warpgroup_epilogue.h makes them, of a
+// tile of which some positions are no pixels.
+//
+// TMA brings the shortcut by the output's walk, zeros where there is no pixel. Threads store, 16
+// bytes each and rows of 128 bytes by eight of them: no manual says what a store by im2col does
+// with positions outside of the tensor.
+#pragma once
+
+#include <cstdint>
+
+#include "../ptx/mbarrier.h"
+#include "../ptx/proxy.h"
+#include "../ptx/ptx.h"
+#include "../ptx/tma.h"
+#include "conv_window.h"
+#include "vector.h"
+#include "warpgroup_epilogue.h"
+
+namespace resnet_fused {
+
+#if defined(RF_HAS_WGMMA)
+
+// T: BFloat16 or Float16. kPixels: positions of a tile.
+template <class T, int kPixels>
+class WindowEpilogue : WarpgroupEpilogue<T, Orientation::kChannelsLeft, kPixels> {
+  using Base = WarpgroupEpilogue<T, Orientation::kChannelsLeft, kPixels>;
+
+ public:
+  using typename Base::Own;
+
+  // thread: of the warpgroup. channel: the tile's first one.
+  RF_DEVICE WindowEpilogue(const ConvWindowArguments& arguments, const Own& own, uint32_t thread,
+                           int32_t channel)
+      : Base(own, thread), arguments_(arguments), channel_(channel) {
+    // Whole tiles of channels: none is beyond the last one.
+    Base::fetch({arguments.scale, arguments.shift, channel + kWarpgroupRows}, channel);
+  }
+
+  // While the products run: once all threads have read what they stored last, asks for the shortcut
+  // from `position` on.
+  RF_DEVICE void begin(int32_t position) {
+    Base::meet();
+    if (arguments_.has_residual && Base::thread_ == 0) {
+      const Pixel first = pixel_of(position, arguments_.walk);
+      ptx::mbarrier_arrive_expect_tx(Base::own_.residual, Base::kStagingBytes);
+      ptx::tma_load_im2col(Base::own_.staging, &arguments_.residual,
+                           {channel_, first.q, first.p, first.n}, {uint16_t{0}, uint16_t{0}},
+                           Base::own_.residual);
+    }
+    ptx::sync_warp();
+  }
+
+  // Stores act(scale d + shift [+ shortcut]) of the positions that are pixels. d: pinned behind its
+  // wait.
+  RF_DEVICE void finish(const float (&d)[kPixels / 2], int32_t position) {
+    if (arguments_.has_residual) {
+      ptx::mbarrier_wait_parity(Base::own_.residual, Base::parity_);
+      Base::parity_ ^= 1;
+      Base::template put_results<true>(d, arguments_.floor);
+      ptx::fence_proxy_async_shared();  // TMA writes here again, behind the next `begin`
+    } else {
+      Base::template put_results<false>(d, arguments_.floor);
+    }
+    Base::meet();
+    store(position);
+  }
+
+ private:
+  static constexpr int kUnits = kStepRowBytes / kVectorBytes;  // of a row
+  static constexpr int kRows = kWarpgroupThreads / kUnits;     // that all threads store at a time
+
+  RF_DEVICE void store(int32_t position) const {
+    const uint32_t unit = Base::thread_ % kUnits;
+    const uint32_t row = Base::thread_ / kUnits;
+    // Eight rows further the swizzle is the same.
+    const ptx::SharedAddress from =
+        Base::own_.staging + row * kStepRowBytes + (unit ^ row % 8) * kVectorBytes;
+    unsigned char* const to =
+        static_cast<unsigned char*>(arguments_.out) +
+        (static_cast<int64_t>(sizeof(T)) * channel_ + static_cast<int32_t>(unit) * kVectorBytes);
+    const PixelGrid& walk = arguments_.walk;
+#pragma unroll
+    for (int i = 0; i < kPixels / kRows; ++i) {
+      const int32_t m = position + static_cast<int32_t>(row) + i * kRows;
+      const Pixel at = pixel_of(m, walk);
+      const bool inside = at.q + 1 < static_cast<int32_t>(walk.columns.value) &&
+                          at.p + 1 < static_cast<int32_t>(walk.rows.value) && m < walk.pixels;
+      if (!inside) continue;
+      const auto made = ptx::load_shared<Vector<T>>(from + i * kRows * kStepRowBytes);
+      ptx::store_global(
+          reinterpret_cast<Vector<T>*>(to + offset_of(at, arguments_.out_strides) * kVectorBytes),
+          made);
+    }
+  }
+
+  const ConvWindowArguments& arguments_;
+  int32_t channel_;
+};
+
+#endif
+
+}  // namespace resnet_fused

@@ -1,0 +1,269 @@
+// conv_bn_act's window kernel for sm_90a: from a problem to its tensor maps and arguments, its
+// prediction, and its launch. None of the rates has been measured by this project on a GPU; only
+// their proportions matter.
+#include "conv_bn_act_window.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+
+#include "conv_plan.h"
+#include "conv_strides.h"
+#include "tensor_map.h"
+#include "tma_request.h"
+
+namespace resnet_fused {
+
+// tools/_cuda_early.py knows what a kernel's parameters point to by these places.
+static_assert(offsetof(ConvWindowArguments, x) == 0);
+static_assert(offsetof(ConvWindowArguments, weight) == 128);
+static_assert(offsetof(ConvWindowArguments, residual) == 256);
+static_assert(offsetof(ConvWindowArguments, out) == 384);
+static_assert(offsetof(ConvWindowArguments, scale) == 392);
+static_assert(offsetof(ConvWindowArguments, shift) == 400);
+
+namespace {
+
+constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
+constexpr double kResults = 36;                 // that the epilogue makes in a cycle
+constexpr double kStored = 50;                  // that threads store in a cycle, 16 bytes each
+constexpr double kTurn = 100;      // cycles from the end of one warpgroup's products to the other's
+constexpr double kSameLines = 45;  // bytes a cycle from L2, when all read the same
+
+constexpr int64_t kUnitBytes = 16;      // of what threads store at a time
+constexpr int64_t kMostPartRows = 256;  // of a window, by one request
+
+// The parts of a window: whole patterns of the swizzle each, as few rows in all as possible.
+struct WindowParts {
+  int64_t rows;  // of each
+  int64_t count;
+};
+WindowParts window_parts(const WindowTileFacts& tile, int64_t width) {
+  const int64_t rows = window_rows(tile.pixels, width);
+  const int64_t least = divide_up(rows, kMostPartRows);
+  WindowParts best{};
+  for (int64_t count = least; count <= least + 3; ++count) {
+    const WindowParts parts{divide_up(divide_up(rows, count), 8) * 8, count};
+    if (best.count == 0 || parts.rows * parts.count < best.rows * best.count) best = parts;
+  }
+  return best;
+}
+
+int64_t window_shared_bytes(const WindowTileFacts& tile, int64_t width) {
+  const WindowParts parts = window_parts(tile, width);
+  return tile.windows_at + kConsumers * parts.count * parts.rows * kStepRowBytes;
+}
+
+// [N, C, H, W] or [K, C, R, S] as {C, W, H, N}, 64 channels a box. A plan may be asked for where
+// there is no memory yet. Of a dimension of one element no stride is used; any lawful one will do.
+TensorMapRequest images_request(const RfConvBnAct& problem, const void* at,
+                                const int64_t (&size)[4], const int64_t (&stride)[4]) {
+  const auto bytes = [&](int d) {
+    return size[d] > 1 ? stride[d] * kTmaElementBytes : kTmaStrideBytes;
+  };
+  TensorMapRequest request = rows_request(problem.dtype, at, size[1], 1, 0, 1);
+  request.rank = 4;
+  request.sizes = {size[1], size[3], size[2], size[0]};
+  request.strides = {bytes(3), bytes(2), bytes(0)};
+  return request;
+}
+
+TensorMapRequest x_request(const RfConvBnAct& problem, const WindowTileFacts& tile, const void* at,
+                           int64_t images) {
+  const int64_t size[4] = {images, problem.x_size[1], problem.x_size[2], problem.x_size[3]};
+  TensorMapRequest request = images_request(problem, at, size, problem.x_stride);
+  request.pixels = narrowed(window_parts(tile, size[3]).rows);
+  request.lower = {-1, -1};  // a zero before each row, a row of them before each image
+  return request;
+}
+
+TensorMapRequest weight_request(const RfConvBnAct& problem) {
+  TensorMapRequest request =
+      images_request(problem, problem.weight, problem.weight_size, problem.weight_stride);
+  request.box = {kStepElements, 1, 1, kWarpgroupRows};
+  return request;
+}
+
+TensorMapRequest residual_request(const RfConvBnAct& problem, const WindowTileFacts& tile,
+                                  const void* at, int64_t images) {
+  const int64_t size[4] = {images, problem.weight_size[0], problem.x_size[2], problem.x_size[3]};
+  TensorMapRequest request = images_request(problem, at, size, problem.residual_stride);
+  request.pixels = tile.pixels;
+  request.upper = {1, 1};  // behind each row, and behind each image
+  return request;
+}
+
+std::string named(const char* argument, const std::string& fault) {
+  return fault.empty() ? fault : std::string(argument) + ": " + fault;
+}
+
+// What is made for 3x3 filters that lie on every pixel, and 64 channels.
+std::string shape_fault(const RfConvBnAct& problem, const WindowTileFacts& tile) {
+  if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) {
+    return "dtype: float32 is not served";
+  }
+  const int64_t (&filters)[4] = problem.weight_size;
+  const auto both = [](const int64_t (&pair)[2]) { return pair[0] == 1 && pair[1] == 1; };
+  if (filters[2] != 3 || filters[3] != 3 || !both(problem.stride) || !both(problem.padding) ||
+      !both(problem.dilation)) {
+    return "windows are for filters of 3x3, stride, padding and dilation 1";
+  }
+  if (problem.groups != 1 || filters[1] != kStepElements) {
+    return "channels: windows are for " + std::to_string(kStepElements) + " in one group";
+  }
+  if (filters[0] % kWarpgroupRows != 0) {
+    return "channels: " + std::to_string(filters[0]) + " of the output; a multiple of " +
+           std::to_string(kWarpgroupRows) + " is accepted";
+  }
+  const int64_t width = problem.x_size[3];
+  if (const int64_t bytes = window_shared_bytes(tile, width); bytes > kMostSharedBytes) {
+    return "x: rows of " + std::to_string(width) + " pixels take " + std::to_string(bytes) +
+           " bytes of shared memory; up to " + std::to_string(kMostSharedBytes) + " are there";
+  }
+  return "";
+}
+
+// What threads cannot store 16 bytes at a time.
+std::string out_fault(const RfConvBnAct& problem) {
+  if (problem.out_stride[1] != 1) return "out: its channels are not adjacent";
+  if (reinterpret_cast<uintptr_t>(problem.out) % kUnitBytes != 0) {
+    return "out: address is not a multiple of 16";
+  }
+  const int64_t size[4] = {problem.x_size[0], problem.weight_size[0], problem.x_size[2],
+                           problem.x_size[3]};
+  for (const int d : {0, 2, 3}) {
+    const int64_t bytes = size[d] > 1 ? problem.out_stride[d] * kTmaElementBytes : 0;
+    if (bytes % kUnitBytes != 0 || bytes / kUnitBytes > kMost) {
+      return "out: strides of " + std::to_string(bytes) + " bytes; multiples of 16 are accepted";
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+WindowTileFacts window_tile(int index) {
+  return ConvWindowTiles::with(
+      index, []<class Shape>() { return WindowTileFacts{Shape::kPixels, Shape::kWindowsAt}; });
+}
+
+std::string window_name(const WindowTileFacts& tile) {
+  return "tma_win" + std::to_string(tile.pixels) + "x" + std::to_string(kWarpgroupRows) + "_" +
+         std::to_string(kConsumers) + "w";
+}
+
+int64_t window_positions(const RfConvBnAct& problem, int64_t images) {
+  const int64_t row = problem.x_size[3] + 1;
+  return images * (problem.x_size[2] + 1) * row - row - 1;
+}
+
+std::string window_fault(const RfConvBnAct& problem, const WindowTileFacts& tile, int64_t images) {
+  std::string found = shape_fault(problem, tile);
+  if (!found.empty()) return found;
+  if (problem.x_stride[1] != 1) return "x: its channels are not adjacent";
+  if (problem.weight_stride[1] != 1) return "weight: its channels are not adjacent";
+  found = named("x", tensor_map_fault(x_request(problem, tile, problem.x, images)));
+  if (found.empty()) found = named("weight", tensor_map_fault(weight_request(problem)));
+  if (found.empty()) found = out_fault(problem);
+  if (!found.empty() || problem.residual == nullptr) return found;
+  if (problem.residual_stride[1] != 1) return "residual: its channels are not adjacent";
+  return named("residual",
+               tensor_map_fault(residual_request(problem, tile, problem.residual, images)));
+}
+
+int64_t window_blocks(const RfConvBnAct& problem, const WindowTileFacts& tile, int64_t positions,
+                      const RfGpu& gpu) {
+  const int64_t columns = problem.weight_size[0] / kWarpgroupRows;
+  const int64_t of_column = std::max<int64_t>(1, gpu.multiprocessors / columns);
+  return columns * std::min(of_column, divide_up(positions, tile.pixels));
+}
+
+// The busiest multiprocessor's tiles. Windows come, and results go out, beside the products of
+// other tiles; of memory every position counts as a pixel.
+double window_cost(const RfConvBnAct& problem, const WindowTileFacts& tile, int64_t positions,
+                   const RfGpu& gpu) {
+  constexpr double kRow = kStepRowBytes;
+  const int64_t columns = problem.weight_size[0] / kWarpgroupRows;
+  const int64_t blocks = window_blocks(problem, tile, positions, gpu);
+  const int64_t of_block = divide_up(divide_up(positions, tile.pixels), blocks / columns);
+  const auto each = static_cast<double>(of_block * divide_up(blocks, gpu.multiprocessors));
+  const WindowParts parts = window_parts(tile, problem.x_size[3]);
+  const auto loaded = static_cast<double>(parts.rows * parts.count) * kRow;
+  const double pixels = tile.pixels;
+  const double area = pixels * kWarpgroupRows;
+  const double matrix = kWindowTaps * area * kStepElements / kWarpgroupUnit;
+  const double read = kWindowTaps * (kWarpgroupRows + pixels) * kRow;
+  const double multiply = std::max(matrix, (read + loaded + 3 * pixels * kRow) / kSharedBytes);
+  const double moved = pixels * kRow * (problem.residual != nullptr ? 3 : 2);
+  const double results = area / kResults + area / kStored;
+  const double longest = std::max({multiply, results, loaded / kCacheBytes, moved / kMemoryBytes});
+  return each * (longest + kTurn) + results + kWindowFilters / kSameLines + 2 * kLatency;
+}
+
+namespace {
+
+// Everything but the maps.
+ConvWindowArguments arguments_of(const RfConvBnAct& problem, const WindowTileFacts& tile,
+                                 int64_t first, int64_t images) {
+  const int64_t size[4] = {problem.x_size[0], problem.weight_size[0], problem.x_size[2],
+                           problem.x_size[3]};
+  const Strides out = used(size, problem.out_stride);
+  const auto units = [](int64_t elements) {
+    return narrowed(elements * kTmaElementBytes / kUnitBytes);
+  };
+  const int64_t positions = window_positions(problem, images);
+  const WindowParts parts = window_parts(tile, size[3]);
+  ConvWindowArguments made{};
+  made.out = moved(problem.out, first * out.n * kTmaElementBytes);
+  made.scale = static_cast<const float*>(problem.scale);
+  made.shift = static_cast<const float*>(problem.shift);
+  made.out_strides = {units(out.n), units(out.h), units(out.w)};
+  made.walk = {narrowed(positions), make_divisor(narrowed(size[3] + 1)),
+               make_divisor(narrowed(size[2] + 1))};
+  made.part_rows = narrowed(parts.rows);
+  made.parts = narrowed(parts.count);
+  made.tiles = narrowed(divide_up(positions, tile.pixels));
+  made.columns = narrowed(size[1] / kWarpgroupRows);
+  made.floor = problem.relu != 0 ? 0.0f : -std::numeric_limits<float>::infinity();
+  made.has_residual = problem.residual != nullptr;
+  made.reverse = problem.reverse != 0;
+  made.dependent = problem.flow.dependent != 0;
+  made.follows = problem.flow.follows != 0;
+  return made;
+}
+
+}  // namespace
+
+int run_conv_bn_act_window(const RfConvBnAct& problem, const RfConvPlan& plan, int64_t first,
+                           int64_t images, void* stream) {
+  const int index = plan.configuration - kFirstWindow;
+  const WindowTileFacts tile = window_tile(index);
+  ConvWindowArguments arguments = arguments_of(problem, tile, first, images);
+  // The first image's address onwards; a stride of one image alone is not used.
+  const auto from = [&](const void* tensor, int64_t stride) {
+    return moved(tensor, problem.x_size[0] > 1 ? first * stride * kTmaElementBytes : 0);
+  };
+  int error = encode_tensor_map(
+      x_request(problem, tile, from(problem.x, problem.x_stride[0]), images), &arguments.x);
+  if (error == 0) error = encode_tensor_map(weight_request(problem), &arguments.weight);
+  if (error == 0 && arguments.has_residual) {
+    const void* at = from(problem.residual, problem.residual_stride[0]);
+    error = encode_tensor_map(residual_request(problem, tile, at, images), &arguments.residual);
+  }
+  if (error != 0) return error;
+  // The last launch may have fewer tiles than the first one, of which the plan tells.
+  const int64_t blocks =
+      std::min<int64_t>(plan.blocks, int64_t{arguments.tiles} * arguments.columns);
+  const int64_t shared = window_shared_bytes(tile, problem.x_size[3]);
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+  const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
+  const auto launch = half ? launch_conv_bn_act_window_float16 : launch_conv_bn_act_window_bfloat16;
+  return launch(arguments, index, narrowed(blocks), narrowed(shared), stream);
+#else
+  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
+  return static_cast<void>(blocks), static_cast<void>(shared), static_cast<void>(stream),
+         kNoKernelImage;
+#endif
+}
+
+}  // namespace resnet_fused
