@@ -183,7 +183,7 @@ def test_a_stems_strips_are_those_that_were_timed():
     work = built("stem", "7x7s2_3_16_at30")
     given = arguments_of(work)
     launched = [*given[:5], *outputs_of(work), *given[5:]]
-    tile = _stem_tiles.TILES[-1]
+    tile = _stem_tiles.BY_NAME["32x32_8w2s"]
     keep(key_of(work, "triton"), tile.name, 3)
     found = _tuned_calls.options("stem", launched, None)["plan"]
     assert (found.tile, found.rows) == (tile, 3)  # 8 pooled rows in three strips

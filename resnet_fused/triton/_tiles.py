@@ -290,6 +290,9 @@ LATENCY = 800
 """Cycles until a load from L2 or memory has come."""
 MERGE = 3000
 """Cycles of one launch more."""
+MOST_ROWS_IN_PARTS = 128
+"""Of a tile whose reduction is cut: larger ones are for so many pixels that none is, and beside the
+loops of several taps would spill."""
 
 
 def cost(product: Product, tile: Tile, splits: int, limits: Limits) -> float:
@@ -355,6 +358,8 @@ def candidates(
         if not fits(product, tile, limits) or (allowed is not None and tile.name not in allowed):
             continue
         for splits in _splits(product, steps):
+            if splits > 1 and tile.m > MOST_ROWS_IN_PARTS:
+                continue
             flat = product.taps > 1 and (
                 cdiv(steps, splits) < MIN_STEPS
                 or product.taps > MAX_UNROLLED_TAPS
