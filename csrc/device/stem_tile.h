@@ -80,6 +80,7 @@ struct StemShape {
   static constexpr int kPairs = 8;
   static constexpr int kPairsInUse = 4;
   static constexpr int kRingBytes = kPairs * 2 * kRowBytes;
+  static constexpr int kTailsAt = 0;  // the eighth tap is masked in registers
 
   // Before the ring is filled the filters pass through its place.
   static constexpr int kFilterBytes = kStemTaps * kStemWindowChunks * kChunkBytes;
@@ -92,10 +93,24 @@ struct StemShape {
 
   static_assert(kChunks <= kSlots);
 
+  // Which of a block's filters comes at a place of their order in shared memory. A lane's results
+  // are two columns of each of four instructions: those eight are neighbouring filters.
+  static RF_HOST_DEVICE uint32_t filter_at(uint32_t place) {
+    const uint32_t column = place % 8;
+    return place / kStemWarpFilters * kStemWarpFilters + column / 2 * 8 +
+           place % kStemWarpFilters / 8 * 2 + column % 2;
+  }
+
   // Where a chunk of a filter's row lies within it. Filters are 28 chunks long, so that those of
   // even place begin in the same banks; this way eight in a row have a line of banks.
   static RF_HOST_DEVICE uint32_t filter_chunk(uint32_t place, uint32_t chunk) {
     return (chunk ^ place / 2 % kStemWindowChunks) * kChunkBytes;
+  }
+
+  // Where a chunk of a row of taps lies, of the filter at a place.
+  static RF_HOST_DEVICE uint32_t filter_place(uint32_t place, uint32_t row, uint32_t chunk) {
+    return place * kFilterBytes + row * (kStemWindowChunks * kChunkBytes) +
+           filter_chunk(place, chunk);
   }
 
   // Where a chunk of the image's row lies.

@@ -17,73 +17,12 @@
 #include "../device/dependent.h"
 #include "../device/matrix_unit.h"
 #include "../device/stem_loader.h"
+#include "../device/stem_stage.h"
 
 namespace resnet_fused {
 
 constexpr int kStemBlocksN = kStemWarpFilters / 8;  // of 8 filters: the instruction's n
 constexpr int kStemHaloLanes = 4;                   // that hold one pooled pixel
-
-// Which of a block's 64 filters comes at a place of their order in shared memory. A lane's results
-// are two columns of each of four instructions: those eight are neighbouring filters.
-RF_DEVICE uint32_t stem_filter_at(uint32_t place) {
-  const uint32_t column = place % 8;
-  return place / kStemWarpFilters * kStemWarpFilters + column / 2 * 8 +
-         place % kStemWarpFilters / 8 * 2 + column % 2;
-}
-
-// The block's filters in shared memory: [64][7][8 taps][4 channels], zeros where there is nothing.
-template <class T, class Shape>
-RF_DEVICE void stem_stage_filters(const StemArguments& arguments, uint32_t first,
-                                  ptx::SharedAddress at, uint32_t thread) {
-  constexpr uint32_t kPairs = kStemWindowChunks * kChunkBytes / 4;  // of channels, in a row
-  const T* weight = static_cast<const T*>(arguments.weight);
-#pragma unroll 4
-  for (uint32_t i = thread; i < kStemFilters * kStemTaps * kPairs; i += Shape::kThreads) {
-    const uint32_t pair = i % kPairs;
-    const uint32_t tap = pair / 2;
-    const uint32_t channel = pair % 2 * 2;
-    const uint32_t row = i / kPairs % kStemTaps;
-    const uint32_t place = i / (kPairs * kStemTaps);
-    const uint32_t filter = first + stem_filter_at(place);
-    const T* from = weight + (filter * arguments.w_k + channel * arguments.w_c +
-                              row * arguments.w_r + tap * arguments.w_s);
-    const bool there = filter < static_cast<uint32_t>(arguments.filters) && tap < kStemTaps;
-    uint32_t value = 0;
-#pragma unroll
-    for (uint32_t j = 0; j < 2; ++j) {
-      if (there && channel + j < static_cast<uint32_t>(arguments.channels)) {
-        value |= ptx::load_global_read_only(from + j * arguments.w_c).bits << 16 * j;
-      }
-    }
-    ptx::store_shared(at + place * Shape::kFilterBytes + row * (kPairs * 4) +
-                          Shape::filter_chunk(place, pair / 4) + pair % 4 * 4,
-                      value);
-  }
-}
-
-// scale and shift of the block's filters and input_norm, as the shape says; without it x * 1 + 0.
-template <class Shape>
-RF_DEVICE void stem_stage_factors(const StemArguments& arguments, uint32_t first,
-                                  ptx::SharedAddress at, uint32_t thread) {
-  if (thread < kStemFilters) {
-    const bool there = first + thread < static_cast<uint32_t>(arguments.filters);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float* from = (i == 0 ? arguments.scale : arguments.shift) + first + thread;
-      const float value = there ? ptx::load_global_read_only(from) : 0.0f;
-      ptx::store_shared(at + i * Shape::kScaleBytes + thread * 4, value);
-    }
-  }
-  if (thread < 2 * kStemChannels) {
-    const auto c = static_cast<int32_t>(thread % kStemChannels);
-    float value = thread < kStemChannels ? 1.0f : 0.0f;
-    if (arguments.norm != nullptr && c < arguments.channels) {
-      value = ptx::load_global_read_only(arguments.norm + c +
-                                         (thread < kStemChannels ? 0 : arguments.channels));
-    }
-    ptx::store_shared(at + 2 * Shape::kScaleBytes + thread * 4, value);
-  }
-}
 
 // A warp's share of a row of the convolution.
 template <class T, class Shape>
@@ -251,7 +190,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   for (auto at = static_cast<int32_t>(blockIdx.x); at < arguments.items;
        at += static_cast<int32_t>(gridDim.x)) {
     const StemItem item = StemItem::of(at, arguments, Shape::kPooled);
-    loader.begin(item);
+    loader.begin(item.n, 2 * item.first_row - 1, 2 * item.first_column - 2);
     warp.begin(item);
     StemUnit units[Shape::kPairsInUse];
 #pragma unroll

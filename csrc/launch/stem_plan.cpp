@@ -10,6 +10,8 @@
 #include "conv_strides.h"
 #include "stem.h"
 #include "stem_tiles.h"
+#include "stem_wgmma.h"
+#include "tma_request.h"
 
 namespace resnet_fused {
 
@@ -33,32 +35,46 @@ constexpr double kRow = 150;
 // Beyond, a single image has blocks for every multiprocessor.
 constexpr int64_t kMostStrips = 1024;
 
+constexpr int kTiles = kFirstStemWgmma + StemWgmmaShapes::kSize;
+
 struct Entry {
   std::string name;
   RfConvConfiguration configuration;
 };
 
-const std::array<Entry, StemShapes::kSize>& table() {
-  static const std::array<Entry, StemShapes::kSize> made = [] {
-    std::array<Entry, StemShapes::kSize> entries;
-    for (int i = 0; i < StemShapes::kSize; ++i) {
-      entries[i] = StemShapes::with(i, []<class Shape>() {
-        constexpr int kWarps = Shape::kThreads / 32;
-        return Entry{std::to_string(Shape::kPooled) + "x" + std::to_string(kStemFilters) + "_" +
-                         std::to_string(kWarps) + "w",
-                     {nullptr, 1, Shape::kColumns, kStemFilters, Shape::kColumnWarps,
-                      kWarps / Shape::kColumnWarps, Shape::kPairs, Shape::kBlocks, Shape::kRowBytes,
-                      Shape::kSharedBytes, 0}};
-      });
+template <class Shape>
+Entry entry() {
+  constexpr int kWarps = Shape::kThreads / 32;
+  return Entry{
+      std::to_string(Shape::kPooled) + "x" + std::to_string(kStemFilters) + "_" +
+          std::to_string(kWarps) + "w",
+      {nullptr, 1, Shape::kColumns, kStemFilters, Shape::kColumnWarps, kWarps / Shape::kColumnWarps,
+       Shape::kPairs, Shape::kBlocks, Shape::kRowBytes, Shape::kSharedBytes, 0}};
+}
+
+const std::array<Entry, kTiles>& table() {
+  static const std::array<Entry, kTiles> made = [] {
+    std::array<Entry, kTiles> entries;
+    for (int i = 0; i < kFirstStemWgmma; ++i) {
+      entries[i] = StemShapes::with(i, []<class Shape>() { return entry<Shape>(); });
+    }
+    for (int i = kFirstStemWgmma; i < kTiles; ++i) {
+      const int index = i - kFirstStemWgmma;
+      entries[i] = {stem_wgmma_name(index), stem_wgmma_configuration(index)};
     }
     return entries;
   }();
   return made;
 }
 
-int64_t pooled_columns(int configuration) {
-  return StemShapes::with(configuration,
-                          []<class Shape>() { return static_cast<int64_t>(Shape::kPooled); });
+// Tiles along a row of the pooled image.
+int64_t tiles_of(int configuration, int64_t out_width) {
+  if (configuration >= kFirstStemWgmma) {
+    return stem_wgmma_tiles(configuration - kFirstStemWgmma, out_width);
+  }
+  return StemShapes::with(configuration, [out_width]<class Shape>() {
+    return divide_up(out_width, int64_t{Shape::kPooled});
+  });
 }
 
 struct StemSize {
@@ -131,10 +147,21 @@ int64_t resident_blocks(const RfConvConfiguration& tile, const RfGpu& gpu) {
       1, std::min(tile.blocks, gpu.shared_per_multiprocessor / (tile.shared_bytes + 1024)));
 }
 
+// What keeps a configuration from a GPU, or null.
+const char* unfit(const RfConvConfiguration& tile, const RfGpu& gpu) {
+  if (tile.tma != 0 && gpu.capability != 90) return "wgmma is for GPUs of capability 9.0";
+  if (tile.tma != 0 && !kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  return nullptr;
+}
+
 // Cycles, predicted: blocks that share a multiprocessor also share its tensor cores; each row of a
 // block takes a load's latency at least.
-double cost(const RfConvConfiguration& tile, int64_t items, int64_t rows, int64_t resident,
-            const RfGpu& gpu) {
+double cost(int configuration, int64_t items, int64_t rows, int64_t resident, const RfGpu& gpu) {
+  if (configuration >= kFirstStemWgmma) {
+    return stem_wgmma_cost(configuration - kFirstStemWgmma, items, rows, gpu);
+  }
+  const RfConvConfiguration& tile = *rf_stem_configuration(configuration);
   const int64_t each = divide_up(items, gpu.multiprocessors);  // items of a multiprocessor
   const double together = static_cast<double>(std::min(each, resident));
   // 16 columns at a time, of which the tile's own are seven eighths.
@@ -147,7 +174,7 @@ double cost(const RfConvConfiguration& tile, int64_t items, int64_t rows, int64_
 }  // namespace
 }  // namespace resnet_fused
 
-extern "C" int32_t rf_stem_configurations(void) { return resnet_fused::StemShapes::kSize; }
+extern "C" int32_t rf_stem_configurations(void) { return resnet_fused::kTiles; }
 
 extern "C" const RfConvConfiguration* rf_stem_configuration(int32_t index) {
   return resnet_fused::configuration_at<resnet_fused::table>(index);
@@ -158,7 +185,7 @@ extern "C" int32_t rf_stem_plan(const RfStem* problem, const RfGpu* gpu, int32_t
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
   if (check(*problem, refuse) != 0) return 1;
-  if (check_wish(*gpu, configuration, StemShapes::kSize, refuse) != 0) return 1;
+  if (check_wish(*gpu, configuration, kTiles, refuse) != 0) return 1;
   const StemSize size = size_of(*problem);
   const int64_t images = problem->x_size[0];
   *plan = RfConvPlan{std::max(configuration, 0), 1, 0, 0, std::max<int64_t>(images, 1), 0, 0};
@@ -169,14 +196,15 @@ extern "C" int32_t rf_stem_plan(const RfStem* problem, const RfGpu* gpu, int32_t
   const int64_t blocks_n = filter_blocks(*problem);
   const char* against = nullptr;
   bool found = false;
-  for (int i = 0; i < StemShapes::kSize; ++i) {
+  for (int i = 0; i < kTiles; ++i) {
     if (configuration >= 0 && i != configuration) continue;
     const RfConvConfiguration& tile = *rf_stem_configuration(i);
-    if (tile.shared_bytes > gpu->shared_per_block) {
-      against = "too much shared memory for this GPU";
+    if (const char* reason = unfit(tile, *gpu)) {
+      // Of a GPU that has no wgmma nothing is said, unless it is asked for.
+      if (tile.tma == 0 || configuration >= 0) against = reason;
       continue;
     }
-    const int64_t tiles = divide_up(size.out[1], pooled_columns(i));
+    const int64_t tiles = tiles_of(i, size.out[1]);
     const int64_t resident = resident_blocks(tile, *gpu);
     const int64_t most = splits > 0 ? splits : std::min<int64_t>(size.out[0], kMostStrips);
     for (int64_t strips = splits > 0 ? splits : 1; strips <= most; ++strips) {
@@ -186,7 +214,7 @@ extern "C" int32_t rf_stem_plan(const RfStem* problem, const RfGpu* gpu, int32_t
         if (splits > 0 || strips == 1) against = "no such strips, or more than a launch can take";
         continue;
       }
-      const double cycles = cost(tile, items * blocks_n, rows, resident, *gpu);
+      const double cycles = cost(i, items * blocks_n, rows, resident, *gpu);
       if (found && cycles >= plan->cycles) continue;
       found = true;
       const int64_t room = std::max<int64_t>(1, gpu->multiprocessors * resident / blocks_n);
@@ -232,7 +260,7 @@ extern "C" int rf_stem_cuda(const RfStem* problem, const RfConvPlan* plan, void*
   made.conv_width = narrowed(size.conv[1]);
   made.out_height = narrowed(size.out[0]);
   made.out_width = narrowed(size.out[1]);
-  made.tiles = narrowed(divide_up(size.out[1], pooled_columns(plan->configuration)));
+  made.tiles = narrowed(tiles_of(plan->configuration, size.out[1]));
   made.strips = plan->splits;
   made.rows = narrowed(divide_up(size.out[0], plan->splits));
   made.items = narrowed(problem->x_size[0] * made.strips * made.tiles);
@@ -243,8 +271,16 @@ extern "C" int rf_stem_cuda(const RfStem* problem, const RfConvPlan* plan, void*
   made.w_k = weight.n, made.w_c = weight.c, made.w_r = weight.h, made.w_s = weight.w;
   made.out_n = out.n, made.out_c = out.c, made.out_h = out.h, made.out_w = out.w;
   const auto blocks = narrowed(plan->blocks / filter_blocks(*problem));
-  const auto launch = static_cast<DataType>(problem->dtype) == DataType::kBFloat16
-                          ? launch_stem_bfloat16
-                          : launch_stem_float16;
+  const bool half = static_cast<DataType>(problem->dtype) == DataType::kFloat16;
+  if (plan->configuration >= kFirstStemWgmma) {
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+    const auto launch = half ? launch_stem_wgmma_float16 : launch_stem_wgmma_bfloat16;
+    return launch(made, plan->configuration - kFirstStemWgmma, blocks, stream);
+#else
+    constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
+    return kNoKernelImage;
+#endif
+  }
+  const auto launch = half ? launch_stem_float16 : launch_stem_bfloat16;
   return launch(made, plan->configuration, blocks, stream);
 }

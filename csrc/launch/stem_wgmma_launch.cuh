@@ -1,0 +1,20 @@
+// The launches of the stem for sm_90a, for one dtype; each dtype's .cu file makes its own.
+#pragma once
+
+#include "../kernels/stem_sm90.cuh"
+#include "launch.h"
+#include "stem_wgmma.h"
+
+namespace resnet_fused {
+
+template <class T>
+int launch_stem_wgmma(const StemArguments& arguments, int index, int32_t blocks, void* stream) {
+  const auto filters = static_cast<uint32_t>((arguments.filters + kStemFilters - 1) / kStemFilters);
+  return StemWgmmaShapes::with(index, [&]<class Shape>() -> int {
+    return RF_LAUNCH_EARLY(arguments.follows, (stem_wgmma_kernel<T, Shape>),
+                           dim3(static_cast<uint32_t>(blocks), filters), dim3(Shape::kThreads),
+                           Shape::kSharedBytes, static_cast<cudaStream_t>(stream), arguments);
+  });
+}
+
+}  // namespace resnet_fused
