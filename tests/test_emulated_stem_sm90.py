@@ -110,7 +110,7 @@ def test_the_same_bits_under_every_schedule(place):
         assert torch.equal(got, first), schedule
 
 
-@pytest.mark.parametrize("place", [0, pytest.param(1, marks=[] if WHOLE else pytest.mark.slow)])
+@every
 def test_strips_go_to_first_workers_then_to_second_ones(place):
     """Six strips and two blocks: the first block takes 0, 2, 4; its neighbour is never run."""
     case = StemCase("walk", 3, 3, 18, 20, 8)
@@ -218,7 +218,8 @@ def test_the_self_check_passes_and_bites(place, monkeypatch):
 
     def faulty(*given, wish):
         launch(*given, wish=wish)
-        given[5].flatten()[-1:].add_(1)
+        if given[5].numel():
+            given[5][-1, -1, -1, -1] += 1
 
     with pytest.raises(ArithmeticError, match="wrong"):
         _cuda_stem_checks.check_stem(index_of(place), NAMES[place], "cpu", faulty, plan)
@@ -236,9 +237,9 @@ def test_the_choice():
     assert large["configuration"] == index_of(0) and large["splits"] == 1
     assert large["blocks"] == 132 and "tma_56x64_8s" in large["why"]
     # One image: strips and narrow tiles bring most multiprocessors to work.
-    single = planned(n=1)
-    assert single["configuration"] == index_of(1) and single["blocks"] >= 56
-    # Where one tile of 56 pooled columns is a whole row, 32 are half of a wider one.
+    assert planned(n=1)["blocks"] >= 100
+    assert planned(n=1, index=index_of(1))["blocks"] >= 100
+    # 112 pooled columns: four tiles of 64 columns are fewer than three of 112.
     assert planned(n=256, h=448, w=448)["configuration"] == index_of(1)
 
 
@@ -274,7 +275,14 @@ def test_refusals_say_why(place):
 CHUNKS = 4
 FILES = {"stem_sm90.cuh", "stem_stage.h", "stem_loader.h", "pipeline.h"}
 # (file, the line's text, instruction, fault) -> why the fault does no harm there.
-HARMLESS: dict[tuple[str, str, str, str], str] = {}
+HARMLESS: dict[tuple[str, str, str, str], str] = {
+    (
+        "stem_sm90.cuh",
+        "ptx::sync_warp();  // the staging has been read",
+        "bar.warp.sync",
+        "skip",
+    ): "fibers wait for each other at the next row's shuffles in any case",
+}
 # The ring is passed more than once, tiles and strips follow one another; each dtype of images, both
 # ways to store.
 FAULTY = (
@@ -290,7 +298,9 @@ def trials() -> list[Trial]:
     for place, case in FAULTY:
         for exact in (True, False):
             dtype = DTYPES[0] if exact else DTYPES[1]
-            operands = stem_operands(case, dtype, exact=exact)
+            x, weight, *vectors = stem_operands(case, dtype, exact=exact)
+            # Sums of more bits than bfloat16 has.
+            operands = (x, 9 * weight if exact else weight, *vectors)
             oracle = numerics.stem_oracle(*operands, *case.geometry)
             bound = numerics.stem_bound(*operands, *case.geometry)
             wrong = mutants._bits(oracle.to(dtype)) if exact else mutants._bound(oracle, bound)

@@ -110,9 +110,9 @@ class StemProducer {
     if (!walk_.done()) issue(free);
     if (!now.odd()) ptx::mbarrier_wait_parity(ring_.empty(at_), at_.parity ^ 1);
     now.land(at_.stage);
+    if (now.odd()) ptx::fence_proxy_async_shared();
+    ptx::sync_warp();  // also lanes that had no chunk of it
     if (now.odd()) {
-      ptx::fence_proxy_async_shared();
-      ptx::sync_warp();
       if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(ring_.full(at_));
       at_.next();
     }
@@ -308,7 +308,7 @@ class StemConsumer {
       if (!whole || pixel >= Shape::kPooled || column >= arguments_.out_width) continue;
       put(out + column * arguments_.out_w, filters, left);
     }
-    ptx::sync_warp();
+    ptx::sync_warp();  // the staging has been read
   }
 
   // Eight filters of a pixel, as far as there are any left.
@@ -361,10 +361,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   stem_stage_factors<Shape>(arguments, blockIdx.y * kStemFilters, shared, thread);
   stem_stage_filters<T, Shape>(arguments, blockIdx.y * kStemFilters, shared + Shape::kFiltersAt,
                                thread);
-  if (thread < kConsumers) {
+  for (uint32_t i = 0; thread == 0 && i < kConsumers; ++i) {
     for (RingPlace<Shape::kPairs> at; at.parity == 0; at.next()) {
-      ptx::mbarrier_init(barriers_of(thread).full(at), kStemProducerWarps);
-      ptx::mbarrier_init(barriers_of(thread).empty(at), kWarpgroupWarps);
+      ptx::mbarrier_init(barriers_of(i).full(at), kStemProducerWarps);
+      ptx::mbarrier_init(barriers_of(i).empty(at), kWarpgroupWarps);
     }
   }
   ptx::fence_proxy_async_shared();  // the filters
