@@ -31,6 +31,10 @@ CUDA_TILE = 142
 CUDA_LOADS = 90
 CUDA_RATE = 0.63  # of TENSOR, that mma.sync is taken to reach
 
+# Of the CUDA kernel for sm_90a, likewise: instructions of each of the four warps that multiply for
+# a worker, and of each of the two that load; and of TENSOR what wgmma is taken to reach.
+WGMMA_ROW, WGMMA_LOADS, WGMMA_RATE = 380, 460, 0.85
+
 
 @dataclass(frozen=True)
 class Way:
@@ -121,6 +125,37 @@ def predict_cuda(batch: int) -> dict[str, float]:
     }
 
 
+def predict_wgmma(batch: int) -> dict[str, float]:
+    """As `predict_cuda`, of the kernel for sm_90a.
+
+    Args:
+        batch: images.
+    """
+    case = dataclasses.replace(CASE, n=batch)
+    x, weight = (
+        torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        for shape in (case.shape, case.weight_shape)
+    )
+    pooled = 56
+    out = torch.empty(batch, case.k, pooled, pooled, dtype=torch.bfloat16, device="meta")
+    problem = _cuda_stem.stem_problem(x, weight, case.geometry, out)
+    memory = rates.H200.shared_memory
+    gpu = (rates.H200.multiprocessors, memory, memory + 1024, _cuda_plan.HOPPER)
+    own = (one for one in _cuda_plan.configurations("stem") if one.startswith(_cuda_plan.TMA))
+    plan = _cuda_plan.choose(problem, gpu, frozenset(own))
+    half = int(plan.name.removeprefix(_cuda_plan.TMA).split("x")[0])  # pooled columns of a tile
+    tiles = 1 if pooled <= half else _tiles.cdiv(pooled - 1, half - 1)
+    rows = 2 * _tiles.cdiv(pooled, plan.splits) + (plan.splits > 1)
+    conv_rows = _tiles.cdiv(batch * plan.splits * tiles, gpu[0]) * rows
+    flops = conv_rows * 2 * half * case.k * 2 * case.r * 32
+    instructions = conv_rows * (4 * WGMMA_ROW + 2 * WGMMA_LOADS)
+    return {
+        "memory": roofline.stem_cost(case, torch.bfloat16).bytes / rates.MEMORY * 1e6,
+        "tensor": flops / (rates.TENSOR / gpu[0] * WGMMA_RATE) * 1e6,
+        "issue": instructions / ISSUE * 1e6,
+    }
+
+
 def table() -> str:
     """The ways at each batch size as Markdown, and the two kernels that they replace."""
     lines = [
@@ -133,10 +168,14 @@ def table() -> str:
         ]
         lines.append(f"| {way.name} | " + " | ".join(cells) + " |")
     if _cuda_plan.exists("stem"):
-        cells = [
-            ", ".join(f"{us:.1f}" for us in predict_cuda(batch).values()) for batch in rates.BATCHES
-        ]
-        lines.append("| in CUDA, filters in registers (built) | " + " | ".join(cells) + " |")
+        for name, model in (
+            ("in CUDA, filters in registers (built)", predict_cuda),
+            ("in CUDA for sm_90a, on wgmma (built)", predict_wgmma),
+        ):
+            cells = [
+                ", ".join(f"{us:.1f}" for us in model(batch).values()) for batch in rates.BATCHES
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     cells = []
     for batch in rates.BATCHES:
         layer = next(layer for layer in RESNET50_LAYERS if layer.r == 7)

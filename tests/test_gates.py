@@ -251,6 +251,44 @@ def test_a_chain_for_sm_90a_is_held_to_its_instructions():
         )
 
 
+STEM_WGMMA = (
+    "_ZN12resnet_fused17stem_wgmma_kernelINS_8BFloat16ENS_18StemWarpgroupShapeILi112EEEEEvNS_"
+    "13StemArgumentsE"
+)
+STEM_WGMMA_CODE = {
+    "HGMMA.64x112x16.F32.BF16": 42, "STSM.16.MT88.4": 16, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 17,
+    "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1, "SHFL.IDX": 56,
+    "STG.E.128": 16, "STS.128": 12,
+}  # fmt: skip
+
+
+def stem_by_wgmma(name=STEM_WGMMA, arch="90a", registers=168, **code):
+    counts = STEM_WGMMA_CODE | {key.replace("_", "."): count for key, count in code.items()}
+    one = rules.Early(waits=1, triggers=1, constants=1)
+    return rules.Kernel(name, arch, registers, instructions=counts, early=one).failures()
+
+
+def test_a_stem_for_sm_90a_is_held_to_its_instructions():
+    assert stem_by_wgmma() == []
+    assert rules.short_name(STEM_WGMMA) == "stem_wgmma<BFloat16, 112 columns>"
+    for planted, words in (
+        ({"arch": "80"}, "it is built for nothing else"),
+        ({"registers": 160}, "160 registers, expected 168"),
+        ({"name": STEM_WGMMA.replace("112", "192")}, "254272 bytes of shared memory, at most"),
+        ({"name": STEM_WGMMA.replace("112", "64")}, "0 HGMMA of 64 columns, expected 42"),
+        ({"HGMMA_64x112x16_F32_BF16": 41}, "41 HGMMA of 112 columns, expected 42"),
+        ({"STSM_16_MT88_4": 7}, "7 STSM"),
+        ({"SHFL_IDX": 27}, "27 SHFL"),
+        ({"STG_E_128": 7}, "7 STG"),
+        ({"STS_128": 3}, "3 STS"),
+        ({"USETMAXREG_DEALLOC_CTAPOOL": 0}, "1 USETMAXREG"),
+        ({"SYNCS_PHASECHK_TRANS64_TRYWAIT": 1}, "1 SYNCS"),
+        ({"name": STEM_WGMMA.replace("Warpgroup", "")}, "its name spells no configuration"),
+    ):
+        said = stem_by_wgmma(**planted)
+        assert any(words in one for one in said), (planted, said)
+
+
 def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():
     large = CONV.replace("Li4ELi3E", "Li8ELi3E")
     assert conv(name=large, arch="86").failures() == []

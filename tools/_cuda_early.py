@@ -85,6 +85,7 @@ RULES = {
         True,
     ),
     "stem_kernel": Rule(frozenset({8, 16, 24, 32}), frozenset({0, 40}), True),
+    "stem_wgmma_kernel": Rule(frozenset({8, 16, 24, 32}), frozenset({0, 40}), True),
     "head_linear_kernel": Rule(frozenset({8, 16}), _HEAD, True),
     "head_mean_kernel": Rule(frozenset({8, 16}), _HEAD),
     "bn_act_vector_kernel": Rule(),

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
+from _cuda_stem_rules import stem_by_wgmma, stem_wgmma_tile_of
 from _cuda_window import by_window, window_of
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
@@ -405,6 +406,9 @@ RULES = {
     "conv_chain_kernel": _conv_chain,
     "conv_chain_tma_kernel": _conv_chain_by_tma,
     "stem_kernel": _stem,
+    "stem_wgmma_kernel": functools.partial(
+        stem_by_wgmma, registers=WARPGROUP_REGISTERS, most=SHARED["90a"][0]
+    ),
     "head_mean_kernel": _head_mean,
     "head_linear_kernel": _head_linear,
 }
@@ -442,6 +446,8 @@ def short_name(mangled: str) -> str:
         m, following, warps, stages, _, front = chain.groups()
         behind = f" behind {front}" if front != "0" else ""
         parts.append(f"{m}x{following} {warps} warps {stages} stages{behind}")
+    elif by_wgmma := stem_wgmma_tile_of(mangled):
+        parts.append(f"{by_wgmma.columns} columns")
     elif name.startswith(("stem", "head")):
         shape = re.search(r"\d(?:Stem|Head)ShapeI((?:Li\d+E)+)E", rest)
         parts += ["x".join(re.findall(r"Li(\d+)E", shape.group(1)))] if shape else []

@@ -23,6 +23,7 @@ from pathlib import Path
 import toolchain
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
 from _cuda_rules import Kernel, chain_tma_tile_of, short_name, tile_of, tma_tile_of
+from _cuda_stem_rules import stem_wgmma_tile_of
 from _cuda_window import window_of
 
 EXTENSION = Path(__file__).resolve().parent.parent / "resnet_fused" / "_C.abi3.so"
@@ -87,10 +88,11 @@ def _note_early(kernel: Kernel | None, code: list[Instruction]) -> None:
 def row(kernel: Kernel) -> str:
     """A kernel's line of the table."""
     tile = tile_of(kernel.name)
-    by_tma = tma_tile_of(kernel.name) or chain_tma_tile_of(kernel.name) or window_of(kernel.name)
+    by_wgmma = tma_tile_of(kernel.name) or chain_tma_tile_of(kernel.name)
+    by_wgmma = by_wgmma or window_of(kernel.name) or stem_wgmma_tile_of(kernel.name)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
-    if by_tma:
-        shared, blocks = by_tma.shared, 1
+    if by_wgmma:
+        shared, blocks = by_wgmma.shared, 1
     return (
         f"{kernel.arch:>5} {kernel.registers:>4} {kernel.stack:>5} {kernel.local:>5} "
         f"{shared:>7} {blocks:>6} "

@@ -29,11 +29,11 @@ class StemLoader {
     place_ = ring + static_cast<uint32_t>(row_) * Shape::kRowBytes + Shape::chunk_place(chunk_);
   }
 
-  // From a row and a column of the convolution on.
-  RF_DEVICE void begin(int32_t n, int32_t row, int32_t column) {
-    row0_ = row * kStemStride - arguments_.padding_h + row_;
+  RF_DEVICE void begin(const StemItem& item) {
+    const int32_t column = 2 * item.first_column - 2;  // of the convolution
+    row0_ = (2 * item.first_row - 1) * kStemStride - arguments_.padding_h + row_;
     column0_ = column * kStemStride - arguments_.padding_w + 2 * static_cast<int32_t>(chunk_);
-    n_ = n;
+    n_ = item.n;
   }
 
   RF_DEVICE void issue(StemUnit& unit, int32_t pair) const {
@@ -48,11 +48,6 @@ class StemLoader {
   }
 
   RF_DEVICE void land(const StemUnit& unit, int32_t pair) const {
-    land(unit, pair, static_cast<uint32_t>(pair) % Shape::kPairs);
-  }
-
-  // Into a slot of the ring.
-  RF_DEVICE void land(const StemUnit& unit, int32_t pair, uint32_t slot) const {
     if (chunk_ >= Shape::kChunks) return;
     const auto factor = ptx::load_shared<Vector<float>>(norm_);
     const auto added = ptx::load_shared<Vector<float>>(norm_ + sizeof(Vector<float>));
@@ -67,13 +62,8 @@ class StemLoader {
       const uint32_t both = narrow_pair<T>(first, second);
       chunk.lane[i / 2] = there(pair, i / kStemChannels) ? both : 0;
     }
-    const ptx::SharedAddress place = place_ + slot * (2 * Shape::kRowBytes);
-    ptx::store_shared(place, chunk);
-    if constexpr (Shape::kTailsAt > 0) {
-      // Once more as a window's last chunk, without the eighth tap's pixel.
-      chunk.lane[2] = chunk.lane[3] = 0;
-      ptx::store_shared(place + Shape::kTailsAt, chunk);
-    }
+    const uint32_t slot = static_cast<uint32_t>(pair) % Shape::kPairs;
+    ptx::store_shared(place_ + slot * (2 * Shape::kRowBytes), chunk);
   }
 
  private:

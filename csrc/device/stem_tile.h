@@ -80,7 +80,6 @@ struct StemShape {
   static constexpr int kPairs = 8;
   static constexpr int kPairsInUse = 4;
   static constexpr int kRingBytes = kPairs * 2 * kRowBytes;
-  static constexpr int kTailsAt = 0;  // the eighth tap is masked in registers
 
   // Before the ring is filled the filters pass through its place.
   static constexpr int kFilterBytes = kStemTaps * kStemWindowChunks * kChunkBytes;

@@ -53,12 +53,9 @@ struct StemWarpgroupShape {
   static constexpr int kChunks = kColumns + kStemWindowChunks - 1;  // of a row of the image
   static_assert(kColumns % 16 == 0 && kColumns <= 128, "two rows of sums in registers");
 
-  // As StemLoader wants it: `thread` stands for a chunk of one row of a pair, and a producing
-  // thread for several.
-  static constexpr int kSlots =
-      (kChunks + kStemProducerThreads - 1) / kStemProducerThreads * kStemProducerThreads;
-  static constexpr int kUnits = kSlots / kStemProducerThreads;  // chunks of a row a thread
-  static constexpr int kTailsAt = kChunks * kChunkBytes;        // the second copies, in a row
+  // Chunks of a row that a producing thread brings: `thread` and those 64 further each.
+  static constexpr int kUnits = (kChunks + kStemProducerThreads - 1) / kStemProducerThreads;
+  static constexpr int kTailsAt = kChunks * kChunkBytes;  // the second copies, in a row
   static constexpr int kRowBytes = 2 * kTailsAt;
   static constexpr int kPairBytes = 2 * kRowBytes;
   // The last row of a strip has four pairs in use, and so has the first row of the next strip.
@@ -95,7 +92,6 @@ struct StemWarpgroupShape {
   static RF_HOST_DEVICE uint32_t filter_place(uint32_t place, uint32_t row, uint32_t chunk) {
     return (row * kStemWindowChunks + chunk) * kChunkPitch + filter_at(place) * kChunkBytes;
   }
-  static RF_HOST_DEVICE uint32_t chunk_place(uint32_t chunk) { return chunk * kChunkBytes; }
 
   // Tiles side by side: the columns of one overlap those of the next by two, a pooled column.
   static RF_HOST_DEVICE int64_t tiles(int64_t out_width) {

@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   for (auto at = static_cast<int32_t>(blockIdx.x); at < arguments.items;
        at += static_cast<int32_t>(gridDim.x)) {
     const StemItem item = StemItem::of(at, arguments, Shape::kPooled);
-    loader.begin(item.n, 2 * item.first_row - 1, 2 * item.first_column - 2);
+    loader.begin(item);
     warp.begin(item);
     StemUnit units[Shape::kPairsInUse];
 #pragma unroll

@@ -15,7 +15,7 @@
 #include "../device/dependent.h"
 #include "../device/pair.h"
 #include "../device/pipeline.h"
-#include "../device/stem_loader.h"
+#include "../device/stem_rows.h"
 #include "../device/stem_stage.h"
 #include "../device/stem_warpgroup.h"
 #include "../device/vector.h"
@@ -38,90 +38,55 @@ template <class Shape>
 constexpr ptx::MatrixLayout kStemBackLayout{ptx::Swizzle::kNone, Shape::kTailsAt + kChunkBytes,
                                             kStemCoreBytes};
 
-// A row of the image on its way, as far as a producing thread brings it.
-template <class T, class Shape>
-class StemStep {
- public:
-  // thread: of the worker's. ring, norm: as of StemLoader.
-  RF_DEVICE StemStep(const StemArguments& arguments, ptx::SharedAddress ring,
-                     ptx::SharedAddress norm, uint32_t thread)
-      : arguments_(arguments), ring_(ring), norm_(norm), thread_(thread) {}
-
-  // row: 0 for the first one that the strip needs.
-  RF_DEVICE void issue(const StemStrip& strip, int32_t row) {
-    strip_ = strip;
-    row_ = row;
-#pragma unroll
-    for (int i = 0; i < Shape::kUnits; ++i) loader(i).issue(units_[i], row_ / 2);
-  }
-  RF_DEVICE void land(int slot) const {
-#pragma unroll
-    for (int i = 0; i < Shape::kUnits; ++i) {
-      loader(i).land(units_[i], row_ / 2, static_cast<uint32_t>(slot));
-    }
-  }
-  // Whether it is a pair's second one.
-  RF_DEVICE bool odd() const { return row_ % 2 != 0; }
-
- private:
-  RF_DEVICE StemLoader<T, Shape> loader(int i) const {
-    const uint32_t place = thread_ + i * kStemProducerThreads + (odd() ? Shape::kSlots : 0);
-    StemLoader<T, Shape> made(arguments_, ring_, norm_, place);
-    made.begin(strip_.n, strip_.row, strip_.column);
-    return made;
-  }
-
-  const StemArguments& arguments_;
-  ptx::SharedAddress ring_;
-  ptx::SharedAddress norm_;
-  uint32_t thread_;
-  StemStrip strip_{};
-  int32_t row_ = 0;
-  StemUnit units_[Shape::kUnits];
-};
-
-// The warps that load for a worker.
-template <class T, class Shape>
+// The warps that load for a worker. V: the image's elements.
+template <class V, class T, class Shape>
 class StemProducer {
  public:
-  using Step = StemStep<T, Shape>;
-
-  RF_DEVICE StemProducer(const Ring<Shape::kPairs>& ring, const StemWalk& walk)
-      : ring_(ring), walk_(walk) {}
+  // norm: as of StemRows; thread: of the worker's.
+  RF_DEVICE StemProducer(const StemArguments& arguments, const Ring<Shape::kPairs>& ring,
+                         ptx::SharedAddress pairs, ptx::SharedAddress norm, const StemWalk& walk,
+                         uint32_t thread)
+      : ring_(ring), pairs_(pairs), walk_(walk), rows_(arguments, norm, thread) {}
 
   // Three rows are on their way.
-  RF_DEVICE void run(Step (&steps)[3]) {
+  RF_DEVICE void run() {
     if (walk_.done()) return;
-    issue(steps[0]);
-    issue(steps[1]);
-    while (turn(steps[0], steps[2]) && turn(steps[1], steps[0]) && turn(steps[2], steps[1])) {
+    StemUnits<Shape> units[3];
+    issue(units[0]);
+    issue(units[1]);
+    while (turn(units[0], units[2]) && turn(units[1], units[0]) && turn(units[2], units[1])) {
     }
   }
 
  private:
-  RF_DEVICE void issue(Step& step) {
-    step.issue(walk_.strip(), walk_.step());
+  RF_DEVICE void issue(StemUnits<Shape>& units) {
+    if (walk_.step() == 0) rows_.enter(walk_.strip());
+    rows_.issue(units);
     walk_.next();
     ++flying_;
   }
 
   // Lands a row, behind asking for the one after the next. Whether one is left.
-  RF_DEVICE bool turn(const Step& now, Step& free) {
+  RF_DEVICE bool turn(const StemUnits<Shape>& now, StemUnits<Shape>& free) {
     if (!walk_.done()) issue(free);
-    if (!now.odd()) ptx::mbarrier_wait_parity(ring_.empty(at_), at_.parity ^ 1);
-    now.land(at_.stage);
-    if (now.odd()) ptx::fence_proxy_async_shared();
+    if (!odd_) ptx::mbarrier_wait_parity(ring_.empty(at_), at_.parity ^ 1);
+    rows_.land(now, pairs_ + at_.stage * Shape::kPairBytes + (odd_ ? Shape::kRowBytes : 0));
+    if (odd_) ptx::fence_proxy_async_shared();
     ptx::sync_warp();  // also lanes that had no chunk of it
-    if (now.odd()) {
+    if (odd_) {
       if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(ring_.full(at_));
       at_.next();
     }
+    odd_ = !odd_;
     return --flying_ > 0;
   }
 
   Ring<Shape::kPairs> ring_;
   RingPlace<Shape::kPairs> at_;
+  ptx::SharedAddress pairs_;
   StemWalk walk_;
+  StemRows<V, T, Shape> rows_;
+  bool odd_ = false;  // the second row of its pair is to land
   int flying_ = 0;
 };
 
@@ -247,24 +212,26 @@ class StemConsumer {
   // Scale, shift and rounding, the largest of three columns, then of three rows. Columns that there
   // are not count as zeros, and so does the padding: no ReLU is less.
   RF_DEVICE void finish(const Sums& sums, const StemRow& row) {
-    // Where the thread's odd columns leave the image: column 2t + 1 is its first.
-    const int32_t end =
-        arguments_.conv_width - row.column - 2 * static_cast<int32_t>(lane_ % 4) - 1;
+    uint32_t odd[2][Shape::kWords];
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+#pragma unroll
+      for (int m = 0; m < Shape::kWords; ++m) odd[side][m] = pair_of(sums, side, 8 * m + 1);
+    }
+    if (row.column + Shape::kColumns > arguments_.conv_width) cut(odd, row.column);
     uint32_t best[2][Shape::kWords];
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       uint32_t before = 0;
 #pragma unroll
       for (int m = 0; m < Shape::kWords; ++m) {
-        const uint32_t even = pair_of(sums, side, 8 * m + 2 * side);
-        uint32_t odd = pair_of(sums, side, 8 * m + 2 * side + 1);
-        if (16 * m + 8 >= end) odd = 16 * m >= end ? 0u : odd & 0xFFFFu;
         // Of the first lane of four the left neighbour is the fourth one's column of the eight
         // before.
-        const uint32_t moved = ptx::shuffle(ptx::kWholeWarp, odd, neighbour_);
+        const uint32_t moved = ptx::shuffle(ptx::kWholeWarp, odd[side][m], neighbour_);
         const uint32_t left = lane_ % 4 == 0 ? before >> 16 | moved << 16 : moved;
         before = moved;
-        best[side][m] = larger_pair<T>(larger_pair<T>(even, odd), left);
+        const uint32_t own = larger_pair<T>(pair_of(sums, side, 8 * m), odd[side][m]);
+        best[side][m] = larger_pair<T>(own, left);
         above_[side][m] = larger_pair<T>(row.first ? 0u : above_[side][m], best[side][m]);
       }
     }
@@ -278,9 +245,23 @@ class StemConsumer {
     }
   }
 
+  // Odd columns beyond the image become zeros; no even one counts that is not there.
+  RF_DEVICE void cut(uint32_t (&odd)[2][Shape::kWords], int32_t column) const {
+    // The thread's first is column 2t + 1 of the tile; a word's second one is eight further.
+    const int32_t end = arguments_.conv_width - column - 2 * static_cast<int32_t>(lane_ % 4) - 1;
+#pragma unroll
+    for (int m = 0; m < Shape::kWords; ++m) {
+      const uint32_t kept = 16 * m >= end ? 0u : 16 * m + 8 >= end ? 0xFFFFu : 0xFFFFFFFFu;
+      odd[0][m] &= kept;
+      odd[1][m] &= kept;
+    }
+  }
+
+  // Results i and i + 4 of the first eight filters, or of the others.
   RF_DEVICE uint32_t pair_of(const Sums& sums, int side, int i) const {
-    return narrow_pair<T>(__builtin_fmaf(scale_[side], sums[i], shift_[side]),
-                          __builtin_fmaf(scale_[side], sums[i + 4], shift_[side]));
+    const int at = i + 2 * side;
+    return narrow_pair<T>(__builtin_fmaf(scale_[side], sums[at], shift_[side]),
+                          __builtin_fmaf(scale_[side], sums[at + 4], shift_[side]));
   }
 
   // The warp's filters of a pooled row, by way of shared memory: 32 bytes of a pixel side by side.
@@ -351,8 +332,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const uint32_t thread = threadIdx.x;
-  const uint32_t warpgroup = thread / kWarpgroupThreads;
-  const uint32_t worker = warpgroup == 0 ? thread / kStemProducerThreads : warpgroup - 1;
+  // By a shuffle, so that ptxas knows it to be the same for all lanes.
+  const uint32_t warp = ptx::shuffle(ptx::kWholeWarp, thread / 32, 0);
+  const uint32_t warpgroup = warp / kWarpgroupWarps;
+  const uint32_t worker = warpgroup == 0 ? warp / kStemProducerWarps : warpgroup - 1;
   const ptx::SharedAddress pairs = shared + Shape::kRingAt + worker * Shape::kRingBytes;
   const auto barriers_of = [&](uint32_t of) {
     return Ring<Shape::kPairs>{shared + Shape::kBarriersAt + of * Shape::kBarriersBytes};
@@ -377,10 +360,19 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   };
   if (warpgroup == 0) {
     ptx::decrease_registers<kStemProducerRegisters>();
-    const ptx::SharedAddress norm = shared + 2 * Shape::kScaleBytes;
-    const StemStep<T, Shape> none(arguments, pairs, norm, thread % kStemProducerThreads);
-    StemStep<T, Shape> steps[3] = {none, none, none};
-    StemProducer<T, Shape>(ring, walk(2, Shape::kPairsInUse - 1)).run(steps);
+    const auto run = [&]<class V>() {
+      StemProducer<V, T, Shape>(arguments, ring, pairs, shared + 2 * Shape::kScaleBytes,
+                                walk(2, Shape::kPairsInUse - 1), thread % kStemProducerThreads)
+          .run();
+    };
+    switch (arguments.image) {
+      case StemImage::kBytes:
+        return run.template operator()<uint8_t>();
+      case StemImage::kFloat:
+        return run.template operator()<float>();
+      case StemImage::kWeights:
+        return run.template operator()<T>();
+    }
   } else {
     ptx::increase_registers<kStemConsumerRegisters>();
     const ptx::SharedAddress staging =
