@@ -198,10 +198,11 @@ class TestCuda:
         not _extension.has_cuda_kernels(), reason="the extension was built without nvcc"
     )
     CELLS = (("stem", NAMES["stem"][1]), ("head", "48_10_at4"), ("conv_chain", "16_32_16_at3"))
+    H200 = (132, 232448, 233472)  # of no known capability
 
     @pytest.fixture(autouse=True)
     def h200(self, monkeypatch):
-        monkeypatch.setattr(_cuda_plan, "gpu", lambda device: (132, 232448, 233472))
+        monkeypatch.setattr(_cuda_plan, "gpu", lambda device: self.H200)
 
     @pytest.mark.parametrize(("op", "name"), CELLS)
     def test_every_configuration_is_an_option(self, op, name):
@@ -209,7 +210,7 @@ class TestCuda:
         names = [one.name for one in (pick, *others)]
         assert len(set(names)) == len(names)
         found = {one.configuration for one in (pick, *others)} - {_tuned_calls.PARTS}
-        known = set(_cuda_plan.configurations(op))
+        known = {one for one in _cuda_plan.configurations(op) if _cuda_plan.runs(one, self.H200)}
         assert found <= known and len(found) > 1 and (op == "conv_chain" or found == known)
         parts = [one for one in (pick, *others) if one.configuration == _tuned_calls.PARTS]
         assert [one.wish for one in parts] == ["parts"] * (op == "conv_chain")
