@@ -38,6 +38,7 @@ constexpr int kStemProducerWarps = 2;  // of a worker
 constexpr int kStemProducerThreads = 32 * kStemProducerWarps;
 static_assert(kStemFilters == kWarpgroupRows);
 static_assert(kConsumers * kStemProducerThreads == kWarpgroupThreads);
+constexpr int kStemPairsInUse = 4;  // of the image's rows, that a row of the convolution reads
 // A producing thread has its chunks of three rows of the image on their way in registers, a
 // consuming one the sums of two rows of the convolution.
 constexpr int kStemProducerRegisters = 104;
@@ -58,9 +59,8 @@ struct StemWarpgroupShape {
   static constexpr int kTailsAt = kChunks * kChunkBytes;  // the second copies, in a row
   static constexpr int kRowBytes = 2 * kTailsAt;
   static constexpr int kPairBytes = 2 * kRowBytes;
-  // The last row of a strip has four pairs in use, and so has the first row of the next strip.
-  static constexpr int kPairs = 8;
-  static constexpr int kPairsInUse = 4;
+  // The last row of a strip has its pairs in use, and so has the first row of the next strip.
+  static constexpr int kPairs = 2 * kStemPairsInUse;
   static constexpr int kRingBytes = kPairs * kPairBytes;
 
   // Filters: two taps of all 64 are core matrices one behind the other. The pitch lets eight

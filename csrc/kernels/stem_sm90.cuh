@@ -34,6 +34,7 @@ template <class Shape>
 constexpr ptx::MatrixLayout kStemFilterLayout{ptx::Swizzle::kNone, Shape::kChunkPitch,
                                               kStemCoreBytes};
 constexpr ptx::MatrixLayout kStemFrontLayout{ptx::Swizzle::kNone, kChunkBytes, kStemCoreBytes};
+static_assert(kStemFrontLayout.valid());
 template <class Shape>
 constexpr ptx::MatrixLayout kStemBackLayout{ptx::Swizzle::kNone, Shape::kTailsAt + kChunkBytes,
                                             kStemCoreBytes};
@@ -106,13 +107,15 @@ struct StemRow {
                    walk.step() == 0, walk.last()};
   }
   // Pairs that it waits for, and those that are of no use behind it.
-  RF_DEVICE int fresh() const { return first ? 4 : 1; }
-  RF_DEVICE int used() const { return last ? 4 : 1; }
+  RF_DEVICE int fresh() const { return first ? kStemPairsInUse : 1; }
+  RF_DEVICE int used() const { return last ? kStemPairsInUse : 1; }
 };
 
 // The warpgroup that multiplies for a worker.
 template <class T, class Shape>
 class StemConsumer {
+  static_assert(kStemFilterLayout<Shape>.valid() && kStemBackLayout<Shape>.valid());
+
  public:
   using Sums = float[Shape::kColumns / 2];
 
@@ -362,7 +365,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     ptx::decrease_registers<kStemProducerRegisters>();
     const auto run = [&]<class V>() {
       StemProducer<V, T, Shape>(arguments, ring, pairs, shared + 2 * Shape::kScaleBytes,
-                                walk(2, Shape::kPairsInUse - 1), thread % kStemProducerThreads)
+                                walk(2, kStemPairsInUse - 1), thread % kStemProducerThreads)
           .run();
     };
     switch (arguments.image) {
