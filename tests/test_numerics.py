@@ -214,6 +214,17 @@ def test_tf32_has_a_bound_of_its_own() -> None:
     assert numerics.check_bound(y, oracle, bound)
 
 
+def test_tf32_bounds_operands_that_were_rounded_not_cut() -> None:
+    """Each just below a number of TF32: rounded up, or cut by 2^-10 of itself."""
+    one = torch.ones(1)
+    x = torch.full((1, 64, 1, 1), 1 + 2.0**-10 - 2.0**-23)
+    oracle = numerics.conv_bn_act_oracle(x, x, one, 0 * one)
+    bound = numerics.conv_bn_act_bound(x, x, one, 0 * one, None, oracle, tf32=True)
+    rounded, cut = (torch.full((1, 1, 1, 1), 64 * v**2) for v in (1 + 2.0**-10, 1.0))
+    assert numerics.check_bound(rounded, oracle, bound)
+    assert not numerics.check_bound(cut, oracle, bound)
+
+
 @pytest.mark.parametrize("rounding", ["fused", "stored_conv"])
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("case", TELLING, ids=str)

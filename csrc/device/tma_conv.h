@@ -40,7 +40,7 @@ struct ConvTmaArguments {
   ptx::TensorMap out;       // likewise
   const float* scale;       // [K]
   const float* shift;       // [K]
-  Reduction reduction;      // a step is 64 channels of one tap
+  Reduction reduction;      // a step is 128 bytes of the channels of one tap
   int32_t steps;            // of a tile
   int32_t channels;         // of a group's output
   PixelGrid grid;
@@ -51,8 +51,10 @@ struct ConvTmaArguments {
   int32_t origin_w;
   int32_t step_h;  // of neighbouring taps: the dilation
   int32_t step_w;
-  float floor;  // 0 for a ReLU, -infinity for none
-  bool dense;   // a 1x1 filter over pixels that lie one behind the other
+  float floor;            // 0 for a ReLU, -infinity for none
+  float residual_factor;  // of e4m3: what a stored 1 of the residual is worth
+  float out_factor;       // and one over what a stored 1 of out is
+  bool dense;             // a 1x1 filter over pixels that lie one behind the other
   bool has_residual;
   bool reverse;    // tiles are walked from the last one
   bool dependent;  // the next kernel may begin early

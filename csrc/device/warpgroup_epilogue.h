@@ -1,10 +1,10 @@
 // The epilogue of a warpgroup's sums: scale, shift, shortcut and ReLU in fp32, one rounding, and a
 // store by TMA.
 //
-// A warpgroup has a staging tile of its own in shared memory: boxes of 64 channels, a row of 128
-// bytes for each pixel, with the swizzle of 128 bytes. While its products run TMA brings the
-// shortcut there; results take the place of what they were added to, and TMA stores them. The next
-// tile's products may begin before the store has read the staging.
+// A warpgroup has a staging tile of its own in shared memory: boxes of a row of 128 bytes for each
+// pixel, 64 channels of 16 bits, with the swizzle of 128 bytes. While its products run TMA brings
+// the shortcut there; results take the place of what they were added to, and TMA stores them. The
+// next tile's products may begin before the store has read the staging.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +51,8 @@ class StagedTile {
  public:
   static constexpr int kPixels = kPixelsLeft ? kWarpgroupRows : kColumns;
   static constexpr int kChannels = kPixelsLeft ? kColumns : kWarpgroupRows;
-  static constexpr int kBoxes = kChannels / kStepElements;
+  static constexpr int kBoxChannels = kStepElements;
+  static constexpr int kBoxes = kChannels / kBoxChannels;
   static constexpr int kBoxBytes = kPixels * kStepRowBytes;
   static constexpr int kBytes = kBoxes * kBoxBytes;
   static_assert(kColumns % (kPixelsLeft ? 64 : 16) == 0 && kColumns <= 256,
@@ -104,17 +105,16 @@ struct alignas(16) ChannelPair {
   float shift[2];
 };
 
-// T: BFloat16 or Float16. kColumns: of the warpgroup's sums.
-template <class T, Orientation kOrientation, int kColumns>
-class WarpgroupEpilogue {
-  using Staged = StagedTile<kOrientation, kColumns>;
+// What the epilogues of all types share. Staged: the shortcut as it lies in the staging. kColumns:
+// of the warpgroup's sums.
+template <class Staged, Orientation kOrientation, int kColumns>
+class StagedEpilogue {
   static constexpr bool kPixelsLeft = kOrientation == Orientation::kPixelsLeft;
 
  public:
-  // What the warpgroup has for its own: staging, kStagingBytes at a multiple of 1024; with pixels
-  // on the left vectors, a ChannelPair for two columns; an mbarrier of one arrival; the number of a
-  // named barrier.
-  static constexpr int kStagingBytes = Staged::kBytes;
+  // What the warpgroup has for its own: staging, for what is stored and for the shortcut at a
+  // multiple of 1024; with pixels on the left vectors, a ChannelPair for two columns; an mbarrier
+  // of one arrival; the number of a named barrier.
   struct Own {
     ptx::SharedAddress staging;
     ptx::SharedAddress vectors;
@@ -123,7 +123,7 @@ class WarpgroupEpilogue {
   };
 
   // thread: of the warpgroup.
-  RF_DEVICE WarpgroupEpilogue(const Own& own, uint32_t thread)
+  RF_DEVICE StagedEpilogue(const Own& own, uint32_t thread)
       : staged_(own.staging, thread), own_(own), thread_(thread) {}
 
   // While the products run: fetches scale and shift, and, once the last store has read the staging,
@@ -137,35 +137,10 @@ class WarpgroupEpilogue {
         ptx::mbarrier_arrive_expect_tx(own_.residual, Staged::kBytes);
         for (int i = 0; i < Staged::kBoxes; ++i) {
           ptx::tma_load(staged_.box(i), residual,
-                        {place.channel + i * kStepElements, place.group, place.pixel},
+                        {place.channel + i * Staged::kBoxChannels, place.group, place.pixel},
                         own_.residual);
         }
       }
-    }
-    ptx::sync_warp();
-  }
-
-  // Stores act(scale d + shift [+ shortcut]) as far as it lies in `out`. d: pinned behind its wait.
-  // channels: of a group.
-  RF_DEVICE void finish(const float (&d)[kColumns / 2], float floor, const ptx::TensorMap* out,
-                        bool residual, const OutputPlace& place, int32_t channels) {
-    meet();  // the vectors are there, and the thread that waited for the last store is here
-    if (residual) {
-      ptx::mbarrier_wait_parity(own_.residual, parity_);
-      parity_ ^= 1;
-      put_results<true>(d, floor);
-    } else {
-      put_results<false>(d, floor);
-    }
-    ptx::fence_proxy_async_shared();
-    meet();
-    if (thread_ == 0) {
-      for (int i = 0; i < Staged::kBoxes; ++i) {
-        const int32_t channel = place.channel + i * kStepElements;
-        if (channel >= channels) break;
-        ptx::tma_store(out, {channel, place.group, place.pixel}, staged_.box(i));
-      }
-      ptx::bulk_commit_group();
     }
     ptx::sync_warp();
   }
@@ -177,6 +152,42 @@ class WarpgroupEpilogue {
 
  protected:
   RF_DEVICE void meet() const { ptx::barrier_sync(own_.barrier, kWarpgroupThreads); }
+
+  // The vectors are there, and the thread that waited for the last store is here.
+  RF_DEVICE void wait_for_vectors() const { meet(); }
+  RF_DEVICE void wait_for_residual() {
+    ptx::mbarrier_wait_parity(own_.residual, parity_);
+    parity_ ^= 1;
+  }
+
+  // Scale and shift of sums d[8 i + 4 half] and the next one, and of d[8 i + 4 half + 2] and the
+  // next one: with pixels on the left of two neighbouring channels, `half` of 16 columns; else of
+  // one channel, of the upper rows or the lower.
+  RF_DEVICE ChannelPair pair_of(int i, int half) const {
+    if constexpr (kPixelsLeft) {
+      return ptx::load_shared<ChannelPair>(own_.vectors +
+                                           (8 * i + 4 * half + thread_ % 4) * sizeof(ChannelPair));
+    } else {
+      return {{rows_.scale[half], rows_.scale[half]}, {rows_.shift[half], rows_.shift[half]}};
+    }
+  }
+
+  // Stores the staging, as far as it lies in `out`. channels: of a group.
+  template <class Stored>
+  RF_DEVICE void send(const Stored& stored, const ptx::TensorMap* out, const OutputPlace& place,
+                      int32_t channels) const {
+    ptx::fence_proxy_async_shared();
+    meet();
+    if (thread_ == 0) {
+      for (int i = 0; i < Stored::kBoxes; ++i) {
+        const int32_t channel = place.channel + i * Stored::kBoxChannels;
+        if (channel >= channels) break;
+        ptx::tma_store(out, {channel, place.group, place.pixel}, stored.box(i));
+      }
+      ptx::bulk_commit_group();
+    }
+    ptx::sync_warp();
+  }
 
   RF_DEVICE void fetch(const ChannelVectors& vectors, int32_t channel) {
     if constexpr (kPixelsLeft) {
@@ -197,26 +208,48 @@ class WarpgroupEpilogue {
     }
   }
 
+  Staged staged_;
+  Own own_;
+  uint32_t thread_;
+  uint32_t parity_ = 0;
+  ChannelPair rows_;  // of rows g and g + 8, with channels on the left
+};
+
+// T: BFloat16 or Float16.
+template <class T, Orientation kOrientation, int kColumns>
+class WarpgroupEpilogue
+    : public StagedEpilogue<StagedTile<kOrientation, kColumns>, kOrientation, kColumns> {
+  using Staged = StagedTile<kOrientation, kColumns>;
+  using Base = StagedEpilogue<Staged, kOrientation, kColumns>;
+  static constexpr bool kPixelsLeft = kOrientation == Orientation::kPixelsLeft;
+
+ public:
+  static constexpr int kStagingBytes = Staged::kBytes;
+  using Base::Base;
+
+  // Stores act(scale d + shift [+ shortcut]) as far as it lies in `out`. d: pinned behind its wait.
+  // channels: of a group.
+  RF_DEVICE void finish(const float (&d)[kColumns / 2], float floor, const ptx::TensorMap* out,
+                        bool residual, const OutputPlace& place, int32_t channels) {
+    this->wait_for_vectors();
+    if (residual) {
+      this->wait_for_residual();
+      put_results<true>(d, floor);
+    } else {
+      put_results<false>(d, floor);
+    }
+    this->send(this->staged_, out, place, channels);
+  }
+
+ protected:
   template <bool kResidual>
   RF_DEVICE void put_results(const float (&d)[kColumns / 2], float floor) const {
     const BnAct<float> op{floor};
 #pragma unroll
     for (int i = 0; i < kColumns / 16; ++i) {
-      // Of the word's two sums: with pixels on the left they are neighbouring channels, of the
-      // first eight columns and of the others; else one channel, of the upper rows or the lower.
-      ChannelPair pairs[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if constexpr (kPixelsLeft) {
-          pairs[half] = ptx::load_shared<ChannelPair>(
-              own_.vectors + (8 * i + 4 * half + thread_ % 4) * sizeof(ChannelPair));
-        } else {
-          pairs[half] = {{rows_.scale[half], rows_.scale[half]},
-                         {rows_.shift[half], rows_.shift[half]}};
-        }
-      }
+      const ChannelPair pairs[2] = {this->pair_of(i, 0), this->pair_of(i, 1)};
       uint32_t words[4];
-      if constexpr (kResidual) staged_.load(words, i);
+      if constexpr (kResidual) this->staged_.load(words, i);
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
         const ChannelPair& of = pairs[kPixelsLeft ? m / 2 : m % 2];
@@ -231,15 +264,9 @@ class WarpgroupEpilogue {
               narrow_pair<T>(op(a, of.scale[0], of.shift[0]), op(b, of.scale[1], of.shift[1]));
         }
       }
-      staged_.store(i, words);
+      this->staged_.store(i, words);
     }
   }
-
-  Staged staged_;
-  Own own_;
-  uint32_t thread_;
-  uint32_t parity_ = 0;
-  ChannelPair rows_;  // of rows g and g + 8, with channels on the left
 };
 
 #endif

@@ -9,9 +9,13 @@ namespace resnet_fused {
 constexpr int kWarpgroupThreads = 128;
 constexpr int kWarpgroupWarps = 4;
 constexpr int kWarpgroupRows = 64;    // of the left side, that a warpgroup multiplies
-constexpr int kStepElements = 64;     // of the reduction, in a step
-constexpr int kStepRowBytes = 128;    // of a row of a step: the swizzle's span
+constexpr int kStepRowBytes = 128;    // of the reduction, in a row of a step: the swizzle's span
+constexpr int kStepElements = 64;     // those of 16 bits in it
 constexpr int kTileAlignment = 1024;  // bytes, of an operand tile's beginning
+
+// A step's elements of a storage type.
+template <class T>
+constexpr int kElementsOfStep = kStepRowBytes / static_cast<int>(sizeof(T));
 
 // Which side of the product the pixels are: with pixels on the left a thread has two of them and a
 // quarter of the channels, with channels on the left two channels and a quarter of the pixels.

@@ -1,6 +1,6 @@
 // Operand tiles of wgmma as TMA writes them, and the products of one step over them.
 //
-// A tile [rows][64]: rows of 64 elements of 16 bits lie along the reduction, 128 bytes each, with
+// A tile [rows][128 bytes]: rows lie along the reduction, 64 elements of 16 bits or 128 of 8, with
 // the swizzle of 128 bytes; it begins at a multiple of 1024, and so does every part of it that
 // begins at a multiple of eight rows. Each warpgroup multiplies 64 rows of its left tile by all
 // kColumns rows of the right one.
@@ -22,7 +22,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "../ptx/ptx.h"
 #include "../ptx/wgmma.h"
@@ -37,17 +36,27 @@ namespace resnet_fused {
 constexpr ptx::MatrixLayout kTileLayout{ptx::Swizzle::k128Bytes, 0, 8 * kStepRowBytes};
 static_assert(kTileLayout.valid());
 
-// What wgmma calls a storage type.
+// What wgmma calls a storage type. e4m3.h has one more.
 template <class T>
-using ProductType = std::conditional_t<std::is_same_v<T, BFloat16>, ptx::Bf16, ptx::F16>;
+struct ProductOf;
+template <>
+struct ProductOf<BFloat16> {
+  using type = ptx::Bf16;
+};
+template <>
+struct ProductOf<Float16> {
+  using type = ptx::F16;
+};
+template <class T>
+using ProductType = typename ProductOf<T>::type;
 
-constexpr int kProducts = 4;       // instructions of 16 elements in a step
+constexpr int kProducts = 4;       // instructions in a step
 constexpr int kProductBytes = 32;  // of a row that one of them takes
 
 template <int kRegisters>
 RF_DEVICE void clear(float (&d)[kRegisters]) {
 #pragma unroll
-  for (float& sum : d) sum = 0.0f;
+  for (int i = 0; i < kRegisters; ++i) d[i] = 0.0f;
 }
 
 // d = left right^T of one step, or d += it. `left`, `right`: where the warpgroup's rows begin. The

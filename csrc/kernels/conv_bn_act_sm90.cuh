@@ -1,18 +1,19 @@
 // conv_bn_act on the GPU, for sm_90a: implicit GEMM on wgmma, fed by TMA, with BatchNorm's scale
 // and shift, the shortcut and the ReLU in its epilogue.
 //
-// A block stays for many tiles. One thread asks for steps of 64 channels of one tap, for all of a
-// tile's pixels at a time (TMA's im2col walks over rows and images, and brings zeros for what lies
-// beside an image); two warpgroups multiply, and each stores what it has made while the next tile's
-// steps come. Filters come before the kernel ahead has ended, everything else after that.
+// A block stays for many tiles. One thread asks for steps of 128 bytes of one tap's channels, for
+// all of a tile's pixels at a time (TMA's im2col walks over rows and images, and brings zeros for
+// what lies beside an image); two warpgroups multiply, and each stores what it has made while the
+// next tile's steps come. Filters come before the kernel ahead has ended, everything else after
+// that.
 #pragma once
 
 #include <cstdint>
 
+#include "../device/conv_types.h"
 #include "../device/dependent.h"
 #include "../device/pipeline.h"
 #include "../device/tma_conv.h"
-#include "../device/warpgroup_epilogue.h"
 #include "../device/warpgroup_shape.h"
 #include "../device/warpgroup_tile.h"
 #include "../ptx/mbarrier.h"
@@ -24,7 +25,7 @@ namespace resnet_fused {
 #if defined(RF_HAS_WGMMA)
 
 // The producer's way through the steps of its block's tiles.
-template <class Shape>
+template <class T, class Shape>
 class ConvSteps {
  public:
   RF_DEVICE ConvSteps(const ConvTmaArguments& arguments, const TileWalk& walk)
@@ -34,7 +35,7 @@ class ConvSteps {
 
   RF_DEVICE bool done() const { return walk_.done(); }
   RF_DEVICE void next() {
-    column_.c += kStepElements;
+    column_.c += kElementsOfStep<typename ConvTypes<T>::Operand>;
     if (column_.c < arguments_.reduction.channels) return;
     column_.c = 0;
     if (++column_.s < arguments_.reduction.taps_s) return;
@@ -111,12 +112,43 @@ RF_DEVICE void sum_tile(float (&d)[Shape::kColumns / 2], const Ring<Shape::kStag
   if (releases) ring.release(before);
 }
 
+// The same where each step's sums, in `part`, are added to the tile's by the threads; the other
+// warpgroup's products run meanwhile.
+template <class T, class Shape, class Begin, class Asked>
+RF_DEVICE void sum_tile_in_parts(float (&d)[Shape::kColumns / 2],
+                                 float (&part)[Shape::kColumns / 2],
+                                 const Ring<Shape::kStages>& ring, RingPlace<Shape::kStages>& at,
+                                 ptx::SharedAddress left, int steps, bool releases,
+                                 const Begin& begin, const Asked& asked) {
+  const ptx::SharedAddress right = ptx::shared_address(ptx::dynamic_shared()) + Shape::kRightAt;
+  clear(d);
+  for (int step = 0; step < steps; ++step) {
+    ring.wait(at);
+    ptx::wgmma_pin(part);
+    ptx::wgmma_fence();
+    multiply_step<T>(part, left + at.stage * Shape::kStageBytes,
+                     right + at.stage * Shape::kStageBytes, false);
+    ptx::wgmma_commit_group();
+    if (step == 0) begin();
+    if (step == steps - 1) asked();
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_pin(part);
+    if (releases) ring.release(at);
+#pragma unroll
+    for (int i = 0; i < Shape::kColumns / 2; ++i) d[i] += part[i];
+    at.next();
+  }
+}
+
 template <class T, class Shape>
 RF_DEVICE void consume(const ConvTmaArguments& arguments, const Ring<Shape::kStages>& ring,
                        ptx::SharedAddress shared, TileWalk walk, uint32_t consumer,
                        uint32_t thread) {
   const ptx::TensorMap* const residual = arguments.has_residual ? &arguments.residual : nullptr;
-  WarpgroupEpilogue<T, Shape::kOrientation, Shape::kColumns> epilogue(
+  using Types = ConvTypes<T>;
+  using Epilogue = typename Types::template Epilogue<Shape::kOrientation, Shape::kColumns>;
+  static_assert(Epilogue::kStagingBytes <= Shape::kStagingBytes);
+  Epilogue epilogue(
       {shared + Shape::kStagingAt + consumer * Shape::kStagingBytes,
        shared + Shape::kVectorsAt + consumer * Shape::kVectorsBytes,
        shared + Shape::kResidualAt + consumer * kBarrierBytes, static_cast<int>(1 + consumer)},
@@ -129,8 +161,12 @@ RF_DEVICE void consume(const ConvTmaArguments& arguments, const Ring<Shape::kSta
     at.skip(arguments.steps);
     walk.next();
   }
-  float d[Shape::kColumns / 2];
+  const auto act = Types::act(arguments);
+  constexpr int kSums = Shape::kColumns / 2;
+  float d[kSums];
+  float part[Types::kInParts ? kSums : 1];
   clear(d);
+  clear(part);
   while (!walk.done()) {
     const TmaTile tile = walk.tile();
     OutputPlace place{tile.channels * Shape::kChannels, tile.group, tile.pixels * Shape::kPixels};
@@ -139,14 +175,19 @@ RF_DEVICE void consume(const ConvTmaArguments& arguments, const Ring<Shape::kSta
     const ChannelVectors vectors{arguments.scale + channel, arguments.shift + channel,
                                  arguments.channels};
     if constexpr (!Shape::kTogether) turns.wait();
-    sum_tile<T, Shape>(
-        d, ring, at, shared + row * kStepRowBytes, arguments.steps, releases,
-        [&] { epilogue.begin(vectors, residual, place); },
-        [&] {
-          if (!Shape::kTogether && releases) turns.pass();
-        });
-    epilogue.finish(d, arguments.floor, &arguments.out, residual != nullptr, place,
-                    arguments.channels);
+    const ptx::SharedAddress left = shared + row * kStepRowBytes;
+    const auto begin = [&] { epilogue.begin(vectors, residual, place); };
+    const auto asked = [&] {
+      if (!Shape::kTogether && releases) turns.pass();
+    };
+    using Operand = typename Types::Operand;
+    if constexpr (Types::kInParts) {
+      sum_tile_in_parts<Operand, Shape>(d, part, ring, at, left, arguments.steps, releases, begin,
+                                        asked);
+    } else {
+      sum_tile<Operand, Shape>(d, ring, at, left, arguments.steps, releases, begin, asked);
+    }
+    epilogue.finish(d, act, &arguments.out, residual != nullptr, place, arguments.channels);
     walk.next();
     if constexpr (!Shape::kTogether) {
       walk.next();
@@ -172,7 +213,7 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
   const TileWalk walk(arguments.tiles, arguments.reverse, static_cast<int32_t>(blockIdx.x),
                       static_cast<int32_t>(gridDim.x));
-  ConvSteps<Shape> steps(arguments, walk);
+  ConvSteps<T, Shape> steps(arguments, walk);
   RingPlace<Shape::kStages> at;
   int early = 0;  // steps whose filters have been asked for
   if (threadIdx.x == 0) {

@@ -51,19 +51,7 @@ Entry tma_entry(int index) {
   const TmaTileFacts tile = tma_tile(index);
   Entry made;
   made.name = tma_name(tile);
-  // A step's 128 bytes of a row; two warpgroups multiply.
-  made.configuration = {nullptr,
-                        1,
-                        tile.pixels,
-                        tile.channels,
-                        tile.pixels_left ? 8 : 1,
-                        tile.pixels_left ? 1 : 8,
-                        tile.stages,
-                        1,
-                        kStepRowBytes,
-                        tile.shared_bytes,
-                        0,
-                        1};
+  made.configuration = tma_configuration(tile);
   return made;
 }
 
@@ -149,15 +137,6 @@ double cost(const Product& product, const RfConvConfiguration& tile, int64_t spl
   return total;
 }
 
-int32_t check_depth(const RfConvBnAct& problem, const Refusal& refuse) {
-  const int64_t depth = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
-  if (depth < 1 || depth > kMost) {
-    return refuse("a reduction over %lld elements; from 1 to %lld are possible",
-                  static_cast<Long>(depth), static_cast<Long>(kMost));
-  }
-  return 0;
-}
-
 // What a tile counts of so many images: pixels, or positions of the walk that windows are cut from.
 int64_t pixels_of(const RfConvBnAct& problem, const RfConvConfiguration& tile, int64_t images) {
   const OutputSize size = output_size(problem);
@@ -184,7 +163,9 @@ double cost_of(int index, const RfConvBnAct& problem, const Product& product, in
   if (tile.window != 0) {
     return window_cost(problem, window_tile(index - kFirstWindow), product.pixels, gpu);
   }
-  if (tile.tma != 0) return tma_cost(problem, tma_tile(index - kFirstTma), product.pixels, gpu);
+  if (tile.tma != 0) {
+    return tma_cost(problem, tma_types(problem), tma_tile(index - kFirstTma), product.pixels, gpu);
+  }
   return cost(product, tile, splits, gpu);
 }
 
@@ -206,8 +187,8 @@ std::string unfit(int index, const RfConvBnAct& problem, const Product& product,
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
     const int64_t images = std::max<int64_t>(1, images_together(problem, product, tile));
-    return tile.window != 0 ? window_fault(problem, window_tile(index - kFirstWindow), images)
-                            : tma_fault(problem, tma_tile(index - kFirstTma), images);
+    if (tile.window != 0) return window_fault(problem, window_tile(index - kFirstWindow), images);
+    return tma_fault(problem, tma_types(problem), tma_tile(index - kFirstTma), images);
   }
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
   if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";

@@ -21,20 +21,25 @@ static_assert(offsetof(ConvTmaArguments, shift) == 520);
 
 namespace {
 
-TensorMapRequest request_of(const RfConvBnAct& problem, const void* address) {
+int32_t step_elements(TensorElement element) {
+  return narrowed(kStepRowBytes / element_bytes(element));
+}
+
+// Rows of 128 bytes, or of as many channels as there are of them.
+TensorMapRequest request_of(TensorElement element, const void* address,
+                            int32_t channels = kStepRowBytes) {
   TensorMapRequest request;
-  request.element = static_cast<DataType>(problem.dtype) == DataType::kFloat16
-                        ? TensorElement::kFloat16
-                        : TensorElement::kBfloat16;
+  request.element = element;
   request.address = const_cast<void*>(address);
-  request.swizzle = TensorSwizzle::k128;
-  request.box[0] = kStepElements;
+  request.box[0] = std::min(step_elements(element), channels);
+  request.swizzle =
+      request.box[0] == step_elements(element) ? TensorSwizzle::k128 : TensorSwizzle::k64;
   return request;
 }
 
 // Of a dimension of one element no stride is used; any lawful one will do.
-int64_t stride_bytes(int64_t size, int64_t stride) {
-  return size > 1 ? stride * kTmaElementBytes : kTmaStrideBytes;
+int64_t stride_bytes(TensorElement element, int64_t size, int64_t stride) {
+  return size > 1 ? stride * element_bytes(element) : kTmaStrideBytes;
 }
 
 bool is_dense(const RfConvBnAct& problem) {
@@ -44,22 +49,23 @@ bool is_dense(const RfConvBnAct& problem) {
   return single && pixel_step(problem.x_size, problem.x_stride).has_value();
 }
 
-TensorMapRequest x_request(const RfConvBnAct& problem, const TmaTileFacts& tile, const void* from,
-                           int64_t images) {
-  TensorMapRequest request = request_of(problem, from);
+TensorMapRequest x_request(const RfConvBnAct& problem, TensorElement element,
+                           const TmaTileFacts& tile, const void* from, int64_t images) {
+  TensorMapRequest request = request_of(element, from);
   const int64_t (&size)[4] = problem.x_size;
+  const int64_t bytes = element_bytes(element);
   if (is_dense(problem)) {
     request.rank = 2;
     request.sizes = {size[1], images * size[2] * size[3]};
-    request.strides = {*pixel_step(size, problem.x_stride) * kTmaElementBytes};
+    request.strides = {*pixel_step(size, problem.x_stride, bytes) * bytes};
     request.box[1] = tile.pixels;
     return request;
   }
   request.rank = 4;
   request.sizes = {size[1], size[3], size[2], images};
-  request.strides = {stride_bytes(size[3], problem.x_stride[3]),
-                     stride_bytes(size[2], problem.x_stride[2]),
-                     stride_bytes(size[0], problem.x_stride[0])};
+  request.strides = {stride_bytes(element, size[3], problem.x_stride[3]),
+                     stride_bytes(element, size[2], problem.x_stride[2]),
+                     stride_bytes(element, size[0], problem.x_stride[0])};
   request.pixels = tile.pixels;
   for (int d = 0; d < 2; ++d) {  // W first
     const int64_t padding = problem.padding[1 - d];
@@ -71,28 +77,32 @@ TensorMapRequest x_request(const RfConvBnAct& problem, const TmaTileFacts& tile,
   return request;
 }
 
-TensorMapRequest weight_request(const RfConvBnAct& problem, const TmaTileFacts& tile) {
-  TensorMapRequest request = request_of(problem, problem.weight);
+TensorMapRequest weight_request(const RfConvBnAct& problem, TensorElement element,
+                                const TmaTileFacts& tile) {
+  TensorMapRequest request = request_of(element, problem.weight);
   const int64_t (&size)[4] = problem.weight_size;
   request.rank = 4;
   request.sizes = {size[1], size[3], size[2], size[0]};
-  request.strides = {stride_bytes(size[3], problem.weight_stride[3]),
-                     stride_bytes(size[2], problem.weight_stride[2]),
-                     stride_bytes(size[0], problem.weight_stride[0])};
-  request.box = {kStepElements, 1, 1, tile.channels};
+  request.strides = {stride_bytes(element, size[3], problem.weight_stride[3]),
+                     stride_bytes(element, size[2], problem.weight_stride[2]),
+                     stride_bytes(element, size[0], problem.weight_stride[0])};
+  request.box = {step_elements(element), 1, 1, tile.channels};
   return request;
 }
 
 // Of out or the residual: groups are a dimension of their own, so that a box ends where its group
 // does.
-TensorMapRequest output_request(const RfConvBnAct& problem, const TmaTileFacts& tile,
-                                const void* at, int64_t pixel, int64_t pixels) {
-  TensorMapRequest request = request_of(problem, at);
+TensorMapRequest output_request(const RfConvBnAct& problem, TensorElement element,
+                                const TmaTileFacts& tile, const void* at, int64_t pixel,
+                                int64_t pixels) {
+  TensorMapRequest request = request_of(element, at, tile.stored_channels);
   const int64_t channels = problem.weight_size[0] / problem.groups;
   request.rank = 3;
   request.sizes = {channels, problem.groups, pixels};
-  request.strides = {stride_bytes(problem.groups, channels), pixel * kTmaElementBytes};
-  request.box = {kStepElements, 1, tile.stored_pixels};
+  request.strides = {stride_bytes(element, problem.groups, channels),
+                     pixel * element_bytes(element)};
+  request.box[1] = 1;
+  request.box[2] = tile.stored_pixels;
   return request;
 }
 
@@ -113,25 +123,25 @@ std::string named(const char* argument, const std::string& fault) {
   return fault.empty() ? fault : std::string(argument) + ": " + fault;
 }
 
-std::string output_fault(const char* name, const RfConvBnAct& problem, const TmaTileFacts& tile,
-                         const void* at, const int64_t (&stride)[4], int64_t pixels) {
+std::string output_fault(const char* name, const RfConvBnAct& problem, TensorElement element,
+                         const TmaTileFacts& tile, const void* at, const int64_t (&stride)[4],
+                         int64_t pixels) {
   const OutputShape shape = output_shape(problem);
   if (shape.size[1] > 1 && stride[1] != 1) return named(name, "its channels are not adjacent");
-  const auto pixel = pixel_step(shape.size, stride);
+  const auto pixel = pixel_step(shape.size, stride, element_bytes(element));
   if (!pixel) return named(name, "its pixels do not lie one behind the other");
-  return named(name,
-               tensor_map_fault(output_request(problem, tile, or_aligned(at), *pixel, pixels)));
+  return named(name, tensor_map_fault(
+                         output_request(problem, element, tile, or_aligned(at), *pixel, pixels)));
 }
 
 // What the tensor maps' rules do not cover.
-std::string shape_fault(const RfConvBnAct& problem) {
-  if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) {
-    return "dtype: float32 is not served";
-  }
+std::string shape_fault(const RfConvBnAct& problem, const TmaTypes& types) {
+  if (types.operands == TensorElement::kFloat32) return kNoTf32;
   const int64_t channels = problem.weight_size[1];
-  if (problem.groups > 1 && channels % kStepElements != 0) {
+  const int32_t step = step_elements(types.operands);
+  if (problem.groups > 1 && channels % step != 0) {
     return "groups: " + std::to_string(channels) + " channels of each; a multiple of " +
-           std::to_string(kStepElements) + " is accepted";
+           std::to_string(step) + " is accepted";
   }
   for (int d = 0; d < 2; ++d) {
     // Corners of im2col have 8 bits, offsets too; before they are narrowed.
@@ -151,27 +161,37 @@ std::string shape_fault(const RfConvBnAct& problem) {
 
 }  // namespace
 
-std::string tma_fault(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t images) {
-  std::string found = shape_fault(problem);
+TmaTypes tma_types(const RfConvBnAct& problem) {
+  TensorElement element = TensorElement::kBfloat16;
+  if (static_cast<DataType>(problem.dtype) == DataType::kFloat16) element = TensorElement::kFloat16;
+  if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) element = TensorElement::kFloat32;
+  return {element, element, element};
+}
+
+std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
+                      int64_t images) {
+  std::string found = shape_fault(problem, types);
   if (!found.empty()) return found;
   const OutputSize size = output_size(problem);
   const int64_t pixels = images * size.p * size.q;
-  found = named("x", tensor_map_fault(x_request(problem, tile, or_aligned(problem.x), images)));
+  found = named("x", tensor_map_fault(
+                         x_request(problem, types.operands, tile, or_aligned(problem.x), images)));
   if (!found.empty()) return found;
-  TensorMapRequest weight = weight_request(problem, tile);
+  TensorMapRequest weight = weight_request(problem, types.operands, tile);
   weight.address = const_cast<void*>(or_aligned(problem.weight));
   found = named("weight", tensor_map_fault(weight));
   if (!found.empty()) return found;
-  found = output_fault("out", problem, tile, problem.out, problem.out_stride, pixels);
+  found = output_fault("out", problem, types.out, tile, problem.out, problem.out_stride, pixels);
   if (!found.empty() || problem.residual == nullptr) return found;
-  return output_fault("residual", problem, tile, problem.residual, problem.residual_stride, pixels);
+  return output_fault("residual", problem, types.residual, tile, problem.residual,
+                      problem.residual_stride, pixels);
 }
 
 namespace {
 
 // Everything but the maps.
-ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTileFacts& tile,
-                              int64_t images) {
+ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTypes& types,
+                              const TmaTileFacts& tile, int64_t images) {
   const OutputSize size = output_size(problem);
   const int64_t pixels = images * size.p * size.q;
   const int64_t channels = problem.weight_size[0] / problem.groups;
@@ -182,8 +202,8 @@ ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTileFacts& ti
   made.shift = static_cast<const float*>(problem.shift);
   made.reduction = {narrowed(problem.weight_size[1]), narrowed(problem.weight_size[3]),
                     narrowed(problem.weight_size[2])};
-  made.steps = narrowed(divide_up(problem.weight_size[1], kStepElements) * problem.weight_size[2] *
-                        problem.weight_size[3]);
+  made.steps = narrowed(divide_up(problem.weight_size[1], step_elements(types.operands)) *
+                        problem.weight_size[2] * problem.weight_size[3]);
   made.channels = narrowed(channels);
   made.grid = {narrowed(pixels), make_divisor(narrowed(size.q)), make_divisor(narrowed(size.p))};
   made.tiles = {narrowed(divide_up(pixels, tile.pixels) * of_pixels),
@@ -195,6 +215,8 @@ ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTileFacts& ti
   made.step_h = narrowed(problem.dilation[0]);
   made.step_w = narrowed(problem.dilation[1]);
   made.floor = problem.relu != 0 ? 0.0f : -std::numeric_limits<float>::infinity();
+  made.residual_factor = 1.0f;
+  made.out_factor = 1.0f;
   made.dense = is_dense(problem);
   made.has_residual = problem.residual != nullptr;
   made.reverse = problem.reverse != 0;
@@ -204,35 +226,51 @@ ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTileFacts& ti
 }
 
 // The first image's address onwards; a stride of one image alone is not used.
-const void* image_at(const void* tensor, int64_t images, int64_t stride, int64_t first) {
-  return moved(tensor, images > 1 ? first * stride * kTmaElementBytes : 0);
+const void* image_at(TensorElement element, const void* tensor, int64_t images, int64_t stride,
+                     int64_t first) {
+  return moved(tensor, images > 1 ? first * stride * element_bytes(element) : 0);
 }
 
 }  // namespace
 
-int run_conv_bn_act_tma(const RfConvBnAct& problem, const RfConvPlan& plan, int64_t first,
-                        int64_t images, void* stream) {
-  const int index = plan.configuration - kFirstTma;
-  const TmaTileFacts tile = tma_tile(index);
+int tma_arguments(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
+                  int64_t first, int64_t images, ConvTmaArguments* made) {
   const OutputShape shape = output_shape(problem);
   const int64_t all = problem.x_size[0];
   const int64_t pixels = images * shape.size[2] * shape.size[3];
-  ConvTmaArguments arguments = arguments_of(problem, tile, images);
-  const auto output = [&](const void* tensor, const int64_t (&stride)[4]) {
-    return output_request(problem, tile, image_at(tensor, all, stride[0], first),
-                          *pixel_step(shape.size, stride), pixels);
+  ConvTmaArguments& arguments = *made;
+  arguments = arguments_of(problem, types, tile, images);
+  const auto output = [&](TensorElement element, const void* tensor, const int64_t (&stride)[4]) {
+    return output_request(problem, element, tile, image_at(element, tensor, all, stride[0], first),
+                          *pixel_step(shape.size, stride, element_bytes(element)), pixels);
   };
-  const void* x = image_at(problem.x, all, problem.x_stride[0], first);
-  int error = encode_tensor_map(x_request(problem, tile, x, images), &arguments.x);
-  if (error == 0) error = encode_tensor_map(weight_request(problem, tile), &arguments.weight);
-  if (error == 0)
-    error = encode_tensor_map(output(problem.out, problem.out_stride), &arguments.out);
-  if (error == 0 && arguments.has_residual) {
-    error =
-        encode_tensor_map(output(problem.residual, problem.residual_stride), &arguments.residual);
+  const void* x = image_at(types.operands, problem.x, all, problem.x_stride[0], first);
+  int error = encode_tensor_map(x_request(problem, types.operands, tile, x, images), &arguments.x);
+  if (error == 0) {
+    error = encode_tensor_map(weight_request(problem, types.operands, tile), &arguments.weight);
   }
+  if (error == 0) {
+    error = encode_tensor_map(output(types.out, problem.out, problem.out_stride), &arguments.out);
+  }
+  if (error == 0 && arguments.has_residual) {
+    error = encode_tensor_map(output(types.residual, problem.residual, problem.residual_stride),
+                              &arguments.residual);
+  }
+  return error;
+}
+
+int32_t tma_blocks(const ConvTmaArguments& arguments, const RfConvPlan& plan) {
+  return static_cast<int32_t>(std::min<int64_t>(arguments.tiles.count, plan.blocks));
+}
+
+int run_conv_bn_act_tma(const RfConvBnAct& problem, const RfConvPlan& plan, int64_t first,
+                        int64_t images, void* stream) {
+  const int index = plan.configuration - kFirstTma;
+  ConvTmaArguments arguments;
+  const int error =
+      tma_arguments(problem, tma_types(problem), tma_tile(index), first, images, &arguments);
   if (error != 0) return error;
-  const auto blocks = static_cast<int32_t>(std::min<int64_t>(arguments.tiles.count, plan.blocks));
+  const int32_t blocks = tma_blocks(arguments, plan);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_bn_act_tma_float16 : launch_conv_bn_act_tma_bfloat16;

@@ -7,6 +7,7 @@
 #include "../device/tma_conv.h"
 #include "conv_bn_act.h"
 #include "conv_tma_tiles.h"
+#include "tensor_map.h"
 
 namespace resnet_fused {
 
@@ -18,20 +19,52 @@ struct TmaTileFacts {
   int32_t channels;
   int32_t stages;
   int32_t stored_pixels;
+  int32_t stored_channels;
   int32_t shared_bytes;
 };
+template <class Shape>
+constexpr TmaTileFacts facts_of() {
+  return {Shape::kPixelsLeft,
+          Shape::kTogether,
+          Shape::kPixels,
+          Shape::kChannels,
+          Shape::kStages,
+          Shape::kStoredPixels,
+          Shape::kPixelsLeft ? Shape::kChannels : kWarpgroupRows,
+          Shape::kSharedBytes};
+}
 // index: in ConvTmaTiles.
 TmaTileFacts tma_tile(int index);
 
 // "tma_p128x256_3s": pixels on the left side, or s for channels; "_t": its warpgroups take turns.
 std::string tma_name(const TmaTileFacts& tile);
+// Its entry of a table, but for the name.
+RfConvConfiguration tma_configuration(const TmaTileFacts& tile);
+
+// What the tensors' elements are to TMA: x's and weight's, the residual's, out's. e4m3 is kUint8.
+struct TmaTypes {
+  TensorElement operands;
+  TensorElement residual;
+  TensorElement out;
+};
+// Of a problem whose tensors are all alike, of 16 bits.
+TmaTypes tma_types(const RfConvBnAct& problem);
 
 // What keeps a problem from TMA, with the argument's name; empty if nothing does.
-std::string tma_fault(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t images);
+std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
+                      int64_t images);
 
 // Predicted cycles of a launch over so many pixels.
-double tma_cost(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t pixels,
-                const RfGpu& gpu);
+double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
+                int64_t pixels, const RfGpu& gpu);
+
+// The arguments of a launch of images [first, first + images), of which tma_fault finds nothing; 0
+// or a cudaError_t.
+int tma_arguments(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
+                  int64_t first, int64_t images, ConvTmaArguments* made);
+
+// The blocks that stay for a launch's tiles.
+int32_t tma_blocks(const ConvTmaArguments& arguments, const RfConvPlan& plan);
 
 // Launches images [first, first + images); 0 or a cudaError_t.
 int run_conv_bn_act_tma(const RfConvBnAct& problem, const RfConvPlan& plan, int64_t first,

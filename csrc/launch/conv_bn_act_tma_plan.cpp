@@ -11,15 +11,12 @@ namespace {
 constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
 constexpr double kResults = 36;                 // that the epilogue makes in a cycle
 constexpr double kSharedLines = 128;            // bytes a cycle, for products, TMA and epilogue
+constexpr double kDrain = 60;                   // cycles until the last product's sums are there
 
 }  // namespace
 
 TmaTileFacts tma_tile(int index) {
-  return ConvTmaTiles::with(index, []<class Shape>() {
-    return TmaTileFacts{Shape::kPixelsLeft, Shape::kTogether, Shape::kPixels,
-                        Shape::kChannels,   Shape::kStages,   Shape::kStoredPixels,
-                        Shape::kSharedBytes};
-  });
+  return ConvTmaTiles::with(index, []<class Shape>() { return facts_of<Shape>(); });
 }
 
 std::string tma_name(const TmaTileFacts& tile) {
@@ -28,16 +25,33 @@ std::string tma_name(const TmaTileFacts& tile) {
          (tile.together ? "" : "_t");
 }
 
+RfConvConfiguration tma_configuration(const TmaTileFacts& tile) {
+  // A step's 128 bytes of a row; two warpgroups multiply.
+  return {nullptr,
+          1,
+          tile.pixels,
+          tile.channels,
+          tile.pixels_left ? 8 : 1,
+          tile.pixels_left ? 1 : 8,
+          tile.stages,
+          1,
+          kStepRowBytes,
+          tile.shared_bytes,
+          0,
+          1};
+}
+
 // The busiest block's tiles. Loads, which never stop, run beside the products and the stores of
 // other tiles; products of warpgroups that work together wait for their epilogue, those in turns do
 // not.
-double tma_cost(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t pixels,
-                const RfGpu& gpu) {
+double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
+                int64_t pixels, const RfGpu& gpu) {
   const int64_t channels = problem.weight_size[0] / problem.groups;
   const int64_t tiles =
       divide_up(pixels, tile.pixels) * divide_up(channels, tile.channels) * problem.groups;
   const auto each = static_cast<double>(divide_up(tiles, gpu.multiprocessors));
-  const auto steps = static_cast<double>(divide_up(problem.weight_size[1], kStepElements) *
+  const int64_t step = kStepRowBytes / element_bytes(types.operands);
+  const auto steps = static_cast<double>(divide_up(problem.weight_size[1], step) *
                                          problem.weight_size[2] * problem.weight_size[3]);
   const double area = static_cast<double>(tile.pixels) * tile.channels;
   const double both = static_cast<double>(tile.pixels) + tile.channels;
@@ -46,10 +60,16 @@ double tma_cost(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t pi
   const double written = both * kStepRowBytes;
   // Each warpgroup reads its own rows and all of the columns.
   const double read = rows * kStepRowBytes + rows / kWarpgroupRows * columns * kStepRowBytes;
+  // The same bytes take the same time in every type. Sums of a step's own are added up by threads:
+  // behind the products where no other warpgroup multiplies.
   const double matrix = area * kStepElements / kWarpgroupUnit;
-  const double multiply = steps * std::max(matrix, (read + written) / kSharedLines);
+  const bool exposed = types.operands == TensorElement::kUint8 && !tile.together;
+  const double adds = exposed ? area / kInstructions + kDrain : 0;
+  const double multiply = steps * (std::max(matrix, (read + written) / kSharedLines) + adds);
   const double load = steps * written / kCacheBytes;
-  const double ends = area * 2 * (problem.residual != nullptr ? 2 : 1) / kMemoryBytes;
+  const auto moved = static_cast<double>(
+      element_bytes(types.out) + (problem.residual != nullptr ? element_bytes(types.residual) : 0));
+  const double ends = area * moved / kMemoryBytes;
   const double results = area / kResults;
   const double busy = tile.together ? multiply + results : std::max(multiply, results);
   return each * std::max({busy, load, ends}) + results + 2 * kLatency;

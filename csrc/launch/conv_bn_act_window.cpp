@@ -99,9 +99,7 @@ std::string named(const char* argument, const std::string& fault) {
 
 // What is made for 3x3 filters that lie on every pixel, and 64 channels.
 std::string shape_fault(const RfConvBnAct& problem, const WindowTileFacts& tile) {
-  if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) {
-    return "dtype: float32 is not served";
-  }
+  if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) return kNoTf32;
   const int64_t (&filters)[4] = problem.weight_size;
   const auto both = [](const int64_t (&pair)[2]) { return pair[0] == 1 && pair[1] == 1; };
   if (filters[2] != 3 || filters[3] != 3 || !both(problem.stride) || !both(problem.padding) ||

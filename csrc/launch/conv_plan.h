@@ -122,6 +122,15 @@ int32_t check_sizes(const Problem& problem, const Refusal& refuse) {
   return 0;
 }
 
+inline int32_t check_depth(const RfConvBnAct& problem, const Refusal& refuse) {
+  const int64_t depth = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
+  if (depth < 1 || depth > kMost) {
+    return refuse("a reduction over %lld elements; from 1 to %lld are possible",
+                  static_cast<Long>(depth), static_cast<Long>(kMost));
+  }
+  return 0;
+}
+
 template <class Problem>
 int32_t check_dtype(const Problem& problem, const Refusal& refuse) {
   switch (static_cast<DataType>(problem.dtype)) {

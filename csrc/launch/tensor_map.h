@@ -16,6 +16,8 @@ constexpr int kMostDimensions = 5;
 
 enum class TensorElement : uint8_t { kUint8, kUint32, kFloat16, kBfloat16, kFloat32 };
 
+int64_t element_bytes(TensorElement element);
+
 // Without a swizzle, or 16-byte units change places within spans of 32, 64 or 128 bytes.
 enum class TensorSwizzle : uint8_t { kNone = 0, k32 = 32, k64 = 64, k128 = 128 };
 

@@ -1,7 +1,6 @@
 #include "tensor_map.h"
 
 namespace resnet_fused {
-namespace {
 
 int64_t element_bytes(TensorElement element) {
   switch (element) {
@@ -16,6 +15,8 @@ int64_t element_bytes(TensorElement element) {
   }
   return 0;
 }
+
+namespace {
 
 std::string outside(const std::string& what, int64_t given, int64_t low, int64_t high) {
   if (given >= low && given <= high) return "";

@@ -1,4 +1,4 @@
-// Tensor maps of activations and filters of 16 bits, a step of 64 channels a box. Inside of this
+// Tensor maps of activations and filters, a step of 128 bytes of channels a box. Inside of this
 // room.
 #pragma once
 
@@ -20,7 +20,10 @@ constexpr bool kBuiltForSm90a = true;
 constexpr bool kBuiltForSm90a = false;
 #endif
 
-constexpr int64_t kTmaElementBytes = 2;
+constexpr int64_t kTmaElementBytes = 2;  // of 16-bit types
+// docs/numerics.md, "TF32": the bound is for operands that were rounded.
+constexpr char kNoTf32[] =
+    "dtype: float32 is not served, as wgmma cuts to TF32 what mma.sync is given rounded";
 constexpr int64_t kTmaStrideBytes = 16;  // that strides are multiples of
 
 // A matrix of `rows` rows of `channels` channels, `stride` elements apart; boxes of 64 channels of
@@ -42,8 +45,9 @@ inline TensorMapRequest rows_request(int32_t dtype, const void* at, int64_t chan
 }
 
 // Elements from one pixel of [N, C, H, W] to the next, where all of them lie one behind the other;
-// of a single pixel a lawful number.
-inline std::optional<int64_t> pixel_step(const int64_t (&size)[4], const int64_t (&stride)[4]) {
+// of a single pixel a lawful number. element: bytes of one.
+inline std::optional<int64_t> pixel_step(const int64_t (&size)[4], const int64_t (&stride)[4],
+                                         int64_t element = kTmaElementBytes) {
   std::optional<int64_t> step;
   int64_t pixels = 1;
   for (const int d : {3, 2, 0}) {
@@ -52,8 +56,8 @@ inline std::optional<int64_t> pixel_step(const int64_t (&size)[4], const int64_t
     if (stride[d] != *step * pixels) return std::nullopt;
     pixels *= size[d];
   }
-  const int64_t bytes = divide_up(size[1] * kTmaElementBytes, kTmaStrideBytes) * kTmaStrideBytes;
-  return step ? *step : bytes / kTmaElementBytes;
+  const int64_t bytes = divide_up(size[1] * element, kTmaStrideBytes) * kTmaStrideBytes;
+  return step ? *step : bytes / element;
 }
 
 }  // namespace resnet_fused
