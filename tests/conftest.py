@@ -6,6 +6,7 @@ import os
 import re
 
 import emulated
+import emulated_fp8  # noqa: F401  (it enters itself)
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -6,6 +6,7 @@ import functools
 import re
 from dataclasses import dataclass, field
 
+import _cuda_fp8_rules
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_stem_rules import stem_by_wgmma, stem_wgmma_tile_of
 from _cuda_window import by_window, window_of
@@ -173,7 +174,7 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
 # The kernels for sm_90a: threads of a block, which all have as many registers when it begins, and
 # consuming warpgroups (csrc/device/warpgroup_shape.h).
 WARPGROUP_THREADS, WARPGROUP_REGISTERS, CONSUMERS = 384, 168, 2
-STEP_PRODUCTS = 4  # instructions of 16 elements in a step
+STEP_PRODUCTS = 4  # instructions in a step
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,11 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
         return {"its name spells no configuration": False}
     if kernel.arch != "90a":
         return {"wgmma is sm_90a's alone: it is built for nothing else": False}
-    products = kernel.count(rf"HGMMA\.64x{tile.columns}x16\.F32.*")
+    if _cuda_fp8_rules.out_of(kernel.name) is not None:
+        counts = _cuda_fp8_rules.counts(
+            kernel.name, pixels_left=tile.pixels_left, columns=tile.columns
+        )
+        return _by_tma(kernel, tile, _cuda_fp8_rules.product(tile.columns), counts)
     stores = tile.channels // 64 if tile.pixels_left else 1
     # Weights twice, before the wait and behind it; pixels by both ways; the shortcut in boxes.
     loads = 4 + stores
@@ -226,11 +231,17 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
         "UTMALDG.*": loads,
         r"UTMALDG\.4D\.IM2COL": 1,
         "UTMASTG.*": stores,
-        "SYNCS.*TRYWAIT": 4,
-        "USETMAXREG.*": 2,
         r"STSM\b.*": 2 * staged,  # with and without a shortcut
         r"LDSM\b.*": staged,
     }
+    return _by_tma(kernel, tile, rf"HGMMA\.64x{tile.columns}x16\.F32.*", counts)
+
+
+def _by_tma(kernel: Kernel, tile: TmaTile, product: str, counts: dict[str, int]) -> dict[str, bool]:
+    """What all types have in common; counts: instructions as patterns, at least so many."""
+    counts = counts | {"SYNCS.*TRYWAIT": 4, "USETMAXREG.*": 2}
+    products = kernel.count(product)
+    unit = product[: product.index("GMMA") + 4]
     return {
         f"{kernel.registers} registers, expected {WARPGROUP_REGISTERS}": (
             kernel.registers == WARPGROUP_REGISTERS
@@ -238,7 +249,7 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
         f"{tile.shared} bytes of shared memory, at most {SHARED[kernel.arch][0]}": (
             tile.shared <= SHARED[kernel.arch][0]
         ),
-        f"{products} HGMMA of {tile.columns} columns, expected {STEP_PRODUCTS}": (
+        f"{products} {unit} of {tile.columns} columns, expected {STEP_PRODUCTS}": (
             products == STEP_PRODUCTS
         ),
         **{
@@ -423,6 +434,8 @@ def short_name(mangled: str) -> str:
     types = {"f": "float", "d": "double"}
     found = re.match(r"(?:NS_\d+(B?Float16)E|([fd]))", rest)
     parts = [(found.group(1) or types[found.group(2)])] if found else []
+    if out := _cuda_fp8_rules.out_of(mangled):
+        parts = [f"E4M3 to {out.removeprefix('Float8')}"]
     tile = tile_of(mangled)
     if tile:
         parts.append(

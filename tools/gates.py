@@ -96,8 +96,8 @@ def row(kernel: Kernel) -> str:
     return (
         f"{kernel.arch:>5} {kernel.registers:>4} {kernel.stack:>5} {kernel.local:>5} "
         f"{shared:>7} {blocks:>6} "
-        f"{kernel.count('HMMA.*'):>5} {kernel.count('HGMMA.*'):>5} {kernel.count('UTMALDG.*'):>7} "
-        f"{kernel.wide('LDGSTS'):>10} {kernel.count('LDSM.*'):>5} "
+        f"{kernel.count('HMMA.*'):>5} {kernel.count('[HQ]GMMA.*'):>5} "
+        f"{kernel.count('UTMALDG.*'):>7} {kernel.wide('LDGSTS'):>10} {kernel.count('LDSM.*'):>5} "
         f"{kernel.wide('LDG'):>7} {kernel.wide('STG'):>7}  {short_name(kernel.name)}"
     )
 

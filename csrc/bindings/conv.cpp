@@ -88,4 +88,42 @@ std::vector<int64_t> conv_output(const std::vector<int64_t>& image, const Tensor
   return size;
 }
 
+RfConvBnAct conv_problem(const Tensor& x, const Tensor& weight,
+                         const std::optional<Tensor>& residual, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                         int64_t groups, const Tensor& out) {
+  RfConvBnAct problem{};
+  check_four_dimensions("x", x, "[N, C, H, W]");
+  check_four_dimensions("weight", weight, "[K, C/groups, R, S]");
+  check_four_dimensions("out", out, "[N, K, P, Q]");
+  copy_pair("stride", stride, problem.stride);
+  copy_pair("padding", padding, problem.padding);
+  copy_pair("dilation", dilation, problem.dilation);
+  check_geometry(problem.stride, problem.padding, problem.dilation, groups);
+  if (x.size(1) % groups != 0 || weight.size(1) != x.size(1) / groups ||
+      weight.size(0) % groups != 0) {
+    fail("weight: expected [K, ", x.size(1),
+         "/groups, R, S] with K a multiple of groups = ", groups, ", got ", shape_of(weight));
+  }
+  const std::vector<int64_t> pixels = conv_output({x.size(2), x.size(3)}, weight, problem.stride,
+                                                  problem.padding, problem.dilation);
+  const std::vector<int64_t> shape{x.size(0), weight.size(0), pixels[0], pixels[1]};
+  check_shape("out", out, "the convolution's shape", shape);
+  if (residual) {
+    check_shape("residual", *residual, "out's shape", shape);
+    copy_strides(*residual, problem.residual_stride);
+  }
+  problem.x = x.const_data_ptr();
+  problem.weight = weight.const_data_ptr();
+  problem.residual = residual ? residual->const_data_ptr() : nullptr;
+  problem.out = out.mutable_data_ptr();
+  problem.groups = static_cast<int32_t>(groups);
+  copy_sizes(x, problem.x_size);
+  copy_sizes(weight, problem.weight_size);
+  copy_strides(x, problem.x_stride);
+  copy_strides(weight, problem.weight_stride);
+  copy_strides(out, problem.out_stride);
+  return problem;
+}
+
 }  // namespace resnet_fused

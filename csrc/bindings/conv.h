@@ -2,6 +2,7 @@
 // launch, and a function that turns checked tensors into its problem.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -45,6 +46,13 @@ Tensor workspace_on(int device, int64_t bytes);
 std::vector<int64_t> conv_output(const std::vector<int64_t>& image, const Tensor& weight,
                                  const int64_t (&stride)[2], const int64_t (&padding)[2],
                                  const int64_t (&dilation)[2]);
+
+// Sizes, strides, pointers and geometry of a convolution with its shortcut, checked but for dtypes
+// and devices; what else there is in the problem is left at zero.
+RfConvBnAct conv_problem(const Tensor& x, const Tensor& weight,
+                         const std::optional<Tensor>& residual, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                         int64_t groups, const Tensor& out);
 
 // Strides, dilations and groups start at 1, padding at 0, and nothing is beyond 2^30.
 void check_geometry(const int64_t (&stride)[2], const int64_t (&padding)[2],

@@ -21,42 +21,13 @@ constexpr ConvKernel<RfConvBnAct> kConvBnAct = {"conv_bn_act", rf_conv_bn_act_co
 RfConvBnAct problem_of(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& residual,
                        const Pair& stride, const Pair& padding, const Pair& dilation,
                        int64_t groups, bool allow_tf32, const Tensor& out) {
-  RfConvBnAct problem{};
-  problem.dtype = static_cast<int32_t>(conv_type("x", x));
-  check_four_dimensions("x", x, "[N, C, H, W]");
-  check_four_dimensions("weight", weight, "[K, C/groups, R, S]");
-  check_four_dimensions("out", out, "[N, K, P, Q]");
+  const DataType dtype = conv_type("x", x);
   check_dtype("weight", weight, "x", x);
   check_dtype("out", out, "x", x);
-  copy_pair("stride", stride, problem.stride);
-  copy_pair("padding", padding, problem.padding);
-  copy_pair("dilation", dilation, problem.dilation);
-  check_geometry(problem.stride, problem.padding, problem.dilation, groups);
-  if (x.size(1) % groups != 0 || weight.size(1) != x.size(1) / groups ||
-      weight.size(0) % groups != 0) {
-    fail("weight: expected [K, ", x.size(1),
-         "/groups, R, S] with K a multiple of groups = ", groups, ", got ", shape_of(weight));
-  }
-  const std::vector<int64_t> pixels = conv_output({x.size(2), x.size(3)}, weight, problem.stride,
-                                                  problem.padding, problem.dilation);
-  const std::vector<int64_t> shape{x.size(0), weight.size(0), pixels[0], pixels[1]};
-  check_shape("out", out, "the convolution's shape", shape);
-  if (residual) {
-    check_dtype("residual", *residual, "x", x);
-    check_shape("residual", *residual, "out's shape", shape);
-    copy_strides(*residual, problem.residual_stride);
-  }
-  problem.x = x.const_data_ptr();
-  problem.weight = weight.const_data_ptr();
-  problem.residual = residual ? residual->const_data_ptr() : nullptr;
-  problem.out = out.mutable_data_ptr();
+  if (residual) check_dtype("residual", *residual, "x", x);
+  RfConvBnAct problem = conv_problem(x, weight, residual, stride, padding, dilation, groups, out);
+  problem.dtype = static_cast<int32_t>(dtype);
   problem.allow_tf32 = allow_tf32;
-  problem.groups = static_cast<int32_t>(groups);
-  copy_sizes(x, problem.x_size);
-  copy_sizes(weight, problem.weight_size);
-  copy_strides(x, problem.x_stride);
-  copy_strides(weight, problem.weight_stride);
-  copy_strides(out, problem.out_stride);
   return problem;
 }
 

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from .. import _extension, admission, backends
-from . import _admitted, _cuda_plan, _results
+from . import _admitted, _cuda_fp8, _cuda_plan, _e4m3, _results
 from ._cuda_sources import SOURCES
 from ._library import define
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FP8 = frozenset({_cuda_fp8.OP})
+"""Ops whose operands are e4m3, which wgmma alone multiplies here."""
 GRADIENTS = ("conv_dgrad", "conv_wgrad")
-ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem"})
+ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem", *FP8})
 """Ops whose kernels may begin before the one ahead has ended: those of a frozen engine."""
 REVERSED = frozenset({"conv_bn_act"})
 """Ops whose kernels walk the batch backwards by an argument that the op itself has not."""
@@ -34,7 +36,7 @@ def supports(call: backends.Call) -> str | None:
     """Why the CUDA kernel can't serve a call, or None."""
     if call.device != "cuda":
         return f"x is on {call.device}"
-    if call.dtype not in DTYPES:
+    if call.dtype not in ((_e4m3.E4M3,) if call.op in FP8 else DTYPES):
         return f"no CUDA kernel for {call.dtype}"
     if call.dtype is torch.float32 and not _cuda_plan.tf32():
         return "float32 is multiplied in TF32, and torch.backends.cudnn.allow_tf32 is off"
@@ -46,13 +48,15 @@ def supports(call: backends.Call) -> str | None:
         return "the extension was built without nvcc"
     if not _cuda_plan.exists(call.op):
         return f"the extension holds no CUDA kernel of {call.op}: build it again"
+    device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
+    if call.op in FP8 and torch.cuda.is_available():
+        capability = _cuda_plan.gpu(device)[3]
+        if capability != _cuda_plan.HOPPER:
+            return f"wgmma is for GPUs of capability 9.0, this one has {capability / 10}"
     reason = admission.refusal(call, "cuda")
-    if reason is None and call.op in GRADIENTS:
-        # Looked at before the sizes are known: what is left may not take every call.
-        device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
-        if not _cuda_plan.complete(call.op, device):
-            return "some of its configurations were refused on this GPU"
-    return reason
+    # Looked at before the sizes are known: what is left may not take every call.
+    partial = reason is None and call.op in GRADIENTS and not _cuda_plan.complete(call.op, device)
+    return "some of its configurations were refused on this GPU" if partial else reason
 
 
 def launch_conv_bn_act(

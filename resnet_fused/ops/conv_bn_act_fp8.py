@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from . import _checks, _e4m3, _results, _triton
+from . import _checks, _cuda, _cuda_fp8, _e4m3, _results, _triton
 from ._library import define, overload
 
 OP = "conv_bn_act_fp8"
@@ -59,6 +59,7 @@ def _supports_reference(call: backends.Call) -> str | None:
 _fake = _results.FORMS[OP].empty
 define(f"{OP}.reference", SCHEMA, _reference, _fake)
 _triton.declare(OP, SCHEMA, _fake, "_fp8_checks")
+_cuda.declare(OP, SCHEMA, _fake, launch=_cuda_fp8.launch, checks="_cuda_fp8_checks")
 backends.register(
     backends.Implementation(
         OP,
@@ -66,6 +67,16 @@ backends.register(
         ("triton",),
         "Triton, implicit GEMM of e4m3 operands, sums in float32",
         _triton.supports,
+        "fused",
+    )
+)
+backends.register(
+    backends.Implementation(
+        OP,
+        "cuda",
+        ("cuda",),
+        "hand-written CUDA for sm_90a, e4m3 by wgmma, sums in float32",
+        _cuda.supports,
         "fused",
     )
 )
@@ -95,12 +106,21 @@ def choose(x: Tensor, weight: Tensor, residual: Tensor | None, options: Sequence
         OP, device.type, x.dtype, residual=residual is not None, act=options[4], index=device.index
     )
     choice = backends.choose(call)
-    if choice.implementation.name == "triton":
-        shape = _checks.conv_output_shape(OP, x, weight, *options[:4])
-        reason = _triton.unfit(x, weight, shape, options[3], op=OP)
-        if reason is not None:
-            choice = backends.next_choice(call, choice, reason)
+    operands = (x, weight, residual)
+    while (reason := _unfit(choice.implementation.name, operands, options)) is not None:
+        choice = backends.next_choice(call, choice, reason)
     return choice
+
+
+def _unfit(name: str, operands: Sequence[Any], options: Sequence[Any]) -> str | None:
+    """Why an implementation that serves such calls can't take this very one, or None."""
+    x, weight, residual = operands
+    if name == "triton":
+        shape = _checks.conv_output_shape(OP, x, weight, *options[:4])
+        return _triton.unfit(x, weight, shape, options[3], op=OP)
+    if name == "cuda":
+        return _cuda_fp8.unfit((x, weight, None, None, residual, *options))
+    return None
 
 
 def conv_bn_act_fp8(
