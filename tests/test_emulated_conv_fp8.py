@@ -9,11 +9,11 @@ import math
 import emulated
 import pytest
 import torch
-from conv_fp8_by_tma import CASES, FEW, OP, OUTS, TURNS, operands, run, tiles, wrong
+from conv_fp8_by_tma import CASES, FEW, OP, TURNS, operands, run, tiles, wrong
 from emulated import Schedule
-from emulated_fp8 import problem_of
+from emulated_fp8 import OUTS, problem_of
 from emulated_shapes import lay_out
-from fp8_operands import E4M3, Fp8Operands
+from fp8_operands import E4M3, Fp8Operands, same_bits
 
 from resnet_fused import cases, numerics
 from resnet_fused.cases import ConvCase
@@ -69,6 +69,25 @@ def test_noise_is_within_the_bound(index, rounding):
         )
         found = given.check(NAMED[name], y, accumulation=accumulation)
         assert found.ok, (out, name, found)
+
+
+@every
+@pytest.mark.parametrize("factor", [1.0, 1.5 * 2.0**-7, 1.25 * 2.0**-9, 1.125])
+def test_every_number_is_read_and_rounded(index, factor):
+    """All 256 codes, in x and in the shortcut; among the results are ties and subnormals."""
+    case = ConvCase("codes", 1, 16, 4, 4, 16, residual=True, act="none")
+    codes = lay_out(torch.arange(256, dtype=torch.uint8).view(E4M3).view(1, 16, 4, 4), "nhwc")
+    zeros, one = lay_out(torch.zeros(1, 16, 4, 4).to(E4M3), "nhwc"), torch.ones(16)
+    eye = lay_out(torch.eye(16).view(16, 16, 1, 1).to(E4M3), "nhwc")
+    finite = codes.float().nan_to_num(0.0).to(E4M3)  # a product with NaN is NaN beside a zero too
+    for out in OUTS:
+        read = Fp8Operands(finite, eye, factor * one, 0 * one, None, 1.0, 1.0, out)
+        added = Fp8Operands(zeros, eye, one, 0 * one, codes, factor, 1.0, out)
+        for given in (read, added):
+            y, _ = run(case, given, index)
+            expected = given.expected(case)
+            assert torch.equal(y.float().isnan(), expected.float().isnan())
+            assert same_bits(y.float().nan_to_num(), expected.float().nan_to_num())
 
 
 DEEP = ConvCase("parts", 1, 384, 2, 3, 16)

@@ -9,7 +9,8 @@ import emulated
 import mutants
 import pytest
 import torch
-from conv_fp8_by_tma import OP, OUTS, operands, tiles
+from conv_fp8_by_tma import OP, operands, tiles
+from emulated_fp8 import OUTS
 from mutants import HOSTILE, Mutant, Trial
 
 from resnet_fused.cases import ConvCase

@@ -60,19 +60,11 @@ def unfit(arguments: Sequence[Any]) -> str | None:
     Args:
         arguments: checked, in the schema's order; x is on the GPU.
     """
-    return _cuda_plan.refused(_meta_problem(arguments), arguments[0].device)
-
-
-def detail(arguments: Sequence[Any]) -> str:
-    """What `explain` adds on a call: its configuration and why; arguments as of `unfit`."""
-    return _cuda_plan.describe(_meta_problem(arguments), arguments[0].device)
-
-
-def _meta_problem(arguments: Sequence[Any]) -> _cuda_plan.Problem:
     like = [None if t is None else t.to("meta") for t in arguments[:5]]
     out = _results.FORMS[OP].empty(*like, *arguments[5:])
     operands = (arguments[0], arguments[1], arguments[4])
-    return problem_of(operands, arguments[5:9], out, real=False)
+    made = problem_of(operands, arguments[5:9], out, real=False)
+    return _cuda_plan.refused(made, arguments[0].device)
 
 
 def launch(
