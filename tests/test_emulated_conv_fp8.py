@@ -101,12 +101,11 @@ def test_sums_of_128_products_are_added_in_float32(index):
     x[:, 128], weight[:, 128] = 0.75, 1.0
     x[:, 256], weight[:, 256] = 0.75, 1.0
     one = torch.ones(DEEP.k)
-    given = Fp8Operands(
-        lay_out(x.to(E4M3), "nhwc"), lay_out(weight.to(E4M3), "nhwc"), one, -(2.0**23) * one, None,
-        out_scale=1.0, out_dtype=torch.bfloat16,
-    )  # fmt: skip
-    y, _ = run(DEEP, given, index, schedule=Schedule(rounding="toward_zero"))
-    assert (y == 2).all(), "not added up in parts of 128"
+    x, weight = (lay_out(t.to(E4M3), "nhwc") for t in (x, weight))
+    for out in OUTS:
+        given = Fp8Operands(x, weight, one, -(2.0**23) * one, None, 1.0, 1.0, out)
+        y, _ = run(DEEP, given, index, schedule=Schedule(rounding="toward_zero"))
+        assert (y.float() == 2).all(), "not added up in parts of 128"
 
 
 def test_the_bound_for_14_bits_is_for_sums_in_parts():
