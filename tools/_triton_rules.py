@@ -271,13 +271,13 @@ def matrix_kind(variant: aot.Variant) -> str:
     """The matrix instruction that a kernel is meant to use.
 
     wgmma and tcgen05 compute 64 rows or more; smaller tiles and other architectures use mma.sync.
-    Of e4m3 those of sm_90 are taken apart into 16-bit ones: they are for ragged rows there.
+    Of e4m3 those of sm_90 and 100 are taken apart into 16-bit ones: they are for ragged rows there.
     """
     rows = variant.constant("BLOCK_M") or variant.constant("COLUMNS")
     if _e4m3(variant) and rows >= 64:
         return {90: "QGMMA", 100: "UTCQMMA"}.get(variant.capability, "QMMA")
     if _e4m3(variant):
-        return "HMMA" if variant.capability == 90 else "QMMA"
+        return "HMMA" if variant.capability in (90, 100) else "QMMA"
     if rows >= 64:
         return {90: "HGMMA", 100: "UTCHMMA"}.get(variant.capability, "HMMA")
     return "HMMA"

@@ -220,6 +220,8 @@ def most_sums(product: Product, limits: Limits) -> int:
         return 32 if product.itemsize <= 2 and not product.gathered else 16
     if product.precision == "tf32x3" or product.narrow:
         return 32
+    if product.itemsize == 1 and product.taps > 1 and limits.capability < 90:
+        return 32
     if product.itemsize == 4 and limits.capability == 100:
         return 16 if product.gathered else 32  # operands and sums pass through registers there
     return 128 if product.itemsize == 2 and limits.capability == 90 else 64
