@@ -25,7 +25,7 @@ import gpu_check  # noqa: E402
 from gpu import frozen, plan, plan_spanning, spanning  # noqa: E402
 
 CHAIN = _chain_tiles.CONFIGS[0].name
-STEM = _stem_tiles.TILES[-1].name
+STEM = "32x32_8w2s"
 RATES = {"flops": 1e12, "bandwidth": 1e11}
 
 
