@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+
 import emulated
 import torch
 from emulated_shapes import lay_out
+from mutants import HOSTILE, Trial
 
 from resnet_fused import numerics
+from resnet_fused.cases import ChainCase
 from resnet_fused.ops._library import overload
 
 DTYPES = emulated.DTYPES["conv_chain"]
@@ -63,6 +69,35 @@ def beyond(got, operands, case, limits, accumulation="nearest"):
         )
         found.append(numerics.check_bound(got[1], wanted, most))
     return [str(one) for one in found if not one.ok or one.unchecked]
+
+
+def trials(faulty: Iterable[tuple[int, ChainCase]], gpu: tuple[int, ...]) -> Iterator[Trial]:
+    """Calls that notice faults: on integers under hostile schedules, and one on noise.
+
+    Args:
+        faulty: configurations, and what they run.
+        gpu: what the grid is chosen for.
+    """
+    for number, ((index, case), exact) in enumerate(itertools.product(faulty, (True, False))):
+        dtype = DTYPES[(number // 2 + exact) % 2]  # sums that are cut show on noise alone
+        operands = operands_of(case, dtype, exact=exact)
+        limits = limits_of(operands, case, "nearest")
+
+        def check(got, operands=operands, case=case, exact=exact, limits=limits):
+            bad = wrong(got, operands, case) if exact else beyond(got, operands, case, limits)
+            return str(bad) if bad else None
+
+        for schedule in HOSTILE if exact else HOSTILE[-1:]:
+            yield Trial(
+                f"{case} {dtype} {index} {schedule}",
+                functools.partial(
+                    overload("conv_chain", emulated.NAME), *operands, 1, case.out_stride, False
+                ),
+                tuple(operands),
+                check,
+                {"schedule": schedule, "configuration": index, "gpu": gpu,
+                 "splits": 1, "flow": (False, True)},
+            )  # fmt: skip
 
 
 SCALES = ("scale", "shift")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
 
 import emulated
@@ -19,7 +18,6 @@ from mutants import HOSTILE, Mutant, Trial
 from resnet_fused import numerics, roofline
 from resnet_fused.cases import RESNET50_CHAINS, ChainCase
 from resnet_fused.ops import _cuda_chain_checks as checks
-from resnet_fused.ops._library import overload
 
 pytestmark = pytest.mark.emulated
 
@@ -40,9 +38,9 @@ CASES = (EVEN, ODD, MANY, TINY, THINNED)
 
 @functools.cache
 def tiles() -> dict[int, dict]:
-    """The configurations by TMA, by index."""
-    table = emulated_chains.configurations()
-    return {index: tile for index, tile in enumerate(table) if tile["tma"]}
+    """The configurations by TMA, by index, but for those with a convolution in front."""
+    table = enumerate(emulated_chains.configurations())
+    return {i: tile for i, tile in table if tile["tma"] and "_front" not in tile["name"]}
 
 
 def index_of(place: int) -> int:
@@ -259,44 +257,11 @@ FAULTY = (
 )
 
 
-def trials() -> list[Trial]:
-    """Calls that notice faults: on integers under hostile schedules, and one on noise."""
-    made = []
-    for (place, case), exact in itertools.product(FAULTY, (True, False)):
-        dtype = DTYPES[(place + exact) % 2]  # sums that are cut show on noise alone
-        operands = operands_of(case, dtype, exact=exact)
-        limits = limits_of(operands, case, "nearest")
-
-        def check(got, operands=operands, case=case, exact=exact, limits=limits):
-            bad = wrong(got, operands, case) if exact else beyond(got, operands, case, limits)
-            return str(bad) if bad else None
-
-        for schedule in HOSTILE if exact else HOSTILE[-1:]:
-            made.append(
-                Trial(
-                    f"{case} {dtype} {place} {schedule}",
-                    functools.partial(
-                        overload("conv_chain", emulated.NAME), *operands, 1, case.out_stride, False
-                    ),
-                    tuple(operands),
-                    check,
-                    {"schedule": schedule, "configuration": index_of(place), "gpu": ONE,
-                     "splits": 1, "flow": (False, True)},
-                )
-            )  # fmt: skip
-    return made
-
-
 @functools.cache
 def found() -> dict[Mutant, list[Trial]]:
     """Every mutant, with the trials that reach it. Clean runs pass."""
-    reached: dict[Mutant, list[Trial]] = {}
-    for trial in trials():
-        for site in trial.run()["sites"]:
-            for fault in site["faults"]:
-                mutant = Mutant(site["file"], site["line"], site["instruction"], fault)
-                reached.setdefault(mutant, []).append(trial)
-    return dict(sorted(reached.items()))
+    taken = [(index_of(place), case) for place, case in FAULTY]
+    return mutants.reached(emulated_chains.trials(taken, ONE))
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

@@ -79,6 +79,13 @@ RULES = {
         True,
         frozenset({0x70 + 256, 0x70 + 384, 0x70 + 512}),
     ),
+    # Likewise: maps of x, shortcut, the front's filters, weight and next, then vectors.
+    "conv_chain_window_kernel": Rule(
+        frozenset(range(0x70 + 640, 0x70 + 688, 8)),
+        frozenset({0x70 + 688, 0x70 + 712}),
+        True,
+        frozenset({0x70 + 256, 0x70 + 384, 0x70 + 512}),
+    ),
     "conv_chain_kernel": Rule(
         frozenset({72, 80, 88, 128, 136, 144, 184, 192, 200, 240, 248, 256}),
         frozenset({0, 24, 48, 296, 320}),

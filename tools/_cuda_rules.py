@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import _cuda_fp8_rules
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_stem_rules import stem_by_wgmma, stem_wgmma_tile_of
-from _cuda_window import by_window, window_of
+from _cuda_window import by_window, chain_by_window, chain_window_of, window_of
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 REGISTER_UNIT = 8  # they are given out in such steps a thread
@@ -416,6 +416,7 @@ RULES = {
     "conv_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,
     "conv_chain_tma_kernel": _conv_chain_by_tma,
+    "conv_chain_window_kernel": chain_by_window,
     "stem_kernel": _stem,
     "stem_wgmma_kernel": functools.partial(
         stem_by_wgmma, registers=WARPGROUP_REGISTERS, most=SHARED["90a"][0]
@@ -450,6 +451,8 @@ def short_name(mangled: str) -> str:
         )
     elif window := window_of(mangled):
         parts.append(f"windows for {window.pixels} pixels")
+    elif by_both := chain_window_of(mangled):
+        parts.append(f"windows, 64 to {by_both.following} {by_both.stages} stages behind 64")
     elif by_chain := chain_tma_tile_of(mangled):
         projected = f" projecting {by_chain.projected}" if by_chain.projected else ""
         parts.append(

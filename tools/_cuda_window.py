@@ -1,4 +1,4 @@
-"""What the machine code of conv_bn_act's window kernel for sm_90a is held to."""
+"""What the machine code of the window kernels for sm_90a is held to."""
 
 from __future__ import annotations
 
@@ -28,11 +28,32 @@ class WindowTile:
     def shared(self) -> int:
         """Bytes of a block for rows of 56 pixels: filters, staging tiles, barriers, windows."""
         fixed = ROW_BYTES * (TAPS * FILTERS + CONSUMERS * self.pixels) + 1024
-        rows = self.pixels + 2 * (WIDTH + 2)
-        least = -(-rows // MOST_PART)
-        # In as many equal parts of whole patterns of the swizzle as makes them the fewest rows.
-        window = min(count * 8 * -(-rows // (8 * count)) for count in range(least, least + 4))
-        return fixed + CONSUMERS * ROW_BYTES * window
+        return fixed + CONSUMERS * ROW_BYTES * _window_rows(self.pixels)
+
+
+@dataclass(frozen=True)
+class ChainWindowTile:
+    """A configuration of conv_chain, likewise."""
+
+    following: int
+    steps: int
+    stages: int
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block for rows of 56 pixels, as csrc/device/chain_window.h lays them out."""
+        positions = CONSUMERS * FILTERS
+        rows = TAPS * FILTERS + self.steps * (FILTERS + self.following) + self.stages * positions
+        vectors = 8 * (FILTERS + self.steps * FILTERS + self.following)
+        small = vectors + 16 * (self.stages + 1) + 8
+        return ROW_BYTES * (rows + _window_rows(positions)) + -(-small // 1024) * 1024
+
+
+def _window_rows(positions: int) -> int:
+    """In as many equal parts of whole patterns of the swizzle as makes them the fewest rows."""
+    rows = positions + 2 * (WIDTH + 2)
+    least = -(-rows // MOST_PART)
+    return min(count * 8 * -(-rows // (8 * count)) for count in range(least, least + 4))
 
 
 @functools.cache
@@ -40,6 +61,13 @@ def window_of(mangled: str) -> WindowTile | None:
     """The configuration in a kernel's mangled name, or None."""
     shape = re.search(r"11WindowShapeILi(\d+)EE", mangled)
     return WindowTile(int(shape.group(1))) if shape else None
+
+
+@functools.cache
+def chain_window_of(mangled: str) -> ChainWindowTile | None:
+    """The configuration of conv_chain in a kernel's mangled name, or None."""
+    shape = re.search(r"ChainWindowShapeI" + 3 * r"Li(\d+)E" + "E", mangled)
+    return ChainWindowTile(*map(int, shape.groups())) if shape else None
 
 
 def by_window(kernel: Kernel) -> dict[str, bool]:
@@ -68,6 +96,44 @@ def by_window(kernel: Kernel) -> dict[str, bool]:
         f"{products} HGMMA of {columns} columns, expected {wanted}": products == wanted,
         f"{waits} waits for products, expected 2": waits == 2,
         f"{stored} STG.128, expected {columns // 16}": stored == columns // 16,
+        **{
+            f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
+            for pattern, least in counts.items()
+        },
+    }
+
+
+def chain_by_window(kernel: Kernel) -> dict[str, bool]:
+    """The gates of a kernel of conv_chain, as sentences."""
+    tile = chain_window_of(kernel.name)
+    if tile is None:
+        return {"its name spells no configuration": False}
+    if kernel.arch != "90a":
+        return {"wgmma is sm_90a's alone: it is built for nothing else": False}
+    # The 3x3; into `out` the first step and one in the loop; into `next` one in the loop and one
+    # behind. Waits: for the 3x3, for a step in the loop and behind it, for `next`.
+    wanted = STEP_PRODUCTS * (TAPS + 2 + 2)
+    products = kernel.count(r"HGMMA\.64x64x16\.F32.*")
+    waits = kernel.count(r"WARPGROUP\.DEPBAR.*")
+    stored = kernel.wide("STG")
+    counts = {
+        r"UTMALDG\.4D": 1,  # the filters in front
+        r"UTMALDG\.2D": 2,  # those of `out` and `next`
+        r"UTMALDG\.4D\.IM2COL": 2,  # windows, the shortcut
+        "SYNCS.*TRYWAIT": 6,
+        "USETMAXREG.*": 2,
+    }
+    staged = {r"STSM\b.*": 3 * 4, r"LDSM\b.*": 2 * 4}  # two steps of `out`, and `next`
+    return {
+        f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
+        f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,
+        f"{products} HGMMA of 64 columns, expected {wanted}": products == wanted,
+        f"{waits} waits for products, expected 4": waits == 4,
+        f"{stored} STG.128, expected 12": stored == 12,
+        **{
+            f"{kernel.count(pattern)} {pattern}, expected {count}": kernel.count(pattern) == count
+            for pattern, count in staged.items()
+        },
         **{
             f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
             for pattern, least in counts.items()

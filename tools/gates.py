@@ -24,7 +24,7 @@ import toolchain
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
 from _cuda_rules import Kernel, chain_tma_tile_of, short_name, tile_of, tma_tile_of
 from _cuda_stem_rules import stem_wgmma_tile_of
-from _cuda_window import window_of
+from _cuda_window import chain_window_of, window_of
 
 EXTENSION = Path(__file__).resolve().parent.parent / "resnet_fused" / "_C.abi3.so"
 
@@ -88,8 +88,8 @@ def _note_early(kernel: Kernel | None, code: list[Instruction]) -> None:
 def row(kernel: Kernel) -> str:
     """A kernel's line of the table."""
     tile = tile_of(kernel.name)
-    by_wgmma = tma_tile_of(kernel.name) or chain_tma_tile_of(kernel.name)
-    by_wgmma = by_wgmma or window_of(kernel.name) or stem_wgmma_tile_of(kernel.name)
+    of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, stem_wgmma_tile_of
+    by_wgmma = next((found for find in of if (found := find(kernel.name))), None)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
     if by_wgmma:
         shared, blocks = by_wgmma.shared, 1

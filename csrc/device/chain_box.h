@@ -45,12 +45,17 @@ RF_DEVICE void scale_sums(float (&sums)[kBoxSums], ptx::SharedAddress vectors, u
   }
 }
 
+// In the place of a box, for what is multiplied on alone.
+struct Unstored {
+  RF_DEVICE void store(int, const uint32_t (&)[4]) const {}
+};
+
 // relu(scale sums + shift [+ shortcut]) of 64 channels, rounded, into the box and, as wgmma takes
 // its left operand, into `made`. kBox: of `sums`. vectors: of its channels. Others: float
-// [kBoxSums] where they are added.
-template <class T, Added kAdded, int kBox, int kRegisters, class Others>
+// [kBoxSums] where they are added. Box: ChainBox or Unstored.
+template <class T, Added kAdded, int kBox, int kRegisters, class Others, class Box>
 RF_DEVICE void put_box(uint32_t (&made)[kProducts][4], const float (&sums)[kRegisters],
-                       const Others& others, const ChainBox& box, ptx::SharedAddress vectors,
+                       const Others& others, const Box& box, ptx::SharedAddress vectors,
                        uint32_t lane) {
   const BnAct<float> op{0.0f};
 #pragma unroll
@@ -88,41 +93,47 @@ RF_DEVICE void put_box(uint32_t (&made)[kProducts][4], const float (&sums)[kRegi
   }
 }
 
-// Stores the pixels of a warpgroup's tile that lie in even rows and columns, 16 bytes a thread;
-// each warp those whose sums it has.
+// Stores the pixels of a warpgroup's tile, 16 bytes a thread; each warp those whose sums it has.
 template <class T>
-class EvenPixels {
+class StoredPixels {
   static constexpr int kUnits = kStepRowBytes / kVectorBytes;  // of a row of a box
   static constexpr int kRows = 16 / (ptx::kWarpSize / kUnits);
 
  public:
-  // pixel: the tile's first one. thread: of the warpgroup.
-  RF_DEVICE EvenPixels(const ChainTmaArguments& arguments, int32_t pixel, uint32_t thread)
-      : even_(arguments.even),
+  // first: the tile's first pixel of the grid, of which the last `beside` rows and columns of each
+  // image are none. thinned: those in even rows and columns alone. thread: of the warpgroup.
+  RF_DEVICE StoredPixels(const ChainResult& to, const PixelGrid& grid, int32_t first,
+                         int32_t beside, bool thinned, uint32_t thread)
+      : result_(to),
         row_(thread / 32 * 16 + thread % 32 / kUnits),
         unit_(static_cast<int32_t>(thread % kUnits)) {
+    const int32_t columns = static_cast<int32_t>(grid.columns.value) - beside;
+    const int32_t rows = static_cast<int32_t>(grid.rows.value) - beside;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int32_t m = pixel + static_cast<int32_t>(row(i));
-      const bool there = arguments.thinned && m < arguments.grid.pixels;
-      Pixel at = pixel_of(there ? m : 0, arguments.grid);
-      const bool stored = there && ((at.p | at.q) & 1) == 0;
-      at.p /= 2;
-      at.q /= 2;
-      to_[i] = stored ? offset_of(at, even_.strides) + unit_ : kNowhere;
+      const int32_t m = first + static_cast<int32_t>(row(i));
+      const bool known = m < grid.pixels;
+      Pixel at = pixel_of(known ? m : 0, grid);
+      bool stored = known && at.q < columns && at.p < rows;
+      if (thinned) {
+        stored = stored && ((at.p | at.q) & 1) == 0;
+        at.p /= 2;
+        at.q /= 2;
+      }
+      to_[i] = stored ? offset_of(at, result_.strides) + unit_ : kNowhere;
     }
   }
 
   // A step of channels from a box's part, whose rows the warp has written.
   RF_DEVICE void store(ptx::SharedAddress part, int step) const {
-    if (step * kUnits + unit_ >= even_.units) return;
+    if (step * kUnits + unit_ >= result_.units) return;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (to_[i] < 0) continue;
       const uint32_t chunk = static_cast<uint32_t>(unit_) ^ row(i) % 8;
       const auto made =
           ptx::load_shared<Vector<T>>(part + row(i) * kStepRowBytes + chunk * kVectorBytes);
-      auto* to = static_cast<unsigned char*>(even_.data) +
+      auto* to = static_cast<unsigned char*>(result_.data) +
                  (int64_t{to_[i]} + step * kUnits) * kVectorBytes;
       ptx::store_global(reinterpret_cast<Vector<T>*>(to), made);
     }
@@ -135,7 +146,7 @@ class EvenPixels {
     return row_ + static_cast<uint32_t>(i) * (ptx::kWarpSize / kUnits);
   }
 
-  const ChainResult& even_;
+  const ChainResult& result_;
   uint32_t row_;
   int32_t unit_;
   int32_t to_[kRows];  // 16 bytes, from the first pixel's first channel; or kNowhere

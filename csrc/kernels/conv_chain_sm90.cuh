@@ -53,7 +53,7 @@ class ChainConsumer {
          tile += static_cast<int32_t>(gridDim.x)) {
       const int32_t pixel = arguments_.pixel(tile) + pixel_;
       const ptx::SharedAddress rows = shared_ + rows_at.stage * Shape::kRowsBytes + part_;
-      const EvenPixels<T> even(arguments_, pixel, thread_);
+      const StoredPixels<T> even(arguments_.even, arguments_.grid, pixel, 0, true, thread_);
       rows_ring.wait(rows_at);
       for (int step = 0; step < arguments_.steps; ++step) {
         const ptx::SharedAddress stage = shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;

@@ -119,10 +119,6 @@ const void* or_aligned(const void* address) {
   return address != nullptr ? address : reinterpret_cast<const void*>(uintptr_t{1024});
 }
 
-std::string named(const char* argument, const std::string& fault) {
-  return fault.empty() ? fault : std::string(argument) + ": " + fault;
-}
-
 std::string output_fault(const char* name, const RfConvBnAct& problem, TensorElement element,
                          const TmaTileFacts& tile, const void* at, const int64_t (&stride)[4],
                          int64_t pixels) {

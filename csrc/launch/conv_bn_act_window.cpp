@@ -11,6 +11,7 @@
 #include "conv_strides.h"
 #include "tensor_map.h"
 #include "tma_request.h"
+#include "window_request.h"
 
 namespace resnet_fused {
 
@@ -30,71 +31,28 @@ constexpr double kStored = 50;                  // that threads store in a cycle
 constexpr double kTurn = 100;      // cycles from the end of one warpgroup's products to the other's
 constexpr double kSameLines = 45;  // bytes a cycle from L2, when all read the same
 
-constexpr int64_t kUnitBytes = 16;      // of what threads store at a time
-constexpr int64_t kMostPartRows = 256;  // of a window, by one request
-
-// The parts of a window: whole patterns of the swizzle each, as few rows in all as possible.
-struct WindowParts {
-  int64_t rows;  // of each
-  int64_t count;
-};
-WindowParts window_parts(const WindowTileFacts& tile, int64_t width) {
-  const int64_t rows = window_rows(tile.pixels, width);
-  const int64_t least = divide_up(rows, kMostPartRows);
-  WindowParts best{};
-  for (int64_t count = least; count <= least + 3; ++count) {
-    const WindowParts parts{divide_up(divide_up(rows, count), 8) * 8, count};
-    if (best.count == 0 || parts.rows * parts.count < best.rows * best.count) best = parts;
-  }
-  return best;
-}
+constexpr int64_t kUnitBytes = 16;  // of what threads store at a time
 
 int64_t window_shared_bytes(const WindowTileFacts& tile, int64_t width) {
-  const WindowParts parts = window_parts(tile, width);
+  const WindowParts parts = window_parts(tile.pixels, width);
   return tile.windows_at + kConsumers * parts.count * parts.rows * kStepRowBytes;
-}
-
-// [N, C, H, W] or [K, C, R, S] as {C, W, H, N}, 64 channels a box. A plan may be asked for where
-// there is no memory yet. Of a dimension of one element no stride is used; any lawful one will do.
-TensorMapRequest images_request(const RfConvBnAct& problem, const void* at,
-                                const int64_t (&size)[4], const int64_t (&stride)[4]) {
-  const auto bytes = [&](int d) {
-    return size[d] > 1 ? stride[d] * kTmaElementBytes : kTmaStrideBytes;
-  };
-  TensorMapRequest request = rows_request(problem.dtype, at, size[1], 1, 0, 1);
-  request.rank = 4;
-  request.sizes = {size[1], size[3], size[2], size[0]};
-  request.strides = {bytes(3), bytes(2), bytes(0)};
-  return request;
 }
 
 TensorMapRequest x_request(const RfConvBnAct& problem, const WindowTileFacts& tile, const void* at,
                            int64_t images) {
   const int64_t size[4] = {images, problem.x_size[1], problem.x_size[2], problem.x_size[3]};
-  TensorMapRequest request = images_request(problem, at, size, problem.x_stride);
-  request.pixels = narrowed(window_parts(tile, size[3]).rows);
-  request.lower = {-1, -1};  // a zero before each row, a row of them before each image
-  return request;
+  return input_walk_request(problem.dtype, at, size, problem.x_stride,
+                            window_parts(tile.pixels, size[3]));
 }
 
 TensorMapRequest weight_request(const RfConvBnAct& problem) {
-  TensorMapRequest request =
-      images_request(problem, problem.weight, problem.weight_size, problem.weight_stride);
-  request.box = {kStepElements, 1, 1, kWarpgroupRows};
-  return request;
+  return taps_request(problem.dtype, problem.weight, problem.weight_size, problem.weight_stride);
 }
 
 TensorMapRequest residual_request(const RfConvBnAct& problem, const WindowTileFacts& tile,
                                   const void* at, int64_t images) {
   const int64_t size[4] = {images, problem.weight_size[0], problem.x_size[2], problem.x_size[3]};
-  TensorMapRequest request = images_request(problem, at, size, problem.residual_stride);
-  request.pixels = tile.pixels;
-  request.upper = {1, 1};  // behind each row, and behind each image
-  return request;
-}
-
-std::string named(const char* argument, const std::string& fault) {
-  return fault.empty() ? fault : std::string(argument) + ": " + fault;
+  return output_walk_request(problem.dtype, at, size, problem.residual_stride, tile.pixels);
 }
 
 // What is made for 3x3 filters that lie on every pixel, and 64 channels.
@@ -151,8 +109,7 @@ std::string window_name(const WindowTileFacts& tile) {
 }
 
 int64_t window_positions(const RfConvBnAct& problem, int64_t images) {
-  const int64_t row = problem.x_size[3] + 1;
-  return images * (problem.x_size[2] + 1) * row - row - 1;
+  return walk_positions(images, problem.x_size[2], problem.x_size[3]);
 }
 
 std::string window_fault(const RfConvBnAct& problem, const WindowTileFacts& tile, int64_t images) {
@@ -185,7 +142,7 @@ double window_cost(const RfConvBnAct& problem, const WindowTileFacts& tile, int6
   const int64_t blocks = window_blocks(problem, tile, positions, gpu);
   const int64_t of_block = divide_up(divide_up(positions, tile.pixels), blocks / columns);
   const auto each = static_cast<double>(of_block * divide_up(blocks, gpu.multiprocessors));
-  const WindowParts parts = window_parts(tile, problem.x_size[3]);
+  const WindowParts parts = window_parts(tile.pixels, problem.x_size[3]);
   const auto loaded = static_cast<double>(parts.rows * parts.count) * kRow;
   const double pixels = tile.pixels;
   const double area = pixels * kWarpgroupRows;
@@ -210,7 +167,7 @@ ConvWindowArguments arguments_of(const RfConvBnAct& problem, const WindowTileFac
     return narrowed(elements * kTmaElementBytes / kUnitBytes);
   };
   const int64_t positions = window_positions(problem, images);
-  const WindowParts parts = window_parts(tile, size[3]);
+  const WindowParts parts = window_parts(tile.pixels, size[3]);
   ConvWindowArguments made{};
   made.out = moved(problem.out, first * out.n * kTmaElementBytes);
   made.scale = static_cast<const float*>(problem.scale);

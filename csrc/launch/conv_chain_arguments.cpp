@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "conv_chain_tma.h"
+#include "conv_chain_window.h"
 
 namespace resnet_fused {
 
@@ -249,7 +250,9 @@ namespace {
 int run_part(const RfConvChain& part, const RfConvPlan& plan, int64_t first, int64_t images,
              void* stream) {
   if (rf_conv_chain_configuration(plan.configuration)->tma != 0) {
-    return run_conv_chain_tma(part, plan, first, images, stream);
+    const auto run =
+        plan.configuration < kFirstChainWindow ? run_conv_chain_tma : run_conv_chain_window;
+    return run(part, plan, first, images, stream);
   }
   const auto arguments = conv_chain_arguments(part, plan, first, images);
   const bool bfloat16 = static_cast<DataType>(part.dtype) == DataType::kBFloat16;

@@ -6,19 +6,19 @@
 #include <cmath>
 #include <cstdio>
 #include <string>
+#include <utility>
 
 #include "conv_chain_arguments.h"
+#include "conv_chain_rates.h"
 #include "conv_chain_tiles.h"
 #include "conv_chain_tma.h"
+#include "conv_chain_window.h"
 #include "conv_plan.h"
 
 namespace resnet_fused {
 namespace {
 
-constexpr int kTiles = kFirstChainTma + ConvChainTmaTiles::kSize;
-
-// Bytes a cycle from L2 when all multiprocessors read the same filters. Not measured either.
-constexpr double kSameLines = 45;
+constexpr int kTiles = kFirstChainWindow + ConvChainWindowTiles::kSize;
 
 // Pixels of a row that a window of 32 bits of bytes is sure to reach over.
 constexpr int64_t kWidest = int64_t{1} << 20;
@@ -52,30 +52,42 @@ Entry entry() {
   return made;
 }
 
-Entry tma_entry(int index) {
-  const ChainTmaFacts tile = chain_tma_tile(index);
+// A configuration by TMA.
+Entry tma_entry(std::string name, int32_t front, int32_t next, int32_t stages,
+                int32_t shared_bytes) {
   Entry made;
-  made.name = chain_tma_name(tile);
-  made.front = 0;
+  made.name = std::move(name);
+  made.front = front;
   made.configuration = {nullptr,
                         1,
                         kChainTmaPixels,
-                        tile.next,
+                        next,
                         kConsumers * kWarpgroupWarps,
                         1,
-                        tile.stages,
+                        stages,
                         1,
                         kStepRowBytes,
-                        tile.shared_bytes,
+                        shared_bytes,
                         0,
                         1};
   return made;
 }
 
+Entry tma_entry(int index) {
+  if (index < kFirstChainWindow) {
+    const ChainTmaFacts tile = chain_tma_tile(index - kFirstChainTma);
+    return tma_entry(chain_tma_name(tile), 0, tile.next, tile.stages, tile.shared_bytes);
+  }
+  constexpr int64_t kWidth = 56;
+  const ChainWindowFacts tile = chain_window_tile(index - kFirstChainWindow);
+  return tma_entry(chain_window_name(tile), kChainFront, tile.next, tile.stages,
+                   narrowed(chain_window_shared_bytes(tile, kWidth)));
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
-    for (int i = kFirstChainTma; i < kTiles; ++i) entries[i] = tma_entry(i - kFirstChainTma);
+    for (int i = kFirstChainTma; i < kTiles; ++i) entries[i] = tma_entry(i);
     for (int i = 0; i < kFirstChainTma; ++i) {
       entries[i] = ConvChainTiles::with(i, []<class Shape>() { return entry<Shape>(); });
     }
@@ -156,6 +168,22 @@ double cost(const RfConvChain& problem, int32_t index, int64_t pixels, const RfG
   return std::max(of.busy * (loop + ends / of.resident), of.busy * moved / kMemoryBytes);
 }
 
+// Tiles of a launch over so many images, and its predicted cycles.
+struct Predicted {
+  int64_t tiles;
+  double cycles;
+};
+Predicted predicted(const RfConvChain& problem, int32_t index, int64_t images, const RfGpu& gpu) {
+  if (index >= kFirstChainWindow) {
+    const ChainWindowFacts tile = chain_window_tile(index - kFirstChainWindow);
+    return {chain_window_tiles(problem, images), chain_window_cost(problem, tile, images, gpu)};
+  }
+  const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
+  const int64_t tiles = divide_up(pixels, rf_conv_chain_configuration(index)->m);
+  if (index < kFirstChainTma) return {tiles, cost(problem, index, pixels, gpu)};
+  return {tiles, chain_tma_cost(problem, chain_tma_tile(index - kFirstChainTma), pixels, gpu)};
+}
+
 // Sizes that no launch takes.
 int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
   const int64_t sizes[] = {
@@ -205,7 +233,10 @@ bool refused(const RfConvChain& problem, int32_t index, int64_t images, const Rf
   const RfConvConfiguration& tile = *rf_conv_chain_configuration(index);
   if (tile.tma != 0) {
     const auto fault =
-        chain_tma_fault(problem, chain_tma_tile(index - kFirstChainTma), images, gpu);
+        index < kFirstChainWindow
+            ? chain_tma_fault(problem, chain_tma_tile(index - kFirstChainTma), images, gpu)
+            : chain_window_fault(problem, chain_window_tile(index - kFirstChainWindow), images,
+                                 gpu);
     return !fault.empty() && refuse("%s", fault.c_str()) != 0;
   }
   const int32_t front = chain_front(index);
@@ -279,15 +310,11 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
     if (configuration >= 0 && i != configuration) continue;
     // What is said of the whole table is said by the last one that might have served.
     const bool other = (chain_front(i) > 0) != (problem->front_channels > 0);
-    char* said = tile.tma != 0 ? against_tma : other ? aside : against;
+    char* said = other ? aside : tile.tma != 0 ? against_tma : against;
     if (refused(*problem, i, together, *gpu, {configuration < 0 ? said : against, kSaid})) continue;
-    const int64_t pixels = together * of_image;
-    const double cycles =
-        tile.tma != 0 ? chain_tma_cost(*problem, chain_tma_tile(i - kFirstChainTma), pixels, *gpu)
-                      : cost(*problem, i, pixels, *gpu);
+    const auto [tiles, cycles] = predicted(*problem, i, together, *gpu);
     if (found && cycles >= plan->cycles) continue;
     found = true;
-    const int64_t tiles = divide_up(pixels, tile.m);
     // By TMA blocks stay for many tiles, one on a multiprocessor.
     const int64_t blocks = tile.tma != 0 ? std::min<int64_t>(tiles, gpu->multiprocessors) : tiles;
     *plan = RfConvPlan{i, 1, 0, divide_up(images, together), together, blocks, cycles};

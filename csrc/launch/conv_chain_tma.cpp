@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <optional>
 
+#include "conv_chain_rates.h"
 #include "conv_plan.h"
 #include "tma_request.h"
 
@@ -26,11 +27,6 @@ static_assert(offsetof(ChainTmaArguments, next_shift) == 936);
 static_assert(offsetof(ChainTmaArguments, even.data) == 944);
 
 namespace {
-
-constexpr double kWarpgroupUnit = 2048 * 0.72;  // products a cycle of a multiprocessor, by wgmma
-constexpr double kResults = 36;                 // that the epilogues make in a cycle
-constexpr double kSameLines = 45;   // bytes a cycle from L2, when all read the same filters
-constexpr double kStepWaits = 300;  // cycles that a warpgroup waits for products and barriers
 
 // A tensor of activations, all of whose pixels one map reaches.
 struct Rows {
@@ -78,26 +74,6 @@ TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaF
                       problem.next_weight_stride[0], tile.next);
 }
 
-// `out` in units of 16 bytes, as ConvChainArguments has it.
-ChainResult thinned_out(const RfConvChain& p, int64_t first) {
-  constexpr int64_t kUnit = kChunkBytes / kTmaElementBytes;
-  const int64_t size[4] = {p.x_size[0], p.channels, divide_up(p.x_size[2], p.out_stride),
-                           divide_up(p.x_size[3], p.out_stride)};
-  const Strides strides = used(size, p.out_strides);
-  return {moved(p.out, first * strides.n * kTmaElementBytes),
-          {narrowed(strides.n / kUnit), narrowed(strides.h / kUnit), narrowed(strides.w / kUnit)},
-          narrowed(p.channels / kUnit)};
-}
-
-std::string named(const char* name, const std::string& fault) {
-  return fault.empty() ? fault : std::string(name) + ": " + fault;
-}
-
-std::string too_many(const char* what, int64_t given, int64_t most) {
-  return std::to_string(given) + " channels of " + what + ", at most " + std::to_string(most) +
-         " fit";
-}
-
 // What a tile can't do; the kernel for sm_80 serves it.
 std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
   if (problem.front_channels > 0) return "it takes no 3x3 convolution in front";
@@ -122,6 +98,26 @@ std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
 }
 
 }  // namespace
+
+ChainResult chain_out(const RfConvChain& p, int64_t first) {
+  const int64_t size[4] = {p.x_size[0], p.channels, divide_up(p.x_size[2], p.out_stride),
+                           divide_up(p.x_size[3], p.out_stride)};
+  return chain_result(p.out, size, p.out_strides, first);
+}
+
+ChainResult chain_result(void* data, const int64_t (&size)[4], const int64_t (&stride)[4],
+                         int64_t first) {
+  constexpr int64_t kUnit = kChunkBytes / kTmaElementBytes;
+  const Strides strides = used(size, stride);
+  return {moved(data, first * strides.n * kTmaElementBytes),
+          {narrowed(strides.n / kUnit), narrowed(strides.h / kUnit), narrowed(strides.w / kUnit)},
+          narrowed(size[1] / kUnit)};
+}
+
+std::string too_many(const char* what, int64_t given, int64_t most) {
+  return std::to_string(given) + " channels of " + what + ", at most " + std::to_string(most) +
+         " fit";
+}
 
 ChainTmaFacts chain_tma_tile(int index) {
   return ConvChainTmaTiles::with(index, []<class Shape>() {
@@ -213,7 +209,7 @@ int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64
   made.projection_shift = static_cast<const float*>(problem.projection_shift);
   made.next_scale = static_cast<const float*>(problem.next_scale);
   made.next_shift = static_cast<const float*>(problem.next_shift);
-  made.even = thinned_out(problem, first);
+  made.even = chain_out(problem, first);
   made.grid = {narrowed(pixels), make_divisor(narrowed(problem.x_size[3])),
                make_divisor(narrowed(problem.x_size[2]))};
   made.thinned = problem.out_stride != 1;

@@ -38,6 +38,15 @@ double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int
 int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64_t first,
                        int64_t images, void* stream);
 
+// A tensor that threads store, in units of 16 bytes as ConvChainArguments has it, from image
+// `first` on; `out` as far as it is stored.
+ChainResult chain_result(void* data, const int64_t (&size)[4], const int64_t (&stride)[4],
+                         int64_t first);
+ChainResult chain_out(const RfConvChain& problem, int64_t first);
+
+// "72 channels of x, at most 64 fit".
+std::string too_many(const char* what, int64_t given, int64_t most);
+
 // The launches of one dtype.
 int launch_conv_chain_tma_bfloat16(const ChainTmaArguments& arguments, int index, int32_t blocks,
                                    void* stream);

@@ -60,4 +60,9 @@ inline std::optional<int64_t> pixel_step(const int64_t (&size)[4], const int64_t
   return step ? *step : bytes / element;
 }
 
+// A fault with the argument's name in front; empty where there is none.
+inline std::string named(const char* argument, const std::string& fault) {
+  return fault.empty() ? fault : std::string(argument) + ": " + fault;
+}
+
 }  // namespace resnet_fused

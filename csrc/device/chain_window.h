@@ -1,0 +1,92 @@
+// The kernel of conv_chain for sm_90a with a 3x3 convolution in front: what it is told, the shape
+// of its tiles, and what lies where in the shared memory of a block. Plain values, which a launch
+// computes on the host.
+//
+// A tile is so many positions of conv_window.h's walk. The 3x3 reads them as windows; shortcut,
+// `out` and `next` have the same positions, of which those that are pixels are stored.
+#pragma once
+
+#include <cstdint>
+
+#include "../ptx/tensor_map.h"
+#include "chain_geometry.h"
+#include "chain_tma.h"
+#include "conv_window.h"
+#include "portable.h"
+#include "warpgroup_shape.h"
+
+namespace resnet_fused {
+
+constexpr int kChainFront = kStepElements;  // channels of x, and of what the front makes of it
+
+// kNext channels of `next`; filters for kSteps steps of 64 channels of `out`, which stay for the
+// block's life; kStages such steps of a tile in flight or in use.
+template <int kNext_, int kSteps_, int kStages_>
+struct ChainWindowShape {
+  static constexpr int kNext = kNext_;
+  static constexpr int kSteps = kSteps_;
+  static constexpr int kStages = kStages_;
+  static_assert(kNext == kStepElements, "`next` goes out by way of the last step's box");
+  static_assert(kStages >= 2, "one step in use, one arriving");
+
+  static constexpr int kReaders = kConsumers * kWarpgroupWarps;  // warps that release a stage
+
+  // A box: 64 channels of the tile's positions, the first half of them the first consumer's.
+  static constexpr int kPartBytes = kWarpgroupRows * kStepRowBytes;
+  static constexpr int kBoxBytes = kConsumers * kPartBytes;
+  static constexpr int kWeightBytes = kStepElements * kStepRowBytes;  // 64 channels of 64 filters
+  static constexpr int kNextWeightBytes = kNext * kStepRowBytes;
+
+  // From a multiple of 1024: the filters in front, of `out`, of `next`; the boxes, into which the
+  // shortcut comes and of which `out` takes the place; scale and shift of the front, of `out` and
+  // of `next`; barriers: the boxes' ring, the window's, one for the filters; the window, whose size
+  // a launch knows.
+  static constexpr int kWeightAt = kWindowFilters;
+  static constexpr int kNextWeightAt = kWeightAt + kSteps * kWeightBytes;
+  static constexpr int kBoxesAt = kNextWeightAt + kSteps * kNextWeightBytes;
+  static constexpr int kFrontVectorsAt = kBoxesAt + kStages * kBoxBytes;
+  static constexpr int kChannelBytes = 2 * 4;
+  static constexpr int kVectorsAt = kFrontVectorsAt + kChainFront * kChannelBytes;
+  static constexpr int kNextVectorsAt = kVectorsAt + kSteps * kStepElements * kChannelBytes;
+  static constexpr int kRingAt = kNextVectorsAt + kNext * kChannelBytes;
+  static constexpr int kWindowRingAt = kRingAt + ring_bytes(kStages);
+  static constexpr int kFiltersFullAt = kWindowRingAt + ring_bytes(1);
+  static constexpr int kBarriersEnd = kFiltersFullAt + kBarrierBytes;
+  static constexpr int kWindowAt =
+      (kBarriersEnd + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
+  static_assert(kBoxesAt % kTileAlignment == 0 && kBoxBytes % kTileAlignment == 0);
+};
+
+struct ChainWindowArguments {
+  ptx::TensorMap x;          // im2col {B, W, H, N}: the input's walk, a part of a window
+  ptx::TensorMap shortcut;   // im2col {C, W, H, N}: the output's walk, a tile
+  ptx::TensorMap front;      // {B, S, R, K}: the filters of a tap
+  ptx::TensorMap weight;     // {K, C}, 64 by 64
+  ptx::TensorMap next;       // {C, M}, 64 by kNext
+  const float* front_scale;  // [K]
+  const float* front_shift;
+  const float* scale;  // [C]
+  const float* shift;
+  const float* next_scale;  // [M]
+  const float* next_shift;
+  ChainResult out;
+  ChainResult following;
+  PixelGrid walk;         // positions up to the last pixel; W + 1; H + 1
+  int32_t part_rows;      // of a window, that one request brings: a multiple of 8
+  int32_t parts;          // of a window
+  int32_t channels;       // C
+  int32_t next_channels;  // M
+  int32_t steps;          // of 64 of C
+  int32_t tiles;
+  bool thinned;    // of `out` the even rows and columns alone are stored
+  bool reverse;    // tiles are walked from the last one
+  bool dependent;  // the next kernel may begin early
+  bool follows;    // this one may: for the launch, the kernel waits either way
+
+  // The first position of the tile that comes `index`-th.
+  RF_HOST_DEVICE int32_t position(int32_t index) const {
+    return (reverse ? tiles - 1 - index : index) * kChainTmaPixels;
+  }
+};
+
+}  // namespace resnet_fused

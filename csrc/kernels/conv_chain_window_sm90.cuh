@@ -1,0 +1,290 @@
+// conv_chain on the GPU, for sm_90a and with a 3x3 convolution in front: a block's 3x3, its last
+// 1x1, its shortcut, and the next block's first 1x1, for 64 channels in front; conv_chain_sm80.cuh
+// has the formulas.
+//
+// Two mechanisms together: windows, of which all nine taps are parts, as conv_window.h says, and
+// sums that are multiplied on as they lie in registers, as in conv_chain_sm90.cuh. The sums of the
+// 3x3 are the left operand of every product into `out`, those of `out` of a product into `next`;
+// none of them is read from shared memory. The filters of all three come once, before the kernel
+// ahead has ended, and stay.
+//
+// One thread asks for a tile's window, and for its shortcut by steps of 64 channels. Two
+// warpgroups have 64 positions each. The products into `next` of one step and into `out` of the one
+// behind run while threads store the step.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/chain_box.h"
+#include "../device/chain_window.h"
+#include "../device/dependent.h"
+#include "../device/pipeline.h"
+#include "../ptx/mbarrier.h"
+#include "../ptx/proxy.h"
+#include "../ptx/registers.h"
+#include "../ptx/tma.h"
+
+namespace resnet_fused {
+
+#if defined(RF_HAS_WGMMA)
+
+// A warpgroup's way through the tiles of its block.
+template <class T, class Shape>
+class ChainWindowConsumer {
+ public:
+  // thread: of the warpgroup.
+  RF_DEVICE ChainWindowConsumer(const ChainWindowArguments& arguments, ptx::SharedAddress shared,
+                                uint32_t consumer, uint32_t thread)
+      : arguments_(arguments),
+        shared_(shared),
+        part_(consumer * Shape::kPartBytes),
+        first_(static_cast<int32_t>(consumer) * kWarpgroupRows),
+        thread_(thread) {}
+
+  RF_DEVICE void run() {
+    const Ring<1> windows{shared_ + Shape::kWindowRingAt};
+    RingPlace<1> window_at;
+    const int last = arguments_.steps - 1;
+    uint32_t front[kProducts][4];  // what the 3x3 has made
+    uint32_t made[kProducts][4];   // a step of `out`
+    float sums[kBoxSums];
+    float following[Shape::kNext / 2];
+    clear(sums);
+    clear(following);
+    ptx::mbarrier_wait_parity(shared_ + Shape::kFiltersFullAt, 0);
+    for (auto tile = static_cast<int32_t>(blockIdx.x); tile < arguments_.tiles;
+         tile += static_cast<int32_t>(gridDim.x)) {
+      const int32_t position = arguments_.position(tile) + first_;
+      windows.wait(window_at);
+      multiply_window(sums);
+      const StoredPixels<T> out(arguments_.out, arguments_.walk, position, 1, arguments_.thinned,
+                                thread_);
+      ptx::wgmma_wait_group<0>();
+      ptx::wgmma_pin(sums);
+      if (releases()) windows.release(window_at);
+      window_at.next();
+      put_box<T, Added::kNothing, 0>(front, sums, nullptr, Unstored{},
+                                     shared_ + Shape::kFrontVectorsAt, thread_ % 32);
+      pin(front);
+      ptx::wgmma_pin(sums);
+      ptx::wgmma_fence();
+      multiply_step<T>(sums, front, shared_ + Shape::kWeightAt, false);
+      ptx::wgmma_commit_group();
+      for (int step = 0; step < last; ++step) {
+        make(made, sums, step);
+        ptx::wgmma_pin(following);
+        pin(made);
+        pin(front);
+        ptx::wgmma_pin(sums);
+        ptx::wgmma_fence();
+        multiply_step<T>(following, made, next_weight(step), step > 0);
+        multiply_step<T>(sums, front, shared_ + Shape::kWeightAt + (step + 1) * Shape::kWeightBytes,
+                         false);
+        ptx::wgmma_commit_group();
+        out.store(box(), step);
+        release();
+      }
+      make(made, sums, last);
+      ptx::wgmma_pin(following);
+      pin(made);
+      ptx::wgmma_fence();
+      multiply_step<T>(following, made, next_weight(last), last > 0);
+      ptx::wgmma_commit_group();
+      out.store(box(), last);
+      const StoredPixels<T> next(arguments_.following, arguments_.walk, position, 1, false,
+                                 thread_);
+      ptx::wgmma_wait_group<0>();
+      ptx::wgmma_pin(following);
+      // By way of the box that `out` has left, of which each warp has read its own rows alone.
+      ptx::sync_warp();  // all of its lanes have
+      put_box<T, Added::kNothing, 0>(made, following, nullptr, ChainBox(box(), thread_),
+                                     shared_ + Shape::kNextVectorsAt, thread_ % 32);
+      publish();
+      next.store(box(), 0);
+      release();
+    }
+  }
+
+ private:
+  static constexpr int kStepVectors = kBoxSums * static_cast<int>(sizeof(ChannelPair));
+
+  RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
+  RF_DEVICE ptx::SharedAddress box() const {
+    return shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes + part_;
+  }
+  RF_DEVICE ptx::SharedAddress next_weight(int step) const {
+    return shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes;
+  }
+  RF_DEVICE bool releases() const { return thread_ % 32 == 0; }
+
+  static RF_DEVICE void pin(uint32_t (&words)[kProducts][4]) {
+#pragma unroll
+    for (int i = 0; i < kProducts; ++i) ptx::wgmma_pin(words[i]);
+  }
+
+  // Asks for the products of the 3x3, nine taps in a row.
+  RF_DEVICE void multiply_window(float (&sums)[kBoxSums]) const {
+    const ptx::SharedAddress window = shared_ + Shape::kWindowAt + part_;
+    const uint32_t pitch = arguments_.walk.columns.value * kStepRowBytes;
+    ptx::wgmma_pin(sums);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int tap = 0; tap < kWindowTaps; ++tap) {
+      // Rows are swizzled by the bits of their own addresses, wherever a product enters the window:
+      // of that no manual speaks, and the conformance program asks ("rows of 128 bytes, shifted").
+      multiply_step<T>(sums, window + tap / 3 * pitch + tap % 3 * kStepRowBytes,
+                       shared_ + tap * kWindowFilterBytes, tap > 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  // A step of `out` from its sums and the shortcut: into the box, and into `made`.
+  RF_DEVICE void make(uint32_t (&made)[kProducts][4], float (&sums)[kBoxSums], int step) const {
+    ring().wait(at_);
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_pin(sums);
+    put_box<T, Added::kStored, 0>(made, sums, nullptr, ChainBox(box(), thread_),
+                                  shared_ + Shape::kVectorsAt + step * kStepVectors, thread_ % 32);
+    publish();
+  }
+
+  // The warp may read the rows that it has written, and TMA may write there when all have.
+  static RF_DEVICE void publish() {
+    ptx::fence_proxy_async_shared();
+    ptx::sync_warp();
+  }
+
+  // The warp has read its part of the box.
+  RF_DEVICE void release() {
+    ptx::sync_warp();
+    if (releases()) ring().release(at_);
+    at_.next();
+  }
+
+  const ChainWindowArguments& arguments_;
+  ptx::SharedAddress shared_;
+  uint32_t part_;  // bytes in front of its half of a box, and of its rows of a window
+  int32_t first_;  // likewise positions
+  uint32_t thread_;
+  RingPlace<Shape::kStages> at_;
+};
+
+// The thread that asks for everything.
+template <class Shape>
+class ChainWindowProducer {
+ public:
+  RF_DEVICE ChainWindowProducer(const ChainWindowArguments& arguments, ptx::SharedAddress shared)
+      : arguments_(arguments), shared_(shared) {}
+
+  RF_DEVICE void init() const {
+    ring().init(Shape::kReaders);
+    windows().init(Shape::kReaders);
+    ptx::mbarrier_init(shared_ + Shape::kFiltersFullAt, 1);
+    ptx::fence_mbarrier_init();
+    ptx::tma_prefetch(&arguments_.front);
+    ptx::tma_prefetch(&arguments_.weight);
+    ptx::tma_prefetch(&arguments_.next);
+    ptx::tma_prefetch(&arguments_.x);
+    ptx::tma_prefetch(&arguments_.shortcut);
+  }
+
+  // All filters, before the kernel ahead has ended.
+  RF_DEVICE void load_filters() const {
+    const ptx::SharedAddress full = shared_ + Shape::kFiltersFullAt;
+    const int steps = arguments_.steps;
+    ptx::mbarrier_arrive_expect_tx(
+        full, kWindowFilters + steps * (Shape::kWeightBytes + Shape::kNextWeightBytes));
+    for (int tap = 0; tap < kWindowTaps; ++tap) {
+      ptx::tma_load(shared_ + tap * kWindowFilterBytes, &arguments_.front, {0, tap % 3, tap / 3, 0},
+                    full);
+    }
+    for (int step = 0; step < steps; ++step) {
+      const int32_t channel = step * kStepElements;
+      ptx::tma_load(shared_ + Shape::kWeightAt + step * Shape::kWeightBytes, &arguments_.weight,
+                    {0, channel}, full);
+      ptx::tma_load(shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes,
+                    &arguments_.next, {channel, 0}, full);
+    }
+  }
+
+  RF_DEVICE void run() {
+    auto tile = static_cast<int32_t>(blockIdx.x);
+    const auto blocks = static_cast<int32_t>(gridDim.x);
+    load_window(tile);
+    for (; tile < arguments_.tiles; tile += blocks) {
+      const Pixel first = pixel_of(arguments_.position(tile), arguments_.walk);
+      for (int step = 0; step < arguments_.steps; ++step) {
+        // The window is free sooner than the first of this tile's boxes, so it is asked for before
+        // one waits for that.
+        if (step == Shape::kStages) load_window(tile + blocks);
+        ring().acquire(at_, Shape::kBoxBytes);
+        ptx::tma_load_im2col(shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes,
+                             &arguments_.shortcut,
+                             {step * kStepElements, first.q, first.p, first.n},
+                             {uint16_t{0}, uint16_t{0}}, ring().full(at_));
+        at_.next();
+      }
+      if (arguments_.steps <= Shape::kStages) load_window(tile + blocks);
+    }
+  }
+
+ private:
+  RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
+  RF_DEVICE Ring<1> windows() const { return {shared_ + Shape::kWindowRingAt}; }
+
+  // Of a tile, if there is one.
+  RF_DEVICE void load_window(int32_t tile) {
+    if (tile >= arguments_.tiles) return;
+    const int32_t part_bytes = arguments_.part_rows * kStepRowBytes;
+    windows().acquire(window_at_, static_cast<uint32_t>(arguments_.parts * part_bytes));
+    for (int32_t part = 0; part < arguments_.parts; ++part) {
+      // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
+      const Pixel first =
+          pixel_of(arguments_.position(tile) + part * arguments_.part_rows, arguments_.walk);
+      ptx::tma_load_im2col(shared_ + Shape::kWindowAt + part * part_bytes, &arguments_.x,
+                           {0, first.q - 1, first.p - 1, first.n}, {uint16_t{0}, uint16_t{0}},
+                           windows().full(window_at_));
+    }
+    window_at_.next();
+  }
+
+  const ChainWindowArguments& arguments_;
+  ptx::SharedAddress shared_;
+  RingPlace<Shape::kStages> at_;
+  RingPlace<1> window_at_;
+};
+
+#endif
+
+// For any other architecture it is empty, and no plan chooses it.
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
+    conv_chain_window_kernel(const __grid_constant__ ChainWindowArguments arguments) {
+#if defined(RF_HAS_WGMMA)
+  const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
+  const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
+  ChainWindowProducer<Shape> producer(arguments, shared);
+  if (threadIdx.x == 0) {
+    producer.init();
+    producer.load_filters();
+  }
+  fetch_vectors(shared + Shape::kFrontVectorsAt,
+                {arguments.front_scale, arguments.front_shift, kChainFront}, 1);
+  fetch_vectors(shared + Shape::kVectorsAt, {arguments.scale, arguments.shift, arguments.channels},
+                arguments.steps);
+  fetch_vectors(shared + Shape::kNextVectorsAt,
+                {arguments.next_scale, arguments.next_shift, arguments.next_channels}, 1);
+  ptx::sync_threads();
+  wait_for_ahead(arguments.dependent);
+  if (warpgroup == 0) {
+    ptx::decrease_registers<kProducerRegisters>();
+    if (threadIdx.x == 0) producer.run();
+  } else {
+    ptx::increase_registers<kConsumerRegisters>();
+    ChainWindowConsumer<T, Shape>(arguments, shared, warpgroup - 1, threadIdx.x % kWarpgroupThreads)
+        .run();
+  }
+#endif
+}
+
+}  // namespace resnet_fused

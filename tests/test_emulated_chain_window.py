@@ -1,0 +1,282 @@
+"""conv_chain on wgmma with a 3x3 in front, emulated: its numbers, costs, refusals and faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+
+import emulated
+import emulated_chains
+import mutants
+import pytest
+import torch
+from emulated import Schedule
+from emulated_chains import DTYPES, beyond, limits_of, operands_of, plan, wrong
+from mutants import HOSTILE, Mutant, Trial
+
+from resnet_fused import numerics, roofline
+from resnet_fused.cases import RESNET50_CHAINS, ChainCase
+from resnet_fused.ops import _cuda_chain_checks as checks
+
+pytestmark = pytest.mark.emulated
+
+WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
+NAME = "tma_win128x64_3s_front64"
+ONE, TWO = ((count, *emulated.H200[1:]) for count in (1, 2))
+"""So few multiprocessors that blocks stay for several tiles."""
+
+
+def chain(name, n, h, w, c=256, m=64, out_stride=1):
+    return ChainCase(name, n, 64, h, w, c, m, front=64, out_stride=out_stride)
+
+
+CASES = (
+    chain("images", 6, 5, 6, c=128, m=40),  # several in a tile, tiles that end in all places
+    chain("even", 2, 12, 15),
+    chain("pixels", 70, 1, 1, c=64, m=8),
+    chain("column", 4, 31, 1, c=192, m=64),
+    chain("row", 2, 1, 70, c=64, m=16),
+    chain("wide", 1, 3, 90, c=64, m=24),  # a window of three parts, all of the shared memory
+    chain("layer1", 1, 4, 56),
+    chain("thinned", 3, 9, 11, m=56, out_stride=2),
+    chain("thinned_even", 2, 10, 12, c=128, out_stride=2),
+)
+NAMED = {case.name: case for case in CASES}
+
+
+@functools.cache
+def index() -> int:
+    names = [tile["name"] for tile in emulated_chains.configurations()]
+    return names.index(NAME)
+
+
+def positions(case: ChainCase) -> int:
+    """Of the walk, as far as its last pixel."""
+    return case.n * (case.h + 1) * (case.w + 1) - (case.w + 1) - 1
+
+
+def run(case, operands, **settings):
+    return emulated_chains.run(operands, case, configuration=index(), **settings)
+
+
+def test_it_fits():
+    tile = emulated_chains.configurations()[index()]
+    assert tile["tma"] and tile["m"] == 128 and tile["n"] == 64
+    assert tile["shared_bytes"] == 224256 < emulated.H200[1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_bit_is_right(case):
+    """On integers; dtype, schedule, walk and the number of blocks change from case to case."""
+    number = CASES.index(case)
+    for dtype in DTYPES if WHOLE else DTYPES[number % 2 :][:1]:
+        operands = operands_of(case, dtype)
+        got, report = run(
+            case,
+            operands,
+            schedule=dataclasses.replace(emulated.SCHEDULES[number % 9], seed=number),
+            reverse=number % 2 == 1,
+            gpu=(ONE, TWO, emulated.H200)[number % 3],
+            resident_blocks=2,
+        )
+        assert not wrong(got, operands, case)
+        tiles = -(-positions(case) // 128)
+        assert report["plan"]["blocks"] == min((1, 2, 132)[number % 3], tiles)
+
+
+def test_the_self_checks_cases_are_exact():
+    """The last of them is for a GPU: as many tiles take minutes here."""
+    for number, case in enumerate(checks.cases_of(NAME)[:-1]):
+        operands = operands_of(case, DTYPES[number % 2])
+        got, _ = run(case, operands, gpu=TWO, resident_blocks=2)
+        assert not wrong(got, operands, case), case
+
+
+def test_the_same_bits_under_every_schedule():
+    case = NAMED["thinned"]
+    operands = operands_of(case, DTYPES[0], exact=False)
+    first, _ = run(case, operands, schedule=Schedule(), gpu=ONE)
+    for schedule in emulated.SCHEDULES if WHOLE else HOSTILE[:2]:
+        got, _ = run(case, operands, schedule=schedule, gpu=TWO, resident_blocks=2)
+        assert all(torch.equal(a, b) for a, b in zip(got, first, strict=True)), schedule
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [(DTYPES[0], "nearest"), (DTYPES[1], "toward_zero")], ids=str
+)
+def test_noise_is_within_the_bound(dtype, rounding):
+    case = NAMED["images"]
+    how = "nearest" if rounding == "nearest" else "truncate"
+    operands = operands_of(case, dtype, exact=False)
+    got, _ = run(case, operands, schedule=Schedule("random", "reverse", rounding, 1))
+    assert not beyond(got, operands, case, limits_of(operands, case, how), how)
+
+
+@pytest.mark.parametrize("out_stride", [1, 2])
+def test_what_it_costs(out_stride):
+    """No bank conflicts; each byte of the tensors from memory, and results in whole sectors."""
+    case = dataclasses.replace(NAMED["even"], out_stride=out_stride)
+    operands = operands_of(case, DTYPES[0])
+    least = roofline.conv_chain_cost(case, DTYPES[0]).bytes
+    _, report = run(case, operands, counting=True, gpu=ONE)
+    assert report["counters"]["bank_conflicts"] == 0
+    tensors = report["tensors"]
+    moved = sum(t["unique_bytes_read"] + t["unique_bytes_written"] for t in tensors.values())
+    assert least * 0.999 <= moved <= 1.1 * least
+    assert tensors["out"]["unique_bytes_read"] == 0
+    counted = report["counters"]
+    assert counted["global_store_sectors"] * 32 == counted["global_store_bytes_asked"]
+    # Filters once for all tiles, the shortcut once for each pixel.
+    tiled = [s for s in report["sites"] if s["instruction"] == "cp.async.bulk.tensor.tile"]
+    filters = operands.weight, operands.next_weight, operands.front_weight
+    asked = sum(t.numel() * t.element_size() for t in filters)
+    assert sum(site["counters"]["global_load_bytes_asked"] for site in tiled) == asked
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_where_the_walk_begins(reverse):
+    """Of two blocks the first one has every other tile, from the first position or the last."""
+    case = NAMED["even"]
+    operands = operands_of(case, DTYPES[0])
+    got, _ = run(case, operands, gpu=TWO, reverse=reverse, blocks=(0, 0))
+    n, p, q = torch.meshgrid(*(torch.arange(i) for i in (case.n, case.h, case.w)), indexing="ij")
+    tile = ((n * (case.h + 1) + p) * (case.w + 1) + q) // 128
+    last = (positions(case) - 1) // 128
+    assert last == 3
+    mine = (last - tile if reverse else tile) % 2 == 0
+    for y in got:
+        assert torch.equal(~y.isnan(), mine[:, None].expand(y.shape))
+
+
+@pytest.mark.parametrize("name", ["x", "front_weight", "residual", "front_scale", "next_weight"])
+def test_nan_and_inf_come_through(name):
+    """And no further than they reach: not over the ends of rows and images."""
+    case = NAMED["images"]
+    operands = operands_of(case, torch.bfloat16, exact=False)
+    t = getattr(operands, name)
+    if t.dim() == 1:
+        t[3], t[7] = float("nan"), float("inf")
+    else:
+        t[1, 3, 0, -1], t[2, 7, -1, 0] = float("nan"), float("inf")
+    got, _ = run(case, operands)
+    for y, expected in zip(got, numerics.conv_chain_oracle(operands), strict=True):
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y.isinf(), expected.isinf())
+
+
+def test_it_may_begin_early():
+    """Before its wait it reads constants alone, and it lets the next kernel begin."""
+    case = NAMED["images"]
+    operands = operands_of(case, DTYPES[1])
+    got, _ = run(case, operands, gpu=TWO, flow=(True, True))
+    assert not wrong(got, operands, case)
+
+
+# Plans
+
+
+def refusal(case, **changes):
+    with pytest.raises(ValueError) as caught:
+        plan(case, configuration=index(), **changes)
+    return str(caught.value)
+
+
+def test_refusals_say_why():
+    case = NAMED["even"]
+    for gpu in (emulated.H200[:3], emulated.A100, (132, 232448, 233472, 100)):
+        assert "for GPUs of capability 9.0" in refusal(case, gpu=gpu)
+    changed = functools.partial(dataclasses.replace, case)
+    assert "it is made for a 3x3 convolution in front" in refusal(changed(front=0))
+    for other in ({"front": 56}, {"k": 128}):
+        assert "channels; it takes 64 to as many" in refusal(changed(**other))
+    assert "it takes no projection" in refusal(changed(projected=64))
+    assert "no next convolution" in refusal(changed(m=0))
+    assert "72 channels of next, at most 64 fit" in refusal(changed(m=72))
+    for c in (88, 320):
+        assert f"{c} channels of out; multiples of 64 up to 256 fit" in refusal(changed(c=c))
+    assert "x: rows of 91 pixels take 233472" in refusal(changed(w=91))
+    plan(changed(w=90), configuration=index())
+    apart = (2 * 12 * 15 * 64, 1, 15 * 64, 64)  # every other image: there is no need to be dense
+    plan(case, configuration=index(), x_stride=apart)
+    row = 15 * 256 + 8
+    plan(case, configuration=index(), residual_stride=(12 * row, 1, row, 256))
+    # Of inputs whose pixels overlap a launch could take more than it can count.
+    many = chain("many", 2**28 - 2**10, 2, 2, c=64, m=8, out_stride=2)
+    near = {"x_stride": (8, 1, 8, 8), "residual_stride": (8, 1, 8, 8)}
+    assert "x: more positions than a launch can take" in refusal(many, **near)
+
+
+def test_the_choice():
+    """The first stage's identity blocks; what it does not serve mma.sync does, and says why."""
+    names = [tile["name"] for tile in emulated_chains.configurations()]
+    fronts = [dataclasses.replace(case, front=case.k) for case in RESNET50_CHAINS if case.k <= 64]
+    assert [case.name for case in fronts] == ["layer1_first", "layer1", "layer1_last"]
+    for case in fronts:
+        made = plan(dataclasses.replace(case, n=256))
+        if case.name == "layer1":
+            assert names[made["configuration"]] == NAME and made["blocks"] == 132
+            without = plan(dataclasses.replace(case, n=256), gpu=emulated.H200[:3])
+            assert made["cycles"] < 0.75 * without["cycles"]
+        else:
+            assert "_front64" in names[made["configuration"]] and "no TMA: " in made["why"]
+            assert not names[made["configuration"]].startswith("tma_")
+    # A chain without a front is told nothing of this one.
+    with pytest.raises(ValueError, match="no configuration serves it"):
+        plan(dataclasses.replace(fronts[1], front=0, m=512))
+    assert "in front" not in plan(dataclasses.replace(fronts[1], front=0, m=0))["why"]
+
+
+# Faults
+
+CHUNKS = 4
+FILES = {
+    "conv_chain_window_sm90.cuh",
+    "chain_box.h",
+    "warpgroup_tile.h",
+    "pipeline.h",
+    "warpgroup_epilogue.h",
+}
+# (file, the line's text, instruction, fault) -> why the fault does no harm there.
+HARMLESS: dict[tuple[str, str, str, str], str] = {
+    (
+        "conv_chain_window_sm90.cuh",
+        "ptx::sync_warp();  // all of its lanes have",
+        "bar.warp.sync",
+        "skip",
+    ): (
+        "the products' wait before it and stmatrix behind it bring the warp together as well, but "
+        "PTX promises no order of what was read and what is written of those"
+    ),
+}
+# More steps than stages, several tiles for a block.
+FAULTY = (chain("faults", 2, 7, 9), chain("faults_thinned", 2, 7, 9, c=128, m=40, out_stride=2))
+
+
+@functools.cache
+def found() -> dict[Mutant, list[Trial]]:
+    """Every mutant, with the trials that reach it. Clean runs pass."""
+    return mutants.reached(emulated_chains.trials([(index(), case) for case in FAULTY], ONE))
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_fault_is_noticed(chunk):
+    taken = list(found())[chunk::CHUNKS]
+    alive = {mutant for mutant in taken if mutants.noticed(mutant, found()[mutant]) is None}
+    harmless = {mutant for mutant in taken if mutant.key in HARMLESS}
+    assert not alive - harmless, "nothing notices these"
+    assert not harmless - alive, "the table calls these harmless"
+
+
+def test_the_faults_are_of_every_kind():
+    assert {mutant.key[0] for mutant in found()} == FILES
+    assert set(HARMLESS) <= {mutant.key for mutant in found()}
+    planted = {(mutant.instruction, mutant.fault) for mutant in found()}
+    for wanted in (
+        ("mbarrier.try_wait.parity", "skip"), ("fence.proxy.async", "no_fence"),
+        ("fence.mbarrier_init", "no_fence"), ("mbarrier.arrive.expect_tx", "wrong_bytes"),
+        ("wgmma.wait_group", "wait_one_fewer"), ("wgmma.a", "row_off"), ("wgmma.b", "row_off"),
+        ("cp.async.bulk.tensor.im2col", "coordinate_off"), ("griddepcontrol.wait", "skip"),
+        ("ldmatrix.x4", "swap_operands"),
+    ):  # fmt: skip
+        assert wanted in planted, sorted(planted)
