@@ -291,6 +291,7 @@ def expected() -> dict[str, Callable[[Words], Words]]:
         "atomic_add_float": lambda words: atomic_add(words, floats=True),
         "store_release_load_acquire": message,
         "fence_acq_rel_gpu": message,
+        "reduce_add_release": message,
     }
     for suffix, transposed in (("", False), ("_trans", True)):
         for count in (2, 4):

@@ -342,6 +342,12 @@ HARMLESS: dict[str, set[tuple[str, str]]] = {
         ("st.release", "no_fence"),
         ("ld.acquire", "no_fence"),
     },
+    "reduce_add_release": {
+        ("bar.warp.sync", "skip"),
+        ("red.release.add.u32", "no_fence"),
+        ("red.release.add.u32", "non_atomic"),  # nobody else changes the flag
+        ("ld.acquire", "no_fence"),
+    },
     "fence_acq_rel_gpu": {
         ("bar.warp.sync", "skip"),
         ("fence.acq_rel", "no_fence"),

@@ -227,12 +227,13 @@ def test_only_the_chosen_blocks_run(probes):
 
 @pytest.mark.parametrize("order", ORDER.values())
 def test_a_grid_meets_at_its_barrier(probes, order):
-    def exchanged(name: str) -> list[int]:
-        return probes.run(name, order=order)["out"][1024:1280]
+    def exchanged(name: str, **settings: bool) -> list[int]:
+        return probes.run(name, order=order, **settings)["out"][1024:1280]
 
     expected = [(thread + 192) % 256 + 1 for thread in range(256)]
     assert exchanged("grid") == expected
-    assert exchanged("grid_no_barrier") != expected
+    assert noticed(probes, "grid_no_barrier", order=order) == "race"
+    assert exchanged("grid_no_barrier", checking_races=False) != expected
 
 
 @pytest.mark.parametrize("order", ORDER.values())

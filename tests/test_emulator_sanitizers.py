@@ -15,7 +15,7 @@ pytestmark = pytest.mark.emulated
 
 PROBES = emulated.builder.ROOT / "tests" / "emulator"
 
-SOUND = ("copy", "overwrite", "producer", "grid", "last_block", "flag", "fenced_flag", "order")
+SOUND = ("copy", "overwrite", "producer", "grid", "last_block", "flag", "fenced_flag", "order", "meetings")
 RACES = (
     ("copy_no_barrier", "the copy", "the copy's reader"),
     ("producer_late", "producer_late", "producer_late's reader"),
@@ -68,6 +68,7 @@ def test_an_access_out_of_bounds_is_named_with_the_kernel_s_line(name, access):
     [
         *((*race, order) for race in RACES for order in (0, 1)),
         ("flag_without_order", "no order, the store", "no order, the load", 0),
+        *(("meetings_no_release", "said", "heard", order) for order in (0, 1)),
     ],
 )
 def test_a_race_is_named_with_both_lines(name, one, other, order):

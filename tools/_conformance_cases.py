@@ -334,6 +334,7 @@ def all_cases(seed: int = 0, cases: int = 64) -> list[Cases]:
         "cp_async_mbarrier": lambda: cp_async_mbarrier(rng.spawn(1)[0], cases),
         "store_release_load_acquire": lambda: exchange(rng, cases, 32),
         "fence_acq_rel_gpu": lambda: exchange(rng, cases, 32),
+        "reduce_add_release": lambda: exchange(rng.spawn(1)[0], cases, 32),
         "atomic_add": lambda: atomics(rng, cases, floats=False),
         "atomic_add_acq_rel": lambda: atomics(rng, cases, floats=False),
     }

@@ -59,7 +59,8 @@ class Program:
 
 MAPS = ("csrc/launch/tensor_map*",)  # of the launches, what programs without kernels need
 PROBES = tuple(
-    f"tests/emulator/{name}.cpp" for name in ("hazards", "costs", "copies", "clusters", "products")
+    f"tests/emulator/{name}.cpp"
+    for name in ("hazards", "costs", "copies", "clusters", "products", "grids")
 )
 PROGRAMS = (
     Program("_emulated", ("csrc/emulated/*.cpp",), module=True),

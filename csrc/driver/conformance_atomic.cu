@@ -1,4 +1,5 @@
 // Atomics, and messages from one warp to another through global memory.
+#include "../ptx/reduce.h"
 #include "conformance.h"
 
 namespace resnet_fused::conformance {
@@ -37,10 +38,12 @@ struct AtomicAdd : WarpBody {
   }
 };
 
+enum class Way { kStore, kFence, kReduce };
+
 // Warp 0 writes its values and raises a flag; warp 1 waits for the flag and reads them.
 // input: [32] values, [32] the lane whose value each lane of warp 1 reads
 // output: [32] values, [32] what warp 1 read, the flag, three unused
-template <bool kFence>
+template <Way kWay>
 struct Message : WarpBody {
   static constexpr int kThreads = 64;
   static constexpr int kInputWords = 64;
@@ -56,8 +59,9 @@ struct Message : WarpBody {
     } else {
       if (lane == 0) {
         while (look(flag) == 0) {
+          if constexpr (kWay == Way::kReduce) ptx::nanosleep(20);
         }
-        if constexpr (kFence) ptx::fence_acq_rel_gpu();
+        if constexpr (kWay == Way::kFence) ptx::fence_acq_rel_gpu();
       }
       ptx::sync_warp();
       const uint32_t source = load_word(input, 32 + lane);
@@ -66,16 +70,18 @@ struct Message : WarpBody {
   }
 
   static RF_DEVICE void raise(uint32_t* flag) {
-    if constexpr (kFence) {
+    if constexpr (kWay == Way::kFence) {
       ptx::fence_acq_rel_gpu();
       ptx::atomic_add(flag, 1u);
+    } else if constexpr (kWay == Way::kReduce) {
+      ptx::reduce_add_release(flag, 1u);
     } else {
       ptx::store_release(flag, 1u);
     }
   }
 
   static RF_DEVICE uint32_t look(uint32_t* flag) {
-    if constexpr (kFence) {
+    if constexpr (kWay == Way::kFence) {
       return ptx::atomic_add(flag, 0u);
     } else {
       return ptx::load_acquire(flag);
@@ -90,8 +96,9 @@ std::vector<Instruction> atomic_instructions() {
       describe<AtomicAdd<Add::kRelaxed>>("atomic_add"),
       describe<AtomicAdd<Add::kAcquireRelease>>("atomic_add_acq_rel"),
       describe<AtomicAdd<Add::kFloat>>("atomic_add_float"),
-      describe<Message<false>>("store_release_load_acquire"),
-      describe<Message<true>>("fence_acq_rel_gpu"),
+      describe<Message<Way::kStore>>("store_release_load_acquire"),
+      describe<Message<Way::kFence>>("fence_acq_rel_gpu"),
+      describe<Message<Way::kReduce>>("reduce_add_release"),
   };
 }
 

@@ -14,6 +14,7 @@
 #include "cluster.h"
 #include "effects.h"
 #include "fiber.h"
+#include "global_order.h"
 #include "mbarrier.h"
 #include "requests.h"
 #include "runtime.h"
@@ -145,8 +146,9 @@ struct Grid {
   int idle_rounds = 0;
   Effects effects;  // of asynchronous instructions, yet to happen
   std::vector<FiberThread*> at_grid_barrier;
-  uint32_t phase = 0;  // of the grid barrier
-  char tokens[2];      // ThreadSanitizer's, of even and odd phases
+  uint32_t phase = 0;                  // of the grid barrier
+  char tokens[2];                      // ThreadSanitizer's, of even and odd phases
+  std::unique_ptr<GlobalOrder> order;  // of a cooperative launch whose races are looked for
 
   void make_ready(const Block& block, int warp, uint32_t lanes);
   int pick_warp();      // -1: none

@@ -199,6 +199,10 @@ void run_blocks(Grid& grid, const std::vector<uint64_t>& linears, uint32_t share
       grid.lanes[static_cast<size_t>(block.first_warp) * kWarpSize + thread->linear] = thread.get();
     }
   }
+  grid.order.reset();
+  if (grid.cooperative && grid.session->checking_races && !kThreadSanitizer) {
+    grid.order = std::make_unique<GlobalOrder>(static_cast<int>(grid.warps.size()));
+  }
   grid.ready_warps.assign((grid.warps.size() + 63) / 64, 0);
   for (size_t w = 0; w < grid.warps.size(); ++w) grid.ready_warps[w / 64] |= uint64_t{1} << w % 64;
   grid.current_warp = -1;
@@ -313,6 +317,11 @@ void launch_clusters(dim3 size, dim3 block_size, dim3 cluster_size, uint32_t sha
   const uint64_t blocks = cluster_size.count();
   const uint64_t at_once =
       cooperative ? order.size() : std::max<uint64_t>(session.resident_blocks / blocks, 1);
+  if (cooperative && size.count() > session.cooperative_blocks) {
+    fail(ErrorKind::kLimit, kLaunch, "launch",
+         std::to_string(size.count()) + " blocks that wait for one another: " +
+             std::to_string(session.cooperative_blocks) + " fit on the GPU at one time");
+  }
   if (std::min<uint64_t>(at_once, order.size()) * blocks * block_size.count() > kMaxResident) {
     fail(ErrorKind::kLimit, kLaunch, "launch",
          std::to_string(at_once * blocks) + " blocks of " + std::to_string(block_size.count()) +

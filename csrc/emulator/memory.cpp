@@ -85,15 +85,31 @@ void check_global(Site site, const char* instruction, const void* address, uint3
   check_early(site, instruction, address, bytes, access);
 }
 
-void global(Site site, const char* instruction, const void* address, uint32_t bytes,
-            uint32_t alignment, Access access) {
-  const Quiet quiet;
+// A cooperative launch: nothing orders the access against another block's.
+static void check_order(Site site, const char* instruction, const void* address, uint32_t bytes,
+                        Access access, bool atomic) {
+  const FiberThread& thread = self();
+  const Grid& grid = *thread.block->grid;
+  if (grid.order == nullptr) return;
+  if (access == Access::kRead && grid.session->is_constant(address, bytes)) return;
+  const std::string race =
+      grid.order->touch({site, instruction, thread.block->first_warp + thread.warp, thread.linear,
+                         thread.block->linear, access != Access::kRead, atomic,
+                         std::strcmp(instruction, kReadOnly) == 0},
+                        reinterpret_cast<uintptr_t>(address), bytes);
+  if (!race.empty()) fail(ErrorKind::kRace, site, instruction, race);
+}
+
+// The same for every access to global memory; `atomic`: of those that order others, or need none.
+static void touch_global(Site site, const char* instruction, const void* address, uint32_t bytes,
+                         uint32_t alignment, Access access, bool atomic) {
   check_global(site, instruction, address, bytes, access);
   const auto where = reinterpret_cast<uintptr_t>(address);
   if (where % alignment != 0) {
     fail(ErrorKind::kAddress, site, instruction,
          "global address " + hex(where) + " is not a multiple of " + std::to_string(alignment));
   }
+  check_order(site, instruction, address, bytes, access, atomic);
   FiberThread& thread = self();
   Grid& grid = *thread.block->grid;
   Session& session = *grid.session;
@@ -113,6 +129,12 @@ void global(Site site, const char* instruction, const void* address, uint32_t by
       where, bytes);
 }
 
+void global(Site site, const char* instruction, const void* address, uint32_t bytes,
+            uint32_t alignment, Access access) {
+  const Quiet quiet;
+  touch_global(site, instruction, address, bytes, alignment, access, access == Access::kAtomic);
+}
+
 void prefetch(Site site, const char* instruction, const void* address) {
   const Quiet quiet;
   check_early(site, instruction, address, 1, Access::kRead);
@@ -124,8 +146,8 @@ void grid_dependency_wait(Site) { self().waited = true; }
 
 void atomic_point(Site site, const char* instruction, const void* address, uint32_t bytes,
                   Access access, Ordering ordering) {
-  global(site, instruction, address, bytes, bytes, access);
   const Quiet quiet;
+  touch_global(site, instruction, address, bytes, bytes, access, true);
   FiberThread& thread = self();
   const bool acquires = ordering == Ordering::kAcquire || ordering == Ordering::kAcquireRelease;
   const bool releases = ordering == Ordering::kRelease || ordering == Ordering::kAcquireRelease;

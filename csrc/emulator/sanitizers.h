@@ -1,4 +1,5 @@
-// What the runtime tells ThreadSanitizer. Empty in other builds.
+// What the runtime tells ThreadSanitizer. In other builds it tells the launch's own record of
+// global memory who has released and acquired what (global_order.h).
 //
 // The runtime's own data is touched by every fiber in turn and would look like one big race, so
 // each of its public functions is Quiet; what the kernel reads and writes, and what orders it, is
@@ -69,8 +70,8 @@ struct Quiet {
 };
 inline void tell_read(const void*, size_t) {}
 inline void tell_write(void*, size_t) {}
-inline void tell_release(const void*) {}
-inline void tell_acquire(const void*) {}
+void tell_release(const void* token);
+void tell_acquire(const void* token);
 #endif
 
 }  // namespace resnet_fused::emulator

@@ -98,9 +98,11 @@ class Session {
   uint64_t last_block = std::numeric_limits<uint64_t>::max();
   // Blocks of a plain launch that run at once: with more than one they interleave.
   uint32_t resident_blocks = 1;
+  // Blocks of a cooperative launch that fit on the GPU at one time; a larger grid is refused.
+  uint64_t cooperative_blocks = std::numeric_limits<uint64_t>::max();
   uint32_t shared_limit = 227 * 1024;  // bytes a block may have: 99 KB on sm_86, 163 KB on sm_80
   bool counting = false;
-  bool checking_races = true;      // in shared memory, between barriers
+  bool checking_races = true;  // in shared memory; of a cooperative launch, in global memory too
   bool checking_unwritten = true;  // reads of shared bytes that nobody has written
   bool checking_proxies = true;    // async reads see published bytes alone; else they may be old
   bool checking_tensors = false;   // global accesses lie in registered tensors

@@ -34,6 +34,7 @@ const Table& table() {
     add_products(made);
     add_copies(made);
     add_clusters(made);
+    add_grids(made);
     return made;
   }();
   return probes;
@@ -87,8 +88,8 @@ using Fault = std::tuple<std::string, int, std::string, std::string>;
 
 py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, bool checking_races,
              bool checking_unwritten, bool checking_proxies, bool checking_tensors,
-             uint32_t resident_blocks, uint64_t first_block, uint64_t last_block,
-             std::optional<Fault> fault,
+             uint32_t resident_blocks, uint64_t cooperative_blocks, uint64_t first_block,
+             uint64_t last_block, std::optional<Fault> fault,
              std::optional<std::tuple<uint64_t, int, int, uint64_t>> stop) {
   const auto found = table().find(name);
   if (found == table().end()) throw std::invalid_argument("there is no probe '" + name + "'");
@@ -107,6 +108,7 @@ py::dict run(const std::string& name, int asynchrony, int order, uint64_t seed, 
   session.checking_proxies = checking_proxies;
   session.checking_tensors = checking_tensors;
   session.resident_blocks = resident_blocks;
+  session.cooperative_blocks = cooperative_blocks;
   session.first_block = first_block;
   session.last_block = last_block;
   session.register_tensor("in", buffers->in, sizeof(buffers->in), false, true);
@@ -185,8 +187,9 @@ PYBIND11_MODULE(_probes, module) {
              py::arg("order") = 0, py::arg("seed") = 0, py::arg("checking_races") = true,
              py::arg("checking_unwritten") = true, py::arg("checking_proxies") = true,
              py::arg("checking_tensors") = false, py::arg("resident_blocks") = 1,
-             py::arg("first_block") = 0, py::arg("last_block") = ~uint64_t{0},
-             py::arg("fault") = std::nullopt, py::arg("stop") = std::nullopt);
+             py::arg("cooperative_blocks") = ~uint64_t{0}, py::arg("first_block") = 0,
+             py::arg("last_block") = ~uint64_t{0}, py::arg("fault") = std::nullopt,
+             py::arg("stop") = std::nullopt);
   module.def("tensor_map", &probes::tensor_map, py::kw_only(), py::arg("address"), py::arg("sizes"),
              py::arg("strides"), py::arg("box"), py::arg("steps"), py::arg("swizzle"),
              py::arg("pixels"), py::arg("lower"), py::arg("upper"));

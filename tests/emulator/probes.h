@@ -36,6 +36,7 @@ void add_early(Table& table);
 void add_products(Table& table);
 void add_copies(Table& table);
 void add_clusters(Table& table);
+void add_grids(Table& table);
 
 inline void launch(const Probe& probe, const Memory& memory) {
   emulator::launch_clusters(

@@ -55,6 +55,7 @@ int main(int count, char** arguments) {
   probes::add_copies(table);
   probes::add_clusters(table);
   probes::add_products(table);
+  probes::add_grids(table);
   table["store_behind"] = {1, 32, 0, false, store_behind};
   table["copy_from_behind"] = {1, 32, 128, false, copy_from_behind};
   table["flag_without_order"] = {2, 1, 0, false, flag_without_order};

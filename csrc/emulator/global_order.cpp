@@ -1,0 +1,92 @@
+#include "global_order.h"
+
+#include <algorithm>
+
+#include "block.h"
+#include "clocks.h"
+#include "sanitizers.h"
+
+namespace resnet_fused::emulator {
+namespace {
+
+constexpr uintptr_t kChunk = 16;  // bytes: no access is wider, and none crosses one
+
+// Whether `later`, ordered behind `earlier`, stands for it: who races with that one races with this
+// one as well, or is ordered behind both.
+bool covers(const GlobalAccess& later, const GlobalAccess& earlier) {
+  if (earlier.writes && !later.writes) return false;
+  if (later.atomic && !earlier.atomic) return false;
+  if (earlier.read_only && !later.read_only) return false;
+  return later.writes || later.column == earlier.column;
+}
+
+}  // namespace
+
+GlobalOrder::GlobalOrder(int warps) : rows_(warps, std::vector<uint32_t>(warps, 0)) {
+  for (int warp = 0; warp < warps; ++warp) rows_[warp][warp] = 1;
+}
+
+void GlobalOrder::release(int column, const void* token) {
+  std::vector<uint32_t>& row = rows_[column];
+  Clocks::join(released_[token], row);
+  ++row[column];  // what comes behind is no part of it
+}
+
+void GlobalOrder::acquire(int column, const void* token) {
+  const auto found = released_.find(token);
+  if (found != released_.end()) Clocks::join(rows_[column], found->second);
+}
+
+std::string GlobalOrder::touch(const GlobalAccess& access, uintptr_t address, uint32_t bytes) {
+  const uint32_t mask = ((1u << bytes) - 1) << address % kChunk;
+  std::vector<Entry>& entries = chunks_[address / kChunk];
+  for (const Entry& entry : entries) {
+    const GlobalAccess& other = entry.access;
+    if ((entry.bytes & mask) == 0 || (!access.writes && !other.writes)) continue;
+    const bool stale = access.read_only || other.read_only;
+    if (!stale && ((access.atomic && other.atomic) || ordered(entry, access.column))) continue;
+    const Grid& grid = *running_grid;
+    return std::string(access.writes ? "writes " : "reads ") + "global memory at " + hex(address) +
+           (other.writes ? ", written by " : ", read by ") +
+           describe_thread(other.thread, grid.block_size) + " of block " +
+           std::to_string(other.block) + " at " + describe(other.site) + " (" + other.instruction +
+           (stale ? "); by the read-only path, which knows of no writes"
+                  : ") with no release and acquire between the two");
+  }
+  std::erase_if(entries, [&](const Entry& entry) {
+    return (entry.bytes & ~mask) == 0 && covers(access, entry.access) &&
+           ordered(entry, access.column);
+  });
+  entries.push_back({access, rows_[access.column][access.column], mask});
+  return "";
+}
+
+#if !defined(RF_EMULATOR_TSAN)
+
+namespace {
+
+// The running thread's record; null where nobody looks for races. What is told of the launch itself
+// orders nothing between its blocks.
+GlobalOrder* order_of(const void* token) {
+  if (!in_kernel() || running_grid == nullptr || token == running_grid) return nullptr;
+  return running_grid->order.get();
+}
+
+int column_of_self() {
+  const FiberThread& thread = self();
+  return thread.block->first_warp + thread.warp;
+}
+
+}  // namespace
+
+void tell_release(const void* token) {
+  if (GlobalOrder* order = order_of(token)) order->release(column_of_self(), token);
+}
+
+void tell_acquire(const void* token) {
+  if (GlobalOrder* order = order_of(token)) order->acquire(column_of_self(), token);
+}
+
+#endif
+
+}  // namespace resnet_fused::emulator
