@@ -24,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import predict_network
 import predict_triton
 
 import resnet_fused as rf
@@ -222,6 +223,20 @@ def smaller_tiles() -> tuple[int, float]:
     return before[0] - after[0], 1e6 * (before[1] - after[1]) / _chain_plan.CLOCK
 
 
+def in_one_launch() -> str:
+    """The convolutions by csrc/kernels/network_sm80.cuh, in words."""
+    phases, work, total = predict_network.predicted()
+    split, added = predict_network.merges()
+    return (
+        "The convolutions in one persistent launch (`csrc/kernels/network_sm80.cuh`, which nothing "
+        f"chooses; `benchmarks/predict_network.py` has the formula): {phases} phases of "
+        f"{predict_network.PHASE:.1f} us until the first pixels have come, and {work:.0f} us of "
+        f"work, {total:.0f} us beside the stem and the head. {added:.0f} us of it are the merges "
+        f"of {split} layers, each by one block; by all of them, behind a meeting more, it would be "
+        f"{predict_network.by_all_blocks():.0f} us."
+    )
+
+
 def table() -> str:
     """The predictions as Markdown."""
     found = rows()
@@ -247,6 +262,8 @@ def table() -> str:
         f"those begin early, and {last:.0f} us by the last program of each tile (stream-K). With "
         f"tiles of 32 x 32, which no op has, there would be {fewer} fewer, and {saved:.0f} us "
         "less.",
+        "",
+        in_one_launch(),
     ]
     return "\n".join(lines)
 

@@ -129,6 +129,11 @@ def using(**settings: Any) -> Iterator[Run]:
         _run = outer
 
 
+def reported(report: dict[str, Any]) -> None:
+    """Adds a report to those of the `using` block."""
+    _run.reports.append(report)
+
+
 def why_not(program: str = "_emulated", variant: str = "plain") -> str | None:
     """Why what tools/emulated.py builds is not there, or None."""
     if builder.toolchain.find_cxx() is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import emulated
+import emulated_network
 import emulated_shapes
 import torch
 from emulated import Schedule
@@ -300,12 +301,39 @@ def head_trials() -> Iterator[Trial]:
         )
 
 
+def network_trials() -> Iterator[Trial]:
+    """A stage whose blocks meet, split tiles, and walk more than one tile of a layer."""
+    splits = (1, 1, 3, 1, 2, 2, 1)
+    x, layers = emulated_network.stage(torch.bfloat16, exact=True, images=1)
+    expected = emulated_network.one_by_one(x, layers, splits)
+
+    def wrong(got: Any) -> str | None:
+        return next(
+            (f"{name}: other bits" for name in got if not torch.equal(got[name], expected[name])),
+            None,
+        )
+
+    for schedule, blocks in zip(HOSTILE, (3, 4, 2), strict=True):
+        yield Trial(
+            f"network {schedule} on {blocks} blocks",
+            lambda blocks=blocks: emulated_network.Network(x, layers).run(splits, blocks)[0],
+            (x,),
+            wrong,
+            {"schedule": schedule},
+        )
+
+
 TRIALS = {
     "bn_act": bn_act_trials,
     "conv_chain": chain_trials,
     "stem": stem_trials,
     "head": head_trials,
+    "network": network_trials,
 } | {op: functools.partial(conv_trials, op) for op in emulated_shapes.OPS}
+
+
+# Of kernels that are made of others' parts, the files that are their own.
+OWN = {"network": ("network_sm80.cuh", "grid_barrier.h")}
 
 
 @functools.cache
@@ -319,6 +347,8 @@ def reached(trials: Iterable[Trial]) -> dict[Mutant, list[Trial]]:
     made: dict[Mutant, list[Trial]] = {}
     for trial in trials:
         for site in trial.run()["sites"]:
+            if not site["file"].endswith(OWN.get(op, "")):
+                continue
             for fault in site["faults"]:
                 mutant = Mutant(site["file"], site["line"], site["instruction"], fault)
                 made.setdefault(mutant, []).append(trial)

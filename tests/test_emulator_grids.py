@@ -1,4 +1,4 @@
-"""Blocks that wait for one another in one launch: the barrier of a grid, and the order that it makes.
+"""Blocks that wait for one another in one launch: a grid's barrier, and the order that it makes.
 
 The kernels are in tests/emulator/grids.cpp; see test_emulator.py.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from types import ModuleType
 
-import emulated
 import pytest
 from emulator_probes import (
     ORDER,

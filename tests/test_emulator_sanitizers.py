@@ -15,7 +15,17 @@ pytestmark = pytest.mark.emulated
 
 PROBES = emulated.builder.ROOT / "tests" / "emulator"
 
-SOUND = ("copy", "overwrite", "producer", "grid", "last_block", "flag", "fenced_flag", "order", "meetings")
+SOUND = (
+    "copy",
+    "overwrite",
+    "producer",
+    "grid",
+    "last_block",
+    "flag",
+    "fenced_flag",
+    "order",
+    "meetings",
+)
 RACES = (
     ("copy_no_barrier", "the copy", "the copy's reader"),
     ("producer_late", "producer_late", "producer_late's reader"),

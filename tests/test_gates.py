@@ -202,6 +202,29 @@ def test_the_ends_of_the_network_have_rules_that_bite(name):
         assert odd.failures() == ["its name spells no configuration"]
 
 
+NETWORK = (
+    "_ZN12resnet_fused14network_kernelINS_8BFloat16ENS_9TileShapeILi64ELi64ELi2ELi2ELi4ELi4EEE"
+    "LNS_9LoadWidthE0EEEvNS_16NetworkArgumentsE"
+)
+MEETS = {
+    "RED.E.ADD.STRONG.GPU": 1,
+    "LDG.E.STRONG.GPU": 4,
+    "NANOSLEEP": 2,
+    "CCTL.E.PF2": 2,
+}
+
+
+def test_a_network_s_blocks_meet():
+    code = GOOD | MEETS
+    assert rules.Kernel(NETWORK, "90a", 128, instructions=code).failures() == []
+    assert rules.short_name(NETWORK) == "network<BFloat16, 64x64 4 warps 4 stages>"
+    for opcode in code:
+        if opcode == "STG.E.128":
+            continue
+        (failure,) = rules.Kernel(NETWORK, "80", 125, instructions=code | {opcode: 0}).failures()
+        assert f"0 {opcode.split('.')[0]}" in failure
+
+
 def test_float_operands_across_the_reduction_are_loaded_plainly():
     name = CONV.replace("conv_bn_act_kernelINS_8BFloat16E", "conv_wgrad_kernelIf")
     assert name != CONV

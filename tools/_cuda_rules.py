@@ -171,6 +171,15 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
     return checks
 
 
+def _network(kernel: Kernel) -> dict[str, bool]:
+    # Blocks meet: an arrival that releases, a wait that acquires, pauses in between.
+    meets = {"RED.*STRONG.GPU": 1, "LDG.*STRONG.GPU": 1, "NANOSLEEP.*": 1, r"CCTL\..*PF2.*": 1}
+    return _convolution(kernel) | {
+        f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
+        for pattern, least in meets.items()
+    }
+
+
 # The kernels for sm_90a: threads of a block, which all have as many registers when it begins, and
 # consuming warpgroups (csrc/device/warpgroup_shape.h).
 WARPGROUP_THREADS, WARPGROUP_REGISTERS, CONSUMERS = 384, 168, 2
@@ -412,6 +421,7 @@ RULES = {
     "conv_bn_act_kernel": _convolution,
     "conv_bn_act_tma_kernel": _convolution_by_tma,
     "conv_bn_act_window_kernel": by_window,
+    "network_kernel": _network,
     "conv_dgrad_kernel": _convolution,
     "conv_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,

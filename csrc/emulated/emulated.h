@@ -62,5 +62,6 @@ void define_conv_gradients(py::module_& module);
 void define_conv_chain(py::module_& module);
 void define_stem(py::module_& module);
 void define_head(py::module_& module);
+void define_network(py::module_& module);
 
 }  // namespace resnet_fused::emulated

@@ -162,4 +162,5 @@ PYBIND11_MODULE(_emulated, module) {
   emulated::define_conv_chain(module);
   emulated::define_stem(module);
   emulated::define_head(module);
+  emulated::define_network(module);
 }

@@ -76,6 +76,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         *_COMMON,
         "csrc/bindings/conv_bn_act.cpp",
         "csrc/device/conv_loader.h",
+        "csrc/device/conv_tile.h",
         "csrc/device/conv_types.h",
         "csrc/device/conv_window.h",
         "csrc/device/dependent.h",
