@@ -339,15 +339,22 @@ OWN = {"network": ("network_sm80.cuh", "grid_barrier.h")}
 @functools.cache
 def found(op: str) -> dict[Mutant, list[Trial]]:
     """Every mutant of an op's kernels, with the trials that reach it. Clean runs pass."""
-    return reached(TRIALS[op]())
+    return reached(TRIALS[op](), OWN.get(op, ""))
 
 
-def reached(trials: Iterable[Trial]) -> dict[Mutant, list[Trial]]:
-    """Every mutant that trials reach, with those that do. Clean runs pass."""
+def reached(
+    trials: Iterable[Trial], files: str | tuple[str, ...] = ""
+) -> dict[Mutant, list[Trial]]:
+    """Every mutant that trials reach, with those that do. Clean runs pass.
+
+    Args:
+        trials: of one op.
+        files: how the names of the files end that count; "" for all.
+    """
     made: dict[Mutant, list[Trial]] = {}
     for trial in trials:
         for site in trial.run()["sites"]:
-            if not site["file"].endswith(OWN.get(op, "")):
+            if not site["file"].endswith(files):
                 continue
             for fault in site["faults"]:
                 mutant = Mutant(site["file"], site["line"], site["instruction"], fault)
