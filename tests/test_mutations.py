@@ -62,6 +62,6 @@ def test_every_kernel_file_takes_part_with_many_kinds_of_fault():
     reached = [mutant for op in OPS for mutant in mutants.found(op)]
     assert len({mutant.fault for mutant in reached}) >= 12
     device = {path.name for path in Path(mutants.ROOT, "csrc/kernels").glob("*_sm*.cuh")}
-    # An op's kernel with windows is one more of the op; its faults have files of their own.
+    # What shares an op's kernel, or is one more of it, has a file of its own (*_faults.py).
     ops = {name.rsplit("_", 1)[0].removesuffix("_window") for name in device}
-    assert ops == set(OPS) == set(emulated.DTYPES) | {"network"}
+    assert ops == set(OPS) == set(emulated.DTYPES) - {"conv_bn_act_fp8"} | {"network"}
