@@ -336,13 +336,7 @@ def trials() -> list[Trial]:
 @functools.cache
 def found() -> dict[Mutant, list[Trial]]:
     """Every mutant, with the trials that reach it. Clean runs pass."""
-    reached: dict[Mutant, list[Trial]] = {}
-    for trial in trials():
-        for site in trial.run()["sites"]:
-            for fault in site["faults"]:
-                mutant = Mutant(site["file"], site["line"], site["instruction"], fault)
-                reached.setdefault(mutant, []).append(trial)
-    return dict(sorted(reached.items()))
+    return mutants.reached(trials())
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
