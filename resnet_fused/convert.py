@@ -80,10 +80,10 @@ def _has_layer(container: nn.Module) -> bool:
     return any(
         type(first) is nn.Conv2d and _blocks.is_norm(second)
         for first, second in itertools.pairwise(children)
-    ) or any(_is_block(child) for child in children)
+    ) or any(is_block(child) for child in children)
 
 
-def _is_block(module: nn.Module) -> bool:
+def is_block(module: nn.Module) -> bool:
     """Whether a module is a residual block, fused or about to be."""
     kind = type(module)
     fused = _fused_classes(kind.__module__.partition(".")[0]).get(kind)

@@ -23,7 +23,7 @@ def names(source: str) -> list[str]:
 
         return timm.list_models()
     if source == "rf":
-        return models.list_models()
+        return [*models.list_models(), *models.cifar.list_models()]
     import torchvision
 
     return torchvision.models.list_models(module=torchvision.models)
@@ -57,10 +57,11 @@ def build(name: str, **arguments: Any) -> nn.Module:
     if source not in SOURCES or short not in names(source):
         raise ValueError(
             f"name is {name!r}; accepted is a network of torchvision, timm:NAME, or one of "
-            f"{', '.join(models.list_models())}"
+            f"rf:NAME of {', '.join(names('rf'))}"
         )
     if source == "rf":
-        return models.get_model(short, **arguments)
+        own = models.cifar if short in models.cifar.list_models() else models
+        return own.get_model(short, **arguments)
     if source == "timm":
         import timm
 

@@ -6,9 +6,11 @@ import click
 
 from resnet_fused.cli._errors import Group
 from resnet_fused.cli.bench import bench
+from resnet_fused.cli.evaluate import evaluate
 from resnet_fused.cli.explain import explain
 from resnet_fused.cli.info import info
 from resnet_fused.cli.predict import predict
+from resnet_fused.cli.train import train
 from resnet_fused.cli.tune import tune
 from resnet_fused.cli.verify import verify
 
@@ -24,5 +26,5 @@ def main() -> None:
     """
 
 
-for command in (info, verify, bench, tune, explain, predict):
+for command in (info, verify, bench, tune, explain, predict, train, evaluate):
     main.add_command(command)

@@ -59,7 +59,7 @@ def load(name: str, weights: str | None = None, *, quiet: bool = True) -> Networ
     """
     check_name(name)
     source, _, short = name.rpartition(":")
-    if weights is not None and _is_file(weights):
+    if weights is not None and is_file(weights):
         state = read_state_dict(Path(weights))
         # A head of another size is a fine-tuned network, not another architecture.
         head = state.get("fc.weight")
@@ -177,7 +177,8 @@ def check_name(full: str) -> None:
     )
 
 
-def _is_file(weights: str) -> bool:
+def is_file(weights: str) -> bool:
+    """Whether --weights names a file, not published weights."""
     # The suffix counts as well: a misspelt path is a missing file, not a misspelt name.
     return os.path.exists(weights) or os.sep in weights or weights.lower().endswith(SUFFIXES)
 

@@ -8,6 +8,8 @@ maps of side 32, 16 and 8, global average pooling, a classifier; shortcuts witho
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -98,3 +100,19 @@ def cifar_resnet20(*, num_classes: int = 10, in_channels: int = 3) -> CifarResNe
         ValueError: an argument that is not at least 1.
     """
     return CifarResNet(20, num_classes, in_channels)
+
+
+def list_models() -> list[str]:
+    """The names of the networks for small images."""
+    return ["cifar_resnet20"]
+
+
+def get_model(name: str, **arguments: Any) -> CifarResNet:
+    """Build a network for small images by name; the arguments are its factory's.
+
+    Raises:
+        ValueError: unknown name, or an argument that the factory refuses.
+    """
+    if name not in list_models():
+        raise ValueError(f"name: got {name!r}, accepted is one of {', '.join(list_models())}")
+    return globals()[name](**arguments)

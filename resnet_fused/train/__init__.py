@@ -1,0 +1,15 @@
+"""Training: recipes, the loop, checkpoints, what is written down; one process or many."""
+
+from resnet_fused.train.checkpoint import CheckpointError
+from resnet_fused.train.processes import ProcessError
+from resnet_fused.train.recipe import Recipe, RecipeError
+from resnet_fused.train.settings import Settings, TrainingError
+
+__all__ = [
+    "CheckpointError",
+    "ProcessError",
+    "Recipe",
+    "RecipeError",
+    "Settings",
+    "TrainingError",
+]

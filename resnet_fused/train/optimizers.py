@@ -1,0 +1,66 @@
+"""The optimizer of a recipe, and its learning rate as a function of the step alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from resnet_fused.train import recipe as recipes
+
+
+def build(model: nn.Module, settings: recipes.Optimizer) -> Optimizer:
+    """Makes the optimizer of a model's parameters.
+
+    Args:
+        model: on its device already.
+        settings: of the recipe.
+    """
+    decayed, plain = [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            weight = name == "weight" and isinstance(module, nn.Conv2d | nn.Linear)
+            (decayed if weight or settings.decay_all else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}]
+    if plain:
+        groups.append({"params": plain, "weight_decay": 0.0})
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr)
+    if settings.name == "lars":
+        from timm.optim import Lars
+
+        return Lars(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    return torch.optim.SGD(
+        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov
+    )
+
+
+def factor(schedule: recipes.Schedule, step: int, in_epoch: int, steps: int) -> float:
+    """The learning rate at a step, as a factor of the optimizer's.
+
+    Args:
+        schedule: of the recipe.
+        step: from 0 on.
+        in_epoch: steps of an epoch.
+        steps: of the run.
+    """
+    warmup = schedule.warmup_epochs * in_epoch
+    if step < warmup:
+        return schedule.warmup_start + (1 - schedule.warmup_start) * (step + 1) / (warmup + 1)
+    if schedule.name == "step":
+        passed = sum(step >= milestone * in_epoch for milestone in schedule.milestones)
+        return schedule.gamma**passed
+    if schedule.name == "cosine":
+        done = (step - warmup) / max(steps - warmup, 1)
+        return schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Sets the learning rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
