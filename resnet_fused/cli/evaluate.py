@@ -258,7 +258,8 @@ def _forward(
         flat = flat.contiguous(memory_format=torch.channels_last)
         if engine is None:
             engine = rf.freeze(model, flat, input_norm=norm)
-        logits = engine(flat).float()
+        with torch.inference_mode():
+            logits = engine(flat).float()
         if not ten:
             return logits
         # The mean of ten softmaxes; its logarithm has the same order, and is a softmax's input.

@@ -96,7 +96,7 @@ class Scores:
 def evaluate(
     forward: Callable[[Tensor], Tensor], batches: Iterable[Any], classes: int,
     device: torch.device, total: Callable[[Tensor], Tensor] = lambda value: value,
-    seen: Callable[[int], None] = lambda images: None,
+    seen: Callable[[int], None] = lambda images: None, ended: Callable[[], None] = lambda: None,
 ) -> tuple[Score, list[str]]:  # fmt: skip
     """Runs a network over labelled images.
 
@@ -106,14 +106,15 @@ def evaluate(
         classes: how many there are.
         device: where it computes.
         total: as of `Scores.result`.
-        seen: called with each batch's images.
+        seen: called with the number of each batch's images.
+        ended: called behind the last batch, before anything is added up over processes.
 
     Returns:
         The score, and a message on each image that could not be read; those are not counted.
     """
     scores = Scores(classes, device)
     problems: list[str] = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for images, labels, left in batches:
             problems += left
             seen(len(labels) + len(left))
@@ -121,4 +122,5 @@ def evaluate(
                 continue
             moved = images.to(device, non_blocking=True)
             scores.add(forward(moved), labels.to(device, non_blocking=True))
+        ended()
     return scores.result(total), problems

@@ -282,7 +282,7 @@ class Trainer:
         batch = max(recipe.batch_size // processes.world, 1)
         batches = loading.shares(len(samples), batch, processes.rank, processes.world)
         model.eval()
-        calls = 0
+        most, calls = processes.most(len(batches)), 0
 
         def forward(images: Tensor) -> Tensor:
             nonlocal calls
@@ -290,18 +290,18 @@ class Trainer:
             with self._autocast():
                 return model(self.normalised(images))
 
+        def fill() -> None:
+            # Every call is everyone's: who has fewer images would be waited for without end.
+            idle = torch.zeros(1, source.channels, size, size, dtype=torch.uint8)
+            for _ in range(most - calls if self.state.sharded else 0):
+                forward(idle.to(self.device))
+
         score, problems = evaluate(
             forward,
             loading.loader(samples, batches, workers=min(self.settings.workers, 4)),
-            len(source.classes), self.device, processes.sum,
+            len(source.classes), self.device, processes.sum, ended=fill,
         )  # fmt: skip
         self._skip(problems)
-        if self.state.sharded:
-            # Every call is everyone's: who has fewer images would be waited for without end.
-            idle = torch.zeros(1, source.channels, size, size, dtype=torch.uint8)
-            with torch.inference_mode():
-                for _ in range(processes.most(calls) - calls):
-                    forward(idle.to(self.device))
         epoch = self.state.step // self.in_epoch
         self.outcome.test = score.record()
         better = score.record()["top1"] > self.outcome.best.get("top1", -1.0)

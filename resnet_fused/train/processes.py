@@ -122,6 +122,26 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def _in_rank_order(processes: Processes, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """The mean of a bucket's gradients, added in the order of the ranks.
+
+    A ring adds each place of a bucket in an order of its own, and the places change behind the
+    first step: three processes that go on in the middle of a run would not find the same bits.
+    """
+    own = bucket.buffer()
+    parts = [torch.empty_like(own) for _ in range(processes.world)]
+    work = dist.all_gather(parts, own, async_op=True)
+    assert work is not None
+
+    def mean(_: object) -> Tensor:
+        total = own.copy_(parts[0])
+        for part in parts[1:]:
+            total += part
+        return total.div_(processes.world)
+
+    return work.get_future().then(mean)
+
+
 def spread(
     model: nn.Module, processes: Processes, parallel: str, precision: torch.dtype | None
 ) -> nn.Module:
@@ -136,13 +156,18 @@ def spread(
     if processes.world == 1:
         return model
     if parallel == "ddp":
-        devices = [processes.device] if processes.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, devices)
+        if processes.device.type == "cuda":
+            return nn.parallel.DistributedDataParallel(model, [processes.device])
+        spread = nn.parallel.DistributedDataParallel(model)
+        # It reads a hook's annotations, and takes none that are text.
+        spread.register_comm_hook(processes, lambda state, bucket: _in_rank_order(state, bucket))
+        return spread
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     from resnet_fused.convert import is_block
 
+    model.to(memory_format=torch.contiguous_format)  # it takes no other parameters
     mesh = init_device_mesh(processes.device.type, (processes.world,))
     policy = MixedPrecisionPolicy() if precision is None else MixedPrecisionPolicy(precision)
     for block in [module for module in model.modules() if is_block(module)]:

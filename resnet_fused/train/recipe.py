@@ -23,7 +23,7 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used; the message names the entry, what is wrong, what is accepted."""
+    """A recipe that cannot be used; the message names the entry and what is accepted."""
 
 
 class Optimizer(BaseModel):

@@ -47,16 +47,21 @@ class State:
     def __init__(self, model: nn.Module, settings: Settings, processes: Processes) -> None:
         recipe = settings.recipe
         self.autocast = DTYPES[recipe.precision]
-        if recipe.sync_batchnorm and processes.world > 1:
+        joined = recipe.sync_batchnorm and processes.world > 1
+        self.sharded = settings.parallel == "fsdp" and processes.world > 1
+        if joined and self.sharded:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.ema = (
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
             if recipe.ema is not None
             else None
         )
-        self.sharded = settings.parallel == "fsdp" and processes.world > 1
         self.model = model
         self.spread = spread(model, processes, settings.parallel, self.autocast)
+        if joined and not self.sharded:
+            # DistributedDataParallel would refuse such modules on the CPU, where PyTorch's do not
+            # run; the fused layers do. The new modules hold the same parameters and buffers.
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.optimizer: Optimizer = optimizers.build(model, recipe.optimizer)
         self.scaler = torch.amp.GradScaler(
             processes.device.type, enabled=recipe.precision == "float16"
