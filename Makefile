@@ -34,7 +34,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n $(WORKERS) $(PYTEST_ARGS
 # Stamps carry a hash of what they were made from, so a change of content, and nothing else, redoes them.
 hash = $(shell cat $(1) 2>/dev/null | cksum | cut -d' ' -f1)
 CSRC := $(sort $(shell find csrc -type f)) CMakeLists.txt setup.py tools/toolchain.py
-PACKAGE := $(sort $(shell find resnet_fused -type f -name '*.py' -o -type f -name '*.html'))
+PACKAGE := $(sort $(shell find resnet_fused -type f -name '*.py' -o -type f -name '*.html' -o -type f -name '*.toml'))
 ARCHS_HASH := $(shell printf '%s' '$(ARCHS) $(RESNET_FUSED_NO_CUDA)' | cksum | cut -d' ' -f1)
 ENV_STAMP := $(VENV)/.stamp-env-$(call hash,$(NEEDS))
 WHEELS := build/wheel

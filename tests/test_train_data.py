@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -141,10 +142,10 @@ def test_several_ranks_take_what_one_would():
     whole = list(loading.Steps(50, 12, 3, 7))
     for world in (2, 3):
         parts = [list(loading.Steps(50, 12, 3, 7, rank, world)) for rank in range(world)]
-        assert [sum(step, []) for step in zip(*parts, strict=True)] == whole
+        assert [list(chain(*step)) for step in zip(*parts, strict=True)] == whole
     assert len(whole) == 12
     for epoch in range(3):
-        keys = sum(whole[4 * epoch : 4 * epoch + 4], [])
+        keys = list(chain(*whole[4 * epoch : 4 * epoch + 4]))
         assert {key[0] for key in keys} == {epoch}
         assert len({key[1] for key in keys}) == 48
     assert whole[0] != whole[4], "each epoch has an order of its own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -83,7 +84,7 @@ def test_steps_are_taken_at_the_milestones():
 
 def test_a_warm_up_rises_in_a_line_and_never_beyond():
     found = factors(name="constant", warmup_epochs=2, warmup_start=0.2)
-    rise = [b - a for a, b in zip(found[:8], found[1:9], strict=True)]
+    rise = [b - a for a, b in itertools.pairwise(found[:9])]
     assert rise == pytest.approx([0.8 / 9] * 8)
     assert found[8:] == [1.0] * 16
     assert max(factors(name="cosine", warmup_epochs=2)) <= 1
@@ -94,7 +95,7 @@ def test_norms_and_biases_are_decayed_only_where_asked():
     whole = optimizers.build(model, recipe.Optimizer(weight_decay=0.5))
     assert [group["weight_decay"] for group in whole.param_groups] == [0.5]
     parted = optimizers.build(model, recipe.Optimizer(weight_decay=0.5, decay_all=False))
-    decayed, plain = ([p for p in group["params"]] for group in parted.param_groups)
+    decayed, plain = (list(group["params"]) for group in parted.param_groups)
     assert [group["weight_decay"] for group in parted.param_groups] == [0.5, 0.0]
     assert all(p.dim() > 1 for p in decayed)
     assert all(p.dim() == 1 for p in plain)

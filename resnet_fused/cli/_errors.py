@@ -19,6 +19,7 @@ OPTIONAL = {
     "sklearn": "scikit-learn",
     "scipy": "scipy",
     "safetensors": "safetensors",
+    "pydantic": "pydantic",
     "jsonschema": "jsonschema",
 }
 

@@ -138,7 +138,7 @@ def _of_run(run: Path, options: dict[str, Any]) -> Subject:
     model = network.build(made, source, torch.device("cpu"))
     file = options["weights"]
     state, name = (_models.read_state_dict(Path(file)), file) if file is not None else _trained(run)
-    network.begin_with(model, state, name, new_head=False)
+    network.begin_with(model, state, name)
     size = options["size"] or recipe.eval_size or recipe.size
     resize = options["resize"] or max(recipe.eval_resize or size, size)
     channels = network.channels_of(made.model, source)
@@ -175,7 +175,7 @@ def _named(options: dict[str, Any]) -> Subject:
         with user_errors():
             model = network.build(made, source, torch.device("cpu"))
         state = _models.read_state_dict(Path(weights))
-        network.begin_with(model, state, weights, new_head=False)
+        network.begin_with(model, state, weights)
         channels, where, shorter = network.channels_of(name, source), f"from '{weights}'", None
     else:
         found = _models.load(name, weights, quiet=options["as_json"])

@@ -72,14 +72,16 @@ def build(settings: Settings, source: Source, device: torch.device) -> nn.Module
     return model.to(device).to(memory_format=torch.channels_last)
 
 
-def begin_with(model: nn.Module, state: Mapping[str, Tensor], name: str, *, new_head: bool) -> None:
+def begin_with(
+    model: nn.Module, state: Mapping[str, Tensor], name: str, *, new_head: bool | None = None
+) -> None:
     """Fills a network from weights of its architecture.
 
     Args:
         model: of `build`.
         state: a state_dict.
         name: of the file, for messages.
-        new_head: leave out what belongs to the classifier.
+        new_head: leave out what belongs to the classifier; None where that cannot be asked for.
 
     Raises:
         TrainingError: weights of another architecture, or of other classes.
@@ -89,9 +91,10 @@ def begin_with(model: nn.Module, state: Mapping[str, Tensor], name: str, *, new_
     taken = {key: value for key, value in state.items() if not (new_head and key.startswith(head))}
     shapes = [key for key in own if key in taken and own[key].shape != taken[key].shape]
     if shapes and all(key.startswith(head) for key in shapes):
+        hint = "" if new_head is None else "; --new-head begins with a new one"
         raise TrainingError(
             f"--weights: '{name}' has a classifier of {len(state[shapes[0]])} classes, the data "
-            f"has {len(own[shapes[0]])}; --new-head begins with a new one"
+            f"has {len(own[shapes[0]])}{hint}"
         )
     missing = [
         key for key in own
