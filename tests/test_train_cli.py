@@ -119,6 +119,17 @@ def test_what_cannot_be_used_is_named_before_anything_is_written(folder, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_the_loader_alone_is_measured_and_writes_nothing(folder):
+    line = ["train", MODEL, "--data", f"imagefolder:{folder}", "--recipe", "digits",
+            "--set", "size=16", "--batch-size", 4, "--epochs", 3, "--workers", 1]  # fmt: skip
+    record = as_json(*line, "--loader-only", 0.01)
+    assert record["images"] % 4 == 0
+    assert record["images_per_second"] == pytest.approx(record["images"] / record["seconds"])
+    assert record["workers"] == 1
+    assert "images/s from the loader alone" in run(*line, "--loader-only", 0).stdout
+    assert "--output" in run(*line, code=2).stderr
+
+
 def test_an_unknown_model_is_named(tmp_path):
     result = run("train", "resnet51", "--data", "digits", "--output", tmp_path / "run", code=2)
     assert "resnet50" in result.stderr

@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import torch
 import train_ranks as ranks
@@ -138,6 +140,50 @@ def test_the_same_command_under_torchrun(tmp_path):
     record = json.loads(done.stdout)
     assert (record["step"], record["test"]["images"]) == (3, 6)
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def kill_a_rank(agent, run, lines):
+    """Waits for so many lines of metrics, then kills one of torchrun's processes."""
+    file = run / "metrics.jsonl"
+    while agent.poll() is None:
+        if file.exists() and file.read_bytes().count(b"\n") >= lines:
+            break
+        time.sleep(0.02)
+    ranks_of_it = psutil.Process(agent.pid).children()
+    victim = max(ranks_of_it, key=lambda process: process.pid)
+    victim.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_rank_that_dies_ends_all_or_all_begin_again(tmp_path, restarts):
+    folder = runs.picture_folder(tmp_path / "data")
+    arguments = [
+        "rf:cifar_resnet20", "--data", f"imagefolder:{folder}", "--recipe", "digits",
+        "--set", "size=16", "--batch-size", 4, "--epochs", 6, "--workers", 0, "--no-tensorboard",
+        "--save-every", 2, "--log-every", 1, "--resume", "--timeout", 60,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = command(2, *arguments, "--output", tmp_path / "run")
+    line[3:3] = ["--max-restarts", str(restarts)]
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as agent:
+        kill_a_rank(agent, tmp_path / "run", 4)
+        _, stderr = agent.communicate(timeout=200)
+    if not restarts:
+        assert agent.returncode != 0
+        assert checkpoint.newest(tmp_path / "run") is not None
+        assert not (tmp_path / "run" / FINAL).exists()
+        return
+    assert agent.returncode == 0, stderr
+    done = subprocess.run(
+        command(2, *arguments, "--output", tmp_path / "whole"),
+        capture_output=True, text=True, timeout=200, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = [(tmp_path / name / journal.METRICS).read_bytes() for name in ("run", "whole")]
+    assert metrics[0] == metrics[1]
 
 
 def test_a_port_in_use_is_named(tmp_path):

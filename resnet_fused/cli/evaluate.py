@@ -232,7 +232,8 @@ def _test(
             progress(done, len(samples), f"{rate:.1f} images/s")
 
         classes = len(subject.data.classes)
-        score, skipped = evaluation.evaluate(forward, batches, classes, device, seen=seen)
+        moved = loading.on_device(batches, device)
+        score, skipped = evaluation.evaluate(forward, moved, classes, device, seen=seen)
     if skipped and options["on_error"] == "stop":
         raise ImageError(skipped[0])
     return score, skipped, time.perf_counter() - begun

@@ -30,7 +30,7 @@ TIMEOUT = 600
     "synthetic[:CLASSES], for speed only.",
 )  # fmt: skip
 @click.option(
-    "--output", required=True, type=click.Path(path_type=Path), metavar="FOLDER",
+    "--output", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Checkpoints, metrics, curves and weights go here.",
 )  # fmt: skip
 @click.option(
@@ -85,6 +85,10 @@ TIMEOUT = 600
               help="Show this run's curves too, in the page. May be repeated.")  # fmt: skip
 @click.option("--tensorboard/--no-tensorboard", default=True, show_default=True,
               help="Write event files.")  # fmt: skip
+@click.option(
+    "--loader-only", type=click.FloatRange(min=0), metavar="SECONDS",
+    help="Load images so long and train nothing: how fast do they come? Nothing is written.",
+)  # fmt: skip
 @click.option("--download", is_flag=True, help="Fetch CIFAR where it is missing.")
 @device_option
 @json_option
@@ -102,6 +106,8 @@ def train(ctx: click.Context, **options: Any) -> None:
     SIGTERM and Ctrl-C save a checkpoint first; exit codes 143 and 130.
     """
     check_environment()
+    if options["output"] is None and options["loader_only"] is None:
+        raise UserError("--output: give the run a folder")
     device = torch_device(options["device"])
     from resnet_fused.data.images import ImageError
     from resnet_fused.train import CheckpointError, ProcessError, TrainingError, processes
@@ -110,6 +116,8 @@ def train(ctx: click.Context, **options: Any) -> None:
     try:
         with processes.joined(device, options["timeout"]) as found:
             outcome = _run(found, options)
+            if outcome is None:
+                return
     except (TrainingError, CheckpointError, ProcessError, ImageError) as error:
         raise UserError(str(error)) from error
     if found.first:
@@ -124,7 +132,8 @@ class _Lines(logging.Handler):
         click.echo(f"note: {record.getMessage()}", err=True)
 
 
-def _run(processes: Processes, options: dict[str, Any]) -> Outcome:
+def _run(processes: Processes, options: dict[str, Any]) -> Outcome | None:
+    """Trains; or loads alone, if that is asked for."""
     from resnet_fused.cli import _models
     from resnet_fused.data.sources import open_source
     from resnet_fused.train import loop, network, recipe, settings
@@ -148,6 +157,12 @@ def _run(processes: Processes, options: dict[str, Any]) -> Outcome:
     if told.weights is not None:
         state = _models.read_state_dict(Path(told.weights))
         network.begin_with(model, state, told.weights, new_head=told.new_head)
+    if options["loader_only"] is not None:
+        trainer = loop.Trainer(
+            told, source, model, processes, Path(), network.channels_of(told.model, source)
+        )
+        _say_loading(trainer.load(options["loader_only"]), told.workers, processes, options)
+        return None
     if processes.first:
         identity = told.identity() | {"classes": list(source.classes), "images": len(source.train)}
         settings.begin(run, identity, resume=options["resume"])
@@ -159,6 +174,23 @@ def _run(processes: Processes, options: dict[str, Any]) -> Outcome:
             network.channels_of(told.model, source), progress,
         )  # fmt: skip
         return trainer.train()
+
+
+def _say_loading(
+    found: dict[str, float], workers: int, processes: Processes, options: dict[str, Any]
+) -> None:
+    """Of all processes together."""
+    rates = processes.gather(found["images_per_second"])
+    if not processes.first:
+        return
+    if options["as_json"]:
+        echo_json({**found, "images_per_second": sum(rates), "workers": workers,
+                   "processes": len(rates)})  # fmt: skip
+        return
+    click.echo(
+        f"{sum(rates):.1f} images/s from the loader alone ({len(rates)} processes with {workers} "
+        f"workers each, {found['seconds']:.1f} s)"
+    )
 
 
 def _short(options: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ an epoch, with another number of workers, sees what it would have seen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from resnet_fused.data.augment import Transform
 from resnet_fused.data.images import ImageError
 from resnet_fused.data.sources import Images
+from resnet_fused.data.stream import ahead, end_workers, in_worker, is_dead_worker
 
 ON_ERROR = ("replace", "leave out")
 Key = tuple[int, int]
 """An epoch, and the number of an image."""
 Item = tuple[Tensor | None, int, list[str]]
+Batch = tuple[Tensor | None, Tensor, list[str]]
 
 
 def seed_of(*numbers: int) -> int:
@@ -69,8 +71,8 @@ class Samples(Dataset[Any]):
         """An image, its class, and a message on each that could not be read."""
         epoch, index = key
         problems: list[str] = []
-        for ahead in range(len(self.images)):
-            at = (index + ahead) % len(self.images)
+        for further in range(len(self.images)):
+            at = (index + further) % len(self.images)
             try:
                 image, label = self.images[at]
             except ImageError as error:
@@ -154,11 +156,62 @@ def loader(
     """
     return DataLoader(
         samples, batch_sampler=batches, num_workers=workers, pin_memory=pin,
-        collate_fn=_collate, prefetch_factor=4 if workers else None,
+        collate_fn=_collate, prefetch_factor=4 if workers else None, worker_init_fn=in_worker,
     )  # fmt: skip
 
 
-def _collate(items: Sequence[Item]) -> tuple[Tensor | None, Tensor, list[str]]:
+def on_device(batches: DataLoader[Any], device: torch.device) -> Generator[Batch, None, None]:
+    """The loader's batches, on the device; for a GPU the next ones are copied meanwhile.
+
+    Args:
+        batches: of `loader`, with pinned memory for a GPU.
+        device: where they go.
+
+    Yields:
+        Images or None, classes, messages.
+
+    Raises:
+        ImageError: a decoding process died.
+    """
+    loaded = iter(batches)
+    try:
+        if device.type == "cuda":
+            yield from _copied(loaded, device)
+        else:
+            yield from loaded
+    except RuntimeError as error:
+        if not is_dead_worker(error):
+            raise
+        raise ImageError(
+            f"workers: a decoding process died ({str(error).strip()}); fewer need less memory"
+        ) from error
+    finally:
+        end_workers(loaded)
+
+
+def _copied(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    side = torch.cuda.Stream(device)
+
+    def enqueue(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        images, labels, problems = batch
+        with torch.cuda.stream(side):
+            moved = None if images is None else images.to(device, non_blocking=True)
+            copied = moved, labels.to(device, non_blocking=True), problems
+            ready = torch.cuda.Event()
+            ready.record(side)
+        return copied, ready
+
+    for (images, labels, problems), ready in ahead(loaded, enqueue):
+        here = torch.cuda.current_stream(device)
+        here.wait_event(ready)
+        for tensor in (images, labels):
+            if tensor is not None:
+                # Its memory belongs to the side stream, which must not take it back in between.
+                tensor.record_stream(here)
+        yield images, labels, problems
+
+
+def _collate(items: Sequence[Item]) -> Batch:
     """Images [N, C, H, W], or None where none could be read; classes [N]; messages."""
     found = [(image, label) for image, label, _ in items if image is not None]
     problems = [problem for _, _, some in items for problem in some]

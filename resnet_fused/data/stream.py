@@ -223,7 +223,7 @@ class ImageStream:
             batch_size=self.batch_size,
             num_workers=self.workers,
             collate_fn=_Collate(self.batch_size if self.pad else 0),
-            worker_init_fn=_in_worker,
+            worker_init_fn=in_worker,
             pin_memory=self.device.type == "cuda",
         )
         # Outside of the generator below, which would start them with the first `next` only.
@@ -241,7 +241,7 @@ class ImageStream:
                     yield Batch(entries[:bad], images if whole else images[:bad])
                 raise ImageError(entries[bad].error)
         finally:
-            _end(loaded)
+            end_workers(loaded)
 
     def _watched(self, loaded: Iterator[_Loaded]) -> Iterator[_Loaded]:
         """The batches of one shape; a dead worker becomes an error that says how far it came."""
@@ -422,7 +422,7 @@ class _Collate:
         return _Loaded(entries, shapes, torch.stack(images))
 
 
-def _end(loaded: Iterator[_Loaded]) -> None:
+def end_workers(loaded: Iterator[Any]) -> None:
     """Ends the workers now.
 
     As long as they are known to torch, its handler of SIGCHLD raises for one that died, whatever
@@ -446,7 +446,8 @@ def is_dead_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith(_DEAD_WORKER)
 
 
-def _in_worker(_: int) -> None:
+def in_worker(_: int) -> None:
+    """What a decoding process does first."""
     # Ctrl-C reaches the whole process group; the parent ends its workers, without their tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process has its parent's handler

@@ -102,7 +102,7 @@ def evaluate(
 
     Args:
         forward: uint8 images [N, C, H, W] on the device -> logits [N, classes].
-        batches: of `resnet_fused.data.loading.loader`.
+        batches: of `resnet_fused.data.loading.on_device`.
         classes: how many there are.
         device: where it computes.
         total: as of `Scores.result`.
@@ -120,7 +120,6 @@ def evaluate(
             seen(len(labels) + len(left))
             if images is None:
                 continue
-            moved = images.to(device, non_blocking=True)
-            scores.add(forward(moved), labels.to(device, non_blocking=True))
+            scores.add(forward(images), labels)
         ended()
     return scores.result(total), problems

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,39 @@ class Trainer:
                     self.run, places, self.state.step, tensorboard=self.settings.tensorboard
                 )
                 stack.callback(self.journal.close)
-            self._loop(self._batches())
+            self._loop(stack.enter_context(closing(self._batches())))
             if first and not self.outcome.signal:
                 checkpoint.write_weights(self.run / FINAL, self.state.weights())
             elif self.state.sharded and not self.outcome.signal:
                 self.state.weights()
         self.outcome.step = self.state.step
         return self.outcome
+
+    def load(self, seconds: float) -> dict[str, float]:
+        """Loads batches and throws them away: how fast the images come without a network.
+
+        Args:
+            seconds: how long, at least; the first batch, for which workers start, is not counted.
+
+        Returns:
+            images, seconds, images_per_second: of this process.
+        """
+        count, begun = 0, 0.0
+        with closing(self._batches()) as batches:
+            for number, (images, _, problems) in enumerate(batches):
+                self._skip(problems)
+                if self.device.type == "cuda":
+                    torch.cuda.current_stream().synchronize()
+                now = time.perf_counter()
+                if number == 0:
+                    begun = now
+                    continue
+                count += len(images)
+                self.progress(count, self.steps * self.recipe.batch_size, "loading")
+                if now - begun >= seconds:
+                    break
+            passed = time.perf_counter() - begun
+        return {"images": count, "seconds": passed, "images_per_second": count / passed}
 
     def _loop(self, batches: Iterator[Any]) -> None:
         state, settings = self.state, self.settings
@@ -135,7 +162,7 @@ class Trainer:
     def _done(self) -> bool:
         return self.state.step == self.steps
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Generator[Any, None, None]:
         settings, processes = self.settings, self.processes
         transform = training_transform(self.recipe.augmentation, self.recipe.size)
         on_error = "replace" if settings.on_error == "skip" else "leave out"
@@ -144,9 +171,10 @@ class Trainer:
             len(samples), self.recipe.batch_size, self.recipe.epochs, settings.seed,
             processes.rank, processes.world, self.state.step,
         )  # fmt: skip
-        return iter(
-            loading.loader(samples, steps, workers=settings.workers, pin=self.device.type == "cuda")
+        batches = loading.loader(
+            samples, steps, workers=settings.workers, pin=self.device.type == "cuda"
         )
+        return loading.on_device(batches, self.device)
 
     def _step(self, batches: Iterator[Any]) -> None:
         state, recipe = self.state, self.recipe
@@ -154,8 +182,6 @@ class Trainer:
         with self.phases.phase("data"):
             images, labels, problems = next(batches)
             self._skip(problems)
-            images = images.to(self.device, non_blocking=True)
-            labels = labels.to(self.device, non_blocking=True)
         # What a model draws itself, as for dropout, depends on the step alone.
         seed = seed_of(self.settings.seed, state.step, rank, 2)
         torch.default_generator.manual_seed(seed)
@@ -290,6 +316,10 @@ class Trainer:
             with self._autocast():
                 return model(self.normalised(images))
 
+        loaded = loading.loader(
+            samples, batches, workers=min(self.settings.workers, 4), pin=self.device.type == "cuda"
+        )
+
         def fill() -> None:
             # Every call is everyone's: who has fewer images would be waited for without end.
             idle = torch.zeros(1, source.channels, size, size, dtype=torch.uint8)
@@ -298,7 +328,7 @@ class Trainer:
 
         score, problems = evaluate(
             forward,
-            loading.loader(samples, batches, workers=min(self.settings.workers, 4)),
+            loading.on_device(loaded, self.device),
             len(source.classes), self.device, processes.sum, ended=fill,
         )  # fmt: skip
         self._skip(problems)
