@@ -142,6 +142,13 @@ def exchange(words: Words, count: int) -> Words:
     return np.take_along_axis(memory, found[:, :, None], 1).reshape(len(words), -1)
 
 
+def handed(words: Words) -> Words:
+    """What lanes of the other block have handed over."""
+    given, lanes = words[:, :64], words[:, 64:].astype(int)
+    other = np.where(np.arange(64) < 32, 32, 0)
+    return np.take_along_axis(given, lanes + other, 1)
+
+
 def expected() -> dict[str, Callable[[Words], Words]]:
     """By kernel: input words -> output words."""
     loads = _each(lambda g, tensor: load(g, tensor, 4 * inputs.BOX))
@@ -161,4 +168,5 @@ def expected() -> dict[str, Callable[[Words], Words]]:
             f"shared_cluster_{4 * count}": lambda words, count=count: exchange(words, count)
             for count in (1, 2, 4)
         },
+        "mbarrier_cluster": handed,
     }

@@ -241,6 +241,12 @@ def exchanges(rng: np.random.Generator, cases: int, words: int) -> Words:
     return np.concatenate([values, to, found], axis=1).astype(np.uint32)
 
 
+def handed(rng: np.random.Generator, cases: int) -> Words:
+    """Words of two blocks' lanes, and whose word of the other block each reads."""
+    words = rng.integers(0, 1 << 32, (cases, 64), np.uint32)
+    return np.concatenate([words, rng.integers(0, 32, (cases, 64), np.uint32)], axis=1)
+
+
 def copies(rng: np.random.Generator, cases: int) -> dict[str, Words]:
     """Inputs of every kernel of csrc/driver/conformance_{tma,cluster}.cu, by its name.
 
@@ -268,4 +274,5 @@ def copies(rng: np.random.Generator, cases: int) -> dict[str, Words]:
         "bulk_copy": bulk_copies(rng, cases),
         "mbarrier": mbarriers(rng, cases),
         **{f"shared_cluster_{4 * words}": exchanges(fresh, cases, words) for words in (1, 2, 4)},
+        "mbarrier_cluster": handed(fresh, cases),
     }

@@ -1,5 +1,6 @@
-// Loads and stores in the shared memory of a cluster's blocks.
+// Loads and stores in the shared memory of a cluster's blocks, and arrivals at their mbarriers.
 #include "../ptx/cluster.h"
+#include "../ptx/mbarrier.h"
 #include "conformance.h"
 
 namespace resnet_fused::conformance {
@@ -35,6 +36,43 @@ struct Exchange {
   }
 };
 
+// Two blocks, a warp each: every lane hands a word to the other block, which reads it behind an
+// arrival that says so; then lanes arrive that say nothing.
+// input: [2, 32] words, [2, 32] lanes of the other block
+// output: [2, 32] words of those lanes
+struct Handed {
+  static constexpr uint32_t kBlocks = 2;
+  static constexpr int kInputWords = 128;
+  static constexpr int kOutputWords = 64;
+
+  static RF_DEVICE void run(const uint32_t* input, uint32_t* output) {
+    const uint32_t other = 1 - ptx::cluster_rank();
+    const uint32_t lane = 32 * ptx::cluster_rank() + threadIdx.x;
+    // An mbarrier for each arrival: a lane that is ahead may not end a phase that others wait for.
+    const auto barrier = [](uint32_t i) { return shared_base() + 8 * i; };
+    const ptx::SharedAddress words = barrier(4);
+    if (threadIdx.x == 0) {
+      for (uint32_t i = 0; i < 4; ++i) ptx::mbarrier_init(barrier(i), 32);
+      ptx::fence_mbarrier_init();
+    }
+    ptx::cluster_sync();
+    ptx::store_shared(words + 4 * threadIdx.x, load_word(input, lane));
+    ptx::mbarrier_arrive_cluster(ptx::cluster_address(barrier(0), other));
+    while (!ptx::mbarrier_try_wait_parity_cluster(barrier(0), 0)) {
+    }
+    const ptx::SharedAddress from = words + 4 * load_word(input, 64 + lane);
+    ptx::store_global(output + lane,
+                      ptx::load_shared_cluster<uint32_t>(ptx::cluster_address(from, other)));
+    ptx::mbarrier_arrive_cluster(ptx::cluster_address(barrier(1), other));
+    ptx::mbarrier_wait_parity_cluster(barrier(1), 0);
+    ptx::mbarrier_arrive_relaxed_cluster(ptx::cluster_address(barrier(2), other));
+    while (!ptx::mbarrier_try_wait_parity_relaxed(barrier(2), 0)) {
+    }
+    ptx::mbarrier_arrive_relaxed_cluster(ptx::cluster_address(barrier(3), other));
+    ptx::mbarrier_wait_parity_relaxed(barrier(3), 0);  // nobody reaches into a block that has left
+  }
+};
+
 template <class Body>
 __global__ void __launch_bounds__(32) cluster_kernel(const uint32_t* input,  // [cases, kInputWords]
                                                      uint32_t* output) {  // [cases, kOutputWords]
@@ -48,17 +86,17 @@ int launch_clusters_of(int cases, const uint32_t* input, uint32_t* output) {
                             Body::kBlocks, 32 * 16, nullptr, input, output);
 }
 
-template <class V>
-Instruction exchanges(const char* name) {
-  return {name, Exchange<V>::kInputWords,       Exchange<V>::kOutputWords, 32,
-          90,   launch_clusters_of<Exchange<V>>};
+template <class Body>
+Instruction of_cluster(const char* name) {
+  return {name, Body::kInputWords, Body::kOutputWords, 32, 90, launch_clusters_of<Body>};
 }
 
 }  // namespace
 
 std::vector<Instruction> cluster_instructions() {
-  return {exchanges<uint32_t>("shared_cluster_4"), exchanges<uint2>("shared_cluster_8"),
-          exchanges<uint4>("shared_cluster_16")};
+  return {of_cluster<Exchange<uint32_t>>("shared_cluster_4"),
+          of_cluster<Exchange<uint2>>("shared_cluster_8"),
+          of_cluster<Exchange<uint4>>("shared_cluster_16"), of_cluster<Handed>("mbarrier_cluster")};
 }
 
 }  // namespace resnet_fused::conformance

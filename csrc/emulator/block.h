@@ -68,6 +68,7 @@ struct FiberThread : Thread {
   std::vector<uint32_t> init_fences;   // and at each of those and of fence.mbarrier_init
   std::vector<std::vector<BulkStore>> bulk_groups;  // committed, oldest first
   std::vector<BulkStore> bulk_open;                 // in no group yet
+  std::vector<uint32_t> async_known;  // beside the warp's row: of what is asynchronous alone
   bool cluster_arrived = false;
   uint64_t cluster_phase = 0;
 };

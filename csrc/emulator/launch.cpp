@@ -147,6 +147,7 @@ void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_by
     thread.init_fences.clear();
     thread.bulk_groups.clear();
     thread.bulk_open.clear();
+    thread.async_known.clear();
     thread.cluster_arrived = false;
     thread.cluster_phase = 0;
     thread.fiber.prepare(fiber_main, &thread);

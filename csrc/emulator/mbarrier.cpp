@@ -15,13 +15,16 @@ void complete_if_due(Block& owner, MBarrier& barrier) {
   Grid& grid = *owner.grid;
   Clocks& clocks = owner.shared.clocks();
   ++grid.progress;
-  Clocks::join(barrier.released, barrier.clock);
-  if (barrier.released.size() <= static_cast<size_t>(barrier.column)) {
-    barrier.released.resize(static_cast<size_t>(barrier.column) + 1, 0);
+  for (int scope = 0; scope < kScopes; ++scope) {
+    std::vector<uint32_t>& released = barrier.released[scope];
+    Clocks::join(released, barrier.clock[scope]);
+    barrier.clock[scope].clear();
+    if (released.size() <= static_cast<size_t>(barrier.column)) {
+      released.resize(static_cast<size_t>(barrier.column) + 1, 0);
+    }
+    released[barrier.column] = clocks.epoch(barrier.column);
   }
-  barrier.released[barrier.column] = clocks.epoch(barrier.column);
   clocks.advance(barrier.column);
-  barrier.clock.clear();
   barrier.pending = barrier.count;
   ++barrier.phase;
   for (FiberThread* thread : barrier.waiting) {
@@ -45,6 +48,13 @@ void check_count(Site site, const char* instruction, uint32_t count) {
 
 void check_own(Site site, const char* instruction, const Block& owner) {
   if (&owner != self().block) fail(site, instruction, "an mbarrier of another block");
+}
+
+// The narrowest wait that learns of an arrival.
+Scope told(const Block& owner, const FiberThread& thread, Scope scope) {
+  if (scope == Scope::kNowhere) return scope;
+  if (thread.block == &owner) return Scope::kBlock;
+  return scope == Scope::kCluster ? scope : Scope::kNowhere;
 }
 
 bool complete(const MBarrier& barrier, Site site, const char* instruction, AwaitedPhase phase) {
@@ -169,7 +179,7 @@ void mbarrier_init_fence(Site) {
 }
 
 uint64_t mbarrier_arrive(Site site, const char* instruction, uint32_t address, uint32_t count,
-                         int64_t bytes) {
+                         int64_t bytes, Scope scope) {
   const Quiet quiet;
   FiberThread& thread = self();
   Block& owner = block_of_address(site, instruction, address);
@@ -186,8 +196,11 @@ uint64_t mbarrier_arrive(Site site, const char* instruction, uint32_t address, u
          std::to_string(count) + " arrivals too many: " + describe(barrier));
   }
   SharedMemory& own = thread.block->shared;
-  Clocks::join(barrier.clock, own.clocks().row(own.column(thread.warp)));
-  tell_release(&barrier.token);
+  scope = told(owner, thread, scope);
+  for (int i = static_cast<int>(scope); i < kScopes; ++i) {
+    Clocks::join(barrier.clock[i], own.clocks().row(own.column(thread.warp)));
+  }
+  if (scope != Scope::kNowhere) tell_release(&barrier.token);
   own.clocks().advance(own.column(thread.warp));  // what comes next is not part of the arrival
   barrier.pending -= count;
   complete_if_due(owner, barrier);
@@ -241,7 +254,7 @@ void mbarrier_complete_bytes(Site site, const char* instruction, uint32_t addres
 }
 
 bool mbarrier_wait(Site site, const char* instruction, uint32_t address, AwaitedPhase phase,
-                   bool sleeps) {
+                   bool sleeps, Scope scope) {
   const Quiet quiet;
   FiberThread& thread = self();
   Block& owner = block_of_address(site, instruction, address);
@@ -274,8 +287,11 @@ bool mbarrier_wait(Site site, const char* instruction, uint32_t address, Awaited
     }
   }
   Clocks& clocks = owner.shared.clocks();
-  clocks.learn(owner.shared.column(thread.warp), barrier.released);
+  const auto& released = barrier.released[static_cast<int>(Scope::kNowhere)];
+  if (owner.cluster->blocks.size() > 1) Clocks::join(thread.async_known, released);
   barrier.observed = std::max(barrier.observed, done ? seen : seen + 1);
+  if (scope == Scope::kNowhere) return true;
+  clocks.learn(owner.shared.column(thread.warp), barrier.released[static_cast<int>(scope)]);
   tell_acquire(&barrier.token);
   return true;
 }

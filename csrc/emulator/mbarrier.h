@@ -15,6 +15,13 @@ struct FiberThread;
 constexpr uint32_t kBarrierBytes = 8;
 constexpr int64_t kMostPending = (1 << 20) - 1;  // arrivals, and bytes either way
 
+// How far an arrival tells what its thread has read and written, and how far a wait learns that:
+// in their block, in the cluster, or (relaxed) nowhere. Whoever has waited at any scope may ask for
+// copies over what asynchronous instructions have written or read, where those who arrived had
+// waited for that.
+enum class Scope { kBlock, kCluster, kNowhere };
+constexpr int kScopes = 3;
+
 // ---- For the wrappers. Addresses are shared addresses, of another block through cluster_address.
 
 void mbarrier_init(Site site, uint32_t address, uint32_t count);
@@ -24,7 +31,7 @@ void mbarrier_init_fence(Site site);
 // Expects `bytes` more in this phase, then arrives `count` times (0: only expects). Returns the
 // state that names the phase.
 uint64_t mbarrier_arrive(Site site, const char* instruction, uint32_t address, uint32_t count,
-                         int64_t bytes);
+                         int64_t bytes, Scope scope = Scope::kBlock);
 void mbarrier_complete_bytes(Site site, const char* instruction, uint32_t address, int64_t bytes);
 
 // cp.async.mbarrier.arrive: arrives once when all copies (cp.async) that the thread has in flight
@@ -41,7 +48,7 @@ struct AwaitedPhase {
 // Whether that phase is complete; what happened before it is then seen by the thread. `sleeps`: the
 // thread sleeps until it is (try_wait), or looks and lets others run (test_wait).
 bool mbarrier_wait(Site site, const char* instruction, uint32_t address, AwaitedPhase phase,
-                   bool sleeps);
+                   bool sleeps, Scope scope = Scope::kBlock);
 
 // ---- For the runtime.
 
@@ -57,8 +64,8 @@ struct MBarrier {
   uint64_t landed_phase = 0;  // of the last copy that did, + 1
   int initialiser = 0;        // thread
   size_t init_fences = 0;     // that it had executed before
-  std::vector<uint32_t> clock;     // what the arrivals of this phase make visible
-  std::vector<uint32_t> released;  // what the complete phases make visible
+  std::vector<uint32_t> clock[kScopes];     // what this phase's arrivals make visible to waits
+  std::vector<uint32_t> released[kScopes];  // what the complete phases do
   std::vector<FiberThread*> waiting;
   char token = 0;  // ThreadSanitizer's
 };

@@ -194,21 +194,22 @@ void SharedMemory::read(Site site, const char* instruction, const Block& owner,
   }
 }
 
+void SharedMemory::check_async_readers(Site site, const char* instruction, const Block& owner,
+                                       const Seen& seen, uint32_t offset, uint32_t bytes) const {
+  if (readers_.empty()) return;
+  const AsyncReaders::Operation* reader = readers_.reading(seen, offset, bytes);
+  if (reader == nullptr) return;
+  const std::string waits = reader->waits.empty()
+                                ? "which nobody has waited for yet"
+                                : "with no barrier between the wait for that and this";
+  fail(ErrorKind::kRace, site, instruction,
+       "writes " + place(offset) + " and the following, read asynchronously for " +
+           who(owner, owner.rank, pack(0, reader->site_id, static_cast<uint32_t>(reader->thread))) +
+           ", " + waits);
+}
+
 void SharedMemory::check_readers(Site site, const char* instruction, const Block& owner,
                                  const Seen& seen, uint32_t offset, uint32_t bytes) const {
-  if (!readers_.empty()) {
-    const AsyncReaders::Operation* reader = readers_.reading(seen, offset, bytes);
-    if (reader != nullptr) {
-      const std::string waits = reader->waits.empty()
-                                    ? "which nobody has waited for yet"
-                                    : "with no barrier between the wait for that and this";
-      fail(ErrorKind::kRace, site, instruction,
-           "writes " + place(offset) + " and the following, read asynchronously for " +
-               who(owner, owner.rank,
-                   pack(0, reader->site_id, static_cast<uint32_t>(reader->thread))) +
-               ", " + waits);
-    }
-  }
   const uint32_t first_word = offset / kWordBytes;
   const uint32_t last_word = (offset + bytes - 1) / kWordBytes;
   for (int column = 0; column < clocks_->warps(); ++column) {
@@ -257,7 +258,9 @@ void SharedMemory::check_write_order(Site site, const char* instruction, const B
                " with no barrier between the two");
     }
   }
-  if (checking) check_readers(site, instruction, owner, seen, offset, bytes);
+  if (!checking) return;
+  check_async_readers(site, instruction, owner, seen, offset, bytes);
+  check_readers(site, instruction, owner, seen, offset, bytes);
 }
 
 void SharedMemory::write(Site site, const char* instruction, const Block& owner,
@@ -384,15 +387,22 @@ void SharedMemory::async_write(Site site, const char* instruction, const Block& 
   const Session& session = *owner.grid->session;
   const SharedMemory& home = issuer.block->shared;
   const std::vector<uint32_t> known = home.known_to(*issuer.block, {issuer.linear, 1});
+  // Of what is asynchronous relaxed waits have told as well.
+  std::vector<uint32_t> known_async = known;
+  Clocks::join(known_async, issuer.async_known);
   for (uint32_t i = offset; i < offset + bytes; ++i) {
     if (i > offset && written_[i] == written_[i - 1] && fences_[i] == fences_[i - 1]) continue;
     const bool landing = is_in_flight(i) || (is_written(i) && (written_[i] & kBarrier) != 0);
     if (!landing && !session.checking_proxies) continue;
-    const std::string what = refuse_async(owner, &issuer, known, i, true);
+    const bool async = (written_[i] & kAsync) != 0;
+    const std::string what = refuse_async(owner, &issuer, async ? known_async : known, i, true);
     if (!what.empty()) fail(ErrorKind::kState, site, instruction, what);
   }
   if (session.checking_races) {
-    check_readers(site, instruction, owner, home.seen(issuer), offset, bytes);
+    const Seen seen = home.seen(issuer);
+    check_async_readers(site, instruction, owner,
+                        {known_async.data(), seen.own_column, seen.own_epoch}, offset, bytes);
+    check_readers(site, instruction, owner, seen, offset, bytes);
   }
   const size_t slot = async_writer(site, instruction, column, barrier, false);
   async_writers_[slot].site_id = site_id;

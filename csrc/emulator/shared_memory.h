@@ -112,6 +112,8 @@ class SharedMemory {
                          const FiberThread& thread, uint32_t offset, uint32_t bytes) const;
   void check_readers(Site site, const char* instruction, const Block& owner, const Seen& seen,
                      uint32_t offset, uint32_t bytes) const;
+  void check_async_readers(Site site, const char* instruction, const Block& owner, const Seen& seen,
+                           uint32_t offset, uint32_t bytes) const;
   // Why the async proxy may not read a byte, or write over it; empty where it may. `sole`: the only
   // thread that issues the instruction, or null.
   std::string refuse_async(const Block& owner, const FiberThread* sole,

@@ -23,20 +23,22 @@ using emulator::Fault;
 
 constexpr uint32_t kBytesOff = 16;  // of kWrongBytes
 
-inline uint64_t arrive(emulator::Site site, const char* name, SharedAddress barrier,
-                       uint32_t count) {
+using emulator::Scope;
+
+inline uint64_t arrive(emulator::Site site, const char* name, SharedAddress barrier, uint32_t count,
+                       Scope scope = Scope::kBlock) {
   const Fault fault = emulator::fault_at(site, name, {Fault::kSkip, Fault::kWrongCount});
   if (fault == Fault::kSkip) return 0;
   if (fault == Fault::kWrongCount) ++count;
-  return emulator::mbarrier_arrive(site, name, barrier, count, 0);
+  return emulator::mbarrier_arrive(site, name, barrier, count, 0, scope);
 }
 
 inline uint64_t expect(emulator::Site site, const char* name, SharedAddress barrier, uint32_t count,
-                       uint32_t bytes) {
+                       uint32_t bytes, Scope scope = Scope::kBlock) {
   const Fault fault = emulator::fault_at(site, name, {Fault::kSkip, Fault::kWrongBytes});
   if (fault == Fault::kSkip) return 0;
   if (fault == Fault::kWrongBytes) bytes += kBytesOff;
-  return emulator::mbarrier_arrive(site, name, barrier, count, bytes);
+  return emulator::mbarrier_arrive(site, name, barrier, count, bytes, scope);
 }
 
 inline void arrive_behind_copies(emulator::Site site, const char* name, SharedAddress barrier,
@@ -46,13 +48,13 @@ inline void arrive_behind_copies(emulator::Site site, const char* name, SharedAd
 }
 
 inline bool wait(emulator::Site site, const char* name, SharedAddress barrier, AwaitedPhase phase,
-                 bool sleeps) {
+                 bool sleeps, Scope scope = Scope::kBlock) {
   const Fault fault = phase.by_parity
                           ? emulator::fault_at(site, name, {Fault::kSkip, Fault::kWrongParity})
                           : emulator::fault_at(site, name, {Fault::kSkip});
   if (fault == Fault::kSkip) return true;
   if (fault == Fault::kWrongParity) phase.value ^= 1;
-  return emulator::mbarrier_wait(site, name, barrier, phase, sleeps);
+  return emulator::mbarrier_wait(site, name, barrier, phase, sleeps, scope);
 }
 
 }  // namespace detail
@@ -162,13 +164,30 @@ RF_DEVICE void mbarrier_complete_tx(SharedAddress barrier, uint32_t bytes RF_SIT
 #endif
 }
 
-// Arrives at an mbarrier of any block of the cluster, as cluster_address gives its address.
+// Arrives at an mbarrier of any block of the cluster, as cluster_address gives its address. What
+// the thread did before is seen by another block's behind mbarrier_wait_parity_cluster.
 RF_DEVICE void mbarrier_arrive_cluster(SharedAddress barrier,
                                        uint32_t count = 1 RF_SITE_PARAMETER) {
 #if defined(RF_EMULATED)
-  detail::arrive(site, "mbarrier.arrive.cluster", barrier, count);
+  detail::arrive(site, "mbarrier.arrive.cluster", barrier, count, detail::Scope::kCluster);
 #elif defined(RF_SM90)
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier),
+               "r"(count)
+               : "memory");
+#else
+  detail::missing();
+#endif
+}
+
+// Likewise, and orders nothing that the thread has read or written. What it had asynchronous
+// instructions read, and has waited for, may be copied over by who waits for the phase: no fence is
+// needed for that, and every step of a ring that a cluster shares would pay for one.
+RF_DEVICE void mbarrier_arrive_relaxed_cluster(SharedAddress barrier,
+                                               uint32_t count = 1 RF_SITE_PARAMETER) {
+#if defined(RF_EMULATED)
+  detail::arrive(site, "mbarrier.arrive.relaxed.cluster", barrier, count, detail::Scope::kNowhere);
+#elif defined(RF_SM90)
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier),
                "r"(count)
                : "memory");
 #else
@@ -179,7 +198,8 @@ RF_DEVICE void mbarrier_arrive_cluster(SharedAddress barrier,
 RF_DEVICE void mbarrier_arrive_expect_tx_cluster(SharedAddress barrier,
                                                  uint32_t bytes RF_SITE_PARAMETER) {
 #if defined(RF_EMULATED)
-  detail::expect(site, "mbarrier.arrive.expect_tx.cluster", barrier, 1, bytes);
+  detail::expect(site, "mbarrier.arrive.expect_tx.cluster", barrier, 1, bytes,
+                 detail::Scope::kCluster);
 #elif defined(RF_SM90)
   asm volatile(
       "mbarrier.arrive.expect_tx.release.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier),
@@ -264,11 +284,49 @@ RF_DEVICE bool mbarrier_try_wait(SharedAddress barrier, uint64_t state RF_SITE_P
 #endif
 }
 
+// The same, and what threads of the cluster's other blocks did before they arrived is seen.
+RF_DEVICE bool mbarrier_try_wait_parity_cluster(SharedAddress barrier,
+                                                uint32_t parity RF_SITE_PARAMETER) {
+#if defined(RF_EMULATED)
+  return detail::wait(site, "mbarrier.try_wait.parity.cluster", barrier, {true, parity}, true,
+                      detail::Scope::kCluster);
+#elif defined(RF_SM90)
+  RF_MBARRIER_WAIT("try_wait.parity.acquire.cluster", "r"(parity));
+#else
+  detail::missing();
+  return true;
+#endif
+}
+
+// The same, and nothing that others did is seen: for who asks for copies alone.
+RF_DEVICE bool mbarrier_try_wait_parity_relaxed(SharedAddress barrier,
+                                                uint32_t parity RF_SITE_PARAMETER) {
+#if defined(RF_EMULATED)
+  return detail::wait(site, "mbarrier.try_wait.parity.relaxed", barrier, {true, parity}, true,
+                      detail::Scope::kNowhere);
+#elif defined(RF_SM90)
+  RF_MBARRIER_WAIT("try_wait.parity.relaxed.cluster", "r"(parity));
+#else
+  detail::missing();
+  return true;
+#endif
+}
+
 #undef RF_MBARRIER_WAIT
 
 // Waits for the phase of this parity.
 RF_DEVICE void mbarrier_wait_parity(SharedAddress barrier, uint32_t parity RF_SITE_PARAMETER) {
   while (!mbarrier_try_wait_parity(barrier, parity RF_SITE)) {
+  }
+}
+RF_DEVICE void mbarrier_wait_parity_cluster(SharedAddress barrier,
+                                            uint32_t parity RF_SITE_PARAMETER) {
+  while (!mbarrier_try_wait_parity_cluster(barrier, parity RF_SITE)) {
+  }
+}
+RF_DEVICE void mbarrier_wait_parity_relaxed(SharedAddress barrier,
+                                            uint32_t parity RF_SITE_PARAMETER) {
+  while (!mbarrier_try_wait_parity_relaxed(barrier, parity RF_SITE)) {
   }
 }
 

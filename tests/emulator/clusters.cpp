@@ -32,8 +32,12 @@ void multicast(const Memory& memory, Mistake mistake) {
   for (uint32_t tile = 0; tile < 2; ++tile) {
     if (thread() == 0) {
       // Both blocks must have read the last tile before either writes the next into both.
-      if (mistake != Mistake::kNoEmptyWait) {
+      if (mistake == Mistake::kNarrowWait) {
         ptx::mbarrier_wait_parity(barrier_at(1), (tile & 1) ^ 1);
+      } else if (mistake == Mistake::kRelaxedWait) {
+        ptx::mbarrier_wait_parity_relaxed(barrier_at(1), (tile & 1) ^ 1);
+      } else if (mistake != Mistake::kNoEmptyWait) {
+        ptx::mbarrier_wait_parity_cluster(barrier_at(1), (tile & 1) ^ 1);
       }
       ptx::mbarrier_arrive_expect_tx(barrier_at(0), kTileBytes);
       const auto row = static_cast<int32_t>(kRows * tile + kRows / 2 * rank);
@@ -48,7 +52,11 @@ void multicast(const Memory& memory, Mistake mistake) {
     ptx::sync_warp();
     if (thread() < 2) {
       const auto to = ptx::cluster_address(barrier_at(1), static_cast<uint32_t>(thread()));
-      ptx::mbarrier_arrive_cluster(to);  // <- remote arrival
+      if (mistake == Mistake::kRelaxedArrival) {
+        ptx::mbarrier_arrive_relaxed_cluster(to);
+      } else {
+        ptx::mbarrier_arrive_cluster(to);  // <- remote arrival
+      }
     }
   }
   if (mistake != Mistake::kLeaves) ptx::cluster_sync();
@@ -109,6 +117,9 @@ void add_clusters(Table& t) {
       {"multicast_no_init_barrier", Mistake::kNoInitBarrier},
       {"multicast_no_empty_wait", Mistake::kNoEmptyWait},
       {"multicast_leaves", Mistake::kLeaves},
+      {"multicast_narrow_wait", Mistake::kNarrowWait},
+      {"multicast_relaxed_wait", Mistake::kRelaxedWait},
+      {"multicast_relaxed_arrival", Mistake::kRelaxedArrival},
   };
   for (const auto& [name, mistake] : casts) {
     t[name] = {4,

@@ -33,6 +33,9 @@ enum class Mistake {
   kEarlyWrite,
   kUnorderedWrite,
   kLeaves,
+  kNarrowWait,
+  kRelaxedWait,
+  kRelaxedArrival,
 };
 
 // Rows of 32 words of `words`, in tiles of 8 rows.
