@@ -44,13 +44,23 @@ CASES = (
 @functools.cache
 def tiles() -> dict[int, dict]:
     """The configurations by TMA that bring each tap by itself, by index."""
-    return {i: tile for i, tile in enumerate(_table()) if tile["tma"] and not tile["window"]}
+    return {
+        i: tile
+        for i, tile in enumerate(_table())
+        if tile["tma"] and not tile["window"] and not tile["cluster"]
+    }
 
 
 @functools.cache
 def windows() -> dict[int, dict]:
     """The configurations by windows of the input, by index."""
     return {i: tile for i, tile in enumerate(_table()) if tile["window"]}
+
+
+@functools.cache
+def clusters() -> dict[int, dict]:
+    """The configurations by clusters that share a reduction, by index."""
+    return {i: tile for i, tile in enumerate(_table()) if tile["cluster"]}
 
 
 def _table() -> list[dict]:
@@ -78,7 +88,7 @@ def run(
 
 
 def run_into(
-    case: ConvCase, given: tuple[Tensor | None, ...], out: Tensor, index: int
+    case: ConvCase, given: tuple[Tensor | None, ...], out: Tensor, index: int, splits: int = 1
 ) -> dict[str, Any]:
     """Runs a configuration into an output of any strides; its report."""
     names = ("x", "weight", "scale", "shift", "residual")
@@ -90,7 +100,7 @@ def run_into(
     )  # fmt: skip
     with emulated.using(schedule=Schedule()):
         settings = emulated.settings(("into",), inputs, {"out": out})
-    return getattr(emulated.load(), OP)(settings, made, emulated.H200, index, 1, 0)
+    return getattr(emulated.load(), OP)(settings, made, emulated.H200, index, splits, 0)
 
 
 def problem(
@@ -142,6 +152,22 @@ def planned(
     return getattr(emulated.load(), f"{OP}_plan")(made, gpu, index, splits)
 
 
+def in_rank_order() -> tuple[ConvCase, tuple[Tensor | None, ...], Tensor]:
+    """A call whose result hangs on the order of four blocks' sums, and the one in theirs.
+
+    2^25 and -2^25 meet before 1 comes: in float32 2^25 - 1 is no number.
+    """
+    case = ConvCase("ranks", 1, 256, 3, 5, 72, act="none")
+    x = torch.zeros(case.input_shape, dtype=torch.bfloat16)
+    weight = torch.zeros(case.weight_shape, dtype=torch.bfloat16)
+    for channel, (a, b) in {0: (4096, 8192), 64: (4096, -8192), 128: (1, 1)}.items():
+        x[:, channel], weight[:, channel] = a, b
+    given = tuple(emulated_shapes.lay_out(t, "nhwc") for t in (x, weight))
+    vectors = torch.ones(case.k), torch.zeros(case.k)
+    expected = torch.ones(case.output_shape, dtype=torch.bfloat16)
+    return case, (*given, *vectors, None), expected
+
+
 def wrong(case: ConvCase, given: tuple[Tensor | None, ...], y: Tensor) -> str | None:
     """What is wrong with an exact result, or None."""
     oracle, _ = expected(case, given)
@@ -165,7 +191,10 @@ def check(
 
 
 def trials(
-    ways: Iterable[tuple[str, ConvCase]], noisy: Collection[str], gpu: tuple[int, ...]
+    ways: Iterable[tuple[str, ConvCase]],
+    noisy: Collection[str],
+    gpu: tuple[int, ...],
+    splits: int = 1,
 ) -> list[Trial]:
     """Calls that notice faults: on integers under hostile schedules, and some on noise.
 
@@ -173,6 +202,7 @@ def trials(
         ways: names of configurations, and what they are tried on.
         noisy: names of the cases that are run on noise too.
         gpu: what the grid is chosen for.
+        splits: of each.
     """
     made = []
     index = {tile["name"]: i for i, tile in enumerate(_table())}
@@ -193,8 +223,8 @@ def trials(
                         given,
                         wrong,
                         {
-                            "schedule": schedule, "configuration": index[name], "splits": 1,
-                            "gpu": gpu, "reverse": False, "kept": False,
+                            "schedule": schedule, "configuration": index[name],
+                            "splits": splits, "gpu": gpu, "reverse": False, "kept": False,
                         },
                     )
                 )  # fmt: skip

@@ -463,6 +463,27 @@ def test_the_self_check_has_a_case_for_windows():
 
 
 @needs_cuda_build
+@pytest.mark.emulated
+def test_the_self_check_tries_every_size_of_a_cluster(monkeypatch):
+    """18 steps are shared by all of them, three steps by two blocks alone."""
+    op, seen = "conv_bn_act", []
+    monkeypatch.setattr(_cuda_checks, "DTYPES", (torch.bfloat16, torch.float32))
+    launch = on_the_emulator(op)
+
+    def seeing(operands, more, out, geometry, wish):
+        seen.append((wish, out.dtype))
+        launch(operands, more, out, geometry, wish)
+
+    known = _cuda_plan.configurations(op)
+    clusters = [name for name in known if name.startswith(_cuda_plan.CLUSTER)]
+    assert len(clusters) == 2
+    for name in clusters:
+        _cuda_checks.check(op, name, "cpu", _cuda_checks.INPUTS[op], seeing, emulated.H200)
+    wishes = [(known.index(name), splits) for name in clusters for splits in (2, 4, 8, 2)]
+    assert seen == [(wish, torch.bfloat16) for wish in wishes]
+
+
+@needs_cuda_build
 def test_a_self_check_that_checks_nothing_fails(monkeypatch):
     monkeypatch.setattr(_cuda_checks, "CONV_CASES", _cuda_checks.CONV_CASES[3:])  # the stem alone
     inputs = _cuda_checks.INPUTS["conv_bn_act"]

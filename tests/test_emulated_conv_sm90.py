@@ -33,7 +33,7 @@ from resnet_fused.cases import ConvCase
 
 pytestmark = pytest.mark.emulated
 
-CONFIGURATIONS = 6
+CONFIGURATIONS = 9
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
 NAMED = {case.name: case for case in CASES}
 
@@ -96,6 +96,25 @@ def test_fewer_tiles_than_blocks_and_more(reverse):
     assert torch.equal(there, (4 - tile if reverse else tile) % 2 == 0)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["tma_p128x256_3s_2c", "tma_s192x128_4s_2c"])
+def test_blocks_that_share_filters_walk_side_by_side(name, reverse):
+    """Five or three tiles of pixels: the last cluster's second block has none, and takes part."""
+    case = NAMED["many"]
+    index = next(i for i, tile in tiles().items() if tile["name"] == name)
+    pixels = tiles()[index]["m"]
+    clusters = -(-540 // pixels) // 2 + 1
+    given = operands(case, torch.bfloat16)
+    four = (5, *emulated.H200[1:])  # two clusters, and one multiprocessor alone
+    for gpu, blocks in ((emulated.H200, 2 * clusters), (four, 4), ((1, *four[1:]), 2)):
+        y, report = run(case, given, index, gpu=gpu, reverse=reverse, resident_blocks=4)
+        assert report["plan"]["blocks"] == blocks and wrong(case, given, y) is None
+    y, _ = run(case, given, index, gpu=four, reverse=reverse, blocks=(0, 1))
+    there = ~y.permute(0, 2, 3, 1).reshape(-1, case.k).isnan().any(1)
+    pair = torch.arange(len(there)) // (2 * pixels)
+    assert torch.equal(there, (clusters - 1 - pair if reverse else pair) % 2 == 0)
+
+
 @every
 def test_nan_stays_where_torch_has_it(place):
     """NaN and infinity in x, in the shortcut, and in memory beside x that nobody may read."""
@@ -147,6 +166,8 @@ def test_what_it_costs(place, case):
     loaded = sum(site["counters"]["global_load_bytes_asked"] for site in copies)
     assert loaded == 32 * sum(site["counters"]["global_load_sectors"] for site in copies)
     columns, rows = -(-case.k // tile["n"]), -(-case.n * case.p * case.q // tile["m"])
+    if tile["name"].endswith("_2c"):
+        rows = -(-rows // 2)  # filters come to two blocks at a time
     pixels = given[0].nbytes * case.r * case.s * columns
     residual = 0 if given[4] is None else y.nbytes
     assert 0.8 * pixels <= loaded - given[1].nbytes * rows - residual <= pixels

@@ -23,6 +23,8 @@ WAYS = (
     ("tma_s128x64_6s_t", ConvCase("turns", 2, 40, 12, 12, 72, 3, 3, (1, 1), (1, 1), residual=True)),
     ("tma_p128x128_4s", ConvCase("dense", 2, 136, 12, 12, 136, residual=True)),
     ("tma_s128x64_6s_t", ConvCase("plain", 3, 72, 12, 11, 72)),
+    # Blocks that share filters; five tiles of pixels in three pairs.
+    ("tma_s192x128_4s_2c", ConvCase("shared", 6, 40, 12, 12, 72, 3, 3, (1, 1), (1, 1))),
     ("tma_p128x128_4s", ConvCase("strided", 2, 40, 15, 13, 136, 3, 3, (2, 2), (1, 1))),
 )
 # What the maps, the plan and the launch do is the host's; here is what the kernel is made of.
@@ -38,6 +40,12 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "the warp meets again behind what one of its lanes did; fibers wait for each other at the "
         "next instruction of the warp in any case"
     ),
+    (
+        "pipeline.h",
+        "ptx::mbarrier_arrive_relaxed_cluster(ptx::cluster_address(empty(at), threadIdx.x % 32));",
+        "mapa",
+        "wrong_lane",
+    ): "two lanes tell two blocks: each tells the one that the other would have told",
 }
 
 
@@ -70,6 +78,8 @@ def test_every_file_takes_part_with_what_it_is_made_of():
         ("wgmma.a", "stride_off"), ("wgmma.b", "chunk_off"), ("wgmma.wait_group", "wait_one_fewer"),
         ("cp.async.bulk.wait_group.read", "skip"), ("griddepcontrol.wait", "skip"),
         ("cp.async.bulk.tensor.im2col", "coordinate_off"), ("bar.sync", "skip"),
+        ("cp.async.bulk.tensor.tile.multicast", "row_off"), ("barrier.cluster.arrive", "skip"),
+        ("mbarrier.arrive.relaxed.cluster", "skip"), ("mbarrier.try_wait.parity.relaxed", "skip"),
     ):  # fmt: skip
         assert wanted in planted
     assert len(found()) > 80

@@ -271,12 +271,15 @@ def test_no_other_gpu_gets_them(gpu):
 
 
 def test_the_first_stage_is_served_by_them():
-    """By what is predicted; at a batch of 32 by the tile that leaves no short last round."""
+    """By what is predicted; at a batch of 32 by the tile that leaves no short last round.
+
+    A single image is predicted to take a little less in clusters.
+    """
     chosen = {}
-    for batch in (256, 32, 1):
+    for batch in (256, 32, 2):
         made = planned(layer(conv3x3("layer1.conv2", 1, 56, 56), batch))
         chosen[batch] = windows()[made["configuration"]]["name"]
-    assert chosen == {256: "tma_win192x64_2w", 32: "tma_win208x64_2w", 1: "tma_win96x64_2w"}
+    assert chosen == {256: "tma_win192x64_2w", 32: "tma_win208x64_2w", 2: "tma_win96x64_2w"}
 
 
 def test_a_launch_counts_its_positions_in_31_bits():

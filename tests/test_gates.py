@@ -58,10 +58,11 @@ def test_what_is_planted_is_caught(changes, words):
 
 TMA = (
     "_ZN12resnet_fused22conv_bn_act_tma_kernelINS_8BFloat16ENS_14WarpgroupShapeILNS_11OrientationE0"
-    "ELNS_9ConsumersE0ELi128ELi256ELi3EEEEEvNS_16ConvTmaArgumentsE"
+    "ELNS_9ConsumersE0ELi128ELi256ELi3ELi1EEEEEvNS_16ConvTmaArgumentsE"
 )
 TURNS = TMA.replace("OrientationE0", "OrientationE1").replace("ConsumersE0", "ConsumersE1")
 TURNS = TURNS.replace("Li128ELi256ELi3E", "Li256ELi64ELi4E")
+SHARED = TMA.replace("Li3ELi1E", "Li3ELi2E")
 TMA_CODE = {
     "HGMMA.64x256x16.F32.BF16": 4, "UTMALDG.4D": 2, "UTMALDG.2D": 1, "UTMALDG.4D.IM2COL": 1,
     "UTMALDG.3D": 4, "UTMASTG.3D": 4, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 8, "STSM.16.M88.4": 32,
@@ -78,6 +79,8 @@ def by_tma(name=TMA, arch="90a", registers=168, **code):
 def test_a_kernel_for_sm_90a_is_held_to_its_instructions():
     assert by_tma() == []
     assert by_tma(name=TURNS, UTMALDG_3D=1, UTMASTG_3D=1) == []
+    shared = {"UTMALDG_4D_MULTICAST": 2, "UTMALDG_4D": 0, "UCGABAR_ARV": 2, "UCGABAR_WAIT": 2}
+    assert by_tma(name=SHARED, **shared) == []
     for planted, words in (
         ({"arch": "80"}, "it is built for nothing else"),
         ({"registers": 160}, "160 registers, expected 168"),
@@ -88,6 +91,8 @@ def test_a_kernel_for_sm_90a_is_held_to_its_instructions():
         ({"SYNCS_PHASECHK_TRANS64_TRYWAIT": 3}, "3 SYNCS"),
         ({"name": TMA.replace("Li256E", "Li128E")}, "0 HGMMA of 128 columns, expected 4"),
         ({"name": TMA.replace("Warpgroup", "")}, "its name spells no configuration"),
+        ({"name": SHARED}, "0 UTMALDG"),
+        ({"name": SHARED, "UTMALDG_4D_MULTICAST": 2, "UCGABAR_WAIT": 2}, "0 UCGABAR.ARV"),
     ):
         assert any(words in said for said in by_tma(**planted)), planted
 
@@ -127,6 +132,47 @@ def test_the_window_kernel_is_held_to_its_instructions():
         ({"name": WINDOW.replace("WindowShape", "Shape")}, "its name spells no configuration"),
     ):
         assert any(words in said for said in by_window(**planted)), (planted, by_window(**planted))
+
+
+CLUSTER = (
+    "_ZN12resnet_fused26conv_bn_act_cluster_kernelINS_8BFloat16ENS_12ClusterShapeILi56ELi6EEELi4E"
+    "EEvNS_20ConvClusterArgumentsE"
+)
+CLUSTER_CODE = {
+    "HGMMA.64x56x16.F32.BF16": 4, "UTMALDG.4D": 2, "UTMALDG.2D": 1, "UTMALDG.4D.IM2COL": 1,
+    "STS": 28, "LD.E.128": 8, "STG.E.64": 2, "WARPGROUP.DEPBAR.LE": 2, "UCGABAR_ARV": 2,
+    "UCGABAR_WAIT": 2, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 6,
+}  # fmt: skip
+
+
+def by_cluster(name=CLUSTER, arch="90a", registers=76, **code):
+    one = rules.Early(waits=1, triggers=1, constants=1)
+    counts = CLUSTER_CODE | {key.replace("_", "."): count for key, count in code.items()}
+    return rules.Kernel(name, arch, registers, instructions=counts, early=one).failures()
+
+
+def test_the_cluster_kernel_is_held_to_its_instructions():
+    assert by_cluster() == []
+    said = rules.short_name(CLUSTER)
+    assert said == "conv_bn_act_cluster<BFloat16, 56x64 6 stages, clusters of 4>"
+    for planted, words in (
+        ({"arch": "80"}, "it is built for nothing else"),
+        ({"registers": 201}, "201 registers, at most 200"),
+        ({"name": CLUSTER.replace("Li6E", "Li8E")}, "123008 bytes of shared memory, at most"),
+        ({"name": CLUSTER.replace("Li56E", "Li112E")}, "0 HGMMA"),
+        ({"name": CLUSTER.replace("EEELi4E", "EEELi2E")}, "2 STG"),
+        ({"HGMMA_64x56x16_F32_BF16": 8}, "8 HGMMA"),
+        ({"LD_E_128": 7}, "7 LD"),
+        ({"STS": 56}, "56 STS, expected 28"),
+        ({"STG_E_64": 1}, "1 STG"),
+        ({"UTMALDG_4D_IM2COL": 0}, "0 UTMALDG"),
+        ({"SYNCS_PHASECHK_TRANS64_TRYWAIT": 2}, "2 SYNCS"),
+        ({"name": CLUSTER.replace("ClusterShape", "Shape")}, "its name spells no configuration"),
+    ):
+        assert any(words in said for said in by_cluster(**planted)), (
+            planted,
+            by_cluster(**planted),
+        )
 
 
 FP8 = TMA.replace("NS_8BFloat16E", "NS_6E4M3ToINS_10Float8E4M3EEE").replace(

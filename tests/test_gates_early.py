@@ -167,6 +167,10 @@ def test_filters_come_by_their_map_alone():
         assert any(words in said for said in found), (old, new, found)
 
 
+def test_a_cluster_may_meet_before_the_wait():
+    assert failures(CODE.replace("\nACQBULK", "\nUCGABAR_WAIT\nCCTL.IVALL\nACQBULK")) == []
+
+
 def test_filters_that_do_not_come_early_are_missed():
     late = CODE.replace("@!P1 LDGSTS.E.BYPASS.128 [R8], desc[UR10][R4.64]", "NOP")
     found = failures(late.replace("CCTL.E.PF2 [R4]", "NOP"))

@@ -63,5 +63,6 @@ def test_every_kernel_file_takes_part_with_many_kinds_of_fault():
     assert len({mutant.fault for mutant in reached}) >= 12
     device = {path.name for path in Path(mutants.ROOT, "csrc/kernels").glob("*_sm*.cuh")}
     # What shares an op's kernel, or is one more of it, has a file of its own (*_faults.py).
-    ops = {name.rsplit("_", 1)[0].removesuffix("_window") for name in device}
+    kinds = {name.rsplit("_", 1)[0] for name in device}
+    ops = {kind.removesuffix("_window").removesuffix("_cluster") for kind in kinds}
     assert ops == set(OPS) == set(emulated.DTYPES) - {"conv_bn_act_fp8"} | {"network"}

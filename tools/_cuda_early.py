@@ -20,6 +20,8 @@ MEMORY = re.compile(
     r"UTMALDG|UTMAPF|UTMASTG|UTMAREDG)(\.|$)"
 )
 """What reads or writes global memory, or asks for it."""
+FORGETS = "CCTL.IVALL"
+"""Empties L1, behind a barrier of a cluster; reads and writes nothing."""
 PREFETCH = re.compile(r"CCTL\..*PF2")
 ENDS = re.compile(r"(EXIT|RET|KILL|BPT)(\.|$)")
 JUMPS = re.compile(r"(BRA|BRX|BRXU|JMP|JMX|JMXU|CALL)(\.|$)")
@@ -67,6 +69,10 @@ RULES = {
     # x, weight, residual and out, then scale and shift.
     "conv_bn_act_tma_kernel": Rule(
         frozenset({0x270, 0x278}), frozenset(), True, frozenset({0x70 + 128})
+    ),
+    # The same arguments, and behind them residual and out.
+    "conv_bn_act_cluster_kernel": Rule(
+        frozenset({0x270, 0x278}), frozenset({0x370, 0x378}), True, frozenset({0x70 + 128})
     ),
     # Likewise: maps of x, weight and residual, then out, scale and shift.
     "conv_bn_act_window_kernel": Rule(
@@ -166,7 +172,7 @@ def read(code: Sequence[Instruction], arch: str, rule: Rule) -> Early:
             found.wrong.append(f"{one.opcode} before the wait")
         if JUMPS.match(one.opcode) and _target(one) is None:
             found.wrong.append(f"{one.opcode} to a place of its own before the wait")
-        if not MEMORY.match(one.opcode):
+        if not MEMORY.match(one.opcode) or one.opcode.startswith(FORGETS):
             continue
         origin = _origin(one, state)
         allowed = origin & rule.constants and not origin & rule.others and -1 not in origin

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 import _cuda_fp8_rules
+from _cuda_cluster import by_cluster, cluster_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_stem_rules import stem_by_wgmma, stem_wgmma_tile_of
 from _cuda_window import by_window, chain_by_window, chain_window_of, window_of
@@ -195,6 +196,7 @@ class TmaTile:
     pixels: int
     channels: int
     stages: int
+    sharing: int = 1
 
     @property
     def columns(self) -> int:
@@ -213,7 +215,7 @@ class TmaTile:
 def tma_tile_of(mangled: str) -> TmaTile | None:
     """The configuration for sm_90a in a kernel's mangled name, or None."""
     shape = re.search(
-        r"WarpgroupShapeILN\w*?OrientationE(\d)ELN\w*?ConsumersE(\d)E" + 3 * r"Li(\d+)E", mangled
+        r"WarpgroupShapeILN\w*?OrientationE(\d)ELN\w*?ConsumersE(\d)E" + 4 * r"Li(\d+)E", mangled
     )
     if shape is None:
         return None
@@ -243,6 +245,8 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
         r"STSM\b.*": 2 * staged,  # with and without a shortcut
         r"LDSM\b.*": staged,
     }
+    if tile.sharing > 1:  # filters come to all; barriers when it begins and ends
+        counts |= {r"UTMALDG\.4D\.MULTICAST": 2, "UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
     return _by_tma(kernel, tile, rf"HGMMA\.64x{tile.columns}x16\.F32.*", counts)
 
 
@@ -421,6 +425,7 @@ RULES = {
     "conv_bn_act_kernel": _convolution,
     "conv_bn_act_tma_kernel": _convolution_by_tma,
     "conv_bn_act_window_kernel": by_window,
+    "conv_bn_act_cluster_kernel": by_cluster,
     "network_kernel": _network,
     "conv_dgrad_kernel": _convolution,
     "conv_wgrad_kernel": _convolution,
@@ -458,7 +463,10 @@ def short_name(mangled: str) -> str:
             f"{'pixels' if by_tma.pixels_left else 'channels'} left "
             f"{by_tma.pixels}x{by_tma.channels} {by_tma.stages} stages"
             f"{'' if by_tma.together else ' in turns'}"
+            f"{' shared filters' if by_tma.sharing > 1 else ''}"
         )
+    elif cluster := cluster_of(mangled):
+        parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
     elif window := window_of(mangled):
         parts.append(f"windows for {window.pixels} pixels")
     elif by_both := chain_window_of(mangled):

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import toolchain
+from _cuda_cluster import cluster_of
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
 from _cuda_rules import Kernel, chain_tma_tile_of, short_name, tile_of, tma_tile_of
 from _cuda_stem_rules import stem_wgmma_tile_of
@@ -88,11 +89,11 @@ def _note_early(kernel: Kernel | None, code: list[Instruction]) -> None:
 def row(kernel: Kernel) -> str:
     """A kernel's line of the table."""
     tile = tile_of(kernel.name)
-    of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, stem_wgmma_tile_of
+    of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, stem_wgmma_tile_of, cluster_of
     by_wgmma = next((found for find in of if (found := find(kernel.name))), None)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
     if by_wgmma:
-        shared, blocks = by_wgmma.shared, 1
+        shared, blocks = by_wgmma.shared, 2 if cluster_of(kernel.name) else 1
     return (
         f"{kernel.arch:>5} {kernel.registers:>4} {kernel.stack:>5} {kernel.local:>5} "
         f"{shared:>7} {blocks:>6} "

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "../ptx/cluster.h"
 #include "../ptx/mbarrier.h"
 #include "warpgroup_shape.h"
 
@@ -38,7 +39,10 @@ struct RingPlace {
   }
 };
 
-template <int kStages>
+// kSharing: blocks of a cluster, each with a ring like this one, whose producers copy into all of
+// them: a stage is free when the readers of all have read theirs. Bytes may come before they are
+// expected: the phase ends with both.
+template <int kStages, int kSharing = 1>
 struct Ring {
   using Place = RingPlace<kStages>;
 
@@ -56,19 +60,30 @@ struct Ring {
   RF_DEVICE void init(uint32_t readers) const {
     for (Place at; at.parity == 0; at.next()) {
       ptx::mbarrier_init(full(at), 1);
-      ptx::mbarrier_init(empty(at), readers);
+      ptx::mbarrier_init(empty(at), readers * kSharing);
     }
   }
 
   // The producer's: waits until the stage has been read, and expects `bytes` on full(at).
   RF_DEVICE void acquire(const Place& at, uint32_t bytes) const {
-    ptx::mbarrier_wait_parity(empty(at), at.parity ^ 1);
+    if constexpr (kSharing > 1) {
+      ptx::mbarrier_wait_parity_relaxed(empty(at), at.parity ^ 1);
+    } else {
+      ptx::mbarrier_wait_parity(empty(at), at.parity ^ 1);
+    }
     ptx::mbarrier_arrive_expect_tx(full(at), bytes);
   }
   // A reader's: waits until the stage has come.
   RF_DEVICE void wait(const Place& at) const { ptx::mbarrier_wait_parity(full(at), at.parity); }
-  // One lane of each warp of the readers: it has read the stage, and not only asked for products.
-  RF_DEVICE void release(const Place& at) const { ptx::mbarrier_arrive(empty(at)); }
+  // The first kSharing lanes of each warp of the readers: it has read the stage, and not only asked
+  // for products.
+  RF_DEVICE void release(const Place& at) const {
+    if constexpr (kSharing > 1) {
+      ptx::mbarrier_arrive_relaxed_cluster(ptx::cluster_address(empty(at), threadIdx.x % 32));
+    } else {
+      ptx::mbarrier_arrive(empty(at));
+    }
+  }
 };
 
 // Two warpgroups that read steps in turns: each comes when the other one has waited for all of its

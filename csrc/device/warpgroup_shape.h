@@ -37,8 +37,10 @@ constexpr int kBarrierBytes = 8;
 // Of a ring: a full and an empty one for each stage.
 constexpr int ring_bytes(int stages) { return 2 * stages * kBarrierBytes; }
 
+// kSharing: blocks of a cluster that share their filters. They walk over neighbouring tiles of
+// pixels; each asks for its part of a step's filters, and they come to all.
 template <Orientation kOrientation_, Consumers kConsumers_, int kPixels_, int kChannels_,
-          int kStages_>
+          int kStages_, int kSharing_ = 1>
 struct WarpgroupShape {
   static constexpr Orientation kOrientation = kOrientation_;
   static constexpr bool kPixelsLeft = kOrientation == Orientation::kPixelsLeft;
@@ -46,6 +48,7 @@ struct WarpgroupShape {
   static constexpr int kPixels = kPixels_;
   static constexpr int kChannels = kChannels_;
   static constexpr int kStages = kStages_;
+  static constexpr int kSharing = kSharing_;
 
   static constexpr int kLeft = kPixelsLeft ? kPixels : kChannels;     // rows: the products' m
   static constexpr int kColumns = kPixelsLeft ? kChannels : kPixels;  // and n
@@ -53,6 +56,7 @@ struct WarpgroupShape {
   static_assert(kLeft == kWarpgroupRows * (kTogether ? kConsumers : 1));
   static_assert(kColumns % 64 == 0 && kColumns <= 256);
   static_assert(kStages >= 2, "one step in use, one arriving");
+  static_assert(kSharing == 1 || kTogether, "whose turn it is, is a matter of one block");
 
   // A warpgroup's part of the output.
   static constexpr int kStoredPixels = kPixelsLeft ? kWarpgroupRows : kPixels;
@@ -62,6 +66,8 @@ struct WarpgroupShape {
   // ring's barriers, one a consumer for its shortcut, and one a consumer for its turn.
   static constexpr int kPixelBytes = kPixels * kStepRowBytes;
   static constexpr int kFilterBytes = kChannels * kStepRowBytes;
+  static constexpr int kFilterPart = kChannels / kSharing;  // filters that a block asks for
+  static_assert(kFilterPart * kStepRowBytes % kTileAlignment == 0);
   static constexpr int kStageBytes = kPixelBytes + kFilterBytes;
   static constexpr int kPixelsAt = kPixelsLeft ? 0 : kFilterBytes;
   static constexpr int kFiltersAt = kPixelsLeft ? kPixelBytes : 0;

@@ -16,6 +16,7 @@
 #include "../device/tma_conv.h"
 #include "../device/warpgroup_shape.h"
 #include "../device/warpgroup_tile.h"
+#include "../ptx/cluster.h"
 #include "../ptx/mbarrier.h"
 #include "../ptx/registers.h"
 #include "../ptx/tma.h"
@@ -24,12 +25,35 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// The producer's way through the steps of its block's tiles.
+// A ring of the shape's stages.
+template <class Shape>
+using RingOf = Ring<Shape::kStages, Shape::kSharing>;
+
+// The block's tile. Blocks that share filters walk over tiles as wide as theirs together; one that
+// begins behind the last pixel brings zeros and stores nothing, but takes part.
+template <class Shape>
+RF_DEVICE TmaTile own_tile(const TileWalk& walk) {
+  TmaTile tile = walk.tile();
+  if constexpr (Shape::kSharing > 1) {
+    tile.pixels = tile.pixels * Shape::kSharing + static_cast<int32_t>(ptx::cluster_rank());
+  }
+  return tile;
+}
+
+// The producer's way through the steps of its block's tiles, from the first tile's step `first` on.
 template <class T, class Shape>
 class ConvSteps {
  public:
-  RF_DEVICE ConvSteps(const ConvTmaArguments& arguments, const TileWalk& walk)
+  RF_DEVICE ConvSteps(const ConvTmaArguments& arguments, const TileWalk& walk, int32_t first = 0)
       : arguments_(arguments), walk_(walk) {
+    constexpr int32_t kElements = kElementsOfStep<typename ConvTypes<T>::Operand>;
+    const Reduction& reduction = arguments.reduction;
+    if (first > 0) {
+      const int32_t of_tap = (reduction.channels + kElements - 1) / kElements;
+      const int32_t tap = first / of_tap;
+      column_ = {(first - tap * of_tap) * kElements, tap % reduction.taps_s,
+                 tap / reduction.taps_s};
+    }
     enter();
   }
 
@@ -47,8 +71,16 @@ class ConvSteps {
   }
 
   RF_DEVICE void load_filters(ptx::SharedAddress stage, ptx::SharedAddress full) const {
-    ptx::tma_load(stage + Shape::kFiltersAt, &arguments_.weight,
-                  {column_.c, column_.s, column_.r, filter_}, full);
+    const ptx::SharedAddress to = stage + Shape::kFiltersAt;
+    if constexpr (Shape::kSharing > 1) {
+      const uint32_t part = ptx::cluster_rank() * Shape::kFilterPart;
+      ptx::tma_load_multicast(
+          to + part * kStepRowBytes, &arguments_.weight,
+          {column_.c, column_.s, column_.r, filter_ + static_cast<int32_t>(part)}, full,
+          (1 << Shape::kSharing) - 1);
+    } else {
+      ptx::tma_load(to, &arguments_.weight, {column_.c, column_.s, column_.r, filter_}, full);
+    }
   }
   RF_DEVICE void load_pixels(ptx::SharedAddress stage, ptx::SharedAddress full) const {
     const int32_t channel = channel_ + column_.c;
@@ -66,7 +98,7 @@ class ConvSteps {
  private:
   RF_DEVICE void enter() {
     if (walk_.done()) return;
-    const TmaTile tile = walk_.tile();
+    const TmaTile tile = own_tile<Shape>(walk_);
     filter_ = tile.group * arguments_.channels + tile.channels * Shape::kChannels;
     channel_ = tile.group * arguments_.reduction.channels;
     pixel_ = tile.pixels * Shape::kPixels;
@@ -85,7 +117,7 @@ class ConvSteps {
 // One tile's sums. `begin` is called while the first step's products run, `asked` when those of the
 // last one have been asked for.
 template <class T, class Shape, class Begin, class Asked>
-RF_DEVICE void sum_tile(float (&d)[Shape::kColumns / 2], const Ring<Shape::kStages>& ring,
+RF_DEVICE void sum_tile(float (&d)[Shape::kColumns / 2], const RingOf<Shape>& ring,
                         RingPlace<Shape::kStages>& at, ptx::SharedAddress left, int steps,
                         bool releases, const Begin& begin, const Asked& asked) {
   const ptx::SharedAddress right = ptx::shared_address(ptx::dynamic_shared()) + Shape::kRightAt;
@@ -116,10 +148,9 @@ RF_DEVICE void sum_tile(float (&d)[Shape::kColumns / 2], const Ring<Shape::kStag
 // warpgroup's products run meanwhile.
 template <class T, class Shape, class Begin, class Asked>
 RF_DEVICE void sum_tile_in_parts(float (&d)[Shape::kColumns / 2],
-                                 float (&part)[Shape::kColumns / 2],
-                                 const Ring<Shape::kStages>& ring, RingPlace<Shape::kStages>& at,
-                                 ptx::SharedAddress left, int steps, bool releases,
-                                 const Begin& begin, const Asked& asked) {
+                                 float (&part)[Shape::kColumns / 2], const RingOf<Shape>& ring,
+                                 RingPlace<Shape::kStages>& at, ptx::SharedAddress left, int steps,
+                                 bool releases, const Begin& begin, const Asked& asked) {
   const ptx::SharedAddress right = ptx::shared_address(ptx::dynamic_shared()) + Shape::kRightAt;
   clear(d);
   for (int step = 0; step < steps; ++step) {
@@ -141,7 +172,7 @@ RF_DEVICE void sum_tile_in_parts(float (&d)[Shape::kColumns / 2],
 }
 
 template <class T, class Shape>
-RF_DEVICE void consume(const ConvTmaArguments& arguments, const Ring<Shape::kStages>& ring,
+RF_DEVICE void consume(const ConvTmaArguments& arguments, const RingOf<Shape>& ring,
                        ptx::SharedAddress shared, TileWalk walk, uint32_t consumer,
                        uint32_t thread) {
   const ptx::TensorMap* const residual = arguments.has_residual ? &arguments.residual : nullptr;
@@ -155,7 +186,7 @@ RF_DEVICE void consume(const ConvTmaArguments& arguments, const Ring<Shape::kSta
       thread);
   Turns turns(shared + Shape::kTurnsAt, consumer);
   const uint32_t row = Shape::kTogether ? consumer * kWarpgroupRows : 0;  // of the left side
-  const bool releases = thread % 32 == 0;
+  const bool releases = thread % 32 < Shape::kSharing;
   RingPlace<Shape::kStages> at;
   if (!Shape::kTogether && consumer == 1) {
     at.skip(arguments.steps);
@@ -168,7 +199,7 @@ RF_DEVICE void consume(const ConvTmaArguments& arguments, const Ring<Shape::kSta
   clear(d);
   clear(part);
   while (!walk.done()) {
-    const TmaTile tile = walk.tile();
+    const TmaTile tile = own_tile<Shape>(walk);
     OutputPlace place{tile.channels * Shape::kChannels, tile.group, tile.pixels * Shape::kPixels};
     (Shape::kPixelsLeft ? place.pixel : place.channel) += static_cast<int32_t>(row);
     const int32_t channel = tile.group * arguments.channels;
@@ -205,14 +236,15 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     conv_bn_act_tma_kernel(const __grid_constant__ ConvTmaArguments arguments) {
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
-  const Ring<Shape::kStages> ring{shared + Shape::kRingAt};
+  const RingOf<Shape> ring{shared + Shape::kRingAt};
   const auto full_of = [&](const RingPlace<Shape::kStages>& at) { return ring.full(at); };
   const auto stage_of = [&](const RingPlace<Shape::kStages>& at) {
     return shared + at.stage * Shape::kStageBytes;
   };
   const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
-  const TileWalk walk(arguments.tiles, arguments.reverse, static_cast<int32_t>(blockIdx.x),
-                      static_cast<int32_t>(gridDim.x));
+  const TileWalk walk(arguments.tiles, arguments.reverse,
+                      static_cast<int32_t>(blockIdx.x / Shape::kSharing),
+                      static_cast<int32_t>(gridDim.x / Shape::kSharing));
   ConvSteps<T, Shape> steps(arguments, walk);
   RingPlace<Shape::kStages> at;
   int early = 0;  // steps whose filters have been asked for
@@ -227,6 +259,10 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     }
     if constexpr (!Shape::kTogether) Turns::init(shared + Shape::kTurnsAt);
     ptx::fence_mbarrier_init();
+  }
+  // Nothing is copied to the others before their barriers are there.
+  if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
+  if (threadIdx.x == 0) {
     auto ahead = steps;
     auto place = at;
     for (; early < Shape::kStages && !ahead.done(); ++early) {
@@ -256,6 +292,8 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     consume<T, Shape>(arguments, ring, shared, walk, warpgroup - 1,
                       threadIdx.x % kWarpgroupThreads);
   }
+  // None ends while others tell it what they have read.
+  if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
 #endif
 }
 

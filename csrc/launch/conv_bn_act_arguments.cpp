@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <limits>
 
+#include "conv_bn_act_cluster.h"
 #include "conv_bn_act_tma.h"
 #include "conv_bn_act_window.h"
 #include "conv_strides.h"
@@ -160,7 +161,8 @@ extern "C" int rf_conv_bn_act_cuda(const RfConvBnAct* problem, const RfConvPlan*
     const int64_t first = (problem->reverse != 0 ? launches - 1 - i : i) * plan->images_a_launch;
     const int64_t count = std::min(plan->images_a_launch, images - first);
     const int error =
-        tile.window != 0 ? run_conv_bn_act_window(part, *plan, first, count, stream)
+        tile.window != 0    ? run_conv_bn_act_window(part, *plan, first, count, stream)
+        : tile.cluster != 0 ? run_conv_bn_act_cluster(part, *plan, first, count, stream)
         : tile.tma != 0
             ? run_conv_bn_act_tma(part, *plan, first, count, stream)
             : kLaunches(problem->dtype, conv_bn_act_arguments(part, *plan, workspace, first, count),

@@ -127,12 +127,8 @@ extern "C" int32_t rf_conv_bn_act_fp8_plan(const RfConvBnActFp8* problem, const 
     const double cycles = tma_cost(conv, types, tile, together * size.p * size.q, *gpu);
     if (found && cycles >= plan->cycles) continue;
     found = true;
-    const int64_t tiles = divide_up(together * size.p * size.q, tile.pixels) *
-                          divide_up(conv.weight_size[0] / conv.groups, tile.channels) * conv.groups;
-    *plan = RfConvPlan{i,        1,
-                       0,        divide_up(images, together),
-                       together, std::min<int64_t>(tiles, gpu->multiprocessors),
-                       cycles};
+    const int64_t blocks = tma_blocks(conv, tile, together * size.p * size.q, *gpu);
+    *plan = RfConvPlan{i, 1, 0, divide_up(images, together), together, blocks, cycles};
   }
   if (!found) {
     if (configuration < 0) return refuse("no configuration serves it: %s", against.c_str());
@@ -167,7 +163,7 @@ extern "C" int rf_conv_bn_act_fp8_cuda(const RfConvBnActFp8* problem, const RfCo
     if (error != 0) return error;
     arguments.residual_factor = problem->residual_factor;
     arguments.out_factor = problem->out_factor;
-    error = launch(arguments, plan->configuration, tma_blocks(arguments, *plan), stream);
+    error = launch(arguments, plan->configuration, tma_blocks(arguments, tile, *plan), stream);
     if (error != 0) return error;
     part.flow.follows = part.flow.dependent;
   }

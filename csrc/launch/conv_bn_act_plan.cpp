@@ -8,6 +8,7 @@
 #include <string>
 
 #include "conv_bn_act_arguments.h"
+#include "conv_bn_act_cluster.h"
 #include "conv_bn_act_tma.h"
 #include "conv_bn_act_window.h"
 #include "conv_plan.h"
@@ -20,7 +21,7 @@ namespace {
 // Beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostSplits = 32;
 
-constexpr int kTiles = kFirstWindow + ConvWindowTiles::kSize;
+constexpr int kTiles = kFirstCluster + ConvClusterTiles::kSize;
 
 struct Entry {
   std::string name;
@@ -66,11 +67,23 @@ Entry window_entry(int index) {
   return made;
 }
 
+Entry cluster_entry(int index) {
+  const TmaTileFacts tile = cluster_tile(index);
+  Entry made;
+  made.name = cluster_name(tile);
+  made.configuration = tma_configuration(tile);
+  made.configuration.warps_n = kWarpgroupWarps;
+  made.configuration.blocks = kClusterResident;
+  made.configuration.cluster = kMostClusterBlocks;
+  return made;
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
     for (int i = kFirstTma; i < kFirstWindow; ++i) entries[i] = tma_entry(i - kFirstTma);
-    for (int i = kFirstWindow; i < kTiles; ++i) entries[i] = window_entry(i - kFirstWindow);
+    for (int i = kFirstWindow; i < kFirstCluster; ++i) entries[i] = window_entry(i - kFirstWindow);
+    for (int i = kFirstCluster; i < kTiles; ++i) entries[i] = cluster_entry(i - kFirstCluster);
     for (int i = 0; i < kFirstTma; ++i) {
       const bool wide = i < ConvWideTiles::kSize;
       const auto of = [wide]<class Shape>() { return entry<Shape>(wide); };
@@ -92,6 +105,18 @@ struct Product {
   bool wide;
   bool residual;
 };
+
+// All but the pixels, which are those of a launch.
+Product product_of(const RfConvBnAct& problem) {
+  Product made{};
+  made.channels = problem.weight_size[0] / problem.groups;
+  made.groups = problem.groups;
+  made.depth = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
+  made.bytes = bytes_of(problem.dtype);
+  made.wide = reads_wide(problem);
+  made.residual = problem.residual != nullptr;
+  return made;
+}
 
 int64_t steps_of(const Product& product, const RfConvConfiguration& tile) {
   return divide_up(product.depth * product.bytes, tile.step_bytes);
@@ -163,6 +188,9 @@ double cost_of(int index, const RfConvBnAct& problem, const Product& product, in
   if (tile.window != 0) {
     return window_cost(problem, window_tile(index - kFirstWindow), product.pixels, gpu);
   }
+  if (tile.cluster != 0) {
+    return cluster_cost(problem, cluster_tile(index - kFirstCluster), product.pixels, splits, gpu);
+  }
   if (tile.tma != 0) {
     return tma_cost(problem, tma_types(problem), tma_tile(index - kFirstTma), product.pixels, gpu);
   }
@@ -176,8 +204,10 @@ int64_t blocks_of(int index, const RfConvBnAct& problem, const Product& product,
   if (tile.window != 0) {
     return window_blocks(problem, window_tile(index - kFirstWindow), product.pixels, gpu);
   }
-  const int64_t tiles = tiles_of(product, tile);
-  return tile.tma != 0 ? std::min<int64_t>(tiles, gpu.multiprocessors) : tiles * splits;
+  if (tile.tma != 0 && tile.cluster == 0) {
+    return tma_blocks(problem, tma_tile(index - kFirstTma), product.pixels, gpu);
+  }
+  return tiles_of(product, tile) * splits;
 }
 
 // What keeps a configuration from a product; empty if nothing.
@@ -188,11 +218,25 @@ std::string unfit(int index, const RfConvBnAct& problem, const Product& product,
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
     const int64_t images = std::max<int64_t>(1, images_together(problem, product, tile));
     if (tile.window != 0) return window_fault(problem, window_tile(index - kFirstWindow), images);
+    if (tile.cluster != 0) {
+      return cluster_fault(problem, cluster_tile(index - kFirstCluster), images);
+    }
     return tma_fault(problem, tma_types(problem), tma_tile(index - kFirstTma), images);
   }
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
   if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
   if (tile.wide != 0 && !product.wide) return "x or weight cannot be read 16 bytes at a time";
+  return "";
+}
+
+// What keeps a configuration from so many parts; empty if nothing.
+std::string unfit_parts(const RfConvConfiguration& tile, const RfConvBnAct& problem,
+                        const Product& product, int64_t parts) {
+  if (tile.cluster != 0) return cluster_blocks_fault(problem, parts);
+  if (tile.tma != 0 && parts > 1) return "splits: only 1 is served by TMA";
+  if (!has_work(steps_of(product, tile), parts) || tiles_of(product, tile) * parts > kMost) {
+    return "its reduction has no such parts with work for each";
+  }
   return "";
 }
 
@@ -222,22 +266,16 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
     std::snprintf(why, why_bytes, "an empty output: nothing is launched");
     return 0;
   }
-  Product product{};
-  product.channels = problem->weight_size[0] / problem->groups;
-  product.groups = problem->groups;
-  product.depth = problem->weight_size[1] * problem->weight_size[2] * problem->weight_size[3];
-  product.bytes = static_cast<DataType>(problem->dtype) == DataType::kFloat32 ? 4 : 2;
-  product.wide = reads_wide(*problem);
-  product.residual = problem->residual != nullptr;
-
+  Product product = product_of(*problem);
   std::string against, against_tma;
   bool found = false;
   for (int i = 0; i < kTiles; ++i) {
     const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(i);
     if (configuration >= 0 && i != configuration) continue;
     const std::string refusal = unfit(i, *problem, product, *gpu);
-    // Of what most layers are no windows for, nothing is said unless they are asked for.
-    if (!refusal.empty() && (tile.window == 0 || configuration >= 0)) {
+    // What is for some layers alone says nothing of others, unless it is asked for.
+    const bool special = tile.window != 0 || tile.cluster != 0;
+    if (!refusal.empty() && (!special || configuration >= 0)) {
       (tile.tma != 0 && configuration < 0 ? against_tma : against) = refusal;
     }
     // Narrow loads are for what is not wide, unless they are asked for.
@@ -248,27 +286,24 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
       continue;
     }
     product.pixels = pixels_of(*problem, tile, together);
-    const int64_t steps = steps_of(product, tile);
     const int64_t tiles = tiles_of(product, tile);
     for (int64_t parts = 1; parts <= std::max<int64_t>(kMostSplits, splits); ++parts) {
       if (splits > 0 && parts != splits) continue;
-      if (tile.tma != 0 && parts > 1) {
-        if (splits > 0) {
-          (configuration < 0 ? against_tma : against) = "splits: only 1 is served by TMA";
+      const std::string unable = unfit_parts(tile, *problem, product, parts);
+      if (!unable.empty()) {
+        if (splits > 0 || (configuration >= 0 && parts == 2)) {
+          (tile.tma != 0 && configuration < 0 ? against_tma : against) = unable;
         }
-        break;
-      }
-      if (!has_work(steps, parts) || tiles * parts > kMost) {
-        if (splits > 0) against = "its reduction has no such parts with work for each";
         continue;
       }
       const double cycles = cost_of(i, *problem, product, parts, *gpu);
       if (found && cycles >= plan->cycles) continue;
       found = true;
-      const int64_t partial = parts > 1 ? tiles * parts * tile.m * tile.n * 4 : 0;
+      const bool meet = parts > 1 && tile.cluster == 0;  // in a workspace
+      const int64_t partial = tiles * parts * tile.m * tile.n * 4;
       *plan = RfConvPlan{i,
                          static_cast<int32_t>(parts),
-                         parts > 1 ? arrival_bytes(tiles) + partial : 0,
+                         meet ? arrival_bytes(tiles) + partial : 0,
                          divide_up(images, together),
                          together,
                          blocks_of(i, *problem, product, parts, *gpu),

@@ -86,7 +86,7 @@ TensorMapRequest weight_request(const RfConvBnAct& problem, TensorElement elemen
   request.strides = {stride_bytes(element, size[3], problem.weight_stride[3]),
                      stride_bytes(element, size[2], problem.weight_stride[2]),
                      stride_bytes(element, size[0], problem.weight_stride[0])};
-  request.box = {step_elements(element), 1, 1, tile.channels};
+  request.box = {step_elements(element), 1, 1, tile.channels / tile.sharing};
   return request;
 }
 
@@ -202,8 +202,8 @@ ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTypes& types,
                         problem.weight_size[2] * problem.weight_size[3]);
   made.channels = narrowed(channels);
   made.grid = {narrowed(pixels), make_divisor(narrowed(size.q)), make_divisor(narrowed(size.p))};
-  made.tiles = {narrowed(divide_up(pixels, tile.pixels) * of_pixels),
-                make_divisor(narrowed(of_pixels)), make_divisor(narrowed(of_group))};
+  made.tiles = {narrowed(tma_tiles(problem, tile, pixels)), make_divisor(narrowed(of_pixels)),
+                make_divisor(narrowed(of_group))};
   made.stride_h = narrowed(problem.stride[0]);
   made.stride_w = narrowed(problem.stride[1]);
   made.origin_h = narrowed(-problem.padding[0]);
@@ -255,18 +255,19 @@ int tma_arguments(const RfConvBnAct& problem, const TmaTypes& types, const TmaTi
   return error;
 }
 
-int32_t tma_blocks(const ConvTmaArguments& arguments, const RfConvPlan& plan) {
-  return static_cast<int32_t>(std::min<int64_t>(arguments.tiles.count, plan.blocks));
+int32_t tma_blocks(const ConvTmaArguments& arguments, const TmaTileFacts& tile,
+                   const RfConvPlan& plan) {
+  return narrowed(std::min(int64_t{arguments.tiles.count} * tile.sharing, plan.blocks));
 }
 
 int run_conv_bn_act_tma(const RfConvBnAct& problem, const RfConvPlan& plan, int64_t first,
                         int64_t images, void* stream) {
   const int index = plan.configuration - kFirstTma;
   ConvTmaArguments arguments;
-  const int error =
-      tma_arguments(problem, tma_types(problem), tma_tile(index), first, images, &arguments);
+  const TmaTileFacts tile = tma_tile(index);
+  const int error = tma_arguments(problem, tma_types(problem), tile, first, images, &arguments);
   if (error != 0) return error;
-  const int32_t blocks = tma_blocks(arguments, plan);
+  const int32_t blocks = tma_blocks(arguments, tile, plan);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_bn_act_tma_float16 : launch_conv_bn_act_tma_bfloat16;

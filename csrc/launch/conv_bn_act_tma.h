@@ -21,6 +21,7 @@ struct TmaTileFacts {
   int32_t stored_pixels;
   int32_t stored_channels;
   int32_t shared_bytes;
+  int32_t sharing;  // blocks of a cluster that share filters
 };
 template <class Shape>
 constexpr TmaTileFacts facts_of() {
@@ -31,12 +32,14 @@ constexpr TmaTileFacts facts_of() {
           Shape::kStages,
           Shape::kStoredPixels,
           Shape::kPixelsLeft ? Shape::kChannels : kWarpgroupRows,
-          Shape::kSharedBytes};
+          Shape::kSharedBytes,
+          Shape::kSharing};
 }
 // index: in ConvTmaTiles.
 TmaTileFacts tma_tile(int index);
 
-// "tma_p128x256_3s": pixels on the left side, or s for channels; "_t": its warpgroups take turns.
+// "tma_p128x256_3s": pixels on the left side, or s for channels; "_t": its warpgroups take turns;
+// "_2c": two blocks of a cluster share their filters.
 std::string tma_name(const TmaTileFacts& tile);
 // Its entry of a table, but for the name.
 RfConvConfiguration tma_configuration(const TmaTileFacts& tile);
@@ -63,8 +66,14 @@ double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTile
 int tma_arguments(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
                   int64_t first, int64_t images, ConvTmaArguments* made);
 
-// The blocks that stay for a launch's tiles.
-int32_t tma_blocks(const ConvTmaArguments& arguments, const RfConvPlan& plan);
+// Tiles of pixels times tiles of channels, as wide as a cluster.
+int64_t tma_tiles(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t pixels);
+// The blocks that stay for them, whole clusters.
+int64_t tma_blocks(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t pixels,
+                   const RfGpu& gpu);
+// Likewise for a launch of its own, as the plan says.
+int32_t tma_blocks(const ConvTmaArguments& arguments, const TmaTileFacts& tile,
+                   const RfConvPlan& plan);
 
 // Launches images [first, first + images); 0 or a cudaError_t.
 int run_conv_bn_act_tma(const RfConvBnAct& problem, const RfConvPlan& plan, int64_t first,

@@ -22,7 +22,20 @@ TmaTileFacts tma_tile(int index) {
 std::string tma_name(const TmaTileFacts& tile) {
   return std::string("tma_") + (tile.pixels_left ? "p" : "s") + std::to_string(tile.pixels) + "x" +
          std::to_string(tile.channels) + "_" + std::to_string(tile.stages) + "s" +
-         (tile.together ? "" : "_t");
+         (tile.together ? "" : "_t") +
+         (tile.sharing > 1 ? "_" + std::to_string(tile.sharing) + "c" : "");
+}
+
+int64_t tma_tiles(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t pixels) {
+  const int64_t channels = problem.weight_size[0] / problem.groups;
+  return divide_up(divide_up(pixels, tile.pixels), tile.sharing) *
+         divide_up(channels, tile.channels) * problem.groups;
+}
+
+int64_t tma_blocks(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t pixels,
+                   const RfGpu& gpu) {
+  const int64_t clusters = std::max(1, gpu.multiprocessors / tile.sharing);
+  return tile.sharing * std::min(tma_tiles(problem, tile, pixels), clusters);
 }
 
 RfConvConfiguration tma_configuration(const TmaTileFacts& tile) {
@@ -41,15 +54,13 @@ RfConvConfiguration tma_configuration(const TmaTileFacts& tile) {
           1};
 }
 
-// The busiest block's tiles. Loads, which never stop, run beside the products and the stores of
-// other tiles; products of warpgroups that work together wait for their epilogue, those in turns do
-// not.
+// The busiest block's tiles. L2 is asked once for filters that blocks share. Loads, which never
+// stop, run beside the products and the stores of other tiles; products of warpgroups that work
+// together wait for their epilogue, those in turns do not.
 double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
                 int64_t pixels, const RfGpu& gpu) {
-  const int64_t channels = problem.weight_size[0] / problem.groups;
-  const int64_t tiles =
-      divide_up(pixels, tile.pixels) * divide_up(channels, tile.channels) * problem.groups;
-  const auto each = static_cast<double>(divide_up(tiles, gpu.multiprocessors));
+  const int64_t clusters = tma_blocks(problem, tile, pixels, gpu) / tile.sharing;
+  const auto each = static_cast<double>(divide_up(tma_tiles(problem, tile, pixels), clusters));
   const int64_t step = kStepRowBytes / element_bytes(types.operands);
   const auto steps = static_cast<double>(divide_up(problem.weight_size[1], step) *
                                          problem.weight_size[2] * problem.weight_size[3]);
@@ -66,13 +77,15 @@ double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTile
   const bool exposed = types.operands == TensorElement::kUint8 && !tile.together;
   const double adds = exposed ? area / kInstructions + kDrain : 0;
   const double multiply = steps * (std::max(matrix, (read + written) / kSharedLines) + adds);
-  const double load = steps * written / kCacheBytes;
+  const double asked = tile.pixels + static_cast<double>(tile.channels) / tile.sharing;
+  const double load = steps * asked * kStepRowBytes / kCacheBytes;
   const auto moved = static_cast<double>(
       element_bytes(types.out) + (problem.residual != nullptr ? element_bytes(types.residual) : 0));
   const double ends = area * moved / kMemoryBytes;
   const double results = area / kResults;
   const double busy = tile.together ? multiply + results : std::max(multiply, results);
-  return each * std::max({busy, load, ends}) + results + 2 * kLatency;
+  const double meetings = tile.sharing > 1 ? 2 * kClusterMeeting : 0;
+  return each * std::max({busy, load, ends}) + results + meetings + 2 * kLatency;
 }
 
 }  // namespace resnet_fused

@@ -26,6 +26,7 @@ constexpr double kLatency = 800;
 // Cycles that splits cost beside their traffic: the counters' clearing and the arrivals, or a
 // second kernel.
 constexpr double kMeeting = 3000;
+constexpr double kClusterMeeting = 250;  // cycles of a barrier of a cluster
 // Instructions that a narrow operand's element takes: its bounds, its address, its load.
 constexpr double kNarrowInstructions = 10;
 

@@ -6,22 +6,26 @@
 
 namespace resnet_fused {
 
-template <Consumers kConsumers, int kPixels, int kChannels, int kStages>
+template <Consumers kConsumers, int kPixels, int kChannels, int kStages, int kSharing = 1>
 using PixelsLeft =
-    WarpgroupShape<Orientation::kPixelsLeft, kConsumers, kPixels, kChannels, kStages>;
-template <Consumers kConsumers, int kPixels, int kChannels, int kStages>
+    WarpgroupShape<Orientation::kPixelsLeft, kConsumers, kPixels, kChannels, kStages, kSharing>;
+template <Consumers kConsumers, int kPixels, int kChannels, int kStages, int kSharing = 1>
 using ChannelsLeft =
-    WarpgroupShape<Orientation::kChannelsLeft, kConsumers, kPixels, kChannels, kStages>;
+    WarpgroupShape<Orientation::kChannelsLeft, kConsumers, kPixels, kChannels, kStages, kSharing>;
 
-// Pixels, channels, stages. A product of 256 columns takes 63% of shared memory's bandwidth, one of
-// 64 columns would take all of it.
+// Pixels, channels, stages, blocks that share filters. A product of 256 columns takes 63% of shared
+// memory's bandwidth, one of 64 columns would take all of it.
 using ConvTmaTiles = TileList<                        //
     PixelsLeft<Consumers::kTogether, 128, 256, 3>,    // 256 channels and more
     PixelsLeft<Consumers::kTogether, 128, 128, 4>,    // too few pixels to fill the GPU with those
     ChannelsLeft<Consumers::kTogether, 256, 128, 3>,  // 128 channels
     ChannelsLeft<Consumers::kTogether, 192, 128, 4>,  // images of 7x7: they fill whole waves
     ChannelsLeft<Consumers::kInTurns, 256, 64, 4>,    // 64 channels
-    ChannelsLeft<Consumers::kInTurns, 128, 64, 6>>;   // small batches
+    ChannelsLeft<Consumers::kInTurns, 128, 64, 6>,    // small batches
+    // The same where L2 would be asked for more than products take time for: deep reductions.
+    PixelsLeft<Consumers::kTogether, 128, 256, 3, 2>,     //
+    ChannelsLeft<Consumers::kTogether, 256, 128, 3, 2>,   //
+    ChannelsLeft<Consumers::kTogether, 192, 128, 4, 2>>;  //
 
 constexpr int kFirstTma = ConvWideTiles::kSize + ConvNarrowTiles::kSize;
 

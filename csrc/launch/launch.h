@@ -5,6 +5,9 @@
 //   int error = RF_LAUNCH_EARLY(follows, kernel, grid, block, shared_bytes, stream, arguments...);
 //   int error = RF_LAUNCH_CLUSTERS(kernel, grid, block, cluster, shared_bytes, stream,
 //                                  arguments...);
+//   int error = RF_LAUNCH_CLUSTERS_EARLY(follows, kernel, grid, block, cluster, shared_bytes,
+//   stream,
+//                                        arguments...);
 //
 // `kernel` is a __global__ function, in parentheses where it holds a comma. The result is 0 or a
 // cudaError_t; an empty grid is an error, as in CUDA, so the caller leaves empty problems out. In
@@ -38,8 +41,13 @@
 #define RF_LAUNCH_EARLY(follows, kernel, grid, block, shared_bytes, stream, ...) \
   ::resnet_fused::launch_early(follows, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 // In clusters of blocks, of which the grid is a multiple; sm_90 and later.
-#define RF_LAUNCH_CLUSTERS(kernel, grid, block, cluster, shared_bytes, stream, ...) \
-  ::resnet_fused::launch_clusters(kernel, grid, block, cluster, shared_bytes, stream, __VA_ARGS__)
+#define RF_LAUNCH_CLUSTERS(kernel, grid, block, cluster, shared_bytes, stream, ...)          \
+  ::resnet_fused::launch_clusters(false, kernel, grid, block, cluster, shared_bytes, stream, \
+                                  __VA_ARGS__)
+// Both.
+#define RF_LAUNCH_CLUSTERS_EARLY(follows, kernel, grid, block, cluster, shared_bytes, stream, ...) \
+  ::resnet_fused::launch_clusters(follows, kernel, grid, block, cluster, shared_bytes, stream,     \
+                                  __VA_ARGS__)
 
 namespace resnet_fused {
 
@@ -60,10 +68,11 @@ int launch_early(bool follows, void (*kernel)(Parameters...), dim3 grid, dim3 bl
 }
 
 template <class... Parameters, class... Arguments>
-int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster,
-                    uint32_t shared_bytes, cudaStream_t /*stream*/, const Arguments&... arguments) {
-  emulator::launch_clusters(grid, block, cluster, shared_bytes, false,
-                            [&] { kernel(arguments...); });
+int launch_clusters(bool follows, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                    dim3 cluster, uint32_t shared_bytes, cudaStream_t /*stream*/,
+                    const Arguments&... arguments) {
+  emulator::launch_clusters(
+      grid, block, cluster, shared_bytes, false, [&] { kernel(arguments...); }, follows);
   return cudaSuccess;
 }
 
@@ -103,14 +112,18 @@ int launch_with(std::span<cudaLaunchAttribute> attributes, void (*kernel)(Parame
 }
 
 template <class... Parameters, class... Arguments>
-int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster,
-                    uint32_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchAttribute attributes[1]{};
+int launch_clusters(bool follows, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                    dim3 cluster, uint32_t shared_bytes, cudaStream_t stream,
+                    const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim.x = cluster.x;
   attributes[0].val.clusterDim.y = cluster.y;
   attributes[0].val.clusterDim.z = cluster.z;
-  return launch_with(attributes, kernel, grid, block, shared_bytes, stream, arguments...);
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  return launch_with(std::span(attributes).first(follows ? 2 : 1), kernel, grid, block,
+                     shared_bytes, stream, arguments...);
 }
 
 template <bool kCooperative, class... Parameters, class... Arguments>

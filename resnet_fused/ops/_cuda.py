@@ -197,7 +197,7 @@ def prepared(op: str, *arguments: Any) -> dict[str, Any]:
     plan = _cuda_plan.tuned(made, x.device) or _cuda_plan.choose(
         made, _cuda_plan.gpu(x.device), names
     )
-    if plan.splits <= 1:
+    if plan.workspace_bytes == 0:
         return {}
     return {"arrivals": torch.zeros(COUNTERS, dtype=torch.int32, device=x.device)}
 

@@ -22,6 +22,8 @@ from ._selfchecks import CONV_CASES, channels_last, gradient_inputs, guarded, re
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SPLITS = {"conv_bn_act": (1, 2), "conv_dgrad": (1, 2), "conv_wgrad": (1, 3)}
 """Of the case "3x3"; the other ones are not split."""
+CLUSTERS = (2, 4, 8)
+"""Splits of configurations by clusters, which do nothing else, and of every case."""
 
 WINDOW = ConvCase("window", 3, 64, 19, 15, 128, 3, 3, (1, 1), (1, 1), residual=True)
 """For configurations that take 3x3 filters over 64 channels alone: tiles that end in rows, several
@@ -93,7 +95,7 @@ def check(
             operands = [channels_last(t, device) for t in operands]
             buffer, out = guarded(tuple(expected.shape), dtype, device)
             problem = _cuda_plan.problem_of(op, operands, geometry, out)
-            for splits in SPLITS[op] if case.name == "3x3" else (1,):
+            for splits in _splits(op, configuration, case):
                 if _cuda_plan.plan(problem, about, index, splits).configuration < 0:
                     continue  # it is never used for this
                 out.fill_(math.nan)
@@ -103,6 +105,12 @@ def check(
                 count += 1
     if count == 0:
         raise ArithmeticError(f"{configuration}: no case of the self-check fits it")
+
+
+def _splits(op: str, configuration: str, case: ConvCase) -> tuple[int, ...]:
+    if _cuda_plan.CLUSTER in configuration:
+        return CLUSTERS
+    return SPLITS[op] if case.name == "3x3" else (1,)
 
 
 def _forward_inputs(

@@ -34,6 +34,9 @@ TMA = "tma_"
 WINDOW = "tma_win"
 """How the names of those begin that bring the pixels of all nine taps of a 3x3 at once."""
 
+CLUSTER = "tma_cluster"
+"""How the names of those begin whose splits are the blocks of a cluster."""
+
 NARROW = "narrow_"
 """How the names of configurations begin that read operands element by element."""
 

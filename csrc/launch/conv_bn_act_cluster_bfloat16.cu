@@ -1,0 +1,6 @@
+#include "conv_bn_act_cluster_launch.cuh"
+
+int resnet_fused::launch_conv_bn_act_cluster_bfloat16(const ConvClusterArguments& arguments,
+                                                      int index, int32_t blocks, void* stream) {
+  return launch_conv_bn_act_cluster<BFloat16>(arguments, index, blocks, stream);
+}
