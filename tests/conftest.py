@@ -7,6 +7,7 @@ import re
 
 import emulated
 import emulated_fp8  # noqa: F401  (it enters itself)
+import emulated_stats  # noqa: F401
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -187,6 +187,18 @@ class ConvLoader {
 
   RF_DEVICE void arrived(ptx::SharedAddress) const {}
 
+ protected:
+  // Where this thread's unit of a pass that has landed lies, of its row i.
+  RF_DEVICE ptx::SharedAddress pixel_at(ptx::SharedAddress stage, int pass, int i) const {
+    return left_.address(stage, pass, i);
+  }
+  // Whether it was read, of pixels that exist inside of the image; zeros otherwise.
+  RF_DEVICE bool was_read(int i, const Column& at) const {
+    if (at.r >= operands_.reduction.taps_r) return false;
+    const uint32_t tap = 1u << at.r | 1u << (at.s + kColumnBits);
+    return (taps_[i] & tap) == tap;
+  }
+
  private:
   static constexpr int kColumnBits = 16;  // rows of taps have the bits 0-14, columns 16-30
   static_assert(kMostTaps < kColumnBits);

@@ -35,8 +35,8 @@ struct Place {
   uint32_t row;     // first of its warp within the tile
   uint32_t column;  // likewise
 
-  static RF_DEVICE Place mine() {
-    const uint32_t thread = threadIdx.x;
+  static RF_DEVICE Place mine() { return of(threadIdx.x); }
+  static RF_DEVICE Place of(uint32_t thread) {
     const uint32_t warp = thread / 32;
     return Place{thread, thread % 32, warp % Shape::kWarpsM * Shape::kWarpM,
                  warp / Shape::kWarpsM * Shape::kWarpN};

@@ -16,6 +16,9 @@ bool reads_wide(const RfConvBnAct& problem);
 // How many images wide offsets reach, 31 bits of 16 bytes; 0 if they do not reach over the weights.
 int64_t images_in_reach(const RfConvBnAct& problem);
 
+// What images [first, first + images) are read by. wide: 16 bytes at a time.
+ConvOperands conv_operands(const RfConvBnAct& problem, bool wide, int64_t first, int64_t images);
+
 // A workspace: one counter a tile, then the tiles' partial sums.
 constexpr int64_t kWorkspaceAlignment = 256;  // bytes, as the allocators give
 constexpr int64_t arrival_bytes(int64_t tiles) {

@@ -131,6 +131,8 @@ def enter(
     fake: Callable[..., Any] | None = None,
     triton: str | None = None,
     cuda: bool = False,
+    cuda_launch: Callable[..., None] | None = None,
+    cuda_checks: str = "_cuda_checks",
     mutates: tuple[str, ...] = (),
     rounding: str = "fused",
     reference_rounding: str | None = None,
@@ -146,6 +148,8 @@ def enter(
         fake: makes empty results; by default that of `_results.FORMS`.
         triton: module that holds the self-check of its Triton kernel, where there is one.
         cuda: whether there is a CUDA kernel.
+        cuda_launch: of one that is none of `_cuda`'s, as `_cuda.declare` takes it.
+        cuda_checks: module that holds its self-check.
         mutates: arguments that it writes into.
         rounding: the bound of `numerics` that all implementations are held to.
         reference_rounding: that of the reference, where it rounds in another place.
@@ -159,7 +163,7 @@ def enter(
             )
         )
     if cuda:
-        _cuda.declare(op, schema, fake)
+        _cuda.declare(op, schema, fake, launch=cuda_launch, checks=cuda_checks)
         by = f"hand-written CUDA, {about}"
         backends.register(
             backends.Implementation(op, "cuda", ("cuda",), by, _cuda.supports, rounding)

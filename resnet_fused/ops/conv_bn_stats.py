@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from . import _autocast, _checks, _training, _training_cpu
+from . import _autocast, _checks, _cuda_stats, _training, _training_cpu
 from ._training import normalised, per_channel
 
 SCHEMA = (
@@ -54,6 +54,9 @@ _training.enter(
     _reference,
     "implicit GEMM, BN and ReLU as it reads, statistics in its epilogue",
     triton="_training_checks_stats",
+    cuda=True,
+    cuda_launch=_cuda_stats.launch,
+    cuda_checks=_cuda_stats.CHECKS,
     cpu=_training_cpu.conv_bn_stats,
 )
 

@@ -1,0 +1,114 @@
+// A forward convolution's operands whose pixels are read through the BatchNorm and ReLU of the
+// layer before: relu(scale * x + shift), rounded as if it had been stored.
+//
+// A thread turns what it has copied itself, in its place in shared memory, once its copies have
+// landed and before others read: without a barrier of its own, and each element once a step. (On
+// fragments each warp along N would do it again, through registers a copy could not be asked for
+// so far ahead.) Taps that lie beside each other read an element again: up to nine times in a 3x3.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "bn_act.h"
+#include "conv_loader.h"
+#include "gradient_mask.h"
+#include "pair.h"
+#include "vector.h"
+
+namespace resnet_fused {
+
+template <class T, class Shape, LoadWidth kWidth>
+class NormedLoader : public ConvLoader<T, Shape, kWidth> {
+  using Base = ConvLoader<T, Shape, kWidth>;
+  using Pattern = LoadPattern<T, Shape, kWidth>;
+  using PixelUnit = Unit<T, Pattern::kUnit>;
+  static constexpr int kRows = Shape::kM / Pattern::kRowStep;
+
+ public:
+  // scale, shift: [C] of the layer before, at multiples of 16 bytes where channels are read wide.
+  RF_DEVICE NormedLoader(const ConvOperands& operands, const float* scale, const float* shift,
+                         const Tile& tile, int32_t first_element, uint32_t thread)
+      : Base(operands, tile, first_element, thread),
+        operands_(operands),
+        scale_(scale + tile.group * operands.reduction.channels),
+        shift_(shift + tile.group * operands.reduction.channels) {
+    const auto lane = static_cast<int32_t>(thread % Pattern::kLanes);
+    landed_ = column_of(first_element + lane * Pattern::kUnit, operands.reduction);
+  }
+
+  RF_DEVICE void arrived(ptx::SharedAddress stage) {
+#pragma unroll
+    for (int pass = 0; pass < Pattern::kPasses; ++pass) {
+      // Of units of two elements the second one may be another tap's.
+      const Column behind = Pattern::kThroughRegisters
+                                ? advanced(landed_, operands_.next, operands_.reduction)
+                                : landed_;
+      float scale[Pattern::kUnit];
+      float shift[Pattern::kUnit];
+      load(scale, scale_, behind);
+      load(shift, shift_, behind);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const ptx::SharedAddress at = this->pixel_at(stage, pass, i);
+        auto unit = ptx::load_shared<PixelUnit>(at);
+        normalise(unit, scale, shift);
+        const bool first = this->was_read(i, landed_);
+        if constexpr (Pattern::kThroughRegisters) {
+          // Zeros beyond the image stay zeros: padding is behind the ReLU.
+          if (!first) unit.value[0] = T{};
+          if (!this->was_read(i, behind)) unit.value[1] = T{};
+          ptx::store_shared(at, unit);
+        } else if (first) {
+          ptx::store_shared(at, unit);
+        }
+      }
+      landed_ = advanced(landed_, operands_.advance, operands_.reduction);
+    }
+  }
+
+ private:
+  static RF_DEVICE void normalise(PixelUnit& unit, const float (&scale)[Pattern::kUnit],
+                                  const float (&shift)[Pattern::kUnit]) {
+    const BnAct<float> op{0.0f};
+    if constexpr (sizeof(T) == 2) {
+      using Words = Unit<uint32_t, Pattern::kUnit / 2>;
+      Words words;
+#pragma unroll
+      for (int i = 0; i < Pattern::kUnit; i += 2) {
+        words.value[i / 2] =
+            narrow_pair<T>(op(widen(unit.value[i]), scale[i], shift[i]),
+                           op(widen(unit.value[i + 1]), scale[i + 1], shift[i + 1]));
+      }
+      unit = __builtin_bit_cast(PixelUnit, words);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Pattern::kUnit; ++i) {
+        unit.value[i] = op(unit.value[i], scale[i], shift[i]);
+      }
+    }
+  }
+
+  // Of the channels of the unit that has landed; behind the reduction's end those of any.
+  RF_DEVICE void load(float (&values)[Pattern::kUnit], const float* from,
+                      const Column& behind) const {
+    if constexpr (kWidth == LoadWidth::kWide) {
+#pragma unroll
+      for (int i = 0; i < Pattern::kUnit; i += kVectorLength<float>) {
+        const auto part = load_vector(from + landed_.c + i);
+#pragma unroll
+        for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
+      }
+    } else {
+      values[0] = ptx::load_global_read_only(from + landed_.c);
+      if constexpr (Pattern::kUnit == 2) values[1] = ptx::load_global_read_only(from + behind.c);
+    }
+  }
+
+  const ConvOperands& operands_;
+  const float* scale_;  // of the group's first channel
+  const float* shift_;
+  Column landed_;  // of this thread's unit of the pass that is turned next
+};
+
+}  // namespace resnet_fused

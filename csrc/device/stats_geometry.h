@@ -1,0 +1,77 @@
+// What conv_bn_stats' kernel is told beside its operands: the BatchNorm that it reads through, and
+// where the statistics of its tiles meet. Plain values, which a launch computes on the host.
+#pragma once
+
+#include <cstdint>
+
+#include "conv_geometry.h"
+#include "portable.h"
+
+namespace resnet_fused {
+
+// Of some pixels of a channel: their mean, and the sum of the squares of what each is off it.
+struct alignas(8) Moments {
+  float mean;
+  float m2;
+};
+struct alignas(16) WideMoments {
+  double mean;
+  double m2;
+};
+
+// Bytes of shared memory: the ring, and behind it the moments of the tile's columns, of each band
+// of warps.
+template <class Shape>
+constexpr int kStatsSharedBytes =
+    Shape::kRingBytes + Shape::kWarpsM * Shape::kN * static_cast<int>(sizeof(Moments));
+
+// So many tiles of pixels are merged by one block, the last of them: few enough for the block that
+// ends a launch, enough for the one that merges what they make.
+constexpr int32_t kChunkTiles = 64;
+
+// Pixels in tiles, over all launches: each begins with a tile of its own.
+struct PixelTiles {
+  int64_t pixels;
+  int64_t pixels_a_launch;  // but for the last one
+  int32_t tiles_a_launch;
+  int32_t tiles;       // of all launches
+  int32_t first_tile;  // of this one
+  int32_t rows;        // of a whole tile
+
+  // Pixels of all tiles ahead of one: the last tile of a launch may have fewer than others.
+  RF_HOST_DEVICE int64_t before(int32_t tile) const {
+    const int32_t launch = tile < tiles_a_launch ? 0 : tile / tiles_a_launch;
+    const int64_t begun = launch * pixels_a_launch;
+    const int64_t at = begun + static_cast<int64_t>(tile - launch * tiles_a_launch) * rows;
+    return at < pixels ? at : pixels;
+  }
+  RF_HOST_DEVICE int32_t chunks() const { return (tiles + kChunkTiles - 1) / kChunkTiles; }
+  // The first tile of a chunk, or behind the last chunk the end.
+  RF_HOST_DEVICE int32_t begin(int32_t chunk) const {
+    const int32_t first = chunk * kChunkTiles;
+    return first < tiles ? first : tiles;
+  }
+};
+
+struct ConvBnStatsArguments {
+  ConvOperands operands;
+  int32_t steps;       // of the whole reduction
+  int32_t steps_each;  // of a split; the last one may have fewer, and has one at least
+  TileGrid tiles;
+  SplitWorkspace workspace;  // unused without splits
+  const float* scale;        // [C] of the layer before; null: x is read as it is
+  const float* shift;        // [C]
+  void* y;                   // [N, K, P, Q] in `y_strides`
+  PixelStrides y_strides;
+  int32_t channels;          // of one group
+  bool wide_y;               // 16 bytes at a time: adjacent channels, all aligned
+  bool pixels_lie_together;  // element by element: neighbouring threads take neighbouring pixels
+  PixelTiles measured;
+  uint32_t* arrivals;     // [group][column of tiles][chunks + 1], zero before the first launch
+  int64_t cleared_bytes;  // from there on, ahead of the kernel
+  Moments* moments;       // [tile of pixels][K]
+  WideMoments* merged;    // [chunk][K]; unused where there is one chunk
+  float* stats;           // [2, K]: mean, M2
+};
+
+}  // namespace resnet_fused

@@ -1,0 +1,44 @@
+#include "../launch/conv_bn_stats.h"
+
+#include "convolution.h"
+
+namespace resnet_fused::emulated {
+namespace {
+
+RfConvBnStats problem(const std::string& dtype, bool allow_tf32, uintptr_t x, uintptr_t norm,
+                      uintptr_t weight, uintptr_t y, uintptr_t stats, const Sizes& x_size,
+                      const Sizes& weight_size, const Sizes& x_stride, const Sizes& weight_stride,
+                      const Sizes& y_stride, const Pair& stride, const Pair& padding,
+                      const Pair& dilation, int32_t groups) {
+  RfConvBnStats made{};
+  made.conv.x = pointer<const void>(x);
+  made.conv.weight = pointer<const void>(weight);
+  made.conv.out = pointer<void>(y);
+  made.norm = pointer<const void>(norm);
+  made.stats = pointer<void>(stats);
+  fill(made.conv.x_stride, x_stride);
+  fill(made.conv.weight_stride, weight_stride);
+  fill(made.conv.out_stride, y_stride);
+  fill_geometry(made.conv, dtype, allow_tf32, x_size, weight_size, stride, padding, dilation,
+                groups);
+  return made;
+}
+
+}  // namespace
+
+void define_conv_bn_stats(py::module_& module) {
+  py::class_<RfConvBnStats>(module, "ConvBnStats")
+      .def(py::init(&problem), py::kw_only(), py::arg("dtype"), py::arg("allow_tf32"), py::arg("x"),
+           py::arg("norm"), py::arg("weight"), py::arg("y"), py::arg("stats"), py::arg("x_size"),
+           py::arg("weight_size"), py::arg("x_stride"), py::arg("weight_stride"),
+           py::arg("y_stride"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+           py::arg("groups"));
+  define(module,
+         Convolution<RfConvBnStats>{"conv_bn_stats",
+                                    "y = conv(relu(scale x + shift), weight), and its statistics; "
+                                    "see csrc/launch/conv_bn_stats.h.",
+                                    rf_conv_bn_stats_configurations, rf_conv_bn_stats_configuration,
+                                    rf_conv_bn_stats_plan, rf_conv_bn_stats_cuda});
+}
+
+}  // namespace resnet_fused::emulated

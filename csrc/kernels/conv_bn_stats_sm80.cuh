@@ -1,0 +1,102 @@
+// conv_bn_stats on the GPU, for sm_80 and later: implicit GEMM on mma.sync that reads through the
+// BatchNorm and ReLU of the layer before, and measures what it stores.
+//
+//     y[m, k] = sum over e of relu(scale[c] * pixel[m, e] + shift[c]) * filter[k, e]
+//     mean, M2 of every channel, of the rounded y
+//
+// M: output pixels, N: output channels of a group, reduction: the taps and channels of a filter. A
+// block computes and measures one tile, or with splits one part of a tile's sums; the last block of
+// a column of tiles merges what the others have measured.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/conv_loader.h"
+#include "../device/gradient_epilogue.h"
+#include "../device/main_loop.h"
+#include "../device/merge_moments.h"
+#include "../device/normed_loader.h"
+#include "../device/split_reduction.h"
+#include "../device/stats_epilogue.h"
+#include "../device/stats_geometry.h"
+
+namespace resnet_fused {
+
+// Adds this block's part of the reduction to `sums`.
+template <class T, class Shape, LoadWidth kWidth, bool kNormed>
+RF_DEVICE void add_products(Sums<Shape>& sums, const ConvBnStatsArguments& arguments,
+                            const Tile& tile, ptx::SharedAddress ring) {
+  const auto place = Place<Shape>::mine();
+  const int first = tile.split * arguments.steps_each;
+  const int left_over = arguments.steps - first;
+  const int steps = left_over < arguments.steps_each ? left_over : arguments.steps_each;
+  const int32_t element = first * LoadPattern<T, Shape, kWidth>::kStep;
+  const auto run = [&](auto& loader) {
+    const KMajorFragments<Side::kLeft, Shape::kBlocksM> left(place.row, place.lane);
+    const KMajorFragments<Side::kRight, Shape::kBlocksN> right(place.column, place.lane);
+    constexpr int kAhead = Shape::kStages - 1;
+    loader.issue_filters(ring, steps < kAhead ? steps : kAhead);
+    run_main_loop<T>(sums, ring, steps, left, right, loader, [](int) {});
+  };
+  if constexpr (kNormed) {
+    NormedLoader<T, Shape, kWidth> loader(arguments.operands, arguments.scale, arguments.shift,
+                                          tile, element, place.thread);
+    run(loader);
+  } else {
+    ConvLoader<T, Shape, kWidth> loader(arguments.operands, tile, element, place.thread);
+    run(loader);
+  }
+}
+
+template <class T, class Shape, LoadWidth kWidth, bool kNormed>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    conv_bn_stats_kernel(const __grid_constant__ ConvBnStatsArguments arguments) {
+  const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
+  Sums<Shape> sums;
+  sums.clear();
+  add_products<T, Shape, kWidth, kNormed>(sums, arguments, tile_of(blockIdx.x, arguments.tiles),
+                                          ring);
+  // Found again: across the loop they would take registers that there are none of.
+  uint32_t block = blockIdx.x;
+  uint32_t thread = threadIdx.x;
+  ptx::keep(block);
+  ptx::keep(thread);
+  const Tile tile = tile_of(block, arguments.tiles);
+  const auto place = Place<Shape>::of(thread);
+  if (arguments.tiles.splits > 1 && !merge_splits(sums, arguments.workspace, tile.index, tile.split,
+                                                  arguments.tiles.splits, ring, place.thread)) {
+    return;
+  }
+  const OutputTile<T, Shape> output{ring, 0};
+  const BandMoments<Shape> bands{ring + Shape::kRingBytes};
+  const int32_t first_pixel = tile.m * Shape::kM;
+  const int32_t pixels_left = arguments.operands.grid.pixels - first_pixel;
+  const int32_t rows = pixels_left < Shape::kM ? pixels_left : Shape::kM;
+  const int32_t first_column = tile.n * Shape::kN;
+  const int32_t columns = arguments.channels - first_column;
+  const int32_t channel = tile.group * arguments.channels + first_column;
+  put_measured(output, bands, sums, place, rows);
+  ptx::sync_threads();
+  store_rows(output, arguments.wide_y, arguments.pixels_lie_together, place.thread,
+             [&](uint32_t row, uint32_t column) -> T* {
+               if (static_cast<int32_t>(row) >= rows || static_cast<int32_t>(column) >= columns) {
+                 return nullptr;
+               }
+               const Pixel pixel =
+                   pixel_of(first_pixel + static_cast<int32_t>(row), arguments.operands.grid);
+               return static_cast<T*>(arguments.y) + offset_of(pixel, arguments.y_strides) +
+                      (channel + static_cast<int64_t>(column)) * arguments.y_strides.k;
+             });
+  const int32_t measured = arguments.measured.first_tile + tile.m;
+  if (place.thread < Shape::kN && static_cast<int32_t>(place.thread) < columns) {
+    const int64_t filters = int64_t{arguments.channels} * arguments.tiles.groups;
+    ptx::store_global(arguments.moments + measured * filters + channel + place.thread,
+                      moments_of_column(bands, place.thread, rows));
+  }
+  merge_moments<Shape>(
+      arguments,
+      {static_cast<uint32_t>(tile.group * arguments.tiles.tiles_n + tile.n), channel, columns},
+      measured, ring, bands.first, place.thread);
+}
+
+}  // namespace resnet_fused

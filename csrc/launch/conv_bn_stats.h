@@ -1,0 +1,29 @@
+// The C interface of conv_bn_stats on the GPU; it is used as conv_bn_act's is, see conv_bn_act.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "conv_bn_act.h"
+
+extern "C" {
+
+// y = conv(relu(scale * x + shift), weight), and of the rounded y each channel's mean and M2, the
+// sum of (y - mean)^2.
+struct RfConvBnStats {
+  // x, weight, dtype, sizes, strides and geometry; `out` is y. It has no residual, scale, shift,
+  // ReLU or order among other launches, and brings no counters.
+  RfConvBnAct conv;
+  const void* norm;  // [4, C] float, of which scale and shift are read; null: x is read as it is
+  void* stats;       // [2, K] float: mean, M2
+};
+
+int32_t rf_conv_bn_stats_configurations(void);
+const RfConvConfiguration* rf_conv_bn_stats_configuration(int32_t index);
+int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfGpu* gpu, int32_t configuration,
+                              int32_t splits, RfConvPlan* plan, char* why, size_t why_bytes);
+// Nothing is launched for an empty y, and stats stay as they are.
+int rf_conv_bn_stats_cuda(const RfConvBnStats* problem, const RfConvPlan* plan, void* workspace,
+                          void* stream);
+
+}  // extern "C"

@@ -1,0 +1,106 @@
+// The workspace, strides and divisors of conv_bn_stats, and the launch of each part of the batch.
+#include "conv_bn_stats_arguments.h"
+
+#include <algorithm>
+
+#include "conv_strides.h"
+
+namespace resnet_fused {
+
+bool stats_read_wide(const RfConvBnStats& problem) {
+  return reads_wide(problem.conv) && is_aligned(problem.norm);
+}
+
+StatsLayout stats_layout(const RfConvBnStats& problem, const RfConvConfiguration& tile,
+                         int32_t splits, int64_t images_a_launch) {
+  const RfConvBnAct& conv = problem.conv;
+  const OutputSize size = output_size(conv);
+  const int64_t filters = conv.weight_size[0];
+  const int64_t columns = divide_up(filters / conv.groups, tile.n) * conv.groups;
+  const int64_t of_image = size.p * size.q;
+  const int64_t launches = divide_up(conv.x_size[0], images_a_launch);
+  const int64_t of_launch = images_a_launch * of_image;
+  const int64_t pixels = conv.x_size[0] * of_image;
+  const int64_t tiles_a_launch = divide_up(of_launch, tile.m);
+  const int64_t last = divide_up(pixels - (launches - 1) * of_launch, tile.m);
+
+  StatsLayout layout{};
+  layout.measured = {
+      pixels, of_launch, narrowed(tiles_a_launch), narrowed((launches - 1) * tiles_a_launch + last),
+      0,      tile.m};
+  const int64_t chunks = layout.measured.chunks();
+  const auto aligned = [](int64_t bytes) {
+    return divide_up(bytes, kWorkspaceAlignment) * kWorkspaceAlignment;
+  };
+  const int64_t tiles = tiles_a_launch * columns;
+  layout.arrivals = arrival_bytes(columns * (chunks + 1));
+  layout.counted = layout.arrivals + (splits > 1 ? arrival_bytes(tiles) : 0);
+  layout.moments = layout.counted;
+  layout.merged =
+      layout.moments + aligned(int64_t{layout.measured.tiles} * filters * int64_t{sizeof(Moments)});
+  layout.partial =
+      layout.merged + (chunks > 1 ? aligned(chunks * filters * int64_t{sizeof(WideMoments)}) : 0);
+  layout.bytes = layout.partial + (splits > 1 ? tiles * splits * tile.m * tile.n * 4 : 0);
+  return layout;
+}
+
+ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem, const RfConvPlan& plan,
+                                             void* workspace, int64_t first, int64_t images) {
+  const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(plan.configuration);
+  const RfConvBnAct& conv = problem.conv;
+  const int64_t bytes = bytes_of(conv.dtype);
+  const OutputSize size = output_size(conv);
+  const int64_t filters = conv.weight_size[0];
+  const int64_t group = filters / conv.groups;
+  const int64_t shape[4] = {conv.x_size[0], filters, size.p, size.q};
+  const Strides y = used(shape, conv.out_stride);
+  const StatsLayout layout = stats_layout(problem, tile, plan.splits, plan.images_a_launch);
+
+  ConvBnStatsArguments arguments{};
+  arguments.operands = conv_operands(conv, tile.wide != 0, first, images);
+  const int64_t depth = conv.weight_size[1] * conv.weight_size[2] * conv.weight_size[3];
+  arguments.steps = narrowed(divide_up(depth * bytes, tile.step_bytes));
+  arguments.steps_each = narrowed(divide_up(arguments.steps, plan.splits));
+  arguments.tiles = {narrowed(divide_up(images * size.p * size.q, tile.m)),
+                     narrowed(divide_up(group, tile.n)), conv.groups, plan.splits};
+  if (plan.splits > 1) {
+    arguments.workspace.arrivals = static_cast<uint32_t*>(moved(workspace, layout.arrivals));
+    arguments.workspace.partial = static_cast<float*>(moved(workspace, layout.partial));
+  }
+  arguments.scale = static_cast<const float*>(problem.norm);
+  arguments.shift =
+      static_cast<const float*>(moved(problem.norm, conv.x_size[1] * int64_t{sizeof(float)}));
+  arguments.y = moved(conv.out, first * y.n * bytes);
+  arguments.y_strides = y.of_pixels();
+  arguments.channels = narrowed(group);
+  arguments.wide_y = is_wide(conv.out, y, group, bytes);
+  arguments.pixels_lie_together = y.c > y.w;
+  arguments.measured = layout.measured;
+  arguments.measured.first_tile =
+      narrowed(first / plan.images_a_launch * layout.measured.tiles_a_launch);
+  arguments.arrivals = static_cast<uint32_t*>(workspace);
+  arguments.cleared_bytes = first == 0 ? layout.counted : 0;
+  arguments.moments = static_cast<Moments*>(moved(workspace, layout.moments));
+  arguments.merged = static_cast<WideMoments*>(moved(workspace, layout.merged));
+  arguments.stats = static_cast<float*>(problem.stats);
+  return arguments;
+}
+
+}  // namespace resnet_fused
+
+extern "C" int rf_conv_bn_stats_cuda(const RfConvBnStats* problem, const RfConvPlan* plan,
+                                     void* workspace, void* stream) {
+  using namespace resnet_fused;
+  constexpr Launches<ConvBnStatsArguments> kLaunches{
+      launch_conv_bn_stats_bfloat16, launch_conv_bn_stats_float16, launch_conv_bn_stats_float32};
+  const int64_t images = problem->conv.x_size[0];
+  for (int64_t i = 0; i < plan->launches; ++i) {
+    const int64_t first = i * plan->images_a_launch;
+    const int64_t count = std::min(plan->images_a_launch, images - first);
+    const int error = kLaunches(problem->conv.dtype,
+                                conv_bn_stats_arguments(*problem, *plan, workspace, first, count),
+                                plan->configuration, stream);
+    if (error != 0) return error;
+  }
+  return 0;
+}

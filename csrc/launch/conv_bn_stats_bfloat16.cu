@@ -1,0 +1,6 @@
+#include "conv_bn_stats_launch.cuh"
+
+int resnet_fused::launch_conv_bn_stats_bfloat16(const ConvBnStatsArguments& arguments,
+                                                int configuration, void* stream) {
+  return launch_conv_bn_stats<BFloat16>(arguments, configuration, stream);
+}

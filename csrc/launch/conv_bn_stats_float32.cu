@@ -1,0 +1,6 @@
+#include "conv_bn_stats_launch.cuh"
+
+int resnet_fused::launch_conv_bn_stats_float32(const ConvBnStatsArguments& arguments,
+                                               int configuration, void* stream) {
+  return launch_conv_bn_stats<float>(arguments, configuration, stream);
+}

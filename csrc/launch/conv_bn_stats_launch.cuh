@@ -1,0 +1,43 @@
+// The launches of conv_bn_stats for one dtype; each dtype's .cu file makes its own.
+#pragma once
+
+#include "../kernels/conv_bn_stats_sm80.cuh"
+#include "conv_bn_stats_arguments.h"
+#include "conv_bn_stats_tiles.h"
+#include "launch.h"
+
+namespace resnet_fused {
+
+template <class T, class Shape, LoadWidth kWidth, bool kNormed>
+int start_conv_bn_stats(const ConvBnStatsArguments& arguments, cudaStream_t stream) {
+  const TileGrid& tiles = arguments.tiles;
+  const dim3 grid(static_cast<uint32_t>(tiles.tiles_m) * static_cast<uint32_t>(tiles.tiles_n) *
+                  static_cast<uint32_t>(tiles.groups) * static_cast<uint32_t>(tiles.splits));
+  return RF_LAUNCH((conv_bn_stats_kernel<T, Shape, kWidth, kNormed>), grid, dim3(Shape::kThreads),
+                   kStatsSharedBytes<Shape>, stream, arguments);
+}
+
+template <class T>
+int launch_conv_bn_stats(const ConvBnStatsArguments& arguments, int configuration, void* stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const auto start = [&]<class Shape, LoadWidth kWidth>() -> int {
+    return arguments.scale == nullptr
+               ? start_conv_bn_stats<T, Shape, kWidth, false>(arguments, cuda_stream)
+               : start_conv_bn_stats<T, Shape, kWidth, true>(arguments, cuda_stream);
+  };
+  if (arguments.cleared_bytes > 0) {
+    const int error =
+        clear_async(arguments.arrivals, static_cast<size_t>(arguments.cleared_bytes), cuda_stream);
+    if (error != cudaSuccess) return error;
+  }
+  if (configuration < StatsWideTiles::kSize) {
+    return StatsWideTiles::with(configuration, [&]<class Shape>() {
+      return start.template operator()<Shape, LoadWidth::kWide>();
+    });
+  }
+  return StatsNarrowTiles::with(configuration - StatsWideTiles::kSize, [&]<class Shape>() {
+    return start.template operator()<Shape, LoadWidth::kNarrow>();
+  });
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,219 @@
+// The table of conv_bn_stats' configurations, and the pure function that picks one and its splits.
+//
+// The choice is the least predicted time, as for conv_bn_act.
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "conv_bn_stats_arguments.h"
+#include "conv_bn_stats_tiles.h"
+#include "conv_plan.h"
+
+namespace resnet_fused {
+namespace {
+
+// Instructions to widen, multiply, add and pack an element that is read through a BatchNorm.
+constexpr double kTurnInstructions = 3.5;
+// Cycles that a block waits in a step's turning: loads, a store, the barrier.
+constexpr double kTurnLatency = 100;
+// Instructions to round, add and square an element of the result.
+constexpr double kMeasureInstructions = 8;
+// Cycles of the shuffles of a column's band of rows: 8 lanes, 6 of them, 32 lanes a cycle.
+constexpr double kShuffleCycles = 1.5;
+// Beyond, the parts of these networks' reductions are a step or two long.
+constexpr int kMostSplits = 32;
+constexpr int kTiles = StatsWideTiles::kSize + StatsNarrowTiles::kSize;
+
+struct Entry {
+  std::string name;
+  RfConvConfiguration configuration;
+};
+
+template <class Shape>
+Entry entry(bool wide) {
+  return {std::string(wide ? "" : "narrow_") + std::to_string(Shape::kM) + "x" +
+              std::to_string(Shape::kN) + "_" + std::to_string(Shape::kThreads / 32) + "w" +
+              std::to_string(Shape::kStages) + "s",
+          {nullptr, wide, Shape::kM, Shape::kN, Shape::kWarpsM, Shape::kWarpsN, Shape::kStages,
+           Shape::kBlocks, Shape::kStepBytes, kStatsSharedBytes<Shape>, kOutputFits<float, Shape>}};
+}
+
+const std::array<Entry, kTiles>& table() {
+  static const std::array<Entry, kTiles> made = [] {
+    std::array<Entry, kTiles> entries;
+    for (int i = 0; i < kTiles; ++i) {
+      const bool wide = i < StatsWideTiles::kSize;
+      const auto of = [wide]<class Shape>() { return entry<Shape>(wide); };
+      entries[i] = wide ? StatsWideTiles::with(i, of)
+                        : StatsNarrowTiles::with(i - StatsWideTiles::kSize, of);
+    }
+    return entries;
+  }();
+  return made;
+}
+
+// The matrix product that a problem is.
+struct Product {
+  int64_t pixels;  // of one launch
+  int64_t channels;
+  int64_t groups;
+  int64_t depth;
+  int64_t bytes;  // of an element
+  bool wide;
+  bool normed;
+};
+
+int64_t steps_of(const Product& product, const RfConvConfiguration& tile) {
+  return divide_up(product.depth * product.bytes, tile.step_bytes);
+}
+int64_t tiles_of(const Product& product, const RfConvConfiguration& tile) {
+  return divide_up(product.pixels, tile.m) * divide_up(product.channels, tile.n) * product.groups;
+}
+
+// Cycles of one launch, predicted: the blocks of the busiest multiprocessor, each step of each at
+// its limit. See conv_bn_act_plan.cpp; here what is read through a BatchNorm is turned in shared
+// memory, and every tile is measured.
+double cost(const Product& product, const RfConvConfiguration& tile, int64_t splits,
+            const RfGpu& gpu) {
+  const int64_t tiles = tiles_of(product, tile);
+  const double busy = static_cast<double>(divide_up(tiles * splits, gpu.multiprocessors));
+  const double steps = static_cast<double>(divide_up(steps_of(product, tile), splits));
+  const double resident =
+      std::min({busy, static_cast<double>(tile.blocks),
+                std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor /
+                                                  (tile.shared_bytes + 1024)))});
+  const double area = static_cast<double>(tile.m) * tile.n;
+  const double both = static_cast<double>(tile.m) + tile.n;
+  const double left = static_cast<double>(tile.m) * tile.step_bytes;
+  const double bytes = static_cast<double>(product.bytes);
+  const double slices = tile.step_bytes / 32.0;
+  const double matrix = slices * area * 16 / kMatrixUnit;
+  const double read = slices * 32.0 * (tile.m * tile.warps_n + tile.n * tile.warps_m);
+  const double turned = product.normed ? 2 * left : 0;
+  const double shared = (read + both * tile.step_bytes + turned) / kSharedBytes;
+  const double cache = both * tile.step_bytes / kCacheBytes;
+  const double latency = kLatency / ((tile.stages - 1) * resident);
+  const double narrow =
+      tile.wide != 0 ? 0 : both * tile.step_bytes / bytes * kNarrowInstructions / kInstructions;
+  const double turning = product.normed ? left / bytes * kTurnInstructions / kInstructions : 0;
+  // While a block turns what has landed, only its neighbours multiply.
+  const double pause = product.normed ? (turning + kTurnLatency) / resident : 0;
+  const double step = std::max({matrix, shared, cache, latency, narrow + turning}) + pause;
+  const double measuring =
+      area * kMeasureInstructions / kInstructions + tile.warps_m * tile.n * kShuffleCycles;
+  // Of each chunk's tiles one merges them all.
+  const double merging = tile.n * double{sizeof(Moments)} / kCacheBytes + kLatency / kChunkTiles;
+  const double work = steps * step + measuring + merging;
+  const double ends = area * bytes / kMemoryBytes;
+  const double hidden = std::min(work, ends) + kLatency;
+  double total = kMeeting + busy * (std::max(work, ends) + hidden / resident);
+  if (splits > 1) {
+    const double part = area * 4 / kCacheBytes;
+    total += (busy + static_cast<double>(splits)) * part;
+  }
+  return total;
+}
+
+// So many images that neither pixels nor blocks need more than 31 bits, nor wide offsets; 0: one is
+// too much.
+int64_t images_together(const RfConvBnAct& conv, const Product& product,
+                        const RfConvConfiguration& tile) {
+  const OutputSize size = output_size(conv);
+  const int64_t columns = divide_up(product.channels, tile.n) * product.groups;
+  const int64_t rows = std::min(kMost, kMost / columns * tile.m);
+  const int64_t reach = tile.wide != 0 ? images_in_reach(conv) : conv.x_size[0];
+  return std::max<int64_t>(0, std::min({conv.x_size[0], reach, rows / (size.p * size.q)}));
+}
+
+// What keeps a configuration from a product; null if nothing.
+const char* unfit(const RfConvConfiguration& tile, const Product& product, const RfGpu& gpu) {
+  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
+  if (tile.wide != 0 && !product.wide) return "x, weight or norm cannot be read 16 bytes at a time";
+  return nullptr;
+}
+
+Product product_of(const RfConvBnStats& problem) {
+  const RfConvBnAct& conv = problem.conv;
+  Product product{};
+  product.channels = conv.weight_size[0] / conv.groups;
+  product.groups = conv.groups;
+  product.depth = conv.weight_size[1] * conv.weight_size[2] * conv.weight_size[3];
+  product.bytes = bytes_of(conv.dtype);
+  product.wide = stats_read_wide(problem);
+  product.normed = problem.norm != nullptr;
+  return product;
+}
+
+}  // namespace
+}  // namespace resnet_fused
+
+extern "C" int32_t rf_conv_bn_stats_configurations(void) { return resnet_fused::kTiles; }
+
+extern "C" const RfConvConfiguration* rf_conv_bn_stats_configuration(int32_t index) {
+  return resnet_fused::configuration_at<resnet_fused::table>(index);
+}
+
+extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfGpu* gpu,
+                                         int32_t configuration, int32_t splits, RfConvPlan* plan,
+                                         char* why, size_t why_bytes) {
+  using namespace resnet_fused;
+  const Refusal refuse{why, why_bytes};
+  const RfConvBnAct& conv = problem->conv;
+  if (check_dtype(conv, refuse) != 0 || check_sizes(conv, refuse) != 0 ||
+      check_depth(conv, refuse) != 0 || check_wish(*gpu, configuration, kTiles, refuse) != 0) {
+    return 1;
+  }
+  const OutputSize size = output_size(conv);
+  const int64_t images = conv.x_size[0];
+  *plan = RfConvPlan{std::max(configuration, 0), 1, 0, 0, std::max<int64_t>(images, 1), 0, 0};
+  if (images * conv.weight_size[0] * size.p * size.q == 0) {
+    refuse("an empty output: nothing is launched");
+    return 0;
+  }
+  Product product = product_of(*problem);
+  const char* against = nullptr;
+  for (int i = 0; i < kTiles; ++i) {
+    const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(i);
+    if (configuration >= 0 && i != configuration) continue;
+    const char* refusal = unfit(tile, product, *gpu);
+    if (refusal != nullptr) against = refusal;
+    // Narrow loads are for what is not wide, unless they are asked for.
+    if (refusal != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
+    const int64_t together = images_together(conv, product, tile);
+    if (together < 1) {
+      against = "one image is more than a launch can take";
+      continue;
+    }
+    product.pixels = together * size.p * size.q;
+    const int64_t steps = steps_of(product, tile);
+    const int64_t tiles = tiles_of(product, tile);
+    for (int64_t parts = 1; parts <= std::max<int64_t>(kMostSplits, splits); ++parts) {
+      if (splits > 0 && parts != splits) continue;
+      if (!has_work(steps, parts) || tiles * parts > kMost) {
+        if (splits > 0) against = "its reduction has no such parts with work for each";
+        continue;
+      }
+      const double cycles = cost(product, tile, parts, *gpu);
+      if (plan->launches > 0 && cycles >= plan->cycles) continue;
+      const auto cut = static_cast<int32_t>(parts);
+      *plan = RfConvPlan{i,
+                         cut,
+                         stats_layout(*problem, tile, cut, together).bytes,
+                         divide_up(images, together),
+                         together,
+                         tiles * parts,
+                         cycles};
+    }
+  }
+  if (plan->launches == 0) {
+    if (configuration < 0) return refuse("no configuration serves it: %s", against);
+    return refuse("configuration %d (%s), %d splits: %s", configuration,
+                  rf_conv_bn_stats_configuration(configuration)->name, splits, against);
+  }
+  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors",
+         rf_conv_bn_stats_configuration(plan->configuration)->name, plan->splits,
+         configuration < 0 ? "least predicted time" : "as asked for",
+         static_cast<Long>(plan->blocks), gpu->multiprocessors);
+  return 0;
+}

@@ -1,0 +1,19 @@
+// The tiles of conv_bn_stats for sm_80 and later.
+#pragma once
+
+#include "conv_tiles.h"
+
+namespace resnet_fused {
+
+// As in conv_tiles.h: M, N, warps along M, along N, stages, blocks that are to share a
+// multiprocessor. No tile of 256 pixels: its one block would neither load nor multiply while it
+// measures.
+using StatsWideTiles = TileList<      //
+    TileShape<128, 128, 2, 2, 4, 2>,  // the work-horse
+    TileShape<128, 64, 2, 2, 4, 3>,   // 64 channels
+    TileShape<64, 64, 2, 2, 4, 4>>;   // small batches, with splits
+using StatsNarrowTiles = TileList<    //
+    TileShape<128, 64, 4, 1, 4, 2>,   // the stem
+    TileShape<64, 32, 2, 2, 4, 3>>;   // odd channels, NCHW, narrow groups
+
+}  // namespace resnet_fused
