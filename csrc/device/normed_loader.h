@@ -14,6 +14,7 @@
 #include "conv_loader.h"
 #include "gradient_mask.h"
 #include "pair.h"
+#include "stats_geometry.h"
 #include "vector.h"
 
 namespace resnet_fused {
@@ -26,44 +27,47 @@ class NormedLoader : public ConvLoader<T, Shape, kWidth> {
   static constexpr int kRows = Shape::kM / Pattern::kRowStep;
 
  public:
-  // scale, shift: [C] of the layer before, at multiples of 16 bytes where channels are read wide.
-  RF_DEVICE NormedLoader(const ConvOperands& operands, const float* scale, const float* shift,
-                         const Tile& tile, int32_t first_element, uint32_t thread)
-      : Base(operands, tile, first_element, thread),
-        operands_(operands),
-        scale_(scale + tile.group * operands.reduction.channels),
-        shift_(shift + tile.group * operands.reduction.channels) {
+  // Scale and shift lie at multiples of 16 bytes where channels are read wide.
+  RF_DEVICE NormedLoader(const ConvBnStatsArguments& arguments, const Tile& tile,
+                         int32_t first_element, uint32_t thread)
+      : Base(arguments.operands, tile, first_element, thread),
+        arguments_(arguments),
+        first_channel_(tile.group * arguments.operands.reduction.channels) {
     const auto lane = static_cast<int32_t>(thread % Pattern::kLanes);
-    landed_ = column_of(first_element + lane * Pattern::kUnit, operands.reduction);
+    landed_ = column_of(first_element + lane * Pattern::kUnit, arguments.operands.reduction);
   }
 
   RF_DEVICE void arrived(ptx::SharedAddress stage) {
+    const ConvOperands& operands = arguments_.operands;
 #pragma unroll
     for (int pass = 0; pass < Pattern::kPasses; ++pass) {
       // Of units of two elements the second one may be another tap's.
       const Column behind = Pattern::kThroughRegisters
-                                ? advanced(landed_, operands_.next, operands_.reduction)
+                                ? advanced(landed_, operands.next, operands.reduction)
                                 : landed_;
       float scale[Pattern::kUnit];
       float shift[Pattern::kUnit];
-      load(scale, scale_, behind);
-      load(shift, shift_, behind);
+      load(scale, arguments_.scale, behind);
+      load(shift, arguments_.shift, behind);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const ptx::SharedAddress at = this->pixel_at(stage, pass, i);
         auto unit = ptx::load_shared<PixelUnit>(at);
         normalise(unit, scale, shift);
-        const bool first = this->was_read(i, landed_);
-        if constexpr (Pattern::kThroughRegisters) {
-          // Zeros beyond the image stay zeros: padding is behind the ReLU.
-          if (!first) unit.value[0] = T{};
-          if (!this->was_read(i, behind)) unit.value[1] = T{};
-          ptx::store_shared(at, unit);
-        } else if (first) {
-          ptx::store_shared(at, unit);
+        // Zeros beyond the image stay zeros: padding is behind the ReLU.
+        if (!this->was_read(i, landed_)) {
+          if constexpr (Pattern::kThroughRegisters) {
+            unit.value[0] = T{};
+          } else {
+            unit = PixelUnit{};
+          }
         }
+        if constexpr (Pattern::kThroughRegisters) {
+          if (!this->was_read(i, behind)) unit.value[1] = T{};
+        }
+        ptx::store_shared(at, unit);
       }
-      landed_ = advanced(landed_, operands_.advance, operands_.reduction);
+      landed_ = advanced(landed_, operands.advance, operands.reduction);
     }
   }
 
@@ -95,20 +99,21 @@ class NormedLoader : public ConvLoader<T, Shape, kWidth> {
     if constexpr (kWidth == LoadWidth::kWide) {
 #pragma unroll
       for (int i = 0; i < Pattern::kUnit; i += kVectorLength<float>) {
-        const auto part = load_vector(from + landed_.c + i);
+        const auto part = load_vector(from + first_channel_ + landed_.c + i);
 #pragma unroll
         for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
       }
     } else {
-      values[0] = ptx::load_global_read_only(from + landed_.c);
-      if constexpr (Pattern::kUnit == 2) values[1] = ptx::load_global_read_only(from + behind.c);
+      values[0] = ptx::load_global_read_only(from + first_channel_ + landed_.c);
+      if constexpr (Pattern::kUnit == 2) {
+        values[1] = ptx::load_global_read_only(from + first_channel_ + behind.c);
+      }
     }
   }
 
-  const ConvOperands& operands_;
-  const float* scale_;  // of the group's first channel
-  const float* shift_;
-  Column landed_;  // of this thread's unit of the pass that is turned next
+  const ConvBnStatsArguments& arguments_;
+  int32_t first_channel_;  // of the group
+  Column landed_;          // of this thread's unit of the pass that is turned next
 };
 
 }  // namespace resnet_fused

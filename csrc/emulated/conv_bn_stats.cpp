@@ -1,5 +1,6 @@
 #include "../launch/conv_bn_stats.h"
 
+#include "../launch/conv_bn_stats_arguments.h"
 #include "convolution.h"
 
 namespace resnet_fused::emulated {
@@ -24,6 +25,26 @@ RfConvBnStats problem(const std::string& dtype, bool allow_tf32, uintptr_t x, ui
   return made;
 }
 
+const Convolution<RfConvBnStats> kConvBnStats{
+    "conv_bn_stats",
+    "y = conv(relu(scale x + shift), weight), and its statistics; see "
+    "csrc/launch/conv_bn_stats.h.",
+    rf_conv_bn_stats_configurations,
+    rf_conv_bn_stats_configuration,
+    rf_conv_bn_stats_plan,
+    rf_conv_bn_stats_cuda};
+
+// The plan as if a launch took no more than `images`: what a batch of 2^31 pixels comes to.
+RfConvPlan cut(const RfConvBnStats& problem, const Gpu& gpu, int32_t index, int32_t splits,
+               int64_t images) {
+  RfConvPlan plan = kConvBnStats.planned(problem, gpu, index, splits);
+  plan.images_a_launch = images;
+  plan.launches = (problem.conv.x_size[0] + images - 1) / images;
+  const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(plan.configuration);
+  plan.workspace_bytes = stats_layout(problem, tile, plan.splits, images).bytes;
+  return plan;
+}
+
 }  // namespace
 
 void define_conv_bn_stats(py::module_& module) {
@@ -33,12 +54,22 @@ void define_conv_bn_stats(py::module_& module) {
            py::arg("weight_size"), py::arg("x_stride"), py::arg("weight_stride"),
            py::arg("y_stride"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
            py::arg("groups"));
-  define(module,
-         Convolution<RfConvBnStats>{"conv_bn_stats",
-                                    "y = conv(relu(scale x + shift), weight), and its statistics; "
-                                    "see csrc/launch/conv_bn_stats.h.",
-                                    rf_conv_bn_stats_configurations, rf_conv_bn_stats_configuration,
-                                    rf_conv_bn_stats_plan, rf_conv_bn_stats_cuda});
+  define(module, kConvBnStats);
+  module.def(
+      "conv_bn_stats_cut_bytes",
+      [](const RfConvBnStats& problem, const Gpu& gpu, int32_t index, int32_t splits,
+         int64_t images) { return cut(problem, gpu, index, splits, images).workspace_bytes; },
+      "Bytes of the workspace of conv_bn_stats_cut.");
+  module.def(
+      "conv_bn_stats_cut",
+      [](const Settings& settings, const RfConvBnStats& problem, const Gpu& gpu, int32_t index,
+         int32_t splits, int64_t images, uintptr_t workspace) {
+        const RfConvPlan plan = cut(problem, gpu, index, splits, images);
+        return run(settings, [&] {
+          return rf_conv_bn_stats_cuda(&problem, &plan, pointer<void>(workspace), nullptr);
+        });
+      },
+      "conv_bn_stats in launches of so many images.");
 }
 
 }  // namespace resnet_fused::emulated

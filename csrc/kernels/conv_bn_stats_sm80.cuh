@@ -39,8 +39,7 @@ RF_DEVICE void add_products(Sums<Shape>& sums, const ConvBnStatsArguments& argum
     run_main_loop<T>(sums, ring, steps, left, right, loader, [](int) {});
   };
   if constexpr (kNormed) {
-    NormedLoader<T, Shape, kWidth> loader(arguments.operands, arguments.scale, arguments.shift,
-                                          tile, element, place.thread);
+    NormedLoader<T, Shape, kWidth> loader(arguments, tile, element, place.thread);
     run(loader);
   } else {
     ConvLoader<T, Shape, kWidth> loader(arguments.operands, tile, element, place.thread);
