@@ -24,6 +24,7 @@ from torch import Tensor
 
 from resnet_fused import cases, numerics
 from resnet_fused.ops._library import overload
+from resnet_fused.ops._training_checks_stats import exact_operands
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -186,6 +187,69 @@ def _conv_trial(
         )
 
 
+# One more chunk of tiles than one: 64 tiles of 64 pixels, and a few.
+CHUNKS = cases.ConvCase("mutants_chunks", 1, 8, 66, 67, 40)
+
+
+def stats_trials() -> Iterator[Trial]:
+    """Every way of reading, splitting and merging of conv_bn_stats' kernel."""
+    tiles = emulated_shapes.tiles("conv_bn_stats")
+    wide, narrow = (max(i for i, t in enumerate(tiles) if t["wide"] == w) for w in (True, False))
+    dtypes = (torch.bfloat16, torch.float32)
+    runs = [
+        (case, index, dtype, splits, exact, prologue)
+        for (case, index), dtype, splits, (exact, prologue) in itertools.product(
+            ((CONV, wide), (ODD, narrow)), dtypes, (1, 2), ((True, True), (False, True), (True, False))
+        )
+    ]
+    runs.append((SHALLOW, narrow, torch.float32, 1, False, False))
+    runs.append((CHUNKS, narrow, torch.bfloat16, 1, True, False))
+    for case, index, dtype, splits, exact, prologue in runs:
+        generator = torch.Generator().manual_seed(5)
+        x, norm, weight = exact_operands(case, dtype, generator)
+        norm[2:] = 0  # not NaN, which no comparison finds unchanged
+        if not exact:
+            x, weight = (_noise(generator, tuple(t.shape), dtype) for t in (x, weight))
+        layout = "nhwc" if tiles[index]["wide"] else "nchw"
+        inputs = (lay_out(x, layout), norm if prologue else None, lay_out(weight, layout))
+        schedules = HOSTILE if exact else HOSTILE[-1:]
+        if splits > 1 and exact:  # who arrives when is a matter of luck
+            schedules += tuple(Schedule("eager", "shuffled", seed=seed) for seed in range(8))
+        for schedule in schedules:
+            yield Trial(
+                f"{case.name} {dtype} {index}/{splits} exact={exact} {prologue} {schedule}",
+                functools.partial(
+                    overload("conv_bn_stats", emulated.NAME),
+                    *inputs, *emulated_shapes.geometry_args(case)[:4],
+                ),
+                inputs,
+                _measured(case, inputs, exact),
+                {
+                    "schedule": schedule,
+                    "configuration": index,
+                    "splits": splits,
+                    "resident_blocks": 2 * splits,
+                },
+            )  # fmt: skip
+
+
+def _measured(
+    case: cases.ConvCase, inputs: tuple[Tensor | None, ...], exact: bool
+) -> Callable[[tuple[Tensor, Tensor]], str | None]:
+    """What is wrong with a raw output and its statistics."""
+    oracle = numerics.conv_bn_stats_oracle(*inputs, **case.geometry)
+    tf32 = inputs[0] is not None and inputs[0].dtype == torch.float32
+    bound = numerics.conv_bn_stats_bound(*inputs, oracle, **case.geometry, tf32=tf32)
+
+    def wrong(got: tuple[Tensor, Tensor]) -> str | None:
+        y, stats = got
+        reason = (_bits(oracle.to(y.dtype)) if exact else _bound(oracle, bound))(y)
+        wanted = numerics.stats_oracle(y)
+        return reason or _bound(wanted, numerics.stats_bound(y, wanted))(stats)
+
+    return wrong
+
+
 # Two tiles of the smallest configuration, steps and rows that are cut, both ways to a shortcut.
 CHAIN = cases.ChainCase("chain", 2, 40, 6, 7, 104, 40)
 CHAINS = (
@@ -325,6 +389,7 @@ def network_trials() -> Iterator[Trial]:
 
 TRIALS = {
     "bn_act": bn_act_trials,
+    "conv_bn_stats": stats_trials,
     "conv_chain": chain_trials,
     "stem": stem_trials,
     "head": head_trials,

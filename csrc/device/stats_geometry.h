@@ -67,11 +67,12 @@ struct ConvBnStatsArguments {
   bool wide_y;               // 16 bytes at a time: adjacent channels, all aligned
   bool pixels_lie_together;  // element by element: neighbouring threads take neighbouring pixels
   PixelTiles measured;
-  uint32_t* arrivals;     // [group][column of tiles][chunks + 1], zero before the first launch
-  int64_t cleared_bytes;  // from there on, ahead of the kernel
-  Moments* moments;       // [tile of pixels][K]
-  WideMoments* merged;    // [chunk][K]; unused where there is one chunk
-  float* stats;           // [2, K]: mean, M2
+  uint32_t* arrivals;   // [group][column of tiles][chunks + 1], zero before the first launch
+  Moments* moments;     // [tile of pixels][K]
+  WideMoments* merged;  // [chunk][K]; unused where there is one chunk
+  float* stats;         // [2, K]: mean, M2
+  void* counters;       // of the splits and of the statistics: for the launch, which clears them
+  int64_t cleared_bytes;
 };
 
 }  // namespace resnet_fused

@@ -51,21 +51,27 @@ template <class T, class Shape, LoadWidth kWidth, bool kNormed>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     conv_bn_stats_kernel(const __grid_constant__ ConvBnStatsArguments arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
+  // The tile is found anew wherever it is needed: from one such place to the next it would take
+  // registers that there are none of.
+  const auto find_tile = [&] {
+    uint32_t block = blockIdx.x;
+    ptx::keep(block);
+    return tile_of(block, arguments.tiles);
+  };
   Sums<Shape> sums;
   sums.clear();
-  add_products<T, Shape, kWidth, kNormed>(sums, arguments, tile_of(blockIdx.x, arguments.tiles),
-                                          ring);
-  // Found again: across the loop they would take registers that there are none of.
-  uint32_t block = blockIdx.x;
+  add_products<T, Shape, kWidth, kNormed>(sums, arguments, find_tile(), ring);
   uint32_t thread = threadIdx.x;
-  ptx::keep(block);
   ptx::keep(thread);
-  const Tile tile = tile_of(block, arguments.tiles);
-  const auto place = Place<Shape>::of(thread);
-  if (arguments.tiles.splits > 1 && !merge_splits(sums, arguments.workspace, tile.index, tile.split,
-                                                  arguments.tiles.splits, ring, place.thread)) {
-    return;
+  if (arguments.tiles.splits > 1) {
+    const Tile part = find_tile();
+    if (!merge_splits(sums, arguments.workspace, part.index, part.split, arguments.tiles.splits,
+                      ring, thread)) {
+      return;
+    }
   }
+  const Tile tile = find_tile();
+  const auto place = Place<Shape>::of(thread);
   const OutputTile<T, Shape> output{ring, 0};
   const BandMoments<Shape> bands{ring + Shape::kRingBytes};
   const int32_t first_pixel = tile.m * Shape::kM;

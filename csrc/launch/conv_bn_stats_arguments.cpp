@@ -33,8 +33,8 @@ StatsLayout stats_layout(const RfConvBnStats& problem, const RfConvConfiguration
     return divide_up(bytes, kWorkspaceAlignment) * kWorkspaceAlignment;
   };
   const int64_t tiles = tiles_a_launch * columns;
-  layout.arrivals = arrival_bytes(columns * (chunks + 1));
-  layout.counted = layout.arrivals + (splits > 1 ? arrival_bytes(tiles) : 0);
+  layout.arrivals = splits > 1 ? arrival_bytes(tiles) : 0;
+  layout.counted = layout.arrivals + arrival_bytes(columns * (chunks + 1));
   layout.moments = layout.counted;
   layout.merged =
       layout.moments + aligned(int64_t{layout.measured.tiles} * filters * int64_t{sizeof(Moments)});
@@ -64,7 +64,7 @@ ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem, const
   arguments.tiles = {narrowed(divide_up(images * size.p * size.q, tile.m)),
                      narrowed(divide_up(group, tile.n)), conv.groups, plan.splits};
   if (plan.splits > 1) {
-    arguments.workspace.arrivals = static_cast<uint32_t*>(moved(workspace, layout.arrivals));
+    arguments.workspace.arrivals = static_cast<uint32_t*>(workspace);
     arguments.workspace.partial = static_cast<float*>(moved(workspace, layout.partial));
   }
   arguments.scale = static_cast<const float*>(problem.norm);
@@ -78,7 +78,8 @@ ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem, const
   arguments.measured = layout.measured;
   arguments.measured.first_tile =
       narrowed(first / plan.images_a_launch * layout.measured.tiles_a_launch);
-  arguments.arrivals = static_cast<uint32_t*>(workspace);
+  arguments.arrivals = static_cast<uint32_t*>(moved(workspace, layout.arrivals));
+  arguments.counters = workspace;
   arguments.cleared_bytes = first == 0 ? layout.counted : 0;
   arguments.moments = static_cast<Moments*>(moved(workspace, layout.moments));
   arguments.merged = static_cast<WideMoments*>(moved(workspace, layout.merged));

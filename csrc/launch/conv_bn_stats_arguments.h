@@ -16,9 +16,8 @@ bool stats_read_wide(const RfConvBnStats& problem);
 // The workspace of a plan: where in it what lies, in bytes.
 struct StatsLayout {
   PixelTiles measured;  // of all launches
-  int64_t counters;     // of the statistics, the first thing in it
-  int64_t arrivals;     // where the splits' counters begin
-  int64_t counted;      // and end: so much is cleared ahead of the first launch
+  int64_t arrivals;     // counters of the statistics, behind those of the splits
+  int64_t counted;      // the end of all counters: so much is cleared ahead of the first launch
   int64_t moments;      // of the tiles
   int64_t merged;       // of the chunks
   int64_t partial;      // of the splits

@@ -27,7 +27,7 @@ int launch_conv_bn_stats(const ConvBnStatsArguments& arguments, int configuratio
   };
   if (arguments.cleared_bytes > 0) {
     const int error =
-        clear_async(arguments.arrivals, static_cast<size_t>(arguments.cleared_bytes), cuda_stream);
+        clear_async(arguments.counters, static_cast<size_t>(arguments.cleared_bytes), cuda_stream);
     if (error != cudaSuccess) return error;
   }
   if (configuration < StatsWideTiles::kSize) {
