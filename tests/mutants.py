@@ -199,7 +199,10 @@ def stats_trials() -> Iterator[Trial]:
     runs = [
         (case, index, dtype, splits, exact, prologue)
         for (case, index), dtype, splits, (exact, prologue) in itertools.product(
-            ((CONV, wide), (ODD, narrow)), dtypes, (1, 2), ((True, True), (False, True), (True, False))
+            ((CONV, wide), (ODD, narrow)),
+            dtypes,
+            (1, 2),
+            ((True, True), (False, True), (True, False)),
         )
     ]
     runs.append((SHALLOW, narrow, torch.float32, 1, False, False))

@@ -1,4 +1,4 @@
-"""conv_bn_stats in CUDA, emulated: configurations, splits, chunks of tiles, launches, costs, plan."""
+"""conv_bn_stats in CUDA, emulated: configurations, chunks of tiles, launches, costs, the plan."""
 
 from __future__ import annotations
 
@@ -147,9 +147,7 @@ def test_launches_share_the_statistics(splits):
     written = {"y": y.tensor, "stats": stats.tensor, "workspace": workspace}
     with emulated.using(schedule=Schedule("lazy", "reverse")):
         settings = emulated.settings(("cut",), {"x": x, "norm": norm, "weight": weight}, written)
-    module.conv_bn_stats_cut(
-        settings, problem, gpu, index, splits, images, workspace.data_ptr()
-    )
+    module.conv_bn_stats_cut(settings, problem, gpu, index, splits, images, workspace.data_ptr())
     memory.result()
     require(case, x, norm, weight, y.result(), stats.result())
 

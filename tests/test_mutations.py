@@ -18,25 +18,29 @@ ZEROS = "if (thread_ < kZeroBytes / 4) ptx::store_shared(zeros() + thread_ * 4, 
 FENCE = "ptx::fence_acq_rel_gpu();"
 MOMENTS = "if (thread == 0) ptx::store_shared(scratch, ptx::atomic_add_acq_rel(counter, 1u));"
 TWICE = (
-    "what blocks leave for the last one is released and acquired twice: by fences, and by the atomic "
-    "of acquire and release behind the barrier; either is enough"
+    "what blocks leave for the last one is released and acquired twice: by fences, and by the "
+    "atomic of acquire and release behind the barrier; either is enough"
 )
 # (op, file, the line's text, instruction, fault) -> why the fault does no harm there.
-HARMLESS: dict[tuple[str, str, str, str, str], str] = {
-    ("conv_bn_act", "conv_epilogue.h", RESIDUAL, "cp.async.cg", "ignore_predicate"): (
-        "the shortcut beyond the tile's end is added to results that are never stored"
-    ),
-    ("conv_chain", "chain_front.h", ZEROS, "st.shared", "chunk_off"): (
-        "every thread's zero lands where another thread's was meant to"
-    ),
-} | {
-    (op, "split_reduction.h", line, instruction, "no_fence"): TWICE
-    for op in ("conv_bn_act", "conv_bn_stats", "conv_dgrad")
-    for line, instruction in ((FENCE, "fence.acq_rel"), (ARRIVAL, "atom.acq_rel.add.u32"))
-} | {
-    ("conv_bn_stats", "merge_moments.h", line, instruction, "no_fence"): TWICE
-    for line, instruction in ((FENCE, "fence.acq_rel"), (MOMENTS, "atom.acq_rel.add.u32"))
-}
+HARMLESS: dict[tuple[str, str, str, str, str], str] = (
+    {
+        ("conv_bn_act", "conv_epilogue.h", RESIDUAL, "cp.async.cg", "ignore_predicate"): (
+            "the shortcut beyond the tile's end is added to results that are never stored"
+        ),
+        ("conv_chain", "chain_front.h", ZEROS, "st.shared", "chunk_off"): (
+            "every thread's zero lands where another thread's was meant to"
+        ),
+    }
+    | {
+        (op, "split_reduction.h", line, instruction, "no_fence"): TWICE
+        for op in ("conv_bn_act", "conv_bn_stats", "conv_dgrad")
+        for line, instruction in ((FENCE, "fence.acq_rel"), (ARRIVAL, "atom.acq_rel.add.u32"))
+    }
+    | {
+        ("conv_bn_stats", "merge_moments.h", line, instruction, "no_fence"): TWICE
+        for line, instruction in ((FENCE, "fence.acq_rel"), (MOMENTS, "atom.acq_rel.add.u32"))
+    }
+)
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

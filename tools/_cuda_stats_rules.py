@@ -1,4 +1,4 @@
-"""What the machine code of conv_bn_stats holds beside a convolution's: sums over lanes, arrivals."""
+"""What conv_bn_stats' machine code holds beside a convolution's: sums over lanes, arrivals."""
 
 from __future__ import annotations
 
