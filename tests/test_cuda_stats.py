@@ -79,7 +79,8 @@ def arguments(**changes):
     } | changes
 
 
-SHARED = torch.zeros(64)
+SHARED = torch.zeros(256)[:64]
+BFLOAT = torch.as_strided(SHARED.view(torch.bfloat16), (2, 8, 5, 5), (200, 1, 40, 8))
 BAD = [
     ({}, "conv_bn_stats_out: expected CUDA tensors"),
     ({"norm": torch.zeros(4, 15)}, "norm: expected contiguous float32 [4, 16], got float32 of"),
@@ -96,8 +97,9 @@ BAD = [
     ({"x": image(2, 16, 5, 5, dtype=torch.float64, device="cpu")}, "x: expected bfloat16"),
     (
         {"norm": SHARED.view(4, 16), "stats": SHARED[:16].view(2, 8)},
-        "out: it shares memory with norm",
+        "stats: it shares memory with norm",
     ),
+    ({"norm": SHARED.view(4, 16), "out": BFLOAT}, "out: it shares memory with norm"),
 ]
 
 

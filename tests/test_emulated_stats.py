@@ -212,6 +212,18 @@ def test_nan_beyond_the_last_pixel_is_nobodys():
     require_stats(y[:, rest], stats[:, rest])
 
 
+@pytest.mark.parametrize("pixel", [0, 40, 70, 110])
+def test_what_holds_an_inf_has_no_mean(pixel):
+    """As torch's, whichever tile and band of rows it is in."""
+    case = cases.ConvCase("inf", 1, 1, 11, 11, 2)
+    x = torch.ones(case.input_shape)
+    x.view(-1)[pixel] = float("inf")
+    weight = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    for index in (NARROW - 1, NARROW):
+        _, stats, _ = call(case, x, None, weight, configuration=index, splits=1)
+        assert stats.isnan().all()
+
+
 def test_one_pixel():
     case = cases.ConvCase("pixel", 1, 16, 1, 1, 24)
     given = operands(case, torch.bfloat16)

@@ -28,6 +28,20 @@ void check_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t ch
   }
 }
 
+// A contiguous tensor as one row of columns.
+Layout row_of(const Tensor& tensor) {
+  return Layout{static_cast<const char*>(tensor.const_data_ptr()),
+                static_cast<int64_t>(tensor.element_size()),
+                {1, 1, 1, tensor.numel()},
+                {1, 1, 1, 1}};
+}
+
+void check_apart(const Tensor& stats, const char* name, const Layout& other) {
+  if (overlap(row_of(stats), other)) {
+    fail("stats: it shares memory with ", name, "; give a tensor with memory of its own");
+  }
+}
+
 // Everything but the statistics and the devices, which no plan depends on.
 RfConvBnStats problem_of(const Tensor& x, const std::optional<Tensor>& norm, const Tensor& weight,
                          const Pair& stride, const Pair& padding, const Pair& dilation,
@@ -42,6 +56,7 @@ RfConvBnStats problem_of(const Tensor& x, const std::optional<Tensor>& norm, con
   if (norm) {
     check_rows("norm", *norm, kNormRows, x.size(1));
     problem.norm = norm->const_data_ptr();
+    problem.normed = 1;
   }
   return problem;
 }
@@ -69,12 +84,14 @@ void conv_bn_stats_out(Tensor x, std::optional<Tensor> norm, Tensor weight, Pair
   check_device("out", out, "x", x);
   check_device("stats", stats, "x", x);
   if (norm) check_device("norm", *norm, "x", x);
-  for (const OutputMemory& memory : {OutputMemory(out), OutputMemory(stats)}) {
-    memory.apart_from("x", x);
-    memory.apart_from("norm", norm);
-    memory.apart_from("weight", weight);
-  }
-  OutputMemory(out).apart_from("stats", stats);
+  const OutputMemory memory(out);
+  memory.apart_from("x", x);
+  memory.apart_from("norm", norm);
+  memory.apart_from("weight", weight);
+  memory.apart_from("stats", stats);
+  check_apart(stats, "x", layout_of(x));
+  check_apart(stats, "weight", layout_of(weight));
+  if (norm) check_apart(stats, "norm", row_of(*norm));
   problem.stats = stats.mutable_data_ptr();
   if (out.is_cuda() && out.numel() == 0) torch::stable::zero_(stats);
   run_conv(kConvBnStats, problem, configuration, splits, out);

@@ -16,6 +16,7 @@ RfConvBnStats problem(const std::string& dtype, bool allow_tf32, uintptr_t x, ui
   made.conv.weight = pointer<const void>(weight);
   made.conv.out = pointer<void>(y);
   made.norm = pointer<const void>(norm);
+  made.normed = norm != 0;
   made.stats = pointer<void>(stats);
   fill(made.conv.x_stride, x_stride);
   fill(made.conv.weight_stride, weight_stride);

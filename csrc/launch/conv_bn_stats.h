@@ -14,7 +14,8 @@ struct RfConvBnStats {
   // x, weight, dtype, sizes, strides and geometry; `out` is y. It has no residual, scale, shift,
   // ReLU or order among other launches, and brings no counters.
   RfConvBnAct conv;
-  const void* norm;  // [4, C] float, of which scale and shift are read; null: x is read as it is
+  const void* norm;  // [4, C] float, of which scale and shift are read; unused unless normed
+  int32_t normed;    // x is read through norm, and not as it is; a plan needs no norm for that
   void* stats;       // [2, K] float: mean, M2
 };
 

@@ -67,9 +67,10 @@ ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem, const
     arguments.workspace.arrivals = static_cast<uint32_t*>(workspace);
     arguments.workspace.partial = static_cast<float*>(moved(workspace, layout.partial));
   }
-  arguments.scale = static_cast<const float*>(problem.norm);
-  arguments.shift =
-      static_cast<const float*>(moved(problem.norm, conv.x_size[1] * int64_t{sizeof(float)}));
+  if (problem.normed != 0) {
+    arguments.scale = static_cast<const float*>(problem.norm);
+    arguments.shift = arguments.scale + conv.x_size[1];
+  }
   arguments.y = moved(conv.out, first * y.n * bytes);
   arguments.y_strides = y.of_pixels();
   arguments.channels = narrowed(group);

@@ -141,7 +141,7 @@ Product product_of(const RfConvBnStats& problem) {
   product.depth = conv.weight_size[1] * conv.weight_size[2] * conv.weight_size[3];
   product.bytes = bytes_of(conv.dtype);
   product.wide = stats_read_wide(problem);
-  product.normed = problem.norm != nullptr;
+  product.normed = problem.normed != 0;
   return product;
 }
 
