@@ -131,11 +131,11 @@ def enter(
     fake: Callable[..., Any] | None = None,
     triton: str | None = None,
     cuda: bool = False,
-    cuda_launch: Callable[..., None] | None = None,
-    cuda_checks: str = "_cuda_checks",
     mutates: tuple[str, ...] = (),
     rounding: str = "fused",
     reference_rounding: str | None = None,
+    cuda_launch: Callable[..., None] | None = None,
+    cuda_checks: str = "_cuda_checks",
 ) -> None:
     """Defines an op's overloads and enters its implementations.
 
@@ -148,11 +148,11 @@ def enter(
         fake: makes empty results; by default that of `_results.FORMS`.
         triton: module that holds the self-check of its Triton kernel, where there is one.
         cuda: whether there is a CUDA kernel.
-        cuda_launch: of one that is none of `_cuda`'s, as `_cuda.declare` takes it.
-        cuda_checks: module that holds its self-check.
         mutates: arguments that it writes into.
         rounding: the bound of `numerics` that all implementations are held to.
         reference_rounding: that of the reference, where it rounds in another place.
+        cuda_launch: of a CUDA kernel that is none of `_cuda`'s, as `_cuda.declare` takes it.
+        cuda_checks: module that holds that kernel's self-check.
     """
     fake = fake or _results.FORMS[op].empty
     if triton is not None:
