@@ -21,13 +21,14 @@ from dataclasses import dataclass
 import click
 
 from resnet_fused.cases import RESNET50_LAYERS
+from resnet_fused.ops._chain_plan import CLOCK
+from resnet_fused.triton._tiles import CACHE, LATENCY, MEMORY
 
 MULTIPROCESSORS, RESIDENT = 132, 2
 BLOCKS = MULTIPROCESSORS * RESIDENT
 TILE, STEP_BYTES, LEAST_STEPS, MOST_PARTS = 64, 64, 4, 32
-MATRIX, CACHE, MEMORY, LATENCY = 4 * 323, 28, 22, 800
-"""Products, bytes from L2 and from memory in a cycle of a multiprocessor; cycles of a load."""
-CLOCK = 1.755e9
+MATRIX = 4 * 323
+"""Products of mma.sync in a cycle of a multiprocessor."""
 BARRIER = 1.2
 """Microseconds from the last arrival, by a release and an acquire through L2, to the next phase."""
 PHASES, PHASE = 48, BARRIER + 1e6 * LATENCY / CLOCK

@@ -18,10 +18,11 @@ import torch
 from resnet_fused import roofline
 from resnet_fused.cases import RESNET50_LAYERS, StemCase
 from resnet_fused.ops import _cuda_plan, _cuda_stem
+from resnet_fused.ops._chain_plan import CLOCK
 from resnet_fused.triton import _stem_tiles, _tiles
 
 CASE = StemCase("usual", 1, 3, 224, 224, 64)
-ISSUE = 4 * 1.461e9  # warp instructions/s of a multiprocessor, at the clock of 790 TFLOP/s
+ISSUE = 4 * CLOCK  # warp instructions/s of a multiprocessor
 LOAD = 9  # instructions a load: address, bounds, copy
 EPILOGUE = 3.5  # instructions a sum: multiply-add, maximum, bounds, rounding
 

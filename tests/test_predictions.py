@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -84,3 +85,11 @@ def test_a_launch_that_is_hidden_takes_less(engine):
     merges = sum(row.kernels == 2 for row in rows) - 1  # all but the head
     assert ordinary - early == pytest.approx(0.8 * merges)
     assert last == same
+
+
+def test_all_predictions_are_for_one_clock():
+    """Rates in cycles belong to the clock beside them; a file with its own would not compare."""
+    files = sorted((ROOT / "benchmarks").glob("predict_*.py"))
+    assert len(files) > 5
+    own = [f.name for f in files if re.search(r"\b[12]\.\d+e9\b|\bGHz\b", f.read_text("utf-8"))]
+    assert own == []
