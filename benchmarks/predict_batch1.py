@@ -226,14 +226,10 @@ def smaller_tiles() -> tuple[int, float]:
 def in_one_launch() -> str:
     """The convolutions by csrc/kernels/network_sm80.cuh, in words."""
     phases, work, total = predict_network.predicted()
-    split, added = predict_network.merges()
     return (
-        "The convolutions in one persistent launch (`csrc/kernels/network_sm80.cuh`, which nothing "
-        f"chooses; `benchmarks/predict_network.py` has the formula): {phases} phases of "
-        f"{predict_network.PHASE:.1f} us until the first pixels have come, and {work:.0f} us of "
-        f"work, {total:.0f} us beside the stem and the head. {added:.0f} us of it are the merges "
-        f"of {split} layers, each by one block; by all of them, behind a meeting more, it would be "
-        f"{predict_network.by_all_blocks():.0f} us."
+        "The convolutions in one persistent launch, which nothing chooses ([network.md]"
+        f"(network.md)): {phases} phases of {predict_network.PHASE:.1f} us until the first pixels "
+        f"have come, and {work:.0f} us of work, {total:.0f} us beside the stem and the head."
     )
 
 

@@ -6,17 +6,20 @@ which csrc/launch/network_plan.cpp cuts into parts. Predicted is
     phases x (barrier + first pixels) + sum over layers of (rounds x steps x step + ends [+ merge])
 
 with, in cycles of a multiprocessor: a step of 64 bytes of 128 rows at the rate of L2 (the tensor
-cores and the stages' latency are faster), ends at the rate of memory, a merge that reads all parts
-of a tile from L2 behind two exchanges. The rates are those of csrc/launch/conv_plan.h; the barrier
-is an assumption. Weights are taken to be in L2 when they are wanted. Nothing of it has been
-measured.
+cores and the stages' latency are faster), but for the filters of the first steps, which come while
+the blocks meet; ends at the rate of memory; a merge as `Layer.merge` has it. The rates are those of
+csrc/launch/conv_plan.h; the barrier is an assumption. Weights are taken to be in L2 when they are
+wanted. Nothing of it has been measured.
 
-    python benchmarks/predict_network.py    # every layer
+    python benchmarks/predict_network.py            # every layer
+    python benchmarks/predict_network.py --write    # into docs/network.md
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -24,15 +27,22 @@ from resnet_fused.cases import RESNET50_LAYERS
 from resnet_fused.ops._chain_plan import CLOCK
 from resnet_fused.triton._tiles import CACHE, LATENCY, MEMORY
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "network.md"
+BEGIN, END = "<!-- predictions: begin -->", "<!-- predictions: end -->"
 MULTIPROCESSORS, RESIDENT = 132, 2
 BLOCKS = MULTIPROCESSORS * RESIDENT
-TILE, STEP_BYTES, LEAST_STEPS, MOST_PARTS = 64, 64, 4, 32
+TILE, STEP_BYTES, STAGES, LEAST_STEPS, MOST_PARTS = 64, 64, 8, 4, 32
+THREADS = 128
+SUMS = TILE * TILE * 4 / CACHE
+"""Cycles in which the sums of a tile pass between L2 and a multiprocessor."""
 MATRIX = 4 * 323
 """Products of mma.sync in a cycle of a multiprocessor."""
 BARRIER = 1.2
 """Microseconds from the last arrival, by a release and an acquire through L2, to the next phase."""
 PHASES, PHASE = 48, BARRIER + 1e6 * LATENCY / CLOCK
 """16 blocks of three: a projection runs beside another layer. Microseconds until a phase begins."""
+
+Way = Literal["shares", "last", "meeting"]
 
 
 @dataclass(frozen=True)
@@ -77,27 +87,61 @@ class Layer:
         most = min(MOST_PARTS, self.steps // LEAST_STEPS, BLOCKS // self.tiles)
         return [n for n in range(2, most + 1) if -(-self.steps // -(-self.steps // n)) == n]
 
-    def cycles(self, parts: int) -> float:
-        """Of a multiprocessor, without the ends.
+    def loop(self, parts: int) -> float:
+        """Cycles of a multiprocessor's main loops.
 
         Args:
             parts: of each tile's reduction.
         """
-        rounds = -(-self.tiles * parts // MULTIPROCESSORS)
         step = max(
             TILE * TILE * STEP_BYTES / 2 / MATRIX,
             2 * TILE * STEP_BYTES / CACHE,
-            LATENCY / (3 * min(rounds, RESIDENT)),
+            LATENCY / ((STAGES - 1) * min(self.rounds(parts), RESIDENT)),
         )
-        loop = rounds * -(-self.steps // parts) * step
-        read = (rounds + parts) * TILE * TILE * 4 / CACHE
-        return loop if parts == 1 else loop + 2 * LATENCY + read
+        return self.rounds(parts) * -(-self.steps // parts) * step
+
+    def rounds(self, parts: int) -> int:
+        """Parts of tiles on the busiest multiprocessor."""
+        return -(-self.tiles * parts // MULTIPROCESSORS)
+
+    def merge(self, parts: int, way: Way = "shares") -> float:
+        """Cycles from the sums of the parts to those of the tiles.
+
+        Each block writes its sums, and waits until they have arrived and until the others' are
+        counted. "shares": then it reads its share of all of them, a vector a thread at a time.
+        "last": the last block reads all of them, part by part. "meeting": all blocks meet once
+        more, and share all tiles.
+
+        Args:
+            parts: of each tile's reduction.
+            way: of the merge.
+        """
+        written = self.rounds(parts) * SUMS
+        if parts == 1:
+            return 0.0
+        if way == "last":
+            return 2 * LATENCY + written + parts * max(LATENCY, SUMS)
+        if way == "meeting":
+            return written + PHASE * CLOCK / 1e6 + self.tiles * parts * SUMS / MULTIPROCESSORS
+        reads = -(-TILE * TILE // (4 * THREADS * parts))
+        return (2 + reads) * LATENCY + 2 * written
+
+    def cycles(self, parts: int, way: Way = "shares") -> float:
+        """Of a multiprocessor, without the ends."""
+        return self.loop(parts) + self.merge(parts, way)
 
     @property
-    def work(self) -> float:
-        """Microseconds without the barrier."""
+    def ahead(self) -> float:
+        """Cycles of loading filters that fall into the meeting: as many as it has room for."""
+        steps = min(STAGES - 1, -(-self.steps // self.parts))
+        filters = min(self.rounds(self.parts), RESIDENT) * steps * TILE * STEP_BYTES
+        return min(filters / CACHE, BARRIER * CLOCK / 1e6)
+
+    def work(self, way: Way = "shares") -> float:
+        """Microseconds without the barrier, in the parts that are best for a way of merging."""
         moved = TILE * TILE * 2 * (2 if self.residual else 1)
-        return 1e6 * (self.cycles(self.parts) + moved / MEMORY) / CLOCK
+        cycles = min(self.cycles(parts, way) for parts in (1, *self.fit))
+        return 1e6 * (cycles - self.ahead + moved / MEMORY) / CLOCK
 
 
 def layers() -> list[Layer]:
@@ -116,51 +160,51 @@ def layers() -> list[Layer]:
     ]
 
 
-def predicted() -> tuple[int, float, float]:
+def predicted(way: Way = "shares") -> tuple[int, float, float]:
     """Phases, microseconds of work, and of everything between the stem and the head."""
-    found = layers()
-    work = sum(one.count * one.work for one in found)
+    work = sum(one.count * one.work(way) for one in layers())
     return PHASES, work, work + PHASES * PHASE
 
 
 def merges() -> tuple[int, float]:
     """Split layers, and microseconds of what they spend on adding up their parts."""
     split = [one for one in layers() if one.parts > 1]
-    each = [(2 * LATENCY + one.parts * TILE * TILE * 4 / CACHE) * one.count for one in split]
-    return sum(one.count for one in split), 1e6 * sum(each) / CLOCK
+    cycles = sum(one.count * one.merge(one.parts) for one in split)
+    return sum(one.count for one in split), 1e6 * cycles / CLOCK
 
 
-def by_all_blocks() -> float:
-    """Microseconds of everything if all blocks added the parts up, behind one more meeting.
-
-    No kernel does so.
-    """
-
-    def cycles(one: Layer, parts: int) -> float:
-        loop = one.cycles(parts)
-        if parts == 1:
-            return loop
-        alone = 2 * LATENCY + parts * TILE * TILE * 4 / CACHE
-        spread = one.tiles * parts * TILE * TILE * 4 / CACHE / MULTIPROCESSORS
-        return loop - alone + spread + PHASE * CLOCK / 1e6
-
-    saved = sum(
-        one.count * (one.cycles(one.parts) - min(cycles(one, parts) for parts in (1, *one.fit)))
-        for one in layers()
-    )
-    return predicted()[2] - 1e6 * saved / CLOCK
+def table() -> str:
+    """Every layer, and the ways of merging, as Markdown."""
+    phases, work, total = predicted()
+    split, added = merges()
+    lines = [
+        "| convolution | of them | tiles | parts | us of each |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {one.name} | {one.count} | {one.tiles} | {one.parts} | {one.work():.1f} |"
+            for one in layers()
+        ),
+        "",
+        f"{phases} phases of {PHASE:.2f} us until the first pixels have come, {phases * PHASE:.0f} "
+        f"us, and {work:.0f} us of work: **{total:.0f} us** beside the stem and the head. "
+        f"{split} layers are cut; {added:.0f} us of the work are their merges.",
+        "",
+        f"Were a tile's sums added up by the last of its blocks, it would be "
+        f"{predicted('last')[2]:.0f} us; by all blocks behind a meeting more, "
+        f"{predicted('meeting')[2]:.0f} us.",
+    ]
+    return "\n".join(lines)
 
 
 @click.command()
-def main() -> None:
+@click.option("--write", is_flag=True, help="Into docs/network.md.")
+def main(write: bool) -> None:
     """Predict ResNet-50's convolutions of one image in one launch."""
-    for one in layers():
-        click.echo(f"{one.count}x {one.tiles:>4} x {one.parts:>2} {one.work:>6.2f}  {one.name}")
-    phases, work, total = predicted()
-    split, added = merges()
-    click.echo(f"{phases} phases, {work:.0f} us of work, {total:.0f} us")
-    click.echo(f"{split} layers are split; {added:.0f} us of the work is in their merges")
-    click.echo(f"{by_all_blocks():.0f} us if all blocks merged")
+    click.echo(table())
+    if write:
+        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+        text = f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+        PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def stage(dtype: torch.dtype, *, exact: bool, images: int = 2) -> tuple[Tensor, 
     x = (x.round() if exact else x).to(dtype).to(memory_format=torch.channels_last)
     sizes = {
         "72 136 1 2": "x d'",  # beside the next one
-        "72 40 1 1": "x a",
+        "72 40 3 1": "x a",  # longer than the ring, of more tiles than there are blocks
         "40 40 3 2": "a b",
         "40 136 1 1": "b y d",
         "136 40 1 1": "y e",

@@ -401,7 +401,7 @@ TRIALS = {
 
 
 # Of kernels that are made of others' parts, the files that are their own.
-OWN = {"network": ("network_sm80.cuh", "grid_barrier.h")}
+OWN = {"network": ("network_sm80.cuh", "grid_barrier.h", "split_shares.h")}
 
 
 @functools.cache

@@ -93,3 +93,23 @@ def test_all_predictions_are_for_one_clock():
     assert len(files) > 5
     own = [f.name for f in files if re.search(r"\b[12]\.\d+e9\b|\bGHz\b", f.read_text("utf-8"))]
     assert own == []
+
+
+def test_the_page_of_the_network_is_up_to_date():
+    network = loaded("predict_network")
+    page = network.PAGE.read_text(encoding="utf-8")
+    assert f"{network.BEGIN}\n{network.table()}\n{network.END}" in page, (
+        f"run python {network.__file__} --write"
+    )
+
+
+def test_sharing_a_merge_beats_the_last_block():
+    network = loaded("predict_network")
+    _, _, shares = network.predicted()
+    assert shares < 0.85 * network.predicted("last")[2]
+    assert shares < 1.02 * network.predicted("meeting")[2]
+    split, merging = network.merges()
+    assert split > 10 and 0 < merging < shares
+    for one in network.layers():
+        assert one.merge(1) == 0 < one.merge(2)
+        assert 0 <= one.ahead < one.loop(one.parts)

@@ -1,5 +1,5 @@
-// What a block does for one tile of conv_bn_act on mma.sync, or with splits for one part of a
-// tile's sums.
+// What a block does for one tile of conv_bn_act on mma.sync, or where the reduction is cut for one
+// part of a tile's sums.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +9,16 @@
 #include "conv_geometry.h"
 #include "conv_loader.h"
 #include "main_loop.h"
-#include "split_reduction.h"
 
 namespace resnet_fused {
 
 // `part()`: of the tiles and their splits; asked for here, behind the thread's own place, it keeps
 // fewer registers alive. `ready()` is called once, when filters, which are constants, have been
-// asked for: behind it anything may be read, and written.
-template <class T, class Shape, LoadWidth kWidth, class Part, class Ready>
+// asked for: behind it anything may be read, and written. `merge(sums, tile, place)` is called for
+// a part, whose sums it takes; whether they are the whole tile's now, to be finished here.
+template <class T, class Shape, LoadWidth kWidth, class Part, class Ready, class Merge>
 RF_DEVICE void compute_tile(const ConvBnActArguments& arguments, const Part& part,
-                            const Ready& ready) {
+                            const Ready& ready, const Merge& merge) {
   using Loader = ConvLoader<T, Shape, kWidth>;
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
   const auto place = Place<Shape>::mine();
@@ -42,10 +42,7 @@ RF_DEVICE void compute_tile(const ConvBnActArguments& arguments, const Part& par
   run_main_loop<T>(sums, ring, steps, left, right, loader, [&](int piece) {
     if (!split) epilogue.prefetch(piece);
   });
-  if (split && !merge_splits(sums, arguments.workspace, tile.index, tile.split,
-                             arguments.tiles.splits, ring, place.thread)) {
-    return;
-  }
+  if (split && !merge(sums, tile, place)) return;
   epilogue.finish(sums, place, split ? 0 : Shape::kStages - 1);
 }
 

@@ -22,7 +22,9 @@ struct NetworkLayer {
 constexpr int kMostLayers = 64;
 
 struct NetworkArguments {
-  uint32_t* arrivals;  // [1], zero before the kernel, and again behind it
+  uint32_t* counters;  // the barrier's and, 256 bytes behind it, the split tiles'; zeros before the
+                       // kernel, and again behind it
+  int32_t counter_bytes;
   int32_t count;
   NetworkLayer layer[kMostLayers];
 };

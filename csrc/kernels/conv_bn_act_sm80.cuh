@@ -15,6 +15,7 @@
 #include "../device/conv_geometry.h"
 #include "../device/conv_tile.h"
 #include "../device/dependent.h"
+#include "../device/split_reduction.h"
 
 namespace resnet_fused {
 
@@ -22,10 +23,15 @@ template <class T, class Shape, LoadWidth kWidth>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     conv_bn_act_kernel(const __grid_constant__ ConvBnActArguments arguments) {
   const auto block = [&] { return arguments.reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x; };
-  compute_tile<T, Shape, kWidth>(arguments, block, [&] {
+  const auto ready = [&] {
     prefetch_share(arguments.operands.weight, arguments.prefetch_bytes);
     wait_for_ahead(arguments.dependent);
-  });
+  };
+  const auto merge = [&](Sums<Shape>& sums, const Tile& tile, const Place<Shape>& place) {
+    return merge_splits(sums, arguments.workspace, tile.index, tile.split, arguments.tiles.splits,
+                        ptx::shared_address(ptx::dynamic_shared()), place.thread);
+  };
+  compute_tile<T, Shape, kWidth>(arguments, block, ready, merge);
 }
 
 }  // namespace resnet_fused

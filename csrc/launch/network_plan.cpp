@@ -14,8 +14,8 @@
 namespace resnet_fused {
 namespace {
 
-// A part of a reduction has so many steps at least: fewer than the ring holds are all latency.
-constexpr int64_t kLeastSteps = NetworkShape::kStages;
+// A part of a reduction has so many steps at least: fewer are all latency.
+constexpr int64_t kLeastSteps = 4;
 constexpr int64_t kMostParts = 32;
 
 // Memory from the first to behind the last byte of a tensor.
@@ -68,7 +68,7 @@ struct Step {
   int64_t tiles;    // without their splits
   int64_t parts;    // with them
   int64_t ahead;    // parts of the layers ahead of it in its phase
-  int64_t counter;  // first of its tiles' counters
+  int64_t counter;  // first of its tiles' counters, of which a launch uses none twice
   int64_t partial;  // likewise of its partial sums, in tiles' parts
 };
 
@@ -84,17 +84,21 @@ int64_t tiles_of(const RfConvBnAct& layer) {
 }
 
 // Cycles of a layer, predicted: the rounds of the busiest multiprocessor, each step at the rate of
-// L2 or at its latency, and the merge, in which one block reads all parts of a tile.
+// L2 or at its latency, and the merge. There each block writes a tile's sums and reads as many. It
+// waits until its own have arrived, until the others' are counted, and for them, a vector a thread
+// at a time.
 double cycles_of(int64_t tiles, int64_t steps, int64_t parts, int64_t multiprocessors) {
   constexpr double kArea = NetworkShape::kM * NetworkShape::kN;
+  constexpr int64_t kVectors = NetworkShape::kM * NetworkShape::kN / 4 / NetworkShape::kThreads;
   const auto rounds = static_cast<double>(divide_up(tiles * parts, multiprocessors));
   const double beside = std::min(rounds, static_cast<double>(kResident));
   const double step = std::max({kArea * NetworkShape::kStepBytes / 2 / kMatrixUnit,
                                 NetworkShape::kStageBytes / kCacheBytes,
                                 kLatency / ((NetworkShape::kStages - 1) * beside)});
   const double loop = rounds * static_cast<double>(divide_up(steps, parts)) * step;
-  const double read = (rounds + static_cast<double>(parts)) * kArea * 4 / kCacheBytes;
-  return parts == 1 ? loop : loop + 2 * kLatency + read;
+  const double moved = 2 * rounds * kArea * 4 / kCacheBytes;
+  const auto reads = static_cast<double>(divide_up(kVectors, parts));
+  return parts == 1 ? loop : loop + (2 + reads) * kLatency + moved;
 }
 
 // The parts that take the least predicted time.
@@ -126,22 +130,21 @@ std::vector<Step> steps_of(const RfNetwork& network, int32_t blocks) {
     });
     // The end of a launch orders as a meeting does.
     step.meets = !beside && !step.launches;
-    if (beside) {
+    if (!step.launches) {
       const Step& last = steps.back();
       const bool split = last.splits > 1;
-      step.ahead = last.ahead + last.parts;
       step.counter = last.counter + (split ? last.tiles : 0);
-      step.partial = last.partial + (split ? last.parts : 0);
-    } else {
-      phase.clear();
+      if (beside) step.ahead = last.ahead + last.parts;
+      if (beside) step.partial = last.partial + (split ? last.parts : 0);
     }
+    if (!beside) phase.clear();
     phase.push_back(touched);
     steps.push_back(step);
   }
   return steps;
 }
 
-constexpr int64_t kArrivalBytes = kWorkspaceAlignment;  // the barrier's counter, alone in its lines
+constexpr int64_t kBarrierBytes = kWorkspaceAlignment;  // its counter, alone in its lines
 constexpr int64_t kPartBytes = int64_t{NetworkShape::kM} * NetworkShape::kN * 4;
 
 int64_t counter_bytes(const std::vector<Step>& steps) {
@@ -149,7 +152,7 @@ int64_t counter_bytes(const std::vector<Step>& steps) {
   for (const Step& step : steps) {
     if (step.splits > 1) most = std::max(most, step.counter + step.tiles);
   }
-  return kArrivalBytes + arrival_bytes(most);
+  return kBarrierBytes + arrival_bytes(most);
 }
 
 int64_t partial_bytes(const std::vector<Step>& steps) {
@@ -242,15 +245,16 @@ extern "C" int rf_network_cuda(const RfNetwork* network, const RfNetworkPlan* pl
   using namespace resnet_fused;
   const std::vector<Step> steps = steps_of(*network, plan->blocks);
   const bool bfloat16 = static_cast<DataType>(network->layers[0].dtype) == DataType::kBFloat16;
-  void* counters = moved(workspace, kArrivalBytes);
-  void* partial = moved(workspace, counter_bytes(steps));
+  const int64_t counters = counter_bytes(steps);
+  void* partial = moved(workspace, counters);
   for (int32_t first = 0; first < network->count; first += kMostLayers) {
     NetworkArguments arguments{};
-    arguments.arrivals = static_cast<uint32_t*>(workspace);
+    arguments.counters = static_cast<uint32_t*>(workspace);
+    arguments.counter_bytes = narrowed(counters);
     arguments.count = std::min(kMostLayers, network->count - first);
     for (int32_t i = 0; i < arguments.count; ++i) {
       arguments.layer[i] = network_layer(network->layers[first + i], steps[first + i], plan->blocks,
-                                         counters, partial);
+                                         moved(workspace, kBarrierBytes), partial);
     }
     const int error = bfloat16 ? launch_network_bfloat16(arguments, plan->blocks, stream)
                                : launch_network_float16(arguments, plan->blocks, stream);
