@@ -32,7 +32,7 @@ for _entry in (str(ROOT), str(FOLDER)):
     if _entry not in sys.path:
         sys.path.insert(0, _entry)
 
-from gpu import environment, extension, plan, plan_spanning, sanitizer  # noqa: E402
+from gpu import environment, extension, one_launch, plan, plan_spanning, sanitizer  # noqa: E402
 from gpu.pool import Pool, PoolError, Task  # noqa: E402
 from gpu.record import Clock, Record  # noqa: E402
 from gpu.worker import EXTENSION  # noqa: E402
@@ -313,6 +313,21 @@ class Check:
         self.pool(1)
         self._stage("network", self.tasks(plan.network(self.device)), until, report)
 
+    def one_launch(self, until: float) -> None:
+        """A network's convolutions in one launch, beside graphs of single kernels."""
+
+        def report(task: Task, one: dict[str, Any]) -> None:
+            self.record.step(task.name, one, one_launch.line(one))
+
+        program = self._driver(until)
+        tasks = plan_spanning.one_launch(None if program is None else str(program))
+        self.pool(1)
+        self._stage("one_launch", tasks, until, report)
+
+    def _driver(self, until: float) -> Path | None:
+        """The driver that was given or built; None for whatever lies there."""
+        return None
+
     def _stage(self, name: str, tasks: Sequence[Task], until: float, report: Any) -> None:
         self.record.begin(name, len(tasks))
         done = self.pool().run(tasks, until, report)
@@ -365,7 +380,7 @@ def speed_line(one: Mapping[str, Any]) -> str:
 def network_line(one: Mapping[str, Any]) -> str:
     """A network's timing in a few words."""
     if "ratio" not in one:
-        return ""
+        return one_launch.line(one) if "gain" in one else ""
     rates = ", ".join(f"{name} {value:.0f}/s" for name, value in one["images_per_s"].items())
     ratio = one["ratio"]
     return f"{ratio['median']:.3f}x ({ratio['low']:.3f} .. {ratio['high']:.3f}); {rates}"

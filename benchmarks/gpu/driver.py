@@ -27,6 +27,7 @@ CALLS: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_wgrad", "--splits", "2"),
     ("--op", "conv_wgrad", "--c", "3", "--r", "7", "--s", "7", "--padding", "3", "--stride", "2"),
     ("--op", "bn_act", "--residual"),
+    ("--op", "network", "--c", "64", "--k", "64", "--depths", "1", "--splits", "2"),
 )
 """Small ones that take every way of loading, splitting and storing."""
 

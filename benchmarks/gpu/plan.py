@@ -310,7 +310,7 @@ def timings(
 def network(device: str) -> list[Task]:
     """The engine and the whole network in inference, the training step, torch.compile."""
     batches = (256, 32, 1) if device != "cpu" else (2, 1)
-    found = plan_spanning.engines(device) + [
+    found = plan_spanning.engines(device) + plan_spanning.one_launch() + [
         Task(
             f"inference@{batch}{' graph' * graphs}", "gpu.network:inference",
             {"batch": batch, "graphs": graphs}, 120,

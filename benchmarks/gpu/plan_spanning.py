@@ -132,3 +132,16 @@ def engines(device: str) -> list[Task]:
         Task(f"frozen@{batch}", "gpu.frozen:inference", {"name": NETWORKS[0], "batch": batch}, 150)
         for batch in batches
     ]
+
+
+def one_launch(program: str | None = None) -> list[Task]:
+    """A network's convolutions in one launch: small ones checked, ResNet-50 beside the engine.
+
+    Args:
+        program: the driver; None for one that is built.
+    """
+    given = {"program": program}
+    return [
+        Task("one launch", "gpu.one_launch:check", given, 170),
+        Task("one launch beside frozen@1", "gpu.one_launch:compare", given, 150),
+    ]

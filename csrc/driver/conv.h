@@ -108,6 +108,46 @@ double sum_error(const Common& common, int64_t depth) {
   return (terms + 8) * 0x1p-23 + (kTf32 ? 0x1p-10 : 0);
 }
 
+// What a convolution reads, on the host too.
+template <class T>
+struct ConvInputs {
+  const Operand<T>& x;
+  const Operand<T>& weight;
+  const Operand<T>* residual;  // null: none
+  const Operand<float>& scale;
+  const Operand<float>& shift;
+  bool relu;
+};
+
+// Judges each element of `out` by the float64 convolution of its inputs: to be equal, or |y - R| <=
+// u |R| + the sum's error, S being the magnitudes of the products and the epilogue's.
+template <class T>
+void judge(const Convolution& of, const Common& common, const ConvInputs<T>& in,
+           const Operand<T>& out, bool exact, Verdict& verdict) {
+  const int64_t outputs = elements_of(of.out_size());
+  std::vector<Sum> sums(static_cast<size_t>(outputs));
+  for_each_product(of, [&](int64_t x_place, int64_t weight_place, int64_t out_place) {
+    sums[static_cast<size_t>(out_place)].add(in.x.at(x_place) * in.weight.at(weight_place));
+  });
+  const Layout out_at = of.out_at();
+  const double error = sum_error<T>(common, of.c / of.groups * of.r * of.s);
+  for (int64_t place = 0; place < outputs; ++place) {
+    const int64_t k = place / out_at.stride[1] % of.k;
+    const Sum& sum = sums[static_cast<size_t>(place)];
+    const double shortcut = in.residual != nullptr ? in.residual->at(place) : 0;
+    double expected = in.scale.at(k) * sum.value + in.shift.at(k) + shortcut;
+    const double magnitude =
+        std::fabs(in.scale.at(k)) * sum.magnitude + std::fabs(in.shift.at(k)) + std::fabs(shortcut);
+    if (in.relu && expected < 0) expected = 0;
+    if (exact) {
+      verdict.equal(out.at(place), to_double(round_to<T>(expected)));
+    } else {
+      verdict.within(out.at(place), expected,
+                     kUnitRoundoff<T> * std::fabs(expected) + error * magnitude);
+    }
+  }
+}
+
 template <class Source, class Target, size_t kCount>
 void copy_to(Target (&to)[kCount], const Source& from) {
   std::copy(from.begin(), from.end(), to);

@@ -42,7 +42,12 @@ bool can_begin_early();
 std::string device_name();
 
 // Milliseconds of each call of `run`, `repeats` of them after two unmeasured ones; between calls
-// the L2 cache is overwritten. Empty where the kernels are emulated: their time means nothing.
-std::vector<double> time_calls(int repeats, const std::function<void()>& run);
+// the L2 cache is overwritten, or with `warm` left as they leave it. Empty where the kernels are
+// emulated: their time means nothing.
+std::vector<double> time_calls(int repeats, const std::function<void()>& run, bool warm = false);
+
+// Likewise of each replay of a CUDA graph of what `run` launches on the stream that it is given.
+std::vector<double> time_graph(int repeats, const std::function<void(void* stream)>& run,
+                               bool warm);
 
 }  // namespace resnet_fused::driver

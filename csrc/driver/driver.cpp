@@ -34,6 +34,7 @@ constexpr Op kOps[] = {
     {"conv_chain", run_conv_chain},
     {"stem", run_stem},
     {"head", run_head},
+    {"network", run_network, false},
 };
 
 std::vector<const char*> op_names() {
@@ -85,6 +86,8 @@ std::vector<Option> options() {
       {"out-stride", "1", "1, or 2 to store the even pixels of out alone; conv_chain alone"},
       {"front", "0", "channels that a 3x3 convolution in front reads; conv_chain alone"},
       {"reverse", "", "walk over the batch from its end; conv_chain alone", true},
+      {"depths", "1,1", "blocks of each stage; network alone"},
+      {"blocks", "0", "of the launch; 0 leaves them to the plan; network alone"},
       {"act", "relu", "relu or none; of gradients: whether a mask is applied"},
   };
 #if defined(RF_EMULATED)
@@ -196,11 +199,17 @@ int run(const Arguments& arguments) {
 
 }  // namespace
 
-void report_times(std::vector<double> times, Json& json) {
+void report_median(const char* name, std::vector<double> times, Json& json) {
   if (times.empty()) return;
   std::sort(times.begin(), times.end());
-  json.add("milliseconds", times[times.size() / 2]);
-  json.add("repeats", static_cast<int64_t>(times.size()));
+  json.add(name, times[times.size() / 2]);
+}
+
+void report_times(std::vector<double> times, Json& json) {
+  if (times.empty()) return;
+  const auto count = static_cast<int64_t>(times.size());
+  report_median("milliseconds", std::move(times), json);
+  json.add("repeats", count);
 }
 
 }  // namespace resnet_fused::driver

@@ -38,28 +38,9 @@ bool run(const Convolution& of, const Arguments& arguments, Common& common, Json
   common.run([&] { planned.launch(); });
   out.fetch();
 
-  std::vector<Sum> sums(static_cast<size_t>(outputs));
-  for_each_product(of, [&](int64_t x_place, int64_t weight_place, int64_t out_place) {
-    sums[static_cast<size_t>(out_place)].add(x.at(x_place) * weight.at(weight_place));
-  });
-  // |y - R| <= u |R| + the sum's error, S being the magnitudes of the products and the epilogue's.
-  const double error = sum_error<T>(common, of.c / of.groups * of.r * of.s);
   Verdict verdict;
-  for (int64_t place = 0; place < outputs; ++place) {
-    const int64_t k = place / out_at.stride[1] % of.k;
-    const Sum& sum = sums[static_cast<size_t>(place)];
-    const double shortcut = has_residual ? residual.at(place) : 0;
-    double expected = scale.at(k) * sum.value + shift.at(k) + shortcut;
-    const double magnitude =
-        std::fabs(scale.at(k)) * sum.magnitude + std::fabs(shift.at(k)) + std::fabs(shortcut);
-    if (relu && expected < 0) expected = 0;
-    if (common.values == Values::kIntegers) {
-      verdict.equal(out.at(place), to_double(round_to<T>(expected)));
-    } else {
-      verdict.within(out.at(place), expected,
-                     kUnitRoundoff<T> * std::fabs(expected) + error * magnitude);
-    }
-  }
+  judge<T>(of, common, {x, weight, has_residual ? &residual : nullptr, scale, shift, relu}, out,
+           common.values == Values::kIntegers, verdict);
   const bool right = report(verdict, json);
   report_times(time_calls(common.repeats, [&] { planned.launch(); }), json);
   return right;

@@ -32,7 +32,8 @@ void Buffer::mark_constant(const char* name) const {
 bool can_begin_early() { return true; }
 
 std::string device_name() { return "emulator"; }
-std::vector<double> time_calls(int, const std::function<void()>&) { return {}; }
+std::vector<double> time_calls(int, const std::function<void()>&, bool) { return {}; }
+std::vector<double> time_graph(int, const std::function<void(void*)>&, bool) { return {}; }
 
 #else
 
@@ -79,7 +80,7 @@ std::string device_name() {
   return properties.name;
 }
 
-std::vector<double> time_calls(int repeats, const std::function<void()>& run) {
+std::vector<double> time_calls(int repeats, const std::function<void()>& run, bool warm) {
   constexpr int kWarm = 2;
   constexpr size_t kCacheBytes = size_t{256} << 20;  // more than the L2 of any GPU
   Buffer cache(kCacheBytes);
@@ -88,7 +89,7 @@ std::vector<double> time_calls(int repeats, const std::function<void()>& run) {
   check(cudaEventCreate(&end), "cudaEventCreate");
   std::vector<double> times;
   for (int i = -kWarm; i < repeats; ++i) {
-    check(cudaMemsetAsync(cache.data(), 0, kCacheBytes), "cudaMemset");
+    if (!warm) check(cudaMemsetAsync(cache.data(), 0, kCacheBytes), "cudaMemset");
     check(cudaEventRecord(begin), "cudaEventRecord");
     run();
     check(cudaEventRecord(end), "cudaEventRecord");
@@ -99,6 +100,24 @@ std::vector<double> time_calls(int repeats, const std::function<void()>& run) {
   }
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
+  return times;
+}
+
+std::vector<double> time_graph(int repeats, const std::function<void(void*)>& run, bool warm) {
+  if (repeats == 0) return {};
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t made;
+  check(cudaStreamCreate(&stream), "cudaStreamCreate");
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "begin of a capture");
+  run(stream);
+  check(cudaStreamEndCapture(stream, &graph), "end of a capture");
+  check(cudaGraphInstantiate(&made, graph, 0), "cudaGraphInstantiate");
+  const auto replay = [&] { check(cudaGraphLaunch(made, nullptr), "cudaGraphLaunch"); };
+  std::vector<double> times = time_calls(repeats, replay, warm);
+  cudaGraphExecDestroy(made);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
   return times;
 }
 

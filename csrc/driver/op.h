@@ -33,8 +33,10 @@ inline bool report(const Verdict& verdict, Json& json) {
   return verdict.wrong == 0;
 }
 
-// Adds "milliseconds", the median, where there are times.
+// Adds "milliseconds", the median, and "repeats" where there are times.
 void report_times(std::vector<double> times, Json& json);
+// Adds the median alone, in milliseconds, under a name of its own.
+void report_median(const char* name, std::vector<double> times, Json& json);
 
 // y = act(scale x + shift [+ residual]); reads n, c, h, w, residual, act, layout.
 bool run_bn_act(const Arguments& arguments, Common& common, Json& json);
@@ -53,5 +55,10 @@ bool run_head(const Arguments& arguments, Common& common, Json& json);
 // A chain of 1x1 convolutions: out[k] of x[c] with a shortcut, or a projection, and next of out.
 // Reads n, c, h, w, k, next, projected, stride, out-stride, reverse, layout.
 bool run_conv_chain(const Arguments& arguments, Common& common, Json& json);
+// A ResNet's convolutions from behind the stem in one launch: bottlenecks, --depths in each stage,
+// of --k channels inside in the first. Reads n, c, h, w, k, depths, blocks, splits. Each layer has
+// the bits of conv_bn_act in as many splits, whatever the data; small networks are held to the
+// bound of float64 besides.
+bool run_network(const Arguments& arguments, Common& common, Json& json);
 
 }  // namespace resnet_fused::driver

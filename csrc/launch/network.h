@@ -43,6 +43,10 @@ int32_t rf_network_plan(const RfNetwork* network, const RfGpu* gpu, int32_t bloc
 void rf_network_layer(const RfNetwork* network, const RfNetworkPlan* plan, int32_t index,
                       int32_t* splits, int32_t* meets);
 
+// Of conv_bn_act's configurations, the one whose tile all layers have: with as many splits it gives
+// the same bits.
+int32_t rf_network_configuration(void);
+
 // Runs it on the current device and the given cudaStream_t; 0, or a cudaError_t. No other call may
 // use the workspace meanwhile.
 int rf_network_cuda(const RfNetwork* network, const RfNetworkPlan* plan, void* workspace,

@@ -240,6 +240,8 @@ extern "C" void rf_network_layer(const RfNetwork* network, const RfNetworkPlan* 
   *meets = step.meets;
 }
 
+extern "C" int32_t rf_network_configuration() { return resnet_fused::kNetworkTile; }
+
 extern "C" int rf_network_cuda(const RfNetwork* network, const RfNetworkPlan* plan, void* workspace,
                                void* stream) {
   using namespace resnet_fused;
