@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu_record  # noqa: E402
-from gpu import command, driver, frozen, one_launch, parts, recorded, sanitizer  # noqa: E402
+from gpu import command, driver, parts, recorded, sanitizer  # noqa: E402
 from gpu.record import Clock, Record  # noqa: E402
 from test_gpu_check import SANITIZER  # noqa: E402
 
@@ -469,50 +469,3 @@ def test_every_step_runs_without_a_gpu(tmp_path: Path) -> None:
     inside = members(tmp_path / "out")
     assert inside["bench.html"].lstrip().lower().startswith(b"<!doctype html")
     assert "benchmarks/results/cpu/" + f"{content['date'][:10]}-abc.json" in inside
-
-
-# A network in one launch.
-
-
-def test_one_launch_stands_beside_the_graph_and_the_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = {"milliseconds": 0.3, "warm_milliseconds": 0.25}
-    times |= {"graph_milliseconds": 0.6, "warm_graph_milliseconds": 0.5}
-    said = json.dumps({"plan": "p", "differing": 0, **times})
-    made = program(tmp_path / "driver", f"#!/bin/sh\necho '{said}'\n")
-    engine = {"ok": True, "us": {"frozen": {"us": 199.0}}}
-    monkeypatch.setattr(frozen, "inference", lambda *given: engine)
-    found = one_launch.compare("cpu", made)
-    assert found["ok"] and found["gain"] == 2.0
-    assert one_launch.line(found).startswith("one_launch 250 us, one_launch_cold 300 us")
-    assert one_launch.line(found).endswith("frozen 199 us")
-    assert one_launch.check("cpu", made)["calls"][3]["differing"] == 0
-
-
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ("sleep 60", "no end within 0.5 s"),
-        ("echo '{\"differing\": 3}'; exit 1", "exit code 1"),
-        ("echo nothing", "exit code 0"),
-    ],
-)
-def test_a_network_that_hangs_or_errs_ends_within_its_limit(
-    tmp_path: Path, script: str, words: str
-) -> None:
-    made = program(tmp_path / "driver", f"#!/bin/sh\n{script}\n")
-    found = one_launch.called(("--n", "1"), made, 0.5)
-    assert found["ok"] is False and words in found["error"] and "--n 1" in found["error"]
-
-
-def test_one_launch_is_a_step_that_is_skipped_without_a_driver(
-    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as without:
-        without.setattr(driver, "find", lambda given: None)
-        assert one_launch.check("cpu")["ok"] is one_launch.compare("cpu")["ok"] is None
-    words = ["--device", "cpu", "--steps", "one_launch", "--output", str(tmp_path)]
-    assert gpu_record.main([*words, "--driver", program(tmp_path / "d", "#!/bin/sh\n")]) == 1
-    first, second = content_of(tmp_path)["stages"]["one_launch"]["steps"]
-    assert "exit code 0" in first["error"] and second["name"] == "one launch beside frozen@1"
