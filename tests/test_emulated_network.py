@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import runpy
 from pathlib import Path
@@ -151,6 +152,32 @@ def test_what_cannot_be_launched_is_refused(splits, blocks, words):
     x, layers = stage(DTYPES[0], exact=True)
     with pytest.raises(ValueError, match=words):
         Network(x, layers).plan(splits, blocks)
+
+
+def test_a_gpu_with_too_little_shared_memory_is_refused():
+    x, layers = stage(DTYPES[0], exact=True)
+    processors, _, _, *rest = emulated.H200
+    for block, whole in ((63, 228), (64, 64)):
+        gpu = (processors, block * 1024, whole * 1024, *rest)
+        with pytest.raises(ValueError, match="a block takes 65536 bytes of shared memory"):
+            Network(x, layers).plan(SPLITS, 4, gpu)
+    alone = (processors, 99 * 1024, 100 * 1024, *rest)  # one block on each multiprocessor
+    assert Network(x, layers).plan((), 0, alone)["blocks"] == processors
+
+
+@pytest.mark.parametrize("name", ["weight", "scale", "shift"])
+def test_constants_are_written_by_nobody(name):
+    """Blocks read them before they meet."""
+    x, layers = stage(DTYPES[0], exact=True)
+    network = Network(x, layers)
+    memory = network.values["y"].permute(0, 2, 3, 1).reshape(-1)
+    vector = memory.view(torch.float32)[:40]
+    weight = memory[: 40 * 136].view(40, 1, 1, 136).permute(0, 3, 1, 2)
+    constants = {"weight": weight, "scale": vector, "shift": vector}
+    other = dataclasses.replace(layers[4], **{name: constants[name]})
+    network.problems[4] = network._problem(other)
+    with pytest.raises(ValueError, match="layer 3: it writes where weights, scales or shifts"):
+        network.plan(SPLITS, 4)
 
 
 def test_narrow_operands_and_other_dtypes_are_refused():

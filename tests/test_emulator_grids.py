@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 from emulator_probes import (
+    ASYNCHRONY,
     ORDER,
     error_of,
     load,
@@ -65,6 +66,26 @@ def test_what_is_not_released_and_acquired_is_a_race(probes, name, run):
     marks = ("said", "heard", "heard by the read-only path", "leaves")
     places = [marked(mark)[1] for mark in marks[: 4 if name == "skipped" else 3]]
     assert error.line in places
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "marks"),
+    [
+        ("second_hand", ["second hand"]),
+        ("fenced", ["behind the fence"]),
+        ("copied", ["under way", "written under a copy"]),
+    ],
+)
+def test_what_is_handed_on_by_halves_is_a_race(probes, name, marks, run):
+    """A store takes an earlier release's place; a fence does not release what comes behind it; a
+    copy reads until it is waited for."""
+    for asynchrony in ASYNCHRONY.values():
+        error = error_of(probes, name, asynchrony=asynchrony, **run)
+        assert error.kind == "race"
+        assert error.line in [marked(mark)[1] for mark in marks]
+        if name != "second_hand":
+            assert noticed(probes, f"{name}_right", asynchrony=asynchrony, **run) is None
 
 
 def test_a_race_in_global_memory_names_both_sides(probes):

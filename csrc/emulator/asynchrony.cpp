@@ -9,6 +9,9 @@ namespace {
 
 constexpr uint8_t kPoison = 0xFF;
 
+// Through L2 alone (.cg) where the size allows it (PTX ISA, cp.async).
+const char* name_of_copy(int bytes) { return bytes == 16 ? "cp.async.cg" : "cp.async.ca"; }
+
 void take_effect(FiberThread& thread, PendingCopy& copy) {
   if (copy.effective) return;
   std::memcpy(thread.block->shared.data() + (copy.to - kSharedBase), copy.data, copy.bytes);
@@ -24,6 +27,9 @@ void land(FiberThread& thread, size_t count) {
     const uint32_t offset = copy.to - kSharedBase;
     shared.landed(thread, offset, copy.bytes);
     tell_write(shared.data() + offset, copy.bytes);
+    if (copy.valid_bytes > 0) {
+      read_until_now(copy.site, name_of_copy(copy.bytes), copy.from, copy.valid_bytes);
+    }
   }
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + count);
 }
@@ -39,8 +45,7 @@ void settle_some(FiberThread& thread) {
 }
 
 void copy_async(Site site, uint32_t to, const void* from, int bytes, int valid_bytes) {
-  // Through L2 alone (.cg) where the size allows it (PTX ISA, cp.async).
-  const char* const instruction = bytes == 16 ? "cp.async.cg" : "cp.async.ca";
+  const char* const instruction = name_of_copy(bytes);
   if (bytes != 4 && bytes != 8 && bytes != 16) {
     fail(site, instruction, "a size of " + std::to_string(bytes) + " bytes: expected 4, 8 or 16");
   }
@@ -56,7 +61,7 @@ void copy_async(Site site, uint32_t to, const void* from, int bytes, int valid_b
          "global address " + hex(reinterpret_cast<uintptr_t>(from)) + " is not a multiple of " +
              std::to_string(bytes) + ", though nothing is read from it");
   }
-  PendingCopy copy{to, bytes, false, site, {}};
+  PendingCopy copy{to, bytes, false, site, {}, from, static_cast<uint32_t>(valid_bytes)};
   // Read here rather than later, so that a sanitizer names the line that issued the copy.
   std::memcpy(copy.data, from, static_cast<size_t>(valid_bytes));
 

@@ -42,7 +42,12 @@ struct PendingCopy {
   bool effective;  // the destination holds the data; the group has not been waited for
   Site site;
   uint8_t data[16];
+  const void* from;
+  uint32_t valid_bytes;  // that are read; the others are zeros
 };
+
+// An asynchronous copy has landed: until now it may have read from there.
+void read_until_now(Site site, const char* instruction, const void* from, uint32_t bytes);
 
 // A bulk store of a thread: the read of its source, and its two effects.
 struct BulkStore {
@@ -63,9 +68,10 @@ struct FiberThread : Thread {
   uint32_t polls = 0;                      // loads of it in a row
   std::vector<const void*> relaxed_loads;  // that a later fence makes acquire loads
   bool fenced = false;
-  bool waited = false;                 // for the launch ahead
-  std::vector<uint32_t> proxy_fences;  // the warp's epoch at each fence.proxy.async
-  std::vector<uint32_t> init_fences;   // and at each of those and of fence.mbarrier_init
+  std::vector<uint32_t> known_at_fence;  // by its warp, of a cooperative grid's
+  bool waited = false;                   // for the launch ahead
+  std::vector<uint32_t> proxy_fences;    // the warp's epoch at each fence.proxy.async
+  std::vector<uint32_t> init_fences;     // and at each of those and of fence.mbarrier_init
   std::vector<std::vector<BulkStore>> bulk_groups;  // committed, oldest first
   std::vector<BulkStore> bulk_open;                 // in no group yet
   std::vector<uint32_t> async_known;  // beside the warp's row: of what is asynchronous alone

@@ -26,10 +26,21 @@ GlobalOrder::GlobalOrder(int warps) : rows_(warps, std::vector<uint32_t>(warps, 
   for (int warp = 0; warp < warps; ++warp) rows_[warp][warp] = 1;
 }
 
-void GlobalOrder::release(int column, const void* token) {
-  std::vector<uint32_t>& row = rows_[column];
-  Clocks::join(released_[token], row);
-  ++row[column];  // what comes behind is no part of it
+void GlobalOrder::release(int column, const void* token) { release(token, fence(column)); }
+
+void GlobalOrder::release(const void* token, const std::vector<uint32_t>& known) {
+  Clocks::join(released_[token], known);
+}
+
+std::vector<uint32_t> GlobalOrder::fence(int column) {
+  std::vector<uint32_t> known = rows_[column];
+  ++rows_[column][column];
+  return known;
+}
+
+void GlobalOrder::overwrite(const void* address, uint32_t bytes) {
+  const auto* at = static_cast<const uint8_t*>(address);
+  for (uint32_t i = 0; i < bytes; ++i) released_.erase(at + i);
 }
 
 void GlobalOrder::acquire(int column, const void* token) {
@@ -85,6 +96,14 @@ void tell_release(const void* token) {
 
 void tell_acquire(const void* token) {
   if (GlobalOrder* order = order_of(token)) order->acquire(column_of_self(), token);
+}
+
+void tell_fence(std::vector<uint32_t>& known) {
+  if (GlobalOrder* order = order_of(nullptr)) known = order->fence(column_of_self());
+}
+
+void tell_fenced_release(const void* token, const std::vector<uint32_t>& known) {
+  if (GlobalOrder* order = order_of(token)) order->release(token, known);
 }
 
 #endif

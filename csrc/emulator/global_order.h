@@ -34,6 +34,12 @@ class GlobalOrder {
 
   void release(int column, const void* token);
   void acquire(int column, const void* token);
+  // What the warp knows; what it does from now on is no part of it.
+  std::vector<uint32_t> fence(int column);
+  void release(const void* token, const std::vector<uint32_t>& known);
+  // A store takes the place of what has been released by writes of the same bytes: only chains of
+  // read-modify-writes hand that on (PTX ISA, Memory Consistency Model, Observation order).
+  void overwrite(const void* address, uint32_t bytes);
   // What the access races with, in words; empty if nothing. `bytes` do not cross a multiple of 16.
   std::string touch(const GlobalAccess& access, uintptr_t address, uint32_t bytes);
 

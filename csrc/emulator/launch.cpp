@@ -142,6 +142,7 @@ void prepare_block(Grid& grid, Block& block, uint64_t linear, uint32_t shared_by
     thread.polled = nullptr;
     thread.relaxed_loads.clear();
     thread.fenced = false;
+    thread.known_at_fence.clear();
     thread.waited = false;
     thread.proxy_fences.clear();
     thread.init_fences.clear();

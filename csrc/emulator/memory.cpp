@@ -98,6 +98,11 @@ static void check_order(Site site, const char* instruction, const void* address,
                          std::strcmp(instruction, kReadOnly) == 0},
                         reinterpret_cast<uintptr_t>(address), bytes);
   if (!race.empty()) fail(ErrorKind::kRace, site, instruction, race);
+  if (access == Access::kWrite) grid.order->overwrite(address, bytes);
+}
+
+void read_until_now(Site site, const char* instruction, const void* from, uint32_t bytes) {
+  check_order(site, instruction, from, bytes, Access::kRead, false);
 }
 
 // The same for every access to global memory; `atomic`: of those that order others, or need none.
@@ -161,7 +166,11 @@ void atomic_point(Site site, const char* instruction, const void* address, uint3
   }
   // A fence before a relaxed atomic makes it a release; one after it makes it an acquire (PTX ISA,
   // memory consistency model, release and acquire patterns).
-  if (access != Access::kRead && (releases || thread.fenced)) tell_release(address);
+  if (access != Access::kRead && releases) {
+    tell_release(address);
+  } else if (access != Access::kRead && thread.fenced) {
+    tell_fenced_release(address, thread.known_at_fence);
+  }
   if (access == Access::kWrite) return;
   if (acquires) {
     tell_acquire(address);
@@ -177,6 +186,7 @@ void fence(Site) {
   thread.fenced = true;
   for (const void* address : thread.relaxed_loads) tell_acquire(address);
   thread.relaxed_loads.clear();
+  tell_fence(thread.known_at_fence);
 }
 
 }  // namespace resnet_fused::emulator

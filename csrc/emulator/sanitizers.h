@@ -7,6 +7,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <vector>
 
 #if defined(__SANITIZE_THREAD__)
 #define RF_EMULATOR_TSAN 1
@@ -63,6 +65,10 @@ inline void tell_write(void* address, size_t bytes) {
 }
 inline void tell_release(const void* token) { __tsan_release(const_cast<void*>(token)); }
 inline void tell_acquire(const void* token) { __tsan_acquire(const_cast<void*>(token)); }
+inline void tell_fence(std::vector<uint32_t>&) {}
+inline void tell_fenced_release(const void* token, const std::vector<uint32_t>&) {
+  tell_release(token);
+}
 #else
 constexpr bool kThreadSanitizer = false;
 struct Quiet {
@@ -72,6 +78,10 @@ inline void tell_read(const void*, size_t) {}
 inline void tell_write(void*, size_t) {}
 void tell_release(const void* token);
 void tell_acquire(const void* token);
+// A fence, and a relaxed write behind it: that releases what was known at the fence, and no more.
+// ThreadSanitizer knows the running thread alone.
+void tell_fence(std::vector<uint32_t>& known);
+void tell_fenced_release(const void* token, const std::vector<uint32_t>& known);
 #endif
 
 }  // namespace resnet_fused::emulator

@@ -18,7 +18,8 @@
 extern "C" {
 
 // Convolutions in the order in which one stream would run them. What reads another one's output
-// names its memory: from the addresses the plan sees which may run side by side.
+// names its memory: from the addresses the plan sees which may run side by side. Weights, scales
+// and shifts are constants: no layer writes them.
 struct RfNetwork {
   const RfConvBnAct* layers;  // [count], of one dtype of 16 bits, all read 16 bytes at a time
   int32_t count;

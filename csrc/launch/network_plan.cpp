@@ -60,6 +60,28 @@ bool independent(const Touched& a, const Touched& b) {
   return !a.writes.meets(b.writes) && !reads(a, b.writes) && !reads(b, a.writes);
 }
 
+// The first layer that writes what blocks read before they meet, since nobody may; -1: none.
+int32_t writer_of_constants(const RfNetwork& network) {
+  std::vector<Span> constants;
+  for (int32_t i = 0; i < network.count; ++i) {
+    const RfConvBnAct& layer = network.layers[i];
+    constants.push_back(
+        span_of(layer.weight, layer.weight_size, layer.weight_stride, bytes_of(layer.dtype)));
+    for (const void* of_filters : {layer.scale, layer.shift}) {
+      const auto* begin = static_cast<const char*>(of_filters);
+      constants.push_back({begin, begin + layer.weight_size[0] * 4});
+    }
+  }
+  for (int32_t i = 0; i < network.count; ++i) {
+    const Span writes = touched_by(network.layers[i]).writes;
+    if (std::any_of(constants.begin(), constants.end(),
+                    [&](const Span& read) { return read.meets(writes); })) {
+      return i;
+    }
+  }
+  return -1;
+}
+
 // What becomes of a layer.
 struct Step {
   int32_t splits;
@@ -209,6 +231,10 @@ extern "C" int32_t rf_network_plan(const RfNetwork* network, const RfGpu* gpu, i
   const int64_t beside = std::min<int64_t>(
       NetworkShape::kBlocks, gpu->shared_per_multiprocessor / (NetworkShape::kRingBytes + 1024));
   const int64_t most = beside * gpu->multiprocessors;
+  if (most < 1 || NetworkShape::kRingBytes > gpu->shared_per_block) {
+    return refuse("a block takes %d bytes of shared memory, more than this GPU gives it",
+                  NetworkShape::kRingBytes);
+  }
   if (blocks < 0 || blocks > most) {
     return refuse("%d blocks; from 1 to %lld are on this GPU at once", blocks,
                   static_cast<Long>(most));
@@ -216,6 +242,10 @@ extern "C" int32_t rf_network_plan(const RfNetwork* network, const RfGpu* gpu, i
   for (int32_t i = 0; i < network->count; ++i) {
     const std::string against = unfit(*network, i, *gpu);
     if (!against.empty()) return refuse("layer %d: %s", i, against.c_str());
+  }
+  const int32_t writer = writer_of_constants(*network);
+  if (writer >= 0) {
+    return refuse("layer %d: it writes where weights, scales or shifts of a layer lie", writer);
   }
   const int64_t chosen = std::min(kResident * gpu->multiprocessors, most);
   plan->blocks = blocks > 0 ? blocks : narrowed(chosen);

@@ -58,7 +58,57 @@ void meetings(const Memory& memory, Slip slip) {
     }
   }
   ptx::store_global(memory.out + 1024 + id, heard);
-  barrier.leave();  // <- leaves
+  barrier.leave(kVectorBytes);  // <- leaves
+}
+
+// One thread in each of three blocks. Block 0 leaves a word and says so; what block 2 hears comes
+// from block 1, which has seen that block 0 said so and has acquired nothing.
+void second_hand(const Memory& memory) {
+  uint32_t* flag = memory.out;
+  if (blockIdx.x == 0) {
+    ptx::store_global(memory.out + 64, 7u);
+    ptx::store_release(flag, 1u);
+  } else if (blockIdx.x == 1) {
+    while (ptx::atomic_add(flag, 0u) < 1) {
+    }
+    ptx::store_release(flag, 2u);
+  } else {
+    while (ptx::atomic_add(flag, 0u) < 2) {
+    }
+    ptx::load_acquire(flag);
+    ptx::store_global(memory.out + 65, ptx::load_global(memory.out + 64));  // <- second hand
+  }
+}
+
+// Block 0 says by a relaxed addition what it has written, before its fence or behind it.
+void fenced(const Memory& memory, bool behind) {
+  if (blockIdx.x == 0) {
+    if (behind) ptx::fence_acq_rel_gpu();
+    ptx::store_global(memory.out + 64, 7u);
+    if (!behind) ptx::fence_acq_rel_gpu();
+    ptx::atomic_add(memory.out, 1u);
+  } else {
+    while (ptx::load_acquire(memory.out) < 1) {
+    }
+    ptx::store_global(memory.out + 65, ptx::load_global(memory.out + 64));  // <- behind the fence
+  }
+}
+
+// Block 0 copies a word to shared memory, which block 1 writes after they have met. With `landed`
+// block 0 has waited for its copy by then.
+void copied(const Memory& memory, bool landed) {
+  GridBarrier barrier(memory.out, gridDim.x);
+  if (blockIdx.x == 0) {
+    ptx::cp_async<16>(base(), memory.out + 64, true);  // <- under way
+    if (landed) ptx::cp_async_wait_all();
+  }
+  barrier.arrive();
+  barrier.wait();
+  if (blockIdx.x == 0) {
+    ptx::cp_async_wait_all();
+  } else {
+    ptx::store_global(memory.out + 64, 7u);  // <- written under a copy
+  }
 }
 
 }  // namespace
@@ -76,6 +126,12 @@ void add_grids(Table& t) {
   };
   for (const auto& [name, slip] : slips) {
     t[name] = {4, kThreads, 0, true, [slip](const Memory& m) { meetings(m, slip); }};
+  }
+  t["second_hand"] = {3, 1, 0, true, second_hand};
+  for (const bool right : {false, true}) {
+    const std::string name = right ? "_right" : "";
+    t["fenced" + name] = {2, 1, 0, true, [right](const Memory& m) { fenced(m, !right); }};
+    t["copied" + name] = {2, 1, 16, true, [right](const Memory& m) { copied(m, right); }};
   }
   // Blocks that are not all there at once.
   t["meetings_plain"] = {4, kThreads, 0, false, [](const Memory& m) { meetings(m, Slip::kNone); }};
