@@ -247,7 +247,8 @@ class Recording(gpu_check.Check):
 
         assert program is not None
         left = lambda: until - self.clock.now()  # noqa: E731
-        driver.run(tool, program, left, report, self.logs, tools, self.extra)
+        calls = driver.calls_for(self.gpu["capability"])
+        driver.run(tool, program, left, report, self.logs, tools, self.extra, calls)
         self.record.end(f"no time for {', '.join(cut)}" if cut else None)
 
     def _driver(self, until: float) -> Path | None:

@@ -89,6 +89,57 @@ def test_conv_bn_act_is_right(dtype, options, data):
     assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
 
 
+FP8 = ("--op", "conv_bn_act_fp8", "--h", 9, "--w", 9)
+
+
+@pytest.mark.parametrize("data", ["integers", "normals"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--stride", 2, "--residual"),
+        ("--groups", 2, "--c", 256, "--k", 64, "--dilation", 2, "--padding", 2, "--act", "none"),
+        ("--residual", "--k", 144, "--configuration", "tma_p128x128_6s"),
+        ("--r", 1, "--s", 1, "--padding", 0, "--configuration", "tma_s192x128_4s"),
+        ("--c", 160, "--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
+    ],
+)
+@pytest.mark.parametrize("out", [("--quantised",), ("--dtype", "float16"), ()])
+def test_conv_bn_act_fp8_is_right(out, options, data):
+    found = run(*FP8, "--data", data, *out, *options)
+    assert found.returncode == 0, found
+    record = json.loads(found.stdout)
+    assert record.get("out") == ("float8_e4m3fn" if "--quantised" in out else None)
+    assert record["elements"] > 0
+    assert record["wrong"] == 0
+    assert record["worst"] == 0 if data == "integers" else 0.5 < record["worst"] <= 1
+
+
+@pytest.mark.parametrize("data", ["integers", "normals"])
+@pytest.mark.parametrize(
+    ("instruction", "name"),
+    [
+        ("wgmma.e4m3", "stale_accumulator"),
+        ("wgmma.a", "chunk_off"),
+        ("st.shared", "skip"),
+        ("cp.async.bulk.tensor.store", "skip"),
+    ],
+)
+def test_wrong_numbers_in_e4m3_are_counted(instruction, name, data):
+    options = (*FP8, "--quantised", "--residual", "--data", data)
+    found = run(*options, "--fault", fault(instruction, name, *options))
+    record = json.loads(found.stdout)
+    assert found.returncode == 1
+    assert record["wrong"] > 0
+    assert record["worst"] is None or record["worst"] > 1
+
+
+@pytest.mark.parametrize("variant", ["asan", "tsan"])
+@pytest.mark.parametrize("out", [("--quantised",), ()])
+def test_sanitizers_are_content_with_e4m3(out, variant):
+    found = run(*FP8, "--residual", *out, variant=variant, timeout=170)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 STEM = ("--op", "stem", "--c", 3, "--r", 7, "--s", 7, "--stride", 2, "--padding", 3)
 
 
@@ -146,7 +197,7 @@ def test_conv_chain_is_right(dtype, options, data):
     assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
 
 
-EARLY = {op[1]: op for op in (CONV, BN_ACT, CHAIN, STEM, ("--op", "head"))}
+EARLY = {op[1]: op for op in (CONV, FP8, BN_ACT, CHAIN, STEM, ("--op", "head"))}
 begin_early = pytest.mark.parametrize("op", EARLY.values(), ids=EARLY)
 
 
@@ -169,7 +220,7 @@ def test_a_launch_that_begins_early_and_does_not_wait_is_told(op):
 def test_gradients_do_not_begin_early():
     found = run(*DGRAD, "--early")
     assert found.returncode == 2
-    names = ", ".join(["conv_bn_act", "bn_act", "conv_chain", "stem", "head"])
+    names = ", ".join(["conv_bn_act", "conv_bn_act_fp8", "bn_act", "conv_chain", "stem", "head"])
     assert found.stderr == f"error: --early: conv_dgrad does not begin early; {names} do\n"
     assert names in run("--help").stdout
 
@@ -251,8 +302,8 @@ def test_wrong_sums_are_beyond_the_bound(op):
     [
         (
             ["--op", "gemm"],
-            "error: --op is 'gemm'; accepted are conv_bn_act, conv_dgrad, conv_wgrad, bn_act, "
-            "conv_chain",
+            "error: --op is 'gemm'; accepted are conv_bn_act, conv_bn_act_fp8, conv_dgrad, "
+            "conv_wgrad, bn_act, conv_chain",
         ),
         (
             ["--configuration", "1x1"],
@@ -294,6 +345,9 @@ def test_wrong_sums_are_beyond_the_bound(op):
         (["--op", "network", "--blocks", "265"], "265 blocks; from 1 to 264 are on this GPU"),
         (["--op", "network", "--c", "12"], "error: no plan: layer 0: "),
         (["--op", "network", "--early"], "error: --early: network does not begin early"),
+        (["--op", "conv_bn_act_fp8", "--dtype", "float32"], "out: float32; float8_e4m3fn, "),
+        (["--op", "conv_bn_act_fp8", "--c", "24"], "a multiple of 16 is accepted"),
+        (["--op", "bn_act", "--quantised"], "error: --quantised: bn_act writes no e4m3"),
         (["--op", "conv_dgrad", "--residual"], "error: --residual: conv_dgrad takes none"),
         (["--op", "conv_wgrad", "--residual"], "error: --residual: conv_wgrad takes none"),
         (["--op", "conv_wgrad", "--r", "17"], "error: the filter is larger than the image"),

@@ -188,10 +188,20 @@ def test_every_tool_runs_every_call_of_the_driver(tmp_path: Path) -> None:
     assert found["memcheck"]["ok"] is False and "exit code 1" in found["memcheck"]["error"]
     assert found["memcheck"]["passed"] == 3
     program(tmp_path / "driver", '#!/bin/sh\necho "{}"\n')
-    driver.run(tool, Path(made), lambda: 30.0, found.__setitem__, tmp_path / "2", ("memcheck",))
-    assert found["memcheck"]["ok"] and found["memcheck"]["passed"] == len(driver.CALLS)
+    every = driver.calls_for([9, 0])
+    driver.run(
+        tool, Path(made), lambda: 30.0, found.__setitem__, tmp_path / "2", ("memcheck",),
+        calls=every,
+    )  # fmt: skip
+    assert found["memcheck"]["ok"] and found["memcheck"]["passed"] == len(every)
     calls = {log.name for log in (tmp_path / "2").iterdir()}
-    assert calls == {f"memcheck-{number}.log" for number in range(len(driver.CALLS))}
+    assert calls == {f"memcheck-{number}.log" for number in range(len(every))}
+
+
+def test_kernels_for_sm90a_are_looked_at_on_such_gpus_alone() -> None:
+    assert set(driver.calls_for([9, 0])) == {*driver.CALLS, *driver.SM90A_CALLS}
+    for other in ([8, 0], [8, 9], [10, 0], None):
+        assert driver.calls_for(other) == driver.CALLS
 
 
 def test_an_absent_sanitizer_has_failed(quick: None, tmp_path: Path) -> None:

@@ -30,9 +30,21 @@ CALLS: tuple[tuple[str, ...], ...] = (
     ("--op", "network", "--c", "64", "--k", "64", "--depths", "1", "--splits", "2"),
 )
 """Small ones that take every way of loading, splitting and storing."""
+FP8 = ("--op", "conv_bn_act_fp8")
+SM90A_CALLS: tuple[tuple[str, ...], ...] = (
+    (*FP8, "--quantised", "--residual"),
+    (*FP8, "--residual", "--stride", "2", "--data", "normals"),
+    (*FP8, "--quantised", "--r", "1", "--s", "1", "--padding", "0", "--c", "256", "--k", "144"),
+)
+"""Those of kernels for sm_90a alone: elsewhere the driver has no plan for them."""
 
 REFUSED = re.compile(r"[Dd]evice not supported|not supported on th(is|e) (device|GPU|platform)")
 """What compute-sanitizer says where a virtual machine keeps it from the GPU."""
+
+
+def calls_for(capability: Sequence[int] | None) -> tuple[tuple[str, ...], ...]:
+    """What is run on a GPU of a compute capability, such as [9, 0]."""
+    return CALLS + (SM90A_CALLS if tuple(capability or ()) == (9, 0) else ())
 
 
 def find(given: Path | None) -> Path | None:
@@ -93,6 +105,7 @@ def run(
     logs: Path,
     tools: Sequence[str] = sanitizer.TOOLS,
     extra: Mapping[str, str] | None = None,
+    calls: Sequence[Sequence[str]] = CALLS,
 ) -> None:
     """Runs every tool over every call, the tools at once, and reports as they end.
 
@@ -104,12 +117,13 @@ def run(
         logs: folder of the logs.
         tools: which.
         extra: environment variables.
+        calls: of the driver.
     """
     lock = threading.Lock()
 
     def work(tool: str) -> None:
         ran = []
-        for number, call in enumerate(CALLS):
+        for number, call in enumerate(calls):
             if until() <= 0:
                 break
             words = [tool_path, "--tool", tool, "--print-limit", "10000", str(program), *call]
@@ -118,7 +132,7 @@ def run(
             if ran[-1].code is None or refused(ran[-1].text):
                 break
         with lock:
-            report(tool, judge(tool, ran, len(CALLS)))
+            report(tool, judge(tool, ran, len(calls)))
 
     threads = [threading.Thread(target=work, args=(tool,)) for tool in tools]
     for thread in threads:

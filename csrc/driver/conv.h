@@ -99,12 +99,12 @@ struct Sum {
 
 // How far a sum of `depth` products may be off, in parts of the sum of their magnitudes:
 // (terms + 8) 2^-23, and for TF32's operands 2 * 2^-11 more. Sums that are rounded err like a
-// random walk; units that cut them err once a step of theirs.
+// random walk; units that cut them err once a step of theirs, 32 bytes of an operand.
 template <class T>
 double sum_error(const Common& common, int64_t depth) {
   constexpr bool kTf32 = sizeof(T) == 4;
   const auto length = static_cast<double>(depth);
-  const double terms = common.toward_zero ? length / (kTf32 ? 8 : 16) : std::sqrt(length);
+  const double terms = common.toward_zero ? length * sizeof(T) / 32 : std::sqrt(length);
   return (terms + 8) * 0x1p-23 + (kTf32 ? 0x1p-10 : 0);
 }
 

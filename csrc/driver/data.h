@@ -54,6 +54,10 @@ constexpr double kHalfSubnormal<Float16> = 0x1p-25;
 template <>
 constexpr double kHalfSubnormal<BFloat16> = 0x1p-134;
 
+// Results beyond it are it.
+template <class T>
+constexpr double kSaturation = std::numeric_limits<double>::infinity();
+
 // The nearest T of a double whose float is exact, as the exact tier's are.
 template <class T>
 T round_to(double value) {
@@ -78,7 +82,7 @@ struct Operand {
   }
   // Filled with NaN: an output that is not written shows.
   explicit Operand(int64_t count)
-      : host(static_cast<size_t>(count), narrow<T>(std::numeric_limits<Compute<T>>::quiet_NaN())),
+      : host(static_cast<size_t>(count), round_to<T>(std::numeric_limits<double>::quiet_NaN())),
         device(host.size() * sizeof(T)) {
     device.copy_from(host.data());
   }
@@ -97,15 +101,29 @@ struct Verdict {
     ++elements;
     const double error = std::fabs(y - expected);
     wrong += !(error <= bound);
-    const double ratio = error / bound;
-    if (error > 0 && !(ratio <= worst)) worst = ratio;
+    if (error != 0) keep(error / bound);
   }
   // The exact tier: bit for bit, the sign of a zero aside.
   void equal(double y, double expected) {
     ++elements;
     wrong += !(y == expected);
-    const double error = std::fabs(y - expected);
-    if (!(error <= worst)) worst = error;
+    keep(y == expected ? 0 : std::fabs(y - expected));  // infinities are equal
+  }
+  // What is rounded once, to Out, behind sums that may be off by `error`; of integers by nothing.
+  template <class Out>
+  void rounded(double y, double expected, double error, Values values) {
+    if (values == Values::kIntegers) return equal(y, to_double(round_to<Out>(expected)));
+    constexpr double kMost = kSaturation<Out>, u = kUnitRoundoff<Out>;
+    if (std::fabs(expected) >= kMost && error < u / 2 * kMost) {
+      return within(y, std::copysign(kMost, expected), 0);
+    }
+    const double nearest = std::fmin(std::fmax(expected, -kMost), kMost);
+    within(y, nearest, u * std::fabs(nearest) + kHalfSubnormal<Out> + error * (1 + u));
+  }
+
+ private:
+  void keep(double error) {
+    if (std::isnan(error) || error > worst) worst = error;  // a NaN stays
   }
 };
 

@@ -24,10 +24,12 @@ enum Exit { kRight = 0, kWrong = 1, kUsage = 2, kFailed = 3 };
 struct Op {
   const char* name;
   bool (*run)(const Arguments& arguments, Common& common, Json& json);
-  bool early = true;  // takes an RfFlow
+  bool early = true;       // takes an RfFlow
+  bool quantises = false;  // writes e4m3 if asked to
 };
 constexpr Op kOps[] = {
     {"conv_bn_act", run_conv_bn_act},
+    {"conv_bn_act_fp8", run_conv_bn_act_fp8, true, true},
     {"conv_dgrad", run_conv_dgrad, false},
     {"conv_wgrad", run_conv_wgrad, false},
     {"bn_act", run_bn_act},
@@ -37,16 +39,11 @@ constexpr Op kOps[] = {
     {"network", run_network, false},
 };
 
-std::vector<const char*> op_names() {
-  std::vector<const char*> names;
-  for (const Op& op : kOps) names.push_back(op.name);
-  return names;
-}
-
-std::vector<const char*> early_names() {
+// Of all ops, or of those that have a property.
+std::vector<const char*> op_names(bool Op::* property = nullptr) {
   std::vector<const char*> names;
   for (const Op& op : kOps) {
-    if (op.early) names.push_back(op.name);
+    if (property == nullptr || op.*property) names.push_back(op.name);
   }
   return names;
 }
@@ -64,7 +61,8 @@ std::vector<Option> options() {
       {"dtype", "bfloat16", "float32, float64, float16 or bfloat16"},
       {"data", "integers", "integers (in [-4, 4], checked bit for bit) or normals (a bound)"},
       {"seed", "1", "of the operands"},
-      {"early", "", "begin before the launch ahead has ended; " + listed(early_names()), true},
+      {"early", "", "begin before the launch ahead has ended; " + listed(op_names(&Op::early)),
+       true},
       {"repeats", "0", "timed calls, each with a cold L2; only on a GPU"},
       {"n", "2", "images"},
       {"c", "32", "input channels"},
@@ -80,7 +78,8 @@ std::vector<Option> options() {
       {"layout", "nhwc", "nhwc or nchw, of all activations"},
       {"configuration", "auto", "auto, or a tile's name"},
       {"splits", "0", "parts of the reduction; 0 leaves it to the chooser"},
-      {"residual", "", "add a shortcut; conv_bn_act and bn_act", true},
+      {"residual", "", "add a shortcut; conv_bn_act, conv_bn_act_fp8 and bn_act", true},
+      {"quantised", "", "the result in e4m3; " + listed(op_names(&Op::quantises)), true},
       {"next", "32", "channels of next; conv_chain alone, 0: there is none"},
       {"projected", "0", "channels that the shortcut projects; conv_chain alone, 0: a tensor"},
       {"out-stride", "1", "1, or 2 to store the even pixels of out alone; conv_chain alone"},
@@ -179,12 +178,17 @@ int run(const Arguments& arguments) {
   const Op& op = kOps[arguments.choice("op", op_names())];
   if (arguments.flag("early") && !op.early) {
     throw UsageError("--early: " + std::string(op.name) + " does not begin early; " +
-                     listed(early_names()) + " do");
+                     listed(op_names(&Op::early)) + " do");
+  }
+  if (arguments.flag("quantised") && !op.quantises) {
+    throw UsageError("--quantised: " + std::string(op.name) + " writes no e4m3; " +
+                     listed(op_names(&Op::quantises)) + " does");
   }
   Json json;
   json.add("op", op.name);
   json.add("device", device_name());
   json.add("dtype", arguments.text("dtype"));
+  if (arguments.flag("quantised")) json.add("out", "float8_e4m3fn");
   json.add("data", arguments.text("data"));
   const bool right = op.run(arguments, common, json);
 #if defined(RF_EMULATED)

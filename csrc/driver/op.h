@@ -42,6 +42,8 @@ void report_median(const char* name, std::vector<double> times, Json& json);
 bool run_bn_act(const Arguments& arguments, Common& common, Json& json);
 // y = act(scale conv(x, weight) + shift [+ residual]); float32 in TF32. Reads all shape options.
 bool run_conv_bn_act(const Arguments& arguments, Common& common, Json& json);
+// As that on e4m3 operands, with the result in --dtype or, --quantised, e4m3.
+bool run_conv_bn_act_fp8(const Arguments& arguments, Common& common, Json& json);
 // With dz = dy where not (y <= 0), else 0, or dy without act: dx = conv^T(round(scale * dz),
 // weight) and dweight[k] = scale[k] * sum over pixels of dz[k] x. As conv_bn_act, but for residual.
 bool run_conv_dgrad(const Arguments& arguments, Common& common, Json& json);
