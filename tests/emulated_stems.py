@@ -35,8 +35,10 @@ def stem_operands(case: StemCase, dtype: torch.dtype, *, exact: bool) -> tuple[T
     return _lay_out(x, case), weight, scale, shift, norm
 
 
-def run_stem(case: StemCase, operands: tuple[Tensor, ...]) -> Tensor:
-    return overload("stem", emulated.NAME)(*operands, *case.geometry)
+def run_stem(
+    case: StemCase, operands: tuple[Tensor, ...], out_scale: float | None = None
+) -> Tensor:
+    return overload("stem", emulated.NAME)(*operands, *case.geometry, out_scale)
 
 
 def wrong_stem(
@@ -45,13 +47,16 @@ def wrong_stem(
     got: Tensor,
     *,
     exact: bool,
+    out_scale: float | None = None,
 ) -> str | None:
     """What is wrong with a result, or None: every bit on integers, the bound on noise."""
-    oracle = numerics.stem_oracle(*operands, *case.geometry)
+    oracle = numerics.stem_oracle(*operands, *case.geometry, out_scale=out_scale or 1.0)
+    oracle = numerics.conv_bn_act_fp8_expected(oracle, got.dtype)
     if exact:
-        bad = (got != oracle.to(got.dtype)).sum().item()
+        bad = (got.float() != oracle.to(got.dtype).float()).sum().item()
         return f"{bad} of {got.numel()} elements differ" if bad else None
-    check = numerics.check_bound(got, oracle, numerics.stem_bound(*operands, *case.geometry))
+    bound = numerics.stem_bound(*operands, *case.geometry, out_scale=out_scale)
+    check = numerics.check_bound(got, oracle, bound)
     return None if check.ok else str(check)
 
 

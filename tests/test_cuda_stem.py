@@ -17,6 +17,7 @@ from resnet_fused import _extension, admission, backends, numerics, ops  # noqa:
 from resnet_fused.cases import STEM_CASES, StemCase
 from resnet_fused.ops import _cuda, _cuda_plan, _cuda_stem
 from resnet_fused.ops._library import overload
+from resnet_fused.triton._tiles import Limits
 
 H200 = (132, 232448, 233472)
 HALF = torch.float16
@@ -61,6 +62,16 @@ def test_plans_choose_among_what_may_be_used():
     weight = torch.empty(1000, 2048, dtype=torch.bfloat16, device="meta")
     head = _cuda_stem.head_problem(x, weight, torch.empty(32, 1000).bfloat16())
     assert _cuda_plan.choose(head, H200, None).workspace_bytes == 32 * 2048 * 2
+
+
+@needs_cuda_build
+def test_e4m3_is_for_gpus_that_convert_to_it():
+    out = torch.empty(256, 64, 56, 56, dtype=torch.float8_e4m3fn, device="meta")
+    problem = _cuda_stem.stem_problem(*images(), ([2, 2], [3, 3], *POOL), out)
+    for capability in (89, 90, 120):
+        assert _cuda_plan.choose(problem, (*H200[:3], capability), None).configuration >= 0
+    for gpu in ((*H200[:3], 80), (*H200[:3], 86), H200[:3]):
+        assert "capability 8.9 are the first" in _cuda_plan.choose(problem, gpu, None).why
 
 
 @needs_cuda_build
@@ -127,6 +138,7 @@ def stem_arguments(**changes):
         "pool_kernel": [3, 3],
         "pool_stride": [2, 2],
         "pool_padding": [1, 1],
+        "out_factor": 2.0,
         "dependent": False,
         "follows": True,
         "configuration": -1,
@@ -150,6 +162,7 @@ def head_arguments(**changes):
     return made | changes
 
 
+E4M3 = torch.float8_e4m3fn
 OUT = torch.zeros(2, 8, 3, 4, dtype=HALF)
 BAD = [
     ("stem", {"x": torch.zeros(2, 3, 12, dtype=torch.uint8)}, "x: expected 4 dimensions"),
@@ -167,6 +180,8 @@ BAD = [
     ("stem", {"out": OUT[:1]}, "out: expected the pooled shape [2, 8, 3, 4]"),
     ("stem", {"out": OUT.float()}, "out: expected weight's dtype"),
     ("stem", {"out": OUT[:1].expand(2, 8, 3, 4)}, "out: its elements share memory"),
+    ("stem", {"out": OUT.to(E4M3)[:1]}, "out: expected the pooled shape [2, 8, 3, 4]"),
+    ("stem", {"out": OUT.to(E4M3)}, "stem_out: expected CUDA tensors"),
     ("stem", {}, "stem_out: expected CUDA tensors"),
     ("head", {"x": torch.zeros(2, 16, 3, dtype=HALF)}, "x: expected 4 dimensions"),
     ("head", {"weight": torch.zeros(5, 15, dtype=HALF)}, "weight: expected [classes, 16]"),
@@ -197,7 +212,8 @@ def test_each_argument_arrives_under_its_own_name(op, monkeypatch):
     if op == "stem":
         keys = ("x", "weight", "scale", "shift", "input_norm", "out", "stride", "padding")
         pool = [named[f"pool_{name}"] for name in ("kernel", "stride", "padding")]
-        _cuda_stem.launch_stem(*(named[key] for key in keys), *pool, wish=(1, 2), follows=True)
+        given = (*(named[key] for key in keys), *pool, 0.5)
+        _cuda_stem.launch_stem(*given, wish=(1, 2), follows=True)
     else:
         given = (named[key] for key in ("x", "weight", "bias", "out"))
         _cuda_stem.launch_head(*given, wish=(1, 2), follows=True)
@@ -247,6 +263,23 @@ def test_the_ops_take_the_kernels_that_are_asked_for(ran):
         assert y.is_contiguous(memory_format=form)
         assert logits.shape == (2, 5)
     assert ran == ["stem", "head"] * 2
+
+
+@pytest.mark.emulated
+@needs_cuda_build
+def test_e4m3_is_asked_for_by_its_scale_and_refused_where_it_is_unknown(ran, monkeypatch):
+    given = numerics.exact_stem_inputs(CASE, HALF, torch.Generator().manual_seed(0))
+    oracle = numerics.stem_oracle(*given, *CASE.geometry, out_scale=0.25)
+    expected = numerics.conv_bn_act_fp8_expected(oracle, E4M3).to(E4M3).float()
+    with rf.backend("cuda"):
+        assert torch.equal(rf.ops.stem(*given, out_scale=0.25).float(), expected)
+        assert ran == ["stem"]
+        monkeypatch.setattr(stem_module._limits, "limits", lambda _: Limits(108, 166912, 80, ""))
+        choice = stem_module.choose(given[0], given[1], [2, 2], [3, 3], POOL, 0.25)
+        assert "sm_80 converts nothing to e4m3" in dict(choice.refused)["cuda"]
+        assert torch.equal(rf.ops.stem(*given, out_scale=0.25).float(), expected)  # by the parts
+        assert ran == ["stem"]
+        assert rf.ops.stem(*given).dtype is HALF and ran == ["stem", "stem"]
 
 
 @pytest.mark.emulated

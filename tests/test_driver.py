@@ -150,6 +150,8 @@ STEM = ("--op", "stem", "--c", 3, "--r", 7, "--s", 7, "--stride", 2, "--padding"
         (*STEM, "--h", 15, "--w", 40, "--configuration", "14x64_4w", "--splits", 2),
         (*STEM, "--c", 4, "--k", 5, "--layout", "nchw", "--asynchrony", "lazy"),
         (*STEM, "--rounding", "toward_zero", "--order", "shuffled"),
+        (*STEM, "--quantised", "--h", 15, "--w", 40, "--configuration", "14x64_4w"),
+        (*STEM, "--quantised", "--k", 45, "--rounding", "toward_zero", "--asynchrony", "lazy"),
         ("--op", "head", "--c", 200, "--k", 45, "--h", 7, "--w", 7),
         ("--op", "head", "--layout", "nchw", "--configuration", "64x32_4w", "--order", "reverse"),
     ],
@@ -165,7 +167,9 @@ def test_the_ends_of_the_network_are_right(dtype, options, data):
 
 
 @pytest.mark.parametrize("data", ["integers", "normals"])
-@pytest.mark.parametrize("options", [STEM, ("--op", "head")], ids=["stem", "head"])
+@pytest.mark.parametrize(
+    "options", [STEM, (*STEM, "--quantised"), ("--op", "head")], ids=["stem", "e4m3", "head"]
+)
 def test_wrong_numbers_of_the_ends_are_counted(options, data):
     found = run(*options, "--data", data, "--fault", fault("st.global", "skip", *options))
     assert found.returncode == 1

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.emulated
 
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
 STEM, HEAD = (_cuda_stem_checks.CASES, HEAD_CASES)
-LONELY = (1, 232448, 233472)
+LONELY = (1, 232448, 233472, 89)
 """A GPU of one multiprocessor: each block goes through several strips."""
 NAMES = {"stem": ("56x64_8w", "28x64_4w", "14x64_4w"), "head": ("16x8_8w", "16x32_8w", "64x32_4w")}
 CONFIGURATIONS = [(op, index) for op, names in NAMES.items() for index in range(len(names))]
@@ -62,6 +62,13 @@ def test_the_tables_hold_what_the_tests_go_through():
     for op, names in NAMES.items():
         table = [one["name"] for one in emulated_shapes.tiles(op) if not one["tma"]]
         assert tuple(table) == names
+
+
+OUT_SCALE = 2.0**-6
+"""Of results in e4m3: of the integers' most need rounding, and some saturate."""
+ODD = (float("nan"), float("inf"), -float("inf")) if WHOLE else (float("nan"), float("inf"))
+PLACES = ((0, 0), (0, 18), (16, 0), (16, 18), (7, 8), (8, 9), (9, 14), (3, 11))
+"""Of a 17 x 19 image: its corners, and both parities of row and column."""
 
 
 @pytest.mark.parametrize("half", range(2) if WHOLE else [0])
@@ -97,6 +104,52 @@ def test_stem_stays_within_its_bound(dtype, images, rounding):
         assert wrong_stem(case, operands, got, exact=False) is None
 
 
+@pytest.mark.parametrize("case", list(served()), ids=str)
+def test_a_result_in_e4m3_is_right(case):
+    """On integers, of which most need rounding and some saturate, and on noise."""
+    draw = emulated.drawn(case.name)
+    for exact in (True, False):
+        operands = stem_operands(case, TYPES[(draw + exact) % 2], exact=exact)
+        settings = {"configuration": draw % 3, "splits": 1, "gpu": LONELY}
+        with emulated.using(**settings, schedule=emulated.SCHEDULES[draw % 9]):
+            got = run_stem(case, operands, OUT_SCALE)
+        assert got.dtype is torch.float8_e4m3fn
+        assert wrong_stem(case, operands, got, exact=exact, out_scale=OUT_SCALE) is None
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "toward_zero"])
+@pytest.mark.parametrize("index", range(3))
+def test_e4m3_is_rounded_once_and_saturates(index, rounding):
+    """Scales of no power of two, and integers of more bits than 16-bit results have."""
+    case = StemCase("noise", 2, 3, 19, 30, 24)
+    operands = stem_operands(case, torch.bfloat16, exact=False)
+    most = float(numerics.stem_oracle(*operands, *case.geometry).max())
+    for out_scale in (most / 448 / 3, most / 448, most):
+        schedule = Schedule(rounding=rounding)
+        with emulated.using(configuration=index, splits=2, schedule=schedule):
+            got = run_stem(case, operands, out_scale)
+        assert wrong_stem(case, operands, got, exact=False, out_scale=out_scale) is None
+        assert bool((got.float() == 448).any()) is (out_scale < most)
+    x, weight, *rest = stem_operands(case, torch.bfloat16, exact=True)
+    with emulated.using(configuration=index, splits=1):
+        got = run_stem(case, (x, 37 * weight, *rest), 2.0)
+    assert wrong_stem(case, (x, 37 * weight, *rest), got, exact=True, out_scale=2.0) is None
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("index", range(3))
+def test_in_e4m3_nan_stays_and_inf_is_the_largest(index, odd):
+    case = StemCase("odd", len(PLACES), 3, 17, 19, 8)
+    operands = stem_operands(case, torch.float16, exact=False)
+    for n, (h, w) in enumerate(PLACES):
+        operands[0][n, n % 3, h, w] = odd
+    oracle = numerics.stem_oracle(*operands, *case.geometry)
+    with emulated.using(configuration=index, splits=2, gpu=LONELY):
+        got = run_stem(case, operands, OUT_SCALE).float()
+    assert torch.equal(got.isnan(), oracle.isnan()) and oracle.isnan().any() == math.isnan(odd)
+    assert (got[oracle.isposinf()] == 448).all()
+
+
 @pytest.mark.parametrize("schedule", emulated.SCHEDULES, ids=str)
 def test_every_schedule_gives_the_same_bits(schedule):
     case = StemCase("schedules", 2, 3, 15, 34, 16, images="uint8")
@@ -108,11 +161,6 @@ def test_every_schedule_gives_the_same_bits(schedule):
             with emulated.using(configuration=index, splits=1, gpu=LONELY, schedule=one):
                 found.append((run_stem(case, operands), overload("head", emulated.NAME)(*head)))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-ODD = (float("nan"), float("inf"), -float("inf")) if WHOLE else (float("nan"), float("inf"))
-PLACES = ((0, 0), (0, 18), (16, 0), (16, 18), (7, 8), (8, 9), (9, 14), (3, 11))
-"""Of a 17 x 19 image: its corners, and both parities of row and column."""
 
 
 @pytest.mark.parametrize("odd", ODD)

@@ -57,8 +57,9 @@ def index_of(place: int) -> int:
 def run(place, case, operands, **settings):
     """A configuration's result and its report; settings are those of `emulated.using`."""
     settings = {"schedule": Schedule(), "splits": 1, "gpu": TWO, **settings}
+    out_scale = settings.pop("out_scale", None)
     with emulated.using(configuration=index_of(place), **settings) as runs:
-        y = run_stem(case, operands)
+        y = run_stem(case, operands, out_scale)
     return y, runs.reports[0]
 
 
@@ -87,6 +88,42 @@ def test_every_bit_is_right(place, case):
     assert wrong_stem(case, operands, got, exact=True) is None
     most = (1, 2, 132)[number % 3] * -(-case.k // 64)
     assert report["plan"]["blocks"] <= most
+
+
+@every
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_result_in_e4m3_is_right(place, case):
+    """On integers, of which most need rounding and some saturate, and on noise."""
+    number = CASES.index(case) * len(NAMES) + place
+    for exact, out_scale in ((True, 2.0**-6), (False, 0.01)):
+        operands = stem_operands(case, DTYPES[number // 2 % 2], exact=exact)
+        schedule = dataclasses.replace(emulated.SCHEDULES[number % 9], seed=number)
+        got, _ = run(place, case, operands, schedule=schedule, out_scale=out_scale)
+        assert got.dtype is torch.float8_e4m3fn
+        assert wrong_stem(case, operands, got, exact=exact, out_scale=out_scale) is None
+
+
+@every
+def test_e4m3_is_rounded_once(place):
+    """Sums of more bits than a 16-bit result has."""
+    case = StemCase("once", 2, 3, 19, 34, 24)
+    x, weight, *rest = stem_operands(case, DTYPES[place], exact=True)
+    operands = (x, 37 * weight, *rest)
+    got, _ = run(place, case, operands, out_scale=2.0)
+    assert wrong_stem(case, operands, got, exact=True, out_scale=2.0) is None
+
+
+@every
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_in_e4m3_nan_stays_and_inf_is_the_largest(place, odd):
+    case = StemCase("odd", 1, 3, 17, 19, 8)
+    operands = stem_operands(case, DTYPES[place], exact=False)
+    operands[0][0, 1, 9, 14] = odd
+    oracle = numerics.stem_oracle(*operands, *case.geometry)
+    got, _ = run(place, case, operands, out_scale=0.01)
+    assert torch.equal(got.isnan(), oracle.isnan())
+    assert (got.float()[oracle.isposinf()] == 448).all()
+    assert not oracle.isfinite().all()
 
 
 @every
@@ -276,7 +313,7 @@ def test_refusals_say_why(place):
 # Faults
 
 CHUNKS = 4
-FILES = {"stem_sm90.cuh", "stem_stage.h", "stem_rows.h", "pipeline.h"}
+FILES = {"stem_sm90.cuh", "stem_result.h", "stem_stage.h", "stem_rows.h", "pipeline.h"}
 # (file, the line's text, instruction, fault) -> why the fault does no harm there.
 HARMLESS: dict[tuple[str, str, str, str], str] = {
     (

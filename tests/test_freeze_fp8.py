@@ -8,14 +8,14 @@ import json
 import pytest
 import torch
 from nets import images, stir, tiny_resnet
-from test_freeze_gpu import engine_of
+from test_freeze_gpu import StandIn, engine_of
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet as tv
 
 import resnet_fused as rf
 from resnet_fused import agreement
-from resnet_fused.freeze import _fp8
+from resnet_fused.freeze import _fp8, _gpu, _rules, _served
 from resnet_fused.freeze._calibrate import _largest
 from resnet_fused.ops import _e4m3
 
@@ -62,6 +62,64 @@ def test_all_layers_but_the_first_and_the_last_run_in_e4m3(block, last):
     wide = [s.name for s in engine._graph.steps if s.options.get("out_dtype") == torch.float32]
     assert wide == [f"layer4.0.{last}"]  # which the pooling reads
     assert off(run(engine), run(model)) < 0.15
+
+
+def with_a_stem(engine, monkeypatch):
+    """The engine's graph where a kernel serves `stem` alone, and what the rule says."""
+    monkeypatch.setattr(_served, "refusal", lambda op, *place: None if op == "stem" else "not now")
+    return _rules.apply(_rules.DEVICE[:1], engine._graph, _rules.Place(X.device, X.dtype))
+
+
+def program_of(graph, engine):
+    return _gpu.Builder(_gpu.laid_out(graph), StandIn(), engine._free).build([X], True)[0]
+
+
+@pytest.mark.parametrize("block", [tv.BasicBlock, tv.Bottleneck])
+def test_a_stem_writes_e4m3_itself(block, monkeypatch):
+    """Where one kernel serves it: no pass of its own is left."""
+    model = tiny_resnet(block)
+    calibration = rf.calibrate_fp8(model, X)
+    engine = rf.freeze(model, X, fp8=calibration)
+    expected = run(engine)
+    graph, notes = with_a_stem(engine, monkeypatch)
+    assert [step.kind for step in graph.steps].count("quantize") == 0
+    stem = graph.steps[0]
+    assert stem.options["out_scale"] == _e4m3.scale_of(calibration.largest["maxpool"])
+    assert notes == [("stem", "conv1+maxpool", True, "conv+bn+relu+max_pool+quantize")]
+    program = program_of(graph, engine)
+    assert program.served[0][0] in ("parts", "reference")
+    assert off(program([X]), expected) < 1e-3
+    stem.options["out_scale"] *= 1.25  # it matters
+    assert off(program_of(graph, engine)([X]), expected) > 0.02
+
+    monkeypatch.setattr(_served, "no_e4m3", lambda device: "too old")
+    graph, notes = with_a_stem(engine, monkeypatch)
+    assert [step.kind for step in graph.steps][:2] == ["stem", "quantize"]
+    assert ("stem", "conv1+maxpool in e4m3", False, "too old") in notes
+    assert off(program_of(graph, engine)([X]), expected) < 1e-3
+
+
+class Read(nn.Module):
+    """Its pooled image is read as it is, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bn = nn.Conv2d(3, 16, 7, 2, 3), nn.BatchNorm2d(16)
+        self.pool, self.relu = nn.MaxPool2d(3, 2, 1), nn.ReLU()
+        self.second, self.bn2 = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        x = self.pool(self.relu(self.bn(self.first(x))))
+        return self.relu(self.bn2(self.second(x))), x
+
+
+def test_a_pooled_image_that_others_read_is_quantised_apart(monkeypatch):
+    model = stir(Read()).eval()
+    engine = rf.freeze(model, X, fp8=rf.calibrate_fp8(model, X))
+    graph, _ = with_a_stem(engine, monkeypatch)
+    assert [step.kind for step in graph.steps] == ["stem", "quantize", "conv_bn_act_fp8"]
+    assert "out_scale" not in graph.steps[0].options
+    assert program_of(graph, engine)([X])[1].dtype == torch.float32
 
 
 def test_each_layer_is_what_its_scales_say(model, calibration):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import emulated
 import pytest
@@ -85,6 +86,72 @@ def test_stem_stays_within_its_bound(entry, dtype, case):
         overload("stem", entry.name)(*given, *case.geometry), oracle, bound
     )
     assert check.ok, str(check)
+
+
+E4M3 = torch.float8_e4m3fn
+
+
+@pytest.mark.op_matrix
+@pytest.mark.parametrize(("entry", "dtype", "case"), calls())
+def test_a_result_in_e4m3(entry, dtype, case):
+    """Bit for bit on integers, of which some saturate; random values within the bound."""
+    if dtype is torch.float64:
+        pytest.skip("e4m3 is made of float32, bfloat16 and float16")
+    op = overload("stem", entry.name)
+    exact = numerics.exact_stem_inputs(case, dtype, torch.Generator().manual_seed(0))
+    oracle = numerics.stem_oracle(*exact, *case.geometry, out_scale=2.0**-6)
+    expected = numerics.conv_bn_act_fp8_expected(oracle, E4M3)
+    y = op(_lay_out(exact[0], case), *exact[1:], *case.geometry, 2.0**-6)
+    assert y.dtype is E4M3
+    assert torch.equal(y.float(), expected.to(E4M3).float())
+    given = operands(case, dtype)
+    most = float(numerics.stem_oracle(*given, *case.geometry).max()) if case.n else 448.0
+    for out_scale in (most / 448 / 2 or 1.0, most / 5 or 1.0):
+        oracle = numerics.stem_oracle(*given, *case.geometry, out_scale=out_scale)
+        bound = numerics.stem_bound(
+            *given, *case.geometry, rounding=entry.rounding, out_scale=out_scale
+        )
+        y = op(*given, *case.geometry, out_scale)
+        check = numerics.check_bound(y, numerics.conv_bn_act_fp8_expected(oracle, E4M3), bound)
+        assert check.ok, str(check)
+
+
+@pytest.mark.op_matrix
+@pytest.mark.parametrize(("entry", "dtype"), cells("stem", (torch.bfloat16, torch.float16)))
+def test_a_kernel_rounds_once_to_e4m3(entry, dtype):
+    """Sums of more bits than 16-bit results have: rounding to those first is another number."""
+    if entry.rounding != "fused":
+        pytest.skip("its parts store 16 bits in between")
+    case = STEM_CASES[0]
+    x, weight, *rest = numerics.exact_stem_inputs(case, dtype, torch.Generator().manual_seed(0))
+    given = (x, 37 * weight, *rest)
+    oracle = numerics.stem_oracle(*given, *case.geometry, out_scale=2.0)
+    expected = oracle.float().to(E4M3).float()
+    assert not torch.equal((oracle * 2).bfloat16().float().div(2).to(E4M3).float(), expected)
+    y = overload("stem", entry.name)(*given, *case.geometry, 2.0)
+    assert torch.equal(y.float(), expected)
+
+
+def test_the_bound_of_e4m3_bites():
+    """No saturation, a truncation and a wrong scale all fail."""
+    case = dataclasses.replace(STEM_CASES[0], n=4)
+    given = operands(case, torch.bfloat16)
+    scale = float(numerics.stem_oracle(*given, *case.geometry).max()) / 448 / 2
+    oracle = numerics.stem_oracle(*given, *case.geometry, out_scale=scale)
+    expected = numerics.conv_bn_act_fp8_expected(oracle, E4M3)
+    bound = numerics.stem_bound(*given, *case.geometry, out_scale=scale)
+
+    def ok(y):
+        return numerics.check_bound(y, expected, bound).ok
+
+    right = expected.float().to(E4M3)
+    assert ok(right)
+    assert not ok((expected * 1.04).float().clamp(max=448).to(E4M3))
+    down = (right.view(torch.uint8) - (right.double() > expected).to(torch.uint8)).view(E4M3)
+    assert not ok(down)
+    saturated = right.clone()
+    saturated.view(torch.uint8)[right.float() == 448] = 0x7F
+    assert not ok(saturated)
 
 
 def test_the_bound_bites():
@@ -203,6 +270,12 @@ BYTES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
         ({"input_norm": torch.ones(3)}, ValueError, r"input_norm has shape \(3,\); \(2, 3\) is"),
         ({"input_norm": torch.ones(2, 3).int()}, TypeError, "input_norm has dtype torch.int32"),
         ({"input_norm": 1.0}, TypeError, "input_norm must be a Tensor, got float"),
+        ({"out_scale": 0.0}, ValueError, "out_scale is 0.0; accepted is a positive, finite"),
+        ({"out_scale": -1.0}, ValueError, "out_scale is -1.0; accepted is a positive, finite"),
+        ({"out_scale": math.nan}, ValueError, "out_scale is nan"),
+        ({"out_scale": math.inf}, ValueError, "out_scale is inf"),
+        ({"out_scale": torch.ones(())}, TypeError, "out_scale must be a float, got Tensor"),
+        ({"out_scale": True}, TypeError, "out_scale must be a float, got bool"),
         ({"stride": 0}, ValueError, "stride is 0"),
         ({"padding": -1}, ValueError, "padding is -1"),
         ({"pool_kernel": 0}, ValueError, "pool_kernel is 0"),
@@ -233,6 +306,13 @@ def test_head_names_what_is_wrong(changed, error, message):
         rf.ops.head(**(good | changed))
 
 
+def test_no_e4m3_of_float64():
+    given = {name: t.double() for name, t in stem_arguments().items()}
+    with pytest.raises(TypeError, match="stem: out_scale with a weight of float64; accepted are"):
+        rf.ops.stem(**given, out_scale=1.0)
+    assert rf.ops.stem(**stem_arguments(), out_scale=1).dtype is E4M3  # an int is a number too
+
+
 def test_a_wanted_gradient_is_refused():
     weight = torch.randn(4, 3, 7, 7, requires_grad=True)
     with pytest.raises(RuntimeError, match="stem has no derivative"):
@@ -252,6 +332,7 @@ def test_opcheck(name, layout):
             x, *rest = operands(case, torch.float32)
             x = x.contiguous(memory_format=form)
             torch.library.opcheck(overload("stem", name), (x, *rest, *case.geometry))
+            torch.library.opcheck(overload("stem", name), (x, *rest, *case.geometry, 0.5))
     x = torch.randn(2, 8, 3, 3).contiguous(memory_format=form)
     torch.library.opcheck(overload("head", name), (x, torch.randn(5, 8), None))
 

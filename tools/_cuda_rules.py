@@ -10,7 +10,14 @@ import _cuda_fp8_rules
 from _cuda_cluster import by_cluster, cluster_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_stats_rules import measuring
-from _cuda_stem_rules import stem_by_wgmma, stem_wgmma_tile_of
+from _cuda_stem_rules import (
+    left_out,
+    nothing,
+    results,
+    stem_by_wgmma,
+    stem_wgmma_tile_of,
+    writes_e4m3,
+)
 from _cuda_window import by_window, chain_by_window, chain_window_of, window_of
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
@@ -378,6 +385,8 @@ def _stem(kernel: Kernel) -> dict[str, bool]:
     shape = _shape(kernel, "StemShape")
     if len(shape) != 3:
         return {"its name spells no configuration": False}
+    if left_out(kernel):
+        return nothing(kernel)
     warps, tiles, blocks = shape
     most = min(255, REGISTERS // (64 * warps * blocks))
     products, loads = kernel.count("HMMA.*"), kernel.count(r"LDSM\b.*")
@@ -387,7 +396,10 @@ def _stem(kernel: Kernel) -> dict[str, bool]:
         f"{kernel.registers} registers, at most {most}": kernel.registers <= most,
         f"{products} HMMA, at least {STEM_PRODUCTS * tiles}": products >= STEM_PRODUCTS * tiles,
         f"{loads} LDSM, at least {wanted}": loads >= wanted,
-        f"{kernel.wide('STG')} STG.128, at least {tiles}": kernel.wide("STG") >= tiles,
+        **{
+            f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
+            for pattern, least in results(kernel, tiles, 8 * tiles).items()
+        },
     }
 
 
@@ -452,6 +464,7 @@ def short_name(mangled: str) -> str:
     types = {"f": "float", "d": "double"}
     found = re.match(r"(?:NS_\d+(B?Float16)E|([fd]))", rest)
     parts = [(found.group(1) or types[found.group(2)])] if found else []
+    parts += ["to E4M3"] if writes_e4m3(mangled) else []
     if out := _cuda_fp8_rules.out_of(mangled):
         parts = [f"E4M3 to {out.removeprefix('Float8')}"]
     tile = tile_of(mangled)

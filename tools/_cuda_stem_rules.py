@@ -1,4 +1,4 @@
-"""What the stem's machine code for sm_90a is held to."""
+"""What the stem's machine code is held to: for sm_90a, and where it writes e4m3."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _cuda_rules import Kernel
 
+FIRST_E4M3 = 89  # the first architecture that converts to it
 WORKERS = 2  # of a block: a consuming warpgroup each
 
 
@@ -41,6 +42,39 @@ def stem_wgmma_tile_of(mangled: str) -> StemWgmmaTile | None:
     return StemWgmmaTile(int(shape.group(1))) if shape else None
 
 
+def writes_e4m3(mangled: str) -> bool:
+    """Whether a kernel of the stem does, by its mangled name."""
+    return "stem" in mangled and "Float8E4M3" in mangled
+
+
+def left_out(kernel: Kernel) -> bool:
+    """Whether it writes e4m3 for an architecture that has no instruction for that."""
+    return writes_e4m3(kernel.name) and int(kernel.arch.rstrip("af")) < FIRST_E4M3
+
+
+def nothing(kernel: Kernel) -> dict[str, bool]:
+    """The gates of a kernel that is to be empty."""
+    loads = kernel.count("HMMA.*|LDSM.*|LDG.*|STG.*")
+    return {f"{loads} loads, stores and products, expected none": loads == 0}
+
+
+def results(kernel: Kernel, vectors: int, pairs: int) -> dict[str, int]:
+    """Instructions that round and store results, with how many there are at least.
+
+    Args:
+        kernel: its machine code.
+        vectors: stores of eight filters.
+        pairs: of results that are rounded at once.
+    """
+    if not writes_e4m3(kernel.name):
+        return {r"STG\b.*\.128\b.*": vectors, r"F2FP\..*PACK_AB": pairs}
+    return {
+        r"STG\b.*\.64\b.*": vectors,
+        r"F2FP\.SATFINITE\.E4M3\.F32\.PACK_AB.*": pairs,
+        r"F2FP\.F16\.E4M3\.UNPACK.*": pairs,
+    }
+
+
 def stem_by_wgmma(kernel: Kernel, registers: int, most: int) -> dict[str, bool]:
     """The gates of a kernel of the stem for sm_90a, as sentences.
 
@@ -62,7 +96,7 @@ def stem_by_wgmma(kernel: Kernel, registers: int, most: int) -> dict[str, bool]:
         "USETMAXREG.*": 2,
         r"STSM\b.*": 2 * tile.staged,  # of two rows by turns
         r"SHFL\b.*": 2 * tile.columns // 8,
-        r"STG\b.*\.128\b.*": 2 * tile.staged,
+        **results(kernel, 2 * tile.staged, tile.columns),
         r"STS\b.*\.128\b.*": 4,
     }
     return {

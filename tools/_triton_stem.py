@@ -26,6 +26,9 @@ STEMS = (
 )
 """What each configuration is compiled for; then in other layouts, and for an odd size."""
 
+QUANTISED = "to e4m3"
+"""The form of a call whose result is."""
+
 ODD = dataclasses.replace(USUAL, name="odd", h=97, w=131)
 HUGE = dataclasses.replace(USUAL, name="huge", n=16384)
 """More than 2^31 elements: offsets of 64 bits."""
@@ -60,6 +63,10 @@ def calls(types: Iterable[str]) -> list[Spec]:
         found.append(("stem", dataclasses.replace(USUAL, n=n), "bf16", "nhwc", None, False, ""))
     found.append(("stem", ODD, "bf16", "nhwc", None, False, ""))
     found.append(("stem", HUGE, "bf16", "nhwc", None, False, ""))
+    # Only GPUs that multiply e4m3 have a network that wants the result in it.
+    for tile in _stem_tiles.TILES:
+        sample = tile is _stem_tiles.TILES[0]
+        found.append(("stem", USUAL, "bf16", "nhwc", tile.name, sample, QUANTISED))
     return found
 
 
@@ -81,6 +88,7 @@ def launch(call: Any) -> None:
         bias = x.new_empty((case.classes,)) if case.bias else None
         out = x.new_empty((case.n, case.classes))
         return head.launch(x, weight, bias, out, **early.arguments(call))
+    quantised = call.form == QUANTISED
     images = {"uint8": torch.uint8, "float32": torch.float32}.get(case.images)
     p, q = (
         (size + 2 * pad - taps) // step + 1
@@ -92,9 +100,11 @@ def launch(call: Any) -> None:
     norm = torch.empty(2, case.c, device="meta") if case.has_norm else None
     x, weight = call.tensor(*case.shape, dtype=images), call.tensor(*case.weight_shape)
     operands = x, weight, vector, vector, norm
+    size = case.n, case.k, (p - 1) // 2 + 1, (q - 1) // 2 + 1
     made = stem.prepare(*operands, *case.geometry) if early.packed(call) else {}
     stem.launch(
-        *operands, call.tensor(case.n, case.k, (p - 1) // 2 + 1, (q - 1) // 2 + 1), *case.geometry,
+        *operands, call.tensor(*size, dtype=torch.float8_e4m3fn if quantised else None),
+        *case.geometry, out_scale=0.5 if quantised else None,
         allowed=None if call.tile is None else frozenset({call.tile}), **made,
         **early.arguments(call),
     )  # fmt: skip

@@ -45,7 +45,12 @@ RfStem problem_of(const Tensor& x, const Tensor& weight, const Pair& stride, con
   check_four_dimensions("weight", weight, "[K, C, R, S]");
   check_four_dimensions("out", out, "[N, K, P, Q]");
   problem.image = static_cast<int32_t>(image_of(x, weight));
-  check_dtype("out", out, "weight", weight);
+  problem.out_dtype = kFloat8E4M3;
+  if (out.scalar_type() != ScalarType::Float8_e4m3fn) {
+    check_dtype("out", out, "weight", weight);
+    problem.out_dtype = problem.dtype;
+  }
+  problem.out_factor = 1;
   copy_pair("stride", stride, problem.stride);
   copy_pair("padding", padding, problem.padding);
   copy_pair("pool_kernel", pool_kernel, problem.pool_kernel);
@@ -89,7 +94,8 @@ std::vector<std::string> stem_configurations() { return configuration_names(kSte
 
 void stem_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, std::optional<Tensor> input_norm,
               Pair stride, Pair padding, Pair pool_kernel, Pair pool_stride, Pair pool_padding,
-              bool dependent, bool follows, int64_t configuration, int64_t splits, Tensor out) {
+              double out_factor, bool dependent, bool follows, int64_t configuration,
+              int64_t splits, Tensor out) {
   RfStem problem =
       problem_of(x, weight, stride, padding, pool_kernel, pool_stride, pool_padding, out);
   check_device("x", x, "weight", weight);
@@ -111,6 +117,7 @@ void stem_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, std::optional
   }
   problem.scale = scale.const_data_ptr();
   problem.shift = shift.const_data_ptr();
+  problem.out_factor = static_cast<float>(out_factor);
   problem.flow = {dependent, follows};
   run_conv(kStem, problem, configuration, splits, out);
 }
@@ -121,8 +128,8 @@ void define_stem(torch::stable::detail::StableLibrary& library) {
   library.def(
       "stem_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? input_norm, "
       "int[2] stride, int[2] padding, int[2] pool_kernel, int[2] pool_stride, "
-      "int[2] pool_padding, bool dependent, bool follows, int configuration, int splits, "
-      "Tensor(a!) out) -> ()");
+      "int[2] pool_padding, float out_factor, bool dependent, bool follows, int configuration, "
+      "int splits, Tensor(a!) out) -> ()");
   library.def(
       "stem_plan(Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] pool_kernel, "
       "int[2] pool_stride, int[2] pool_padding, Tensor out, int[] gpu, int configuration, "

@@ -8,11 +8,16 @@
 #include <cstdint>
 
 #include "../ptx/common.h"
+#include "pair.h"
 #include "scalar.h"
-#include "warpgroup_tile.h"
 
 #if defined(__CUDACC__)
 #include <cuda_fp8.h>
+#endif
+
+// Conversions are instructions from sm_89 on; for what is older nothing is made of them.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+#define RF_CONVERTS_E4M3
 #endif
 
 namespace resnet_fused {
@@ -26,12 +31,9 @@ struct FloatPair {
   float high;
 };
 
-#if defined(RF_HAS_WGMMA)
+#if defined(RF_CONVERTS_E4M3)
 
-template <>
-struct ProductOf<Float8E4M3> {
-  using type = ptx::E4m3;
-};
+constexpr bool kConvertsE4M3 = true;
 
 #if !defined(__CUDA_ARCH__)
 
@@ -72,12 +74,20 @@ inline uint8_t narrow_to_e4m3(float value) {
 
 #endif
 
+// Two bytes as two halves, which hold every number of e4m3, the lower one in the lower half.
+RF_DEVICE uint32_t e4m3_to_half_pair(uint32_t pair) {
+#if defined(__CUDA_ARCH__)
+  const auto bits = static_cast<__nv_fp8x2_storage_t>(pair);
+  return same_bits<uint32_t>(__nv_cvt_fp8x2_to_halfraw2(bits, __NV_E4M3));
+#else
+  return narrow_pair<Float16>(widen(Float8E4M3{static_cast<uint8_t>(pair)}),
+                              widen(Float8E4M3{static_cast<uint8_t>(pair >> 8)}));
+#endif
+}
 // Of two bytes, `low` in the lower one.
 RF_DEVICE FloatPair widen_e4m3_pair(uint32_t pair) {
 #if defined(__CUDA_ARCH__)
-  const auto bits = static_cast<__nv_fp8x2_storage_t>(pair);
-  const __half2 halves(__nv_cvt_fp8x2_to_halfraw2(bits, __NV_E4M3));
-  const float2 values = __half22float2(halves);
+  const float2 values = __half22float2(same_bits<__half2>(e4m3_to_half_pair(pair)));
   return {values.x, values.y};
 #else
   return {widen(Float8E4M3{static_cast<uint8_t>(pair)}),
@@ -91,7 +101,17 @@ RF_DEVICE uint32_t narrow_e4m3_pair(float low, float high) {
   return narrow_to_e4m3(low) | static_cast<uint32_t>(narrow_to_e4m3(high)) << 8;
 #endif
 }
+RF_DEVICE uint32_t half_to_e4m3_pair(uint32_t halves) {
+#if defined(__CUDA_ARCH__)
+  return __nv_cvt_halfraw2_to_fp8x2(same_bits<__half2_raw>(halves), __NV_SATFINITE, __NV_E4M3);
+#else
+  return narrow_e4m3_pair(widen(Float16{static_cast<uint16_t>(halves)}),
+                          widen(Float16{static_cast<uint16_t>(halves >> 16)}));
+#endif
+}
 
+#else
+constexpr bool kConvertsE4M3 = false;
 #endif
 
 }  // namespace resnet_fused

@@ -10,6 +10,7 @@
 #include "e4m3.h"
 #include "pair.h"
 #include "warpgroup_epilogue.h"
+#include "warpgroup_tile.h"
 
 namespace resnet_fused {
 
@@ -18,6 +19,11 @@ template <class Out>
 struct E4M3To;
 
 #if defined(RF_HAS_WGMMA)
+
+template <>
+struct ProductOf<Float8E4M3> {
+  using type = ptx::E4m3;
+};
 
 // y = max(fma(scale, x, shift) + residual_factor residual, floor) out_factor. A NaN stays.
 struct ScaledBnAct {

@@ -37,7 +37,8 @@ RF_DEVICE void stem_stage_filters(const StemArguments& arguments, uint32_t first
   }
 }
 
-// scale and shift of the block's filters and input_norm, as the shape says; without it x * 1 + 0.
+// scale and shift of the block's filters, in units of the result, and input_norm, as the shape
+// says; without it x * 1 + 0.
 template <class Shape>
 RF_DEVICE void stem_stage_factors(const StemArguments& arguments, uint32_t first,
                                   ptx::SharedAddress at, uint32_t thread) {
@@ -47,7 +48,7 @@ RF_DEVICE void stem_stage_factors(const StemArguments& arguments, uint32_t first
     for (int i = 0; i < 2; ++i) {
       const float* from = (i == 0 ? arguments.scale : arguments.shift) + first + thread;
       const float value = there ? ptx::load_global_read_only(from) : 0.0f;
-      ptx::store_shared(at + i * Shape::kScaleBytes + thread * 4, value);
+      ptx::store_shared(at + i * Shape::kScaleBytes + thread * 4, value * arguments.out_factor);
     }
   }
   if (thread < 2 * kStemChannels) {

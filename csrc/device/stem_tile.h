@@ -55,6 +55,8 @@ struct StemArguments {
   int32_t wide_out;  // eight filters of a pixel can be stored at once
   bool dependent;    // the next kernel may begin early
   bool follows;      // this one may: for the launch, the kernel waits either way
+  bool quantised;    // out is e4m3, for the launch as well
+  float out_factor;  // scale and shift are multiplied by it
   int64_t x_n, x_c, x_h, x_w;
   int64_t w_k, w_c, w_r, w_s;
   int64_t out_n, out_c, out_h, out_w;

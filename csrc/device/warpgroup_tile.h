@@ -36,7 +36,7 @@ namespace resnet_fused {
 constexpr ptx::MatrixLayout kTileLayout{ptx::Swizzle::k128Bytes, 0, 8 * kStepRowBytes};
 static_assert(kTileLayout.valid());
 
-// What wgmma calls a storage type. e4m3.h has one more.
+// What wgmma calls a storage type. quantised_epilogue.h has one more.
 template <class T>
 struct ProductOf;
 template <>

@@ -34,7 +34,7 @@ constexpr Op kOps[] = {
     {"conv_wgrad", run_conv_wgrad, false},
     {"bn_act", run_bn_act},
     {"conv_chain", run_conv_chain},
-    {"stem", run_stem},
+    {"stem", run_stem, true, true},
     {"head", run_head},
     {"network", run_network, false},
 };
@@ -182,7 +182,7 @@ int run(const Arguments& arguments) {
   }
   if (arguments.flag("quantised") && !op.quantises) {
     throw UsageError("--quantised: " + std::string(op.name) + " writes no e4m3; " +
-                     listed(op_names(&Op::quantises)) + " does");
+                     listed(op_names(&Op::quantises)) + " do");
   }
   Json json;
   json.add("op", op.name);

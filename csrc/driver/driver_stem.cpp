@@ -2,6 +2,7 @@
 
 #include "../device/stem_tile.h"
 #include "conv.h"
+#include "float8.h"
 
 namespace resnet_fused::driver {
 namespace {
@@ -11,6 +12,7 @@ constexpr Interface<RfStem> kOp = {"stem", rf_stem_configurations, rf_stem_confi
 constexpr int64_t kWindow = 3;
 constexpr int64_t kStep = 2;
 constexpr int64_t kBorder = 1;
+constexpr double kQuantisedFactor = 0.25;  // some results of integers saturate, others are rounded
 
 int64_t pooled(int64_t size) { return size == 0 ? 0 : (size + 2 * kBorder - kWindow) / kStep + 1; }
 
@@ -25,19 +27,23 @@ struct Largest {
   }
 };
 
-template <class T>
+template <class T, class Out>
 bool run(const Convolution& of, const Arguments& arguments, Common& common, Json& json) {
   const Size conv = of.out_size();
   const Size size{conv[0], conv[1], pooled(conv[2]), pooled(conv[3])};
   const Layout conv_at(conv, of.channels_last), out_at(size, of.channels_last);
+  constexpr bool quantised = std::is_same_v<Out, Float8>;
+  constexpr double factor = quantised ? kQuantisedFactor : 1;
   const Operand<T> x(elements_of(of.x_size()), common.random, common.values);
   const Operand<T> weight(elements_of(of.weight_size()), common.random, common.values);
   const Operand<float> scale(of.k, common.random, common.values);
   const Operand<float> shift(of.k, common.random, common.values);
-  Operand<T> out(elements_of(size));
+  Operand<Out> out(elements_of(size));
 
   RfStem problem{};
   problem.dtype = static_cast<int32_t>(common.dtype);
+  problem.out_dtype = quantised ? kFloat8E4M3 : problem.dtype;
+  problem.out_factor = static_cast<float>(factor);
   problem.image = static_cast<int32_t>(StemImage::kWeights);
   problem.x = x.device.data();
   problem.weight = weight.device.data();
@@ -77,14 +83,10 @@ bool run(const Convolution& of, const Arguments& arguments, Common& common, Json
       const Sum& sum = sums[static_cast<size_t>(conv_at.at(n, k, row, column))];
       const double value = std::max(scale.at(k) * sum.value + shift.at(k), 0.0);
       const double magnitude = std::fabs(scale.at(k)) * sum.magnitude + std::fabs(shift.at(k));
-      largest.add(value, kUnitRoundoff<T> * value + error * magnitude);
+      largest.add(value * factor, error * magnitude * factor);
     }
-    const double got = out.at(out_at.at(n, k, p, q));
-    if (common.values == Values::kIntegers) {
-      verdict.equal(got, to_double(round_to<T>(largest.value)));
-    } else {
-      verdict.within(got, largest.value, largest.bound);
-    }
+    verdict.rounded<Out>(out.at(out_at.at(n, k, p, q)), largest.value, largest.bound,
+                         common.values);
   };
   for (int64_t i = 0; i < elements_of(size); ++i) {
     judge(i / (size[1] * size[2] * size[3]), i / (size[2] * size[3]) % size[1],
@@ -99,8 +101,10 @@ bool run(const Convolution& of, const Arguments& arguments, Common& common, Json
 
 bool run_stem(const Arguments& arguments, Common& common, Json& json) {
   const Convolution of(arguments);
-  return with_conv_type(kOp.name, common.dtype,
-                        [&]<class T>() { return run<T>(of, arguments, common, json); });
+  return with_conv_type(kOp.name, common.dtype, [&]<class T>() {
+    return arguments.flag("quantised") ? run<T, Float8>(of, arguments, common, json)
+                                       : run<T, T>(of, arguments, common, json);
+  });
 }
 
 }  // namespace resnet_fused::driver

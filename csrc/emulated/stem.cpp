@@ -17,7 +17,8 @@ RfStem problem(const std::string& dtype, const std::string& image, uintptr_t x, 
                const Sizes& x_size, const Sizes& weight_size, const Sizes& x_stride,
                const Sizes& weight_stride, const Sizes& out_stride, const Pair& stride,
                const Pair& padding, const Pair& pool_kernel, const Pair& pool_stride,
-               const Pair& pool_padding, bool dependent, bool follows) {
+               const Pair& pool_padding, bool dependent, bool follows, bool quantised,
+               float out_factor) {
   RfStem made{};
   made.x = pointer<const void>(x);
   made.weight = pointer<const void>(weight);
@@ -26,6 +27,8 @@ RfStem problem(const std::string& dtype, const std::string& image, uintptr_t x, 
   made.input_norm = pointer<const void>(input_norm);
   made.out = pointer<void>(out);
   made.dtype = static_cast<int32_t>(data_type(dtype));
+  made.out_dtype = quantised ? kFloat8E4M3 : made.dtype;
+  made.out_factor = out_factor;
   made.image = static_cast<int32_t>(image_of(image, dtype));
   fill(made.x_size, x_size);
   fill(made.weight_size, weight_size);
@@ -50,10 +53,11 @@ void define_stem(py::module_& module) {
            py::arg("out"), py::arg("x_size"), py::arg("weight_size"), py::arg("x_stride"),
            py::arg("weight_stride"), py::arg("out_stride"), py::arg("stride"), py::arg("padding"),
            py::arg("pool_kernel"), py::arg("pool_stride"), py::arg("pool_padding"),
-           py::arg("dependent"), py::arg("follows"));
+           py::arg("dependent"), py::arg("follows"), py::arg("quantised") = false,
+           py::arg("out_factor") = 1.0f);
   define(module, Convolution<RfStem>{
                      "stem",
-                     "out = maxpool(relu(scale conv(a x + b, weight) + shift)); see "
+                     "out = maxpool(relu(scale conv(a x + b, weight) + shift)) out_factor; see "
                      "csrc/launch/stem.h.",
                      rf_stem_configurations, rf_stem_configuration, rf_stem_plan, rf_stem_cuda});
 }

@@ -17,6 +17,7 @@
 #include "../device/dependent.h"
 #include "../device/matrix_unit.h"
 #include "../device/stem_loader.h"
+#include "../device/stem_result.h"
 #include "../device/stem_stage.h"
 
 namespace resnet_fused {
@@ -25,8 +26,10 @@ constexpr int kStemBlocksN = kStemWarpFilters / 8;  // of 8 filters: the instruc
 constexpr int kStemHaloLanes = 4;                   // that hold one pooled pixel
 
 // A warp's share of a row of the convolution.
-template <class T, class Shape>
+template <class T, class Out, class Shape>
 class StemWarp {
+  using Result = StemResult<Out>;
+
  public:
   static constexpr int kTiles = Shape::kTiles;
   using Pooled = uint32_t[kTiles][kStemBlocksN];  // pairs of filters of a lane's pooled pixels
@@ -66,6 +69,11 @@ class StemWarp {
     column_ = item.first_column + static_cast<int32_t>(tile_ * kStemPooled + lane_ / 4) - 1;
   }
 
+  // Of two pairs of results.
+  static RF_DEVICE uint32_t larger(uint32_t a, uint32_t b) {
+    return larger_pair<typename Result::Kept>(a, b);
+  }
+
   // The i-th row of the strip, pooled along itself.
   RF_DEVICE void run(Pooled& best, int32_t i) const {
     float sums[kTiles][kStemBlocksN][4] = {};
@@ -95,27 +103,17 @@ class StemWarp {
 
   // Stores the pooled row p.
   RF_DEVICE void store(const Pooled& best, const StemItem& item, int32_t p) const {
-    T* out = static_cast<T*>(arguments_.out) +
-             (item.n * arguments_.out_n + p * arguments_.out_h + filter_ * arguments_.out_c);
+    Out* out = static_cast<Out*>(arguments_.out) +
+               (item.n * arguments_.out_n + p * arguments_.out_h + filter_ * arguments_.out_c);
     const int32_t left = arguments_.filters - filter_;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       const int32_t column = column_ + t * kStemPooled;
       if (lane_ < kStemHaloLanes || column >= arguments_.out_width) continue;
-      T* at = out + column * arguments_.out_w;
-      if (arguments_.wide_out) {
-        if (left <= 0) continue;
-        Vector<uint32_t> filters;
+      Vector<uint32_t> filters;
 #pragma unroll
-        for (int j = 0; j < kStemBlocksN; ++j) filters.lane[j] = best[t][j];
-        ptx::store_global(reinterpret_cast<Vector<uint32_t>*>(at), filters);
-      } else {
-#pragma unroll
-        for (int j = 0; j < 2 * kStemBlocksN; ++j) {
-          const auto bits = static_cast<uint16_t>(best[t][j / 2] >> j % 2 * 16);
-          if (j < left) ptx::store_global(at + j * arguments_.out_c, T{bits});
-        }
-      }
+      for (int j = 0; j < kStemBlocksN; ++j) filters.lane[j] = best[t][j];
+      stem_store(out + column * arguments_.out_w, filters, arguments_, left);
     }
   }
 
@@ -141,14 +139,14 @@ class StemWarp {
         const float (&sum)[4] = sums[t][j];
         const auto both = [&](int first, int32_t at) -> uint32_t {
           const uint32_t pair =
-              narrow_pair<T>(__builtin_fmaf(scale.first, sum[first], shift.first),
-                             __builtin_fmaf(scale.second, sum[first + 1], shift.second));
+              Result::rounded(__builtin_fmaf(scale.first, sum[first], shift.first),
+                              __builtin_fmaf(scale.second, sum[first + 1], shift.second));
           return static_cast<uint32_t>(at) < static_cast<uint32_t>(arguments_.conv_width) ? pair
                                                                                           : 0u;
         };
         const uint32_t odd = both(2, column + 1);
         const uint32_t left = ptx::shuffle_up(ptx::kWholeWarp, odd, kStemHaloLanes);
-        best[t][j] = larger_pair<T>(larger_pair<T>(both(0, column), odd), left);
+        best[t][j] = larger(larger(both(0, column), odd), left);
       }
     }
   }
@@ -170,11 +168,9 @@ class StemWarp {
   uint32_t weights_[kStemTaps][kStemBlocksN][4];
 };
 
-// Block (x, y): items x, x + gridDim.x, .. for the filters from 64 y on.
-template <class T, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
-    stem_kernel(const __grid_constant__ StemArguments arguments) {
-  using Warp = StemWarp<T, Shape>;
+template <class T, class Out, class Shape>
+RF_DEVICE void run_stem(const StemArguments& arguments) {
+  using Warp = StemWarp<T, Out, Shape>;
   const ptx::SharedAddress factors = ptx::shared_address(ptx::dynamic_shared());
   const ptx::SharedAddress ring = factors + Shape::kHeadBytes;
   const uint32_t thread = threadIdx.x;
@@ -212,8 +208,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       for (int t = 0; t < Shape::kTiles; ++t) {
 #pragma unroll
         for (int j = 0; j < kStemBlocksN; ++j) {
-          window[t][j] = larger_pair<T>(above[t][j], best[t][j]);
-          above[t][j] = last ? larger_pair<T>(best[t][j], 0u) : window[t][j];
+          window[t][j] = Warp::larger(above[t][j], best[t][j]);
+          above[t][j] = last ? Warp::larger(best[t][j], 0u) : window[t][j];
         }
       }
       if (last && i > 0) warp.store(window, item, item.first_row + i / 2 - 1);
@@ -221,6 +217,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       ptx::sync_threads();
     }
   }
+}
+
+// Block (x, y): items x, x + gridDim.x, .. for the filters from 64 y on. Empty where e4m3 is to be
+// written by a GPU that has no instruction for it, and no plan chooses it.
+template <class T, class Out, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    stem_kernel(const __grid_constant__ StemArguments arguments) {
+  if constexpr (StemResult<Out>::kServed) run_stem<T, Out, Shape>(arguments);
 }
 
 }  // namespace resnet_fused

@@ -13,8 +13,8 @@
 #include <cstdint>
 
 #include "../device/dependent.h"
-#include "../device/pair.h"
 #include "../device/pipeline.h"
+#include "../device/stem_result.h"
 #include "../device/stem_rows.h"
 #include "../device/stem_stage.h"
 #include "../device/stem_warpgroup.h"
@@ -112,8 +112,9 @@ struct StemRow {
 };
 
 // The warpgroup that multiplies for a worker.
-template <class T, class Shape>
+template <class T, class Out, class Shape>
 class StemConsumer {
+  using Result = StemResult<Out>;
   static_assert(kStemFilterLayout<Shape>.valid() && kStemBackLayout<Shape>.valid());
 
  public:
@@ -233,9 +234,9 @@ class StemConsumer {
         const uint32_t moved = ptx::shuffle(ptx::kWholeWarp, odd[side][m], neighbour_);
         const uint32_t left = lane_ % 4 == 0 ? before >> 16 | moved << 16 : moved;
         before = moved;
-        const uint32_t own = larger_pair<T>(pair_of(sums, side, 8 * m), odd[side][m]);
-        best[side][m] = larger_pair<T>(own, left);
-        above_[side][m] = larger_pair<T>(row.first ? 0u : above_[side][m], best[side][m]);
+        const uint32_t own = larger(pair_of(sums, side, 8 * m), odd[side][m]);
+        best[side][m] = larger(own, left);
+        above_[side][m] = larger(row.first ? 0u : above_[side][m], best[side][m]);
       }
     }
     // The window's last row is the next one's first.
@@ -244,7 +245,7 @@ class StemConsumer {
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
 #pragma unroll
-      for (int m = 0; m < Shape::kWords; ++m) above_[side][m] = larger_pair<T>(best[side][m], 0u);
+      for (int m = 0; m < Shape::kWords; ++m) above_[side][m] = larger(best[side][m], 0u);
     }
   }
 
@@ -263,8 +264,11 @@ class StemConsumer {
   // Results i and i + 4 of the first eight filters, or of the others.
   RF_DEVICE uint32_t pair_of(const Sums& sums, int side, int i) const {
     const int at = i + 2 * side;
-    return narrow_pair<T>(__builtin_fmaf(scale_[side], sums[at], shift_[side]),
-                          __builtin_fmaf(scale_[side], sums[at + 4], shift_[side]));
+    return Result::rounded(__builtin_fmaf(scale_[side], sums[at], shift_[side]),
+                           __builtin_fmaf(scale_[side], sums[at + 4], shift_[side]));
+  }
+  static RF_DEVICE uint32_t larger(uint32_t a, uint32_t b) {
+    return larger_pair<typename Result::Kept>(a, b);
   }
 
   // The warp's filters of a pooled row, by way of shared memory: 32 bytes of a pixel side by side.
@@ -278,9 +282,9 @@ class StemConsumer {
     }
     ptx::sync_warp();
     const int32_t left = arguments_.filters - first_filter_;
-    T* out = static_cast<T*>(arguments_.out) +
-             (row.n * arguments_.out_n + row.row / 2 * arguments_.out_h +
-              first_filter_ * arguments_.out_c);
+    Out* out = static_cast<Out*>(arguments_.out) +
+               (row.n * arguments_.out_n + row.row / 2 * arguments_.out_h +
+                first_filter_ * arguments_.out_c);
 #pragma unroll
     for (int i = 0; i < Shape::kStagedPixels / 16; ++i) {
       const int32_t pixel = 16 * i + static_cast<int32_t>(lane_ / 2);
@@ -290,22 +294,9 @@ class StemConsumer {
       // The first one's left neighbour is another tile's.
       const bool whole = pixel > 0 || column == 0;
       if (!whole || pixel >= Shape::kPooled || column >= arguments_.out_width) continue;
-      put(out + column * arguments_.out_w, filters, left);
+      stem_store(out + column * arguments_.out_w, filters, arguments_, left);
     }
     ptx::sync_warp();  // the staging has been read
-  }
-
-  // Eight filters of a pixel, as far as there are any left.
-  RF_DEVICE void put(T* at, const Vector<uint32_t>& filters, int32_t left) const {
-    if (arguments_.wide_out) {
-      if (left > 0) ptx::store_global(reinterpret_cast<Vector<uint32_t>*>(at), filters);
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const auto bits = static_cast<uint16_t>(filters.lane[i / 2] >> i % 2 * 16);
-      if (i < left) ptx::store_global(at + i * arguments_.out_c, T{bits});
-    }
   }
 
   const StemArguments& arguments_;
@@ -329,7 +320,7 @@ class StemConsumer {
 
 // Block (x, y): two workers, for the filters from 64 y on. Strips go to the blocks' first workers,
 // then to their second ones. For any other architecture it is empty, and no plan chooses it.
-template <class T, class Shape>
+template <class T, class Out, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     stem_wgmma_kernel(const __grid_constant__ StemArguments arguments) {
 #if defined(RF_HAS_WGMMA)
@@ -380,7 +371,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     ptx::increase_registers<kStemConsumerRegisters>();
     const ptx::SharedAddress staging =
         shared + Shape::kStagingAt + worker * kWarpgroupWarps * Shape::kStagingBytes;
-    StemConsumer<T, Shape>(arguments, shared, pairs, staging, ring, thread % kWarpgroupThreads)
+    StemConsumer<T, Out, Shape>(arguments, shared, pairs, staging, ring, thread % kWarpgroupThreads)
         .run(walk(1, 0));
   }
 #endif

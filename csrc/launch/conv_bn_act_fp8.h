@@ -6,12 +6,7 @@
 #include <cstdint>
 
 #include "conv_bn_act.h"
-
-namespace resnet_fused {
-
-constexpr int32_t kFloat8E4M3 = 4;  // beside those of DataType, for this op alone
-
-}  // namespace resnet_fused
+#include "e4m3_type.h"
 
 extern "C" {
 

@@ -6,12 +6,14 @@
 #include <cstdint>
 
 #include "conv_bn_act.h"
+#include "e4m3_type.h"
 #include "flow.h"
 #include "gpu.h"
 
 extern "C" {
 
-// out = maxpool(relu(scale * conv(v, weight) + shift)), v = a * x + b with input_norm. Tensors of
+// out = maxpool(relu(scale * conv(v, weight) + shift)) * out_factor, v = a * x + b with input_norm,
+// rounded once; e4m3 saturates. Tensors of
 // four dimensions, strides in elements and not negative; out has no two elements in one place and
 // overlaps no input.
 struct RfStem {
@@ -21,7 +23,9 @@ struct RfStem {
   const void* shift;       // [K] float
   const void* input_norm;  // [2, C] float; null: none
   void* out;               // [N, K, P, Q], behind the pooling
-  int32_t dtype;           // resnet_fused::DataType of weight and out
+  int32_t dtype;           // resnet_fused::DataType of weight
+  int32_t out_dtype;       // of out: dtype, or kFloat8E4M3
+  float out_factor;        // one over what a stored 1 of out is worth; 1 unless it is e4m3
   int32_t image;           // resnet_fused::StemImage: what x holds
   int64_t x_size[4];
   int64_t weight_size[4];

@@ -34,6 +34,7 @@ constexpr double kFilters = 4000;
 constexpr double kRow = 150;
 // Beyond, a single image has blocks for every multiprocessor.
 constexpr int64_t kMostStrips = 1024;
+constexpr int32_t kFirstE4M3 = 89;  // 10 times the capability
 
 constexpr int kTiles = kFirstStemWgmma + StemWgmmaShapes::kSize;
 
@@ -104,6 +105,10 @@ int32_t check(const RfStem& problem, const Refusal& refuse) {
         "dtype %d; the kernel multiplies bfloat16 and float16: in float32 the weights "
         "would exceed a warp's registers",
         problem.dtype);
+  }
+  if (problem.out_dtype != problem.dtype && problem.out_dtype != kFloat8E4M3) {
+    return refuse("out: dtype %d beside a weight of %d; that, or e4m3, is served",
+                  problem.out_dtype, problem.dtype);
   }
   const auto& weight = problem.weight_size;
   if (weight[2] != kStemTaps || weight[3] != kStemTaps || !both_are(problem.stride, kStemStride)) {
@@ -185,6 +190,9 @@ extern "C" int32_t rf_stem_plan(const RfStem* problem, const RfGpu* gpu, int32_t
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
   if (check(*problem, refuse) != 0) return 1;
+  if (problem->out_dtype == kFloat8E4M3 && gpu->capability < kFirstE4M3) {
+    return refuse("out: GPUs of capability 8.9 are the first that convert to e4m3");
+  }
   if (check_wish(*gpu, configuration, kTiles, refuse) != 0) return 1;
   const StemSize size = size_of(*problem);
   const int64_t images = problem->x_size[0];
@@ -264,7 +272,10 @@ extern "C" int rf_stem_cuda(const RfStem* problem, const RfConvPlan* plan, void*
   made.strips = plan->splits;
   made.rows = narrowed(divide_up(size.out[0], plan->splits));
   made.items = narrowed(problem->x_size[0] * made.strips * made.tiles);
-  made.wide_out = is_wide(problem->out, out, problem->weight_size[0], bytes_of(problem->dtype));
+  made.quantised = problem->out_dtype == kFloat8E4M3;
+  made.out_factor = problem->out_factor;
+  made.wide_out = is_wide(problem->out, out, problem->weight_size[0],
+                          made.quantised ? 1 : bytes_of(problem->dtype));
   made.x_n = x.n, made.x_c = x.c, made.x_h = x.h, made.x_w = x.w;
   made.dependent = problem->flow.dependent != 0;
   made.follows = problem->flow.follows != 0;

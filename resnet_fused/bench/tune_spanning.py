@@ -200,7 +200,7 @@ def cuda_parts(work: Work, pick: _cuda_plan.Plan, names: Names) -> Way | None:
 
 def _stem_problem(given: tuple[Any, ...]) -> _cuda_plan.Problem:
     out = _results.FORMS["stem"].empty(*_meta(given))
-    return _cuda_stem.stem_problem(given[0], given[1], given[5:], out, given[4])
+    return _cuda_stem.stem_problem(given[0], given[1], given[5:10], out, given[4])
 
 
 def _head_problem(given: tuple[Any, ...]) -> _cuda_plan.Problem:

@@ -39,7 +39,9 @@ def _stem(step: Step, values: Values) -> tuple[Any, ...]:
     t, o = step.tensors, step.options
     pool = (o["pool_kernel"], o["pool_stride"], o["pool_padding"])
     norm = t.get("input_norm")
-    return (values[0], t["weight"], t["scale"], t["shift"], norm, o["stride"], o["padding"], *pool)
+    vectors = (t["scale"], t["shift"], norm)
+    geometry = (o["stride"], o["padding"], *pool)
+    return (values[0], t["weight"], *vectors, *geometry, o.get("out_scale"))
 
 
 def _head(step: Step, values: Values) -> tuple[Any, ...]:
@@ -79,7 +81,7 @@ def _choose_fp8(step: Step, args: tuple[Any, ...]) -> backends.Choice:
 
 def _choose_stem(step: Step, args: tuple[Any, ...]) -> backends.Choice:
     module = importlib.import_module("resnet_fused.ops.stem")
-    return module.choose(args[0], args[1], args[5], args[6], args[7:])
+    return module.choose(args[0], args[1], args[5], args[6], args[7:10], args[10])
 
 
 def _choose_head(step: Step, args: tuple[Any, ...]) -> backends.Choice:

@@ -184,7 +184,7 @@ def _window(pool: Step) -> dict[str, list[int]] | None:
 
 
 def _stem(graph: Graph, place: Place) -> Applied:
-    """Conv + BatchNorm + ReLU + max pooling by `stem`, where it is served."""
+    """Conv + BatchNorm + ReLU + max pooling [+ quantisation] by `stem`, where it is served."""
     merges, notes, makers = [], [], graph.makers()
     for at, step in enumerate(graph.steps):
         if step.kind != "conv_bn_act" or step.options["act"] != "relu" or len(step.inputs) != 1:
@@ -210,7 +210,17 @@ def _stem(graph: Graph, place: Place) -> Applied:
             inputs, positions = graph.steps[front].inputs, (front, *positions)
             tensors = {**tensors, **graph.steps[front].tensors}
             pattern = f"images+{pattern}"
-        made = Step("stem", layers, inputs, pool.outputs, tensors, options, pattern=pattern)
+        outputs = pool.outputs
+        behind = graph.sole_reader(pool.output)
+        if behind is not None and graph.steps[behind].kind == "quantize":
+            reason = _served.no_e4m3(place.device)
+            if reason is None:
+                outputs, positions = graph.steps[behind].outputs, (*positions, behind)
+                options = {**options, "out_scale": graph.steps[behind].options["scale"]}
+                pattern += "+quantize"
+            else:
+                notes.append(Note("stem", f"{layers} in e4m3", False, reason))
+        made = Step("stem", layers, inputs, outputs, tensors, options, pattern=pattern)
         merges.append((positions, made))
         notes.append(Note("stem", layers, True, made.pattern))
     return graph.merged(merges), notes

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 from .. import backends, ops
+
+
+def no_e4m3(device: torch.device) -> str | None:
+    """Why `stem` writes no e4m3 on a device, or None."""
+    return importlib.import_module("resnet_fused.ops.stem").writes_no_e4m3(device)
 
 
 def refusal(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

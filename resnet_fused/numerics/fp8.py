@@ -154,13 +154,31 @@ def conv_bn_act_fp8_bound(
     error = total * (steps * 2.0 * unit_roundoff(torch.float32))
     if accumulation == "narrow":
         error += product * (E4M3_CHUNK / E4M3_DEPTH * E4M3_SUM_ROUNDOFF)
-    error, total = error / out_scale, total / out_scale
-    saturates = (oracle.abs() >= E4M3_LARGEST) & (error < _SPACING / 2)
-    value = conv_bn_act_fp8_expected(oracle, out_dtype)
-    bound = _close(error, total, value, unit_roundoff(out_dtype), out_dtype)
-    if out_dtype is E4M3:
-        bound.masked_fill_(saturates, 0.0)
+    bound = _rounded(error / out_scale, total / out_scale, oracle, out_dtype)
     return _free_padding(bound, weight.float(), x.shape, geometry)
+
+
+def quantised_bound(error: Tensor, oracle: Tensor, out_scale: float) -> Tensor:
+    """How far oracle / out_scale may be from its expected value in e4m3, rounded once.
+
+    Args:
+        error: how far what is rounded may be off, of any shape; inf where anything goes.
+        oracle: likewise, in float64.
+        out_scale: what a stored 1 of the output is worth.
+
+    Returns:
+        float64 of their shape, in units of out_scale: 2^-4 |R| + 2^-10 more, but 0 where R
+        saturates whatever the error.
+    """
+    return _rounded(error / out_scale, error / out_scale, oracle / out_scale, E4M3)
+
+
+def _rounded(error: Tensor, total: Tensor, oracle: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bound behind the last rounding; `error` is overwritten."""
+    saturates = (oracle.abs() >= E4M3_LARGEST) & (error < _SPACING / 2)
+    value = conv_bn_act_fp8_expected(oracle, dtype)
+    bound = _close(error, total, value, unit_roundoff(dtype), dtype)
+    return bound.masked_fill_(saturates, 0.0) if dtype is E4M3 else bound
 
 
 def fp8_noise(

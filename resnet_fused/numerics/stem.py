@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resnet_fused.numerics.bounds import ACCUMULATIONS, conv_bn_act_bound, half_subnormal
+from resnet_fused.numerics.fp8 import quantised_bound
 from resnet_fused.numerics.oracle import check_choice, conv_bn_act_oracle
 from resnet_fused.numerics.tolerances import EPILOGUE_STEPS, accumulator_dtype, unit_roundoff
 
@@ -78,8 +79,11 @@ def stem_oracle(
     stride: Sequence[int],
     padding: Sequence[int],
     *pool: Sequence[int],
+    out_scale: float = 1.0,
 ) -> Tensor:
-    """Computes maxpool(relu(scale * conv(v, weight) + shift)) in float64 [N, K, P, Q].
+    """Computes maxpool(relu(scale * conv(v, weight) + shift)) / out_scale in float64 [N, K, P, Q].
+
+    Neither rounded nor saturated: `conv_bn_act_fp8_expected` does that for e4m3.
 
     Args:
         x: [N, C, H, W].
@@ -90,11 +94,12 @@ def stem_oracle(
         stride: of the convolution.
         padding: likewise.
         pool: kernel, stride and padding of the pooling.
+        out_scale: what a stored 1 of the output is worth.
     """
     v = stem_reads(x, weight, input_norm)
     where = {"stride": tuple(stride), "padding": tuple(padding)}
     h = conv_bn_act_oracle(v, weight, scale, shift, None, **where, act="relu")
-    return _pooled(h, *pool)
+    return _pooled(h, *pool).div_(out_scale)
 
 
 def stem_bound(
@@ -110,12 +115,18 @@ def stem_bound(
     accumulation: str = "nearest",
     k: int = 16,
     tf32: bool = False,
+    out_scale: float | None = None,
 ) -> Tensor:
     """How far each element of a correct `stem` may be from `stem_oracle`: [N, K, P, Q] float64.
 
     Two maxima differ by no more than the most that two of their elements do, so a window's bound is
     the largest of its pixels' (`conv_bn_act_bound`). The oracle reads the rounded v that every
     implementation makes: the multiply-add rounds once, and to the same value.
+
+    A result in e4m3 is compared with `conv_bn_act_fp8_expected` of the oracle. Fused, it is float32
+    sums rounded once, 2^-4 |R| + 2^-10 in units of out_scale; put together, the results of the
+    other ops rounded once more. Where R saturates, and sums are off by less than half the distance
+    of 448 from its neighbour, it must be 448.
 
     Args:
         x: as are all others, the call's.
@@ -130,19 +141,23 @@ def stem_bound(
         accumulation: as in `conv_bn_act_bound`, as are k and tf32.
         k: see accumulation.
         tf32: see accumulation.
+        out_scale: of a result in e4m3: what a stored 1 is worth. None: of the weight's dtype.
     """
     v = stem_reads(x, weight, input_norm)
     where = {"stride": tuple(stride), "padding": tuple(padding)}
     h = conv_bn_act_oracle(v, weight, scale, shift, None, **where, act="relu")
     kinds = ("folded", "stored_conv") if rounding == "parts" else (rounding,)
+    # What is rounded to e4m3 is the float32 sum itself where all is one kernel.
+    wide = torch.float32 if out_scale is not None and rounding == "fused" else weight.dtype
     bounds = [
         conv_bn_act_bound(
             v, weight, scale, shift, None, h, **where, rounding=kind,
-            accumulation=accumulation, k=k, tf32=tf32,
+            accumulation=accumulation, k=k, tf32=tf32, out_dtype=wide,
         )
         for kind in kinds
     ]  # fmt: skip
-    return _pooled(torch.stack(bounds).amax(0), *pool)
+    error = _pooled(torch.stack(bounds).amax(0), *pool)
+    return error if out_scale is None else quantised_bound(error, _pooled(h, *pool), out_scale)
 
 
 def head_oracle(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

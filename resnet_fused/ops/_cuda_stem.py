@@ -68,7 +68,12 @@ def _ordinary(op: str, x: Tensor, weight: Tensor) -> bool:
 
 
 def unfit_stem(
-    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], pool: Sequence[list[int]]
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    pool: Sequence[list[int]],
+    out_scale: float | None = None,
 ) -> str | None:
     """Why no configuration that may be used takes a call of `stem`, or None.
 
@@ -78,6 +83,7 @@ def unfit_stem(
         stride: of the convolution.
         padding: likewise.
         pool: kernel, stride and padding of the pooling.
+        out_scale: of a result in e4m3, which the GPU has instructions for, or None.
     """
     pair = [2, 2]
     usual = stride == pair and list(pool[0]) == [3, 3] and list(pool[1]) == pair
@@ -85,7 +91,7 @@ def unfit_stem(
     if usual and _ordinary("stem", x, weight) and max(padding) <= _cuda_plan.ORDINARY_GEOMETRY:
         return None
     out = _results.FORMS["stem"].empty(
-        x.to("meta"), weight.to("meta"), None, None, None, stride, padding, *pool
+        x.to("meta"), weight.to("meta"), None, None, None, stride, padding, *pool, out_scale
     )
     return _cuda_plan.refused(stem_problem(x, weight, (stride, padding, *pool), out), x.device)
 
@@ -110,7 +116,13 @@ def launch_stem(
     shift: Tensor,
     input_norm: Tensor | None,
     out: Tensor,
-    *geometry: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    pool_kernel: Sequence[int],
+    pool_stride: Sequence[int],
+    pool_padding: Sequence[int],
+    out_scale: float | None = None,
+    *,
     wish: _cuda.Wish | None = None,
     dependent: bool = False,
     follows: bool = False,
@@ -123,8 +135,13 @@ def launch_stem(
         scale: [K] float32.
         shift: [K] float32.
         input_norm: [2, C] float32, contiguous, or None.
-        out: [N, K, P, Q], dtype of the weight, any layout.
-        geometry: stride, padding, and the pooling's kernel, stride and padding.
+        out: [N, K, P, Q], dtype of the weight, or float8_e4m3fn with `out_scale`; any layout.
+        stride: of the convolution, as is padding.
+        padding: see stride.
+        pool_kernel: of the pooling, as are the two that follow.
+        pool_stride: see pool_kernel.
+        pool_padding: see pool_kernel.
+        out_scale: what a stored 1 of the result is worth; None: 1.
         wish: a configuration and strips in place of a choice among the admitted ones.
         dependent: as of `_cuda.launch_conv_bn_act`.
         follows: likewise.
@@ -133,9 +150,11 @@ def launch_stem(
         LookupError: no admitted configuration takes it.
         RuntimeError: the launch failed, or refused the wish.
     """
+    geometry = (stride, padding, pool_kernel, pool_stride, pool_padding)
     made = stem_problem(x, weight, geometry, out, input_norm)
+    factor = 1.0 if out_scale is None else 1.0 / out_scale
     _cuda_plan.raw("stem", "out")(
-        x, weight, scale, shift, input_norm, *made.geometry, dependent, follows,
+        x, weight, scale, shift, input_norm, *made.geometry, factor, dependent, follows,
         *(wish or _cuda_plan.wanted(made)), out,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ They run in the child process of `resnet_fused._selfcheck`, and as the first sta
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,7 @@ from ..cases import HEAD_CASES, STEM_CASES, StemCase
 from . import _cuda_plan, _cuda_stem
 from ._cuda_checks import _names
 from ._selfchecks import GUARD, _lay_out, guarded, require_exact
-from ._stem_checks import _integers
+from ._stem_checks import _integers, expected_of, out_scales
 
 STRIPS = (1, 3)
 CASES = (
@@ -58,23 +59,23 @@ def check_stem(
         ArithmeticError: a result is wrong, or no case fits the configuration.
     """
     count = 0
-    for case in CASES:
-        for dtype in _cuda_stem.DTYPES:
-            given = numerics.exact_stem_inputs(case, dtype, torch.Generator().manual_seed(0))
-            expected = numerics.stem_oracle(*given, *case.geometry).to(dtype)
-            x, *more = (None if t is None else t.to(device) for t in given)
-            assert x is not None
-            assert more[0] is not None
-            x = _lay_out(x, case)
-            buffer, out = guarded(tuple(expected.shape), dtype, device)
-            problem = _cuda_stem.stem_problem(x, more[0], case.geometry, out)
-            for strips in STRIPS:
-                if plan(problem, index, strips) < 0:
-                    continue  # it is never used for this
-                out.fill_(math.nan)
-                launch(x, *more, out, *case.geometry, wish=(index, strips))
-                require_exact(f"{case.name}, {dtype}, {name}/{strips}", buffer, out, expected)
-                count += bool(case.n)
+    for case, dtype, out_scale in itertools.product(CASES, _cuda_stem.DTYPES, out_scales(device)):
+        given = numerics.exact_stem_inputs(case, dtype, torch.Generator().manual_seed(0))
+        expected = expected_of(given, case, dtype, out_scale)
+        x, *more = (None if t is None else t.to(device) for t in given)
+        assert x is not None
+        assert more[0] is not None
+        x = _lay_out(x, case)
+        buffer, out = guarded(tuple(expected.shape), expected.dtype, device)
+        problem = _cuda_stem.stem_problem(x, more[0], case.geometry, out)
+        for strips in STRIPS:
+            if plan(problem, index, strips) < 0:
+                continue  # it is never used for this
+            out.fill_(math.nan)
+            launch(x, *more, out, *case.geometry, out_scale, wish=(index, strips))
+            about = f"{case.name}, {dtype} to {out.dtype}, {name}/{strips}"
+            require_exact(about, buffer, out, expected)
+            count += bool(case.n)
     if count == 0:
         raise ArithmeticError(f"{name}: no case of the self-check fits it")
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _e4m3
 
 
 def is_channels_last(t: Tensor) -> bool:
@@ -139,13 +139,16 @@ def _of_bn_act_pool(y: Tensor, norm: Tensor, *rest: Any) -> Any:
 
 
 def _of_stem(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    stride, padding, *window = rest[3:]
+    stride, padding, *window = rest[3:8]
     shape = _checks.conv_output_shape("stem", x, weight, stride, padding, [1, 1], 1)
     sizes = [
         (size + 2 * pad - kernel) // step + 1
         for size, kernel, step, pad in zip(shape[2:], *window, strict=True)
     ]
-    return empty_like(weight, [*shape[:2], *sizes], wants_channels_last(x, weight))
+    quantised = len(rest) > 8 and rest[8] is not None
+    form = torch.channels_last if wants_channels_last(x, weight) else torch.contiguous_format
+    dtype = _e4m3.E4M3 if quantised else weight.dtype
+    return torch.empty([*shape[:2], *sizes], dtype=dtype, device=weight.device, memory_format=form)
 
 
 def _of_head(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:

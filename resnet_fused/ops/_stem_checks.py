@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .. import numerics
 from ..cases import HEAD_CASES, STEM_CASES, HeadCase, StemCase
-from ..triton import _limits, _stem_tiles
+from ..triton import _limits, _stem_tiles, _tiles
 from ..triton._launch import precision
+from ._e4m3 import E4M3
 from ._selfchecks import GUARD, _lay_out, guarded, require_exact
 
 HEAD = "default"
@@ -52,6 +53,25 @@ def stem(configuration: str, device: str) -> None:
             _stem(case, dtype, tile, device)
 
 
+def out_scales(device: str) -> tuple[float | None, ...]:
+    """Of the results that are checked: that in the weight's dtype, and that in e4m3 if it can be.
+
+    Of the scale most results of the integers need rounding, and some saturate.
+    """
+    quantised = _limits.limits(torch.device(device)).capability >= _tiles.E4M3_CAPABILITY
+    return (None, 2.0**-6) if quantised else (None,)
+
+
+def expected_of(
+    operands: numerics.StemOperands, case: StemCase, dtype: torch.dtype, out_scale: float | None
+) -> Tensor:
+    """What a stem of integers gives, in `dtype` or e4m3."""
+    if out_scale is None:
+        return numerics.stem_oracle(*operands, *case.geometry).to(dtype)
+    oracle = numerics.stem_oracle(*operands, *case.geometry, out_scale=out_scale)
+    return numerics.conv_bn_act_fp8_expected(oracle, E4M3).to(E4M3)
+
+
 def _stem(case: StemCase, dtype: torch.dtype, tile: _stem_tiles.Tile, device: str) -> None:
     from ..triton import stem as kernel
 
@@ -63,17 +83,17 @@ def _stem(case: StemCase, dtype: torch.dtype, tile: _stem_tiles.Tile, device: st
         return
     if not _stem_tiles.fits(sizes, tile, _limits.limits(torch.device(device))):
         return
-    expected = numerics.stem_oracle(*operands, *case.geometry).to(dtype)
-    buffer, out = guarded(tuple(expected.shape), dtype, device)
     plan = _stem_tiles.Plan(tile, max(1, (sizes.rows + 1) // 2), "the self-check asks for it")
     x = _lay_out(x.to(device), case)
     weight, scale, shift = (t.to(device) for t in (weight, scale, shift))
     norm = None if norm is None else norm.to(device)
-    window, step, border = pool
-    kernel.launch(
-        x, weight, scale, shift, norm, out, stride, padding, window, step, border, plan=plan
-    )
-    require_exact(f"{case.name}, {dtype}, {tile.name}", buffer, out, expected)
+    for out_scale in out_scales(device):
+        expected = expected_of(operands, case, dtype, out_scale)
+        buffer, out = guarded(tuple(expected.shape), expected.dtype, device)
+        kernel.launch(
+            x, weight, scale, shift, norm, out, *case.geometry, out_scale=out_scale, plan=plan
+        )
+        require_exact(f"{case.name}, {dtype}, {tile.name}", buffer, out, expected)
 
 
 def head(configuration: str, device: str) -> None:

@@ -120,7 +120,7 @@ def _usable(
 
 
 def _stem(arguments: Sequence[Any], allowed: frozenset[str] | None) -> dict[str, Any] | None:
-    x, weight, _, _, norm, out, stride, padding, *pool = arguments
+    x, weight, _, _, norm, out, stride, padding, *pool = arguments[:11]
     found = _tuned.find(
         "triton", out.device, "stem", *stem_call(x, weight, norm, stride, padding, pool[1])
     )

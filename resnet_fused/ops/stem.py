@@ -4,6 +4,8 @@
     h   = rnd(relu(scale[k] * conv(v, weight)[k] + shift[k]))
     out = maxpool(h)
 
+or, with `out_scale`, out = rnd(maxpool(h) / out_scale) in e4m3, of an h that is not rounded.
+
 "Deep Residual Learning for Image Recognition", table 1: conv1, 7x7 with stride 2, and the 3x3 max
 pooling with stride 2 in front of conv2_x. What the convolution writes is the network's second
 largest tensor, and nobody else reads it. `input_norm` is what image pipelines do in a pass of their
@@ -20,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
-from ..triton import _limits
-from . import _autocast, _checks, _cuda_stem, _entering, _results, _training, _triton
+from ..triton import _limits, _tiles
+from . import _autocast, _checks, _cuda_stem, _e4m3, _entering, _results, _training, _triton
 from ._library import overload
 from .bn_act_pool import check_pooling
 from .conv_bn_act import _call as call_of_conv
@@ -29,7 +31,8 @@ from .conv_bn_act import _choose as choose_conv
 
 SCHEMA = (
     "(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? input_norm, int[2] stride, "
-    "int[2] padding, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding) -> Tensor"
+    "int[2] padding, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, "
+    "float? out_scale=None) -> Tensor"
 )
 Pair = int | Sequence[int]
 
@@ -44,7 +47,8 @@ def _read(x: Tensor, weight: Tensor, input_norm: Tensor | None) -> Tensor:
 
 def _composed(name: str | None, *arguments: Any) -> Tensor:
     """The layers one after the other; conv_bn_act by one implementation, or by its own choice."""
-    x, weight, scale, shift, input_norm, stride, padding, *pool = arguments
+    x, weight, scale, shift, input_norm, stride, padding, *pool = arguments[:10]
+    out_scale = arguments[10] if len(arguments) > 10 else None
     form = torch.channels_last if _results.wants_channels_last(x, weight) else None
     v = _read(x, weight, input_norm)
     geometry = (stride, padding, [1, 1], 1, "relu")
@@ -52,7 +56,10 @@ def _composed(name: str | None, *arguments: Any) -> Tensor:
         choice = choose_conv(v, weight, call_of_conv(v, None, "relu"), geometry)
         name = choice.implementation.name
     h = overload("conv_bn_act", name)(v, weight, scale, shift, None, *geometry)
-    return F.max_pool2d(h, *pool).contiguous(memory_format=form or torch.contiguous_format)
+    out = F.max_pool2d(h, *pool)
+    if out_scale is not None:
+        out = _e4m3.stored(out.float() / out_scale)
+    return out.contiguous(memory_format=form or torch.contiguous_format)
 
 
 def _reference(*arguments: Any) -> Tensor:
@@ -84,7 +91,12 @@ _entering.enter(
 
 
 def choose(
-    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], pool: Sequence[list[int]]
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    pool: Sequence[list[int]],
+    out_scale: float | None = None,
 ) -> backends.Choice:
     """The implementation for checked arguments, and why.
 
@@ -96,10 +108,11 @@ def choose(
         stride: of the convolution, two ints.
         padding: likewise.
         pool: kernel, stride and padding of the pooling.
+        out_scale: of a result in e4m3, or None.
     """
     call = backends.Call("stem", weight.device.type, weight.dtype, index=weight.device.index)
     choice = backends.choose(call)
-    given = (x, weight, stride, padding, pool)
+    given = (x, weight, stride, padding, pool, out_scale)
     while (reason := unfit(*given, implementation=choice.implementation.name)) is not None:
         choice = backends.next_choice(call, choice, reason)
     return choice
@@ -111,6 +124,7 @@ def unfit(
     stride: list[int],
     padding: list[int],
     pool: Sequence[list[int]],
+    out_scale: float | None = None,
     *,
     implementation: str = "triton",
 ) -> str | None:
@@ -124,12 +138,15 @@ def unfit(
         stride: likewise.
         padding: likewise.
         pool: likewise.
+        out_scale: likewise.
         implementation: "triton" or "cuda"; any other one takes every call.
     """
-    if implementation == "cuda":
-        return _cuda_stem.unfit_stem(x, weight, stride, padding, pool)
-    if implementation != "triton":
+    if implementation not in ("triton", "cuda"):
         return None
+    if out_scale is not None and (reason := writes_no_e4m3(x.device)) is not None:
+        return reason
+    if implementation == "cuda":
+        return _cuda_stem.unfit_stem(x, weight, stride, padding, pool, out_scale)
     from ..triton import _stem_tiles
     from ..triton._launch import precision
 
@@ -141,6 +158,14 @@ def unfit(
     names = _triton.allowed("stem", weight.device)
     found = _stem_tiles.choose(sizes, _limits.limits(weight.device), names)
     return found if isinstance(found, str) else None
+
+
+def writes_no_e4m3(device: torch.device) -> str | None:
+    """Why the kernels write no e4m3 on a device, or None."""
+    capability = _limits.limits(device).capability
+    if capability >= _tiles.E4M3_CAPABILITY:
+        return None
+    return f"sm_{capability} converts nothing to e4m3, sm_{_tiles.E4M3_CAPABILITY} is the first"
 
 
 def stem_input_norm(
@@ -185,6 +210,8 @@ def stem(
     pool_kernel: Pair = 3,
     pool_stride: Pair = 2,
     pool_padding: Pair = 1,
+    *,
+    out_scale: float | None = None,
 ) -> Tensor:
     """Computes maxpool(relu(scale * conv(v, weight) + shift)), v = a * x + b with `input_norm`.
 
@@ -192,7 +219,7 @@ def stem(
         x: images [N, C, H, W]; uint8, float32 or the weight's dtype, any layout (fastest where the
             channels of a pixel are adjacent).
         weight: [K, C, R, S]; float32, bfloat16, float16 or float64. What the convolution reads and
-            the result are of its dtype.
+            the result, but with `out_scale`, are of its dtype.
         scale: [K], gamma * invstd; used in float32 (float64 when `weight` is float64).
         shift: [K], beta - mean * scale; likewise.
         input_norm: [2, C], a factor and a summand a channel, used likewise; see `stem_input_norm`.
@@ -203,15 +230,19 @@ def stem(
         pool_kernel: the pooling's window, at most 255 taps.
         pool_stride: of the windows.
         pool_padding: at most half a window; no value, so never a maximum.
+        out_scale: what a stored 1 of the result is worth, which is float8_e4m3fn then, rounded
+            once and saturated at 448, as that of `conv_bn_act_fp8`. None: of the weight's dtype.
 
     Returns:
-        [N, K, P, Q] in the weight's dtype; channels_last where `x` or `weight` is. A window that
-        holds a NaN gives NaN, as in torch. It has no derivative. Under autocast the weight is cast.
+        [N, K, P, Q] in the weight's dtype, or float8_e4m3fn; channels_last where `x` or `weight`
+        is. A window that holds a NaN gives NaN, as in torch. It has no derivative. Under autocast
+        the weight is cast.
 
     Raises:
         RuntimeError: a gradient is wanted.
-        TypeError: an argument has another type or dtype; uint8 without `input_norm`.
-        ValueError: shapes, devices or windows do not fit.
+        TypeError: an argument has another type or dtype; uint8 without `input_norm`; `out_scale`
+            with a weight in float64.
+        ValueError: shapes, devices or windows do not fit; out_scale is not positive and finite.
 
     Example:
         >>> norm = rf.ops.stem_input_norm([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -231,11 +262,18 @@ def stem(
     if input_norm is not None:
         input_norm = _check_input_norm(input_norm, weight)
     pool = check_pooling(op, conv[2:], pool_kernel, pool_stride, pool_padding, "pool_")
+    if out_scale is not None:
+        out_scale = _e4m3.check_scale(op, "out_scale", out_scale)
+        if weight.dtype is torch.float64:
+            raise TypeError(
+                f"{op}: out_scale with a weight of float64; accepted are float32, bfloat16, float16"
+            )
     _checks.no_derivative(op, x, weight, scale, shift)
     name = "reference"
     if not torch.compiler.is_compiling():
-        name = choose(x, weight, stride, padding, pool).implementation.name
-    return overload(op, name)(x, weight, scale, shift, input_norm, stride, padding, *pool)
+        name = choose(x, weight, stride, padding, pool, out_scale).implementation.name
+    vectors = (scale, shift, input_norm)
+    return overload(op, name)(x, weight, *vectors, stride, padding, *pool, out_scale)
 
 
 def _check_images(x: object, weight: Tensor, input_norm: object) -> Tensor:

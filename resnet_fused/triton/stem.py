@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _limits, _stem_tiles
+from . import _limits, _stem_tiles, _tiles
 from ._dependent import ALONE, Flow, wait
 from ._launch import fits_32_bits, most_registers, on_device, precision, traceable, writable
 from ._stem_pack import lane_of, layout, pack
@@ -78,6 +78,23 @@ def larger(x, y):
 
 
 @triton.jit
+def rounded(y, out):
+    """As `out` stores it; in e4m3 it saturates here, not left to the conversion. NaN stays."""
+    if out.dtype.element_ty == tl.float8e4nv:
+        y = tl.where(y > 448.0, 448.0, tl.where(y < -448.0, -448.0, y))
+    return y.to(out.dtype.element_ty)
+
+
+@triton.jit
+def factors(scale, shift, channel, filters, out_factor):
+    """Scale and shift of channels in units of the result: [1, CHANNELS] each."""
+    known = channel < filters
+    a = tl.load(scale + channel, mask=known, other=0.0) * out_factor
+    b = tl.load(shift + channel, mask=known, other=0.0) * out_factor
+    return a[None, :], b[None, :]
+
+
+@triton.jit
 def columns_of(acc, a, b, there, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
     """Scale times sums, and shift, of even and odd columns; zero where the row is not there."""
     even, odd = tl.split(tl.reshape(acc, (COLUMNS, CHANNELS, 2)))
@@ -104,21 +121,19 @@ def store(
     stored = ((member >= HALO) & (column < out_width))[:, None] & (channel < filters)[None, :]
     target = out + image * out_n + p * out_h
     target += (column * out_w)[:, None] + (channel * out_c)[None, :]
-    tl.store(target, best.to(out.dtype.element_ty), mask=stored)
+    tl.store(target, rounded(best, out), mask=stored)
 
 
 @triton.jit
 def separately(
-    x, norm, packed, scale, shift, p, first, column, height, width, conv_height, filters, x_c,
-    x_h, x_w, R: tl.constexpr, S: tl.constexpr, C: tl.constexpr, STRIDE_H: tl.constexpr,
-    STRIDE: tl.constexpr, PADDING_H: tl.constexpr, PADDING: tl.constexpr, LANES: tl.constexpr,
-    SHIFT: tl.constexpr, DENSE: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
-    COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, norm, packed, scale, shift, out_factor, p, first, column, height, width, conv_height,
+    filters, x_c, x_h, x_w, R: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE: tl.constexpr, PADDING_H: tl.constexpr,
+    PADDING: tl.constexpr, LANES: tl.constexpr, SHIFT: tl.constexpr, DENSE: tl.constexpr,
+    NORM: tl.constexpr, PRECISION: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The largest of the three rows of window p, the two columns by products of their own."""
-    channel = first + tl.arange(0, CHANNELS)
-    a = tl.load(scale + channel, mask=channel < filters, other=0.0)[None, :]
-    b = tl.load(shift + channel, mask=channel < filters, other=0.0)[None, :]
+    a, b = factors(scale, shift, first + tl.arange(0, CHANNELS), filters, out_factor)
     best_even = tl.zeros((COLUMNS, CHANNELS), tl.float32)
     best_odd = tl.zeros((COLUMNS, CHANNELS), tl.float32)
     for step in range(6):
@@ -147,6 +162,7 @@ def stem_kernel(
     shift,  # [K] float32
     norm,  # [2, C] float32; unused without NORM
     out,  # [N, K, P', Q'], any strides
+    out_factor,  # one over what a stored 1 of out is worth
     height,
     width,
     conv_height,  # P
@@ -202,17 +218,15 @@ def stem_kernel(
         tile = weight_tile(packed, r, first, filters, LANES, CHANNELS)
         filter_rows = filter_rows + (tile,)  # noqa: RUF005 (Triton unpacks no tuples)
     channel = first + tl.arange(0, CHANNELS)
-    known = channel < filters
-    a = tl.load(scale + channel, mask=known, other=0.0)[None, :]
-    b = tl.load(shift + channel, mask=known, other=0.0)[None, :]
+    a, b = factors(scale, shift, channel, filters, out_factor)
     x += image * x_n
     left = member > 0
     lost = tl.zeros((COLUMNS,), tl.int32)
     zero = tl.full((), 0, index)  # makes rows as wide as offsets
     # Where there is no pixel zeros stand for it: ReLU comes last. So may rounding: the largest is
     # the same, and what is kept for the next row takes half of the registers.
-    above_even = tl.zeros((COLUMNS, CHANNELS), out.dtype.element_ty)
-    above_odd = tl.zeros((COLUMNS, CHANNELS), out.dtype.element_ty)
+    above_even = rounded(tl.zeros((COLUMNS, CHANNELS), tl.float32), out)
+    above_odd = rounded(tl.zeros((COLUMNS, CHANNELS), tl.float32), out)
     for q in range(2 * begin - 1, 2 * end):
         acc = tl.zeros((COLUMNS, 2 * CHANNELS), tl.float32)
         for r in tl.static_range(R):
@@ -227,8 +241,8 @@ def stem_kernel(
         best_even = larger(above_even.to(tl.float32), even)
         best_odd = larger(above_odd.to(tl.float32), odd)
         fresh = q % 2 != 0  # the last row of a window is the first of the next
-        above_even = tl.where(fresh, even, best_even).to(out.dtype.element_ty)
-        above_odd = tl.where(fresh, odd, best_odd).to(out.dtype.element_ty)
+        above_even = rounded(tl.where(fresh, even, best_even), out)
+        above_odd = rounded(tl.where(fresh, odd, best_odd), out)
         if fresh & (q > 2 * begin):
             best = windows(best_even, best_odd, exists, left, member, COLUMNS, CHANNELS)
             lost = tl.maximum(lost, tl.max((best != best).to(tl.int32), 1))
@@ -240,9 +254,9 @@ def stem_kernel(
         # Behind the loop, whose registers are free by now.
         for p in range(begin, end):
             best_even, best_odd = separately(
-                x, norm, packed, scale, shift, zero + p, first, column, height, width, conv_height,
-                filters, x_c, x_h, x_w, R, S, C, STRIDE_H, STRIDE, PADDING_H, PADDING, LANES,
-                SHIFT, DENSE, NORM, PRECISION, COLUMNS, CHANNELS,
+                x, norm, packed, scale, shift, out_factor, zero + p, first, column, height, width,
+                conv_height, filters, x_c, x_h, x_w, R, S, C, STRIDE_H, STRIDE, PADDING_H, PADDING,
+                LANES, SHIFT, DENSE, NORM, PRECISION, COLUMNS, CHANNELS,
             )  # fmt: skip
             best = windows(best_even, best_odd, exists, left, member, COLUMNS, CHANNELS)
             store(
@@ -276,7 +290,10 @@ def prepare(
     input_norm: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
-    *window: Sequence[int],
+    pool_kernel: Sequence[int],
+    pool_stride: Sequence[int],
+    pool_padding: Sequence[int],
+    out_scale: float | None = None,
 ) -> dict[str, Tensor]:
     """Makes what many calls with the same weight can share: `launch`'s argument `packed`.
 
@@ -288,11 +305,15 @@ def prepare(
         input_norm: see x.
         stride: see x.
         padding: see x.
-        window: pool_kernel, pool_stride and pool_padding.
+        pool_kernel: see x.
+        pool_stride: see x.
+        pool_padding: see x.
+        out_scale: see x; it changes nothing.
 
     Raises:
         LookupError: the kernel is not made for this call.
     """
+    window = (pool_kernel, pool_stride, pool_padding)
     return {"packed": pack(weight, stride, _sizes(x, weight, stride, padding, window))}
 
 
@@ -308,6 +329,7 @@ def launch(
     pool_kernel: Sequence[int],
     pool_stride: Sequence[int],
     pool_padding: Sequence[int],
+    out_scale: float | None = None,
     *,
     plan: _stem_tiles.Plan | None = None,
     allowed: frozenset[str] | None = None,
@@ -322,12 +344,14 @@ def launch(
         scale: [K] float32.
         shift: [K] float32.
         input_norm: [2, C] float32, contiguous, or None.
-        out: [N, K, P, Q], dtype of the weight, any layout without overlaps; overwritten.
+        out: [N, K, P, Q], dtype of the weight, or float8_e4m3fn with `out_scale`, any layout
+            without overlaps; overwritten.
         stride: of the convolution (vertical, horizontal), as are all that follow.
         padding: see stride.
         pool_kernel: (3, 3).
         pool_stride: (2, 2).
         pool_padding: (1, 1).
+        out_scale: what a stored 1 of the result is worth; None: 1.
         plan: configuration to use instead of the chosen one.
         allowed: names of the configurations to choose among; None for all.
         packed: what `prepare` made of the weight for such a call; None makes it here.
@@ -339,7 +363,10 @@ def launch(
     if out.numel() == 0:
         return
     sizes = _sizes(x, weight, stride, padding, (pool_kernel, pool_stride, pool_padding))
-    found = plan or _stem_tiles.choose(sizes, _limits.limits(out.device), allowed)
+    limits = _limits.limits(out.device)
+    if out_scale is not None and limits.capability < _tiles.E4M3_CAPABILITY:
+        raise LookupError(f"sm_{limits.capability} has no conversion to e4m3")
+    found = plan or _stem_tiles.choose(sizes, limits, allowed)
     if isinstance(found, str):
         raise LookupError(found)
     tile, rows = found.tile, found.rows
@@ -358,8 +385,9 @@ def launch(
     with on_device(out):
         traceable(stem_kernel, out)[(x.shape[0] * segments * strips * blocks,)](
             x, packed, scale, shift, scale if input_norm is None else input_norm, target,
-            x.shape[2], x.shape[3], *conv, *out.shape[2:], filters, strips, segments, rows,
-            *x.stride(), *target.stride(), **layout(weight, stride, sizes),
+            1.0 if out_scale is None else 1.0 / out_scale, x.shape[2], x.shape[3], *conv,
+            *out.shape[2:], filters, strips, segments, rows, *x.stride(), *target.stride(),
+            **layout(weight, stride, sizes),
             CHANNELS=tile.channels, R=r, STRIDE_H=stride[0], PADDING_H=padding[0],
             PADDING=padding[1], DENSE=sizes.dense,
             NORM=input_norm is not None, HALO=halo, WIDE=not fits_32_bits(x, target),
