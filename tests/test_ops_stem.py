@@ -273,6 +273,8 @@ BYTES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
         ({"out_scale": 0.0}, ValueError, "out_scale is 0.0; accepted is a positive, finite"),
         ({"out_scale": -1.0}, ValueError, "out_scale is -1.0; accepted is a positive, finite"),
         ({"out_scale": math.nan}, ValueError, "out_scale is nan"),
+        ({"out_scale": 1e-40}, ValueError, "out_scale is 1e-40; accepted are normal numbers of"),
+        ({"out_scale": 1e39}, ValueError, r"out_scale is 1e\+39; accepted are normal numbers of"),
         ({"out_scale": math.inf}, ValueError, "out_scale is inf"),
         ({"out_scale": torch.ones(())}, TypeError, "out_scale must be a float, got Tensor"),
         ({"out_scale": True}, TypeError, "out_scale must be a float, got bool"),

@@ -126,4 +126,26 @@ RfConvBnAct conv_problem(const Tensor& x, const Tensor& weight,
   return problem;
 }
 
+OutputMemory add_epilogue(RfConvBnAct& problem, const Tensor& x, const Tensor& weight,
+                          const Tensor& scale, const Tensor& shift,
+                          const std::optional<Tensor>& residual, bool relu, const RfFlow& flow,
+                          const Tensor& out) {
+  check_device("weight", weight, "x", x);
+  check_device("out", out, "x", x);
+  if (residual) check_device("residual", *residual, "x", x);
+  check_per_channel("scale", scale, "x", x, weight.size(0));
+  check_per_channel("shift", shift, "x", x, weight.size(0));
+  OutputMemory memory(out);
+  memory.apart_from("x", x);
+  memory.apart_from("weight", weight);
+  memory.apart_from("scale", scale);
+  memory.apart_from("shift", shift);
+  memory.apart_from("residual", residual);
+  problem.scale = scale.const_data_ptr();
+  problem.shift = shift.const_data_ptr();
+  problem.relu = relu;
+  problem.flow = flow;
+  return memory;
+}
+
 }  // namespace resnet_fused

@@ -54,6 +54,13 @@ RfConvBnAct conv_problem(const Tensor& x, const Tensor& weight,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                          int64_t groups, const Tensor& out);
 
+// Checks what no plan depends on, devices, per-channel vectors and memory, and puts it into the
+// problem. The output's memory, of which further operands have to be apart.
+OutputMemory add_epilogue(RfConvBnAct& problem, const Tensor& x, const Tensor& weight,
+                          const Tensor& scale, const Tensor& shift,
+                          const std::optional<Tensor>& residual, bool relu, const RfFlow& flow,
+                          const Tensor& out);
+
 // Strides, dilations and groups start at 1, padding at 0, and nothing is beyond 2^30.
 void check_geometry(const int64_t (&stride)[2], const int64_t (&padding)[2],
                     const int64_t (&dilation)[2], int64_t groups);

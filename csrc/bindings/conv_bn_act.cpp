@@ -57,22 +57,9 @@ void conv_bn_act_out(Tensor x, Tensor weight, Tensor scale, Tensor shift,
                      int64_t splits, Tensor out) {
   RfConvBnAct problem =
       problem_of(x, weight, residual, stride, padding, dilation, groups, allow_tf32, out);
-  check_device("weight", weight, "x", x);
-  check_device("out", out, "x", x);
-  if (residual) check_device("residual", *residual, "x", x);
-  check_per_channel("scale", scale, "x", x, weight.size(0));
-  check_per_channel("shift", shift, "x", x, weight.size(0));
-  const OutputMemory memory(out);
-  memory.apart_from("x", x);
-  memory.apart_from("weight", weight);
-  memory.apart_from("scale", scale);
-  memory.apart_from("shift", shift);
-  memory.apart_from("residual", residual);
-  problem.scale = scale.const_data_ptr();
-  problem.shift = shift.const_data_ptr();
-  problem.relu = relu;
+  const OutputMemory memory =
+      add_epilogue(problem, x, weight, scale, shift, residual, relu, {dependent, follows}, out);
   problem.reverse = reverse;
-  problem.flow = {dependent, follows};
   if (arrivals) {
     check_arrivals(*arrivals, x);
     memory.apart_from("arrivals", arrivals);

@@ -63,21 +63,7 @@ void conv_bn_act_fp8_out(Tensor x, Tensor weight, Tensor scale, Tensor shift,
                          bool dependent, bool follows, int64_t configuration, int64_t splits,
                          Tensor out) {
   RfConvBnActFp8 problem = problem_of(x, weight, residual, stride, padding, dilation, groups, out);
-  check_device("weight", weight, "x", x);
-  check_device("out", out, "x", x);
-  if (residual) check_device("residual", *residual, "x", x);
-  check_per_channel("scale", scale, "x", x, weight.size(0));
-  check_per_channel("shift", shift, "x", x, weight.size(0));
-  const OutputMemory memory(out);
-  memory.apart_from("x", x);
-  memory.apart_from("weight", weight);
-  memory.apart_from("scale", scale);
-  memory.apart_from("shift", shift);
-  memory.apart_from("residual", residual);
-  problem.conv.scale = scale.const_data_ptr();
-  problem.conv.shift = shift.const_data_ptr();
-  problem.conv.relu = relu;
-  problem.conv.flow = {dependent, follows};
+  add_epilogue(problem.conv, x, weight, scale, shift, residual, relu, {dependent, follows}, out);
   problem.residual_factor = static_cast<float>(residual_factor);
   problem.out_factor = static_cast<float>(out_factor);
   run_conv(kConvBnActFp8, problem, configuration, splits, out);

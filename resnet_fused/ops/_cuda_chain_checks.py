@@ -12,21 +12,14 @@ from .. import numerics
 from ..cases import ChainCase
 from . import _cuda_chain, _cuda_plan
 from ._chain_checks import on_device
+from ._cuda_checks import _names, index_of
 from ._selfchecks import guarded, require_exact
 
+OP = _cuda_chain.OP
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-def conv_chain_configurations() -> tuple[str, ...]:
-    """All of them.
-
-    Raises:
-        ImportError: the extension has no such kernel.
-    """
-    names = _cuda_plan.configurations("conv_chain")
-    if not names:
-        raise ImportError("the extension holds no CUDA kernel of conv_chain")
-    return names
+conv_chain_configurations = functools.partial(_names, OP)
 
 
 def cases_of(configuration: str) -> tuple[ChainCase, ...]:
@@ -93,14 +86,9 @@ def check(
         ArithmeticError: a result is wrong, or no case fits the configuration.
         ValueError: another configuration.
     """
-    names = conv_chain_configurations()
-    if configuration not in names:
-        raise ValueError(
-            f"configuration is {configuration!r}; accepted are {', '.join(map(repr, names))}"
-        )
+    index, count = index_of(OP, configuration), 0
     if not _cuda_plan.runs(configuration, about):
         return  # no plan takes it on this GPU: there is nothing that it could do wrong
-    index, count = names.index(configuration), 0
     generator = torch.Generator().manual_seed(6)
     for case in cases_of(configuration):
         for dtype in DTYPES:

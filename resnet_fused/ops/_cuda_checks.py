@@ -37,6 +37,21 @@ def _names(op: str) -> tuple[str, ...]:
     return names
 
 
+def index_of(op: str, configuration: str) -> int:
+    """The index of one of an op's configurations.
+
+    Raises:
+        ImportError: the extension has no such kernel.
+        ValueError: another configuration.
+    """
+    names = _names(op)
+    if configuration not in names:
+        raise ValueError(
+            f"configuration is {configuration!r}; accepted are {', '.join(map(repr, names))}"
+        )
+    return names.index(configuration)
+
+
 conv_bn_act_configurations = functools.partial(_names, "conv_bn_act")
 conv_dgrad_configurations = functools.partial(_names, "conv_dgrad")
 conv_wgrad_configurations = functools.partial(_names, "conv_wgrad")

@@ -54,17 +54,21 @@ def _target(out: Tensor) -> Tensor:
     return torch.empty(out.shape, dtype=out.dtype, device=out.device, memory_format=last)
 
 
-def unfit(arguments: Sequence[Any]) -> str | None:
+def unfit(
+    x: Tensor, weight: Tensor, residual: Tensor | None, options: Sequence[Any]
+) -> str | None:
     """Why no configuration that may be used takes a call, or None.
 
     Args:
-        arguments: checked, in the schema's order; x is on the GPU.
+        x: [N, C, H, W] on the GPU, as are the other tensors.
+        weight: [K, C/groups, R, S].
+        residual: [N, K, P, Q] or None.
+        options: checked, the schema's arguments from stride on.
     """
-    like = [None if t is None else t.to("meta") for t in arguments[:5]]
-    out = _results.FORMS[OP].empty(*like, *arguments[5:])
-    operands = (arguments[0], arguments[1], arguments[4])
-    made = problem_of(operands, arguments[5:9], out, real=False)
-    return _cuda_plan.refused(made, arguments[0].device)
+    vectors = (None, None, None)  # on which no result's form depends
+    out = _results.FORMS[OP].empty(x.to("meta"), weight.to("meta"), *vectors, *options)
+    made = problem_of((x, weight, residual), options[:4], out, real=False)
+    return _cuda_plan.refused(made, x.device)
 
 
 def launch(

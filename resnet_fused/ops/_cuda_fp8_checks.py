@@ -7,6 +7,7 @@ a result is the sum over its scale, saturated and rounded once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ import torch
 
 from .. import numerics
 from . import _cuda_fp8, _cuda_plan
+from ._cuda_checks import _names, index_of
 from ._e4m3 import E4M3
 from ._fp8_checks import OUT_SCALE, RESIDUAL_SCALE
 from ._selfchecks import CONV_CASES, channels_last, guarded, require_exact
@@ -36,16 +38,7 @@ CASES = tuple(
 """Rows of whole 16 bytes, groups of whole steps: TMA takes no others."""
 
 
-def conv_bn_act_fp8_configurations() -> tuple[str, ...]:
-    """All of them.
-
-    Raises:
-        ImportError: the extension has no such kernel.
-    """
-    names = _cuda_plan.configurations(OP)
-    if not names:
-        raise ImportError(f"the extension holds no CUDA kernel of {OP}")
-    return names
+conv_bn_act_fp8_configurations = functools.partial(_names, OP)
 
 
 def check(
@@ -63,14 +56,9 @@ def check(
         ArithmeticError: a result is wrong, or no case fits the configuration.
         ValueError: another configuration.
     """
-    names = conv_bn_act_fp8_configurations()
-    if configuration not in names:
-        raise ValueError(
-            f"configuration is {configuration!r}; accepted are {', '.join(map(repr, names))}"
-        )
+    index, count = index_of(OP, configuration), 0
     if not _cuda_plan.runs(configuration, about):
         return  # no plan takes it on this GPU: there is nothing that it could do wrong
-    index, count = names.index(configuration), 0
     generator = torch.Generator().manual_seed(0)
     for case in CASES:
         *operands, residual = numerics.exact_inputs(case, torch.float32, generator)

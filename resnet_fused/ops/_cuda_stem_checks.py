@@ -15,7 +15,7 @@ import torch
 from .. import numerics
 from ..cases import HEAD_CASES, STEM_CASES, StemCase
 from . import _cuda_plan, _cuda_stem
-from ._cuda_checks import _names
+from ._cuda_checks import _names, index_of
 from ._selfchecks import GUARD, _lay_out, guarded, require_exact
 from ._stem_checks import _integers, expected_of, out_scales
 
@@ -28,15 +28,6 @@ CASES = (
 
 stem_configurations = functools.partial(_names, "stem")
 head_configurations = functools.partial(_names, "head")
-
-
-def _index(op: str, configuration: str) -> int:
-    names = _names(op)
-    if configuration not in names:
-        raise ValueError(
-            f"configuration is {configuration!r}; accepted are {', '.join(map(repr, names))}"
-        )
-    return names.index(configuration)
 
 
 def check_stem(
@@ -127,10 +118,10 @@ def stem(configuration: str, device: str) -> None:
         ImportError: the extension has no such kernel.
         ValueError: another configuration.
     """
-    index = _index("stem", configuration)
+    index = index_of("stem", configuration)
     check_stem(index, configuration, device, _cuda_stem.launch_stem, _plan_on(device))
 
 
 def head(configuration: str, device: str) -> None:
     """Checks one configuration of `head`; arguments and errors as `stem`'s."""
-    check_head(_index("head", configuration), configuration, device, _cuda_stem.launch_head)
+    check_head(index_of("head", configuration), configuration, device, _cuda_stem.launch_head)

@@ -17,6 +17,7 @@ E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest number of e4m3."""
 _TINY = torch.finfo(torch.float32).tiny  # no scale below: one that is subnormal loses its bits
+_HUGE = torch.finfo(torch.float32).max
 
 
 def stored(y: Tensor) -> Tensor:
@@ -93,16 +94,21 @@ def scale_of(largest: float) -> float:
 
 
 def check_scale(op: str, name: str, scale: object) -> float:
-    """A scale as a float.
+    """A scale as a float, whose inverse is finite in float32 as well: kernels multiply by it.
 
     Raises:
         TypeError: it is no number.
-        ValueError: it is not positive and finite.
+        ValueError: it is not positive and finite, or no normal number of float32.
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise TypeError(f"{op}: {name} must be a float, got {type(scale).__name__}")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"{op}: {name} is {scale!r}; accepted is a positive, finite number")
+    if not _TINY <= scale <= _HUGE:
+        raise ValueError(
+            f"{op}: {name} is {scale!r}; accepted are normal numbers of float32, {_TINY:.4g} to "
+            f"{_HUGE:.4g}"
+        )
     return float(scale)
 
 

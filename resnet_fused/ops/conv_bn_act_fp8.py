@@ -119,7 +119,7 @@ def _unfit(name: str, operands: Sequence[Any], options: Sequence[Any]) -> str | 
         shape = _checks.conv_output_shape(OP, x, weight, *options[:4])
         return _triton.unfit(x, weight, shape, options[3], op=OP)
     if name == "cuda":
-        return _cuda_fp8.unfit((x, weight, None, None, residual, *options))
+        return _cuda_fp8.unfit(x, weight, residual, options)
     return None
 
 
