@@ -54,9 +54,7 @@ def _target(out: Tensor) -> Tensor:
     return torch.empty(out.shape, dtype=out.dtype, device=out.device, memory_format=last)
 
 
-def unfit(
-    x: Tensor, weight: Tensor, residual: Tensor | None, options: Sequence[Any]
-) -> str | None:
+def unfit(x: Tensor, weight: Tensor, residual: Tensor | None, options: Sequence[Any]) -> str | None:
     """Why no configuration that may be used takes a call, or None.
 
     Args:
