@@ -10,14 +10,7 @@ import _cuda_fp8_rules
 from _cuda_cluster import by_cluster, cluster_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_stats_rules import measuring
-from _cuda_stem_rules import (
-    left_out,
-    nothing,
-    results,
-    stem_by_wgmma,
-    stem_wgmma_tile_of,
-    writes_e4m3,
-)
+from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
 from _cuda_window import by_window, chain_by_window, chain_window_of, window_of
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
@@ -371,10 +364,6 @@ def _conv_chain_by_tma(kernel: Kernel) -> dict[str, bool]:
     }
 
 
-# Of the stem, for 16 columns: rows of taps, instructions deep, and those of 8 filters each.
-STEM_PRODUCTS = 7 * 2 * 4
-
-
 def _shape(kernel: Kernel, name: str) -> tuple[int, ...]:
     """The numbers of a shape in a kernel's mangled name."""
     found = re.search(name + r"I((?:Li\d+E)+)E", kernel.name)
@@ -382,25 +371,7 @@ def _shape(kernel: Kernel, name: str) -> tuple[int, ...]:
 
 
 def _stem(kernel: Kernel) -> dict[str, bool]:
-    shape = _shape(kernel, "StemShape")
-    if len(shape) != 3:
-        return {"its name spells no configuration": False}
-    if left_out(kernel):
-        return nothing(kernel)
-    warps, tiles, blocks = shape
-    most = min(255, REGISTERS // (64 * warps * blocks))
-    products, loads = kernel.count("HMMA.*"), kernel.count(r"LDSM\b.*")
-    # Chunks of the image for each row of taps, and the filters once.
-    wanted = 7 * (tiles + 1) + 7 * 4
-    return {
-        f"{kernel.registers} registers, at most {most}": kernel.registers <= most,
-        f"{products} HMMA, at least {STEM_PRODUCTS * tiles}": products >= STEM_PRODUCTS * tiles,
-        f"{loads} LDSM, at least {wanted}": loads >= wanted,
-        **{
-            f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
-            for pattern, least in results(kernel, tiles, 8 * tiles).items()
-        },
-    }
+    return stem_by_mma(kernel, _shape(kernel, "StemShape"), REGISTERS)
 
 
 def _head_mean(kernel: Kernel) -> dict[str, bool]:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from _cuda_rules import Kernel
 
 FIRST_E4M3 = 89  # the first architecture that converts to it
+# Of the stem, for 16 columns: rows of taps, instructions deep, and those of 8 filters each.
+STEM_PRODUCTS = 7 * 2 * 4
 WORKERS = 2  # of a block: a consuming warpgroup each
 
 
@@ -72,6 +74,34 @@ def results(kernel: Kernel, vectors: int, pairs: int) -> dict[str, int]:
         r"STG\b.*\.64\b.*": vectors,
         r"F2FP\.SATFINITE\.E4M3\.F32\.PACK_AB.*": pairs,
         r"F2FP\.F16\.E4M3\.UNPACK.*": pairs,
+    }
+
+
+def stem_by_mma(kernel: Kernel, shape: tuple[int, ...], registers: int) -> dict[str, bool]:
+    """The gates of a kernel of the stem on mma.sync, as sentences.
+
+    Args:
+        kernel: its machine code.
+        shape: warps side by side, tiles of each, blocks of a multiprocessor.
+        registers: of a multiprocessor.
+    """
+    if len(shape) != 3:
+        return {"its name spells no configuration": False}
+    if left_out(kernel):
+        return nothing(kernel)
+    warps, tiles, blocks = shape
+    most = min(255, registers // (64 * warps * blocks))
+    products, loads = kernel.count("HMMA.*"), kernel.count(r"LDSM\b.*")
+    # Chunks of the image for each row of taps, and the filters once.
+    wanted = 7 * (tiles + 1) + 7 * 4
+    return {
+        f"{kernel.registers} registers, at most {most}": kernel.registers <= most,
+        f"{products} HMMA, at least {STEM_PRODUCTS * tiles}": products >= STEM_PRODUCTS * tiles,
+        f"{loads} LDSM, at least {wanted}": loads >= wanted,
+        **{
+            f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
+            for pattern, least in results(kernel, tiles, 8 * tiles).items()
+        },
     }
 
 
