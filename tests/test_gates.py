@@ -221,13 +221,26 @@ LINEAR = (
     "_ZN12resnet_fused18head_linear_kernelINS_8BFloat16ENS_9HeadShapeILi4ELi4ELi4EEELb1EEEvNS_"
     "13HeadArgumentsE"
 )
+STEM_E4M3 = STEM.replace("NS_9Stem", "NS_10Float8E4M3ENS_9Stem")
+STEM_CODE = {"HMMA.16816.F32.BF16": 112, "LDSM.16.M88.4": 49}
 ENDS = {
-    STEM: ("90a", 254, {"HMMA.16816.F32.BF16": 112, "LDSM.16.M88.4": 49, "STG.E.128": 2}),
+    STEM: ("90a", 254, STEM_CODE | {"F2FP.BF16.F32.PACK_AB": 36, "STG.E.128": 2}),
+    STEM_E4M3: (
+        "90a",
+        254,
+        STEM_CODE
+        | {
+            "STG.E.64": 2,
+            "F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C": 16,
+            "F2FP.F16.E4M3.UNPACK_B": 16,
+        },
+    ),
     MEAN: ("80", 61, {"LDG.E.128.CONSTANT": 4, "STG.E.128": 1}),
     LINEAR: ("80", 152, {"HMMA.16816.F32.BF16": 96, "LDG.E.128": 36}),
 }
 SHORT = {
     STEM: "stem<BFloat16, 4x2x1>",
+    STEM_E4M3: "stem<BFloat16, to E4M3, 4x2x1>",
     MEAN: "head_mean<Float16, wide>",
     LINEAR: "head_linear<BFloat16, 4x4x4, wide>",
 }
@@ -246,6 +259,13 @@ def test_the_ends_of_the_network_have_rules_that_bite(name):
     if "Shape" in name:
         odd = rules.Kernel(name.replace("Shape", "Form"), arch, registers, instructions=dict(code))
         assert odd.failures() == ["its name spells no configuration"]
+
+
+def test_a_stem_is_empty_where_nothing_converts_to_e4m3():
+    for arch in ("80", "86"):
+        assert rules.Kernel(STEM_E4M3, arch, 4, instructions={"EXIT": 1}).failures() == []
+        assert rules.Kernel(STEM_E4M3, arch, 4, instructions={"STG.E.64": 1}).failures()
+    assert rules.Kernel(STEM_E4M3, "89", 4, instructions={"EXIT": 1}).failures()
 
 
 NETWORK = (
@@ -365,7 +385,7 @@ STEM_WGMMA = (
 STEM_WGMMA_CODE = {
     "HGMMA.64x112x16.F32.BF16": 42, "STSM.16.MT88.4": 16, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 17,
     "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1, "SHFL.IDX": 56,
-    "STG.E.128": 16, "STS.128": 12,
+    "STG.E.128": 16, "STS.128": 12, "F2FP.BF16.F32.PACK_AB": 184,
 }  # fmt: skip
 
 
@@ -387,6 +407,7 @@ def test_a_stem_for_sm_90a_is_held_to_its_instructions():
         ({"STSM_16_MT88_4": 7}, "7 STSM"),
         ({"SHFL_IDX": 27}, "27 SHFL"),
         ({"STG_E_128": 7}, "7 STG"),
+        ({"name": STEM_WGMMA.replace("ENS_18", "ENS_10Float8E4M3ENS_18")}, "0 STG"),
         ({"STS_128": 3}, "3 STS"),
         ({"USETMAXREG_DEALLOC_CTAPOOL": 0}, "1 USETMAXREG"),
         ({"SYNCS_PHASECHK_TRANS64_TRYWAIT": 1}, "1 SYNCS"),
