@@ -8,6 +8,7 @@ import re
 import emulated
 import emulated_fp8  # noqa: F401  (it enters itself)
 import emulated_stats  # noqa: F401
+import emulated_training  # noqa: F401  (likewise)
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

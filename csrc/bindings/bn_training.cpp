@@ -1,17 +1,27 @@
-// Training's passes on the CPU: statistics, forward, backward, the affine, the pooling. Each writes
-// into tensors that the caller made; checks first, then tasks on PyTorch's threads, then the merge.
+// Training's passes: statistics, forward, backward, the affine, the pooling. Each writes into
+// tensors that the caller made; checks first, then tasks on PyTorch's threads and the merge, or the
+// launch.
 #include "../launch/bn_training.h"
 
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "../launch/bn_act.h"
+#include "../launch/bn_pass.h"
 #include "arguments.h"
 
 namespace resnet_fused {
 namespace {
 
 using Pair = std::vector<int64_t>;
+
+// The launch of an op on a GPU, where there are such.
+#if defined(RF_WITH_CUDA)
+#define RF_ON_GPU(launch) launch
+#else
+#define RF_ON_GPU(launch) nullptr
+#endif
 
 constexpr int64_t kGrain = 32768;  // elements, as ATen's
 
@@ -119,7 +129,13 @@ class Call {
 
   BnTrainingCall& call() { return call_; }
 
-  void run() {
+  using Launch = int (*)(const BnTrainingCall*, const RfBnPassPlan*, void*, void*);
+
+  // `launch`: of the op on a GPU.
+  void run([[maybe_unused]] Launch launch = nullptr) {
+#if defined(RF_WITH_CUDA)
+    if (y_.is_cuda()) return run_on_gpu(launch);
+#endif
     rf_bn_training_plan(&call_);
     std::unique_ptr<double[]> workspace;
     if (call_.rows > 0) workspace.reset(new double[rf_bn_training_workspace(&call_)]);
@@ -138,6 +154,20 @@ class Call {
     const char* name;
     Tensor tensor;
   };
+
+#if defined(RF_WITH_CUDA)
+  void run_on_gpu(Launch launch) {
+    char why[256] = "";
+    RfBnPassPlan plan;
+    if (rf_bn_pass_plan(&call_, &plan, why, sizeof why) != 0) fail(name_, ": ", why);
+    const int device = y_.get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    const Tensor workspace = workspace_on(device, plan.workspace_bytes);
+    void* memory = plan.workspace_bytes > 0 ? workspace.mutable_data_ptr() : nullptr;
+    const int error = launch(&call_, &plan, memory, current_cuda_stream(device));
+    if (error != 0) fail(name_, ": the CUDA launch failed: ", rf_cuda_error(error));
+  }
+#endif
 
   // The rows of windows are small; every other task is large enough for a thread.
   int64_t grain() const {
@@ -220,7 +250,7 @@ void bn_add_act_out(Tensor y, Tensor norm, std::optional<Tensor> residual,
     call.call().residual_norm = call.rows("residual_norm", *residual_norm, 4);
   }
   call.result("out", out, shape(y));
-  call.run();
+  call.run(RF_ON_GPU(rf_bn_add_act_cuda));
 }
 
 void bn_add_act_backward_out(Tensor dout, std::optional<Tensor> out, Tensor y, Tensor norm,
@@ -240,7 +270,7 @@ void bn_add_act_backward_out(Tensor dout, std::optional<Tensor> out, Tensor y, T
   }
   call.result("dz", dz, shape(y), "dout");
   call.sums("sums", sums, residual ? 3 : 2);
-  call.run();
+  call.run(RF_ON_GPU(rf_bn_add_act_backward_cuda));
 }
 
 void bn_backward_apply_out(Tensor dz, Tensor y, Tensor coefficients, Tensor dy) {
@@ -248,7 +278,7 @@ void bn_backward_apply_out(Tensor dz, Tensor y, Tensor coefficients, Tensor dy) 
   call.input(kGradient, "dz", dz);
   call.call().norm = call.rows("coefficients", coefficients, 3);
   call.result("dy", dy, shape(y), "dz");
-  call.run();
+  call.run(RF_ON_GPU(rf_bn_backward_apply_cuda));
 }
 
 void bn_act_pool_out(Tensor y, Tensor norm, Pair kernel, Pair stride, Pair padding, Tensor out,
@@ -288,6 +318,14 @@ void define_bn_training(torch::stable::detail::StableLibrary& library) {
       "bn_act_pool_backward_out(Tensor dout, Tensor taps, Tensor y, Tensor norm, int[2] kernel, "
       "int[2] stride, int[2] padding, Tensor(a!) dz, Tensor(b!) sums) -> ()");
 }
+
+#if defined(RF_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, library) {
+  library.impl("bn_add_act_out", TORCH_BOX(&bn_add_act_out));
+  library.impl("bn_add_act_backward_out", TORCH_BOX(&bn_add_act_backward_out));
+  library.impl("bn_backward_apply_out", TORCH_BOX(&bn_backward_apply_out));
+}
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, library) {
   library.impl("bn_stats_out", TORCH_BOX(&bn_stats_out));

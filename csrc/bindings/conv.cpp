@@ -51,12 +51,6 @@ RfGpu gpu_of(int device) {
   return known[device];
 }
 
-Tensor workspace_on(int device, int64_t bytes) {
-  const std::vector<int64_t> size{bytes};
-  return torch::stable::empty(size, ScalarType::Byte, std::nullopt,
-                              torch::stable::Device(torch::headeronly::DeviceType::CUDA, device));
-}
-
 void check_geometry(const int64_t (&stride)[2], const int64_t (&padding)[2],
                     const int64_t (&dilation)[2], int64_t groups) {
   const auto within = [](const char* name, int64_t value, int64_t least) {

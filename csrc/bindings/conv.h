@@ -38,10 +38,6 @@ RfGpu gpu_of(const std::vector<int64_t>& numbers);
 // What the driver says of a device; asked once.
 RfGpu gpu_of(int device);
 
-// Bytes on a CUDA device from PyTorch's allocator, in the order of the current stream: it may be
-// captured into a graph, and is free again when the call has been enqueued.
-Tensor workspace_on(int device, int64_t bytes);
-
 // [P, Q] of a convolution over [.., H, W] by [.., R, S].
 std::vector<int64_t> conv_output(const std::vector<int64_t>& image, const Tensor& weight,
                                  const int64_t (&stride)[2], const int64_t (&padding)[2],

@@ -27,6 +27,10 @@ template <class... Parts>
 // so that a PyTorch without CUDA loads this extension too.
 void* current_cuda_stream(int device);
 
+// Bytes on a CUDA device from PyTorch's allocator, in the order of the current stream: it may be
+// captured into a graph, and is free again when the call has been enqueued.
+Tensor workspace_on(int device, int64_t bytes);
+
 // They declare the ops; module.cpp calls them. The convolutions have CUDA kernels alone: without
 // those their ops do not exist.
 void define_bn_act(torch::stable::detail::StableLibrary& library);

@@ -3,6 +3,8 @@
 #if defined(RF_WITH_CUDA)
 #include <dlfcn.h>
 
+#include <vector>
+
 void* resnet_fused::current_cuda_stream(int device) {
   using Get = int32_t (*)(int32_t, void**);
   static const Get get = [] {
@@ -14,5 +16,11 @@ void* resnet_fused::current_cuda_stream(int device) {
   void* stream = nullptr;
   if (get(device, &stream) != 0) fail("cannot read the current CUDA stream of device ", device);
   return stream;
+}
+
+resnet_fused::Tensor resnet_fused::workspace_on(int device, int64_t bytes) {
+  const std::vector<int64_t> size{bytes};
+  return torch::stable::empty(size, ScalarType::Byte, std::nullopt,
+                              torch::stable::Device(torch::headeronly::DeviceType::CUDA, device));
 }
 #endif

@@ -71,6 +71,43 @@ _GRADIENTS = (
     "csrc/launch/conv_gradients.h",
 )
 
+
+def _of_pass(op: str) -> tuple[str, ...]:
+    """Those of a pass of training."""
+    return (
+        "csrc/bindings/arguments.cpp",
+        "csrc/bindings/arguments.h",
+        "csrc/bindings/bn_training.cpp",
+        "csrc/bindings/layout.cpp",
+        "csrc/bindings/layout.h",
+        "csrc/bindings/stable.h",
+        "csrc/bindings/stream.cpp",
+        "csrc/device/bn_act.h",
+        "csrc/device/bn_training.h",
+        "csrc/device/channel_sums.h",
+        "csrc/device/channel_walk.h",
+        "csrc/device/portable.h",
+        "csrc/device/scalar.h",
+        "csrc/device/vector.h",
+        f"csrc/kernels/{op}_sm80.cuh",
+        f"csrc/launch/{op}.cu",
+        "csrc/launch/bn_act.h",
+        "csrc/launch/bn_pass.h",
+        "csrc/launch/bn_pass_launch.cuh",
+        "csrc/launch/bn_pass_plan.cpp",
+        "csrc/launch/bn_pass_walk.h",
+        "csrc/launch/bn_training.h",
+        "csrc/launch/flow.h",
+        "csrc/launch/launch.h",
+        "csrc/ptx/atomic.h",
+        "csrc/ptx/barrier.h",
+        "csrc/ptx/common.h",
+        "csrc/ptx/memory.h",
+        "csrc/ptx/shared.h",
+        "csrc/ptx/types.h",
+    )
+
+
 SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_act": (
         *_COMMON,
@@ -327,5 +364,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/head_plan.cpp",
         "csrc/launch/head_tiles.h",
     ),
+    "bn_add_act": _of_pass("bn_add_act"),
+    "bn_add_act_backward": _of_pass("bn_add_act_backward"),
+    "bn_backward_apply": _of_pass("bn_backward_apply"),
 }
 """Op -> its sources."""

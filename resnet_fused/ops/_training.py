@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension, backends
-from . import _checks, _cuda, _results, _triton
+from . import _checks, _cuda, _cuda_passes, _results, _triton
 from ._library import define, overload
 
 SCALE, SHIFT, MEAN, INVSTD = range(4)
@@ -131,6 +131,7 @@ def enter(
     fake: Callable[..., Any] | None = None,
     triton: str | None = None,
     cuda: bool = False,
+    cuda_pass: bool = False,
     mutates: tuple[str, ...] = (),
     rounding: str = "fused",
     reference_rounding: str | None = None,
@@ -147,7 +148,8 @@ def enter(
         cpu: body by the C++ kernels, where there is one.
         fake: makes empty results; by default that of `_results.FORMS`.
         triton: module that holds the self-check of its Triton kernel, where there is one.
-        cuda: whether there is a CUDA kernel.
+        cuda: whether there is a CUDA convolution.
+        cuda_pass: whether the CPU's raw op has a CUDA kernel too.
         mutates: arguments that it writes into.
         rounding: the bound of `numerics` that all implementations are held to.
         reference_rounding: that of the reference, where it rounds in another place.
@@ -167,6 +169,13 @@ def enter(
         by = f"hand-written CUDA, {about}"
         backends.register(
             backends.Implementation(op, "cuda", ("cuda",), by, _cuda.supports, rounding)
+        )
+    if cuda_pass:
+        launch, checks = _cuda_passes.launch(op), _cuda_passes.CHECKS
+        _cuda.declare(op, schema, fake, launch=launch, checks=checks)
+        by = f"hand-written CUDA, {about}"
+        backends.register(
+            backends.Implementation(op, "cuda", ("cuda",), by, _cuda_passes.supports, rounding)
         )
     if cpu is not None:
         define(f"{op}.cpu", schema, cpu, fake)

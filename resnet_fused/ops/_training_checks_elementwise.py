@@ -1,4 +1,4 @@
-"""Self-checks of training's Triton kernels that multiply no matrices: on integers, bit for bit.
+"""Self-checks of training's kernels that multiply no matrices: on integers, bit for bit.
 
 They run in the child process of `resnet_fused._selfcheck`. Scales are powers of two and statistics
 are chosen so that every root and quotient is exact: each result has one right value.
@@ -6,6 +6,7 @@ are chosen so that every root and quotient is exact: each result has one right v
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +42,29 @@ bn_backward_finalize_configurations = bn_act_pool_configurations = bn_add_act_co
 bn_act_pool_backward_configurations = bn_add_act_configurations
 
 
-def _launch(op: str) -> Callable[..., None]:
+Launch = Callable[..., None]
+
+
+def _of_triton(op: str) -> Launch:
     return importlib.import_module(f"resnet_fused.triton.{op}").launch
+
+
+_launch: Callable[[str], Launch] = _of_triton
+
+
+@contextlib.contextmanager
+def launching(launch: Callable[[str], Launch]) -> Iterator[None]:
+    """Checks other kernels than Triton's in the block.
+
+    Args:
+        launch: gives an op's launch: launch(*operands, *results, *options).
+    """
+    global _launch
+    before, _launch = _launch, launch
+    try:
+        yield
+    finally:
+        _launch = before
 
 
 def _require(configuration: str) -> None:

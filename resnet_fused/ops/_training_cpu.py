@@ -13,21 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _results, _training
+from . import _passes, _results, _training
+from ._passes import passes
 from .conv_dgrad import widened
 from .conv_wgrad import like_parameter
-
-
-class _Passes:
-    """The C++ passes, each looked up once: the extension may be missing when this is imported."""
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(torch.ops.resnet_fused, name).default
-        setattr(self, name, found)
-        return found
-
-
-passes = _Passes()
 
 
 def _stats(like: Tensor, rows: int, channels: int) -> Tensor:
@@ -83,29 +72,10 @@ def bn_add_act(
     return out
 
 
-def _bn_add_act_backward(*arguments: Any) -> None:
-    *operands, dz, sums, act = arguments
-    passes.bn_add_act_backward_out(*operands, act == "relu", dz, sums)
-
-
-def _bn_backward_apply(*arguments: Any) -> None:
-    passes.bn_backward_apply_out(*arguments)
-
-
-def _bn_act_pool(*arguments: Any) -> None:
-    y, norm, out, taps, *window = arguments
-    passes.bn_act_pool_out(y, norm, *window, out, taps)
-
-
-def _bn_act_pool_backward(*arguments: Any) -> None:
-    dout, taps, y, norm, dz, sums, *window = arguments
-    passes.bn_act_pool_backward_out(dout, taps, y, norm, *window, dz, sums)
-
-
-bn_add_act_backward = _results.body("bn_add_act_backward", _bn_add_act_backward)
-bn_backward_apply = _results.body("bn_backward_apply", _bn_backward_apply)
-bn_act_pool = _results.body("bn_act_pool", _bn_act_pool)
-bn_act_pool_backward = _results.body("bn_act_pool_backward", _bn_act_pool_backward)
+bn_add_act_backward = _results.body("bn_add_act_backward", _passes.bn_add_act_backward)
+bn_backward_apply = _results.body("bn_backward_apply", _passes.bn_backward_apply)
+bn_act_pool = _results.body("bn_act_pool", _passes.bn_act_pool)
+bn_act_pool_backward = _results.body("bn_act_pool_backward", _passes.bn_act_pool_backward)
 
 
 def _plain(vector: Tensor | None) -> Tensor | None:

@@ -58,6 +58,7 @@ _training.enter(
     _reference,
     "one pass",
     triton="_training_checks_elementwise",
+    cuda_pass=True,
     cpu=_training_cpu.bn_add_act,
 )
 

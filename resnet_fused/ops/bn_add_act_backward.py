@@ -55,6 +55,7 @@ _training.enter(
     _reference,
     "one pass, sums in fixed order",
     triton="_training_checks_elementwise",
+    cuda_pass=True,
     cpu=_training_cpu.bn_add_act_backward,
 )
 

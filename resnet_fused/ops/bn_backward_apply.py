@@ -26,6 +26,7 @@ _training.enter(
     _reference,
     "one pass",
     triton="_training_checks_elementwise",
+    cuda_pass=True,
     cpu=_training_cpu.bn_backward_apply,
 )
 
