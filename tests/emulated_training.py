@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import emulated
 import torch
@@ -18,7 +18,8 @@ OPERANDS = {
     "bn_backward_apply": {"dz": "gradient", "y": "y"},
 }
 """Op -> its activations, and what the launch calls them."""
-VALUES = ("norm", "residual_norm", "coefficients")
+SUMMED = ("bn_add_act_backward",)
+"""Ops that write sums beside an activation."""
 
 
 def problem_of(
@@ -59,12 +60,42 @@ def problem_of(
     )
 
 
-def run(op: str, *arguments: Any) -> Any:
-    """An op of `OPERANDS`, by the emulated kernel, in the order of its schema."""
+class Launched(NamedTuple):
+    """A launch's arguments, taken apart."""
+
+    arguments: tuple[Any, ...]  # in the order of the op's schema
+    results: tuple[Tensor, ...]
+
+
+def results_of(op: str, given: tuple[Any, ...]) -> Launched:
+    """The arguments of a launch: operands, results, options.
+
+    Args:
+        op: a key of `OPERANDS`.
+        given: as `_results.body` calls a launch.
+    """
+    count = len(_results.FORMS[op].operands)
+    results = 2 if op in SUMMED else 1
+    return Launched(given[:count] + given[count + results :], given[count : count + results])
+
+
+def run(op: str, *arguments: Any, dense: bool = False) -> Any:
+    """An op of `OPERANDS`, by the emulated kernel, in the order of its schema.
+
+    Args:
+        op: its name.
+        arguments: of its schema.
+        dense: results in channels_last memory, wherever the operands lie.
+    """
     form = _results.FORMS[op]
     inputs = {name: arguments[place] for name, place in form.operands.items()}
-    made = form.empty(*arguments)
+    like = [t.to("meta") if isinstance(t, Tensor) else t for t in arguments]
+    made = form.empty(*like)
     results = made if isinstance(made, tuple) else (made,)
+    if dense:
+        form_of = {"memory_format": torch.channels_last}
+        first = torch.empty(results[0].shape, dtype=results[0].dtype, device="meta", **form_of)
+        results = (first, *results[1:])
     guarded = [emulated.Guarded(t) for t in results]
     tensors = [one.tensor for one in guarded]
     options = dict(zip(("act",) if len(tensors) > 1 else ("offset", "act"),
