@@ -6,6 +6,7 @@ import functools
 import re
 from dataclasses import dataclass, field
 
+import _cuda_bn_rules
 import _cuda_fp8_rules
 from _cuda_cluster import by_cluster, cluster_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
@@ -423,6 +424,7 @@ RULES = {
     ),
     "head_mean_kernel": _head_mean,
     "head_linear_kernel": _head_linear,
+    **_cuda_bn_rules.RULES,
 }
 
 
@@ -472,6 +474,8 @@ def short_name(mangled: str) -> str:
         shape = re.search(r"\d(?:Stem|Head)ShapeI((?:Li\d+E)+)E", rest)
         parts += ["x".join(re.findall(r"Li(\d+)E", shape.group(1)))] if shape else []
         parts += ["wide"] if "Lb1E" in rest else []
+    elif by_pass := _cuda_bn_rules.name_of(mangled):
+        parts += by_pass
     elif residual := re.search(r"Lb([01])E(?:.*?AxisE([01]))?", rest):
         parts.append("residual" if residual.group(1) == "1" else "plain")
         parts += {None: [], "1": ["row"], "0": ["column"]}[residual.group(2)]

@@ -8,13 +8,9 @@
 #include "../ptx/atomic.h"
 #include "../ptx/barrier.h"
 #include "../ptx/shared.h"
-#include "channel_walk.h"
+#include "channel_walker.h"
 
 namespace resnet_fused {
-
-// Blocks of a walk with sums, all groups together: two a multiprocessor of the largest GPU at hand
-// when this was written. More of them leave more to add up.
-constexpr int kSummingBlocks = 256;
 
 struct ChannelSums {
   float* sums;         // [kSums, C]

@@ -2,7 +2,7 @@
 // pass, bound by memory; see device/channel_walk.h for who reads what.
 #pragma once
 
-#include "../device/channel_walk.h"
+#include "../device/channel_walker.h"
 
 namespace resnet_fused {
 

@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "../device/vector.h"
 #include "bn_pass_walk.h"
 #include "launch.h"
 

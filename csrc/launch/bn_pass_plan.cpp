@@ -1,14 +1,17 @@
 // How a pass of training is cut into blocks on the GPU.
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
+#include <iterator>
 #include <limits>
 
-#include "../device/channel_sums.h"
 #include "bn_pass.h"
 #include "bn_pass_walk.h"
 
 namespace resnet_fused {
 namespace {
+
+constexpr int64_t kVectorBytes = 16;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

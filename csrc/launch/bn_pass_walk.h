@@ -2,7 +2,7 @@
 // room.
 #pragma once
 
-#include "../device/channel_sums.h"
+#include "../device/channel_walk.h"
 #include "bn_pass.h"
 
 namespace resnet_fused {

@@ -72,9 +72,19 @@ _GRADIENTS = (
 )
 
 
-def _of_pass(op: str) -> tuple[str, ...]:
-    """Those of a pass of training."""
+_SUMS = (
+    "csrc/device/channel_sums.h",
+    "csrc/ptx/atomic.h",
+    "csrc/ptx/barrier.h",
+    "csrc/ptx/shared.h",
+)
+"""Of a pass of training that sums."""
+
+
+def _of_pass(op: str, *more: str) -> tuple[str, ...]:
+    """Those of a pass of training, and `more`."""
     return (
+        *more,
         "csrc/bindings/arguments.cpp",
         "csrc/bindings/arguments.h",
         "csrc/bindings/bn_training.cpp",
@@ -84,8 +94,8 @@ def _of_pass(op: str) -> tuple[str, ...]:
         "csrc/bindings/stream.cpp",
         "csrc/device/bn_act.h",
         "csrc/device/bn_training.h",
-        "csrc/device/channel_sums.h",
         "csrc/device/channel_walk.h",
+        "csrc/device/channel_walker.h",
         "csrc/device/portable.h",
         "csrc/device/scalar.h",
         "csrc/device/vector.h",
@@ -99,11 +109,8 @@ def _of_pass(op: str) -> tuple[str, ...]:
         "csrc/launch/bn_training.h",
         "csrc/launch/flow.h",
         "csrc/launch/launch.h",
-        "csrc/ptx/atomic.h",
-        "csrc/ptx/barrier.h",
         "csrc/ptx/common.h",
         "csrc/ptx/memory.h",
-        "csrc/ptx/shared.h",
         "csrc/ptx/types.h",
     )
 
@@ -365,7 +372,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/head_tiles.h",
     ),
     "bn_add_act": _of_pass("bn_add_act"),
-    "bn_add_act_backward": _of_pass("bn_add_act_backward"),
+    "bn_add_act_backward": _of_pass("bn_add_act_backward", *_SUMS),
     "bn_backward_apply": _of_pass("bn_backward_apply"),
 }
 """Op -> its sources."""
