@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import emulated
+import emulated_finalize
 import emulated_training
 import mutants
 import torch
@@ -54,6 +55,14 @@ def operands(op: str, layout: str, dtype: torch.dtype, *, plain: bool = False) -
 
     channels = shape[1]
     norm, other = _norm(channels, 2), _norm(channels, 1)
+    if "pool" in op:
+        kernel, stride, padding = ([2, 3], [1, 2], [1, 1]) if plain else ([3, 3], [2, 2], [1, 1])
+        window = {"kernel": kernel, "stride": stride, "padding": padding}
+        if op == "bn_act_pool":
+            return {"y": values(3), "norm": norm, **window}
+        out, taps = numerics.bn_act_pool_oracle(values(3), norm, kernel, stride, padding)
+        dout = lay_out(_integers(tuple(out.shape), 2).to(dtype), form)
+        return {"dout": dout, "taps": lay_out(taps, "nchw" if form == "nchw" else "nhwc"), "y": values(3), "norm": norm, **window}
     if op == "bn_backward_apply":
         return {"dz": values(3), "y": values(2), "coefficients": norm[:3].clone()}
     if op == "bn_add_act":
@@ -83,6 +92,13 @@ def expected(op: str, given: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor
         return (numerics.bn_add_act_oracle(*given.values()).to(dtype),)
     if op == "bn_backward_apply":
         return (numerics.bn_backward_apply_oracle(*given.values()).to(dtype),)
+    if op == "bn_act_pool":
+        out, taps = numerics.bn_act_pool_oracle(*given.values())
+        return out.to(dtype), taps
+    if op == "bn_act_pool_backward":
+        dh, _ = numerics.bn_act_pool_backward_oracle(*given.values())
+        dz = dh.to(dtype)
+        return dz, numerics.reductions_oracle(dz, (given["y"], given["norm"])).float()
     norm, out = given["norm"], given["out"]
     result = numerics.normalised(given["y"], norm) if out is None else out
     dz = torch.where(result <= 0, 0, given["dout"])
@@ -122,7 +138,7 @@ def _trials(
 ) -> Iterator[mutants.Trial]:
     inputs = tuple(t for t in given.values() if isinstance(t, Tensor))
     wrong = _wrong(op, given, dtype)
-    summed = op == "bn_add_act_backward"
+    summed = op in emulated_training.SUMMED
     for schedule in (*SCHEDULES, *LUCKY) if summed else SCHEDULES[:1]:
         yield mutants.Trial(
             f"{op} {name} {schedule}",
@@ -133,4 +149,53 @@ def _trials(
         )
 
 
+TOTAL = torch.tensor([9.0], dtype=torch.float64)
+
+
+def _vectors(op: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of an op on per-channel values, whose results are exact; more than two blocks."""
+    channels = 300
+    stats, gamma, beta = _integers((2, channels), 3), _integers((channels,), 2), _norm(channels, 1)
+    stats[1] = 8 * (4.0 ** (torch.arange(channels) % 3) - 1)
+    vectors = {"stats": stats.to(dtype), "total": TOTAL - 1}
+    if op == "bn_finalize":
+        given = {"gamma": gamma.to(dtype), "beta": beta[1].double(), "count": 3, "eps": 1.0}
+        return vectors | given
+    if op == "bn_update_stats":
+        running = {"running_mean": beta[1].to(dtype), "running_var": beta[2].double()}
+        counted = {"num_batches_tracked": torch.tensor(3), "count": 3, "momentum": None}
+        return vectors | {"total": TOTAL.clone()} | running | counted
+    sums, everywhere = _integers((3, channels), 3), _integers((3, channels), 2)
+    return {
+        "sums": sums.to(dtype), "all_sums": everywhere.to(dtype), "total": TOTAL - 1,
+        "norm": _norm(channels, 1).to(dtype), "count": 3, "row": 2, "frozen": False,
+    }  # fmt: skip
+
+
+def vector_trials(op: str) -> Iterator[mutants.Trial]:
+    """On integers: what the reference gives, bit for bit."""
+    for dtype in (torch.float32, torch.float64):
+        given = _vectors(op, dtype)
+        inputs = tuple(t for t in given.values() if isinstance(t, Tensor))
+        if op != "bn_update_stats":
+
+            def call(given: dict[str, Any] = given, name: str = emulated.NAME) -> Any:
+                return overload(op, name)(*given.values())
+        else:
+
+            def call(given: dict[str, Any] = given, name: str = emulated.NAME) -> Any:
+                copies = [t.clone() if isinstance(t, Tensor) else t for t in given.values()]
+                overload(op, name)(*copies)
+                return tuple(copies[2:5])
+
+        wanted = call(name="reference")
+
+        def wrong(got: Any, wanted: Any = wanted) -> str | None:
+            pairs = zip(*(t if isinstance(t, tuple) else (t,) for t in (got, wanted)), strict=True)
+            return None if all(torch.equal(a, b) for a, b in pairs) else "the bits are wrong"
+
+        yield mutants.Trial(f"{op} {dtype}", call, inputs, wrong, {"schedule": SCHEDULES[0]})
+
+
+mutants.TRIALS.update((op, functools.partial(vector_trials, op)) for op in emulated_finalize.BODIES)
 mutants.TRIALS.update((op, functools.partial(trials, op)) for op in emulated_training.OPERANDS)

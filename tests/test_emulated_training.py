@@ -11,6 +11,7 @@ import itertools
 import sys
 
 import emulated
+import emulated_finalize
 import emulated_training
 import mutants_training
 import pytest
@@ -20,7 +21,7 @@ from matrix import lay_out, norm_values
 from test_triton_training import end_of_block
 
 from resnet_fused import cases, numerics, roofline
-from resnet_fused.ops import _cuda_training_checks, _training_checks_elementwise
+from resnet_fused.ops import _cuda_training_checks, _results, _training_checks_elementwise
 from resnet_fused.ops._library import overload
 
 pytestmark = pytest.mark.emulated
@@ -36,17 +37,28 @@ def plan_of(op, shape, dtype=torch.bfloat16, layout="nhwc", *, rows=2, held=None
         like = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
     else:
         like = lay_out(torch.empty(shape, dtype=dtype), layout)
-    names = emulated_training.OPERANDS[op]
-    given = dict.fromkeys(names, like)
+    given = dict.fromkeys(emulated_training.OPERANDS[op], like)
     if rows == 2 and op == "bn_add_act_backward":
         given["residual"] = None
     if held is not None:
         given["residual"] = like[:, :held]
     values = torch.empty(4, shape[1])
     given |= {"norm": values, "residual_norm": None, "coefficients": values}
-    sums = torch.empty(rows, shape[1]) if op == "bn_add_act_backward" else None
-    problem = emulated_training.problem_of(op, given, like, sums)
-    return emulated.load().bn_pass_plan(problem)
+    results = {"result": like}
+    if op in emulated_training.SUMMED:
+        results["sums"] = torch.empty(rows, shape[1])
+    if "pool" in op:
+        p, q = ((size - 1) // 2 + 1 for size in shape[2:])
+        bytes_as = "nchw" if layout == "nchw" else "nhwc"
+        taps = lay_out(torch.empty(shape, dtype=torch.uint8), bytes_as)[:, :, :p, :q]
+        pooled = like[:, :, :p, :q]
+        given |= {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "taps": taps}
+        results |= {"taps": taps} if op == "bn_act_pool" else {}
+        if op == "bn_act_pool":
+            results["result"] = pooled
+        else:
+            given["dout"] = pooled
+    return emulated.load().bn_pass_plan(emulated_training.problem_of(op, given, results))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -58,7 +70,7 @@ def test_a_plan_takes_16_bytes_of_channels_where_it_can(op):
     for (layout, channels), expected in wide.items():
         plan = plan_of(op, (2, channels, 6, 8), layout=layout)
         assert plan["wide"] == expected, (layout, channels)
-        assert plan["dense"] == (layout in ("nhwc", "unaligned"))
+        assert plan["dense"] == (layout in ("nhwc", "unaligned") and "pool" not in op)
         assert plan["columns"] * plan["rows"] == 256
     assert plan_of(op, (2, 60, 6, 8), torch.float32)["wide"]
     assert plan_of(op, (2, 64, 6, 8), layout="nchw")["columns"] == 1
@@ -83,7 +95,8 @@ def test_what_the_kernels_do_not_take_is_refused():
         plan_of("bn_backward_apply", shape, torch.float64)
     like = torch.empty(shape)
     given = {"dout": like, "out": None, "y": like, "residual": like, "norm": torch.empty(4, 8)}
-    problem = emulated_training.problem_of("bn_add_act_backward", given, like, torch.empty(3, 8))
+    results = {"result": like, "sums": torch.empty(3, 8)}
+    problem = emulated_training.problem_of("bn_add_act_backward", given, results)
     with pytest.raises(ValueError, match="a projection without the result"):
         emulated.load().bn_pass_plan(problem)
 
@@ -135,6 +148,12 @@ def traffic(op, given, result, dtype):
     projected = given.get("residual_norm") is not None
     if op == "bn_backward_apply":
         return roofline.training.bn_backward_apply_cost(shape, dtype).bytes
+    if op == "bn_act_pool":
+        y = tuple(given["y"].shape)
+        return roofline.training.bn_act_pool_cost(y, shape, dtype).bytes
+    if op == "bn_act_pool_backward":
+        pooled = tuple(given["dout"].shape)
+        return roofline.training.bn_act_pool_backward_cost(shape, pooled, dtype).bytes
     if op == "bn_add_act":
         held = 0 if given["residual"] is None else given["residual"].numel()
         cost = roofline.training.bn_add_act_cost
@@ -157,6 +176,8 @@ def test_every_byte_is_moved_once(op, plain):
     moved = sum(one["unique_bytes_read"] + one["unique_bytes_written"] for one in own.values())
     least = traffic(op, given, result, torch.bfloat16)
     assert least * 0.9 <= moved <= least * 1.1
+    if "pool" in op:
+        return  # what windows share is asked for again: the caches have it
     activations = sum(
         t.nbytes for t in (*given.values(), result) if isinstance(t, torch.Tensor) and t.dim() == 4
     )
@@ -170,7 +191,8 @@ def test_results_may_take_the_place_of_gradients():
     expected, wanted = mutants_training.expected("bn_add_act_backward", given, torch.bfloat16)
     sums = torch.empty(3, 24)
     place = given["dout"]
-    problem = emulated_training.problem_of("bn_add_act_backward", given, place, sums)
+    results = {"result": place, "sums": sums}
+    problem = emulated_training.problem_of("bn_add_act_backward", given, results)
     workspace = torch.empty(emulated.load().bn_pass_plan(problem)["workspace_bytes"] // 4 + 64)
     with emulated.using(resident_blocks=64):
         inputs = {name: t for name, t in given.items() if isinstance(t, torch.Tensor)}
@@ -214,6 +236,50 @@ def without_kernels():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cuda_training_checks._cuda_passes, "exists", lambda op: False)
         yield
+
+
+@pytest.mark.parametrize("op", emulated_finalize.BODIES)
+def test_self_checks_of_values_pass_and_notice(op):
+    body = emulated_finalize.BODIES[op]
+
+    def launch(name):
+        def run(*arguments):
+            if op == "bn_update_stats":
+                return body(*arguments)
+            count = len(_results.FORMS[op].operands)
+            results = {"bn_finalize": 1, "bn_backward_finalize": 3}[op]
+            got = bits(body(*arguments[:count], *arguments[count + results :]))
+            for to, made in zip(arguments[count : count + results], got, strict=True):
+                to.copy_(made)
+
+        return run
+
+    check = getattr(_training_checks_elementwise, op)
+    with _training_checks_elementwise.launching(launch):
+        with emulated.using() as run:
+            check("default", "cpu")
+        site = next(one for one in run.reports[0]["sites"] if one["instruction"] == "st.global")
+        fault = (site["file"], site["line"], "st.global", "skip")
+        with emulated.using(fault=fault), pytest.raises((ArithmeticError, AssertionError)):
+            check("default", "cpu")
+    with pytest.raises(ImportError, match="holds no CUDA kernel"), without_kernels():
+        getattr(_cuda_training_checks, op)("default", "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_are_counted_where_they_are(dtype, momentum):
+    stats, count = torch.rand(2, 700), 9
+    results = []
+    for name in (emulated.NAME, "reference"):
+        mean, var = torch.arange(700) / 7, torch.ones(700).bfloat16()
+        tracked = torch.tensor(4, dtype=dtype)
+        overload("bn_update_stats", name)(stats, None, mean, var, tracked, count, momentum)
+        results.append((mean, var, tracked))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2**-7 if mine.dtype == var.dtype else 2e-7,
+                                   atol=0)  # fmt: skip
+    assert results[0][2] == 5
 
 
 def far_apart(t, dim, beyond=2**31):

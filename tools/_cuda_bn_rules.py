@@ -65,11 +65,15 @@ def pass_of(mangled: str) -> Pass | None:
     return Pass(width != "1", dense == "1", 2 + out + other, True, values, about)
 
 
-def name_of(mangled: str) -> list[str]:
-    """What a kernel's readable name says of its pass; [] of other kernels."""
+def name_of(mangled: str) -> list[str] | None:
+    """What a kernel's readable name says of its pass; None of other kernels."""
     found = pass_of(mangled)
+    pool = re.search(r"bn_act_pool\w*?_kernelI\w*?Li(\d)E(?:LNS_10PoolKernelE(\d)E)?", mangled)
+    if pool is not None:
+        width, taps = pool.groups()
+        return [*(["3x3"] if taps == "0" else []), *(["narrow"] if width == "1" else [])]
     if found is None:
-        return []
+        return None
     words = [found.about, "" if found.wide else "narrow", "" if found.dense else "strided"]
     return [word for word in words if word]
 
@@ -92,6 +96,37 @@ def passes(kernel: Kernel) -> dict[str, bool]:
     }
 
 
+def pooling(kernel: Kernel) -> dict[str, bool]:
+    """As `passes`: taps of 3x3 in flight forward, two windows of a row and the pixel backward."""
+    found = re.search(
+        r"bn_act_pool(_backward)?_kernelI\w*?Li(\d)E(?:LNS_10PoolKernelE(\d)E)?", kernel.name
+    )
+    if found is None:
+        return {"its name spells no pooling": False}
+    backward, width, taps = found.groups()
+    most = 65536 // (256 * WIDE_BLOCKS)
+    checks = {f"{kernel.registers} registers, at most {most}": kernel.registers <= most}
+    if width == "1":
+        return checks
+    loads = 3 if backward else 9 if taps == "0" else 1
+    return checks | {
+        f"{kernel.wide('LDG')} LDG.128, at least {loads}": kernel.wide("LDG") >= loads,
+        f"{kernel.wide('STG')} STG.128, at least 1": kernel.wide("STG") >= 1,
+    }
+
+
+def values(kernel: Kernel) -> dict[str, bool]:
+    """A channel a thread: what little there is, in double."""
+    return {f"{kernel.registers} registers, at most 64": kernel.registers <= 64}
+
+
 RULES = {
-    f"{op}_kernel": passes for op in ("bn_add_act", "bn_add_act_backward", "bn_backward_apply")
+    "bn_act_pool_kernel": pooling,
+    "bn_act_pool_backward_kernel": pooling,
+    "bn_finalize_kernel": values,
+    "bn_update_stats_kernel": values,
+    "bn_backward_finalize_kernel": values,
+    "bn_add_act_kernel": passes,
+    "bn_add_act_backward_kernel": passes,
+    "bn_backward_apply_kernel": passes,
 }

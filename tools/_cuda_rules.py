@@ -474,7 +474,7 @@ def short_name(mangled: str) -> str:
         shape = re.search(r"\d(?:Stem|Head)ShapeI((?:Li\d+E)+)E", rest)
         parts += ["x".join(re.findall(r"Li(\d+)E", shape.group(1)))] if shape else []
         parts += ["wide"] if "Lb1E" in rest else []
-    elif by_pass := _cuda_bn_rules.name_of(mangled):
+    elif (by_pass := _cuda_bn_rules.name_of(mangled)) is not None:
         parts += by_pass
     elif residual := re.search(r"Lb([01])E(?:.*?AxisE([01]))?", rest):
         parts.append("residual" if residual.group(1) == "1" else "plain")

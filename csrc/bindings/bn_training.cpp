@@ -286,7 +286,7 @@ void bn_act_pool_out(Tensor y, Tensor norm, Pair kernel, Pair stride, Pair paddi
   Call call(BnTrainingOp::kPool, "y", y);
   call.call().norm = call.rows("norm", norm, 4);
   call.windows("out", out, taps, kernel, stride, padding);
-  call.run();
+  call.run(RF_ON_GPU(rf_bn_act_pool_cuda));
 }
 
 void bn_act_pool_backward_out(Tensor dout, Tensor taps, Tensor y, Tensor norm, Pair kernel,
@@ -296,7 +296,7 @@ void bn_act_pool_backward_out(Tensor dout, Tensor taps, Tensor y, Tensor norm, P
   call.windows("dout", dout, taps, kernel, stride, padding);
   call.result("dz", dz, shape(y));
   call.sums("sums", sums, 2);
-  call.run();
+  call.run(RF_ON_GPU(rf_bn_act_pool_backward_cuda));
 }
 
 }  // namespace
@@ -324,6 +324,8 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, library) {
   library.impl("bn_add_act_out", TORCH_BOX(&bn_add_act_out));
   library.impl("bn_add_act_backward_out", TORCH_BOX(&bn_add_act_backward_out));
   library.impl("bn_backward_apply_out", TORCH_BOX(&bn_backward_apply_out));
+  library.impl("bn_act_pool_out", TORCH_BOX(&bn_act_pool_out));
+  library.impl("bn_act_pool_backward_out", TORCH_BOX(&bn_act_pool_backward_out));
 }
 #endif
 

@@ -39,6 +39,9 @@ struct WalkOperand {
   int64_t channels;
 };
 
+// Of the passes of a max pooling, whose windows make loads enough.
+constexpr int kPoolAhead = 1;
+
 // Pixels are numbered through three loops, of which neighbours that lie together are merged.
 struct ChannelWalk {
   int64_t pixels;

@@ -21,12 +21,17 @@ const std::map<std::string, Pass> kPasses = {
     {"bn_add_act", {BnTrainingOp::kForward, rf_bn_add_act_cuda}},
     {"bn_add_act_backward", {BnTrainingOp::kBackward, rf_bn_add_act_backward_cuda}},
     {"bn_backward_apply", {BnTrainingOp::kApply, rf_bn_backward_apply_cuda}},
+    {"bn_act_pool", {BnTrainingOp::kPool, rf_bn_act_pool_cuda}},
+    {"bn_act_pool_backward", {BnTrainingOp::kPoolBackward, rf_bn_act_pool_backward_cuda}},
 };
+
+// Kernel, step, padding and windows; taps where they lie.
+using Window = std::array<std::array<int64_t, 2>, 4>;
 
 BnTrainingCall made(const std::string& op, const std::string& dtype, bool relu, const Sizes& size,
                     const std::map<std::string, Operand>& operands, uintptr_t norm,
                     uintptr_t residual_norm, uintptr_t sums, int32_t rows, int64_t offset,
-                    int64_t held) {
+                    int64_t held, const std::optional<Window>& window, const Operand& taps) {
   static const std::map<std::string, BnTrainingOperandIndex> places = {{"y", kRaw},
                                                                        {"gradient", kGradient},
                                                                        {"passed", kPassed},
@@ -48,6 +53,13 @@ BnTrainingCall made(const std::string& op, const std::string& dtype, bool relu, 
   call.residual_norm = pointer<const void>(residual_norm);
   call.sums = pointer<void>(sums);
   call.rows = rows;
+  if (window) {
+    int64_t (*const to[4])[2] = {&call.pool.kernel, &call.pool.step, &call.pool.padding,
+                                 &call.pool.windows};
+    for (int i = 0; i < 4; ++i) std::copy((*window)[i].begin(), (*window)[i].end(), *to[i]);
+    call.pool.taps = pointer<uint8_t>(taps.first);
+    std::copy(taps.second.begin(), taps.second.end(), call.pool.taps_stride);
+  }
   return call;
 }
 
@@ -85,7 +97,8 @@ void define_bn_training(py::module_& module) {
   py::class_<BnTrainingCall>(module, "BnPass")
       .def(py::init(&made), py::kw_only(), py::arg("op"), py::arg("dtype"), py::arg("relu"),
            py::arg("size"), py::arg("operands"), py::arg("norm"), py::arg("residual_norm"),
-           py::arg("sums"), py::arg("rows"), py::arg("offset"), py::arg("held"));
+           py::arg("sums"), py::arg("rows"), py::arg("offset"), py::arg("held"),
+           py::arg("window") = std::nullopt, py::arg("taps") = Operand{});
   module.def("bn_pass_plan", &described, "How a pass of training would be cut into blocks.",
              py::arg("problem"));
   module.def("bn_pass", &run_pass, "A pass of training; see csrc/launch/bn_pass.h.",

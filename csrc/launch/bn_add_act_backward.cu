@@ -23,20 +23,11 @@ extern "C" int rf_bn_add_act_backward_cuda(const resnet_fused::BnTrainingCall* c
                                            const RfBnPassPlan* plan, void* workspace,
                                            void* stream) {
   using namespace resnet_fused;
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (plan->parts == 0) {
-    return clear_async(call->sums, static_cast<size_t>(call->rows * call->size[1]) * 4,
-                       cuda_stream);
-  }
-  auto* memory = static_cast<unsigned char*>(workspace);
-  const int error = clear_async(memory, static_cast<size_t>(plan->arrivals_bytes), cuda_stream);
+  if (plan->parts == 0) return clear_sums(*call, stream);
+  const float limit = call->relu ? 0.0f : __builtin_nanf("");
+  BnAddActBackwardArguments arguments{values(call->norm), values(call->residual_norm), limit, {}};
+  const int error = sums_of(*call, *plan, workspace, stream, &arguments.sums);
   if (error != cudaSuccess) return error;
-  const BnAddActBackwardArguments arguments{
-      values(call->norm),
-      values(call->residual_norm),
-      call->relu ? 0.0f : __builtin_nanf(""),
-      {static_cast<float*>(call->sums), reinterpret_cast<float*>(memory + plan->arrivals_bytes),
-       reinterpret_cast<uint32_t*>(memory)}};
   if (call->operand[kResidual].data != nullptr) {
     return launch<true, true>(*call, *plan, arguments, stream);
   }

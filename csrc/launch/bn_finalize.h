@@ -4,25 +4,9 @@
 
 #include <cstdint>
 
+#include "../device/channel_vector.h"
+
 namespace resnet_fused {
-
-// A vector of float or double; null: absent.
-struct ChannelVector {
-  void* data;
-  bool is_double;
-
-  double get(int64_t k) const {
-    return is_double ? static_cast<const double*>(data)[k]
-                     : static_cast<double>(static_cast<const float*>(data)[k]);
-  }
-  void set(int64_t k, double value) const {
-    if (is_double) {
-      static_cast<double*>(data)[k] = value;
-    } else {
-      static_cast<float*>(data)[k] = static_cast<float>(value);
-    }
-  }
-};
 
 // [2, K] mean and M2 of `elements` values a channel -> [4, K] scale, shift, mean, invstd.
 void bn_finalize(ChannelVector stats, ChannelVector gamma, ChannelVector beta, int64_t channels,

@@ -37,4 +37,9 @@ int rf_bn_add_act_backward_cuda(const resnet_fused::BnTrainingCall* call, const 
 int rf_bn_backward_apply_cuda(const resnet_fused::BnTrainingCall* call, const RfBnPassPlan* plan,
                               void* workspace, void* stream);
 
+int rf_bn_act_pool_cuda(const resnet_fused::BnTrainingCall* call, const RfBnPassPlan* plan,
+                        void* workspace, void* stream);
+int rf_bn_act_pool_backward_cuda(const resnet_fused::BnTrainingCall* call, const RfBnPassPlan* plan,
+                                 void* workspace, void* stream);
+
 }  // extern "C"

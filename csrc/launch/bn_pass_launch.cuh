@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "../device/vector.h"
+#include "../device/channel_sums.h"
 #include "bn_pass_walk.h"
 #include "launch.h"
 
@@ -48,6 +48,23 @@ int launch_pass(const BnTrainingCall& call, const RfBnPassPlan& plan, Kernel ker
   const dim3 grid(walk.groups * walk.parts);
   return RF_LAUNCH(kernel, grid, block, shared_bytes, static_cast<cudaStream_t>(stream), walk,
                    arguments);
+}
+
+// Where a summing pass leaves its sums. Clears the arrivals ahead of the kernel; 0, or a
+// cudaError_t.
+inline int sums_of(const BnTrainingCall& call, const RfBnPassPlan& plan, void* workspace,
+                   void* stream, ChannelSums* sums) {
+  auto* memory = static_cast<unsigned char*>(workspace);
+  *sums = {static_cast<float*>(call.sums), reinterpret_cast<float*>(memory + plan.arrivals_bytes),
+           reinterpret_cast<uint32_t*>(memory)};
+  return clear_async(memory, static_cast<size_t>(plan.arrivals_bytes),
+                     static_cast<cudaStream_t>(stream));
+}
+
+// Of a pass over nothing: the sums are zeros.
+inline int clear_sums(const BnTrainingCall& call, void* stream) {
+  return clear_async(call.sums, static_cast<size_t>(call.rows * call.size[1]) * 4,
+                     static_cast<cudaStream_t>(stream));
 }
 
 inline const float* values(const void* rows) { return static_cast<const float*>(rows); }

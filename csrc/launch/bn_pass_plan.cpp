@@ -29,12 +29,29 @@ bool is_wide(const BnTrainingCall& call, const ChannelWalk& walk) {
       !is_aligned(call.sums)) {
     return false;
   }
-  return std::all_of(std::begin(walk.operand), std::end(walk.operand), [&](const auto& operand) {
+  const auto in_lanes = [&](const WalkOperand& operand) {
     return operand.data == nullptr ||
-           (operand.channel == 1 && is_aligned(operand.data) && whole(operand.first) &&
-            whole(operand.channels) &&
+           (operand.channel == 1 && whole(operand.first) && whole(operand.channels) &&
             std::all_of(std::begin(operand.pixel), std::end(operand.pixel), whole));
+  };
+  if (is_pooling(call)) {
+    const WalkOperand taps = pool_windows(call).taps;
+    const auto address = reinterpret_cast<uintptr_t>(taps.data);
+    if (!in_lanes(taps) || !whole(static_cast<int64_t>(address % kVectorBytes))) return false;
+  }
+  return std::all_of(std::begin(walk.operand), std::end(walk.operand), [&](const auto& operand) {
+    return in_lanes(operand) && is_aligned(operand.data);
   });
+}
+
+// Of a pooling, beyond what its binding checks: what the kernels count in 32 bits.
+bool counts_in_32_bits(const BnTrainingPool& pool, const int64_t (&size)[4]) {
+  constexpr int64_t kFar = int64_t{1} << 30;
+  for (int d = 0; d < 2; ++d) {
+    if (size[2 + d] >= kFar || pool.windows[d] >= kFar || pool.step[d] >= kFar) return false;
+    if (pool.windows[d] * pool.step[d] >= kFar || pool.padding[d] >= kFar) return false;
+  }
+  return true;
 }
 
 // The next power of two, at most kWalkColumns.
@@ -51,6 +68,8 @@ ChannelWalk channel_walk(const BnTrainingCall& call) {
   ChannelWalk walk{};
   walk.channels = call.size[1];
   int64_t size[3] = {call.size[0], call.size[2], call.size[3]};
+  if (call.op == BnTrainingOp::kPool)
+    size[1] = call.pool.windows[0], size[2] = call.pool.windows[1];
   walk.pixels = size[0] * size[1] * size[2];
   for (int i = 0; i < kBnTrainingOperands; ++i) {
     const BnTrainingOperand& from = call.operand[i];
@@ -79,11 +98,32 @@ ChannelWalk channel_walk(const BnTrainingCall& call) {
     size[outer] *= size[inner];
     size[inner] = 1;
   };
-  merge(1, 2);
-  merge(0, 1);
+  // A pooling asks for rows and columns.
+  if (!is_pooling(call)) {
+    merge(1, 2);
+    merge(0, 1);
+  }
   // Where rows and columns could not be merged, images and rows may have been.
   walk.inner[0] = size[1], walk.inner[1] = size[2];
   return walk;
+}
+
+PoolWindows pool_windows(const BnTrainingCall& call) {
+  const BnTrainingPool& pool = call.pool;
+  PoolWindows made{};
+  for (int d = 0; d < 2; ++d) {
+    made.kernel[d] = static_cast<int32_t>(pool.kernel[d]);
+    made.step[d] = static_cast<int32_t>(pool.step[d]);
+    made.padding[d] = static_cast<int32_t>(pool.padding[d]);
+    made.size[d] = static_cast<int32_t>(call.size[2 + d]);
+    made.windows[d] = static_cast<int32_t>(pool.windows[d]);
+  }
+  made.taps = WalkOperand{pool.taps,
+                          {pool.taps_stride[0], pool.taps_stride[2], pool.taps_stride[3]},
+                          pool.taps_stride[1],
+                          0,
+                          call.size[1]};
+  return made;
 }
 
 }  // namespace resnet_fused
@@ -101,11 +141,16 @@ extern "C" int32_t rf_bn_pass_plan(const resnet_fused::BnTrainingCall* call, RfB
     std::snprintf(why, why_bytes, "a projection without the result; its mask is read from that");
     return 1;
   }
+  if (is_pooling(*call) && !counts_in_32_bits(call->pool, call->size)) {
+    std::snprintf(why, why_bytes, "an image or windows of 2^30 places and more");
+    return 1;
+  }
   const ChannelWalk walk = channel_walk(*call);
   const int32_t reads = reads_of(*call);
   plan->wide = is_wide(*call, walk);
   plan->dense = walk.inner[0] == 1 && walk.inner[1] == 1;
-  plan->ahead = walk_ahead(reads, call->rows > 0 || is_partial(*call) || plan->dense == 0);
+  const bool more = call->rows > 0 || is_partial(*call) || plan->dense == 0;
+  plan->ahead = is_pooling(*call) ? kPoolAhead : walk_ahead(reads, more);
   const int64_t length = plan->wide ? kVectorBytes / bytes_of(call->dtype) : 1;
   const int64_t columns = divide_up(walk.channels, length);
   // Where pixels lie together, and not channels, a warp's threads take neighbouring pixels.

@@ -2,13 +2,20 @@
 // room.
 #pragma once
 
-#include "../device/channel_walk.h"
+#include "../device/pool_windows.h"
 #include "bn_pass.h"
 
 namespace resnet_fused {
 
 // How the pass walks, but for groups and parts, which are the plan's.
 ChannelWalk channel_walk(const BnTrainingCall& call);
+
+inline bool is_pooling(const BnTrainingCall& call) {
+  return call.op == BnTrainingOp::kPool || call.op == BnTrainingOp::kPoolBackward;
+}
+
+// The windows of a pooling.
+PoolWindows pool_windows(const BnTrainingCall& call);
 
 // Whether the mask is read from the result as it was stored. Without a ReLU all passes, but for a
 // projection there is one kernel alone.

@@ -41,7 +41,7 @@ def supports(call: backends.Call) -> str | None:
 
 
 def launch(op: str) -> Callable[..., None]:
-    """What runs an op's kernel into given results: launch(*operands, *results, *options).
+    """What runs an op's kernel, called with operands, results and options in this order.
 
     Args:
         op: its name.

@@ -72,19 +72,9 @@ _GRADIENTS = (
 )
 
 
-_SUMS = (
-    "csrc/device/channel_sums.h",
-    "csrc/ptx/atomic.h",
-    "csrc/ptx/barrier.h",
-    "csrc/ptx/shared.h",
-)
-"""Of a pass of training that sums."""
-
-
-def _of_pass(op: str, *more: str) -> tuple[str, ...]:
-    """Those of a pass of training, and `more`."""
+def _of_pass(op: str) -> tuple[str, ...]:
+    """Those of a pass of training."""
     return (
-        *more,
         "csrc/bindings/arguments.cpp",
         "csrc/bindings/arguments.h",
         "csrc/bindings/bn_training.cpp",
@@ -94,8 +84,10 @@ def _of_pass(op: str, *more: str) -> tuple[str, ...]:
         "csrc/bindings/stream.cpp",
         "csrc/device/bn_act.h",
         "csrc/device/bn_training.h",
+        "csrc/device/channel_sums.h",
         "csrc/device/channel_walk.h",
         "csrc/device/channel_walker.h",
+        "csrc/device/pool_windows.h",
         "csrc/device/portable.h",
         "csrc/device/scalar.h",
         "csrc/device/vector.h",
@@ -107,6 +99,38 @@ def _of_pass(op: str, *more: str) -> tuple[str, ...]:
         "csrc/launch/bn_pass_plan.cpp",
         "csrc/launch/bn_pass_walk.h",
         "csrc/launch/bn_training.h",
+        "csrc/launch/flow.h",
+        "csrc/launch/launch.h",
+        "csrc/ptx/atomic.h",
+        "csrc/ptx/barrier.h",
+        "csrc/ptx/common.h",
+        "csrc/ptx/memory.h",
+        "csrc/ptx/shared.h",
+        "csrc/ptx/types.h",
+    )
+
+
+def _of_vectors(op: str, *more: str) -> tuple[str, ...]:
+    """Those of an op of training on per-channel values, and `more`."""
+    return (
+        *more,
+        "csrc/bindings/arguments.cpp",
+        "csrc/bindings/arguments.h",
+        "csrc/bindings/bn_finalize.cpp",
+        "csrc/bindings/layout.cpp",
+        "csrc/bindings/layout.h",
+        "csrc/bindings/stable.h",
+        "csrc/bindings/stream.cpp",
+        "csrc/device/bn_act.h",
+        "csrc/device/channel_value.h",
+        "csrc/device/channel_vector.h",
+        "csrc/device/portable.h",
+        "csrc/device/scalar.h",
+        f"csrc/kernels/{op}_sm80.cuh",
+        f"csrc/launch/{op}.cu",
+        "csrc/launch/bn_act.h",
+        "csrc/launch/bn_finalize.h",
+        "csrc/launch/bn_finalize_cuda.h",
         "csrc/launch/flow.h",
         "csrc/launch/launch.h",
         "csrc/ptx/common.h",
@@ -372,7 +396,12 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/head_tiles.h",
     ),
     "bn_add_act": _of_pass("bn_add_act"),
-    "bn_add_act_backward": _of_pass("bn_add_act_backward", *_SUMS),
+    "bn_add_act_backward": _of_pass("bn_add_act_backward"),
     "bn_backward_apply": _of_pass("bn_backward_apply"),
+    "bn_finalize": _of_vectors("bn_finalize"),
+    "bn_update_stats": _of_vectors("bn_update_stats", "csrc/ptx/barrier.h", "csrc/ptx/shared.h"),
+    "bn_backward_finalize": _of_vectors("bn_backward_finalize"),
+    "bn_act_pool": _of_pass("bn_act_pool"),
+    "bn_act_pool_backward": _of_pass("bn_act_pool_backward"),
 }
 """Op -> its sources."""

@@ -8,18 +8,33 @@ from __future__ import annotations
 from . import _cuda_passes
 from . import _training_checks_elementwise as checks
 from ._training_checks_elementwise import (
+    bn_act_pool_backward_configurations,
+    bn_act_pool_configurations,
     bn_add_act_backward_configurations,
     bn_add_act_configurations,
     bn_backward_apply_configurations,
+    bn_backward_finalize_configurations,
+    bn_finalize_configurations,
+    bn_update_stats_configurations,
 )
 
 __all__ = [
+    "bn_act_pool",
+    "bn_act_pool_backward",
+    "bn_act_pool_backward_configurations",
+    "bn_act_pool_configurations",
     "bn_add_act",
     "bn_add_act_backward",
     "bn_add_act_backward_configurations",
     "bn_add_act_configurations",
     "bn_backward_apply",
     "bn_backward_apply_configurations",
+    "bn_backward_finalize",
+    "bn_backward_finalize_configurations",
+    "bn_finalize",
+    "bn_finalize_configurations",
+    "bn_update_stats",
+    "bn_update_stats_configurations",
 ]
 
 
@@ -53,3 +68,28 @@ def bn_add_act_backward(configuration: str, device: str) -> None:
 def bn_backward_apply(configuration: str, device: str) -> None:
     """Checks `bn_backward_apply`; arguments and errors as `bn_add_act`'s."""
     _check("bn_backward_apply", configuration, device)
+
+
+def bn_act_pool(configuration: str, device: str) -> None:
+    """Checks `bn_act_pool`; arguments and errors as `bn_add_act`'s."""
+    _check("bn_act_pool", configuration, device)
+
+
+def bn_act_pool_backward(configuration: str, device: str) -> None:
+    """Checks `bn_act_pool_backward`; arguments and errors as `bn_add_act`'s."""
+    _check("bn_act_pool_backward", configuration, device)
+
+
+def bn_finalize(configuration: str, device: str) -> None:
+    """Checks `bn_finalize`; arguments and errors as `bn_add_act`'s."""
+    _check("bn_finalize", configuration, device)
+
+
+def bn_update_stats(configuration: str, device: str) -> None:
+    """Checks `bn_update_stats`; arguments and errors as `bn_add_act`'s."""
+    _check("bn_update_stats", configuration, device)
+
+
+def bn_backward_finalize(configuration: str, device: str) -> None:
+    """Checks `bn_backward_finalize`; arguments and errors as `bn_add_act`'s."""
+    _check("bn_backward_finalize", configuration, device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class _Passes:
@@ -49,3 +50,50 @@ def bn_act_pool_backward(*arguments: Any) -> None:
     """`bn_act_pool_backward` into `dz` and `sums`."""
     dout, taps, y, norm, dz, sums, *window = arguments
     passes.bn_act_pool_backward_out(dout, taps, y, norm, *window, dz, sums)
+
+
+def plain(vector: Tensor | None) -> Tensor | None:
+    """A per-channel vector as the C++ reads it: dense, float32 or float64."""
+    if vector is None or vector.dtype in (torch.float32, torch.float64):
+        return vector if vector is None else vector.contiguous()
+    return vector.double().contiguous()
+
+
+def bn_finalize(*arguments: Any) -> None:
+    """`bn_finalize` into `norm`."""
+    stats, total, gamma, beta, norm, count, eps = arguments
+    passes.bn_finalize_out(stats, total, plain(gamma), plain(beta), count, eps, norm)
+
+
+def bn_backward_finalize(*arguments: Any) -> None:
+    """`bn_backward_finalize` into coefficients and both gradients."""
+    *operands, coefficients, dgamma, dbeta, count, row, frozen = arguments
+    results = (coefficients, dgamma, dbeta)
+    passes.bn_backward_finalize_out(*operands, count, row, frozen, *results)
+
+
+def bn_update_stats(
+    stats: Tensor,
+    total: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    count: int,
+    momentum: float | None,
+) -> None:
+    """`bn_update_stats` on a GPU, in place; the kernel counts the batch, and nothing waits for it.
+
+    Without a counter a `momentum` of None is 0, as in PyTorch: nothing is averaged.
+    """
+    tracked, factor = num_batches_tracked, momentum
+    if tracked is not None and tracked.dtype not in (torch.int64, torch.int32):
+        tracked.add_(1)
+        factor = 1.0 / float(tracked) if factor is None else factor
+        tracked = None
+    if factor is None and tracked is None:
+        factor = 0.0
+    mean, variance = plain(running_mean), plain(running_var)
+    passes.bn_update_stats_out(stats, total, mean, variance, count, factor, tracked)
+    for running, found in ((running_mean, mean), (running_var, variance)):
+        if running is not found:
+            running.copy_(found)

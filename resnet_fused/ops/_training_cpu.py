@@ -78,24 +78,6 @@ bn_act_pool = _results.body("bn_act_pool", _passes.bn_act_pool)
 bn_act_pool_backward = _results.body("bn_act_pool_backward", _passes.bn_act_pool_backward)
 
 
-def _plain(vector: Tensor | None) -> Tensor | None:
-    """A per-channel vector as the C++ reads it: dense, float32 or float64."""
-    if vector is None or vector.dtype in (torch.float32, torch.float64):
-        return vector if vector is None else vector.contiguous()
-    return vector.double().contiguous()
-
-
-def _bn_finalize(*arguments: Any) -> None:
-    stats, total, gamma, beta, norm, count, eps = arguments
-    passes.bn_finalize_out(stats, total, _plain(gamma), _plain(beta), count, eps, norm)
-
-
-def _bn_backward_finalize(*arguments: Any) -> None:
-    *operands, coefficients, dgamma, dbeta, count, row, frozen = arguments
-    results = (coefficients, dgamma, dbeta)
-    passes.bn_backward_finalize_out(*operands, count, row, frozen, *results)
-
-
 def bn_update_stats(
     stats: Tensor,
     total: Tensor | None,
@@ -112,15 +94,15 @@ def bn_update_stats(
     if factor is None:
         # Without a counter PyTorch's factor is 0: nothing is averaged.
         factor = 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
-    mean, variance = _plain(running_mean), _plain(running_var)
+    mean, variance = _passes.plain(running_mean), _passes.plain(running_var)
     passes.bn_update_stats_out(stats, total, mean, variance, count, factor)
     for running, found in ((running_mean, mean), (running_var, variance)):
         if running is not found:
             running.copy_(found)
 
 
-bn_finalize = _results.body("bn_finalize", _bn_finalize)
-bn_backward_finalize = _results.body("bn_backward_finalize", _bn_backward_finalize)
+bn_finalize = _results.body("bn_finalize", _passes.bn_finalize)
+bn_backward_finalize = _results.body("bn_backward_finalize", _passes.bn_backward_finalize)
 
 
 def conv_bn_dgrad(

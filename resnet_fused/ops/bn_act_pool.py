@@ -70,6 +70,7 @@ _training.enter(
     _reference,
     "one pass, one byte a window",
     triton="_training_checks_elementwise",
+    cuda_pass=True,
     cpu=_training_cpu.bn_act_pool,
 )
 _training.enter(
@@ -78,6 +79,7 @@ _training.enter(
     _backward,
     "gathered, in fixed order",
     triton="_training_checks_elementwise",
+    cuda_pass=True,
     cpu=_training_cpu.bn_act_pool_backward,
 )
 

@@ -51,6 +51,7 @@ _training.enter(
     _reference,
     "sums to coefficients, in float64",
     triton="_training_checks_elementwise",
+    cuda_pass=True,
     cpu=_training_cpu.bn_backward_finalize,
 )
 

@@ -52,6 +52,7 @@ _training.enter(
     _formula,
     "statistics to scale and shift, in float64",
     triton="_training_checks_elementwise",
+    cuda_pass=True,
     cpu=_training_cpu.bn_finalize,
 )
 
@@ -91,6 +92,7 @@ _training.enter(
     _update,
     "running mean and variance, in place",
     triton="_training_checks_elementwise",
+    cuda_pass=True,
     mutates=("running_mean", "running_var", "num_batches_tracked"),
     cpu=_training_cpu.bn_update_stats,
 )
