@@ -62,7 +62,13 @@ def operands(op: str, layout: str, dtype: torch.dtype, *, plain: bool = False) -
             return {"y": values(3), "norm": norm, **window}
         out, taps = numerics.bn_act_pool_oracle(values(3), norm, kernel, stride, padding)
         dout = lay_out(_integers(tuple(out.shape), 2).to(dtype), form)
-        return {"dout": dout, "taps": lay_out(taps, "nchw" if form == "nchw" else "nhwc"), "y": values(3), "norm": norm, **window}
+        return {
+            "dout": dout,
+            "taps": lay_out(taps, "nchw" if form == "nchw" else "nhwc"),
+            "y": values(3),
+            "norm": norm,
+            **window,
+        }
     if op == "bn_backward_apply":
         return {"dz": values(3), "y": values(2), "coefficients": norm[:3].clone()}
     if op == "bn_add_act":
