@@ -384,6 +384,12 @@ def test_sizes_beyond_a_launch_are_refused_with_the_plans_reason(monkeypatch):
     assert said is not None and "2^30" in said
     # Autocast has not cast the weight yet when it is asked.
     assert conv_bn_act.unfit("cuda", far[0], far[1].float(), spread) == said
+    tall = image(1, 8, 20, 5), image(8, 8, 17, 1)
+    said = conv_bn_act.unfit("cuda", *tall, SAME)
+    assert said is not None and "17 x 1" in said and "15" in said
+    dy, x = image(1, 8, 6, 7), tall[0]
+    said = _cuda_plan.unfit("conv_wgrad", (dy, None, x), SAME, tall[1].shape)
+    assert said is not None and "17 x 1" in said
 
 
 @needs_cuda_build

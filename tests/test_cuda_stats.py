@@ -58,7 +58,7 @@ def test_long_filters_are_refused():
         x, None, weight, image(1, 8, 4, 20), ((1, 1), (0, 0), (1, 1), 1), real=False
     )
     found = _cuda_plan.plan(made, H200)
-    assert found.configuration == -1 and f"at most {_cuda_stats.MOST_TAPS} x" in found.why
+    assert found.configuration == -1 and f"at most {_cuda_plan.MOST_TAPS} x" in found.why
 
 
 def arguments(**changes):

@@ -49,6 +49,9 @@ ORDINARY = 1 << 30
 ORDINARY_GEOMETRY = 64
 """Strides, paddings and dilations, likewise."""
 
+MOST_TAPS = 15
+"""Of a filter, along each side: kMostTaps of csrc/device/conv_geometry.h."""
+
 
 class Problem(NamedTuple):
     """What a plan depends on.
@@ -204,6 +207,12 @@ def ordinary(*tensors: Tensor | None, geometry: Sequence[Any]) -> bool:
     )
 
 
+def _filters_of(op: str, operands: Sequence[Tensor | None]) -> Tensor:
+    found = operands[OPERANDS[op].index("weight")]
+    assert found is not None
+    return found
+
+
 def unfit(
     op: str, operands: Sequence[Tensor | None], geometry: Sequence[Any], shape: Sequence[int]
 ) -> str | None:
@@ -220,7 +229,9 @@ def unfit(
     first = operands[0]
     assert first is not None
     out = torch.empty(tuple(shape), dtype=first.dtype, device="meta")
-    if ordinary(*operands, out, geometry=geometry) and complete(op, first.device):
+    filters = shape if op == "conv_wgrad" else _filters_of(op, operands).shape
+    usual = max(filters[2:]) <= MOST_TAPS and ordinary(*operands, out, geometry=geometry)
+    if usual and complete(op, first.device):
         return None
     return refused(problem_of(op, operands, geometry, out, real=False), first.device)
 

@@ -16,8 +16,6 @@ from ._library import overload
 
 OP = "conv_bn_stats"
 CHECKS = "_cuda_stats_checks"
-MOST_TAPS = 15
-"""Of a filter, along each axis: the kernels keep a bit for each (csrc/device/conv_geometry.h)."""
 
 
 def problem_of(
@@ -78,7 +76,7 @@ def launch(
         stats.zero_()
         return
     made = problem_of(x, norm, weight, y, geometry)
-    ordinary = max(weight.shape[2:]) <= MOST_TAPS
+    ordinary = max(weight.shape[2:]) <= _cuda_plan.MOST_TAPS
     ordinary = ordinary and _cuda_plan.ordinary(x, weight, y, geometry=geometry)
     if wish is None and not ordinary:
         found = _cuda_plan.plan(made, _cuda_plan.gpu(y.device))
