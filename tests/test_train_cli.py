@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,14 @@ def test_any_file_of_weights_is_evaluated(trained, folder, tmp_path):
     data = ("--data", f"imagefolder:{folder}", "--size", 16, "--resize", 16)
     record = as_json("evaluate", MODEL, "--weights", tmp_path / "weights.pth", *data)
     assert record["top1"] == trained[1]["test"]["top1"]
+    last = max((trained[0] / "checkpoints").iterdir())
+    record = as_json("evaluate", MODEL, "--weights", last, *data)
+    assert record["top1"] == trained[1]["test"]["top1"]
+    broken = tmp_path / "broken"
+    shutil.copytree(last, broken)
+    (broken / "model.safetensors").write_bytes(b"")
+    result = run("evaluate", MODEL, "--weights", broken, *data, code=2)
+    assert "cut short or was changed" in result.stderr
 
 
 @pytest.mark.parametrize(

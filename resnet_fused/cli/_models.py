@@ -202,13 +202,16 @@ def _categories(model: nn.Module) -> tuple[str, ...]:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Reads a state_dict from a .pth/.pt file (tensors only, no code is run) or .safetensors.
 
-    A checkpoint that holds it under "state_dict" or "model" is accepted, and so are the names that
+    A folder that `train` wrote as a checkpoint gives its weights, or their average if it has one. A
+    checkpoint that holds it under "state_dict" or "model" is accepted, and so are the names that
     DistributedDataParallel and torch.compile put in front.
 
     Raises:
         UserError: no such file, a directory, a broken file, or one that holds something else.
     """
     if path.is_dir():
+        if (found := _checkpoint(path)) is not None:
+            return found
         raise UserError(f"--weights: '{path}' is a directory; give a file")
     if not path.exists():
         raise UserError(f"--weights: no such file: '{path}'")
@@ -235,6 +238,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return dict(state)
+
+
+def _checkpoint(folder: Path) -> dict[str, Tensor] | None:
+    """The weights of a checkpoint of `train`; None where the folder is none."""
+    from resnet_fused.train import checkpoint
+
+    if not (folder / checkpoint.MANIFEST).exists():
+        return None
+    try:
+        found = checkpoint.read(folder)
+    except checkpoint.CheckpointError as error:
+        raise UserError(f"--weights: {error}") from error
+    return dict(found.model if found.ema is None else found.ema)
 
 
 def _read(path: Path) -> Any:

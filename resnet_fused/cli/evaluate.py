@@ -156,7 +156,7 @@ def _trained(run: Path) -> tuple[dict[str, Tensor], str]:
     found = checkpoint.newest(run)
     if found is None:
         raise UserError(f"MODEL: the run in '{run}' has no checkpoint yet")
-    return dict(found.model if found.ema is None else found.ema), str(found.path)
+    return _models.read_state_dict(found.path), str(found.path)
 
 
 def _named(options: dict[str, Any]) -> Subject:
