@@ -103,14 +103,16 @@ def figure(runs: Sequence[Run], colours: Theme) -> Figure:
     shades = (colours.fused, colours.eager, colours.bare, colours.failed)
     for number, run in enumerate(runs):
         look = {"color": shades[number % 4], "linestyle": _STYLES[number // 4 % 4]}
+        # Curves of equal runs lie upon each other: the first one shows on both sides.
+        wide = {"linewidth": 1.2 if number else 3.5, "marker": "o", "markersize": 3}
         steps = [(_epoch(run, line["step"]), line) for line in run.train]
         loss.plot([x for x, _ in steps], [line["loss"] for _, line in steps],
                   linewidth=1, alpha=0.55, **look)  # fmt: skip
         tests = [(line["epoch"], line) for line in run.test]
-        loss.plot([x for x, _ in tests], [line["loss"] for _, line in tests], marker="o",
-                  markersize=3, label=f"{run.name}, test", **look)  # fmt: skip
+        loss.plot([x for x, _ in tests], [line["loss"] for _, line in tests],
+                  label=f"{run.name}, test", **wide, **look)  # fmt: skip
         error.plot([x for x, _ in tests], [100 * (1 - line["top1"]) for _, line in tests],
-                   marker="o", markersize=3, label=f"{run.name}, test", **look)  # fmt: skip
+                   label=f"{run.name}, test", **wide, **look)  # fmt: skip
         known = [(x, line) for x, line in steps if "top1" in line]
         error.plot([x for x, _ in known], [100 * (1 - line["top1"]) for _, line in known],
                    linewidth=1, alpha=0.55, **look)  # fmt: skip
