@@ -416,6 +416,8 @@ def with_lines(stack):
 def in_parts(op):
     """A tile or two, each in two parts; of few blocks, as fibers cost ThreadSanitizer much."""
     small = ("--c", 8, "--k", 8, "--splits", 2)
+    if op is CONV:  # on sm_90 a cluster's blocks would meet in shared memory
+        small += ("--configuration", "64x64_4w4s")
     return (*op, *small, "--r", 1, "--s", 1, "--padding", 0) if op is WGRAD else (*op, *small)
 
 
