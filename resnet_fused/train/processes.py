@@ -108,7 +108,14 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Processes]:
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     limit = datetime.timedelta(seconds=timeout)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
+        store, rank, world = next(iter(dist.rendezvous("env://", timeout=limit)))
+        # torchrun's store outlives processes that it starts again: what dead ones left in it, such
+        # as their addresses, is not to be found.
+        attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=limit,
+            store=dist.PrefixStore(attempt, store), rank=rank, world_size=world,
+        )  # fmt: skip
         gloo = dist.new_group(backend="gloo", timeout=limit)
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
