@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -440,3 +440,25 @@ def noticed(mutant: Mutant, trials: list[Trial]) -> str | None:
         hits = [site["hits"] for site in report["sites"] if site["hits"]]
         assert hits, f"{mutant} was never planted"
     return None
+
+
+def check(
+    found: dict[Mutant, list[Trial]], harmless: Collection[Any], chunk: int, chunks: int
+) -> None:
+    """Plants one part of the faults, each on its own.
+
+    Args:
+        found: every mutant, with the trials that reach it.
+        harmless: keys of those that change nothing that a trial could see.
+        chunk: the part's number.
+        chunks: how many parts there are.
+
+    Raises:
+        AssertionError: nothing notices one that is not called harmless, or something notices one
+            that is.
+    """
+    taken = list(found)[chunk::chunks]
+    alive = {mutant for mutant in taken if noticed(mutant, found[mutant]) is None}
+    known = {mutant for mutant in taken if mutant.key in harmless}
+    assert not alive - known, "nothing notices these"
+    assert not known - alive, "the table calls these harmless"

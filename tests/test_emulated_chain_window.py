@@ -261,11 +261,7 @@ def found() -> dict[Mutant, list[Trial]]:
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_fault_is_noticed(chunk):
-    taken = list(found())[chunk::CHUNKS]
-    alive = {mutant for mutant in taken if mutants.noticed(mutant, found()[mutant]) is None}
-    harmless = {mutant for mutant in taken if mutant.key in HARMLESS}
-    assert not alive - harmless, "nothing notices these"
-    assert not harmless - alive, "the table calls these harmless"
+    mutants.check(found(), HARMLESS, chunk, CHUNKS)
 
 
 def test_the_faults_are_of_every_kind():

@@ -57,15 +57,7 @@ def found() -> dict[Mutant, list[Trial]]:
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_fault_is_noticed(chunk):
-    survivors, stale = [], []
-    for mutant in list(found())[chunk::CHUNKS]:
-        alive = mutants.noticed(mutant, found()[mutant]) is None
-        if alive and mutant.key not in HARMLESS:
-            survivors.append(mutant)
-        if not alive and mutant.key in HARMLESS:
-            stale.append(mutant.key)
-    assert not survivors, "nothing notices these"
-    assert not stale, "the table calls these harmless"
+    mutants.check(found(), HARMLESS, chunk, CHUNKS)
 
 
 def test_every_file_takes_part_with_what_it_is_made_of():

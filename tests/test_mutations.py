@@ -69,6 +69,27 @@ def test_every_fault_is_noticed(op, chunk):
     assert not stale, "the table calls these harmless"
 
 
+@pytest.mark.parametrize(
+    ("alive", "harmless", "said"),
+    [
+        ((), (), None),
+        ((0,), (0,), None),
+        ((0,), (), "nothing notices these"),
+        ((), (0,), "the table calls these harmless"),
+        ((1,), (), None),  # of the other part
+    ],
+)
+def test_a_fault_that_lives_is_said(monkeypatch, alive, harmless, said):
+    found = {mutants.Mutant("tests/mutants.py", 1 + i, "x", str(i)): [] for i in range(2)}
+    monkeypatch.setattr(mutants, "noticed", lambda m, _: None if int(m.fault) in alive else "seen")
+    table = {mutant.key for mutant in found if int(mutant.fault) in harmless}
+    if said is None:
+        mutants.check(found, table, 0, 2)
+        return
+    with pytest.raises(AssertionError, match=said):
+        mutants.check(found, table, 0, 2)
+
+
 def test_the_table_of_harmless_faults_names_real_ones():
     known = {(op, *mutant.key) for op in OPS for mutant in mutants.found(op)}
     assert set(HARMLESS) - known == set()
