@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import resnet_fused as rf
-from resnet_fused.data.sources import Source
+from resnet_fused.data.images import ImageError
+from resnet_fused.data.sources import Source, open_source
 from resnet_fused.train import checkpoint, journal
 from resnet_fused.train.loop import BEST, FINAL, Trainer
 from resnet_fused.train.settings import TrainingError
@@ -155,6 +156,35 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
     saved = checkpoint.newest(tmp_path)
     assert saved.step == 4
     assert all(torch.isfinite(value).all() for value in saved.model.values())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
+    take = Trainer._step
+
+    def stepping(self, batches):
+        take(self, batches)
+        if self.state.step == 4:  # the loss of this step was a number
+            with torch.no_grad():
+                self.state.model.fc.weight[0, 0] = math.inf
+
+    monkeypatch.setattr(Trainer, "_step", stepping)
+    with pytest.raises(TrainingError, match=r"the weights are NaN or Inf at step 4 .*00000002"):
+        runs.train(tmp_path, runs.settings(save_every=2))
+    assert [checkpoint.read(f).step for f in checkpoint._folders(tmp_path)] == [2]
+    # The test behind the epoch came first: its loss is no number, its line is JSON all the same.
+    last = journal.read(tmp_path, journal.METRICS)[-1]
+    assert (last["kind"], last["loss"]) == ("test", None)
+    assert not (tmp_path / BEST).exists()
+
+
+def test_when_no_image_can_be_read_it_says_so(tmp_path):
+    folder = runs.picture_folder(tmp_path / "data")
+    for file in (folder / "train").rglob("*.png"):
+        file.write_bytes(b"no picture")
+    data = open_source(f"imagefolder:{folder}")
+    told = runs.settings(runs.recipe(batch_size=4), on_error="skip")
+    with pytest.raises(ImageError, match="no image can be read; the first: image: "):
+        runs.trainer(tmp_path / "run", told, data=data).train()
 
 
 def test_parts_of_a_batch_make_the_step_of_the_whole(tmp_path):

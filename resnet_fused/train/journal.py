@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from resnet_fused.bench.plain import plain
+
 logger = logging.getLogger("resnet_fused.train")
 
 METRICS, TIMING, EVENTS = "metrics.jsonl", "timing.jsonl", "tensorboard"
@@ -51,9 +53,9 @@ class Journal:
 
         Args:
             name: of the file.
-            record: with "kind" and "step".
+            record: with "kind" and "step". What is NaN or infinite is null in the file.
         """
-        line = json.dumps(record, allow_nan=False)
+        line = json.dumps(plain(dict(record)), allow_nan=False)
         self._files[name].write(line.encode() + b"\n")
         self._files[name].flush()
         if self._events is None:

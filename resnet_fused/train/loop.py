@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -182,6 +183,8 @@ class Trainer:
         with self.phases.phase("data"):
             images, labels, problems = next(batches)
             self._skip(problems)
+            if images is None:
+                raise ImageError(f"data: no image can be read; the first: {problems[0]}")
         # What a model draws itself, as for dropout, depends on the step alone.
         seed = seed_of(self.settings.seed, state.step, rank, 2)
         torch.default_generator.manual_seed(seed)
@@ -262,17 +265,20 @@ class Trainer:
         bad = int(self._first_bad) if asked else -1
         word = self.processes.most(BAD if bad >= 0 else STOP if self._signal else GO)
         if word == BAD:
-            last = checkpoint.newest(self.run) if self.processes.first else None
-            step = max(self.processes.gather(bad))
-            where = f"'{last.path}'" if last is not None else "none was written yet"
-            raise TrainingError(
-                f"the loss is NaN or Inf at step {step + 1} of {self.steps} (epoch "
-                f"{step // self.in_epoch + 1}); the last good checkpoint: {where}. A smaller lr, "
-                "a longer warm-up or another precision may help"
-            )
+            raise self._no_number("the loss is", max(self.processes.gather(bad)))
         if word == STOP:
             self.outcome.signal = self.processes.most(self._signal)
         return word
+
+    def _no_number(self, what: str, step: int) -> TrainingError:
+        """What is said of a run that has left the numbers."""
+        last = checkpoint.newest(self.run) if self.processes.first else None
+        where = f"'{last.path}'" if last is not None else "none was written yet"
+        return TrainingError(
+            f"{what} NaN or Inf at step {step + 1} of {self.steps} (epoch "
+            f"{step // self.in_epoch + 1}); the last good checkpoint: {where}. A smaller lr, "
+            "a longer warm-up or another precision may help"
+        )
 
     def _log(self) -> None:
         """A line of metrics and one of timing, on what came since the last ones."""
@@ -335,7 +341,7 @@ class Trainer:
         epoch = self.state.step // self.in_epoch
         self.outcome.test = score.record()
         better = score.record()["top1"] > self.outcome.best.get("top1", -1.0)
-        if better:
+        if better and math.isfinite(score.loss):
             self.outcome.best = {"top1": score.record()["top1"], "epoch": epoch}
             weights = self.state.weights()
             if processes.first:
@@ -357,6 +363,9 @@ class Trainer:
             "skipped": sorted(set(self.outcome.skipped)),
         }
         taken = self.state.take_down(counters)
+        # A step of a finite loss may have made them, and a GPU's loss is not asked for at each.
+        if self.processes.most(GO if _finite(taken) else BAD) == BAD:
+            raise self._no_number("the weights are", self.state.step - 1)
         if self.processes.first:
             checkpoint.save(self.run, taken, self.settings.keep)
         self.processes.wait()
@@ -410,6 +419,12 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _finite(taken: checkpoint.Checkpoint) -> bool:
+    """Whether all weights of a checkpoint, and their averages, are numbers."""
+    tensors = [*taken.model.values(), *(taken.ema or {}).values()]
+    return all(bool(torch.isfinite(value).all()) for value in tensors)
 
 
 def _mixing(loss: Any, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
