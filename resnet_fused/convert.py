@@ -27,7 +27,10 @@ _ADAPTERS = {
     "torchvision": "resnet_fused.nn._torchvision",
     "timm": "resnet_fused.nn._timm",
 }
-_OWN = (blocks.BasicBlock, blocks.Bottleneck, blocks.ConvBNAct, blocks.Stem, _blocks.Sequential)
+_OWN = (
+    blocks.BasicBlock, blocks.Bottleneck, blocks.ConvBNAct, blocks.ResidualBlock, blocks.Stem,
+    _blocks.Sequential,
+)  # fmt: skip
 
 
 @functools.cache
@@ -55,9 +58,8 @@ def _fused_class(module: nn.Module) -> type[nn.Module] | None:
     if issubclass(fused, _blocks.FusedSequential) and not _has_layer(module):
         return None
     if issubclass(fused, _blocks.FusedBlock):
-        missing = [name for step in fused.steps for name in step if not hasattr(module, name)] + [
-            name for name in ("downsample",) if not hasattr(module, name)
-        ]
+        names = [name for step in fused.steps_of(module) for name in step]
+        missing = [name for name in (*names, "downsample") if not hasattr(module, name)]
         if missing:
             logger.info("%s is left alone: it lacks %s", kind.__name__, ", ".join(missing))
             return None

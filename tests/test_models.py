@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow  # left out of `make quick`
 
 torchvision = pytest.importorskip("torchvision", reason="the reference that these networks copy")
 
-NAMES = rf.models.list_models()
+NAMES = [name for name, row in rf.models.ARCHITECTURES.items() if row.weights]
 BLOCKS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "basic": (rf.nn.BasicBlock, torchvision.models.resnet.BasicBlock),
     "bottleneck": (rf.nn.Bottleneck, torchvision.models.resnet.Bottleneck),

@@ -128,4 +128,4 @@ def test_public_names_exist() -> None:
 def test_networks_of_the_readme_are_the_table() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     row = next(line for line in text.splitlines() if line.startswith("| networks |"))
-    assert re.findall(r"`(\w*resne\w+)`", row) == rf.models.list_models()
+    assert re.findall(r"`(\w*(?:resne|plain)\w+)`", row) == rf.models.list_models()

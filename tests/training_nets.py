@@ -176,6 +176,28 @@ CASES = {
     ),
     "padded": Case(lambda: padded(1, 0), (3, 6, 5, 5)),
     "padded halved": Case(lambda: padded(2, 2), (3, 6, 7, 5)),
+    "rf basic of a plain network": Case(
+        lambda: rf.nn.BasicBlock(6, 9, 2, residual=False), (3, 6, 7, 5)
+    ),
+    "rf bottleneck of a plain network": Case(
+        lambda: rf.nn.Bottleneck(16, 4, residual=False), (2, 16, 5, 6)
+    ),
+    "rf bottleneck, stride in the 1x1": Case(
+        lambda: rf.nn.Bottleneck(8, 4, 2, projection(8, 16, 2), stride_in_1x1=True), (3, 8, 7, 7)
+    ),
+    "residual block of one layer": Case(lambda: rf.nn.ResidualBlock(6, [6]), (2, 6, 5, 6)),
+    "residual block of four layers": Case(
+        lambda: rf.nn.ResidualBlock(6, [4, 8, 4, 10], [1, 3, 5, 1], 2, strided=2), (3, 6, 7, 7)
+    ),
+    "residual block, option A": Case(
+        lambda: rf.nn.ResidualBlock(6, [5, 4, 9], stride=2, shortcut="A"), (3, 6, 7, 5)
+    ),
+    "residual block, option C": Case(
+        lambda: rf.nn.ResidualBlock(6, [4, 6], shortcut="C"), (2, 6, 5, 5)
+    ),
+    "residual block, no shortcut": Case(
+        lambda: rf.nn.ResidualBlock(6, [4, 9], 3, 2, shortcut="none"), (3, 6, 7, 5)
+    ),
     "one layer": Case(lambda: rf.nn.ConvBNAct(6, 9, 3, 2), (3, 6, 7, 7)),
     "one layer of groups": Case(lambda: rf.nn.ConvBNAct(6, 9, 3, groups=3), (2, 6, 6, 5)),
     "one layer without ReLU": Case(

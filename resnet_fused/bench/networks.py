@@ -23,7 +23,7 @@ def names(source: str) -> list[str]:
 
         return timm.list_models()
     if source == "rf":
-        return [*models.list_models(), *models.cifar.list_models()]
+        return models.list_models()
     import torchvision
 
     return torchvision.models.list_models(module=torchvision.models)
@@ -35,11 +35,11 @@ def canonical(name: str) -> str:
 
 
 def is_own(name: str) -> bool:
-    """Whether a network is one of `resnet_fused.models`, with torchvision's name or "rf:" before.
+    """Whether a network for photographs is one of `resnet_fused.models`, with or without "rf:".
 
     Of these the parts are known, and what a training step of theirs gives.
     """
-    return canonical(name) in models.list_models()
+    return canonical(name) in models.ARCHITECTURES
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
@@ -60,8 +60,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
             f"rf:NAME of {', '.join(names('rf'))}"
         )
     if source == "rf":
-        own = models.cifar if short in models.cifar.list_models() else models
-        return own.get_model(short, **arguments)
+        return models.get_model(short, **arguments)
     if source == "timm":
         import timm
 

@@ -94,6 +94,8 @@ def nodes(
             shortcut = "identity" if downsample is None else "given"
             if isinstance(downsample, PaddedShortcut):
                 shortcut = "padded"
+            if not child.residual:
+                shortcut = "none"
             add(name, convs, None if pair is None else names[id(pair[0])], shortcut=shortcut)
         elif isinstance(child, FusedStem):
             pool = child._modules.get("maxpool")

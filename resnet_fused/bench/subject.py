@@ -269,7 +269,7 @@ def subjects(
     """
     if level not in LEVELS:
         raise ValueError(f"level is {level!r}; accepted are {', '.join(LEVELS)}")
-    known = models.list_models()
+    known = models.ARCHITECTURES
     if model not in known and (level, *ops) not in (("model",), ("model", "inference")):
         raise ValueError(
             f"model is {model!r}; accepted are {', '.join(known)}, and other networks for the "

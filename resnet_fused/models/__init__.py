@@ -1,20 +1,19 @@
-"""ResNet, ResNeXt and Wide ResNet built from fused layers, under torchvision's names.
+"""ResNet, ResNeXt, Wide ResNet and the paper's own networks, built from fused layers.
 
-The networks hold the same parameters under the same names as ``torchvision.models``, start from
-the same random numbers and compute the same function; only the layers in between are fused.
-torchvision itself is imported only when trained weights are asked for.
+Those that torchvision has hold the same parameters under the same names as ``torchvision.models``,
+start from the same random numbers and compute the same function; only the layers in between are
+fused. torchvision itself is imported only when trained weights are asked for.
 """
 
 from . import cifar, resnet
-from .cifar import CifarResNet, PlainCifarResNet, cifar_resnet20
-from .resnet import (
+from ._zoo import (
     ARCHITECTURES,
     Architecture,
-    PlainResNet,
-    ResNet,
     get_model,
     get_model_weights,
     list_models,
+    plain18,
+    plain34,
     resnet18,
     resnet34,
     resnet50,
@@ -26,6 +25,22 @@ from .resnet import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
+from .cifar import (
+    CifarResNet,
+    PlainCifarResNet,
+    cifar_plain20,
+    cifar_plain32,
+    cifar_plain44,
+    cifar_plain56,
+    cifar_plain110,
+    cifar_resnet20,
+    cifar_resnet32,
+    cifar_resnet44,
+    cifar_resnet56,
+    cifar_resnet110,
+    cifar_resnet1202,
+)
+from .resnet import PlainResNet, ResNet
 
 CLASSES = (*resnet.CLASSES, *cifar.CLASSES)
 """What `rf.fuse` makes of the plain classes of this package."""
@@ -38,10 +53,22 @@ __all__ = [
     "PlainCifarResNet",
     "PlainResNet",
     "ResNet",
+    "cifar_plain20",
+    "cifar_plain32",
+    "cifar_plain44",
+    "cifar_plain56",
+    "cifar_plain110",
     "cifar_resnet20",
+    "cifar_resnet32",
+    "cifar_resnet44",
+    "cifar_resnet56",
+    "cifar_resnet110",
+    "cifar_resnet1202",
     "get_model",
     "get_model_weights",
     "list_models",
+    "plain18",
+    "plain34",
     "resnet18",
     "resnet34",
     "resnet50",

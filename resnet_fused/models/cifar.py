@@ -3,17 +3,17 @@
 [He15] is He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", arXiv:1512.03385. Its
 networks have 6n + 2 layers: a 3x3 convolution, three stages of n blocks of two 3x3 convolutions on
 maps of side 32, 16 and 8, global average pooling, a classifier; shortcuts without parameters
-(option A) throughout.
+(option A) throughout. Their plain counterparts have no shortcuts, and all else equal.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..nn import BasicBlock, PaddedShortcut
+from ..nn import SHORTCUTS, BasicBlock, make_shortcut
 from ..nn._blocks import FusedStem, Step
 
 _STAGE_PLANES = (16, 32, 64)  # [He15] section 4.2
@@ -28,6 +28,7 @@ class PlainCifarResNet(nn.Module):
         depth: 6n + 2 layers: 20, 32, 44, 56, 110, 1202 in [He15], Table 6.
         num_classes: outputs of the classifier, at least 1.
         in_channels: channels of the images.
+        shortcut: option "A", "B" or "C" of [He15] section 3.3, or "none": a plain network.
 
     Shapes:
         input [N, in_channels, H, W], 32x32 in [He15]; output [N, num_classes].
@@ -36,29 +37,33 @@ class PlainCifarResNet(nn.Module):
         ValueError: an argument that is not one of the above; the message names it.
     """
 
-    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, depth: int, num_classes: int = 10, in_channels: int = 3, *, shortcut: str = "A"
+    ) -> None:
         super().__init__()
         if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth: got {depth!r}, accepted is 6n + 2: 8, 14, 20, 26, 32, ...")
         for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{argument}: got {value!r}, accepted is an integer of at least 1")
+        if shortcut not in SHORTCUTS:
+            raise ValueError(f"shortcut: got {shortcut!r}, accepted are {', '.join(SHORTCUTS)}")
         blocks = (depth - 2) // 6
-        self.depth = depth
+        self.depth, self.shortcut = depth, shortcut
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
         planes = 16
         stages = []
         for index, outplanes in enumerate(_STAGE_PLANES):
-            stride = 1 if index == 0 else 2
-            shortcut = None
-            if outplanes != planes:
-                shortcut = PaddedShortcut(planes, outplanes, stride)
-            first = BasicBlock(planes, outplanes, stride, shortcut)
-            rest = [BasicBlock(outplanes, outplanes) for _ in range(blocks - 1)]
-            stages.append(nn.Sequential(first, *rest))
-            planes = outplanes
+            stage = []
+            for block in range(blocks):
+                stride = 2 if index and not block else 1
+                downsample = make_shortcut(shortcut, planes, outplanes, stride)
+                residual = shortcut != "none"
+                stage.append(BasicBlock(planes, outplanes, stride, downsample, residual=residual))
+                planes = outplanes
+            stages.append(nn.Sequential(*stage))
         self.layer1, self.layer2, self.layer3 = stages
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(planes, num_classes)
@@ -89,30 +94,65 @@ class CifarResNet(FusedStem, PlainCifarResNet):
 CLASSES = (CifarResNet,)
 
 
-def cifar_resnet20(*, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """The 20-layer network of [He15], Table 6, 0.27 million parameters.
-
-    Args:
-        num_classes: outputs of the classifier.
-        in_channels: channels of the images.
-
-    Raises:
-        ValueError: an argument that is not at least 1.
-    """
-    return CifarResNet(20, num_classes, in_channels)
+DEPTHS = {
+    **{f"cifar_resnet{depth}": depth for depth in (20, 32, 44, 56, 110, 1202)},
+    **{f"cifar_plain{depth}": depth for depth in (20, 32, 44, 56, 110)},
+}
+"""The networks of [He15], Table 6 and figure 6, and their layers."""
 
 
-def list_models() -> list[str]:
-    """The names of the networks for small images."""
-    return ["cifar_resnet20"]
+class CifarFactory(Protocol):
+    """What every factory of this module accepts."""
+
+    __name__: str
+
+    def __call__(
+        self, *, num_classes: int = 10, in_channels: int = 3, shortcut: str | None = None
+    ) -> CifarResNet:
+        """Build the network."""
+        ...
 
 
-def get_model(name: str, **arguments: Any) -> CifarResNet:
-    """Build a network for small images by name; the arguments are its factory's.
+_FACTORY_DOC = """Build {name}: the {depth}-layer network of [He15] section 4.2{without}.
 
-    Raises:
-        ValueError: unknown name, or an argument that the factory refuses.
-    """
-    if name not in list_models():
-        raise ValueError(f"name: got {name!r}, accepted is one of {', '.join(list_models())}")
-    return globals()[name](**arguments)
+Args:
+    num_classes: outputs of the classifier.
+    in_channels: channels of the images.
+    shortcut: {shortcut}
+
+Raises:
+    ValueError: a number that is not at least 1, or an unknown shortcut.
+"""
+
+
+def _factory(name: str) -> CifarFactory:
+    """The factory for one network, named and documented after it."""
+    depth, plain = DEPTHS[name], name.startswith("cifar_plain")
+
+    def build(
+        *, num_classes: int = 10, in_channels: int = 3, shortcut: str | None = None
+    ) -> CifarResNet:
+        if plain and shortcut not in (None, "none"):
+            raise ValueError(f"shortcut: {name} got {shortcut!r}, the network's own is 'none'")
+        option = "none" if plain else shortcut or "A"
+        return CifarResNet(depth, num_classes, in_channels, shortcut=option)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = _FACTORY_DOC.format(
+        name=name, depth=depth, without=" without its shortcuts" if plain else "",
+        shortcut='"none"' if plain else 'option "A" ([He15]), "B" or "C", or "none".',
+    )  # fmt: skip
+    return build
+
+
+cifar_resnet20 = _factory("cifar_resnet20")
+cifar_resnet32 = _factory("cifar_resnet32")
+cifar_resnet44 = _factory("cifar_resnet44")
+cifar_resnet56 = _factory("cifar_resnet56")
+cifar_resnet110 = _factory("cifar_resnet110")
+cifar_resnet1202 = _factory("cifar_resnet1202")
+cifar_plain20 = _factory("cifar_plain20")
+cifar_plain32 = _factory("cifar_plain32")
+cifar_plain44 = _factory("cifar_plain44")
+cifar_plain56 = _factory("cifar_plain56")
+cifar_plain110 = _factory("cifar_plain110")

@@ -2,15 +2,18 @@
 
 from ._blocks import Sequential
 from ._prepared import drop as refresh
-from .blocks import BasicBlock, Bottleneck, ConvBNAct, Stem
-from .shortcuts import PaddedShortcut
+from .blocks import BasicBlock, Bottleneck, ConvBNAct, ResidualBlock, Stem
+from .shortcuts import SHORTCUTS, PaddedShortcut, make_shortcut
 
 __all__ = [
+    "SHORTCUTS",
     "BasicBlock",
     "Bottleneck",
     "ConvBNAct",
     "PaddedShortcut",
+    "ResidualBlock",
     "Sequential",
     "Stem",
+    "make_shortcut",
     "refresh",
 ]

@@ -56,8 +56,15 @@ class FusedBlock(Fused):
     know does something.
     """
 
-    steps: ClassVar[tuple[Step, ...]]
+    steps: tuple[Step, ...]
     extras: ClassVar[tuple[str, ...]] = ()
+    residual: bool = True
+    """Whether the shortcut is added; without it the block is one of a plain network."""
+
+    @classmethod
+    def steps_of(cls, module: nn.Module) -> tuple[Step, ...]:
+        """The layers of a block that is, or may become, of this class."""
+        return cls.steps
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, fx.Proxy):
@@ -130,12 +137,14 @@ class FusedBlock(Fused):
             return None, reason
         downsample = self._modules.get("downsample")
         projection = None if downsample is None else projection_of(downsample)
-        return _training_route.run_block(x, steps, downsample, projection)
+        return _training_route.run_block(x, steps, downsample, projection, self.residual)
 
     def _shortcut(
         self, x: Tensor, chain: Chain, folded: onednn.Folded | None
-    ) -> tuple[Tensor, bool]:
+    ) -> tuple[Tensor | None, bool]:
         """The shortcut, and whether nobody else can see it."""
+        if not self.residual:
+            return None, False
         downsample = self._modules.get("downsample")
         if downsample is None:
             return x, False
@@ -149,7 +158,7 @@ class FusedBlock(Fused):
     def _traced(self, x: Tensor) -> Tensor:
         """The block in a program that torch.compile traces, by ops that it can see into."""
         downsample = self._modules.get("downsample")
-        shortcut = x
+        shortcut: Tensor | None = x if self.residual else None
         if downsample is not None:
             pair = projection_of(downsample)
             shortcut = downsample(x) if pair is None else _traced.conv_bn(x, *pair, None, None)
@@ -167,7 +176,8 @@ class FusedBlock(Fused):
         if backends.is_recording():
             for index, step in enumerate(self.steps):
                 conv, bn, act = self._children(step)
-                pattern = pattern_of(act, index == len(self.steps) - 1)
+                added = self.residual and index == len(self.steps) - 1
+                pattern = pattern_of(act, added)
                 backends.record(backends.Route(conv, bn, act, pattern, "-", "modules", reason))
         return y
 

@@ -366,6 +366,7 @@ def run_block(
     steps: list[tuple[nn.Module, nn.Module, nn.Module]],
     downsample: nn.Module | None,
     projection: tuple[nn.Module, nn.Module] | None,
+    adds: bool = True,
 ) -> tuple[Tensor | None, str]:
     """A residual block with a live BatchNorm in it.
 
@@ -374,6 +375,7 @@ def run_block(
         steps: convolution, normalisation, activation of each layer.
         downsample: the shortcut's module, or None for the identity.
         projection: its convolution and normalisation, where it is nothing else.
+        adds: whether there is a shortcut at all.
 
     Returns:
         [N, K, P, Q] and "", or None and why the layers are to run one by one.
@@ -394,11 +396,11 @@ def run_block(
     if reason is not None:
         return None, reason
     shape = _shape_after(x.shape, pairs)
-    if shape is None or not _fits(x.shape, shape, downsample, projection):
+    if shape is None or (adds and not _fits(x.shape, shape, downsample, projection)):
         return None, UNFIT
     _forget(every)
     residual, waiting = None, []
-    shortcut, stride, offset = "identity", 1, 0
+    shortcut, stride, offset = "identity" if adds else "none", 1, 0
     if projection is not None:
         shortcut = "projection"
     elif _is_padded(downsample):
@@ -416,7 +418,7 @@ def run_block(
     )
     if projection is not None:
         _record([every[-1]], [None], choice, None, x, dtype)
-    _record(pairs, acts, choice, len(pairs) - 1, x, dtype)
+    _record(pairs, acts, choice, len(pairs) - 1 if adds else None, x, dtype)
     y = node.run(plan, x.to(dtype), residual, _parameters(every))
     node.finish(waiting)
     return y, ""

@@ -1,12 +1,55 @@
-"""Shortcuts of residual blocks that have no parameters ([He15], section 3.3, option A).
+"""Shortcuts of residual blocks ([He15], section 3.3, options A, B and C).
 
 [He15] is "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
+
+Norm = Callable[[int], nn.Module]
+SHORTCUTS = ("A", "B", "C", "none")
+"""A: the identity, zero-padded where channels increase; B: a projection where dimensions change;
+C: a projection everywhere; none: no shortcut, as in a plain network."""
+
+
+def make_shortcut(
+    option: str,
+    in_channels: int,
+    out_channels: int,
+    stride: int = 1,
+    norm_layer: Norm | None = None,
+) -> nn.Module | None:
+    """The module that a block's shortcut goes through ([He15], section 3.3).
+
+    Args:
+        option: of `SHORTCUTS`.
+        in_channels: channels of the block's input.
+        out_channels: of its output.
+        stride: of the block.
+        norm_layer: makes a projection's normalisation; None is `nn.BatchNorm2d`.
+
+    Returns:
+        A `PaddedShortcut`; a Sequential of a 1x1 convolution and its normalisation; or None for the
+        identity, and for "none".
+
+    Raises:
+        ValueError: an unknown option, or A where channels become fewer.
+    """
+    if option not in SHORTCUTS:
+        raise ValueError(f"shortcut: got {option!r}, accepted are {', '.join(SHORTCUTS)}")
+    same = stride == 1 and in_channels == out_channels
+    if option == "none" or (same and option != "C"):
+        return None
+    if option == "A":
+        return PaddedShortcut(in_channels, out_channels, stride)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+        (nn.BatchNorm2d if norm_layer is None else norm_layer)(out_channels),
+    )
 
 
 class PaddedShortcut(nn.Module):
