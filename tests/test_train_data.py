@@ -139,9 +139,9 @@ def test_synthetic_images_are_the_same_each_time():
 
 
 def test_several_ranks_take_what_one_would():
-    whole = list(loading.Steps(50, 12, 3, 7))
+    whole = list(loading.Steps(50, 12, 12, 7))
     for world in (2, 3):
-        parts = [list(loading.Steps(50, 12, 3, 7, rank, world)) for rank in range(world)]
+        parts = [list(loading.Steps(50, 12, 12, 7, rank, world)) for rank in range(world)]
         assert [list(chain(*step)) for step in zip(*parts, strict=True)] == whole
     assert len(whole) == 12
     for epoch in range(3):
@@ -149,7 +149,8 @@ def test_several_ranks_take_what_one_would():
         assert {key[0] for key in keys} == {epoch}
         assert len({key[1] for key in keys}) == 48
     assert whole[0] != whole[4], "each epoch has an order of its own"
-    assert list(loading.Steps(50, 12, 3, 7, first=5)) == whole[5:]
+    assert list(loading.Steps(50, 12, 12, 7, first=5)) == whole[5:]
+    assert list(loading.Steps(50, 12, 6, 7)) == whole[:6], "a run may end within an epoch"
 
 
 def test_a_pass_over_everything_leaves_no_image_out():
@@ -159,6 +160,49 @@ def test_a_pass_over_everything_leaves_no_image_out():
             for key in part
         ]  # fmt: skip
         assert sorted(keys) == [(0, i) for i in range(13)]
+
+
+def test_scale_augmentation_takes_every_side_between_its_ends():
+    told = augment.Augmentation(crop="scaled", sides=(8, 10), flip=False)
+    image = torch.arange(16 * 12, dtype=torch.uint8).view(1, 16, 12)
+    transform = augment.training_transform(told, 8)
+    found = set()
+    for index in range(40):
+        with loading.seeded(0, index):
+            cut = transform(image)
+        assert cut.shape == (1, 8, 8)
+        found.add(cut.numpy().tobytes())
+    sides = [augment._Scaled((8, 10))(image).shape[-1] for _ in range(60)]
+    assert set(sides) == {8, 9, 10}
+    assert len(found) > 10
+    with pytest.raises(ValueError, match=r"sides: expected at least the size, 12"):
+        augment.training_transform(told, 12)
+    with pytest.raises(ValueError, match="the least stands first"):
+        augment.Augmentation(sides=(9, 8))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lighting_adds_one_colour_to_all_pixels(channels):
+    light = augment.training_transform(
+        augment.Augmentation(crop="none", flip=False, lighting=0.1), 4
+    )
+    image = torch.full((channels, 4, 4), 128, dtype=torch.uint8)
+    image[:, 0, 0] = 255
+    shifts = []
+    for index in range(400):
+        with loading.seeded(1, index):
+            made = light(image)
+        assert made.dtype is torch.uint8 and int(made[:, 0, 0].min()) >= 128
+        shift = made[:, 1:].double().mean((1, 2)) - 128
+        assert bool((made[:, 1:].double() - 128 == shift.view(-1, 1, 1)).all())
+        shifts.append(shift)
+    # Along the components the deviations are a tenth of those of ImageNet's colours.
+    found = torch.stack(shifts)
+    if channels == 3:
+        parts = found @ torch.tensor(augment._Lighting.COMPONENTS, dtype=torch.float64)
+        expected = 0.1 * torch.tensor(augment._Lighting.DEVIATIONS, dtype=torch.float64)
+        assert torch.allclose(parts.std(0), expected, rtol=0.15, atol=0.4)
+    assert float(found.std()) > 2
 
 
 def test_an_image_looks_the_same_whoever_makes_it():

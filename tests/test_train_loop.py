@@ -58,6 +58,16 @@ def test_the_weights_are_those_that_were_tested(tmp_path):
     assert trainer.outcome.test == outcome.test
 
 
+def test_a_run_of_iterations_ends_with_a_test_within_its_epoch(tmp_path):
+    outcome = runs.train(tmp_path, TESTED)
+    lines = journal.read(tmp_path, journal.METRICS)
+    assert [line["epoch"] for line in lines if line["kind"] == "test"] == [1, 2, 3]
+    assert (outcome.step, outcome.steps, lines[-1]["step"]) == (11, 11, 11)
+    # No test's error falls by 1: from the second one on each halves the rate.
+    rates = [line["lr"] for line in lines if line["kind"] == "train"]
+    assert rates[4:8] == [0.05] * 4 and rates[8:] == [0.025] * 3
+
+
 class Killed(Exception):
     """Stands for a kill -9: nothing of the process's is run any more."""
 
@@ -83,9 +93,16 @@ RICH = runs.settings(
     ),
     save_every=3, log_every=4, workers=1,
 )  # fmt: skip
+# A factor of the rate that tests decide, and an end within an epoch.
+TESTED = runs.settings(
+    runs.recipe(
+        iterations=11, schedule={"name": "plateau", "patience": 0, "threshold": 1.0, "gamma": 0.5}
+    ),
+    save_every=3,
+)
 
 
-@pytest.mark.parametrize("told", [PLAIN, RICH], ids=["plain", "rich"])
+@pytest.mark.parametrize("told", [PLAIN, RICH, TESTED], ids=["plain", "rich", "tested"])
 @pytest.mark.parametrize("backend", ["auto", "cpu"])
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, monkeypatch, told, backend):
     with rf.backend(backend):
@@ -96,7 +113,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, monkeypatch, told, 
                 with pytest.raises(Killed):
                     runs.train(tmp_path / "parts", told)
         outcome = runs.train(tmp_path / "parts", told)
-    assert outcome.step == 12
+    assert outcome.step == (told.recipe.iterations or 12)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[key], parts[key]) for key in whole)

@@ -90,6 +90,51 @@ def test_a_warm_up_rises_in_a_line_and_never_beyond():
     assert max(factors(name="cosine", warmup_epochs=2)) <= 1
 
 
+def test_milestones_and_warm_up_in_steps():
+    found = factors(name="step", milestone_steps=(9, 20), milestones=(4,), gamma=0.1)
+    assert found == pytest.approx([1.0] * 9 + [0.1] * 7 + [0.01] * 4 + [0.001] * 4)
+    found = factors(name="constant", warmup="constant", warmup_steps=3, warmup_start=0.1)
+    assert found == [0.1] * 3 + [1.0] * 21
+
+
+def test_a_plateau_divides_the_rate():
+    rule = optimizers.Plateau(recipe.Schedule(name="plateau", patience=2, threshold=0.01))
+    found = []
+    for error in (0.5, 0.4, 0.4, 0.395, 0.41, 0.3, 0.3, 0.3, 0.3):
+        rule.tested(error)
+        found.append(rule.factor)
+    # Three tests behind 0.4 fell by less than 0.01; three behind 0.3 as well.
+    assert found == pytest.approx([1.0] * 4 + [0.1] * 4 + [0.01])
+    again = optimizers.Plateau(recipe.Schedule(name="plateau", patience=2, threshold=0.01))
+    again.load_state_dict(rule.state_dict())
+    for _ in range(3):
+        rule.tested(0.3)
+        again.tested(0.3)
+    assert again.factor == rule.factor == pytest.approx(1e-3)
+
+
+def test_the_paper_s_recipes_are_the_paper_s():
+    imagenet, cifar, deep = (recipe.read(f"paper_{n}") for n in ("imagenet", "cifar", "cifar110"))
+    for made in (imagenet, cifar, deep):
+        told = made.optimizer
+        assert (told.name, told.lr, told.momentum, told.weight_decay) == ("sgd", 0.1, 0.9, 1e-4)
+        assert told.decay_all and not told.nesterov
+    assert (imagenet.batch_size, imagenet.iterations) == (256, 600_000)
+    assert imagenet.schedule.name == "plateau" and imagenet.augmentation.sides == (256, 480)
+    assert (cifar.batch_size, cifar.iterations, cifar.augmentation.padding) == (128, 64_000, 4)
+    rates = [
+        [round(optimizers.factor(made.schedule, step, 390, 64_000), 9) for step in range(64_000)]
+        for made in (cifar, deep)
+    ]
+    assert rates[0] == [1.0] * 32_000 + [0.1] * 16_000 + [0.01] * 16_000
+    assert rates[1] == [0.1] * 400 + rates[0][400:]
+
+
+def test_epochs_that_are_asked_for_stand_in_for_iterations():
+    assert recipe.read("paper_cifar", ["epochs=3"]).iterations is None
+    assert recipe.read("paper_cifar", ["iterations=5"]).iterations == 5
+
+
 def test_norms_and_biases_are_decayed_only_where_asked():
     model = runs.network()
     whole = optimizers.build(model, recipe.Optimizer(weight_decay=0.5))

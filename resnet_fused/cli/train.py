@@ -36,7 +36,8 @@ TIMEOUT = 600
 @click.option(
     "--recipe", metavar="NAME|FILE",
     help="What decides what is learnt: digits, cifar, imagenet, imagenet_strong, "
-    "imagenet_large_batch, or a TOML file.  [default: by the data]",
+    "imagenet_large_batch, paper_imagenet, paper_cifar, paper_cifar110, or a TOML file.  "
+    "[default: by the data]",
 )  # fmt: skip
 @click.option(
     "--set", "changes", multiple=True, metavar="ENTRY=VALUE",

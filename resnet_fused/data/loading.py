@@ -100,7 +100,7 @@ class Steps(Sampler[list[Key]]):
     Args:
         count: of the images.
         batch: images of a step, of all ranks together.
-        epochs: of the run.
+        steps: of the run.
         seed: of the run.
         rank: this process's number.
         world: how many there are.
@@ -108,10 +108,10 @@ class Steps(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, count: int, batch: int, epochs: int, seed: int,
+        self, count: int, batch: int, steps: int, seed: int,
         rank: int = 0, world: int = 1, first: int = 0,
     ) -> None:  # fmt: skip
-        self.count, self.batch, self.epochs, self.seed = count, batch, epochs, seed
+        self.count, self.batch, self.steps, self.seed = count, batch, steps, seed
         self.rank, self.world, self.first = rank, world, first
         self.each = batch // world
 
@@ -121,11 +121,11 @@ class Steps(Sampler[list[Key]]):
         return self.count // self.batch
 
     def __len__(self) -> int:
-        return self.epochs * self.in_epoch - self.first
+        return self.steps - self.first
 
     def __iter__(self) -> Iterator[list[Key]]:
         order, known = torch.empty(0), -1
-        for step in range(self.first, self.epochs * self.in_epoch):
+        for step in range(self.first, self.steps):
             epoch, at = divmod(step, self.in_epoch)
             if epoch != known:
                 order, known = order_of(self.count, self.seed, epoch), epoch

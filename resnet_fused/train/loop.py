@@ -82,7 +82,8 @@ class Trainer:
         self.state = State(model, settings, processes)
         self.normalised = Normalised(source, channels, self.device)
         self.in_epoch = len(source.train) // self.recipe.batch_size
-        self.steps = self.in_epoch * self.recipe.epochs
+        self.steps = self.recipe.iterations or self.in_epoch * self.recipe.epochs
+        self.epochs = -(-self.steps // self.in_epoch)
         self.outcome = Outcome(0, self.steps)
         self.phases = Phases(self.device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, right, images
@@ -148,7 +149,7 @@ class Trainer:
         self.phases.take()
         while state.step < self.steps:
             self._step(batches)
-            ended = state.step % self.in_epoch == 0
+            ended = state.step % self.in_epoch == 0 or self._done()
             word = self._agree(ended)
             if ended or state.step % settings.log_every == 0:
                 self._log()
@@ -169,7 +170,7 @@ class Trainer:
         on_error = "replace" if settings.on_error == "skip" else "leave out"
         samples = Samples(self.source.train, transform, settings.seed, on_error)
         steps = Steps(
-            len(samples), self.recipe.batch_size, self.recipe.epochs, settings.seed,
+            len(samples), self.recipe.batch_size, self.steps, settings.seed,
             processes.rank, processes.world, self.state.step,
         )  # fmt: skip
         batches = loading.loader(
@@ -191,6 +192,8 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         rate = optimizers.factor(recipe.schedule, state.step, self.in_epoch, self.steps)
+        if state.plateau is not None:
+            rate *= state.plateau.factor
         optimizers.set_rate(state.optimizer, recipe.optimizer.lr * rate)
         state.model.train()
         state.optimizer.zero_grad(set_to_none=True)
@@ -298,7 +301,7 @@ class Trainer:
         rest = (self.steps - step) / max(timing["images_per_second"], 1e-9)
         self.progress(
             step, self.steps,
-            f"epoch {epoch}/{self.recipe.epochs}  loss {record['loss']:.4f}  "
+            f"epoch {epoch}/{self.epochs}  loss {record['loss']:.4f}  "
             f"{timing['images_per_second']:.1f} images/s  "
             f"{rest * self.recipe.batch_size / 60:.1f} min left",
         )  # fmt: skip
@@ -338,8 +341,10 @@ class Trainer:
             len(source.classes), self.device, processes.sum, ended=fill,
         )  # fmt: skip
         self._skip(problems)
-        epoch = self.state.step // self.in_epoch
+        epoch = -(-self.state.step // self.in_epoch)
         self.outcome.test = score.record()
+        if self.state.plateau is not None:
+            self.state.plateau.tested(1 - self.outcome.test["top1"])
         better = score.record()["top1"] > self.outcome.best.get("top1", -1.0)
         if better and math.isfinite(score.loss):
             self.outcome.best = {"top1": score.record()["top1"], "epoch": epoch}

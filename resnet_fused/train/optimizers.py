@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,16 +50,56 @@ def factor(schedule: recipes.Schedule, step: int, in_epoch: int, steps: int) -> 
         in_epoch: steps of an epoch.
         steps: of the run.
     """
-    warmup = schedule.warmup_epochs * in_epoch
+    warmup = schedule.warmup_steps
+    warmup = schedule.warmup_epochs * in_epoch if warmup is None else warmup
+    if step < warmup and schedule.warmup == "constant":
+        return schedule.warmup_start
     if step < warmup:
         return schedule.warmup_start + (1 - schedule.warmup_start) * (step + 1) / (warmup + 1)
     if schedule.name == "step":
-        passed = sum(step >= milestone * in_epoch for milestone in schedule.milestones)
+        places = [epochs * in_epoch for epochs in schedule.milestones]
+        passed = sum(step >= place for place in (*places, *schedule.milestone_steps))
         return schedule.gamma**passed
     if schedule.name == "cosine":
         done = (step - warmup) / max(steps - warmup, 1)
         return schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * done))
     return 1.0
+
+
+class Plateau:
+    """A factor of the learning rate that falls where the error of tests no longer does.
+
+    By PyTorch's `ReduceLROnPlateau`, upon an optimizer of nothing: the run's own has its rate set
+    at each step.
+
+    Args:
+        schedule: of the recipe.
+    """
+
+    def __init__(self, schedule: recipes.Schedule) -> None:
+        self._holder = torch.optim.SGD([torch.zeros(())], lr=1.0)
+        self._rule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self._holder, factor=schedule.gamma, patience=schedule.patience,
+            threshold=schedule.threshold, threshold_mode="abs", eps=0.0,
+        )  # fmt: skip
+
+    @property
+    def factor(self) -> float:
+        """Of the rate, now."""
+        return self._holder.param_groups[0]["lr"]
+
+    def tested(self, error: float) -> None:
+        """Takes in the error of a test."""
+        self._rule.step(error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"factor": self.factor, "rule": self._rule.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state_dict`."""
+        self._holder.param_groups[0]["lr"] = state["factor"]
+        self._rule.load_state_dict(state["rule"])
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:

@@ -54,21 +54,31 @@ class Schedule(BaseModel):
     """The learning rate over the run, as a factor of the optimizer's.
 
     Attributes:
-        name: "cosine" (to `final` at the end), "step" (times `gamma` at each milestone) or
-            "constant".
-        warmup_epochs: in which it rises in a straight line, before everything else.
+        name: "cosine" (to `final` at the end), "step" (times `gamma` at each milestone), "plateau"
+            (times `gamma` where the test error has not fallen for `patience` tests) or "constant".
+        warmup_epochs: at the beginning, before everything else.
+        warmup_steps: the same in steps; None: by `warmup_epochs`.
+        warmup: "linear", a straight line up, or "constant", at `warmup_start`.
         warmup_start: where that begins.
         milestones: epochs, of "step".
-        gamma: of "step".
+        milestone_steps: further milestones, in steps.
+        patience: tests, of "plateau".
+        threshold: least fall of the error that counts, of "plateau".
+        gamma: of "step" and "plateau".
         final: of "cosine".
     """
 
     model_config = _STRICT
 
-    name: Literal["cosine", "step", "constant"] = "cosine"
+    name: Literal["cosine", "step", "plateau", "constant"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    warmup: Literal["linear", "constant"] = "linear"
     warmup_start: float = Field(0.0, ge=0, le=1)
     milestones: tuple[float, ...] = ()
+    milestone_steps: tuple[int, ...] = ()
+    patience: int = Field(5, ge=0)
+    threshold: float = Field(1e-4, ge=0)
     gamma: float = Field(0.1, gt=0, le=1)
     final: float = Field(0.0, ge=0, le=1)
 
@@ -94,6 +104,7 @@ class Recipe(BaseModel):
 
     Attributes:
         epochs: passes over the training images.
+        iterations: steps of the run, whatever `epochs` says; None: by `epochs`.
         batch_size: images of a step, of all processes together.
         size: side of the images that are trained on, pixels.
         eval_size: of those tested with; None: `size`.
@@ -108,6 +119,7 @@ class Recipe(BaseModel):
     model_config = _STRICT
 
     epochs: int = Field(90, ge=1)
+    iterations: int | None = Field(None, ge=1)
     batch_size: int = Field(256, ge=1)
     size: int = Field(224, ge=1)
     eval_size: int | None = Field(None, ge=1)
@@ -180,6 +192,8 @@ def _apply(content: dict[str, Any], change: str) -> None:
         if not isinstance(place, dict):
             raise RecipeError(f"--set: {change!r}: {key!r} has no entries of its own")
     place[keys[-1]] = value
+    if keys == ["epochs"]:
+        content.pop("iterations", None)  # whoever says epochs means them
 
 
 def _first(error: ValidationError) -> str:

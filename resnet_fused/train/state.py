@@ -39,6 +39,7 @@ class State:
         spread: the same as it is called in training.
         ema: the average of its weights, or None.
         optimizer: of its parameters.
+        plateau: of a schedule that asks for tests, or None.
         scaler: of the loss; it does nothing but in float16.
         autocast: dtype of autocast, or None.
         step: steps that were taken.
@@ -63,6 +64,9 @@ class State:
             # run; the fused layers do. The new modules hold the same parameters and buffers.
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.optimizer: Optimizer = optimizers.build(model, recipe.optimizer)
+        self.plateau = (
+            optimizers.Plateau(recipe.schedule) if recipe.schedule.name == "plateau" else None
+        )
         self.scaler = torch.amp.GradScaler(
             processes.device.type, enabled=recipe.precision == "float16"
         )
@@ -95,6 +99,8 @@ class State:
             "scaler": self.scaler.state_dict(),
             "counters": dict(counters),
         }
+        if self.plateau is not None:
+            state["plateau"] = self.plateau.state_dict()
         average = None
         if self.ema is not None:
             average = dict(self.ema.module.state_dict())
@@ -124,6 +130,8 @@ class State:
             if self.ema is not None and found.ema is not None:
                 self.ema.module.load_state_dict(found.ema)
                 self.ema.n_averaged.fill_(state["averaged"])
+            if self.plateau is not None:
+                self.plateau.load_state_dict(state["plateau"])
             self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise TrainingError(
