@@ -9,6 +9,7 @@ from resnet_fused.cli.bench import bench
 from resnet_fused.cli.evaluate import evaluate
 from resnet_fused.cli.explain import explain
 from resnet_fused.cli.info import info
+from resnet_fused.cli.paper import paper
 from resnet_fused.cli.predict import predict
 from resnet_fused.cli.train import train
 from resnet_fused.cli.tune import tune
@@ -26,5 +27,5 @@ def main() -> None:
     """
 
 
-for command in (info, verify, bench, tune, explain, predict, train, evaluate):
+for command in (info, verify, bench, tune, explain, predict, train, evaluate, paper):
     main.add_command(command)

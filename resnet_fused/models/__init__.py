@@ -40,6 +40,7 @@ from .cifar import (
     cifar_resnet110,
     cifar_resnet1202,
 )
+from .ensemble import Ensemble
 from .resnet import PlainResNet, ResNet
 
 CLASSES = (*resnet.CLASSES, *cifar.CLASSES)
@@ -50,6 +51,7 @@ __all__ = [
     "CLASSES",
     "Architecture",
     "CifarResNet",
+    "Ensemble",
     "PlainCifarResNet",
     "PlainResNet",
     "ResNet",

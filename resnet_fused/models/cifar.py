@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..nn import SHORTCUTS, BasicBlock, make_shortcut
+from ..nn import SHORTCUTS, BasicBlock, Bottleneck, make_shortcut
 from ..nn._blocks import FusedStem, Step
 
+Block = type[BasicBlock | Bottleneck]
 _STAGE_PLANES = (16, 32, 64)  # [He15] section 4.2
 
 
@@ -29,6 +30,8 @@ class PlainCifarResNet(nn.Module):
         num_classes: outputs of the classifier, at least 1.
         in_channels: channels of the images.
         shortcut: option "A", "B" or "C" of [He15] section 3.3, or "none": a plain network.
+        block: `rf.nn.BasicBlock`, or `rf.nn.Bottleneck`, whose three layers cost what a basic
+            block's two do ([He15] figure 5); depths are 9n + 2 then: 11, 20, 29, ...
 
     Shapes:
         input [N, in_channels, H, W], 32x32 in [He15]; output [N, num_classes].
@@ -38,35 +41,43 @@ class PlainCifarResNet(nn.Module):
     """
 
     def __init__(
-        self, depth: int, num_classes: int = 10, in_channels: int = 3, *, shortcut: str = "A"
+        self,
+        depth: int,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        *,
+        shortcut: str = "A",
+        block: Block = BasicBlock,
     ) -> None:
         super().__init__()
-        if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth: got {depth!r}, accepted is 6n + 2: 8, 14, 20, 26, 32, ...")
+        layers = 6 if block.expansion == 1 else 9
+        if not isinstance(depth, int) or depth < layers + 2 or (depth - 2) % layers:
+            some = ", ".join(str(layers * n + 2) for n in range(1, 6))
+            raise ValueError(f"depth: got {depth!r}, accepted is {layers}n + 2: {some}, ...")
         for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{argument}: got {value!r}, accepted is an integer of at least 1")
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut: got {shortcut!r}, accepted are {', '.join(SHORTCUTS)}")
-        blocks = (depth - 2) // 6
+        blocks = (depth - 2) // layers
         self.depth, self.shortcut = depth, shortcut
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
-        planes = 16
+        channels = 16
         stages = []
-        for index, outplanes in enumerate(_STAGE_PLANES):
-            stage = []
-            for block in range(blocks):
-                stride = 2 if index and not block else 1
-                downsample = make_shortcut(shortcut, planes, outplanes, stride)
+        for index, planes in enumerate(_STAGE_PLANES):
+            stage, outputs = [], planes * block.expansion
+            for number in range(blocks):
+                stride = 2 if index and not number else 1
+                downsample = make_shortcut(shortcut, channels, outputs, stride)
                 residual = shortcut != "none"
-                stage.append(BasicBlock(planes, outplanes, stride, downsample, residual=residual))
-                planes = outplanes
+                stage.append(block(channels, planes, stride, downsample, residual=residual))
+                channels = outputs
             stages.append(nn.Sequential(*stage))
         self.layer1, self.layer2, self.layer3 = stages
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(planes, num_classes)
+        self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             # [He15] section 4.2 takes the initialisation of its reference 13, He et al., 2015.
             if isinstance(module, nn.Conv2d):
