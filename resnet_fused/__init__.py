@@ -18,7 +18,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import backends, cases, models, nn, numerics, ops, roofline
+    from . import backends, cases, models, nn, numerics, ops, roofline, weights
     from .backends import backend
     from .convert import fuse, unfuse
     from .explain import Explanation, explain
@@ -48,6 +48,7 @@ __all__ = [
     "roofline",
     "unfuse",
     "verify",
+    "weights",
 ]
 _HOMES = {
     "Engine": "freeze",
