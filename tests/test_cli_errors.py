@@ -148,7 +148,7 @@ def test_a_state_dict_of_another_architecture(tmp_path: Path, picture: str) -> N
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r18.pth")
     line = _predict(picture, tmp_path / "r18.pth", "resnet50")
     assert "is not a state_dict of resnet50" in line
-    assert "tensors are missing, the first is 'layer1.0.conv3.weight'" in line
+    assert "tensors are missing: layer1.0.conv3.weight" in line
     assert "have another shape" in line
     line = _predict(picture, tmp_path / "r18.pth", "rf:resnet34")
     assert "is not a state_dict of rf:resnet34" in line

@@ -19,6 +19,7 @@ OPTIONAL = {
     "sklearn": "scikit-learn",
     "scipy": "scipy",
     "safetensors": "safetensors",
+    "google": "protobuf",
     "pydantic": "pydantic",
     "jsonschema": "jsonschema",
 }

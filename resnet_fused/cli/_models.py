@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import http.client
 import io
 import os
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 
 from resnet_fused.bench import networks
 from resnet_fused.cli._errors import UserError, user_errors
+from resnet_fused.weights import MismatchError, Preprocessing, Weights, WeightsError
+from resnet_fused.weights import load as fill
+from resnet_fused.weights import read as read_file
+from resnet_fused.weights.files import SUFFIXES
 
-SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")
 DOWNLOAD_ERRORS = (OSError, RuntimeError, http.client.HTTPException)
 
 
@@ -60,14 +64,15 @@ def load(name: str, weights: str | None = None, *, quiet: bool = True) -> Networ
     check_name(name)
     source, _, short = name.rpartition(":")
     if weights is not None and is_file(weights):
-        state = read_state_dict(Path(weights))
+        found = read_weights(Path(weights))
         # A head of another size is a fine-tuned network, not another architecture.
-        head = state.get("fc.weight")
+        head = found.get("fc.weight")
         classes = {"num_classes": len(head)} if head is not None and head.dim() == 2 else {}
         with user_errors() if source == "rf" else contextlib.nullcontext():
             model = networks.build(name, **classes)
-        _fill(model, state, name, weights)
-        return Network(name, model.eval(), f"from '{weights}'", True, _categories(model), _preset())
+        place = filled(model, found, name)
+        transform = _preset(found.preprocessing)
+        return Network(name, model.eval(), place, True, _categories(model), transform)
     if weights is not None:
         zoo = {"": _Torchvision, "timm": _Timm, "rf": _Own}[source]()
         return zoo.published(name, short, weights, quiet)
@@ -180,13 +185,15 @@ def check_name(full: str) -> None:
 def is_file(weights: str) -> bool:
     """Whether --weights names a file, not published weights."""
     # The suffix counts as well: a misspelt path is a missing file, not a misspelt name.
-    return os.path.exists(weights) or os.sep in weights or weights.lower().endswith(SUFFIXES)
+    return os.path.exists(weights) or os.sep in weights or weights.lower().endswith(tuple(SUFFIXES))
 
 
-def _preset() -> Callable[[Any], Tensor]:
+def _preset(preprocessing: Preprocessing | None = None) -> Callable[[Any], Tensor]:
     from resnet_fused.data import preprocess
 
-    return preprocess
+    if preprocessing is None:
+        return preprocess
+    return functools.partial(preprocess, mean=preprocessing.mean, std=preprocessing.std)
 
 
 def _categories(model: nn.Module) -> tuple[str, ...]:
@@ -199,45 +206,61 @@ def _categories(model: nn.Module) -> tuple[str, ...]:
     return tuple(names) if classes == len(names) else tuple(f"class {i}" for i in range(classes))
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads a state_dict from a .pth/.pt file (tensors only, no code is run) or .safetensors.
+def read_weights(path: Path) -> Weights:
+    """Reads a file of weights in any format of `resnet_fused.weights`.
 
-    A folder that `train` wrote as a checkpoint gives its weights, or their average if it has one. A
-    checkpoint that holds it under "state_dict" or "model" is accepted, and so are the names that
-    DistributedDataParallel and torch.compile put in front.
+    A folder that `train` wrote as a checkpoint gives its weights, or their average if it has one.
 
     Raises:
         UserError: no such file, a directory, a broken file, or one that holds something else.
     """
-    if path.is_dir():
-        if (found := _checkpoint(path)) is not None:
-            return found
-        raise UserError(f"--weights: '{path}' is a directory; give a file")
-    if not path.exists():
-        raise UserError(f"--weights: no such file: '{path}'")
+    if path.is_dir() and (found := _checkpoint(path)) is not None:
+        return Weights(found, "checkpoint", str(path))
     try:
-        state = _read(path)
-    except PermissionError:
-        raise UserError(f"--weights: no permission to read '{path}'") from None
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        # Unpickling a broken file raises nearly anything; all of it means the same here.
-        line = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        return read_file(path)
+    except WeightsError as error:
+        raise UserError(f"--weights: {error}") from error
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Reads weights for a network of today's: v1.5, for images as torchvision normalises them.
+
+    Raises:
+        UserError: as `read_weights`, and weights that want another network or other images.
+    """
+    found = read_weights(path)
+    if found.preprocessing is not None:
         raise UserError(
-            f"--weights: '{path}' is corrupt or no file of weights ({line}); accepted: "
-            "a state_dict saved by torch.save (tensors only) or .safetensors"
+            f"--weights: '{path}' is for images as {found.format} prepared them, which `predict`, "
+            "`verify` and `evaluate MODEL` do; accepted here: a state_dict saved by torch.save, or "
+            ".safetensors"
+        )
+    return dict(found)
+
+
+def filled(model: nn.Module, weights: Weights, name: str) -> str:
+    """Fills a network, and sets its strides and pooling as the weights want them.
+
+    Args:
+        model: of `networks.build`.
+        weights: of `read_weights`.
+        name: of the model, for messages.
+
+    Returns:
+        Where the weights come from, in a few words.
+
+    Raises:
+        UserError: weights of another network.
+    """
+    try:
+        loaded = fill(model, weights, adapt=True)
+    except MismatchError as error:
+        raise UserError(
+            f"--weights: '{weights.source}' is not a state_dict of {name} ({error.details}); "
+            "give weights of this architecture, or the MODEL that they belong to"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
-    if not tensors or not state:
-        raise UserError(f"--weights: '{path}' holds no state_dict (a dict of tensors)")
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return dict(state)
+    version = f" ({loaded.format}, {loaded.version})" if loaded.version else ""
+    return f"from '{weights.source}'{version}"
 
 
 def _checkpoint(folder: Path) -> dict[str, Tensor] | None:
@@ -251,35 +274,3 @@ def _checkpoint(folder: Path) -> dict[str, Tensor] | None:
     except checkpoint.CheckpointError as error:
         raise UserError(f"--weights: {error}") from error
     return dict(found.model if found.ema is None else found.ema)
-
-
-def _read(path: Path) -> Any:
-    if path.suffix.lower() == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
-    """Loads a state_dict, or says in one line how it differs."""
-    own = model.state_dict()
-    # Files older than 2018 have no counters; torch accepts that, and so does this.
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
-    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
-    parts = [
-        f"{len(keys)} {what}, the first is {keys[0]!r}"
-        for keys, what in (
-            (missing, "tensors are missing"),
-            (unexpected, "are not in the model"),
-            (shapes, "have another shape"),
-        )
-        if keys
-    ]
-    if parts:
-        raise UserError(
-            f"--weights: '{source}' is not a state_dict of {name} ({'; '.join(parts)}); "
-            "give weights of this architecture, or the MODEL that they belong to"
-        )
-    model.load_state_dict(state)

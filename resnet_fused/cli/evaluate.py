@@ -44,6 +44,8 @@ class Subject:
         channels: that the model wants.
         size: side of the images, pixels.
         resize: their shorter side before the crop.
+        mean: of the channels that the model wants, of values from 0 to 1.
+        std: likewise.
     """
 
     model: nn.Module
@@ -53,6 +55,8 @@ class Subject:
     channels: int
     size: int
     resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @click.command()
@@ -60,7 +64,7 @@ class Subject:
 @click.option("--data", metavar="DATA", help="As for `train`.  [default: the run's]")
 @click.option(
     "--weights", metavar="FILE|NAME",
-    help="A .pth, .pt or .safetensors file, or published weights, downloaded.  "
+    help="A file of weights, as for `predict`, or published weights, downloaded.  "
     "[default: the run's]",
 )  # fmt: skip
 @click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True,
@@ -142,7 +146,16 @@ def _of_run(run: Path, options: dict[str, Any]) -> Subject:
     size = options["size"] or recipe.eval_size or recipe.size
     resize = options["resize"] or max(recipe.eval_resize or size, size)
     channels = network.channels_of(made.model, source)
-    return Subject(model.eval(), made.model, f"from '{name}'", source, channels, size, resize)
+    return Subject(
+        model.eval(), made.model, f"from '{name}'", source, channels, size, resize,
+        *_of_data(source, channels),
+    )  # fmt: skip
+
+
+def _of_data(source: Source, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the data, for a model that may want grey images thrice."""
+    times = channels // source.channels
+    return source.mean * times, source.std * times
 
 
 def _trained(run: Path) -> tuple[dict[str, Tensor], str]:
@@ -168,15 +181,21 @@ def _named(options: dict[str, Any]) -> Subject:
     _models.check_name(name)
     size = options["size"]
     source = _source(options["data"], size or SIDE, options)
+    norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     if _models.is_file(weights):
         import torch
 
         made = settings.Settings(name, source.name, Recipe(), impl="eager")
         with user_errors():
             model = network.build(made, source, torch.device("cpu"))
-        state = _models.read_state_dict(Path(weights))
-        network.begin_with(model, state, weights)
-        channels, where, shorter = network.channels_of(name, source), f"from '{weights}'", None
+        weights_read = _models.read_weights(Path(weights))
+        if weights_read.preprocessing is None:
+            network.begin_with(model, dict(weights_read), weights)
+            where = f"from '{weights}'"
+        else:
+            where = _models.filled(model, weights_read, name)
+            norm = weights_read.preprocessing.mean, weights_read.preprocessing.std
+        channels, shorter = network.channels_of(name, source), None
     else:
         found = _models.load(name, weights, quiet=options["as_json"])
         model, where, channels = found.model, found.weights, 3
@@ -194,7 +213,8 @@ def _named(options: dict[str, Any]) -> Subject:
     size = size or source.size or SIDE
     shorter = shorter or (size if source.size else round(size * SHORTER / SIDE))
     resize = options["resize"] or max(shorter, size)
-    return Subject(model.eval(), name, where, source, channels, size, resize)
+    mean, std = norm or _of_data(source, channels)
+    return Subject(model.eval(), name, where, source, channels, size, resize, mean, std)
 
 
 def _source(spec: str, size: int, options: dict[str, Any]) -> Source:
@@ -247,8 +267,7 @@ def _forward(
 
     import resnet_fused as rf
 
-    times = subject.channels // subject.data.channels
-    norm = rf.ops.stem_input_norm(subject.data.mean * times, subject.data.std * times)
+    norm = rf.ops.stem_input_norm(subject.mean, subject.std)
     model = subject.model.to(device, dtype).to(memory_format=torch.channels_last)
     engine: nn.Module | None = None
 

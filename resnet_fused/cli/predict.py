@@ -48,7 +48,8 @@ NAMED = 20  # files that the summary of failures names; stderr had them all befo
     default="DEFAULT",
     show_default=True,
     metavar="FILE|NAME",
-    help="A .pth, .pt or .safetensors file, or published weights (IMAGENET1K_V2), downloaded.",
+    help="A .pth, .safetensors, .caffemodel or Detectron .pkl file, or published weights "
+    "(IMAGENET1K_V2), downloaded.",
 )
 @click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes.")
 @click.option(

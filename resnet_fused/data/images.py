@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,21 +66,30 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def preprocess(image: Image.Image, size: int = 224, resize: int | None = None) -> Tensor:
+def preprocess(
+    image: Image.Image,
+    size: int = 224,
+    resize: int | None = None,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
     """Resizes the shorter side, crops the centre and normalises, as torchvision's presets do.
 
     Args:
         image: an RGB image.
         size: side of the square crop in pixels.
         resize: length of the shorter side before the crop; None keeps the presets' 256 : 224.
+        mean: of red, green, blue, of values from 0 to 1.
+        std: likewise.
 
     Returns:
-        float32 [3, size, size], ImageNet's mean subtracted and divided by its deviation.
+        float32 [3, size, size], the mean subtracted and divided by the deviation.
 
     Raises:
         ValueError: a size that is not positive, or a resize that is smaller than the crop.
     """
-    return normalise(crop(image, size, resize))
+    return normalise(crop(image, size, resize), mean, std)
 
 
 def crop(image: Image.Image, size: int = 224, resize: int | None = None) -> Image.Image:
@@ -93,7 +103,11 @@ def crop(image: Image.Image, size: int = 224, resize: int | None = None) -> Imag
     return F.center_crop(scaled, [size, size])
 
 
-def normalise(image: Image.Image) -> Tensor:
-    """An RGB image as a float32 [3, H, W] tensor with ImageNet's mean and deviation taken out."""
+def normalise(
+    image: Image.Image,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """An RGB image as a float32 [3, H, W] tensor with a mean and a deviation taken out."""
     scaled = F.convert_image_dtype(F.pil_to_tensor(image), torch.float32)
-    return F.normalize(scaled, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    return F.normalize(scaled, list(mean), list(std))

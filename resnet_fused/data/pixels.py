@@ -20,6 +20,8 @@ from torchvision.transforms._presets import ImageClassification
 
 from resnet_fused.data.images import IMAGENET_MEAN, IMAGENET_STD, crop, preprocess
 
+_PREPROCESS = (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))  # what it takes, and without them
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -64,9 +66,10 @@ def as_pixels(transform: Callable[[Any], Tensor]) -> Pixels | None:
     """
     given: dict[str, Any] = {}
     if type(transform) is functools.partial and not transform.args:
-        transform, given = transform.func, transform.keywords
+        transform, given = transform.func, dict(transform.keywords)
     if transform is preprocess:
-        return Pixels(functools.partial(crop, **given), IMAGENET_MEAN, IMAGENET_STD)
+        mean, std = (given.pop(key, known) for key, known in _PREPROCESS)
+        return Pixels(functools.partial(crop, **given), tuple(mean), tuple(std))
     if given:
         return None
     if type(transform) is ImageClassification:
