@@ -295,13 +295,21 @@ def test_the_factories_networks_are_adapted(tmp_path: Path) -> None:
     with pytest.raises(rf.weights.MismatchError) as caught:
         rf.weights.load(own, file, adapt=True)
     assert own.layer3[0].conv2.stride == (2, 2)  # nothing is set either
+    assert own.version == "v1.5"
     assert "layer4.2.bn3.running_var" in caught.value.missing
     assert "layer1.0.conv1.weight" in caught.value.misshapen
-    changes = list(rf.weights.loading._changes(own, rf.weights.read(file).architecture))
-    assert [change.text for change in changes] == [
-        *(f"layer{stage}.0: stride (2, 2) in conv1" for stage in (2, 3, 4)),
-        "maxpool: padding=0, ceil_mode=True",
-    ]
+    wanted = rf.weights.read(file).architecture
+    # Its own tensors, in a file that says how they were trained.
+    same = rf.weights.Weights(own.state_dict(), "caffe", "same", architecture=wanted)
+    loaded = rf.weights.load(own, same, adapt=True)
+    pool = "maxpool: padding=0, ceil_mode=True"
+    strides = tuple(f"layer{stage}.0: stride (2, 2) in conv1" for stage in (2, 3, 4))
+    assert loaded.adapted == (*strides, pool)
+    assert own.version == "v1"
+    built = rf.models.resnet50(version="v1")
+    assert rf.weights.load(built, same).differs == (pool,)
+    strided = [m.stride for m in own.modules() if isinstance(m, nn.Conv2d)]
+    assert strided == [m.stride for m in built.modules() if isinstance(m, nn.Conv2d)]
 
 
 MEASURE = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from resnet_fused import models
 from resnet_fused.weights.files import read
 from resnet_fused.weights.released import Architecture, Preprocessing, Weights, WeightsError
 
@@ -190,6 +188,7 @@ def _changes(model: nn.Module, wanted: Architecture | None) -> Iterator[_Change]
 
 def _strides(model: nn.Module, wanted: Architecture) -> Iterator[_Change]:
     """Bottlenecks that halve the resolution elsewhere."""
+    says = ((model, "version", wanted.version),) if hasattr(model, "version") else ()
     for name, module in model.named_modules():
         convs = [getattr(module, f"conv{number}", None) for number in (1, 2, 3)]
         if not all(isinstance(conv, nn.Conv2d) for conv in convs):
@@ -199,10 +198,8 @@ def _strides(model: nn.Module, wanted: Architecture) -> Iterator[_Change]:
         right = [total, (1, 1)] if wanted.version == "v1" else [(1, 1), total]
         if strides != right:
             place = 1 if wanted.version == "v1" else 2
-            settings = tuple(
-                (conv, "stride", stride) for conv, stride in zip(convs, right, strict=False)
-            )
-            yield _Change(f"{name}: stride {total} in conv{place}", settings, True)
+            settings = [(c, "stride", step) for c, step in zip(convs, right, strict=False)]
+            yield _Change(f"{name}: stride {total} in conv{place}", (*settings, *says), True)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -215,13 +212,7 @@ def _refuse(changes: Iterable[_Change], found: Weights) -> None:
         return
     version = found.architecture.version if found.architecture else None
     raise WeightsError(
-        f"'{found.source}' was trained in a {version} network, the model is none: it would need "
-        f"{_listed(texts)}; give adapt=True to rf.weights.load, which sets these{_factory(version)}"
+        f"'{found.source}' was trained in a {version} network, from which the model differs: it "
+        f"would need {_listed(texts)}; give adapt=True to rf.weights.load, which sets that, or "
+        f"build it so: rf.models.resnet50(version={version!r})"
     )
-
-
-def _factory(version: str | None) -> str:
-    """How to build such a network, where the factories can."""
-    if "version" not in inspect.signature(models.resnet50).parameters:
-        return ""
-    return f", or build it so: rf.models.resnet50(version={version!r})"
