@@ -193,6 +193,17 @@ def test_layers_that_nobody_knows_are_named(tmp_path: Path) -> None:
     refused(file, "2 are not in the model: res2_0_branch2a_gn_s, fpn_w")
 
 
+def test_a_block_with_an_absurd_number_is_no_layer(tmp_path: Path) -> None:
+    one = np.ones((1, 1, 1, 1), np.float32)
+    for number in ("1" * 12, "9" * 5000):  # what a range or an int would choke on
+        layer = files.CaffeLayer(f"res4b{number}_branch2a", "Convolution", (one,))
+        file = files.write(tmp_path, "n.caffemodel", files.by_hand([*LAYERS, layer]).raw)
+        refused(file, f"1 are not in the model: res4b{number}")
+        blobs = {**BLOBS, f"res4_{number}_branch2a_w": one}
+        file = files.write(tmp_path, "n.pkl", pickle.dumps(blobs))
+        refused(file, f"1 are not in the model: res4_{number}")
+
+
 def test_files_of_something_else(tmp_path: Path) -> None:
     def write(name: str, content: bytes) -> Path:
         return files.write(tmp_path, name, content)

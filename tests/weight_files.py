@@ -255,7 +255,7 @@ def by_hand(layers: Sequence[CaffeLayer], *, v1: bool = False, eps: float | None
 
     Args:
         layers: of `caffe_layers`.
-        v1: as before 2014: `layers`, types by number, blobs of four dimensions.
+        v1: the older format: `layers`, types by number, blobs of four dimensions.
         eps: of each BatchNorm.
     """
     return _field(1, b"ResNet-14") + _joined(

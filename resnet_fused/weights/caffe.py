@@ -44,7 +44,7 @@ _SCHEMA: dict[str, tuple[tuple[str, int, str, bool], ...]] = {
         ("convolution_param", 106, "ConvolutionParameter", False),
         ("batch_norm_param", 139, "BatchNormParameter", False),
     ),
-    # Before 2014 a layer's type was a number.
+    # The older format of a layer: its type is a number.
     "V1LayerParameter": (
         ("name", 4, "bytes", False),
         ("type", 5, "int32", False),
@@ -58,7 +58,7 @@ _SCHEMA: dict[str, tuple[tuple[str, int, str, bool], ...]] = {
 _V1_TYPES = {4: "Convolution", 14: "InnerProduct"}
 
 _NAME = re.compile(
-    r"(?P<kind>res|bn|scale)(?P<stage>[2-5])(?P<block>b\d+|[a-z])_branch(?P<branch>1|2[abc])"
+    r"(?P<kind>res|bn|scale)(?P<stage>[2-5])(?P<block>b\d{1,3}|[a-z])_branch(?P<branch>1|2[abc])"
 )
 _STEM_KINDS = {"conv1": "res", "bn_conv1": "bn", "scale_conv1": "scale"}
 _TYPES = {"res": "Convolution", "bn": "BatchNorm", "scale": "Scale", "head": "InnerProduct"}

@@ -25,7 +25,7 @@ from resnet_fused.weights.names import HEAD, STEM, Layer, Parts
 from resnet_fused.weights.released import EPS, Weights, WeightsError
 
 _NAME = re.compile(
-    r"(?:res(?P<stage>[2-5])_(?P<block>\d+)_branch(?P<branch>1|2[abc])(?P<bn>_bn)?"
+    r"(?:res(?P<stage>[2-5])_(?P<block>\d{1,3})_branch(?P<branch>1|2[abc])(?P<bn>_bn)?"
     r"|(?P<stem>conv1)|(?P<stem_bn>res_conv1_bn)|(?P<head>fc1000|pred))_(?P<part>[a-z_]+)"
 )
 _CONV_PARTS = {"w": "conv.weight", "b": "conv.bias"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -68,7 +68,7 @@ class Weights(Mapping[str, Tensor]):
         foreign: tensors of the file that belong to no layer of a ResNet, by its own names.
     """
 
-    state: Mapping[str, Tensor]
+    state: Mapping[str, Tensor] = field(repr=False)
     format: str
     source: str
     preprocessing: Preprocessing | None = None
