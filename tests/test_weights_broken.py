@@ -72,6 +72,17 @@ def test_a_caffemodel_that_is_cut_between_layers(tmp_path: Path) -> None:
     for count in range(len(LAYERS)):
         file = files.write(tmp_path, "n.caffemodel", files.by_hand(LAYERS[:count]).raw)
         refused(file, r"cut short|it has no layers|tensors are missing")
+    last = next(i for i, layer in enumerate(LAYERS) if layer.name == "res2b_branch2b")
+    file = files.write(tmp_path, "n.caffemodel", files.by_hand(LAYERS[:last]).raw)
+    with pytest.raises(rf.weights.WeightsError, match=r"lacks layer1\.1\.conv2, layer1\.1\.conv3"):
+        rf.weights.read(file)
+    file = files.write(tmp_path, "n.caffemodel", files.by_hand(LAYERS[:2]).raw)
+    with pytest.raises(rf.weights.WeightsError, match="of conv1 it lacks weight, bias"):
+        rf.weights.read(file)
+    without = [layer for layer in LAYERS if "2a_branch" not in layer.name]
+    file = files.write(tmp_path, "n.caffemodel", files.by_hand(without).raw)
+    with pytest.raises(rf.weights.WeightsError, match=r"layer1\.0\.conv1"):
+        rf.weights.read(file)
 
 
 def test_a_caffemodel_with_a_bit_flipped(tmp_path: Path) -> None:

@@ -102,13 +102,16 @@ def caffe_layers(seed: int = 0, factor: float = 999.98) -> list[CaffeLayer]:
     return layers
 
 
-def named_layers(depths: Sequence[int]) -> list[CaffeLayer]:
-    """Every layer of a release by name, of one channel each.
+def named_layers(depths: Sequence[int], out: int = 1, of: int = 1) -> list[CaffeLayer]:
+    """Every layer of a release by name.
 
     Args:
         depths: blocks of each stage; of more than six the release counts with b1, b2, ...
+        out: channels of each.
+        of: channels that it reads.
     """
-    one = np.ones(1, np.float32)
+    ones, one = np.ones(out, np.float32), np.ones(1, np.float32)
+    weight = np.ones((out, of, 1, 1), np.float32)
     places = ["_conv1"]
     for stage, depth in enumerate(depths, start=2):
         counted = depths[2] > 6 and stage in (3, 4)
@@ -120,11 +123,11 @@ def named_layers(depths: Sequence[int]) -> list[CaffeLayer]:
     for place in places:
         conv = "conv1" if place == "_conv1" else f"res{place}"
         layers += [
-            CaffeLayer(conv, "Convolution", (one.reshape(1, 1, 1, 1),)),
-            CaffeLayer(f"bn{place}", "BatchNorm", (one, one, one)),
-            CaffeLayer(f"scale{place}", "Scale", (one, one)),
+            CaffeLayer(conv, "Convolution", (weight,)),
+            CaffeLayer(f"bn{place}", "BatchNorm", (ones, ones, one)),
+            CaffeLayer(f"scale{place}", "Scale", (ones, ones)),
         ]
-    return [*layers, CaffeLayer("fc1000", "InnerProduct", (one.reshape(1, 1), one))]
+    return [*layers, CaffeLayer("fc1000", "InnerProduct", (weight[:, :, 0, 0], ones))]
 
 
 def caffe_forward(
@@ -264,7 +267,7 @@ def by_hand(layers: Sequence[CaffeLayer], *, v1: bool = False, eps: float | None
 
 
 def _numbers(blob: Array) -> Piece:
-    raw = struct.pack(f"<{blob.size}f", *blob.ravel().tolist())
+    raw = np.ascontiguousarray(blob, "<f4").tobytes()
     return _field(5, Piece(raw, b"\1" * len(raw)))
 
 
@@ -343,16 +346,18 @@ def python2_pickle(blobs: dict[str, Array]) -> bytes:
     def number(value: int) -> bytes:
         return b"J" + struct.pack("<i", value)  # BININT
 
-    out = b"\x80\x02}" + text(b"blobs") + b"}("
+    out = [b"\x80\x02}", text(b"blobs"), b"}("]
     for name, array in blobs.items():
-        out += text(name.encode()) + b"cnumpy.core.multiarray\n_reconstruct\n"
-        out += b"cnumpy\nndarray\n" + number(0) + b"\x85" + text(b"b") + b"\x87R"
         sizes = b"(" + b"".join(map(number, array.shape)) + b"t"
         dtype = b"cnumpy\ndtype\n" + text(b"f4") + number(0) + number(1) + b"\x87R"
         dtype += b"(" + number(3) + text(b"<") + b"NNN" + number(-1) * 2 + number(0) + b"tb"
         raw = np.ascontiguousarray(array, "<f4").tobytes()
-        out += b"(" + number(1) + sizes + dtype + b"\x89" + text(raw) + b"tb"
-    return out + b"us."
+        out += [
+            text(name.encode()), b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy\nndarray\n",
+            number(0), b"\x85", text(b"b"), b"\x87R",
+            b"(", number(1), sizes, dtype, b"\x89", text(raw), b"tb",
+        ]  # fmt: skip
+    return b"".join([*out, b"us."])
 
 
 def images(count: int = 2, size: int = 37, seed: int = 3) -> Tensor:
