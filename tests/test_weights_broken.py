@@ -155,6 +155,20 @@ def test_a_layer_that_is_not_what_it_says(
     refused(files.write(tmp_path, "n.caffemodel", files.by_hand(layers).raw), match)
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "match"),
+    [("conv1", False, "2 blobs, expected 1"), ("res2a_branch1", True, "1 blobs, expected 2"),
+     ("res2a_branch1", None, "1 blobs, expected 2")],
+)  # fmt: skip
+def test_a_bias_that_is_there_against_what_the_layer_says(
+    tmp_path: Path, name: str, said: bool | None, match: str
+) -> None:
+    layers = [layer._replace(bias_term=said) if layer.name == name else layer for layer in LAYERS]
+    refused(
+        files.write(tmp_path, "n.caffemodel", files.by_hand(layers).raw), f"{name}' has {match}"
+    )
+
+
 def test_a_layer_twice_or_of_another_type(tmp_path: Path) -> None:
     twice = files.by_hand([*LAYERS, LAYERS[3]]).raw
     refused(files.write(tmp_path, "n.caffemodel", twice), "two tensors for 'conv.weight'")

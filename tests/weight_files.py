@@ -62,7 +62,7 @@ class CaffeLayer(NamedTuple):
     name: str
     type: str
     blobs: tuple[Array, ...]
-    bias_term: bool = False
+    bias_term: bool | None = False  # None: not said, which is True
 
 
 def caffe_layers(seed: int = 0, factor: float = 999.98) -> list[CaffeLayer]:
@@ -277,7 +277,8 @@ def _layer(layer: CaffeLayer, eps: float | None) -> Piece:
         shape = _field(1, b"".join(map(_varint, blob.shape)))
         content += _field(7, _field(7, shape) + _numbers(blob))
     if layer.type == "Convolution":
-        content += _field(106, _varint(2 << 3) + _varint(layer.bias_term))
+        said = b"" if layer.bias_term is None else _varint(2 << 3) + _varint(layer.bias_term)
+        content += _field(106, _varint(1 << 3) + _varint(len(layer.blobs[0])) + said)
     if layer.type == "BatchNorm" and eps is not None:
         content += _field(139, _varint(3 << 3 | 5) + struct.pack("<f", eps))
     return _field(100, content)
