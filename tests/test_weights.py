@@ -36,7 +36,7 @@ def agrees(model: nn.Module, loaded: rf.weights.Loaded, expected: Tensor) -> Non
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("writer", ["protobuf", "by hand", "double", "v1"])
+@pytest.mark.parametrize("writer", ["protobuf", "by hand", "double", "v1", "chunks"])
 @pytest.mark.parametrize("factor", [1.0, 999.98])
 def test_caffe_computes_what_caffe_does(tmp_path: Path, writer: str, factor: float) -> None:
     layers = files.caffe_layers(factor=factor)
@@ -45,6 +45,7 @@ def test_caffe_computes_what_caffe_does(tmp_path: Path, writer: str, factor: flo
         "by hand": lambda: files.by_hand(layers).raw,
         "double": lambda: files.by_protobuf(layers, double=True),
         "v1": lambda: files.by_hand(layers, v1=True).raw,
+        "chunks": lambda: files.by_hand(layers, chunks=3).raw,
     }[writer]()
     model = files.network().double()
     loaded = rf.weights.load(model, files.write(tmp_path, "n.caffemodel", content), adapt=True)

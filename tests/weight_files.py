@@ -253,29 +253,32 @@ def _joined(pieces: Iterable[Piece]) -> Piece:
     return Piece(b"".join(p.raw for p in every), b"".join(p.numbers for p in every))
 
 
-def by_hand(layers: Sequence[CaffeLayer], *, v1: bool = False, eps: float | None = None) -> Piece:
+def by_hand(
+    layers: Sequence[CaffeLayer], *, v1: bool = False, eps: float | None = None, chunks: int = 1
+) -> Piece:
     """A .caffemodel byte by byte, by the wire format of protocol buffers.
 
     Args:
         layers: of `caffe_layers`.
         v1: the older format: `layers`, types by number, blobs of four dimensions.
         eps: of each BatchNorm.
+        chunks: strings that a blob's numbers come in; a reader has to join them.
     """
     return _field(1, b"ResNet-14") + _joined(
-        _v1_layer(layer) if v1 else _layer(layer, eps) for layer in layers
+        _v1_layer(layer) if v1 else _layer(layer, eps, chunks) for layer in layers
     )
 
 
-def _numbers(blob: Array) -> Piece:
-    raw = np.ascontiguousarray(blob, "<f4").tobytes()
-    return _field(5, Piece(raw, b"\1" * len(raw)))
+def _numbers(blob: Array, chunks: int = 1) -> Piece:
+    parts = [part.astype("<f4").tobytes() for part in np.array_split(blob.ravel(), chunks)]
+    return _joined(_field(5, Piece(raw, b"\1" * len(raw))) for raw in parts)
 
 
-def _layer(layer: CaffeLayer, eps: float | None) -> Piece:
+def _layer(layer: CaffeLayer, eps: float | None, chunks: int) -> Piece:
     content = _field(1, layer.name.encode()) + _field(2, layer.type.encode())
     for blob in layer.blobs:
         shape = _field(1, b"".join(map(_varint, blob.shape)))
-        content += _field(7, _field(7, shape) + _numbers(blob))
+        content += _field(7, _field(7, shape) + _numbers(blob, chunks))
     if layer.type == "Convolution":
         said = b"" if layer.bias_term is None else _varint(2 << 3) + _varint(layer.bias_term)
         content += _field(106, _varint(1 << 3) + _varint(len(layer.blobs[0])) + said)

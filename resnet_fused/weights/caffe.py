@@ -72,7 +72,7 @@ class _CaffeLayer(NamedTuple):
         type: "" where the file gives none, or an unknown number.
         blobs: BlobProto.
         eps: of a BatchNorm.
-        bias: whether a convolution has one; None where the file does not say.
+        bias: whether a convolution has one; None where the format does not say.
     """
 
     name: str
@@ -125,9 +125,7 @@ def _layers(net: Any) -> Iterator[_CaffeLayer]:
         if layer.blobs:
             conv, norm = layer.convolution_param, layer.batch_norm_param
             eps = norm.eps if norm.HasField("eps") else EPS
-            bias = None
-            if layer.HasField("convolution_param"):
-                bias = conv.bias_term or not conv.HasField("bias_term")  # Caffe's default: true
+            bias = conv.bias_term or not conv.HasField("bias_term")  # Caffe's default: true
             yield _CaffeLayer(_text(layer.name), _text(layer.type), layer.blobs, eps, bias)
 
 
