@@ -21,6 +21,7 @@ from torchvision.transforms import functional as F
 from resnet_fused.bench import networks
 from resnet_fused.cli import _models
 from resnet_fused.data import as_pixels, images
+from resnet_fused.train import views
 
 LAYERS = [
     # Logits of a size at which a softmax still has more than one class.
@@ -31,7 +32,7 @@ LAYERS = [
 ]
 MODEL = "resnet50"
 # The package has the command by that name.
-evaluate = importlib.import_module("resnet_fused.cli.evaluate")
+subjects = importlib.import_module("resnet_fused.cli._subjects")
 
 
 @pytest.fixture(autouse=True)
@@ -95,12 +96,15 @@ def test_evaluate_prepares_images_so_too(tmp_path: Path, caffemodel: Path, form:
         "model": MODEL, "weights": str(file), "data": f"imagefolder:{folder}", "size": 32,
         "resize": 32, "download": False, "as_json": True,
     }  # fmt: skip
-    subject = evaluate._named(options)
+    subject = subjects._named(options)
     assert subject.mean == pytest.approx([value / 255 for value in mean[::-1]])
     assert subject.std == pytest.approx([1 / 255] * 3)
     # What the network is given, byte for byte, and what Caffe makes of it.
     x = files.images(3, 32)
-    forward = evaluate._forward(subject, torch.device("cpu"), torch.float32, ten=False)
+    looks = views.Views(32, 32)
+    forward = views.View(
+        subject.model, looks, subject.channels, subject.mean, subject.std, torch.device("cpu")
+    )
     expected = files.caffe_forward(LAYERS if form == "caffe" else files.caffe_layers(), x, mean)
     scale = expected.abs().max().item()
     torch.testing.assert_close(forward(x).double(), expected, rtol=1e-4, atol=1e-5 * scale)

@@ -9,7 +9,7 @@ import http.client
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,45 @@ def load(name: str, weights: str | None = None, *, quiet: bool = True) -> Networ
         torch.manual_seed(0)
         model = networks.build(name)
     return Network(name, model.eval(), "random (seed 0)", False, _categories(model), _preset())
+
+
+def load_all(names: Sequence[str], weights: Sequence[str], *, quiet: bool = True) -> Network:
+    """Builds one network, or an ensemble of several.
+
+    Args:
+        names: as for `load`.
+        weights: one for all, or one for each in order.
+        quiet: no progress bar for a download.
+
+    Raises:
+        UserError: as `load`; numbers that differ; networks that want other images or know other
+            classes than the first.
+    """
+    if len(weights) == 1:
+        weights = tuple(weights) * len(names)
+    if len(weights) != len(names):
+        raise UserError(
+            f"--weights: got {len(weights)} for {len(names)} MODELs; give one, or one for each"
+        )
+    found = [load(name, own, quiet=quiet) for name, own in zip(names, weights, strict=True)]
+    first = found[0]
+    if len(found) == 1:
+        return first
+    for other in found[1:]:
+        if other.categories != first.categories:
+            raise UserError(f"--model: {other.name} and {first.name} know different classes")
+        # Transforms say in their repr all that they do, and have no equality.
+        if repr(other.transform) != repr(first.transform):
+            raise UserError(
+                f"--model: {other.name} wants its images prepared in another way than {first.name}"
+            )
+    from resnet_fused.models import Ensemble
+
+    return Network(
+        " + ".join(names), Ensemble(each.model for each in found).eval(),
+        "; ".join(each.weights for each in found), all(each.trained for each in found),
+        first.categories, first.transform,
+    )  # fmt: skip
 
 
 class _Torchvision:

@@ -42,10 +42,14 @@ NAMED = 20  # files that the summary of failures names; stderr had them all befo
 @click.argument(
     "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."
 )
-@click.option("--model", default="resnet50", show_default=True, help="As for `explain`.")
+@click.option(
+    "--model", "models", multiple=True, default=("resnet50",), show_default=True, metavar="MODEL",
+    help="As for `explain`. Several answer together: the mean of their probabilities.",
+)  # fmt: skip
 @click.option(
     "--weights",
-    default="DEFAULT",
+    multiple=True,
+    default=("DEFAULT",),
     show_default=True,
     metavar="FILE|NAME",
     help="A .pth, .safetensors, .caffemodel or Detectron .pkl file, or published weights "
@@ -77,7 +81,8 @@ NAMED = 20  # files that the summary of failures names; stderr had them all befo
 @json_option
 @click.pass_context
 def predict(
-    ctx: click.Context, paths: tuple[Path, ...], model: str, weights: str, topk: int,
+    ctx: click.Context, paths: tuple[Path, ...], models: tuple[str, ...],
+    weights: tuple[str, ...], topk: int,
     batch_size: int | None, workers: int | None, on_error: str | None, output: Path | None,
     resume: bool, device: str, dtype: str, as_json: bool,
 ) -> None:  # fmt: skip
@@ -107,8 +112,10 @@ def predict(
         # The picture first: nobody wants to learn after a download that its name was misspelt.
         if one and on_error == "stop":
             load_image(paths[0])
-    network = _models.load(model, weights, quiet=as_json)
-    common = {"model": model, "weights": network.weights, "device": str(where), "dtype": dtype}
+    network = _models.load_all(models, weights, quiet=as_json)
+    common = {
+        "model": network.name, "weights": network.weights, "device": str(where), "dtype": dtype
+    }  # fmt: skip
     file = _predictions.ResultFile(output, resume=resume, common=common) if output else None
     shown = _printer(one, as_json) if as_json or file is None else None
     left = _without(entries, file.done if file else frozenset())
@@ -299,4 +306,9 @@ def _engine(
     import resnet_fused as rf
 
     placed = model.to(example.device, dtype).to(memory_format=torch.channels_last)
-    return rf.freeze(placed, example, input_norm=pixels and pixels.input_norm)
+    norm = pixels and pixels.input_norm
+    if isinstance(placed, rf.models.Ensemble):
+        return rf.models.Ensemble(
+            rf.freeze(member, example, input_norm=norm) for member in placed.members
+        )
+    return rf.freeze(placed, example, input_norm=norm)

@@ -50,7 +50,8 @@ def judge(job: Job, networks: Sequence[Variant], runs: Runs) -> Finding:
         shown = False
     else:
         worse = [c.claim for c in checks[:-1] if not c.holds]
-        text, shown = f"This scale does not show it: not so is that {'; '.join(worse)}.", False
+        text = f"This scale does not show it. What does not hold: {'; '.join(worse)}."
+        shown = False
     published = {**degradation.PUBLISHED[job.scale.family], "resnet1202": "7.93% test"}
     if job.scale.family == "imagenet":
         published |= {"resnet50": "22.85% top-1", "resnet101": "21.75% top-1",

@@ -94,8 +94,8 @@ def judge(job: Job, networks: Sequence[Variant], runs: Runs) -> Finding:
         "Residual layers respond less strongly than plain ones, and less the more of them there "
         "are: they change the signal little."
         if shown
-        else "This scale does not show all of it: "
-        + "; ".join(f"not so is that {check.claim}" for check in checks if not check.holds)
+        else "This scale does not show all of it. What does not hold: "
+        + "; ".join(check.claim for check in checks if not check.holds)
         + "."
     )
     rows = tuple(
