@@ -129,6 +129,7 @@ def test_caffe2_names_of_statistics(tmp_path: Path) -> None:
     other = rf.weights.read(files.write(tmp_path, "2.pkl", pickle.dumps(BLOBS)))
     found = rf.weights.read(files.write(tmp_path, "1.pkl", pickle.dumps(blobs)))
     assert list(found) == list(other)
+    assert found.foreign == ()  # the optimiser's are none of the network
     assert all(torch.equal(found[name], other[name]) for name in other)
 
 
