@@ -165,6 +165,7 @@ STATE = {name: torch.randn_like(value) if value.is_floating_point() else value
     [
         ("n.pth", lambda state: state),
         ("n.tar", lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}}),
+        ("n.bin", lambda state: {"model_state_dict": state, "step": 7}),
         ("n.pt", lambda state: {"model": {f"module.{key}": v for key, v in state.items()}}),
         ("n.ckpt", lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}}),
         ("n", lambda state: {f"module._orig_mod.{key}": v for key, v in state.items()}),
