@@ -129,6 +129,7 @@ def test_caffe2_names_of_statistics(tmp_path: Path) -> None:
     other = rf.weights.read(files.write(tmp_path, "2.pkl", pickle.dumps(BLOBS)))
     found = rf.weights.read(files.write(tmp_path, "1.pkl", pickle.dumps(blobs)))
     assert list(found) == list(other)
+    assert found.foreign == ()  # the optimiser's are none of the network
     assert all(torch.equal(found[name], other[name]) for name in other)
 
 
@@ -164,6 +165,7 @@ STATE = {name: torch.randn_like(value) if value.is_floating_point() else value
     [
         ("n.pth", lambda state: state),
         ("n.tar", lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}}),
+        ("n.bin", lambda state: {"model_state_dict": state, "step": 7}),
         ("n.pt", lambda state: {"model": {f"module.{key}": v for key, v in state.items()}}),
         ("n.ckpt", lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}}),
         ("n", lambda state: {f"module._orig_mod.{key}": v for key, v in state.items()}),

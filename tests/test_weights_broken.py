@@ -300,6 +300,15 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_torch_file_that_runs_code_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
+    ran, file = tmp_path / "ran", tmp_path / "n.pth"
+    content = {**MODEL.state_dict(), "bn1.weight": Calls(os.mkdir, str(ran))}
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    refused(file, "is corrupt or no file of weights")
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
