@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import resnet_fused as rf
-from resnet_fused.train import CapturedStep, captured
+from resnet_fused.train import CapturedStep, captured, journal
+from resnet_fused.train.journal import METRICS
+from resnet_fused.train.loop import FINAL
 from resnet_fused.train.step import Step, start_momentum
 
 CLASSES = 4
@@ -286,7 +288,7 @@ def test_the_cpu_runs_ordinary_steps_and_says_so(caplog):
     plain, run = Run(Step), Run(CapturedStep)
     with caplog.at_level(logging.WARNING, "resnet_fused.train"):
         for step in range(5):
-            plain.take(step)
+            plain.take(step, rate=float32(0.05 / (step + 1)))
             run.take(step)
     same(plain, run)
     assert "CUDA graphs are of a GPU" in run.step.explain()
@@ -378,25 +380,58 @@ def test_a_batch_that_cannot_be_divided_is_refused():
         Run(CapturedStep, accumulate=3).take(0)
 
 
-# ------------------------------------------------------------------ what nodes do in a step
+# ------------------------------------------------------------------ runs
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_no_op_of_a_training_node_waits_for_the_device(backend, momentum):
-    with rf.backend(backend):
-        model = rf.models.resnet18(num_classes=CLASSES).train()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = momentum
-        optimizer = OPTIMIZERS["sgd"](model.parameters())
-        step = Step(model, F.cross_entropy, optimizer, scaler_of(True), clip_norm=1.0)
-        x, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
-        step(x, labels)
-        with graph_standins.NoWaiting() as seen:
-            step(x, labels)
-    ours = {name for name in seen.names if name.startswith("resnet_fused::")}
-    assert {"resnet_fused::conv_bn_stats", "resnet_fused::conv_bn_wgrad"} <= ours
+RECIPES = {
+    "plain": {},
+    "mixed and averaged": {"loss": {"mixup": 0.2}, "ema": 0.8, "accumulate": 2},
+    "clipped, in bfloat16": {
+        "optimizer": {"name": "adamw", "lr": 0.01, "clip_norm": 0.5}, "precision": "bfloat16",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES)
+def test_a_run_with_graphs_learns_what_one_without_does(tmp_path, changes):
+    told = runs.settings(runs.recipe(capture=True, **changes))
+    files = []
+    for name in ("without", "with"):
+        trainer = runs.trainer(tmp_path / name, told)
+        if name == "with":
+            driver = graph_standins.StandInGraphs(lambda t=trainer: list(t._take._tensors()))
+            trainer._take._driver = driver
+        trainer.train()
+        files.append([(tmp_path / name / file).read_bytes() for file in (METRICS, FINAL)])
+    assert files[0] == files[1]
+    assert (driver.warm, driver.captured, driver.replayed) == (3, 1, 9)
+    timing = journal.read(tmp_path / "with", journal.TIMING)
+    assert [line["replay"] > 0 for line in timing] == [False] * 3 + [True] * 9
+
+
+def test_a_run_with_graphs_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
+    told = runs.settings(runs.recipe(capture=True), save_every=5)
+    runs.train(tmp_path / "whole", told)
+    run = tmp_path / "stopped"
+    for stop in (True, False):
+        trainer = runs.trainer(run, told)
+        trainer._take._driver = graph_standins.StandInGraphs(
+            lambda t=trainer: list(t._take._tensors())
+        )
+        if stop:
+            trainer.steps = 5
+            trainer._done = lambda: False
+            trainer._test = lambda: None
+        trainer.train()
+    assert (run / FINAL).read_bytes() == (tmp_path / "whole" / FINAL).read_bytes()
+
+
+def test_lars_is_not_captured_and_the_run_says_so(tmp_path, caplog):
+    pytest.importorskip("timm")
+    made = runs.recipe(capture=True, epochs=1, optimizer={"name": "lars", "lr": 0.05})
+    with caplog.at_level(logging.WARNING, "resnet_fused.train"):
+        runs.train(tmp_path, runs.settings(made))
+    assert "Lars was not made with fused=True" in caplog.text
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

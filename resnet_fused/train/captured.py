@@ -160,6 +160,8 @@ class CapturedStep(Step):
         return "\n".join(f"{shape}: {how}" for shape, how in self._told.items()) or "no step yet"
 
     def _take(self, images: Tensor, targets: Tensor) -> Taken:
+        if is_fused(self.optimizer):
+            self._set_rates(images.device)
         self._driver = self._driver or graphs_of(images.device, self._generators)
         reason = self._failed or obstacle(self.model, self.optimizer)
         if self._driver is None:
@@ -172,7 +174,6 @@ class CapturedStep(Step):
             return self._captured(self._driver, images, targets)
 
     def _captured(self, driver: Graphs, images: Tensor, targets: Tensor) -> Taken:
-        self._set_rates(images.device)
         call = (_form(images), _form(targets), *self._settings())
         place = (call, tuple(t.data_ptr() for t in self._tensors()))
         graph = self._graphs.get(place)
@@ -254,21 +255,19 @@ class CapturedStep(Step):
         inputs = images.clone(), targets.clone()
         try:
             with _capturable(self.optimizer):
-                replay, taken = driver.capture(
-                    lambda: self._run(*inputs, contextlib.nullcontext)
-                )
+                made = driver.capture(lambda: self._run(*inputs, contextlib.nullcontext))
         except RuntimeError as error:
             self._failed = f"no graph: {str(error).partition(chr(10))[0]}"
-        # The gradients' memory stays with the graphs.
-        self.optimizer.zero_grad(set_to_none=True)
-        if self._failed:
             # What a step that broke off has left behind.
             if self.scaler.is_enabled():
                 self.scaler._per_optimizer_states.clear()
             for name in ("grad_scale", "found_inf"):
                 self.optimizer.__dict__.pop(name, None)
             return None
-        return _Graph(inputs, replay, taken)
+        finally:
+            # The gradients' memory stays with the graphs.
+            self.optimizer.zero_grad(set_to_none=True)
+        return _Graph(inputs, *made)
 
     def _replay(self, graph: _Graph, images: Tensor, targets: Tensor) -> Taken:
         for mine, given in zip(graph.inputs, (images, targets), strict=True):
@@ -279,11 +278,14 @@ class CapturedStep(Step):
         return Taken(*(t.clone() for t in graph.taken))
 
 
-def graphs_of(
-    device: torch.device, generators: Sequence[torch.Generator] = ()
-) -> Graphs | None:
+def graphs_of(device: torch.device, generators: Sequence[torch.Generator] = ()) -> Graphs | None:
     """What captures on a device, or None where nothing can."""
     return Graphs(device, generators) if device.type == "cuda" else None
+
+
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether an optimizer's step is PyTorch's fused one, whose learning rate may be a tensor."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
@@ -293,7 +295,7 @@ def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
         model: that learns.
         optimizer: of its parameters.
     """
-    if not all(group.get("fused") for group in optimizer.param_groups):
+    if not is_fused(optimizer):
         name = type(optimizer).__name__
         return f"{name} was not made with fused=True: its learning rate is a number of Python's"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
@@ -302,9 +304,9 @@ def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
     if len(places) > 1:
         return f"the parameters are on {len(places)} devices"
     distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        if distributed.get_world_size() > 1:
-            return "several processes exchange gradients"
+    found = distributed.is_available() and distributed.is_initialized()
+    if found and distributed.get_world_size() > 1:
+        return "several processes exchange gradients"
     if has_global_hooks():
         return "global module hooks are registered, which a replay would not run"
     for name, module in model.named_modules():
