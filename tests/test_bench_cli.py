@@ -67,7 +67,7 @@ def test_the_options_know_what_subjects_know() -> None:
         (["--level", "kernel", "--op", "conv"], ["--op", "'conv'", "conv_dgrad"]),
         (["--op", "bn_act"], ["--op: is for --level kernel, and --level is model"]),
         (["--level", "kernel", "--mode", "training"], ["--mode: is for --level block or model"]),
-        (["--mode", "train"], ["--mode", "'train'", "training_frozen"]),
+        (["--mode", "trained"], ["--mode", "'trained'", "training_frozen"]),
         (["--peers", "eager,tensorflow"], ["--peers: there is no 'tensorflow'", "openvino"]),
         (["--peers", ""], ["--peers: there is no ''"]),
         (["--only", "conv9"], ["--only: no key holds conv9", "model/inference/resnet50/b1"]),

@@ -29,6 +29,18 @@ def test_the_page_is_up_to_date(tool):
     assert f"{tool.BEGIN}\n{tool.table()}\n{tool.END}" in page, "predict_training.py --write"
 
 
+def test_the_page_has_the_block_ends(tool):
+    ends = importlib.import_module("predict_block_end")
+    page = ends.PAGE.read_text(encoding="utf-8")
+    assert f"{ends.BEGIN}\n{ends.table()}\n{ends.END}" in page, "predict_block_end.py --write"
+    found = ends.folds(256)
+    assert len(found) == 15  # behind the last of 16 blocks is no convolution
+    for one in found:
+        # One tensor is read less, and a launch is spared: no more than that can be won.
+        most = one.saved / tool.MEMORY + tool.LAUNCH
+        assert one.before - one.after <= most * 1.001 or one.bound == "L2"
+
+
 def test_what_the_docs_say_of_it(tool):
     """Bytes an image at batch 256, their part of eager's, and those by two kernels each."""
     shape = (256, 3, 224, 224)

@@ -35,6 +35,14 @@ def arguments(folder, output, *more):
     ]  # fmt: skip
 
 
+def test_options_are_short_for_entries_of_the_recipe():
+    from resnet_fused.cli.train import _short
+
+    given = {"epochs": 3, "batch_size": None, "lr": 0.2, "capture": True}
+    assert _short(given) == ["epochs=3", "optimizer.lr=0.2", "capture=true"]
+    assert _short({**given, "capture": False}) == ["epochs=3", "optimizer.lr=0.2"]
+
+
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
     """A run's folder, and what it printed."""

@@ -395,12 +395,12 @@ def _step_parts(work: Work) -> Reference:
     subject, batch, module = work.subject, work.sets[0], work.module
     assert module is not None
     exact = torch.float32 if subject.torch_dtype.itemsize == 2 else torch.float64
-    wide = _with_batch(work, dataclasses.replace(batch, **_cast(batch, exact)))
+    wide = _with_batch(work, dataclasses.replace(batch, **_cast(batch, exact)), exact=True)
     with torch.enable_grad():
         with precise():
             oracle = wide.run(_double(module, exact))
         eager = work.run(copy.deepcopy(module))
-        plain = _with_batch(work, dataclasses.replace(batch, **_cast(batch, subject.torch_dtype)))
+        plain = _with_batch(work, dataclasses.replace(batch, **_cast(batch, subject.storage_dtype)))
         other = plain.run(copy.deepcopy(module).to(memory_format=torch.contiguous_format))
     return _parts_by_name(subject, oracle, eager, other)
 
@@ -414,5 +414,7 @@ def _cast(batch: Any, dtype: torch.dtype) -> dict[str, Any]:
     return {"x": x, "target": target}
 
 
-def _with_batch(work: Work, batch: Any) -> Work:
-    return dataclasses.replace(work, sets=[batch], reference=None, _names={})
+def _with_batch(work: Work, batch: Any, *, exact: bool = False) -> Work:
+    return dataclasses.replace(
+        work, sets=[batch], reference=None, exact=exact, _names={}, _optimizers={}
+    )

@@ -125,6 +125,10 @@ class ChildVariant:
         given = [list(order) for order in orders]
         return self._ask("layers", self._request_s, orders=given)["layers"]
 
+    def ops(self) -> dict[str, float]:
+        """Of one call in the child."""
+        return self._ask("ops", self._request_s)["ops"]
+
     def close(self) -> None:
         """Lets the peer give back what it holds, then ends the child."""
         if self._child is not None and self.prepare_s:
@@ -302,6 +306,8 @@ class _Server:
         if do == "layers":
             orders = [[_step(*fields) for fields in order] for order in message["orders"]]
             return {"layers": variant.layers(orders)}
+        if do == "ops":
+            return {"ops": variant.ops()}
         raise ValueError(f"do is {do!r}")
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resnet_fused.bench import ceilings, compare, gauges, limits, process, record
+from resnet_fused.bench import ceilings, compare, gauges, limits, process, record, waterfall
 from resnet_fused.bench.peers import NoPeerError
 from resnet_fused.bench.plain import plain
 from resnet_fused.bench.process import ChildVariant
@@ -244,7 +244,15 @@ class _Run:
                     by_layer = _or_none(lambda one=variant, first=first: one.layers(first))
                     if by_layer:
                         found["layer_s"] = by_layer
+                elif self._whole_step():
+                    by_op = _or_none(variant.ops)
+                    if by_op:
+                        found["op_s"] = waterfall.with_gaps(by_op, timings.median(name))
             self.row.variants[name] = found
+
+    def _whole_step(self) -> bool:
+        """Whether it is a network's training, of which the kinds of kernels are told apart."""
+        return self.work.subject.level == "model" and self.work.subject.training
 
     def _orders(self) -> list[list[gauges.Step]]:
         """How layers may run, where the profiler can tell them apart: in a forward pass."""
@@ -309,6 +317,8 @@ def run(
         device = torch.device(subject.device)
         rates = rates or ceilings.measure(device, subject.torch_dtype)
         row = Row(subject, limits.limit(work, rates))
+        if subject.level == "model" and subject.op in waterfall.OPS:
+            row.limit["ops"] = waterfall.least(work, rates)
         read = functools.partial(gauges.clocks, _gpu())
         before = read() if subject.device == "cuda" else None
         preparing = _Clock((1 - TIMING_SHARE) * clock.left())

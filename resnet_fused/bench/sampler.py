@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from resnet_fused.bench import gauges
+from resnet_fused.bench import gauges, waterfall
 from resnet_fused.bench.judging import Judgement
 from resnet_fused.bench.peers import NoPeerError
 from resnet_fused.bench.timing import SampleError
@@ -63,6 +63,9 @@ class Variant(Protocol):
 
     def layers(self, orders: Sequence[Sequence[gauges.Step]]) -> dict[str, float] | None:
         """Seconds of each layer; see `gauges.layer_seconds`."""
+
+    def ops(self) -> dict[str, float]:
+        """Seconds of each kind of kernel; see `waterfall.op_seconds`."""
 
     def close(self) -> None:
         """Ends it, whatever its state; never raises."""
@@ -268,6 +271,11 @@ class OwnVariant:
         """Of one plain call."""
         with self._guarded("the profiler"):
             return gauges.layer_seconds(self._run, orders, self._device)
+
+    def ops(self) -> dict[str, float]:
+        """Of one plain call."""
+        with self._guarded("the profiler"):
+            return waterfall.op_seconds(self._run, self._device)
 
     def close(self) -> None:
         """Closes the peer and lets go of its memory."""

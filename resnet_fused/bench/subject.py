@@ -31,9 +31,11 @@ from resnet_fused.roofline import LayerCost, ModelCost, conv_cost, model_cost
 
 LEVELS = ("kernel", "block", "model")
 KERNEL_OPS = tuple(KINDS)
-MODEL_OPS = ("inference", "training", "training_frozen")
+BLOCK_OPS = ("inference", "training", "training_frozen")
 """`training` is a step with batch statistics, `training_frozen` one with fixed BatchNorm."""
-OPS = {"kernel": KERNEL_OPS, "block": MODEL_OPS, "model": MODEL_OPS}
+MODEL_OPS = (*BLOCK_OPS, "train")
+"""`train` is the whole step that users take: weights in float32, autocast, fused SGD."""
+OPS = {"kernel": KERNEL_OPS, "block": BLOCK_OPS, "model": MODEL_OPS}
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
 NETWORKS = tuple(name for name in models.list_models() if re.fullmatch(r"resnet\d+", name))
@@ -52,7 +54,8 @@ class Subject:
         name: a kernel's shape ("3x3_64_64_at56"), a block's ("resnet50.layer1.0") or a model's; in
             inference also that of a foreign network ("timm:resnet50", "mobilenet_v2").
         batch: images.
-        dtype: of all tensors but a kernel's scale and shift, which are float32.
+        dtype: of all tensors but a kernel's scale and shift, which are float32; of op `train` that
+            of autocast.
         device: "cpu" or "cuda".
         size: side of the network's images in pixels; a kernel's name holds its own sizes.
         seed: of weights and data.
@@ -93,6 +96,16 @@ class Subject:
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself."""
         return getattr(torch, self.dtype)
+
+    @property
+    def optimizes(self) -> bool:
+        """Whether a call takes the optimizer's step too."""
+        return self.op == "train"
+
+    @property
+    def storage_dtype(self) -> torch.dtype:
+        """The dtype of weights and inputs: where a whole step is taken autocast casts float32."""
+        return torch.float32 if self.optimizes else self.torch_dtype
 
     @property
     def foreign(self) -> bool:

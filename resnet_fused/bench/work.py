@@ -58,6 +58,7 @@ class Work:
         module: for a block or model the plain module in eval or train mode; None for kernels.
         case: of a kernel; None for blocks and models.
         watched: names of the parameters whose gradients a training step returns, "input" for x's.
+        exact: neither autocast nor a scaled loss: what an oracle is computed with.
     """
 
     subject: Subject
@@ -66,7 +67,9 @@ class Work:
     case: Case | None = None
     watched: tuple[str, ...] = ()
     reference: judging.Reference | None = None
+    exact: bool = False
     _names: dict[int, tuple[Any, ...]] = field(default_factory=dict, repr=False)
+    _optimizers: dict[int, tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     def mode(self) -> contextlib.AbstractContextManager[Any]:
         """What calls run in: inference mode, or for a training step gradients enabled."""
@@ -83,11 +86,13 @@ class Work:
         Returns:
             Inference: the output. Training: (loss, name -> gradient of the watched parameters), all
             gradients having been computed; in place of a loss a block's output stands, since its
-            output's gradient is given. Nothing is left in `.grad`.
+            output's gradient is given. Nothing is left in `.grad`, but by a step that optimizes.
         """
         batch = self.sets[i]
         if not self.subject.training:
             return module(batch.x)
+        if self.subject.optimizes:
+            return self._optimized(module, batch)
         names, leaves = self._leaves(module)
         y = module(batch.x)
         if self.subject.level == "model":
@@ -100,6 +105,42 @@ class Work:
             names = ("input", *names) if inputs else names
         grads = dict(zip(names, found, strict=True))
         return first.detach(), {name: grads[name] for name in self.watched}
+
+    def _optimized(self, module: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        names, leaves = self._leaves(module)
+        optimizer, scaler = self._optimizer(module, leaves)
+        optimizer.zero_grad(set_to_none=True)
+        dtype = self.subject.torch_dtype
+        narrow = dtype is not torch.float32 and not self.exact
+        with torch.autocast(self.subject.device, dtype if narrow else None, enabled=narrow):
+            y = module(batch.x)
+        loss = F.cross_entropy(y if self.exact else y.float(), batch.target)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)  # as who clips gradients does; they are what is judged
+        scaler.step(optimizer)
+        scaler.update()
+        grads = dict(zip(names, leaves, strict=True))
+        return loss.detach(), {name: grads[name].grad for name in self.watched}
+
+    def _optimizer(
+        self, module: Any, leaves: list[Tensor]
+    ) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
+        """Fused SGD at a learning rate of zero: all of its work, and the same weights behind it.
+
+        So each call computes the same, and can be judged whenever it is made.
+        """
+        known = self._optimizers.get(id(module))
+        if known is None or known[0] is not module:
+            optimizer = torch.optim.SGD(leaves, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=True)
+            for leaf in leaves:  # a first step that is skipped would leave it unset
+                optimizer.state[leaf]["momentum_buffer"] = torch.zeros_like(leaf)
+            scaled = self.subject.torch_dtype is torch.float16 and not self.exact
+            # Small enough for the first step, and it grows in no benchmark's time.
+            scaler = torch.amp.GradScaler(
+                self.subject.device, init_scale=2.0**8, growth_interval=1 << 30, enabled=scaled
+            )
+            known = self._optimizers[id(module)] = (module, optimizer, scaler)
+        return known[1], known[2]
 
     def _leaves(self, module: Any) -> tuple[tuple[str, ...], list[Tensor]]:
         known = self._names.get(id(module))
@@ -199,7 +240,7 @@ class _Maker:
 
     def __init__(self, subject: Subject, index: int) -> None:
         seed = zlib.crc32(f"{subject.key}#{subject.seed}#{index}".encode())
-        self.device, self.dtype = subject.device, subject.torch_dtype
+        self.device, self.dtype = subject.device, subject.storage_dtype
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def image(self, *shape: int) -> Tensor:
@@ -242,15 +283,16 @@ def _network(subject: Subject, state: dict[str, Tensor] | None) -> Work:
             calibrate_batchnorm(module, images)
     else:
         module.load_state_dict(state)
-    module.train(subject.op == "training")
+    module.train(subject.training and subject.op != "training_frozen")
     if subject.op == "training_frozen":
         for child in module.modules():
             if isinstance(child, nn.BatchNorm2d):
                 child.requires_grad_(False)
     if not subject.training:
         module.requires_grad_(False)
-    module = module.to(subject.device, subject.torch_dtype).to(memory_format=torch.channels_last)
-    size = subject.batch * math.prod(shape) * subject.torch_dtype.itemsize
+    module = module.to(subject.device, subject.storage_dtype)
+    module = module.to(memory_format=torch.channels_last)
+    size = subject.batch * math.prod(shape) * subject.storage_dtype.itemsize
     count = sets_for(size, subject.device)
     sets = [_batch(subject, module, shape, i) for i in range(count)]
     return Work(subject, sets, module, watched=_watched(subject, module, sets[0]))

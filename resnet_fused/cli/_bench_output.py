@@ -122,6 +122,8 @@ def say_rows(record: Row) -> None:
     for row in record["rows"]:
         console.print()
         console.print(_row_table(row), highlight=False)
+        if (steps := _steps_table(row)) is not None:
+            console.print(steps, highlight=False)
         limit = row["limit"]
         click.echo(
             f"  predicted by the roofline: at least {_least_ms(limit['eager_seconds'])} eager, "
@@ -188,6 +190,29 @@ def _row_table(row: Row) -> Any:
     limit = (row.get("limit") or {}).get("seconds")
     if limit:
         table.add_row("(limit)", _number(limit * 1e3, ",.3f"), style="dim")
+    return table
+
+
+def _steps_table(row: Row) -> Any:
+    """What a training step's time went into, beside the least by the roofline; None for others."""
+    measured = {
+        name: variant["op_s"] for name, variant in row["variants"].items() if variant.get("op_s")
+    }
+    if not measured:
+        return None
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    least = row["limit"].get("ops") or {}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("ms of a step, by kind of kernel")
+    for name in (*measured, "(limit)"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    names = dict.fromkeys(name for own in (*measured.values(), least) for name in own)
+    for name in names:
+        own = (times.get(name) for times in (*measured.values(), least))
+        table.add_row(name, *(_number(_times(time, 1e3), ",.3f") for time in own))
     return table
 
 

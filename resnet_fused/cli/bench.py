@@ -45,7 +45,7 @@ OPS = (
     "bn_add_act",
     "bn_add_act_backward",
 )
-MODES = ("inference", "training", "training_frozen")
+MODES = ("inference", "training", "training_frozen", "train")
 BATCHES = {"cpu": (1, 8), "cuda": (1, 32, 256)}
 ROW_SHARE = 0.3  # of the budget, that one of many rows may take; of a few twice its part
 QUICK = ("eager", "fused", "onednn")  # peers that are ready at once
@@ -113,7 +113,8 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
                      show_default=True, help="Of level kernel."),
         click.option("--mode", "modes", type=ListOf(click.Choice(MODES)), default="inference",
                      show_default=True, help="Of levels block and model; training is a whole "
-                     "step, training_frozen one with fixed BatchNorm."),
+                     "step, training_frozen one with fixed BatchNorm; of a "
+                     "model train adds autocast, the loss scale and the optimizer."),
         click.option("--batch", "batches", type=ListOf(click.IntRange(min=1)),
                      help="Numbers of images.  [default: 1,8; on a GPU 1,32,256]"),
         click.option("--dtype", "dtypes", type=ListOf(click.Choice(DTYPES)), default="float32",

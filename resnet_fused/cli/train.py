@@ -46,6 +46,8 @@ TIMEOUT = 600
 @click.option("--epochs", type=int, help="Short for --set epochs=.")
 @click.option("--batch-size", type=int, help="Short for --set batch_size=; of all processes.")
 @click.option("--lr", type=float, help="Short for --set optimizer.lr=.")
+@click.option("--capture", is_flag=True,
+              help="Short for --set capture=true: on a GPU, steps as CUDA graphs.")  # fmt: skip
 @click.option(
     "--impl", type=click.Choice(["fused", "eager"]), default="fused", show_default=True,
     help="This library's layers, or PyTorch's, with everything else equal.",
@@ -196,7 +198,8 @@ def _say_loading(
 
 def _short(options: dict[str, Any]) -> list[str]:
     paths = {"epochs": "epochs", "batch_size": "batch_size", "lr": "optimizer.lr"}
-    return [f"{path}={options[name]}" for name, path in paths.items() if options[name] is not None]
+    given = [f"{path}={options[name]}" for name, path in paths.items() if options[name] is not None]
+    return [*given, *(["capture=true"] if options["capture"] else [])]
 
 
 def _workers(asked: int | None, source: Source) -> int:
@@ -216,7 +219,7 @@ def _say(outcome: Outcome, options: dict[str, Any]) -> None:
     run = options["output"]
     timing = journal.read(run, journal.TIMING)
     total = {
-        key: sum(line[key] for line in timing) for key in (*phases.PHASES, "seconds")
+        key: sum(line.get(key, 0.0) for line in timing) for key in (*phases.PHASES, "seconds")
     }  # fmt: skip
     note = phases.starved(total) if timing else None
     page = _page(run, options["beside"])
@@ -244,7 +247,9 @@ def _say(outcome: Outcome, options: dict[str, Any]) -> None:
             f"epoch {best['epoch']})"
         )
     if total["seconds"]:
-        shares = ", ".join(f"{name} {total[name] / total['seconds']:.0%}" for name in phases.PHASES)
+        shares = ", ".join(
+            f"{name} {total[name] / total['seconds']:.0%}" for name in phases.PHASES if total[name]
+        )
         click.echo(f"{total['seconds']:.1f} s of training: {shares}")
     if note:
         click.echo(note)

@@ -124,8 +124,9 @@ def _gathered(stats: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
     from torch.distributed import _functional_collectives as collectives
 
     # A count is exact in float32 up to 2^24; above, its two halves are.
-    halves = torch.tensor([count >> 20, count & 0xFFFFF], dtype=stats.dtype, device=stats.device)
-    mine = torch.cat((halves, stats.flatten())).unsqueeze(0)
+    # Filled where they are: a copy from the host could be in no CUDA graph.
+    halves = [stats.new_full((1,), half) for half in (count >> 20, count & 0xFFFFF)]
+    mine = torch.cat((*halves, stats.flatten())).unsqueeze(0)
     # torch 2.15 has renamed it.
     gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
     every = collectives.wait_tensor(gather(mine, 0, group))

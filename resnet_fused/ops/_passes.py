@@ -86,14 +86,13 @@ def bn_update_stats(
     Without a counter a `momentum` of None is 0, as in PyTorch: nothing is averaged.
     """
     tracked, factor = num_batches_tracked, momentum
-    if tracked is not None and tracked.dtype not in (torch.int64, torch.int32):
-        tracked.add_(1)
-        factor = 1.0 / float(tracked) if factor is None else factor
-        tracked = None
-    if factor is None and tracked is None:
-        factor = 0.0
+    if tracked is None:
+        factor = 0.0 if factor is None else factor
+    elif tracked.dtype not in (torch.int64, torch.int32):
+        tracked = tracked.long()
     mean, variance = plain(running_mean), plain(running_var)
     passes.bn_update_stats_out(stats, total, mean, variance, count, factor, tracked)
-    for running, found in ((running_mean, mean), (running_var, variance)):
-        if running is not found:
+    written = ((running_mean, mean), (running_var, variance), (num_batches_tracked, tracked))
+    for running, found in written:
+        if running is not None and found is not None and running is not found:
             running.copy_(found)

@@ -49,7 +49,7 @@ def normalised(y: Tensor, norm: Tensor, act: str = "relu") -> Tensor:
     """act(scale * y + shift) rounded to y's dtype: what the next layer reads [N, K, P, Q]."""
     h = fma(per_channel(norm[SCALE]), y.to(norm.dtype), per_channel(norm[SHIFT]))
     if act == "relu":
-        h = torch.where(h < 0, torch.zeros((), dtype=h.dtype).to(h), h)
+        h = torch.where(h < 0, h.new_zeros(()), h)
     return h.to(y.dtype)
 
 

@@ -239,23 +239,21 @@ def _about(row: data.Row) -> dict[str, Any]:
 
 
 def _waterfalls(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """A waterfall and a table of layers for each row of level model."""
+    """A waterfall and a table of layers, or kinds of kernels, for each row of level model."""
     found = []
     for row in data.rows(record, "model"):
         variants = data.variants(row)
-        times = {n: v["layer_s"] for n, v in variants.items() if v.get("layer_s")}
-        layers = {str(la.get("name")): la for la in (row.get("limit") or {}).get("layers") or []}
-        names = list(dict.fromkeys([*layers, *(name for own in times.values() for name in own)]))
+        times = {n: own for n, v in variants.items() if (own := data.shares(v))}
+        kernels = data.by_kernel(row)
+        least = data.least(row, kernels)
+        names = list(dict.fromkeys([*least, *(name for own in times.values() for name in own)]))
         found.append({
             "row": _detail(row),
             "image": _image(plots.waterfall, {**record, "rows": [row]}),
             "variants": list(times),
+            "what": "kind of kernel" if kernels else "layer",
             "layers": [
-                (
-                    name,
-                    layers.get(name, {}).get("seconds"),
-                    [own.get(name) for own in times.values()],
-                )
+                (name, least.get(name), [own.get(name) for own in times.values()])
                 for name in names
             ],
         })  # fmt: skip

@@ -82,6 +82,25 @@ def is_wrong(variant: Mapping[str, Any]) -> bool:
     return "wrong" in variant
 
 
+def shares(variant: Mapping[str, Any]) -> dict[str, float | None]:
+    """What a variant's step was made of: seconds by layer, or by kind of kernel; else empty."""
+    found = variant.get("layer_s") or variant.get("op_s") or {}
+    return {} if is_wrong(variant) else {str(name): number(time) for name, time in found.items()}
+
+
+def least(row: Row, by_kernel: bool) -> dict[str, Any]:
+    """The roofline's seconds by layer, or by kind of kernel, where the record has them."""
+    limit = row.get("limit") or {}
+    if by_kernel:
+        return dict(limit.get("ops") or {})
+    return {str(la.get("name")): la.get("seconds") for la in limit.get("layers") or []}
+
+
+def by_kernel(row: Row) -> bool:
+    """Whether a row's steps are told apart by kind of kernel, as a training step's are."""
+    return any(variant.get("op_s") for variant in variants(row).values())
+
+
 def seconds(variant: Mapping[str, Any]) -> float | None:
     """The median time of a call in seconds, or None."""
     return None if is_wrong(variant) else positive(variant.get("median_s"))

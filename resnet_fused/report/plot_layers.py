@@ -15,7 +15,7 @@ from resnet_fused.report.theme import Space, Theme, entitle, fit, sheet, shorten
 LEGIBLE = 64  # lines of one panel
 _LINE = 0.15  # inches
 _NAME = 34  # characters
-LIMIT = "limit"
+LIMIT, PREDICTED = "limit", "predicted"
 
 Times = dict[str, dict[str, float | None]]  # variant -> layer -> seconds
 
@@ -58,26 +58,27 @@ def figure(record: data.Record, colours: Theme) -> Figure:
 def _panel(row: data.Row, most: int) -> Panel | None:
     """What is drawn of a row, in at most `most` lines, or None where there is nothing."""
     found = data.variants(row)
-    layers = (row.get("limit") or {}).get("layers") or []
-    known = [str(layer.get("name")) for layer in layers]
-    times = {
-        name: {layer: data.number(time) for layer, time in variant["layer_s"].items()}
-        for name, variant in found.items()
-        if variant.get("layer_s") and not data.is_wrong(variant)
-    }
-    text, note = f"{data.title(row)}: a step by layer", ""
+    kernels = data.by_kernel(row)
+    least = {name: data.number(time) for name, time in data.least(row, kernels).items()}
+    times = {name: own for name, variant in found.items() if (own := data.shares(variant))}
+    known = _in_order({**times, PREDICTED: least}) if kernels else list(least)
+    what = "kind of kernel" if kernels else "layer"
+    text, note = f"{data.title(row)}: a step by {what}", ""
     if times:
         # Two variants can be told apart line by line; more could not.
         chosen = [name for name in ("eager", "fused") if name in times] or list(times)[:1]
         times = {name: times[name] for name in chosen}
         for name in ("eager", "fused"):
             if name not in times:
-                note += f"no times by layer of {name} in this record; "
-        note += "each bar begins where the layer before it ended; from one pass under a profiler"
-    elif layers:
+                note += f"no times by {what} of {name} in this record; "
+        note += f"each bar begins where the {what} before it ended; from one pass under a profiler"
+        if kernels and least:
+            times[PREDICTED] = least
+            note += "; predicted: the least time of ours by the roofline"
+    elif least:
         text = f"{data.title(row)}: the limit by layer, no variant has times"
         note = "the least time by the roofline, not a measurement"
-        times = {LIMIT: {str(la.get("name")): data.number(la.get("seconds")) for la in layers}}
+        times = {LIMIT: least}
     else:
         return None
     names = list(dict.fromkeys([*known, *(name for own in times.values() for name in own)]))
@@ -86,6 +87,20 @@ def _panel(row: data.Row, most: int) -> Panel | None:
         note += f"; without a number: {unknown}"
     names, times, summed = _coarser(names, times, most)
     return Panel(text, note + summed, names, times)
+
+
+def _in_order(times: Times) -> list[str]:
+    """The kinds of kernels of all variants, each behind those that any variant has before it."""
+    names: list[str] = []
+    for own in times.values():
+        place = 0
+        for name in own:
+            if name in names:
+                place = names.index(name) + 1
+            else:
+                names.insert(place, name)
+                place += 1
+    return names
 
 
 def _coarser(names: list[str], times: Times, most: int) -> tuple[list[str], Times, str]:

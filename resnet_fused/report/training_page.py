@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from resnet_fused.report.page import templates
 from resnet_fused.report.theme import Theme, colours_of, to_png
 
-PHASES = ("data", "forward", "backward", "optimizer")
+PHASES = ("data", "forward", "backward", "optimizer", "replay")
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -164,7 +164,7 @@ def _phases(run: Run) -> dict[str, float]:
     seconds = sum(line["seconds"] for line in run.timing)
     if not seconds:
         return {}
-    return {name: sum(line[name] for line in run.timing) / seconds for name in PHASES}
+    return {name: sum(line.get(name, 0.0) for line in run.timing) / seconds for name in PHASES}
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

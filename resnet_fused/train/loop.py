@@ -22,6 +22,7 @@ from resnet_fused.data.images import ImageError
 from resnet_fused.data.loading import Samples, Steps, seed_of, seeded
 from resnet_fused.data.sources import Source
 from resnet_fused.train import checkpoint, optimizers
+from resnet_fused.train.captured import CapturedStep
 from resnet_fused.train.evaluation import evaluate
 from resnet_fused.train.journal import METRICS, TIMING, Journal
 from resnet_fused.train.network import Normalised
@@ -29,6 +30,7 @@ from resnet_fused.train.phases import Phases
 from resnet_fused.train.processes import Processes
 from resnet_fused.train.settings import Settings, TrainingError
 from resnet_fused.train.state import State
+from resnet_fused.train.step import Step
 
 GO, STOP, BAD = 0, 1, 2
 """What the processes agree on behind each step: go on, a signal came, the loss is no number."""
@@ -90,7 +92,8 @@ class Trainer:
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._signal = 0
         self._mix = _mixing(self.recipe.loss, len(source.classes))
-        self._loss = nn.CrossEntropyLoss(label_smoothing=self.recipe.loss.label_smoothing)
+        self._rate = 0.0
+        self._take = self._made_step()
 
     def train(self) -> Outcome:
         """Runs to the end, or until a signal comes.
@@ -178,6 +181,19 @@ class Trainer:
         )
         return loading.on_device(batches, self.device)
 
+    def _made_step(self) -> Step:
+        """A step of the recipe: from bytes, or from what mixing has made of them."""
+        state, recipe = self.state, self.recipe
+        cross_entropy = nn.CrossEntropyLoss(label_smoothing=recipe.loss.label_smoothing)
+        normalise = nn.Identity() if self._mix is not None else self.normalised
+        return (CapturedStep if recipe.capture else Step)(
+            nn.Sequential(normalise, state.spread),
+            lambda logits, targets: cross_entropy(logits.float(), targets),
+            state.optimizer, state.scaler, autocast=state.autocast, accumulate=recipe.accumulate,
+            clip_norm=recipe.optimizer.clip_norm, together=self._together,
+            phase=self.phases.phase,
+        )  # fmt: skip
+
     def _step(self, batches: Iterator[Any]) -> None:
         state, recipe = self.state, self.recipe
         rank = self.processes.rank
@@ -194,47 +210,37 @@ class Trainer:
         rate = optimizers.factor(recipe.schedule, state.step, self.in_epoch, self.steps)
         if state.plateau is not None:
             rate *= state.plateau.factor
-        optimizers.set_rate(state.optimizer, recipe.optimizer.lr * rate)
+        self._rate = recipe.optimizer.lr * rate
+        optimizers.set_rate(state.optimizer, self._rate)
         state.model.train()
-        state.optimizer.zero_grad(set_to_none=True)
-        parts = recipe.accumulate
-        pairs = zip(images.chunk(parts), labels.chunk(parts), strict=True)
-        for part, (some, targets) in enumerate(pairs):
-            with self._together(part == parts - 1):
-                self._part(some, targets, part)
+        losses, logits = self._take(*self._mixed(images, labels))
         with self.phases.phase("optimizer"):
-            if recipe.optimizer.clip_norm is not None:
-                state.scaler.unscale_(state.optimizer)
-                nn.utils.clip_grad_norm_(state.model.parameters(), recipe.optimizer.clip_norm)
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
             if state.ema is not None:
                 state.ema.update_parameters(state.model)
+        self._count(losses, logits, labels)
         self.phases.add_images(recipe.batch_size)
         state.step += 1
 
-    def _part(self, images: Tensor, labels: Tensor, part: int) -> None:
-        state = self.state
+    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch as the step takes it: bytes, or images that are mixed part by part."""
+        if self._mix is None:
+            return images, labels
+        parts, made = self.recipe.accumulate, []
         with self.phases.phase("forward"):
-            x, targets = self.normalised(images), labels
-            if self._mix is not None:
-                with seeded(self.settings.seed, state.step, self.processes.rank, part):
-                    x, targets = self._mix(x, labels)
-                x = x.contiguous(memory_format=torch.channels_last)
-            with self._autocast():
-                logits = state.spread(x)
-            loss = self._loss(logits.float(), targets)
-        with self.phases.phase("backward"):
-            state.scaler.scale(loss / self.recipe.accumulate).backward()
-        with torch.no_grad():
-            found = loss.detach()
-            bad = ~torch.isfinite(found) & (self._first_bad < 0)
-            self._first_bad = torch.where(bad, state.step, self._first_bad)
-            right = (logits.argmax(1) == labels).sum()
-            count = len(labels)
-            self._sums[0] += found.double() * count
-            self._sums[1] += right
-            self._sums[2] += count
+            pairs = zip(images.chunk(parts), labels.chunk(parts), strict=True)
+            for part, (some, wanted) in enumerate(pairs):
+                with seeded(self.settings.seed, self.state.step, self.processes.rank, part):
+                    made.append(self._mix(self.normalised(some), wanted))
+            x, targets = (torch.cat(values) for values in zip(*made, strict=True))
+            return x.contiguous(memory_format=torch.channels_last), targets
+
+    def _count(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds a step to the sums."""
+        bad = ~torch.isfinite(losses).all() & (self._first_bad < 0)
+        self._first_bad = torch.where(bad, self.state.step, self._first_bad)
+        self._sums[0] += losses.double().sum() * (len(labels) // len(losses))
+        self._sums[1] += (logits.argmax(1) == labels).sum()
+        self._sums[2] += len(labels)
 
     def _autocast(self) -> torch.autocast:
         dtype = self.state.autocast
@@ -291,7 +297,7 @@ class Trainer:
         step, epoch = self.state.step, (self.state.step - 1) // self.in_epoch + 1
         record: dict[str, Any] = {
             "kind": "train", "step": step, "epoch": epoch,
-            "lr": self.state.optimizer.param_groups[0]["lr"], "loss": loss / count,
+            "lr": self._rate, "loss": loss / count,
         }  # fmt: skip
         if self._mix is None:
             record["top1"] = right / count

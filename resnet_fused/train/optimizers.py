@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resnet_fused.train import recipe as recipes
 
 
-def build(model: nn.Module, settings: recipes.Optimizer) -> Optimizer:
+def build(model: nn.Module, settings: recipes.Optimizer, *, fused: bool = False) -> Optimizer:
     """Makes the optimizer of a model's parameters.
 
     Args:
         model: on its device already.
         settings: of the recipe.
+        fused: take PyTorch's fused implementation, where there is one.
     """
     decayed, plain = [], []
     for module in model.modules():
@@ -31,14 +32,15 @@ def build(model: nn.Module, settings: recipes.Optimizer) -> Optimizer:
     if plain:
         groups.append({"params": plain, "weight_decay": 0.0})
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr)
+        return torch.optim.AdamW(groups, lr=settings.lr, fused=fused or None)
     if settings.name == "lars":
         from timm.optim import Lars
 
         return Lars(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
     return torch.optim.SGD(
-        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov
-    )
+        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov,
+        fused=fused or None,
+    )  # fmt: skip
 
 
 def factor(schedule: recipes.Schedule, step: int, in_epoch: int, steps: int) -> float:
@@ -103,6 +105,9 @@ class Plateau:
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Sets the learning rate of all groups."""
+    """Sets the learning rate of all groups, in place where it is a tensor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

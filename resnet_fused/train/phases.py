@@ -1,4 +1,4 @@
-"""Where a step's time goes: waiting for data, forward, backward, optimizer.
+"""Where a step's time goes: waiting for data, forward, backward, optimizer, a graph's replay.
 
 On a GPU the work of a phase ends long after the call that asked for it. There events are recorded
 on the stream, and read when all of them have passed; the host never waits for one.
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
-PHASES = ("data", "forward", "backward", "optimizer")
+PHASES = ("data", "forward", "backward", "optimizer", "replay")
+"""Of a captured step there is "replay" alone: forward, backward and optimizer are one launch."""
 
 
 class Phases:

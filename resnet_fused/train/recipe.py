@@ -113,6 +113,8 @@ class Recipe(BaseModel):
         accumulate: parts of a batch, one after the other.
         ema: decay of a moving average of the weights, which is then what is tested; None: none.
         sync_batchnorm: statistics over all processes.
+        capture: on a GPU, whether a step is captured as a CUDA graph; the optimizer is PyTorch's
+            fused one then, and the learning rate float32.
         optimizer, schedule, loss, augmentation: see there.
     """
 
@@ -128,6 +130,7 @@ class Recipe(BaseModel):
     accumulate: int = Field(1, ge=1)
     ema: float | None = Field(None, gt=0, lt=1)
     sync_batchnorm: bool = False
+    capture: bool = False
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loss: Loss = Loss()

@@ -63,7 +63,7 @@ class State:
             # DistributedDataParallel would refuse such modules on the CPU, where PyTorch's do not
             # run; the fused layers do. The new modules hold the same parameters and buffers.
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.optimizer: Optimizer = optimizers.build(model, recipe.optimizer)
+        self.optimizer: Optimizer = optimizers.build(model, recipe.optimizer, fused=recipe.capture)
         self.plateau = (
             optimizers.Plateau(recipe.schedule) if recipe.schedule.name == "plateau" else None
         )

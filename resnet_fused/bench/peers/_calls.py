@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from resnet_fused.bench.fixed_kernels import EPS, unit_statistics
 from resnet_fused.bench.kernels import KINDS
-from resnet_fused.bench.subject import KERNEL_OPS, MODEL_OPS
+from resnet_fused.bench.subject import BLOCK_OPS, KERNEL_OPS, MODEL_OPS
 from resnet_fused.cases import ConvCase
 
 if TYPE_CHECKING:
     from resnet_fused.bench.work import Work
 
-EVERYTHING = {"kernel": KERNEL_OPS, "block": MODEL_OPS, "model": MODEL_OPS}
+EVERYTHING = {"kernel": KERNEL_OPS, "block": BLOCK_OPS, "model": MODEL_OPS}
 INFERENCE = {
     "kernel": tuple(op for op, kind in KINDS.items() if kind.inference),
     "block": ("inference",),
