@@ -22,19 +22,13 @@ constexpr int kChainFront = kStepElements;  // channels of x, and of what the fr
 // kNext channels of `next`; filters for kSteps steps of 64 channels of `out`, which stay for the
 // block's life; kStages such steps of a tile in flight or in use.
 template <int kNext_, int kSteps_, int kStages_>
-struct ChainWindowShape {
+struct ChainWindowShape : ChainBoxes {
   static constexpr int kNext = kNext_;
   static constexpr int kSteps = kSteps_;
   static constexpr int kStages = kStages_;
   static_assert(kNext == kStepElements, "`next` goes out by way of the last step's box");
   static_assert(kStages >= 2, "one step in use, one arriving");
 
-  static constexpr int kReaders = kConsumers * kWarpgroupWarps;  // warps that release a stage
-
-  // A box: 64 channels of the tile's positions, the first half of them the first consumer's.
-  static constexpr int kPartBytes = kWarpgroupRows * kStepRowBytes;
-  static constexpr int kBoxBytes = kConsumers * kPartBytes;
-  static constexpr int kWeightBytes = kStepElements * kStepRowBytes;  // 64 channels of 64 filters
   static constexpr int kNextWeightBytes = kNext * kStepRowBytes;
 
   // From a multiple of 1024: the filters in front, of `out`, of `next`; the boxes, into which the
@@ -45,7 +39,6 @@ struct ChainWindowShape {
   static constexpr int kNextWeightAt = kWeightAt + kSteps * kWeightBytes;
   static constexpr int kBoxesAt = kNextWeightAt + kSteps * kNextWeightBytes;
   static constexpr int kFrontVectorsAt = kBoxesAt + kStages * kBoxBytes;
-  static constexpr int kChannelBytes = 2 * 4;
   static constexpr int kVectorsAt = kFrontVectorsAt + kChainFront * kChannelBytes;
   static constexpr int kNextVectorsAt = kVectorsAt + kSteps * kStepElements * kChannelBytes;
   static constexpr int kRingAt = kNextVectorsAt + kNext * kChannelBytes;
@@ -82,11 +75,6 @@ struct ChainWindowArguments {
   bool reverse;    // tiles are walked from the last one
   bool dependent;  // the next kernel may begin early
   bool follows;    // this one may: for the launch, the kernel waits either way
-
-  // The first position of the tile that comes `index`-th.
-  RF_HOST_DEVICE int32_t position(int32_t index) const {
-    return (reverse ? tiles - 1 - index : index) * kChainTmaPixels;
-  }
 };
 
 }  // namespace resnet_fused

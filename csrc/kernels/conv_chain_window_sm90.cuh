@@ -17,11 +17,11 @@
 
 #include "../device/chain_box.h"
 #include "../device/chain_window.h"
-#include "../device/dependent.h"
 #include "../device/pipeline.h"
+#include "../device/warpgroup_roles.h"
+#include "../device/window_load.h"
 #include "../ptx/mbarrier.h"
 #include "../ptx/proxy.h"
-#include "../ptx/registers.h"
 #include "../ptx/tma.h"
 
 namespace resnet_fused {
@@ -32,14 +32,9 @@ namespace resnet_fused {
 template <class T, class Shape>
 class ChainWindowConsumer {
  public:
-  // thread: of the warpgroup.
   RF_DEVICE ChainWindowConsumer(const ChainWindowArguments& arguments, ptx::SharedAddress shared,
                                 uint32_t consumer, uint32_t thread)
-      : arguments_(arguments),
-        shared_(shared),
-        part_(consumer * Shape::kPartBytes),
-        first_(static_cast<int32_t>(consumer) * kWarpgroupRows),
-        thread_(thread) {}
+      : arguments_(arguments), shared_(shared), part_(consumer, thread) {}
 
   RF_DEVICE void run() {
     const Ring<1> windows{shared_ + Shape::kWindowRingAt};
@@ -52,19 +47,18 @@ class ChainWindowConsumer {
     clear(sums);
     clear(following);
     ptx::mbarrier_wait_parity(shared_ + Shape::kFiltersFullAt, 0);
-    for (auto tile = static_cast<int32_t>(blockIdx.x); tile < arguments_.tiles;
-         tile += static_cast<int32_t>(gridDim.x)) {
-      const int32_t position = arguments_.position(tile) + first_;
+    for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
+      const int32_t position = walk.index() * kChainTmaPixels + part_.pixels;
       windows.wait(window_at);
       multiply_window(sums);
       const StoredPixels<T> out(arguments_.out, arguments_.walk, position, 1, arguments_.thinned,
-                                thread_);
+                                part_.thread);
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_pin(sums);
       if (releases()) windows.release(window_at);
       window_at.next();
       put_box<T, Added::kNothing, 0>(front, sums, nullptr, Unstored{},
-                                     shared_ + Shape::kFrontVectorsAt, thread_ % 32);
+                                     shared_ + Shape::kFrontVectorsAt, part_.lane());
       pin(front);
       ptx::wgmma_pin(sums);
       ptx::wgmma_fence();
@@ -92,13 +86,13 @@ class ChainWindowConsumer {
       ptx::wgmma_commit_group();
       out.store(box(), last);
       const StoredPixels<T> next(arguments_.following, arguments_.walk, position, 1, false,
-                                 thread_);
+                                 part_.thread);
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_pin(following);
       // By way of the box that `out` has left, of which each warp has read its own rows alone.
       ptx::sync_warp();  // all of its lanes have
-      put_box<T, Added::kNothing, 0>(made, following, nullptr, ChainBox(box(), thread_),
-                                     shared_ + Shape::kNextVectorsAt, thread_ % 32);
+      put_box<T, Added::kNothing, 0>(made, following, nullptr, ChainBox(box(), part_.thread),
+                                     shared_ + Shape::kNextVectorsAt, part_.lane());
       publish();
       next.store(box(), 0);
       release();
@@ -106,16 +100,14 @@ class ChainWindowConsumer {
   }
 
  private:
-  static constexpr int kStepVectors = kBoxSums * static_cast<int>(sizeof(ChannelPair));
-
   RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
   RF_DEVICE ptx::SharedAddress box() const {
-    return shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes + part_;
+    return shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes + part_.bytes;
   }
   RF_DEVICE ptx::SharedAddress next_weight(int step) const {
     return shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes;
   }
-  RF_DEVICE bool releases() const { return thread_ % 32 == 0; }
+  RF_DEVICE bool releases() const { return part_.lane() == 0; }
 
   static RF_DEVICE void pin(uint32_t (&words)[kProducts][4]) {
 #pragma unroll
@@ -124,7 +116,7 @@ class ChainWindowConsumer {
 
   // Asks for the products of the 3x3, nine taps in a row.
   RF_DEVICE void multiply_window(float (&sums)[kBoxSums]) const {
-    const ptx::SharedAddress window = shared_ + Shape::kWindowAt + part_;
+    const ptx::SharedAddress window = shared_ + Shape::kWindowAt + part_.bytes;
     const uint32_t pitch = arguments_.walk.columns.value * kStepRowBytes;
     ptx::wgmma_pin(sums);
     ptx::wgmma_fence();
@@ -143,8 +135,8 @@ class ChainWindowConsumer {
     ring().wait(at_);
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_pin(sums);
-    put_box<T, Added::kStored, 0>(made, sums, nullptr, ChainBox(box(), thread_),
-                                  shared_ + Shape::kVectorsAt + step * kStepVectors, thread_ % 32);
+    put_box<T, Added::kStored, 0>(made, sums, nullptr, ChainBox(box(), part_.thread),
+                                  shared_ + Shape::kVectorsAt + step * kBoxVectors, part_.lane());
     publish();
   }
 
@@ -163,9 +155,7 @@ class ChainWindowConsumer {
 
   const ChainWindowArguments& arguments_;
   ptx::SharedAddress shared_;
-  uint32_t part_;  // bytes in front of its half of a box, and of its rows of a window
-  int32_t first_;  // likewise positions
-  uint32_t thread_;
+  ChainPart part_;
   RingPlace<Shape::kStages> at_;
 };
 
@@ -174,11 +164,11 @@ template <class Shape>
 class ChainWindowProducer {
  public:
   RF_DEVICE ChainWindowProducer(const ChainWindowArguments& arguments, ptx::SharedAddress shared)
-      : arguments_(arguments), shared_(shared) {}
+      : arguments_(arguments), shared_(shared), windows_(tiles_of(arguments)) {}
 
   RF_DEVICE void init() const {
     ring().init(Shape::kReaders);
-    windows().init(Shape::kReaders);
+    window_ring().init(Shape::kReaders);
     ptx::mbarrier_init(shared_ + Shape::kFiltersFullAt, 1);
     ptx::fence_mbarrier_init();
     ptx::tma_prefetch(&arguments_.front);
@@ -194,10 +184,7 @@ class ChainWindowProducer {
     const int steps = arguments_.steps;
     ptx::mbarrier_arrive_expect_tx(
         full, kWindowFilters + steps * (Shape::kWeightBytes + Shape::kNextWeightBytes));
-    for (int tap = 0; tap < kWindowTaps; ++tap) {
-      ptx::tma_load(shared_ + tap * kWindowFilterBytes, &arguments_.front, {0, tap % 3, tap / 3, 0},
-                    full);
-    }
+    load_taps(shared_, &arguments_.front, 0, full);
     for (int step = 0; step < steps; ++step) {
       const int32_t channel = step * kStepElements;
       ptx::tma_load(shared_ + Shape::kWeightAt + step * Shape::kWeightBytes, &arguments_.weight,
@@ -208,43 +195,34 @@ class ChainWindowProducer {
   }
 
   RF_DEVICE void run() {
-    auto tile = static_cast<int32_t>(blockIdx.x);
-    const auto blocks = static_cast<int32_t>(gridDim.x);
-    load_window(tile);
-    for (; tile < arguments_.tiles; tile += blocks) {
-      const Pixel first = pixel_of(arguments_.position(tile), arguments_.walk);
+    next_window();
+    for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
+      const Pixel first = pixel_of(walk.index() * kChainTmaPixels, arguments_.walk);
       for (int step = 0; step < arguments_.steps; ++step) {
         // The window is free sooner than the first of this tile's boxes, so it is asked for before
         // one waits for that.
-        if (step == Shape::kStages) load_window(tile + blocks);
+        if (step == Shape::kStages) next_window();
         ring().acquire(at_, Shape::kBoxBytes);
-        ptx::tma_load_im2col(shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes,
-                             &arguments_.shortcut,
-                             {step * kStepElements, first.q, first.p, first.n},
-                             {uint16_t{0}, uint16_t{0}}, ring().full(at_));
+        load_walk(shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes, &arguments_.shortcut,
+                  step * kStepElements, first, ring().full(at_));
         at_.next();
       }
-      if (arguments_.steps <= Shape::kStages) load_window(tile + blocks);
+      if (arguments_.steps <= Shape::kStages) next_window();
     }
   }
 
  private:
   RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
-  RF_DEVICE Ring<1> windows() const { return {shared_ + Shape::kWindowRingAt}; }
+  RF_DEVICE Ring<1> window_ring() const { return {shared_ + Shape::kWindowRingAt}; }
 
-  // Of a tile, if there is one.
-  RF_DEVICE void load_window(int32_t tile) {
-    if (tile >= arguments_.tiles) return;
-    const int32_t part_bytes = arguments_.part_rows * kStepRowBytes;
-    windows().acquire(window_at_, static_cast<uint32_t>(arguments_.parts * part_bytes));
-    for (int32_t part = 0; part < arguments_.parts; ++part) {
-      // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
-      const Pixel first =
-          pixel_of(arguments_.position(tile) + part * arguments_.part_rows, arguments_.walk);
-      ptx::tma_load_im2col(shared_ + Shape::kWindowAt + part * part_bytes, &arguments_.x,
-                           {0, first.q - 1, first.p - 1, first.n}, {uint16_t{0}, uint16_t{0}},
-                           windows().full(window_at_));
-    }
+  // Of the next tile, if there is one.
+  RF_DEVICE void next_window() {
+    if (windows_.done()) return;
+    window_ring().acquire(
+        window_at_, static_cast<uint32_t>(arguments_.parts * arguments_.part_rows * kStepRowBytes));
+    load_window(shared_ + Shape::kWindowAt, arguments_, windows_.index() * kChainTmaPixels,
+                window_ring().full(window_at_));
+    windows_.next();
     window_at_.next();
   }
 
@@ -252,6 +230,7 @@ class ChainWindowProducer {
   ptx::SharedAddress shared_;
   RingPlace<Shape::kStages> at_;
   RingPlace<1> window_at_;
+  BlockWalk windows_;  // of tiles whose windows have not been asked for
 };
 
 #endif
@@ -262,7 +241,6 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     conv_chain_window_kernel(const __grid_constant__ ChainWindowArguments arguments) {
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
-  const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
   ChainWindowProducer<Shape> producer(arguments, shared);
   if (threadIdx.x == 0) {
     producer.init();
@@ -274,16 +252,11 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
                 arguments.steps);
   fetch_vectors(shared + Shape::kNextVectorsAt,
                 {arguments.next_scale, arguments.next_shift, arguments.next_channels}, 1);
-  ptx::sync_threads();
-  wait_for_ahead(arguments.dependent);
-  if (warpgroup == 0) {
-    ptx::decrease_registers<kProducerRegisters>();
-    if (threadIdx.x == 0) producer.run();
-  } else {
-    ptx::increase_registers<kConsumerRegisters>();
-    ChainWindowConsumer<T, Shape>(arguments, shared, warpgroup - 1, threadIdx.x % kWarpgroupThreads)
-        .run();
-  }
+  run_roles(
+      arguments.dependent, [&] { producer.run(); },
+      [&](uint32_t consumer, uint32_t thread) {
+        ChainWindowConsumer<T, Shape>(arguments, shared, consumer, thread).run();
+      });
 #endif
 }
 
