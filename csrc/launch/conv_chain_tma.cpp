@@ -56,22 +56,24 @@ std::optional<TensorMapRequest> request_of(const RfConvChain& problem, const Row
   if (!step || (rows.channels > 1 && rows.stride[1] != 1)) return std::nullopt;
   const int64_t of_image = size[2] * size[3];
   const void* at = moved(rows.data, first * of_image * *step * kTmaElementBytes);
-  return rows_request(problem.dtype, at, rows.channels, images * of_image, *step, rows.box);
+  return rows_request(element_of(problem.dtype), at, rows.channels, images * of_image, *step,
+                      rows.box);
 }
 
 TensorMapRequest weight_request(const RfConvChain& problem) {
-  return rows_request(problem.dtype, problem.weight, problem.x_size[1], problem.channels,
-                      problem.weight_stride[0], kStepElements);
+  return rows_request(element_of(problem.dtype), problem.weight, problem.x_size[1],
+                      problem.channels, problem.weight_stride[0], kStepElements);
 }
 
 TensorMapRequest projection_request(const RfConvChain& problem) {
-  return rows_request(problem.dtype, problem.projection_weight, problem.projected_channels,
-                      problem.channels, problem.projection_weight_stride[0], kStepElements);
+  return rows_request(element_of(problem.dtype), problem.projection_weight,
+                      problem.projected_channels, problem.channels,
+                      problem.projection_weight_stride[0], kStepElements);
 }
 
 TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaFacts& tile) {
-  return rows_request(problem.dtype, problem.next_weight, problem.channels, problem.next_channels,
-                      problem.next_weight_stride[0], tile.next);
+  return rows_request(element_of(problem.dtype), problem.next_weight, problem.channels,
+                      problem.next_channels, problem.next_weight_stride[0], tile.next);
 }
 
 // What a tile can't do; the kernel for sm_80 serves it.

@@ -43,18 +43,18 @@ Maps maps_of(const RfConvChain& p, const ChainWindowFacts& tile, int64_t first, 
   const int64_t x_size[4] = {images, p.x_size[1], height, width};
   const int64_t residual_size[4] = {images, p.channels, height, width};
   const int64_t front_size[4] = {p.front_channels, p.x_size[1], kFrontTaps, kFrontTaps};
-  // The first image's address onwards; a stride of one image alone is not used.
+  const TensorElement element = element_of(p.dtype);
   const auto from = [&](const void* tensor, int64_t stride) {
-    return moved(tensor, p.x_size[0] > 1 ? first * stride * kTmaElementBytes : 0);
+    return image_at(element, tensor, p.x_size[0], stride, first);
   };
-  return {input_walk_request(p.dtype, from(p.x, p.x_stride[0]), x_size, p.x_stride,
+  return {input_walk_request(element, from(p.x, p.x_stride[0]), x_size, p.x_stride,
                              window_parts(kChainTmaPixels, width)),
-          output_walk_request(p.dtype, from(p.residual, p.residual_stride[0]), residual_size,
+          output_walk_request(element, from(p.residual, p.residual_stride[0]), residual_size,
                               p.residual_stride, kChainTmaPixels),
-          taps_request(p.dtype, p.front_weight, front_size, p.front_weight_stride),
-          rows_request(p.dtype, p.weight, p.front_channels, p.channels, p.weight_stride[0],
+          taps_request(element, p.front_weight, front_size, p.front_weight_stride, kWarpgroupRows),
+          rows_request(element, p.weight, p.front_channels, p.channels, p.weight_stride[0],
                        kStepElements),
-          rows_request(p.dtype, p.next_weight, p.channels, p.next_channels, p.next_weight_stride[0],
+          rows_request(element, p.next_weight, p.channels, p.next_channels, p.next_weight_stride[0],
                        tile.next)};
 }
 
