@@ -5,8 +5,9 @@
 // Two mechanisms together: windows, of which all nine taps are parts, as conv_window.h says, and
 // sums that are multiplied on as they lie in registers, as in conv_chain_sm90.cuh. The sums of the
 // 3x3 are the left operand of every product into `out`, those of `out` of a product into `next`;
-// none of them is read from shared memory. The filters of all three come once, before the kernel
-// ahead has ended, and stay.
+// none of them is read from shared memory. A projected shortcut has sums of its own, in fp32. The
+// filters come once, before the kernel ahead has ended, and stay; those into `next` come with each
+// step where they find no room.
 //
 // One thread asks for a tile's window, and for its shortcut by steps of 64 channels. Two
 // warpgroups have 64 positions each. The products into `next` of one step and into `out` of the one
@@ -39,12 +40,15 @@ class ChainWindowConsumer {
   RF_DEVICE void run() {
     const Ring<1> windows{shared_ + Shape::kWindowRingAt};
     RingPlace<1> window_at;
+    RingPlace<1> pixels_at;
     const int last = arguments_.steps - 1;
     uint32_t front[kProducts][4];  // what the 3x3 has made
     uint32_t made[kProducts][4];   // a step of `out`
     float sums[kBoxSums];
+    float projected[kBoxSums];  // not in use without a projection
     float following[Shape::kNext / 2];
     clear(sums);
+    clear(projected);
     clear(following);
     ptx::mbarrier_wait_parity(shared_ + Shape::kFiltersFullAt, 0);
     for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
@@ -59,26 +63,33 @@ class ChainWindowConsumer {
       window_at.next();
       put_box<T, Added::kNothing, 0>(front, sums, nullptr, Unstored{},
                                      shared_ + Shape::kFrontVectorsAt, part_.lane());
+      if constexpr (Shape::kProjected > 0) pixels_ring().wait(pixels_at);
       pin(front);
-      ptx::wgmma_pin(sums);
+      pin_sums(sums, projected);
       ptx::wgmma_fence();
-      multiply_step<T>(sums, front, shared_ + Shape::kWeightAt, false);
+      multiply_out(sums, projected, front, 0);
       ptx::wgmma_commit_group();
       for (int step = 0; step < last; ++step) {
-        make(made, sums, step);
+        make(made, sums, projected, step);
         ptx::wgmma_pin(following);
         pin(made);
         pin(front);
-        ptx::wgmma_pin(sums);
+        pin_sums(sums, projected);
         ptx::wgmma_fence();
         multiply_step<T>(following, made, next_weight(step), step > 0);
-        multiply_step<T>(sums, front, shared_ + Shape::kWeightAt + (step + 1) * Shape::kWeightBytes,
-                         false);
+        if constexpr (Shape::kStreams) ptx::wgmma_commit_group();
+        multiply_out(sums, projected, front, step + 1);
         ptx::wgmma_commit_group();
         out.store(box(), step);
+        // The stage's filters have been read by then; the step behind is multiplied on.
+        if constexpr (Shape::kStreams) ptx::wgmma_wait_group<1>();
         release();
       }
-      make(made, sums, last);
+      make(made, sums, projected, last);
+      if constexpr (Shape::kProjected > 0) {
+        if (releases()) pixels_ring().release(pixels_at);
+        pixels_at.next();
+      }
       ptx::wgmma_pin(following);
       pin(made);
       ptx::wgmma_fence();
@@ -89,22 +100,23 @@ class ChainWindowConsumer {
                                  part_.thread);
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_pin(following);
-      // By way of the box that `out` has left, of which each warp has read its own rows alone.
-      ptx::sync_warp();  // all of its lanes have
-      put_box<T, Added::kNothing, 0>(made, following, nullptr, ChainBox(box(), part_.thread),
-                                     shared_ + Shape::kNextVectorsAt, part_.lane());
-      publish();
-      next.store(box(), 0);
+      finish<0>(made, following, next);
       release();
     }
   }
 
  private:
   RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
+  RF_DEVICE Ring<1> pixels_ring() const { return {shared_ + Shape::kPixelsRingAt}; }
+  RF_DEVICE ptx::SharedAddress stage() const {
+    return shared_ + Shape::kStagesAt + at_.stage * Shape::kStageBytes;
+  }
+  // Where `out` is made.
   RF_DEVICE ptx::SharedAddress box() const {
-    return shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes + part_.bytes;
+    return (Shape::kProjected > 0 ? shared_ + Shape::kOutAt : stage()) + part_.bytes;
   }
   RF_DEVICE ptx::SharedAddress next_weight(int step) const {
+    if constexpr (Shape::kStreams) return stage() + Shape::kShortcutBytes;
     return shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes;
   }
   RF_DEVICE bool releases() const { return part_.lane() == 0; }
@@ -112,6 +124,21 @@ class ChainWindowConsumer {
   static RF_DEVICE void pin(uint32_t (&words)[kProducts][4]) {
 #pragma unroll
     for (int i = 0; i < kProducts; ++i) ptx::wgmma_pin(words[i]);
+  }
+
+  static RF_DEVICE void pin_sums(float (&sums)[kBoxSums], float (&projected)[kBoxSums]) {
+    ptx::wgmma_pin(sums);
+    if constexpr (Shape::kProjected > 0) ptx::wgmma_pin(projected);
+  }
+
+  // Asks for the products into a step of `out`.
+  RF_DEVICE void multiply_out(float (&sums)[kBoxSums], float (&projected)[kBoxSums],
+                              const uint32_t (&front)[kProducts][4], int step) const {
+    multiply_step<T>(sums, front, shared_ + Shape::kWeightAt + step * Shape::kWeightBytes, false);
+    if constexpr (Shape::kProjected > 0) {
+      multiply_step<T>(projected, shared_ + Shape::kPixelsAt + part_.bytes,
+                       shared_ + Shape::kProjectionAt + step * Shape::kWeightBytes, false);
+    }
   }
 
   // Asks for the products of the 3x3, nine taps in a row.
@@ -131,13 +158,37 @@ class ChainWindowConsumer {
   }
 
   // A step of `out` from its sums and the shortcut: into the box, and into `made`.
-  RF_DEVICE void make(uint32_t (&made)[kProducts][4], float (&sums)[kBoxSums], int step) const {
+  RF_DEVICE void make(uint32_t (&made)[kProducts][4], float (&sums)[kBoxSums],
+                      float (&projected)[kBoxSums], int step) const {
     ring().wait(at_);
     ptx::wgmma_wait_group<0>();
-    ptx::wgmma_pin(sums);
-    put_box<T, Added::kStored, 0>(made, sums, nullptr, ChainBox(box(), part_.thread),
-                                  shared_ + Shape::kVectorsAt + step * kBoxVectors, part_.lane());
+    pin_sums(sums, projected);
+    const ChainBox box(this->box(), part_.thread);
+    const ptx::SharedAddress vectors = shared_ + Shape::kVectorsAt + step * kBoxVectors;
+    if constexpr (Shape::kProjected > 0) {
+      scale_sums(projected, vectors + (Shape::kProjectionVectorsAt - Shape::kVectorsAt),
+                 part_.lane());
+      put_box<T, Added::kSums, 0>(made, sums, projected, box, vectors, part_.lane());
+    } else {
+      put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, part_.lane());
+    }
     publish();
+  }
+
+  // `next` goes out by way of the box that `out` has left, of which each warp has read its own rows
+  // alone.
+  template <int kBox>
+  RF_DEVICE void finish(uint32_t (&made)[kProducts][4], const float (&following)[Shape::kNext / 2],
+                        const StoredPixels<T>& next) const {
+    if constexpr (kBox < Shape::kNextBoxes) {
+      ptx::sync_warp();  // all of its lanes have
+      put_box<T, Added::kNothing, kBox>(made, following, nullptr, ChainBox(box(), part_.thread),
+                                        shared_ + Shape::kNextVectorsAt + kBox * kBoxVectors,
+                                        part_.lane());
+      publish();
+      next.store(box(), kBox);
+      finish<kBox + 1>(made, following, next);
+    }
   }
 
   // The warp may read the rows that it has written, and TMA may write there when all have.
@@ -169,28 +220,37 @@ class ChainWindowProducer {
   RF_DEVICE void init() const {
     ring().init(Shape::kReaders);
     window_ring().init(Shape::kReaders);
+    if constexpr (Shape::kProjected > 0) pixels_ring().init(Shape::kReaders);
     ptx::mbarrier_init(shared_ + Shape::kFiltersFullAt, 1);
     ptx::fence_mbarrier_init();
     ptx::tma_prefetch(&arguments_.front);
     ptx::tma_prefetch(&arguments_.weight);
+    if constexpr (Shape::kProjected > 0) ptx::tma_prefetch(&arguments_.projection);
     ptx::tma_prefetch(&arguments_.next);
     ptx::tma_prefetch(&arguments_.x);
     ptx::tma_prefetch(&arguments_.shortcut);
   }
 
-  // All filters, before the kernel ahead has ended.
+  // The filters that stay, before the kernel ahead has ended.
   RF_DEVICE void load_filters() const {
     const ptx::SharedAddress full = shared_ + Shape::kFiltersFullAt;
     const int steps = arguments_.steps;
-    ptx::mbarrier_arrive_expect_tx(
-        full, kWindowFilters + steps * (Shape::kWeightBytes + Shape::kNextWeightBytes));
+    constexpr int kStepBytes = Shape::kWeightBytes * (Shape::kProjected > 0 ? 2 : 1) +
+                               (Shape::kStreams ? 0 : Shape::kNextWeightBytes);
+    ptx::mbarrier_arrive_expect_tx(full, kWindowFilters + steps * kStepBytes);
     load_taps(shared_, &arguments_.front, 0, full);
     for (int step = 0; step < steps; ++step) {
       const int32_t channel = step * kStepElements;
-      ptx::tma_load(shared_ + Shape::kWeightAt + step * Shape::kWeightBytes, &arguments_.weight,
-                    {0, channel}, full);
-      ptx::tma_load(shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes,
-                    &arguments_.next, {channel, 0}, full);
+      const int32_t further = step * Shape::kWeightBytes;
+      ptx::tma_load(shared_ + Shape::kWeightAt + further, &arguments_.weight, {0, channel}, full);
+      if constexpr (Shape::kProjected > 0) {
+        ptx::tma_load(shared_ + Shape::kProjectionAt + further, &arguments_.projection,
+                      {0, channel}, full);
+      }
+      if constexpr (!Shape::kStreams) {
+        ptx::tma_load(shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes,
+                      &arguments_.next, {channel, 0}, full);
+      }
     }
   }
 
@@ -198,13 +258,18 @@ class ChainWindowProducer {
     next_window();
     for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
       const Pixel first = pixel_of(walk.index() * kChainTmaPixels, arguments_.walk);
+      if constexpr (Shape::kProjected > 0) {
+        pixels_ring().acquire(pixels_at_, Shape::kBoxBytes);
+        load_walk(shared_ + Shape::kPixelsAt, &arguments_.shortcut, 0, first,
+                  pixels_ring().full(pixels_at_));
+        pixels_at_.next();
+      }
       for (int step = 0; step < arguments_.steps; ++step) {
         // The window is free sooner than the first of this tile's boxes, so it is asked for before
         // one waits for that.
         if (step == Shape::kStages) next_window();
-        ring().acquire(at_, Shape::kBoxBytes);
-        load_walk(shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes, &arguments_.shortcut,
-                  step * kStepElements, first, ring().full(at_));
+        ring().acquire(at_, Shape::kStageBytes);
+        load_stage(step, first);
         at_.next();
       }
       if (arguments_.steps <= Shape::kStages) next_window();
@@ -214,6 +279,21 @@ class ChainWindowProducer {
  private:
   RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
   RF_DEVICE Ring<1> window_ring() const { return {shared_ + Shape::kWindowRingAt}; }
+
+  RF_DEVICE Ring<1> pixels_ring() const { return {shared_ + Shape::kPixelsRingAt}; }
+
+  // What comes with a step of the tile from a pixel on.
+  RF_DEVICE void load_stage(int step, const Pixel& first) const {
+    const ptx::SharedAddress stage = shared_ + Shape::kStagesAt + at_.stage * Shape::kStageBytes;
+    const int32_t channel = step * kStepElements;
+    if constexpr (Shape::kProjected == 0) {
+      load_walk(stage, &arguments_.shortcut, channel, first, ring().full(at_));
+    }
+    if constexpr (Shape::kStreams) {
+      ptx::tma_load(stage + Shape::kShortcutBytes, &arguments_.next, {channel, 0},
+                    ring().full(at_));
+    }
+  }
 
   // Of the next tile, if there is one.
   RF_DEVICE void next_window() {
@@ -230,6 +310,7 @@ class ChainWindowProducer {
   ptx::SharedAddress shared_;
   RingPlace<Shape::kStages> at_;
   RingPlace<1> window_at_;
+  RingPlace<1> pixels_at_;
   BlockWalk windows_;  // of tiles whose windows have not been asked for
 };
 
@@ -250,8 +331,14 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
                 {arguments.front_scale, arguments.front_shift, kChainFront}, 1);
   fetch_vectors(shared + Shape::kVectorsAt, {arguments.scale, arguments.shift, arguments.channels},
                 arguments.steps);
+  if constexpr (Shape::kProjected > 0) {
+    fetch_vectors(shared + Shape::kProjectionVectorsAt,
+                  {arguments.projection_scale, arguments.projection_shift, arguments.channels},
+                  arguments.steps);
+  }
   fetch_vectors(shared + Shape::kNextVectorsAt,
-                {arguments.next_scale, arguments.next_shift, arguments.next_channels}, 1);
+                {arguments.next_scale, arguments.next_shift, arguments.next_channels},
+                Shape::kNextBoxes);
   run_roles(
       arguments.dependent, [&] { producer.run(); },
       [&](uint32_t consumer, uint32_t thread) {
