@@ -13,7 +13,7 @@ import emulated
 import pytest
 import torch
 from conv_by_tma import tiles, windows
-from test_emulated_huge import HALF, empty, far_apart, integers, launch, powers
+from test_emulated_huge import HALF, PLAIN, empty, far_apart, integers, launch, powers
 
 from resnet_fused import cases, numerics
 
@@ -133,3 +133,29 @@ def test_dense_beyond(case, launches):
     assert torch.equal(got[-pixels:, -channels:], expected[-pixels:, -channels:])
     assert got[-pixels:, -channels:].count_nonzero()
     assert not got[:-pixels].count_nonzero() and not got[:, :-channels].count_nonzero()
+
+
+@pytest.mark.parametrize("images", [3, 33])
+def test_the_choice_counts_all_launches(images):
+    """Those of mma.sync, whose offsets reach three of these images, are not the cheaper for it."""
+    case = cases.ConvCase("far", images, 64, 2**13, 2**13 + 1, 64)
+    module = emulated.load()
+
+    def image(*shape):
+        return torch.empty(shape, dtype=HALF, device="meta", memory_format=torch.channels_last)
+
+    strides = {
+        "x_stride": image(*case.input_shape).stride(),
+        "weight_stride": image(*case.weight_shape).stride(),
+        "out_stride": image(*case.output_shape).stride(),
+        "residual_stride": (0, 0, 0, 0),
+    }
+    problem = module.ConvBnAct(
+        dtype="float16", allow_tf32=True, x_size=case.input_shape, weight_size=case.weight_shape,
+        stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, relu=True, residual=0,
+        **dict.fromkeys(("x", "weight", "scale", "shift", "out"), 4096), **strides, **PLAIN,
+    )  # fmt: skip
+    found = module.conv_bn_act_plan(problem, emulated.H200)
+    by_mma = module.conv_bn_act_plan(problem, (*emulated.H200[:3], 80))
+    assert (found["launches"], by_mma["launches"]) == (-(-images // 31), -(-images // 3))
+    assert found["configuration"] in tiles() and found["cycles"] < by_mma["cycles"]
