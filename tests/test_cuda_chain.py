@@ -59,7 +59,7 @@ def by_emulator(*arguments, wish=None):
 @needs_kernel
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 18
+    assert len(set(names)) == len(names) == 20
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names == checks.conv_chain_configurations()
 

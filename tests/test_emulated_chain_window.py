@@ -22,7 +22,15 @@ from resnet_fused.ops import _cuda_chain_checks as checks
 pytestmark = pytest.mark.emulated
 
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
-NAME = "tma_win128x64_3s_front64"
+# Name -> bytes of shared memory at 56 pixels a row, and the widest row.
+FITS = {
+    "tma_win128x64_3s_front64": (224256, 90),
+    "tma_win128x128_2s_front64": (207872, 154),
+    "tma_win128x64_2s_front64_d64": (226304, 78),
+}
+NAMES = tuple(FITS)
+PLAIN, BROAD, PROJECTING = NAMES
+every = pytest.mark.parametrize("name", NAMES)
 ONE, TWO = ((count, *emulated.H200[1:]) for count in (1, 2))
 """So few multiprocessors that blocks stay for several tiles."""
 
@@ -46,9 +54,18 @@ NAMED = {case.name: case for case in CASES}
 
 
 @functools.cache
-def index() -> int:
-    names = [tile["name"] for tile in emulated_chains.configurations()]
-    return names.index(NAME)
+def index(name: str) -> int:
+    return [tile["name"] for tile in emulated_chains.configurations()].index(name)
+
+
+def filling(case: ChainCase, name: str) -> ChainCase:
+    """With a projection, more channels of next, or wider rows, where a configuration has room."""
+    return dataclasses.replace(
+        case,
+        m=case.m + (64 if name == BROAD else 0),
+        projected=(40 if case.m % 16 else 64) if name == PROJECTING else 0,
+        w=FITS[name][1] if case.name == "wide" else case.w,
+    )
 
 
 def positions(case: ChainCase) -> int:
@@ -56,23 +73,29 @@ def positions(case: ChainCase) -> int:
     return case.n * (case.h + 1) * (case.w + 1) - (case.w + 1) - 1
 
 
-def run(case, operands, **settings):
-    return emulated_chains.run(operands, case, configuration=index(), **settings)
+def run(name, case, operands, **settings):
+    return emulated_chains.run(operands, case, configuration=index(name), **settings)
 
 
-def test_it_fits():
-    tile = emulated_chains.configurations()[index()]
-    assert tile["tma"] and tile["m"] == 128 and tile["n"] == 64
-    assert tile["shared_bytes"] == 224256 < emulated.H200[1]
+def test_each_configuration_has_a_test_and_fits():
+    table = emulated_chains.configurations()
+    found = [tile for tile in table if tile["tma"] and "_front" in tile["name"]]
+    assert tuple(tile["name"] for tile in found) == NAMES
+    for tile in found:
+        assert tile["m"] == 128 and tile["n"] == (128 if tile["name"] == BROAD else 64)
+        assert tile["shared_bytes"] == FITS[tile["name"]][0] < emulated.H200[1]
 
 
+@every
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_bit_is_right(case):
+def test_every_bit_is_right(name, case):
     """On integers; dtype, schedule, walk and the number of blocks change from case to case."""
-    number = CASES.index(case)
+    number = CASES.index(case) + NAMES.index(name)
+    case = filling(case, name)
     for dtype in DTYPES if WHOLE else DTYPES[number % 2 :][:1]:
         operands = operands_of(case, dtype)
         got, report = run(
+            name,
             case,
             operands,
             schedule=dataclasses.replace(emulated.SCHEDULES[number % 9], seed=number),
@@ -85,41 +108,45 @@ def test_every_bit_is_right(case):
         assert report["plan"]["blocks"] == min((1, 2, 132)[number % 3], tiles)
 
 
-def test_the_self_checks_cases_are_exact():
+@every
+def test_the_self_checks_cases_are_exact(name):
     """The last of them is for a GPU: as many tiles take minutes here."""
-    for number, case in enumerate(checks.cases_of(NAME)[:-1]):
+    for number, case in enumerate(checks.cases_of(name)[:-1]):
         operands = operands_of(case, DTYPES[number % 2])
-        got, _ = run(case, operands, gpu=TWO, resident_blocks=2)
+        got, _ = run(name, case, operands, gpu=TWO, resident_blocks=2)
         assert not wrong(got, operands, case), case
 
 
-def test_the_same_bits_under_every_schedule():
-    case = NAMED["thinned"]
+@every
+def test_the_same_bits_under_every_schedule(name):
+    case = filling(NAMED["thinned"], name)
     operands = operands_of(case, DTYPES[0], exact=False)
-    first, _ = run(case, operands, schedule=Schedule(), gpu=ONE)
+    first, _ = run(name, case, operands, schedule=Schedule(), gpu=ONE)
     for schedule in emulated.SCHEDULES if WHOLE else HOSTILE[:2]:
-        got, _ = run(case, operands, schedule=schedule, gpu=TWO, resident_blocks=2)
+        got, _ = run(name, case, operands, schedule=schedule, gpu=TWO, resident_blocks=2)
         assert all(torch.equal(a, b) for a, b in zip(got, first, strict=True)), schedule
 
 
+@every
 @pytest.mark.parametrize(
     ("dtype", "rounding"), [(DTYPES[0], "nearest"), (DTYPES[1], "toward_zero")], ids=str
 )
-def test_noise_is_within_the_bound(dtype, rounding):
-    case = NAMED["images"]
+def test_noise_is_within_the_bound(name, dtype, rounding):
+    case = filling(NAMED["images"], name)
     how = "nearest" if rounding == "nearest" else "truncate"
     operands = operands_of(case, dtype, exact=False)
-    got, _ = run(case, operands, schedule=Schedule("random", "reverse", rounding, 1))
+    got, _ = run(name, case, operands, schedule=Schedule("random", "reverse", rounding, 1))
     assert not beyond(got, operands, case, limits_of(operands, case, how), how)
 
 
+@every
 @pytest.mark.parametrize("out_stride", [1, 2])
-def test_what_it_costs(out_stride):
+def test_what_it_costs(name, out_stride):
     """No bank conflicts; each byte of the tensors from memory, and results in whole sectors."""
-    case = dataclasses.replace(NAMED["even"], out_stride=out_stride)
+    case = dataclasses.replace(filling(NAMED["even"], name), out_stride=out_stride)
     operands = operands_of(case, DTYPES[0])
     least = roofline.conv_chain_cost(case, DTYPES[0]).bytes
-    _, report = run(case, operands, counting=True, gpu=ONE)
+    _, report = run(name, case, operands, counting=True, gpu=ONE)
     assert report["counters"]["bank_conflicts"] == 0
     tensors = report["tensors"]
     moved = sum(t["unique_bytes_read"] + t["unique_bytes_written"] for t in tensors.values())
@@ -127,10 +154,12 @@ def test_what_it_costs(out_stride):
     assert tensors["out"]["unique_bytes_read"] == 0
     counted = report["counters"]
     assert counted["global_store_sectors"] * 32 == counted["global_store_bytes_asked"]
-    # Filters once for all tiles, the shortcut once for each pixel.
+    # Filters once for all tiles but those that come by steps, the shortcut once for each pixel.
+    tiles = 1 if name == PLAIN else -(-positions(case) // 128)
     tiled = [s for s in report["sites"] if s["instruction"] == "cp.async.bulk.tensor.tile"]
-    filters = operands.weight, operands.next_weight, operands.front_weight
-    asked = sum(t.numel() * t.element_size() for t in filters)
+    filters = [operands.weight, operands.front_weight, operands.projection_weight]
+    filters += [operands.next_weight] * tiles
+    asked = sum(t.numel() * t.element_size() for t in filters if t is not None)
     assert sum(site["counters"]["global_load_bytes_asked"] for site in tiled) == asked
 
 
@@ -139,7 +168,7 @@ def test_where_the_walk_begins(reverse):
     """Of two blocks the first one has every other tile, from the first position or the last."""
     case = NAMED["even"]
     operands = operands_of(case, DTYPES[0])
-    got, _ = run(case, operands, gpu=TWO, reverse=reverse, blocks=(0, 0))
+    got, _ = run(PLAIN, case, operands, gpu=TWO, reverse=reverse, blocks=(0, 0))
     n, p, q = torch.meshgrid(*(torch.arange(i) for i in (case.n, case.h, case.w)), indexing="ij")
     tile = ((n * (case.h + 1) + p) * (case.w + 1) + q) // 128
     last = (positions(case) - 1) // 128
@@ -149,36 +178,44 @@ def test_where_the_walk_begins(reverse):
         assert torch.equal(~y.isnan(), mine[:, None].expand(y.shape))
 
 
-@pytest.mark.parametrize("name", ["x", "front_weight", "residual", "front_scale", "next_weight"])
-def test_nan_and_inf_come_through(name):
+@pytest.mark.parametrize(
+    ("name", "operand"),
+    [
+        *((PLAIN, one) for one in ("x", "front_weight", "residual", "front_scale", "next_weight")),
+        *((PROJECTING, one) for one in ("projected", "projection_weight", "projection_shift")),
+        *((BROAD, one) for one in ("x", "residual", "next_scale")),
+    ],
+)
+def test_nan_and_inf_come_through(name, operand):
     """And no further than they reach: not over the ends of rows and images."""
-    case = NAMED["images"]
+    case = filling(NAMED["images"], name)
     operands = operands_of(case, torch.bfloat16, exact=False)
-    t = getattr(operands, name)
+    t = getattr(operands, operand)
     if t.dim() == 1:
         t[3], t[7] = float("nan"), float("inf")
     else:
         t[1, 3, 0, -1], t[2, 7, -1, 0] = float("nan"), float("inf")
-    got, _ = run(case, operands)
+    got, _ = run(name, case, operands)
     for y, expected in zip(got, numerics.conv_chain_oracle(operands), strict=True):
         assert torch.equal(y.isnan(), expected.isnan())
         assert torch.equal(y.isinf(), expected.isinf())
 
 
-def test_it_may_begin_early():
+@every
+def test_it_may_begin_early(name):
     """Before its wait it reads constants alone, and it lets the next kernel begin."""
-    case = NAMED["images"]
+    case = filling(NAMED["images"], name)
     operands = operands_of(case, DTYPES[1])
-    got, _ = run(case, operands, gpu=TWO, flow=(True, True))
+    got, _ = run(name, case, operands, gpu=TWO, flow=(True, True))
     assert not wrong(got, operands, case)
 
 
 # Plans
 
 
-def refusal(case, **changes):
+def refusal(case, name=PLAIN, **changes):
     with pytest.raises(ValueError) as caught:
-        plan(case, configuration=index(), **changes)
+        plan(case, configuration=index(name), **changes)
     return str(caught.value)
 
 
@@ -191,16 +228,31 @@ def test_refusals_say_why():
     for other in ({"front": 56}, {"k": 128}):
         assert "channels; it takes 64 to as many" in refusal(changed(**other))
     assert "it takes no projection" in refusal(changed(projected=64))
+    assert "it is made for a projection" in refusal(case, PROJECTING)
+    wide = changed(projected=72)
+    assert "72 channels of the projection, at most 64 fit" in refusal(wide, PROJECTING)
+    strided = changed(projected=64, projection_stride=2)
+    assert "a projection of stride 2; it reads every pixel" in refusal(strided, PROJECTING)
+    same = {"projected_stride": (12 * 15 * 64, 1, 0, 64)}  # rows that are one
+    assert "projected: strides[1] is 0" in refusal(changed(projected=64), PROJECTING, **same)
+    same = {"projection_weight_stride": (0, 1, 1, 1)}
+    refused = refusal(changed(projected=64), PROJECTING, **same)
+    assert "projection_weight: strides[0] is 0" in refused
     assert "no next convolution" in refusal(changed(m=0))
     assert "72 channels of next, at most 64 fit" in refusal(changed(m=72))
+    assert "136 channels of next, at most 128 fit" in refusal(changed(m=136), BROAD)
     for c in (88, 320):
         assert f"{c} channels of out; multiples of 64 up to 256 fit" in refusal(changed(c=c))
     assert "x: rows of 91 pixels take 233472" in refusal(changed(w=91))
-    plan(changed(w=90), configuration=index())
+    for name, (_, widest) in FITS.items():
+        fitting = filling(case, name)
+        plan(dataclasses.replace(fitting, w=widest), configuration=index(name))
+        wider = dataclasses.replace(fitting, w=widest + 1)
+        assert f"x: rows of {widest + 1} pixels take" in refusal(wider, name)
     apart = (2 * 12 * 15 * 64, 1, 15 * 64, 64)  # every other image: there is no need to be dense
-    plan(case, configuration=index(), x_stride=apart)
+    plan(case, configuration=index(PLAIN), x_stride=apart)
     row = 15 * 256 + 8
-    plan(case, configuration=index(), residual_stride=(12 * row, 1, row, 256))
+    plan(case, configuration=index(PLAIN), residual_stride=(12 * row, 1, row, 256))
     # Of inputs whose pixels overlap a launch could take more than it can count.
     many = chain("many", 2**28 - 2**10, 2, 2, c=64, m=8, out_stride=2)
     near = {"x_stride": (8, 1, 8, 8), "residual_stride": (8, 1, 8, 8)}
@@ -208,19 +260,19 @@ def test_refusals_say_why():
 
 
 def test_the_choice():
-    """The first stage's identity blocks; what it does not serve mma.sync does, and says why."""
+    """The first stage; what it does not serve mma.sync does, and says why."""
     names = [tile["name"] for tile in emulated_chains.configurations()]
     fronts = [dataclasses.replace(case, front=case.k) for case in RESNET50_CHAINS if case.k <= 64]
-    assert [case.name for case in fronts] == ["layer1_first", "layer1", "layer1_last"]
+    chosen = {"layer1_first": PROJECTING, "layer1": PLAIN, "layer1_last": BROAD}
+    assert [case.name for case in fronts] == list(chosen)
     for case in fronts:
         made = plan(dataclasses.replace(case, n=256))
-        if case.name == "layer1":
-            assert names[made["configuration"]] == NAME and made["blocks"] == 132
-            without = plan(dataclasses.replace(case, n=256), gpu=emulated.H200[:3])
-            assert made["cycles"] < 0.75 * without["cycles"]
-        else:
-            assert "_front64" in names[made["configuration"]] and "no TMA: " in made["why"]
-            assert not names[made["configuration"]].startswith("tma_")
+        assert names[made["configuration"]] == chosen[case.name] and made["blocks"] == 132
+        without = plan(dataclasses.replace(case, n=256), gpu=emulated.H200[:3])
+        assert made["cycles"] < 0.75 * without["cycles"]
+    for case in (dataclasses.replace(fronts[1], m=136), dataclasses.replace(fronts[2], w=155)):
+        made = plan(dataclasses.replace(case, n=256))
+        assert not names[made["configuration"]].startswith("tma_") and "no TMA: " in made["why"]
     # A chain without a front is told nothing of this one.
     with pytest.raises(ValueError, match="no configuration serves it"):
         plan(dataclasses.replace(fronts[1], front=0, m=512))
@@ -250,13 +302,19 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
     ),
 }
 # More steps than stages, several tiles for a block.
-FAULTY = (chain("faults", 2, 7, 9), chain("faults_thinned", 2, 7, 9, c=128, m=40, out_stride=2))
+FAULTY = (
+    (PLAIN, chain("faults", 2, 7, 9)),
+    (PLAIN, chain("faults_thinned", 2, 7, 9, c=128, m=40, out_stride=2)),
+    (BROAD, chain("faults_broad", 2, 7, 9, m=104)),
+    (PROJECTING, dataclasses.replace(chain("faults_projecting", 2, 7, 9), projected=40)),
+)
 
 
 @functools.cache
 def found() -> dict[Mutant, list[Trial]]:
     """Every mutant, with the trials that reach it. Clean runs pass."""
-    return mutants.reached(emulated_chains.trials([(index(), case) for case in FAULTY], ONE))
+    taken = [(index(name), case) for name, case in FAULTY]
+    return mutants.reached(emulated_chains.trials(taken, ONE))
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

@@ -62,7 +62,7 @@ def far_apart(t: Tensor, dim: int, beyond: int) -> Tensor:
     return empty(span, t.dtype).as_strided(t.shape, strides).copy_(t)
 
 
-def launch(op, tensors, case, *, blocks=None, **choice):
+def launch(op, tensors, case, *, blocks=None, gpu=emulated.H200, **choice):
     """Runs a kernel on tensors by name; the plan.
 
     Args:
@@ -70,6 +70,7 @@ def launch(op, tensors, case, *, blocks=None, **choice):
         tensors: its operands and its result.
         case: the convolution.
         blocks: the only ones to run, (first, last) of each launch in turn; None for all.
+        gpu: what the plan is made for.
         choice: configuration and splits.
     """
     module = emulated.load()
@@ -94,7 +95,7 @@ def launch(op, tensors, case, *, blocks=None, **choice):
         groups=groups,
         **given,
     )
-    plan = getattr(module, f"{op}_plan")(problem, emulated.H200, **choice)
+    plan = getattr(module, f"{op}_plan")(problem, gpu, **choice)
     workspace = empty(plan["workspace_bytes"] // 4 + 1, torch.float32)
     result = RESULTS[op]
     inputs = {name: t for name, t in tensors.items() if name != result}
@@ -106,7 +107,7 @@ def launch(op, tensors, case, *, blocks=None, **choice):
         getattr(module, op)(
             settings,
             problem,
-            emulated.H200,
+            gpu,
             plan["configuration"],
             plan["splits"],
             workspace.data_ptr(),

@@ -417,48 +417,6 @@ def test_a_stem_for_sm_90a_is_held_to_its_instructions():
         assert any(words in one for one in said), (planted, said)
 
 
-CHAIN_WINDOW = (
-    "_ZN12resnet_fused24conv_chain_window_kernelINS_8BFloat16ENS_16ChainWindowShape"
-    "ILi64ELi4ELi3EEEEEvNS_20ChainWindowArgumentsE"
-)
-CHAIN_WINDOW_CODE = {
-    "HGMMA.64x64x16.F32.BF16": 52, "UTMALDG.4D": 9, "UTMALDG.2D": 10, "UTMALDG.4D.IM2COL": 4,
-    "STG.E.128": 12, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 14, "STSM.16.M88.4": 12, "LDSM.16.M88.4": 8,
-    "WARPGROUP.DEPBAR.LE": 4, "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
-}  # fmt: skip
-
-
-def chain_by_window(name=CHAIN_WINDOW, arch="90a", registers=168, **code):
-    counts = CHAIN_WINDOW_CODE | {key.replace("_", "."): count for key, count in code.items()}
-    one = rules.Early(waits=1, triggers=1, constants=1)
-    return rules.Kernel(name, arch, registers, instructions=counts, early=one).failures()
-
-
-def test_a_chain_behind_windows_is_held_to_its_instructions():
-    assert chain_by_window() == []
-    short = "conv_chain_window<BFloat16, windows, 64 to 64 3 stages behind 64>"
-    assert rules.short_name(CHAIN_WINDOW) == short
-    for planted, words in (
-        ({"arch": "80"}, "it is built for nothing else"),
-        ({"registers": 160}, "160 registers, expected 168"),
-        ({"name": CHAIN_WINDOW.replace("Li3E", "Li4E")}, "240640 bytes of shared memory, at most"),
-        ({"HGMMA_64x64x16_F32_BF16": 51}, "51 HGMMA of 64 columns, expected 52"),
-        ({"WARPGROUP_DEPBAR_LE": 5}, "5 waits for products, expected 4"),
-        ({"UTMALDG_4D_IM2COL": 1}, "1 UTMALDG"),
-        ({"UTMALDG_2D": 1}, "1 UTMALDG"),
-        ({"STG_E_128": 11}, "11 STG.128, expected 12"),
-        ({"STSM_16_M88_4": 11}, "11 STSM"),
-        ({"LDSM_16_M88_4": 9}, "9 LDSM"),
-        ({"SYNCS_PHASECHK_TRANS64_TRYWAIT": 5}, "5 SYNCS"),
-        (
-            {"name": CHAIN_WINDOW.replace("WindowShape", "Shape")},
-            "its name spells no configuration",
-        ),
-    ):
-        said = chain_by_window(**planted)
-        assert any(words in one for one in said), (planted, said)
-
-
 def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():
     large = CONV.replace("Li4ELi3E", "Li8ELi3E")
     assert conv(name=large, arch="86").failures() == []

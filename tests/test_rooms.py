@@ -14,7 +14,7 @@ CSRC = ROOT / "csrc"
 
 # A room may know the rooms of its own line and of the lines before it.
 PYTHON_ROOMS = (
-    ("numerics", "roofline", "cases", "_stem_cases"),
+    ("numerics", "roofline", "cases", "_stem_cases", "_shapes"),
     (
         "backends",
         "admission",

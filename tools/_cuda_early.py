@@ -85,12 +85,12 @@ RULES = {
         True,
         frozenset({0x70 + 256, 0x70 + 384, 0x70 + 512}),
     ),
-    # Likewise: maps of x, shortcut, the front's filters, weight and next, then vectors.
+    # Likewise: maps of x, shortcut, the front's filters, weight, projection and next, then vectors.
     "conv_chain_window_kernel": Rule(
-        frozenset(range(0x70 + 640, 0x70 + 688, 8)),
-        frozenset({0x70 + 688, 0x70 + 712}),
+        frozenset(range(0x70 + 768, 0x70 + 832, 8)),
+        frozenset({0x70 + 832, 0x70 + 856}),
         True,
-        frozenset({0x70 + 256, 0x70 + 384, 0x70 + 512}),
+        frozenset({0x70 + 256, 0x70 + 384, 0x70 + 512, 0x70 + 640}),
     ),
     "conv_chain_kernel": Rule(
         frozenset({72, 80, 88, 128, 136, 144, 184, 192, 200, 240, 248, 256}),

@@ -458,7 +458,10 @@ def short_name(mangled: str) -> str:
     elif window := window_of(mangled):
         parts.append(f"windows for {window.pixels} pixels")
     elif by_both := chain_window_of(mangled):
-        parts.append(f"windows, 64 to {by_both.following} {by_both.stages} stages behind 64")
+        projected = f" projecting {by_both.projected}" if by_both.projected else ""
+        parts.append(
+            f"windows, 64 to {by_both.following} {by_both.stages} stages behind 64{projected}"
+        )
     elif by_chain := chain_tma_tile_of(mangled):
         projected = f" projecting {by_chain.projected}" if by_chain.projected else ""
         parts.append(

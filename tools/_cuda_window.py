@@ -38,14 +38,19 @@ class ChainWindowTile:
     following: int
     steps: int
     stages: int
+    streams: int
+    projected: int
 
     @property
     def shared(self) -> int:
         """Bytes of a block for rows of 56 pixels, as csrc/device/chain_window.h lays them out."""
         positions = CONSUMERS * FILTERS
-        rows = TAPS * FILTERS + self.steps * (FILTERS + self.following) + self.stages * positions
-        vectors = 8 * (FILTERS + self.steps * FILTERS + self.following)
-        small = vectors + 16 * (self.stages + 1) + 8
+        made = self.steps * FILTERS * (2 if self.projected else 1)  # channels, projected ones too
+        rows = TAPS * FILTERS + made
+        rows += 2 * positions if self.projected else self.stages * positions
+        rows += (self.stages if self.streams else self.steps) * self.following
+        rings = self.stages + 1 + bool(self.projected)
+        small = 8 * (FILTERS + made + self.following) + 16 * rings + 8
         return ROW_BYTES * (rows + _window_rows(positions)) + -(-small // 1024) * 1024
 
 
@@ -66,7 +71,9 @@ def window_of(mangled: str) -> WindowTile | None:
 @functools.cache
 def chain_window_of(mangled: str) -> ChainWindowTile | None:
     """The configuration of conv_chain in a kernel's mangled name, or None."""
-    shape = re.search(r"ChainWindowShapeI" + 3 * r"Li(\d+)E" + "E", mangled)
+    shape = re.search(
+        r"ChainWindowShapeI" + 3 * r"Li(\d+)E" + r"LN\w*?NextFiltersE(\d)ELi(\d+)EE", mangled
+    )
     return ChainWindowTile(*map(int, shape.groups())) if shape else None
 
 
@@ -110,26 +117,33 @@ def chain_by_window(kernel: Kernel) -> dict[str, bool]:
         return {"its name spells no configuration": False}
     if kernel.arch != "90a":
         return {"wgmma is sm_90a's alone: it is built for nothing else": False}
-    # The 3x3; into `out` the first step and one in the loop; into `next` one in the loop and one
-    # behind. Waits: for the 3x3, for a step in the loop and behind it, for `next`.
-    wanted = STEP_PRODUCTS * (TAPS + 2 + 2)
-    products = kernel.count(r"HGMMA\.64x64x16\.F32.*")
-    waits = kernel.count(r"WARPGROUP\.DEPBAR.*")
-    stored = kernel.wide("STG")
+    # The 3x3; into `out`, with what is projected, the first step and one in the loop; into `next`
+    # one in the loop and one behind. Waits: for the 3x3, for a step in the loop and behind it, for
+    # `next`, and in the loop for products that read what came with a step.
+    boxes, sources = tile.following // FILTERS, 2 if tile.projected else 1
+    wanted = {FILTERS: STEP_PRODUCTS * (TAPS + 2 * sources)}
+    wanted[tile.following] = wanted.get(tile.following, 0) + 2 * STEP_PRODUCTS
+    products = {n: kernel.count(rf"HGMMA\.64x{n}x16\.F32.*") for n in wanted}
+    waits, expected = kernel.count(r"WARPGROUP\.DEPBAR.*"), 4 + tile.streams
+    stored, most = kernel.wide("STG"), 4 * (2 + boxes)
     counts = {
         r"UTMALDG\.4D": 1,  # the filters in front
-        r"UTMALDG\.2D": 2,  # those of `out` and `next`
+        r"UTMALDG\.2D": 1 + sources,  # those of `out`, of its projection, of `next`
         r"UTMALDG\.4D\.IM2COL": 2,  # windows, the shortcut
         "SYNCS.*TRYWAIT": 6,
         "USETMAXREG.*": 2,
     }
-    staged = {r"STSM\b.*": 3 * 4, r"LDSM\b.*": 2 * 4}  # two steps of `out`, and `next`
+    # Two steps of `out`, of which a projected shortcut is not loaded, and `next`.
+    staged = {r"STSM\b.*": 4 * (2 + boxes), r"LDSM\b.*": 0 if tile.projected else 2 * 4}
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
         f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,
-        f"{products} HGMMA of 64 columns, expected {wanted}": products == wanted,
-        f"{waits} waits for products, expected 4": waits == 4,
-        f"{stored} STG.128, expected 12": stored == 12,
+        **{
+            f"{products[n]} HGMMA of {n} columns, expected {wanted[n]}": products[n] == wanted[n]
+            for n in wanted
+        },
+        f"{waits} waits for products, expected {expected}": waits == expected,
+        f"{stored} STG.128, expected {most}": stored == most,
         **{
             f"{kernel.count(pattern)} {pattern}, expected {count}": kernel.count(pattern) == count
             for pattern, count in staged.items()

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../ptx/ptx.h"
+#include "block_walk.h"
 #include "chain_tma.h"
 #include "vector.h"
 #include "warpgroup_epilogue.h"
@@ -16,6 +17,28 @@ namespace resnet_fused {
 
 using ChainBox = StagedTile<Orientation::kPixelsLeft, kStepElements>;
 constexpr int kBoxSums = kStepElements / 2;  // that a thread has of a box
+constexpr int kBoxVectors = kBoxSums * static_cast<int>(sizeof(ChannelPair));  // bytes of a box's
+
+// A block's tiles.
+template <class Arguments>
+RF_DEVICE BlockWalk tiles_of(const Arguments& arguments) {
+  return {arguments.tiles, arguments.reverse, static_cast<int32_t>(blockIdx.x),
+          static_cast<int32_t>(gridDim.x)};
+}
+
+// The half of each tile that a warpgroup has.
+struct ChainPart {
+  uint32_t bytes;  // in front of its half of a box
+  int32_t pixels;  // likewise
+  uint32_t thread;
+
+  RF_DEVICE ChainPart(uint32_t consumer, uint32_t of_warpgroup)
+      : bytes(consumer * ChainBoxes::kPartBytes),
+        pixels(static_cast<int32_t>(consumer) * kWarpgroupRows),
+        thread(of_warpgroup) {}
+
+  RF_DEVICE uint32_t lane() const { return thread % 32; }
+};
 
 // Scale and shift of all channels, up to the end of their last step, where they are zeros.
 RF_DEVICE void fetch_vectors(ptx::SharedAddress to, const ChannelVectors& from, int32_t steps) {

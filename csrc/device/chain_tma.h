@@ -15,11 +15,21 @@ constexpr int kChainTmaPixels = kConsumers * kWarpgroupRows;  // of a tile
 // Channels of `out`: their scales and shifts stay in shared memory.
 constexpr int kChainTmaMostChannels = 1024;
 
+// What the shapes of both kernels have in common. A box: 64 channels of the tile's pixels, the
+// first half of them the first consumer's.
+struct ChainBoxes {
+  static constexpr int kReaders = kConsumers * kWarpgroupWarps;  // warps that release a stage
+  static constexpr int kPartBytes = kWarpgroupRows * kStepRowBytes;
+  static constexpr int kBoxBytes = kConsumers * kPartBytes;
+  static constexpr int kWeightBytes = kStepElements * kStepRowBytes;  // 64 channels of 64 filters
+  static constexpr int kChannelBytes = 2 * 4;                         // a channel's scale and shift
+};
+
 // kInner channels of what the first convolution reads, kNext of `next`, kStages steps of 64
 // channels of `out` in flight or in use; kProjected channels of what the shortcut is made of, 0 for
 // one that is a tensor.
 template <int kInner_, int kNext_, int kStages_, int kProjected_ = 0>
-struct ChainTmaShape {
+struct ChainTmaShape : ChainBoxes {
   static constexpr int kInner = kInner_;
   static constexpr int kNext = kNext_;
   static constexpr int kStages = kStages_;
@@ -31,14 +41,8 @@ struct ChainTmaShape {
                 kProjected % kStepElements == 0);
   static_assert(kStages >= 2, "one step in use, one arriving");
 
-  static constexpr int kReaders = kConsumers * kWarpgroupWarps;  // warps that release a stage
-
-  // A box: 64 channels of the tile's pixels, the first half of them the first consumer's.
-  static constexpr int kPartBytes = kWarpgroupRows * kStepRowBytes;
-  static constexpr int kBoxBytes = kConsumers * kPartBytes;
   // What a tile reads; first what the first convolution does.
   static constexpr int kRowsBytes = (kInnerBoxes + kProjectedBoxes) * kBoxBytes;
-  static constexpr int kWeightBytes = kStepElements * kStepRowBytes;  // 64 channels of 64 filters
 
   // A stage: the shortcut, of which `out` takes the place, and filters: those that make `out`,
   // those of the projection, those that read `out`.
@@ -53,7 +57,6 @@ struct ChainTmaShape {
   static constexpr int kMoreBoxes = kNextBoxes > kInnerBoxes ? kNextBoxes - kInnerBoxes : 0;
   static constexpr int kStagesAt = kMoreAt + kMoreBoxes * kBoxBytes;
   static constexpr int kVectorsAt = kStagesAt + kStages * kStageBytes;
-  static constexpr int kChannelBytes = 2 * 4;
   static constexpr int kProjectionVectorsAt = kVectorsAt + kChainTmaMostChannels * kChannelBytes;
   static constexpr int kNextVectorsAt =
       kProjectionVectorsAt + (kProjected > 0 ? kChainTmaMostChannels * kChannelBytes : 0);
@@ -88,11 +91,6 @@ struct ChainTmaArguments {
   bool reverse;    // tiles are walked from the last one
   bool dependent;  // the next kernel may begin early
   bool follows;    // this one may: for the launch, the kernel waits either way
-
-  // The first pixel of the tile that comes `index`-th.
-  RF_HOST_DEVICE int32_t pixel(int32_t index) const {
-    return (reverse ? tiles - 1 - index : index) * kChainTmaPixels;
-  }
 };
 
 }  // namespace resnet_fused

@@ -19,54 +19,71 @@ namespace resnet_fused {
 
 constexpr int kChainFront = kStepElements;  // channels of x, and of what the front makes of it
 
+// How the filters into `next` come: all of them once, or those of each step with it.
+enum class NextFilters { kStay, kStream };
+
 // kNext channels of `next`; filters for kSteps steps of 64 channels of `out`, which stay for the
-// block's life; kStages such steps of a tile in flight or in use.
-template <int kNext_, int kSteps_, int kStages_>
-struct ChainWindowShape {
+// block's life; kStages steps of a tile in flight or in use; kProjected channels of what the
+// shortcut is made of, 0 for one that is a tensor.
+template <int kNext_, int kSteps_, int kStages_, NextFilters kFilters, int kProjected_ = 0>
+struct ChainWindowShape : ChainBoxes {
   static constexpr int kNext = kNext_;
   static constexpr int kSteps = kSteps_;
   static constexpr int kStages = kStages_;
-  static_assert(kNext == kStepElements, "`next` goes out by way of the last step's box");
+  static constexpr int kProjected = kProjected_;
+  static constexpr bool kStreams = kFilters == NextFilters::kStream;
+  static constexpr int kNextBoxes = kNext / kStepElements;
+  static_assert(kNext % kStepElements == 0 && kNext <= 256);
+  static_assert(kProjected == 0 || kProjected == kStepElements, "a box of it");
   static_assert(kStages >= 2, "one step in use, one arriving");
 
-  static constexpr int kReaders = kConsumers * kWarpgroupWarps;  // warps that release a stage
-
-  // A box: 64 channels of the tile's positions, the first half of them the first consumer's.
-  static constexpr int kPartBytes = kWarpgroupRows * kStepRowBytes;
-  static constexpr int kBoxBytes = kConsumers * kPartBytes;
-  static constexpr int kWeightBytes = kStepElements * kStepRowBytes;  // 64 channels of 64 filters
   static constexpr int kNextWeightBytes = kNext * kStepRowBytes;
 
-  // From a multiple of 1024: the filters in front, of `out`, of `next`; the boxes, into which the
-  // shortcut comes and of which `out` takes the place; scale and shift of the front, of `out` and
-  // of `next`; barriers: the boxes' ring, the window's, one for the filters; the window, whose size
-  // a launch knows.
+  // A stage: the shortcut, of which `out` takes the place, and filters into `next` that come by
+  // steps.
+  static constexpr int kShortcutBytes = kProjected > 0 ? 0 : kBoxBytes;
+  static constexpr int kStageBytes = kShortcutBytes + (kStreams ? kNextWeightBytes : 0);
+  static_assert(kStageBytes > 0);
+
+  // From a multiple of 1024: the filters in front, of `out`, of its projection, of `next`; with a
+  // projection its pixels, and a box where `out` is made; the stages; scale and shift of the front,
+  // of `out`, of its projection and of `next`; barriers: the stages' ring, the window's, the
+  // projection's, one for the filters; the window, whose size a launch knows.
   static constexpr int kWeightAt = kWindowFilters;
-  static constexpr int kNextWeightAt = kWeightAt + kSteps * kWeightBytes;
-  static constexpr int kBoxesAt = kNextWeightAt + kSteps * kNextWeightBytes;
-  static constexpr int kFrontVectorsAt = kBoxesAt + kStages * kBoxBytes;
-  static constexpr int kChannelBytes = 2 * 4;
+  static constexpr int kProjectionAt = kWeightAt + kSteps * kWeightBytes;
+  static constexpr int kNextWeightAt = kProjectionAt + (kProjected > 0 ? kSteps * kWeightBytes : 0);
+  static constexpr int kPixelsAt = kNextWeightAt + (kStreams ? 0 : kSteps * kNextWeightBytes);
+  static constexpr int kOutAt = kPixelsAt + (kProjected > 0 ? kBoxBytes : 0);
+  static constexpr int kStagesAt = kOutAt + (kProjected > 0 ? kBoxBytes : 0);
+  static constexpr int kFrontVectorsAt = kStagesAt + kStages * kStageBytes;
   static constexpr int kVectorsAt = kFrontVectorsAt + kChainFront * kChannelBytes;
-  static constexpr int kNextVectorsAt = kVectorsAt + kSteps * kStepElements * kChannelBytes;
+  static constexpr int kVectorsBytes = kSteps * kStepElements * kChannelBytes;
+  static constexpr int kProjectionVectorsAt = kVectorsAt + kVectorsBytes;
+  static constexpr int kNextVectorsAt = kProjectionVectorsAt + (kProjected > 0 ? kVectorsBytes : 0);
   static constexpr int kRingAt = kNextVectorsAt + kNext * kChannelBytes;
   static constexpr int kWindowRingAt = kRingAt + ring_bytes(kStages);
-  static constexpr int kFiltersFullAt = kWindowRingAt + ring_bytes(1);
+  static constexpr int kPixelsRingAt = kWindowRingAt + ring_bytes(1);
+  static constexpr int kFiltersFullAt = kPixelsRingAt + (kProjected > 0 ? ring_bytes(1) : 0);
   static constexpr int kBarriersEnd = kFiltersFullAt + kBarrierBytes;
   static constexpr int kWindowAt =
       (kBarriersEnd + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
-  static_assert(kBoxesAt % kTileAlignment == 0 && kBoxBytes % kTileAlignment == 0);
+  static_assert(kStagesAt % kTileAlignment == 0 && kStageBytes % kTileAlignment == 0);
 };
 
 struct ChainWindowArguments {
-  ptx::TensorMap x;          // im2col {B, W, H, N}: the input's walk, a part of a window
-  ptx::TensorMap shortcut;   // im2col {C, W, H, N}: the output's walk, a tile
-  ptx::TensorMap front;      // {B, S, R, K}: the filters of a tap
-  ptx::TensorMap weight;     // {K, C}, 64 by 64
-  ptx::TensorMap next;       // {C, M}, 64 by kNext
-  const float* front_scale;  // [K]
+  ptx::TensorMap x;           // im2col {B, W, H, N}: the input's walk, a part of a window
+  ptx::TensorMap shortcut;    // im2col {C, W, H, N}: the output's walk, a tile; or of what is
+                              // projected {D, W, H, N}
+  ptx::TensorMap front;       // {B, S, R, K}: the filters of a tap
+  ptx::TensorMap weight;      // {K, C}, 64 by 64
+  ptx::TensorMap projection;  // {D, C}, likewise
+  ptx::TensorMap next;        // {C, M}, 64 by kNext
+  const float* front_scale;   // [K]
   const float* front_shift;
   const float* scale;  // [C]
   const float* shift;
+  const float* projection_scale;  // [C]
+  const float* projection_shift;
   const float* next_scale;  // [M]
   const float* next_shift;
   ChainResult out;
@@ -82,11 +99,6 @@ struct ChainWindowArguments {
   bool reverse;    // tiles are walked from the last one
   bool dependent;  // the next kernel may begin early
   bool follows;    // this one may: for the launch, the kernel waits either way
-
-  // The first position of the tile that comes `index`-th.
-  RF_HOST_DEVICE int32_t position(int32_t index) const {
-    return (reverse ? tiles - 1 - index : index) * kChainTmaPixels;
-  }
 };
 
 }  // namespace resnet_fused

@@ -83,26 +83,4 @@ struct ConvWindowArguments {
   bool follows;    // this one may: for the launch, the kernel waits either way
 };
 
-// The tiles of positions of one block, one after the other; blocks of one column lie `columns`
-// apart.
-class WindowWalk {
- public:
-  RF_HOST_DEVICE WindowWalk(const ConvWindowArguments& arguments, int32_t block, int32_t blocks)
-      : tiles_(arguments.tiles),
-        reverse_(arguments.reverse),
-        at_(block / arguments.columns),
-        step_(blocks / arguments.columns) {}
-
-  RF_HOST_DEVICE bool done() const { return at_ >= tiles_; }
-  // Below 2^31: `tiles` is below 2^28, and a column has no more blocks than a GPU multiprocessors.
-  RF_HOST_DEVICE void next() { at_ += step_; }
-  RF_HOST_DEVICE int32_t tile() const { return reverse_ ? tiles_ - 1 - at_ : at_; }
-
- private:
-  int32_t tiles_;
-  bool reverse_;
-  int32_t at_;
-  int32_t step_;
-};
-
 }  // namespace resnet_fused

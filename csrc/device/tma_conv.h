@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../ptx/tensor_map.h"
+#include "block_walk.h"
 #include "conv_geometry.h"
 #include "divide.h"
 #include "portable.h"
@@ -62,23 +63,15 @@ struct ConvTmaArguments {
 };
 
 // The tiles of one block, one after the other.
-class TileWalk {
+class TileWalk : public BlockWalk {
  public:
   RF_HOST_DEVICE TileWalk(const TmaTiles& tiles, bool reverse, int32_t first, int32_t step)
-      : tiles_(tiles), reverse_(reverse), at_(first), step_(step) {}
+      : BlockWalk(tiles.count, reverse, first, step), tiles_(tiles) {}
 
-  RF_HOST_DEVICE bool done() const { return at_ >= tiles_.count; }
-  // Below 2^31: `count` and a grid's blocks are below 2^30 and 2^16.
-  RF_HOST_DEVICE void next() { at_ += step_; }
-  RF_HOST_DEVICE TmaTile tile() const {
-    return tile_of(reverse_ ? tiles_.count - 1 - at_ : at_, tiles_);
-  }
+  RF_HOST_DEVICE TmaTile tile() const { return tile_of(index(), tiles_); }
 
  private:
   const TmaTiles& tiles_;
-  bool reverse_;
-  int32_t at_;
-  int32_t step_;
 };
 
 }  // namespace resnet_fused

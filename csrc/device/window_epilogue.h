@@ -11,10 +11,10 @@
 #include "../ptx/mbarrier.h"
 #include "../ptx/proxy.h"
 #include "../ptx/ptx.h"
-#include "../ptx/tma.h"
 #include "conv_window.h"
 #include "vector.h"
 #include "warpgroup_epilogue.h"
+#include "window_load.h"
 
 namespace resnet_fused {
 
@@ -41,11 +41,9 @@ class WindowEpilogue : WarpgroupEpilogue<T, Orientation::kChannelsLeft, kPixels>
   RF_DEVICE void begin(int32_t position) {
     Base::meet();
     if (arguments_.has_residual && Base::thread_ == 0) {
-      const Pixel first = pixel_of(position, arguments_.walk);
       ptx::mbarrier_arrive_expect_tx(Base::own_.residual, Base::kStagingBytes);
-      ptx::tma_load_im2col(Base::own_.staging, &arguments_.residual,
-                           {channel_, first.q, first.p, first.n}, {uint16_t{0}, uint16_t{0}},
-                           Base::own_.residual);
+      load_walk(Base::own_.staging, &arguments_.residual, channel_,
+                pixel_of(position, arguments_.walk), Base::own_.residual);
     }
     ptx::sync_warp();
   }

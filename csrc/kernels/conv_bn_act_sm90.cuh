@@ -11,14 +11,13 @@
 #include <cstdint>
 
 #include "../device/conv_types.h"
-#include "../device/dependent.h"
 #include "../device/pipeline.h"
 #include "../device/tma_conv.h"
+#include "../device/warpgroup_roles.h"
 #include "../device/warpgroup_shape.h"
 #include "../device/warpgroup_tile.h"
 #include "../ptx/cluster.h"
 #include "../ptx/mbarrier.h"
-#include "../ptx/registers.h"
 #include "../ptx/tma.h"
 
 namespace resnet_fused {
@@ -241,7 +240,6 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   const auto stage_of = [&](const RingPlace<Shape::kStages>& at) {
     return shared + at.stage * Shape::kStageBytes;
   };
-  const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
   const TileWalk walk(arguments.tiles, arguments.reverse,
                       static_cast<int32_t>(blockIdx.x / Shape::kSharing),
                       static_cast<int32_t>(gridDim.x / Shape::kSharing));
@@ -272,26 +270,22 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
       place.next();
     }
   }
-  ptx::sync_threads();
-  wait_for_ahead(arguments.dependent);
-  if (warpgroup == 0) {
-    ptx::decrease_registers<kProducerRegisters>();
-    if (threadIdx.x == 0) {
-      for (; !steps.done(); steps.next(), at.next()) {
-        if (early > 0) {
-          --early;
-        } else {
-          ring.acquire(at, Shape::kStageBytes);
-          steps.load_filters(stage_of(at), full_of(at));
+  run_roles(
+      arguments.dependent,
+      [&] {
+        for (; !steps.done(); steps.next(), at.next()) {
+          if (early > 0) {
+            --early;
+          } else {
+            ring.acquire(at, Shape::kStageBytes);
+            steps.load_filters(stage_of(at), full_of(at));
+          }
+          steps.load_pixels(stage_of(at), full_of(at));
         }
-        steps.load_pixels(stage_of(at), full_of(at));
-      }
-    }
-  } else {
-    ptx::increase_registers<kConsumerRegisters>();
-    consume<T, Shape>(arguments, ring, shared, walk, warpgroup - 1,
-                      threadIdx.x % kWarpgroupThreads);
-  }
+      },
+      [&](uint32_t consumer, uint32_t thread) {
+        consume<T, Shape>(arguments, ring, shared, walk, consumer, thread);
+      });
   // None ends while others tell it what they have read.
   if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
 #endif

@@ -10,13 +10,14 @@
 
 #include <cstdint>
 
+#include "../device/block_walk.h"
 #include "../device/conv_window.h"
-#include "../device/dependent.h"
 #include "../device/pipeline.h"
+#include "../device/warpgroup_roles.h"
 #include "../device/warpgroup_tile.h"
 #include "../device/window_epilogue.h"
+#include "../device/window_load.h"
 #include "../ptx/mbarrier.h"
-#include "../ptx/registers.h"
 #include "../ptx/tma.h"
 
 namespace resnet_fused {
@@ -49,7 +50,7 @@ RF_DEVICE void sum_window(float (&d)[kPixels / 2], ptx::SharedAddress filters,
 
 template <class T, class Shape>
 RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const Ring<kConsumers>& ring,
-                               ptx::SharedAddress shared, WindowWalk walk, int32_t channel,
+                               ptx::SharedAddress shared, BlockWalk walk, int32_t channel,
                                uint32_t consumer, uint32_t thread) {
   WindowEpilogue<T, Shape::kPixels> epilogue(
       arguments,
@@ -70,7 +71,7 @@ RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const Ring<
   clear(d);
   ptx::mbarrier_wait_parity(shared + Shape::kFiltersFullAt, 0);
   while (!walk.done()) {
-    const int32_t position = walk.tile() * Shape::kPixels;
+    const int32_t position = walk.index() * Shape::kPixels;
     turns.wait();
     ring.wait(at);
     sum_window<T, Shape::kPixels>(
@@ -89,20 +90,13 @@ RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const Ring<
 // The thread that asks for windows.
 template <class Shape>
 RF_DEVICE void produce_windows(const ConvWindowArguments& arguments, const Ring<kConsumers>& ring,
-                               ptx::SharedAddress shared, WindowWalk walk) {
-  const int32_t part_bytes = arguments.part_rows * kStepRowBytes;
-  const int32_t bytes = arguments.parts * part_bytes;
+                               ptx::SharedAddress shared, BlockWalk walk) {
+  const int32_t bytes = arguments.parts * arguments.part_rows * kStepRowBytes;
   RingPlace<kConsumers> at;
   for (; !walk.done(); walk.next(), at.next()) {
     ring.acquire(at, static_cast<uint32_t>(bytes));
-    for (int32_t part = 0; part < arguments.parts; ++part) {
-      // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
-      const Pixel first =
-          pixel_of(walk.tile() * Shape::kPixels + part * arguments.part_rows, arguments.walk);
-      ptx::tma_load_im2col(shared + Shape::kWindowsAt + at.stage * bytes + part * part_bytes,
-                           &arguments.x, {0, first.q - 1, first.p - 1, first.n},
-                           {uint16_t{0}, uint16_t{0}}, ring.full(at));
-    }
+    load_window(shared + Shape::kWindowsAt + at.stage * bytes, arguments,
+                walk.index() * Shape::kPixels, ring.full(at));
   }
 }
 
@@ -115,9 +109,10 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const Ring<kConsumers> ring{shared + Shape::kRingAt};
-  const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
   const auto block = static_cast<int32_t>(blockIdx.x);
-  const WindowWalk walk(arguments, block, static_cast<int32_t>(gridDim.x));
+  // Blocks of one column of tiles lie `columns` apart.
+  const BlockWalk walk(arguments.tiles, arguments.reverse, block / arguments.columns,
+                       static_cast<int32_t>(gridDim.x) / arguments.columns);
   const int32_t channel = block % arguments.columns * kWarpgroupRows;
   if (threadIdx.x == 0) {
     ptx::tma_prefetch(&arguments.weight);
@@ -132,21 +127,13 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     Turns::init(shared + Shape::kTurnsAt);
     ptx::fence_mbarrier_init();
     ptx::mbarrier_arrive_expect_tx(filters_full, kWindowFilters);
-    for (int tap = 0; tap < kWindowTaps; ++tap) {
-      ptx::tma_load(shared + tap * kWindowFilterBytes, &arguments.weight,
-                    {0, tap % 3, tap / 3, channel}, filters_full);
-    }
+    load_taps(shared, &arguments.weight, channel, filters_full);
   }
-  ptx::sync_threads();
-  wait_for_ahead(arguments.dependent);
-  if (warpgroup == 0) {
-    ptx::decrease_registers<kProducerRegisters>();
-    if (threadIdx.x == 0) produce_windows<Shape>(arguments, ring, shared, walk);
-  } else {
-    ptx::increase_registers<kConsumerRegisters>();
-    consume_windows<T, Shape>(arguments, ring, shared, walk, channel, warpgroup - 1,
-                              threadIdx.x % kWarpgroupThreads);
-  }
+  run_roles(
+      arguments.dependent, [&] { produce_windows<Shape>(arguments, ring, shared, walk); },
+      [&](uint32_t consumer, uint32_t thread) {
+        consume_windows<T, Shape>(arguments, ring, shared, walk, channel, consumer, thread);
+      });
 #endif
 }
 

@@ -13,10 +13,9 @@
 
 #include "../device/chain_box.h"
 #include "../device/chain_tma.h"
-#include "../device/dependent.h"
 #include "../device/pipeline.h"
+#include "../device/warpgroup_roles.h"
 #include "../ptx/proxy.h"
-#include "../ptx/registers.h"
 #include "../ptx/tma.h"
 
 namespace resnet_fused {
@@ -27,15 +26,12 @@ namespace resnet_fused {
 template <class T, class Shape>
 class ChainConsumer {
  public:
-  // thread: of the warpgroup.
   RF_DEVICE ChainConsumer(const ChainTmaArguments& arguments, ptx::SharedAddress shared,
                           uint32_t consumer, uint32_t thread)
       : arguments_(arguments),
         shared_(shared),
-        part_(consumer * Shape::kPartBytes),
-        pixel_(static_cast<int32_t>(consumer) * kWarpgroupRows),
         barrier_(static_cast<int>(1 + consumer)),
-        thread_(thread) {}
+        part_(consumer, thread) {}
 
   RF_DEVICE void run() {
     const Ring<2> rows_ring{shared_ + Shape::kRowsRingAt};
@@ -49,11 +45,10 @@ class ChainConsumer {
     clear(projected);
     clear(following);
     bool held = false;  // the rows of the tile before, from where `next` goes out
-    for (auto tile = static_cast<int32_t>(blockIdx.x); tile < arguments_.tiles;
-         tile += static_cast<int32_t>(gridDim.x)) {
-      const int32_t pixel = arguments_.pixel(tile) + pixel_;
-      const ptx::SharedAddress rows = shared_ + rows_at.stage * Shape::kRowsBytes + part_;
-      const StoredPixels<T> even(arguments_.even, arguments_.grid, pixel, 0, true, thread_);
+    for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
+      const int32_t pixel = walk.index() * kChainTmaPixels + part_.pixels;
+      const ptx::SharedAddress rows = shared_ + rows_at.stage * Shape::kRowsBytes + part_.bytes;
+      const StoredPixels<T> even(arguments_.even, arguments_.grid, pixel, 0, true, part_.thread);
       rows_ring.wait(rows_at);
       for (int step = 0; step < arguments_.steps; ++step) {
         const ptx::SharedAddress stage = shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;
@@ -69,21 +64,21 @@ class ChainConsumer {
         ptx::wgmma_wait_group<0>();
         ptx::wgmma_pin(sums);
         uint32_t made[kProducts][4];
-        const ChainBox box(stage + part_, thread_);
-        const ptx::SharedAddress vectors = shared_ + Shape::kVectorsAt + step * kStepVectors;
+        const ChainBox box(stage + part_.bytes, part_.thread);
+        const ptx::SharedAddress vectors = shared_ + Shape::kVectorsAt + step * kBoxVectors;
         if constexpr (Shape::kProjected > 0) {
           ptx::wgmma_pin(projected);
           scale_sums(projected, vectors + (Shape::kProjectionVectorsAt - Shape::kVectorsAt),
-                     thread_ % 32);
-          put_box<T, Added::kSums, 0>(made, sums, projected, box, vectors, thread_ % 32);
+                     part_.lane());
+          put_box<T, Added::kSums, 0>(made, sums, projected, box, vectors, part_.lane());
         } else {
-          put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, thread_ % 32);
+          put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, part_.lane());
         }
         publish();
         if (arguments_.thinned) {
-          even.store(stage + part_, step);
-        } else if (thread_ == 0) {
-          ptx::tma_store(&arguments_.out, {step * kStepElements, pixel}, stage + part_);
+          even.store(stage + part_.bytes, step);
+        } else if (part_.thread == 0) {
+          ptx::tma_store(&arguments_.out, {step * kStepElements, pixel}, stage + part_.bytes);
           ptx::bulk_commit_group();
         }
         ptx::sync_warp();
@@ -93,7 +88,7 @@ class ChainConsumer {
         ptx::wgmma_fence();
         multiply_step<T>(following, made, stage + Shape::kNextWeightAt, step > 0);
         ptx::wgmma_commit_group();
-        if (thread_ == 0) {
+        if (part_.thread == 0) {
           // Beside the products: `out` has left the stage, and `next` the rows before.
           ptx::bulk_wait_group_read<0>();
           if (step == 0 && held) rows_ring.release(other(rows_at));
@@ -101,7 +96,7 @@ class ChainConsumer {
         ptx::sync_warp();
         ptx::wgmma_wait_group<0>();
         ptx::wgmma_pin(following);
-        if (thread_ % 32 == 0) ring.release(at);
+        if (part_.lane() == 0) ring.release(at);
         at.next();
       }
       finish(following, rows, pixel);
@@ -109,12 +104,10 @@ class ChainConsumer {
       rows_at.next();
     }
     // Its shared memory has been read.
-    if (thread_ == 0) ptx::bulk_wait_group_read<0>();
+    if (part_.thread == 0) ptx::bulk_wait_group_read<0>();
   }
 
  private:
-  static constexpr int kStepVectors = kBoxSums * static_cast<int>(sizeof(ChannelPair));
-
   // The place of the tile before, of two.
   static RF_DEVICE RingPlace<2> other(RingPlace<2> at) {
     at.stage ^= 1;
@@ -145,7 +138,7 @@ class ChainConsumer {
                         int32_t pixel) const {
     put_next<0>(following, rows);
     publish();
-    if (thread_ == 0) {
+    if (part_.thread == 0) {
 #pragma unroll
       for (int i = 0; i < Shape::kNextBoxes; ++i) {
         const int32_t channel = i * kStepElements;
@@ -164,23 +157,21 @@ class ChainConsumer {
     if constexpr (kBox < Shape::kNextBoxes) {
       uint32_t words[kProducts][4];
       put_box<T, Added::kNothing, kBox>(
-          words, following, nullptr, ChainBox(next_box(kBox, rows), thread_),
-          shared_ + Shape::kNextVectorsAt + kBox * kStepVectors, thread_ % 32);
+          words, following, nullptr, ChainBox(next_box(kBox, rows), part_.thread),
+          shared_ + Shape::kNextVectorsAt + kBox * kBoxVectors, part_.lane());
       put_next<kBox + 1>(following, rows);
     }
   }
 
   RF_DEVICE ptx::SharedAddress next_box(int i, ptx::SharedAddress rows) const {
     if (i < Shape::kInnerBoxes) return rows + i * Shape::kBoxBytes;
-    return shared_ + Shape::kMoreAt + (i - Shape::kInnerBoxes) * Shape::kBoxBytes + part_;
+    return shared_ + Shape::kMoreAt + (i - Shape::kInnerBoxes) * Shape::kBoxBytes + part_.bytes;
   }
 
   const ChainTmaArguments& arguments_;
   ptx::SharedAddress shared_;
-  uint32_t part_;  // bytes in front of its half of a box
-  int32_t pixel_;  // likewise pixels
   int barrier_;
-  uint32_t thread_;
+  ChainPart part_;
 };
 
 // The thread that asks for everything.
@@ -216,9 +207,8 @@ class ChainProducer {
   RF_DEVICE void run() {
     RingPlace<2> rows_at;
     RingPlace<Shape::kStages> at;
-    for (auto tile = static_cast<int32_t>(blockIdx.x); tile < arguments_.tiles;
-         tile += static_cast<int32_t>(gridDim.x)) {
-      const int32_t pixel = arguments_.pixel(tile);
+    for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
+      const int32_t pixel = walk.index() * kChainTmaPixels;
       rows_ring().acquire(rows_at, Shape::kRowsBytes);
       for (int i = 0; i < Shape::kInnerBoxes; ++i) {
         load_rows(rows_at, i, &arguments_.x, i, pixel);
@@ -250,10 +240,9 @@ class ChainProducer {
   }
   // Steps of the block, as far as that many stages need to know.
   RF_DEVICE int of_block() const {
-    const auto first = static_cast<int32_t>(blockIdx.x);
     int steps = 0;
-    for (int32_t tile = first; tile < arguments_.tiles && steps < Shape::kStages;
-         tile += static_cast<int32_t>(gridDim.x)) {
+    for (BlockWalk walk = tiles_of(arguments_); !walk.done() && steps < Shape::kStages;
+         walk.next()) {
       steps += arguments_.steps;
     }
     return steps;
@@ -295,7 +284,6 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     conv_chain_tma_kernel(const __grid_constant__ ChainTmaArguments arguments) {
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
-  const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
   ChainProducer<Shape> producer(arguments, shared);
   if (threadIdx.x == 0) {
     producer.init();
@@ -311,16 +299,11 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   fetch_vectors(shared + Shape::kNextVectorsAt,
                 {arguments.next_scale, arguments.next_shift, arguments.next_channels},
                 Shape::kNextBoxes);
-  ptx::sync_threads();
-  wait_for_ahead(arguments.dependent);
-  if (warpgroup == 0) {
-    ptx::decrease_registers<kProducerRegisters>();
-    if (threadIdx.x == 0) producer.run();
-  } else {
-    ptx::increase_registers<kConsumerRegisters>();
-    ChainConsumer<T, Shape>(arguments, shared, warpgroup - 1, threadIdx.x % kWarpgroupThreads)
-        .run();
-  }
+  run_roles(
+      arguments.dependent, [&] { producer.run(); },
+      [&](uint32_t consumer, uint32_t thread) {
+        ChainConsumer<T, Shape>(arguments, shared, consumer, thread).run();
+      });
 #endif
 }
 

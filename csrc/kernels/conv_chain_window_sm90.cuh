@@ -5,8 +5,9 @@
 // Two mechanisms together: windows, of which all nine taps are parts, as conv_window.h says, and
 // sums that are multiplied on as they lie in registers, as in conv_chain_sm90.cuh. The sums of the
 // 3x3 are the left operand of every product into `out`, those of `out` of a product into `next`;
-// none of them is read from shared memory. The filters of all three come once, before the kernel
-// ahead has ended, and stay.
+// none of them is read from shared memory. A projected shortcut has sums of its own, in fp32. The
+// filters come once, before the kernel ahead has ended, and stay; those into `next` come with each
+// step where they find no room.
 //
 // One thread asks for a tile's window, and for its shortcut by steps of 64 channels. Two
 // warpgroups have 64 positions each. The products into `next` of one step and into `out` of the one
@@ -17,11 +18,11 @@
 
 #include "../device/chain_box.h"
 #include "../device/chain_window.h"
-#include "../device/dependent.h"
 #include "../device/pipeline.h"
+#include "../device/warpgroup_roles.h"
+#include "../device/window_load.h"
 #include "../ptx/mbarrier.h"
 #include "../ptx/proxy.h"
-#include "../ptx/registers.h"
 #include "../ptx/tma.h"
 
 namespace resnet_fused {
@@ -32,59 +33,63 @@ namespace resnet_fused {
 template <class T, class Shape>
 class ChainWindowConsumer {
  public:
-  // thread: of the warpgroup.
   RF_DEVICE ChainWindowConsumer(const ChainWindowArguments& arguments, ptx::SharedAddress shared,
                                 uint32_t consumer, uint32_t thread)
-      : arguments_(arguments),
-        shared_(shared),
-        part_(consumer * Shape::kPartBytes),
-        first_(static_cast<int32_t>(consumer) * kWarpgroupRows),
-        thread_(thread) {}
+      : arguments_(arguments), shared_(shared), part_(consumer, thread) {}
 
   RF_DEVICE void run() {
     const Ring<1> windows{shared_ + Shape::kWindowRingAt};
     RingPlace<1> window_at;
+    RingPlace<1> pixels_at;
     const int last = arguments_.steps - 1;
     uint32_t front[kProducts][4];  // what the 3x3 has made
     uint32_t made[kProducts][4];   // a step of `out`
     float sums[kBoxSums];
+    float projected[kBoxSums];  // not in use without a projection
     float following[Shape::kNext / 2];
     clear(sums);
+    clear(projected);
     clear(following);
     ptx::mbarrier_wait_parity(shared_ + Shape::kFiltersFullAt, 0);
-    for (auto tile = static_cast<int32_t>(blockIdx.x); tile < arguments_.tiles;
-         tile += static_cast<int32_t>(gridDim.x)) {
-      const int32_t position = arguments_.position(tile) + first_;
+    for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
+      const int32_t position = walk.index() * kChainTmaPixels + part_.pixels;
       windows.wait(window_at);
       multiply_window(sums);
       const StoredPixels<T> out(arguments_.out, arguments_.walk, position, 1, arguments_.thinned,
-                                thread_);
+                                part_.thread);
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_pin(sums);
       if (releases()) windows.release(window_at);
       window_at.next();
       put_box<T, Added::kNothing, 0>(front, sums, nullptr, Unstored{},
-                                     shared_ + Shape::kFrontVectorsAt, thread_ % 32);
+                                     shared_ + Shape::kFrontVectorsAt, part_.lane());
+      if constexpr (Shape::kProjected > 0) pixels_ring().wait(pixels_at);
       pin(front);
-      ptx::wgmma_pin(sums);
+      pin_sums(sums, projected);
       ptx::wgmma_fence();
-      multiply_step<T>(sums, front, shared_ + Shape::kWeightAt, false);
+      multiply_out(sums, projected, front, 0);
       ptx::wgmma_commit_group();
       for (int step = 0; step < last; ++step) {
-        make(made, sums, step);
+        make(made, sums, projected, step);
         ptx::wgmma_pin(following);
         pin(made);
         pin(front);
-        ptx::wgmma_pin(sums);
+        pin_sums(sums, projected);
         ptx::wgmma_fence();
         multiply_step<T>(following, made, next_weight(step), step > 0);
-        multiply_step<T>(sums, front, shared_ + Shape::kWeightAt + (step + 1) * Shape::kWeightBytes,
-                         false);
+        if constexpr (Shape::kStreams) ptx::wgmma_commit_group();
+        multiply_out(sums, projected, front, step + 1);
         ptx::wgmma_commit_group();
         out.store(box(), step);
+        // The stage's filters have been read by then; the step behind is multiplied on.
+        if constexpr (Shape::kStreams) ptx::wgmma_wait_group<1>();
         release();
       }
-      make(made, sums, last);
+      make(made, sums, projected, last);
+      if constexpr (Shape::kProjected > 0) {
+        if (releases()) pixels_ring().release(pixels_at);
+        pixels_at.next();
+      }
       ptx::wgmma_pin(following);
       pin(made);
       ptx::wgmma_fence();
@@ -92,39 +97,53 @@ class ChainWindowConsumer {
       ptx::wgmma_commit_group();
       out.store(box(), last);
       const StoredPixels<T> next(arguments_.following, arguments_.walk, position, 1, false,
-                                 thread_);
+                                 part_.thread);
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_pin(following);
-      // By way of the box that `out` has left, of which each warp has read its own rows alone.
-      ptx::sync_warp();  // all of its lanes have
-      put_box<T, Added::kNothing, 0>(made, following, nullptr, ChainBox(box(), thread_),
-                                     shared_ + Shape::kNextVectorsAt, thread_ % 32);
-      publish();
-      next.store(box(), 0);
+      finish<0>(made, following, next);
       release();
     }
   }
 
  private:
-  static constexpr int kStepVectors = kBoxSums * static_cast<int>(sizeof(ChannelPair));
-
   RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
+  RF_DEVICE Ring<1> pixels_ring() const { return {shared_ + Shape::kPixelsRingAt}; }
+  RF_DEVICE ptx::SharedAddress stage() const {
+    return shared_ + Shape::kStagesAt + at_.stage * Shape::kStageBytes;
+  }
+  // Where `out` is made.
   RF_DEVICE ptx::SharedAddress box() const {
-    return shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes + part_;
+    return (Shape::kProjected > 0 ? shared_ + Shape::kOutAt : stage()) + part_.bytes;
   }
   RF_DEVICE ptx::SharedAddress next_weight(int step) const {
+    if constexpr (Shape::kStreams) return stage() + Shape::kShortcutBytes;
     return shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes;
   }
-  RF_DEVICE bool releases() const { return thread_ % 32 == 0; }
+  RF_DEVICE bool releases() const { return part_.lane() == 0; }
 
   static RF_DEVICE void pin(uint32_t (&words)[kProducts][4]) {
 #pragma unroll
     for (int i = 0; i < kProducts; ++i) ptx::wgmma_pin(words[i]);
   }
 
+  static RF_DEVICE void pin_sums(float (&sums)[kBoxSums], float (&projected)[kBoxSums]) {
+    ptx::wgmma_pin(sums);
+    if constexpr (Shape::kProjected > 0) ptx::wgmma_pin(projected);
+  }
+
+  // Asks for the products into a step of `out`.
+  RF_DEVICE void multiply_out(float (&sums)[kBoxSums], float (&projected)[kBoxSums],
+                              const uint32_t (&front)[kProducts][4], int step) const {
+    multiply_step<T>(sums, front, shared_ + Shape::kWeightAt + step * Shape::kWeightBytes, false);
+    if constexpr (Shape::kProjected > 0) {
+      multiply_step<T>(projected, shared_ + Shape::kPixelsAt + part_.bytes,
+                       shared_ + Shape::kProjectionAt + step * Shape::kWeightBytes, false);
+    }
+  }
+
   // Asks for the products of the 3x3, nine taps in a row.
   RF_DEVICE void multiply_window(float (&sums)[kBoxSums]) const {
-    const ptx::SharedAddress window = shared_ + Shape::kWindowAt + part_;
+    const ptx::SharedAddress window = shared_ + Shape::kWindowAt + part_.bytes;
     const uint32_t pitch = arguments_.walk.columns.value * kStepRowBytes;
     ptx::wgmma_pin(sums);
     ptx::wgmma_fence();
@@ -139,13 +158,37 @@ class ChainWindowConsumer {
   }
 
   // A step of `out` from its sums and the shortcut: into the box, and into `made`.
-  RF_DEVICE void make(uint32_t (&made)[kProducts][4], float (&sums)[kBoxSums], int step) const {
+  RF_DEVICE void make(uint32_t (&made)[kProducts][4], float (&sums)[kBoxSums],
+                      float (&projected)[kBoxSums], int step) const {
     ring().wait(at_);
     ptx::wgmma_wait_group<0>();
-    ptx::wgmma_pin(sums);
-    put_box<T, Added::kStored, 0>(made, sums, nullptr, ChainBox(box(), thread_),
-                                  shared_ + Shape::kVectorsAt + step * kStepVectors, thread_ % 32);
+    pin_sums(sums, projected);
+    const ChainBox box(this->box(), part_.thread);
+    const ptx::SharedAddress vectors = shared_ + Shape::kVectorsAt + step * kBoxVectors;
+    if constexpr (Shape::kProjected > 0) {
+      scale_sums(projected, vectors + (Shape::kProjectionVectorsAt - Shape::kVectorsAt),
+                 part_.lane());
+      put_box<T, Added::kSums, 0>(made, sums, projected, box, vectors, part_.lane());
+    } else {
+      put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, part_.lane());
+    }
     publish();
+  }
+
+  // `next` goes out by way of the box that `out` has left, of which each warp has read its own rows
+  // alone.
+  template <int kBox>
+  RF_DEVICE void finish(uint32_t (&made)[kProducts][4], const float (&following)[Shape::kNext / 2],
+                        const StoredPixels<T>& next) const {
+    if constexpr (kBox < Shape::kNextBoxes) {
+      ptx::sync_warp();  // all of its lanes have
+      put_box<T, Added::kNothing, kBox>(made, following, nullptr, ChainBox(box(), part_.thread),
+                                        shared_ + Shape::kNextVectorsAt + kBox * kBoxVectors,
+                                        part_.lane());
+      publish();
+      next.store(box(), kBox);
+      finish<kBox + 1>(made, following, next);
+    }
   }
 
   // The warp may read the rows that it has written, and TMA may write there when all have.
@@ -163,9 +206,7 @@ class ChainWindowConsumer {
 
   const ChainWindowArguments& arguments_;
   ptx::SharedAddress shared_;
-  uint32_t part_;  // bytes in front of its half of a box, and of its rows of a window
-  int32_t first_;  // likewise positions
-  uint32_t thread_;
+  ChainPart part_;
   RingPlace<Shape::kStages> at_;
 };
 
@@ -174,77 +215,94 @@ template <class Shape>
 class ChainWindowProducer {
  public:
   RF_DEVICE ChainWindowProducer(const ChainWindowArguments& arguments, ptx::SharedAddress shared)
-      : arguments_(arguments), shared_(shared) {}
+      : arguments_(arguments), shared_(shared), windows_(tiles_of(arguments)) {}
 
   RF_DEVICE void init() const {
     ring().init(Shape::kReaders);
-    windows().init(Shape::kReaders);
+    window_ring().init(Shape::kReaders);
+    if constexpr (Shape::kProjected > 0) pixels_ring().init(Shape::kReaders);
     ptx::mbarrier_init(shared_ + Shape::kFiltersFullAt, 1);
     ptx::fence_mbarrier_init();
     ptx::tma_prefetch(&arguments_.front);
     ptx::tma_prefetch(&arguments_.weight);
+    if constexpr (Shape::kProjected > 0) ptx::tma_prefetch(&arguments_.projection);
     ptx::tma_prefetch(&arguments_.next);
     ptx::tma_prefetch(&arguments_.x);
     ptx::tma_prefetch(&arguments_.shortcut);
   }
 
-  // All filters, before the kernel ahead has ended.
+  // The filters that stay, before the kernel ahead has ended.
   RF_DEVICE void load_filters() const {
     const ptx::SharedAddress full = shared_ + Shape::kFiltersFullAt;
     const int steps = arguments_.steps;
-    ptx::mbarrier_arrive_expect_tx(
-        full, kWindowFilters + steps * (Shape::kWeightBytes + Shape::kNextWeightBytes));
-    for (int tap = 0; tap < kWindowTaps; ++tap) {
-      ptx::tma_load(shared_ + tap * kWindowFilterBytes, &arguments_.front, {0, tap % 3, tap / 3, 0},
-                    full);
-    }
+    constexpr int kStepBytes = Shape::kWeightBytes * (Shape::kProjected > 0 ? 2 : 1) +
+                               (Shape::kStreams ? 0 : Shape::kNextWeightBytes);
+    ptx::mbarrier_arrive_expect_tx(full, kWindowFilters + steps * kStepBytes);
+    load_taps(shared_, &arguments_.front, 0, full);
     for (int step = 0; step < steps; ++step) {
       const int32_t channel = step * kStepElements;
-      ptx::tma_load(shared_ + Shape::kWeightAt + step * Shape::kWeightBytes, &arguments_.weight,
-                    {0, channel}, full);
-      ptx::tma_load(shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes,
-                    &arguments_.next, {channel, 0}, full);
+      const int32_t further = step * Shape::kWeightBytes;
+      ptx::tma_load(shared_ + Shape::kWeightAt + further, &arguments_.weight, {0, channel}, full);
+      if constexpr (Shape::kProjected > 0) {
+        ptx::tma_load(shared_ + Shape::kProjectionAt + further, &arguments_.projection,
+                      {0, channel}, full);
+      }
+      if constexpr (!Shape::kStreams) {
+        ptx::tma_load(shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes,
+                      &arguments_.next, {channel, 0}, full);
+      }
     }
   }
 
   RF_DEVICE void run() {
-    auto tile = static_cast<int32_t>(blockIdx.x);
-    const auto blocks = static_cast<int32_t>(gridDim.x);
-    load_window(tile);
-    for (; tile < arguments_.tiles; tile += blocks) {
-      const Pixel first = pixel_of(arguments_.position(tile), arguments_.walk);
+    next_window();
+    for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
+      const Pixel first = pixel_of(walk.index() * kChainTmaPixels, arguments_.walk);
+      if constexpr (Shape::kProjected > 0) {
+        pixels_ring().acquire(pixels_at_, Shape::kBoxBytes);
+        load_walk(shared_ + Shape::kPixelsAt, &arguments_.shortcut, 0, first,
+                  pixels_ring().full(pixels_at_));
+        pixels_at_.next();
+      }
       for (int step = 0; step < arguments_.steps; ++step) {
         // The window is free sooner than the first of this tile's boxes, so it is asked for before
         // one waits for that.
-        if (step == Shape::kStages) load_window(tile + blocks);
-        ring().acquire(at_, Shape::kBoxBytes);
-        ptx::tma_load_im2col(shared_ + Shape::kBoxesAt + at_.stage * Shape::kBoxBytes,
-                             &arguments_.shortcut,
-                             {step * kStepElements, first.q, first.p, first.n},
-                             {uint16_t{0}, uint16_t{0}}, ring().full(at_));
+        if (step == Shape::kStages) next_window();
+        ring().acquire(at_, Shape::kStageBytes);
+        load_stage(step, first);
         at_.next();
       }
-      if (arguments_.steps <= Shape::kStages) load_window(tile + blocks);
+      if (arguments_.steps <= Shape::kStages) next_window();
     }
   }
 
  private:
   RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
-  RF_DEVICE Ring<1> windows() const { return {shared_ + Shape::kWindowRingAt}; }
+  RF_DEVICE Ring<1> window_ring() const { return {shared_ + Shape::kWindowRingAt}; }
 
-  // Of a tile, if there is one.
-  RF_DEVICE void load_window(int32_t tile) {
-    if (tile >= arguments_.tiles) return;
-    const int32_t part_bytes = arguments_.part_rows * kStepRowBytes;
-    windows().acquire(window_at_, static_cast<uint32_t>(arguments_.parts * part_bytes));
-    for (int32_t part = 0; part < arguments_.parts; ++part) {
-      // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
-      const Pixel first =
-          pixel_of(arguments_.position(tile) + part * arguments_.part_rows, arguments_.walk);
-      ptx::tma_load_im2col(shared_ + Shape::kWindowAt + part * part_bytes, &arguments_.x,
-                           {0, first.q - 1, first.p - 1, first.n}, {uint16_t{0}, uint16_t{0}},
-                           windows().full(window_at_));
+  RF_DEVICE Ring<1> pixels_ring() const { return {shared_ + Shape::kPixelsRingAt}; }
+
+  // What comes with a step of the tile from a pixel on.
+  RF_DEVICE void load_stage(int step, const Pixel& first) const {
+    const ptx::SharedAddress stage = shared_ + Shape::kStagesAt + at_.stage * Shape::kStageBytes;
+    const int32_t channel = step * kStepElements;
+    if constexpr (Shape::kProjected == 0) {
+      load_walk(stage, &arguments_.shortcut, channel, first, ring().full(at_));
     }
+    if constexpr (Shape::kStreams) {
+      ptx::tma_load(stage + Shape::kShortcutBytes, &arguments_.next, {channel, 0},
+                    ring().full(at_));
+    }
+  }
+
+  // Of the next tile, if there is one.
+  RF_DEVICE void next_window() {
+    if (windows_.done()) return;
+    window_ring().acquire(
+        window_at_, static_cast<uint32_t>(arguments_.parts * arguments_.part_rows * kStepRowBytes));
+    load_window(shared_ + Shape::kWindowAt, arguments_, windows_.index() * kChainTmaPixels,
+                window_ring().full(window_at_));
+    windows_.next();
     window_at_.next();
   }
 
@@ -252,6 +310,8 @@ class ChainWindowProducer {
   ptx::SharedAddress shared_;
   RingPlace<Shape::kStages> at_;
   RingPlace<1> window_at_;
+  RingPlace<1> pixels_at_;
+  BlockWalk windows_;  // of tiles whose windows have not been asked for
 };
 
 #endif
@@ -262,7 +322,6 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     conv_chain_window_kernel(const __grid_constant__ ChainWindowArguments arguments) {
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
-  const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
   ChainWindowProducer<Shape> producer(arguments, shared);
   if (threadIdx.x == 0) {
     producer.init();
@@ -272,18 +331,19 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
                 {arguments.front_scale, arguments.front_shift, kChainFront}, 1);
   fetch_vectors(shared + Shape::kVectorsAt, {arguments.scale, arguments.shift, arguments.channels},
                 arguments.steps);
-  fetch_vectors(shared + Shape::kNextVectorsAt,
-                {arguments.next_scale, arguments.next_shift, arguments.next_channels}, 1);
-  ptx::sync_threads();
-  wait_for_ahead(arguments.dependent);
-  if (warpgroup == 0) {
-    ptx::decrease_registers<kProducerRegisters>();
-    if (threadIdx.x == 0) producer.run();
-  } else {
-    ptx::increase_registers<kConsumerRegisters>();
-    ChainWindowConsumer<T, Shape>(arguments, shared, warpgroup - 1, threadIdx.x % kWarpgroupThreads)
-        .run();
+  if constexpr (Shape::kProjected > 0) {
+    fetch_vectors(shared + Shape::kProjectionVectorsAt,
+                  {arguments.projection_scale, arguments.projection_shift, arguments.channels},
+                  arguments.steps);
   }
+  fetch_vectors(shared + Shape::kNextVectorsAt,
+                {arguments.next_scale, arguments.next_shift, arguments.next_channels},
+                Shape::kNextBoxes);
+  run_roles(
+      arguments.dependent, [&] { producer.run(); },
+      [&](uint32_t consumer, uint32_t thread) {
+        ChainWindowConsumer<T, Shape>(arguments, shared, consumer, thread).run();
+      });
 #endif
 }
 

@@ -71,7 +71,7 @@ struct RfConvPlan {
   int64_t launches;         // of so many images at most:
   int64_t images_a_launch;  // a launch counts pixels in 31 bits
   int64_t blocks;           // of the first launch
-  double cycles;            // predicted, of one launch; for comparisons alone
+  double cycles;            // predicted, of all launches; for comparisons alone
   int32_t at_once = 0;      // all blocks of a launch run at one time
 };
 

@@ -197,6 +197,21 @@ double cost_of(int index, const RfConvBnAct& problem, const Product& product, in
   return cost(product, tile, splits, gpu);
 }
 
+// Of all launches, of so many images each and of those that are left. product: all but the pixels.
+double cost_of_all(int index, const RfConvBnAct& problem, Product product, int64_t together,
+                   int64_t splits, const RfGpu& gpu) {
+  const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(index);
+  const int64_t images = problem.x_size[0];
+  product.pixels = pixels_of(problem, tile, together);
+  double cycles =
+      static_cast<double>(images / together) * cost_of(index, problem, product, splits, gpu);
+  if (const int64_t left = images % together; left > 0) {
+    product.pixels = pixels_of(problem, tile, left);
+    cycles += cost_of(index, problem, product, splits, gpu);
+  }
+  return cycles;
+}
+
 // Of a launch. By TMA blocks stay for many tiles, one on a multiprocessor.
 int64_t blocks_of(int index, const RfConvBnAct& problem, const Product& product, int64_t splits,
                   const RfGpu& gpu) {
@@ -296,7 +311,7 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
         }
         continue;
       }
-      const double cycles = cost_of(i, *problem, product, parts, *gpu);
+      const double cycles = cost_of_all(i, *problem, product, together, parts, *gpu);
       if (found && cycles >= plan->cycles) continue;
       found = true;
       const bool meet = parts > 1 && tile.cluster == 0;  // in a workspace

@@ -21,27 +21,6 @@ static_assert(offsetof(ConvTmaArguments, shift) == 520);
 
 namespace {
 
-int32_t step_elements(TensorElement element) {
-  return narrowed(kStepRowBytes / element_bytes(element));
-}
-
-// Rows of 128 bytes, or of as many channels as there are of them.
-TensorMapRequest request_of(TensorElement element, const void* address,
-                            int32_t channels = kStepRowBytes) {
-  TensorMapRequest request;
-  request.element = element;
-  request.address = const_cast<void*>(address);
-  request.box[0] = std::min(step_elements(element), channels);
-  request.swizzle =
-      request.box[0] == step_elements(element) ? TensorSwizzle::k128 : TensorSwizzle::k64;
-  return request;
-}
-
-// Of a dimension of one element no stride is used; any lawful one will do.
-int64_t stride_bytes(TensorElement element, int64_t size, int64_t stride) {
-  return size > 1 ? stride * element_bytes(element) : kTmaStrideBytes;
-}
-
 bool is_dense(const RfConvBnAct& problem) {
   const bool single = problem.weight_size[2] == 1 && problem.weight_size[3] == 1 &&
                       problem.stride[0] == 1 && problem.stride[1] == 1 && problem.padding[0] == 0 &&
@@ -51,21 +30,13 @@ bool is_dense(const RfConvBnAct& problem) {
 
 TensorMapRequest x_request(const RfConvBnAct& problem, TensorElement element,
                            const TmaTileFacts& tile, const void* from, int64_t images) {
-  TensorMapRequest request = request_of(element, from);
-  const int64_t (&size)[4] = problem.x_size;
-  const int64_t bytes = element_bytes(element);
+  const int64_t (&all)[4] = problem.x_size;
   if (is_dense(problem)) {
-    request.rank = 2;
-    request.sizes = {size[1], images * size[2] * size[3]};
-    request.strides = {*pixel_step(size, problem.x_stride, bytes) * bytes};
-    request.box[1] = tile.pixels;
-    return request;
+    const int64_t pixel = *pixel_step(all, problem.x_stride, element_bytes(element));
+    return rows_request(element, from, all[1], images * all[2] * all[3], pixel, tile.pixels);
   }
-  request.rank = 4;
-  request.sizes = {size[1], size[3], size[2], images};
-  request.strides = {stride_bytes(element, size[3], problem.x_stride[3]),
-                     stride_bytes(element, size[2], problem.x_stride[2]),
-                     stride_bytes(element, size[0], problem.x_stride[0])};
+  const int64_t size[4] = {images, all[1], all[2], all[3]};
+  TensorMapRequest request = images_request(element, from, size, problem.x_stride);
   request.pixels = tile.pixels;
   for (int d = 0; d < 2; ++d) {  // W first
     const int64_t padding = problem.padding[1 - d];
@@ -79,15 +50,8 @@ TensorMapRequest x_request(const RfConvBnAct& problem, TensorElement element,
 
 TensorMapRequest weight_request(const RfConvBnAct& problem, TensorElement element,
                                 const TmaTileFacts& tile) {
-  TensorMapRequest request = request_of(element, problem.weight);
-  const int64_t (&size)[4] = problem.weight_size;
-  request.rank = 4;
-  request.sizes = {size[1], size[3], size[2], size[0]};
-  request.strides = {stride_bytes(element, size[3], problem.weight_stride[3]),
-                     stride_bytes(element, size[2], problem.weight_stride[2]),
-                     stride_bytes(element, size[0], problem.weight_stride[0])};
-  request.box = {step_elements(element), 1, 1, tile.channels / tile.sharing};
-  return request;
+  return taps_request(element, problem.weight, problem.weight_size, problem.weight_stride,
+                      tile.channels / tile.sharing);
 }
 
 // Of out or the residual: groups are a dimension of their own, so that a box ends where its group
@@ -95,7 +59,7 @@ TensorMapRequest weight_request(const RfConvBnAct& problem, TensorElement elemen
 TensorMapRequest output_request(const RfConvBnAct& problem, TensorElement element,
                                 const TmaTileFacts& tile, const void* at, int64_t pixel,
                                 int64_t pixels) {
-  TensorMapRequest request = request_of(element, at, tile.stored_channels);
+  TensorMapRequest request = boxes_request(element, at, tile.stored_channels);
   const int64_t channels = problem.weight_size[0] / problem.groups;
   request.rank = 3;
   request.sizes = {channels, problem.groups, pixels};
@@ -114,11 +78,6 @@ OutputShape output_shape(const RfConvBnAct& problem) {
   return {{problem.x_size[0], problem.weight_size[0], size.p, size.q}};
 }
 
-// A plan may be asked for where there is no memory yet.
-const void* or_aligned(const void* address) {
-  return address != nullptr ? address : reinterpret_cast<const void*>(uintptr_t{1024});
-}
-
 std::string output_fault(const char* name, const RfConvBnAct& problem, TensorElement element,
                          const TmaTileFacts& tile, const void* at, const int64_t (&stride)[4],
                          int64_t pixels) {
@@ -126,8 +85,7 @@ std::string output_fault(const char* name, const RfConvBnAct& problem, TensorEle
   if (shape.size[1] > 1 && stride[1] != 1) return named(name, "its channels are not adjacent");
   const auto pixel = pixel_step(shape.size, stride, element_bytes(element));
   if (!pixel) return named(name, "its pixels do not lie one behind the other");
-  return named(name, tensor_map_fault(
-                         output_request(problem, element, tile, or_aligned(at), *pixel, pixels)));
+  return named(name, tensor_map_fault(output_request(problem, element, tile, at, *pixel, pixels)));
 }
 
 // What the tensor maps' rules do not cover.
@@ -158,9 +116,7 @@ std::string shape_fault(const RfConvBnAct& problem, const TmaTypes& types) {
 }  // namespace
 
 TmaTypes tma_types(const RfConvBnAct& problem) {
-  TensorElement element = TensorElement::kBfloat16;
-  if (static_cast<DataType>(problem.dtype) == DataType::kFloat16) element = TensorElement::kFloat16;
-  if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) element = TensorElement::kFloat32;
+  const TensorElement element = element_of(problem.dtype);
   return {element, element, element};
 }
 
@@ -170,12 +126,9 @@ std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const T
   if (!found.empty()) return found;
   const OutputSize size = output_size(problem);
   const int64_t pixels = images * size.p * size.q;
-  found = named("x", tensor_map_fault(
-                         x_request(problem, types.operands, tile, or_aligned(problem.x), images)));
+  found = named("x", tensor_map_fault(x_request(problem, types.operands, tile, problem.x, images)));
   if (!found.empty()) return found;
-  TensorMapRequest weight = weight_request(problem, types.operands, tile);
-  weight.address = const_cast<void*>(or_aligned(problem.weight));
-  found = named("weight", tensor_map_fault(weight));
+  found = named("weight", tensor_map_fault(weight_request(problem, types.operands, tile)));
   if (!found.empty()) return found;
   found = output_fault("out", problem, types.out, tile, problem.out, problem.out_stride, pixels);
   if (!found.empty() || problem.residual == nullptr) return found;
@@ -219,12 +172,6 @@ ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTypes& types,
   made.dependent = problem.flow.dependent != 0;
   made.follows = problem.flow.follows != 0;
   return made;
-}
-
-// The first image's address onwards; a stride of one image alone is not used.
-const void* image_at(TensorElement element, const void* tensor, int64_t images, int64_t stride,
-                     int64_t first) {
-  return moved(tensor, images > 1 ? first * stride * element_bytes(element) : 0);
 }
 
 }  // namespace

@@ -41,18 +41,20 @@ int64_t window_shared_bytes(const WindowTileFacts& tile, int64_t width) {
 TensorMapRequest x_request(const RfConvBnAct& problem, const WindowTileFacts& tile, const void* at,
                            int64_t images) {
   const int64_t size[4] = {images, problem.x_size[1], problem.x_size[2], problem.x_size[3]};
-  return input_walk_request(problem.dtype, at, size, problem.x_stride,
+  return input_walk_request(element_of(problem.dtype), at, size, problem.x_stride,
                             window_parts(tile.pixels, size[3]));
 }
 
 TensorMapRequest weight_request(const RfConvBnAct& problem) {
-  return taps_request(problem.dtype, problem.weight, problem.weight_size, problem.weight_stride);
+  return taps_request(element_of(problem.dtype), problem.weight, problem.weight_size,
+                      problem.weight_stride, kWarpgroupRows);
 }
 
 TensorMapRequest residual_request(const RfConvBnAct& problem, const WindowTileFacts& tile,
                                   const void* at, int64_t images) {
   const int64_t size[4] = {images, problem.weight_size[0], problem.x_size[2], problem.x_size[3]};
-  return output_walk_request(problem.dtype, at, size, problem.residual_stride, tile.pixels);
+  return output_walk_request(element_of(problem.dtype), at, size, problem.residual_stride,
+                             tile.pixels);
 }
 
 // What is made for 3x3 filters that lie on every pixel, and 64 channels.
@@ -194,9 +196,8 @@ int run_conv_bn_act_window(const RfConvBnAct& problem, const RfConvPlan& plan, i
   const int index = plan.configuration - kFirstWindow;
   const WindowTileFacts tile = window_tile(index);
   ConvWindowArguments arguments = arguments_of(problem, tile, first, images);
-  // The first image's address onwards; a stride of one image alone is not used.
   const auto from = [&](const void* tensor, int64_t stride) {
-    return moved(tensor, problem.x_size[0] > 1 ? first * stride * kTmaElementBytes : 0);
+    return image_at(element_of(problem.dtype), tensor, problem.x_size[0], stride, first);
   };
   int error = encode_tensor_map(
       x_request(problem, tile, from(problem.x, problem.x_stride[0]), images), &arguments.x);

@@ -56,38 +56,25 @@ std::optional<TensorMapRequest> request_of(const RfConvChain& problem, const Row
   if (!step || (rows.channels > 1 && rows.stride[1] != 1)) return std::nullopt;
   const int64_t of_image = size[2] * size[3];
   const void* at = moved(rows.data, first * of_image * *step * kTmaElementBytes);
-  return rows_request(problem.dtype, at, rows.channels, images * of_image, *step, rows.box);
+  return rows_request(element_of(problem.dtype), at, rows.channels, images * of_image, *step,
+                      rows.box);
 }
 
 TensorMapRequest weight_request(const RfConvChain& problem) {
-  return rows_request(problem.dtype, problem.weight, problem.x_size[1], problem.channels,
-                      problem.weight_stride[0], kStepElements);
-}
-
-TensorMapRequest projection_request(const RfConvChain& problem) {
-  return rows_request(problem.dtype, problem.projection_weight, problem.projected_channels,
-                      problem.channels, problem.projection_weight_stride[0], kStepElements);
+  return rows_request(element_of(problem.dtype), problem.weight, problem.x_size[1],
+                      problem.channels, problem.weight_stride[0], kStepElements);
 }
 
 TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaFacts& tile) {
-  return rows_request(problem.dtype, problem.next_weight, problem.channels, problem.next_channels,
-                      problem.next_weight_stride[0], tile.next);
+  return rows_request(element_of(problem.dtype), problem.next_weight, problem.channels,
+                      problem.next_channels, problem.next_weight_stride[0], tile.next);
 }
 
 // What a tile can't do; the kernel for sm_80 serves it.
 std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
   if (problem.front_channels > 0) return "it takes no 3x3 convolution in front";
-  const bool projects = problem.projects != 0;
-  if (projects != (tile.projected > 0)) {
-    return projects ? "it takes no projection" : "it is made for a projection";
-  }
-  if (projects && problem.projected_channels > tile.projected) {
-    return too_many("the projection", problem.projected_channels, tile.projected);
-  }
-  if (projects && problem.projection_stride != 1) {
-    return "a projection of stride " + std::to_string(problem.projection_stride) +
-           "; it reads every pixel";
-  }
+  std::string found = projection_fault(problem, tile.projected);
+  if (!found.empty()) return found;
   if (problem.next_channels < 1) return "no next convolution; it takes chains of two";
   if (problem.x_size[1] > tile.inner) return too_many("x", problem.x_size[1], tile.inner);
   if (problem.next_channels > tile.next) return too_many("next", problem.next_channels, tile.next);
@@ -98,6 +85,27 @@ std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
 }
 
 }  // namespace
+
+TensorMapRequest projection_request(const RfConvChain& problem) {
+  return rows_request(element_of(problem.dtype), problem.projection_weight,
+                      problem.projected_channels, problem.channels,
+                      problem.projection_weight_stride[0], kStepElements);
+}
+
+std::string projection_fault(const RfConvChain& problem, int32_t room) {
+  if ((problem.projects != 0) != (room > 0)) {
+    return room > 0 ? "it is made for a projection" : "it takes no projection";
+  }
+  if (room == 0) return "";
+  if (problem.projected_channels > room) {
+    return too_many("the projection", problem.projected_channels, room);
+  }
+  if (problem.projection_stride != 1) {
+    return "a projection of stride " + std::to_string(problem.projection_stride) +
+           "; it reads every pixel";
+  }
+  return "";
+}
 
 ChainResult chain_out(const RfConvChain& p, int64_t first) {
   const int64_t size[4] = {p.x_size[0], p.channels, divide_up(p.x_size[2], p.out_stride),

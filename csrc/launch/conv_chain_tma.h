@@ -7,6 +7,7 @@
 #include "../device/chain_tma.h"
 #include "conv_chain.h"
 #include "conv_chain_tma_tiles.h"
+#include "tensor_map.h"
 
 namespace resnet_fused {
 
@@ -43,6 +44,13 @@ int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64
 ChainResult chain_result(void* data, const int64_t (&size)[4], const int64_t (&stride)[4],
                          int64_t first);
 ChainResult chain_out(const RfConvChain& problem, int64_t first);
+
+// What keeps a problem's shortcut from a tile with room for so many projected channels, 0 for none;
+// empty if nothing does.
+std::string projection_fault(const RfConvChain& problem, int32_t room);
+
+// The projection's filters.
+TensorMapRequest projection_request(const RfConvChain& problem);
 
 // "72 channels of x, at most 64 fit".
 std::string too_many(const char* what, int64_t given, int64_t most);

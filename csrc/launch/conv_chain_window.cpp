@@ -20,13 +20,27 @@ static_assert(offsetof(ChainWindowArguments, x) == 0);
 static_assert(offsetof(ChainWindowArguments, shortcut) == 128);
 static_assert(offsetof(ChainWindowArguments, front) == 256);
 static_assert(offsetof(ChainWindowArguments, weight) == 384);
-static_assert(offsetof(ChainWindowArguments, next) == 512);
-static_assert(offsetof(ChainWindowArguments, front_scale) == 640);
-static_assert(offsetof(ChainWindowArguments, next_shift) == 680);
-static_assert(offsetof(ChainWindowArguments, out.data) == 688);
-static_assert(offsetof(ChainWindowArguments, following.data) == 712);
+static_assert(offsetof(ChainWindowArguments, projection) == 512);
+static_assert(offsetof(ChainWindowArguments, next) == 640);
+static_assert(offsetof(ChainWindowArguments, front_scale) == 768);
+static_assert(offsetof(ChainWindowArguments, next_shift) == 824);
+static_assert(offsetof(ChainWindowArguments, out.data) == 832);
+static_assert(offsetof(ChainWindowArguments, following.data) == 856);
 
 namespace {
+
+bool projects(const RfConvChain& p) { return p.projects != 0; }
+
+// What the shortcut is, or is made of.
+TensorMapRequest shortcut_request(const RfConvChain& p, int64_t first, int64_t images) {
+  const TensorElement element = element_of(p.dtype);
+  const int64_t channels = projects(p) ? p.projected_channels : p.channels;
+  const int64_t size[4] = {images, channels, p.x_size[2], p.x_size[3]};
+  const int64_t (&stride)[4] = projects(p) ? p.projected_stride : p.residual_stride;
+  const void* from =
+      image_at(element, projects(p) ? p.projected : p.residual, p.x_size[0], stride[0], first);
+  return output_walk_request(element, from, size, stride, kChainTmaPixels);
+}
 
 // The tensor maps of images [first, first + images).
 struct Maps {
@@ -41,20 +55,18 @@ Maps maps_of(const RfConvChain& p, const ChainWindowFacts& tile, int64_t first, 
   const int64_t height = p.x_size[2];
   const int64_t width = p.x_size[3];
   const int64_t x_size[4] = {images, p.x_size[1], height, width};
-  const int64_t residual_size[4] = {images, p.channels, height, width};
   const int64_t front_size[4] = {p.front_channels, p.x_size[1], kFrontTaps, kFrontTaps};
-  // The first image's address onwards; a stride of one image alone is not used.
+  const TensorElement element = element_of(p.dtype);
   const auto from = [&](const void* tensor, int64_t stride) {
-    return moved(tensor, p.x_size[0] > 1 ? first * stride * kTmaElementBytes : 0);
+    return image_at(element, tensor, p.x_size[0], stride, first);
   };
-  return {input_walk_request(p.dtype, from(p.x, p.x_stride[0]), x_size, p.x_stride,
+  return {input_walk_request(element, from(p.x, p.x_stride[0]), x_size, p.x_stride,
                              window_parts(kChainTmaPixels, width)),
-          output_walk_request(p.dtype, from(p.residual, p.residual_stride[0]), residual_size,
-                              p.residual_stride, kChainTmaPixels),
-          taps_request(p.dtype, p.front_weight, front_size, p.front_weight_stride),
-          rows_request(p.dtype, p.weight, p.front_channels, p.channels, p.weight_stride[0],
+          shortcut_request(p, first, images),
+          taps_request(element, p.front_weight, front_size, p.front_weight_stride, kWarpgroupRows),
+          rows_request(element, p.weight, p.front_channels, p.channels, p.weight_stride[0],
                        kStepElements),
-          rows_request(p.dtype, p.next_weight, p.channels, p.next_channels, p.next_weight_stride[0],
+          rows_request(element, p.next_weight, p.channels, p.next_channels, p.next_weight_stride[0],
                        tile.next)};
 }
 
@@ -66,7 +78,8 @@ std::string shape_fault(const RfConvChain& problem, const ChainWindowFacts& tile
            std::to_string(problem.front_channels) + " channels; it takes " +
            std::to_string(kChainFront) + " to as many";
   }
-  if (problem.projects != 0) return "it takes no projection";
+  std::string found = projection_fault(problem, tile.projected);
+  if (!found.empty()) return found;
   if (problem.next_channels < 1) return "no next convolution; it takes chains of two";
   if (problem.next_channels > tile.next) return too_many("next", problem.next_channels, tile.next);
   const int64_t most = int64_t{tile.steps} * kStepElements;
@@ -86,13 +99,15 @@ std::string shape_fault(const RfConvChain& problem, const ChainWindowFacts& tile
 
 ChainWindowFacts chain_window_tile(int index) {
   return ConvChainWindowTiles::with(index, []<class Shape>() {
-    return ChainWindowFacts{Shape::kNext, Shape::kSteps, Shape::kStages, Shape::kWindowAt};
+    return ChainWindowFacts{Shape::kNext,      Shape::kSteps,   Shape::kStages,
+                            Shape::kProjected, Shape::kStreams, Shape::kWindowAt};
   });
 }
 
 std::string chain_window_name(const ChainWindowFacts& tile) {
   return "tma_win" + std::to_string(kChainTmaPixels) + "x" + std::to_string(tile.next) + "_" +
-         std::to_string(tile.stages) + "s_front" + std::to_string(kChainFront);
+         std::to_string(tile.stages) + "s_front" + std::to_string(kChainFront) +
+         (tile.projected > 0 ? "_d" + std::to_string(tile.projected) : "");
 }
 
 int64_t chain_window_shared_bytes(const ChainWindowFacts& tile, int64_t width) {
@@ -110,15 +125,17 @@ std::string chain_window_fault(const RfConvChain& problem, const ChainWindowFact
     return "x: more positions than a launch can take";
   }
   const Maps maps = maps_of(problem, tile, 0, images);
-  const std::pair<const char*, const TensorMapRequest*> all[] = {{"x", &maps.x},
-                                                                 {"residual", &maps.shortcut},
-                                                                 {"front_weight", &maps.front},
-                                                                 {"weight", &maps.weight},
-                                                                 {"next_weight", &maps.next}};
+  const std::pair<const char*, TensorMapRequest> all[] = {
+      {"x", maps.x},
+      {projects(problem) ? "projected" : "residual", maps.shortcut},
+      {"front_weight", maps.front},
+      {"weight", maps.weight},
+      {"next_weight", maps.next}};
   for (const auto& [name, request] : all) {
-    if (found = tensor_map_fault(*request); !found.empty()) return named(name, found);
+    if (found = tensor_map_fault(request); !found.empty()) return named(name, found);
   }
-  return "";
+  if (!projects(problem)) return "";
+  return named("projection_weight", tensor_map_fault(projection_request(problem)));
 }
 
 int64_t chain_window_tiles(const RfConvChain& problem, int64_t images) {
@@ -139,20 +156,32 @@ double chain_window_cost(const RfConvChain& problem, const ChainWindowFacts& til
   const auto steps = static_cast<double>(divide_up(problem.channels, kStepElements));
   const WindowParts parts = window_parts(kChainTmaPixels, problem.x_size[3]);
   const auto window = static_cast<double>(parts.rows * parts.count) * kRow;
-  const double matrix =
-      kArea * (kTaps * kChainFront + steps * (kChainFront + tile.next)) / kWarpgroupUnit;
-  // The 3x3 reads both sides of its products, the others their filters alone; of a step TMA writes
-  // and threads read the shortcut, write and read what they made of it.
+  const double matrix = kArea *
+                        (kTaps * kChainFront + steps * (kChainFront + tile.projected + tile.next)) /
+                        kWarpgroupUnit;
+  // The 3x3 reads both sides of its products, and so does a projection; the others their filters
+  // alone. Of a step threads write what they make and read it; TMA writes a shortcut that is a
+  // tensor, and they read it. Filters that come by steps are written as well.
+  const double boxes = tile.next / kStepElements;
+  const double shortcut = tile.projected > 0 ? 0 : 1;
+  const double pixels = 1 - shortcut;
+  const double streamed = tile.streams ? steps * tile.next * kRow : 0;
   const double read = kTaps * (m + kConsumers * kChainFront) * kRow;
-  const double of_step = kConsumers * (kStepElements + tile.next) * kRow + 4 * m * kRow;
-  const double shared = (read + window + steps * of_step + 2 * m * kRow) / kSharedBytes;
+  const double of_step = kConsumers * (kStepElements + tile.next) * kRow +
+                         2 * (1 + shortcut) * m * kRow +
+                         pixels * (m + kConsumers * kStepElements) * kRow;
+  const double shared =
+      (read + window + steps * of_step + streamed + pixels * m * kRow + 2 * boxes * m * kRow) /
+      kSharedBytes;
   const double stored = 1.0 / static_cast<double>(problem.out_stride * problem.out_stride);
-  const double beside = steps * (1 + stored) * m * kRow + m * kRow;
-  const double results = (1 + steps + 1) * kArea / kResults;
+  const double beside = (steps * (shortcut + stored) + pixels + boxes) * m * kRow;
+  const double results = (1 + steps + boxes) * kArea / kResults;
   const double alone = matrix / kConsumers + results + (1 + steps) * kStepWaits;
-  const double longest = std::max(
-      {matrix, shared, alone, (window + beside) / kCacheBytes, (m * kRow + beside) / kMemoryBytes});
-  const double filters = kWindowFilters + steps * (kStepElements + tile.next) * kRow;
+  const double longest =
+      std::max({matrix, shared, alone, (window + beside) / kCacheBytes + streamed / kSameLines,
+                (m * kRow + beside) / kMemoryBytes});
+  const double once = tile.projected + (tile.streams ? 0 : tile.next);
+  const double filters = kWindowFilters + steps * (kStepElements + once) * kRow;
   return each * longest + filters / kSameLines + 2 * kLatency;
 }
 
@@ -169,11 +198,16 @@ int run_conv_chain_window(const RfConvChain& problem, const RfConvPlan& plan, in
   if (error == 0) error = encode_tensor_map(maps.front, &made.front);
   if (error == 0) error = encode_tensor_map(maps.weight, &made.weight);
   if (error == 0) error = encode_tensor_map(maps.next, &made.next);
+  if (error == 0 && projects(problem)) {
+    error = encode_tensor_map(projection_request(problem), &made.projection);
+  }
   if (error != 0) return error;
   made.front_scale = static_cast<const float*>(problem.front_scale);
   made.front_shift = static_cast<const float*>(problem.front_shift);
   made.scale = static_cast<const float*>(problem.scale);
   made.shift = static_cast<const float*>(problem.shift);
+  made.projection_scale = static_cast<const float*>(problem.projection_scale);
+  made.projection_shift = static_cast<const float*>(problem.projection_shift);
   made.next_scale = static_cast<const float*>(problem.next_scale);
   made.next_shift = static_cast<const float*>(problem.next_shift);
   made.out = chain_out(problem, first);

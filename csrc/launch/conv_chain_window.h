@@ -16,12 +16,15 @@ struct ChainWindowFacts {
   int32_t next;
   int32_t steps;
   int32_t stages;
+  int32_t projected;
+  bool streams;       // next's filters come with each step
   int32_t window_at;  // bytes of shared memory in front of the window
 };
 // index: in ConvChainWindowTiles.
 ChainWindowFacts chain_window_tile(int index);
 
-// "tma_win128x64_3s_front64": positions and channels of next, stages, channels in front.
+// "tma_win128x64_3s_front64": positions and channels of next, stages, channels in front; behind it
+// "_d64", those that the shortcut projects, where it is made for that.
 std::string chain_window_name(const ChainWindowFacts& tile);
 
 // Of a block, for rows of so many pixels.

@@ -7,9 +7,12 @@
 
 namespace resnet_fused {
 
-// Channels of next, steps of 64 channels of out, stages. With 128 channels of next its filters
-// leave room for a window and a single step, and nothing comes while that is in use.
-using ConvChainWindowTiles = TileList<ChainWindowShape<64, 4, 3>>;  // the first stage
+// Channels of next, steps of 64 channels of out, stages, how next's filters come, channels that are
+// projected.
+using ConvChainWindowTiles = TileList<                      //
+    ChainWindowShape<64, 4, 3, NextFilters::kStay>,         // the first stage
+    ChainWindowShape<128, 4, 2, NextFilters::kStream>,      // its end
+    ChainWindowShape<64, 4, 2, NextFilters::kStream, 64>>;  // its first block
 
 constexpr int kFirstChainWindow = kFirstChainTma + ConvChainTmaTiles::kSize;
 

@@ -2,6 +2,7 @@
 // room.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -26,22 +27,77 @@ constexpr char kNoTf32[] =
     "dtype: float32 is not served, as wgmma cuts to TF32 what mma.sync is given rounded";
 constexpr int64_t kTmaStrideBytes = 16;  // that strides are multiples of
 
-// A matrix of `rows` rows of `channels` channels, `stride` elements apart; boxes of 64 channels of
-// `box` rows. A plan may be asked for where there is no memory yet.
-inline TensorMapRequest rows_request(int32_t dtype, const void* at, int64_t channels, int64_t rows,
-                                     int64_t stride, int32_t box) {
+// What a dtype is to TMA.
+inline TensorElement element_of(int32_t dtype) {
+  switch (static_cast<DataType>(dtype)) {
+    case DataType::kFloat16:
+      return TensorElement::kFloat16;
+    case DataType::kFloat32:
+      return TensorElement::kFloat32;
+    default:
+      return TensorElement::kBfloat16;
+  }
+}
+
+inline int32_t step_elements(TensorElement element) {
+  return narrowed(kStepRowBytes / element_bytes(element));
+}
+
+// Of a dimension of one element no stride is used; any lawful one will do.
+inline int64_t stride_bytes(TensorElement element, int64_t size, int64_t stride) {
+  return size > 1 ? stride * element_bytes(element) : kTmaStrideBytes;
+}
+
+// Boxes with rows of 128 bytes, or of `channels` where those are fewer. A plan may be asked for
+// where there is no memory yet.
+inline TensorMapRequest boxes_request(TensorElement element, const void* at,
+                                      int32_t channels = kStepRowBytes) {
   TensorMapRequest request;
-  request.element = static_cast<DataType>(dtype) == DataType::kFloat16 ? TensorElement::kFloat16
-                                                                       : TensorElement::kBfloat16;
-  request.rank = 2;
+  request.element = element;
   request.address =
       at != nullptr ? const_cast<void*>(at) : reinterpret_cast<void*>(uintptr_t{kTileAlignment});
-  request.sizes = {channels, rows};
-  // Of a single row no stride is used; any lawful one will do.
-  request.strides = {rows > 1 ? stride * kTmaElementBytes : kTmaStrideBytes};
-  request.box = {kStepElements, box};
-  request.swizzle = TensorSwizzle::k128;
+  request.box[0] = std::min(step_elements(element), channels);
+  request.swizzle =
+      request.box[0] == step_elements(element) ? TensorSwizzle::k128 : TensorSwizzle::k64;
   return request;
+}
+
+// A matrix of `rows` rows of `channels` channels, `stride` elements apart; boxes of `box` rows.
+inline TensorMapRequest rows_request(TensorElement element, const void* at, int64_t channels,
+                                     int64_t rows, int64_t stride, int32_t box) {
+  TensorMapRequest request = boxes_request(element, at);
+  request.rank = 2;
+  request.sizes = {channels, rows};
+  request.strides = {stride_bytes(element, rows, stride)};
+  request.box[1] = box;
+  return request;
+}
+
+// [N, C, H, W] or [K, C, R, S] as {C, W, H, N}.
+inline TensorMapRequest images_request(TensorElement element, const void* at,
+                                       const int64_t (&size)[4], const int64_t (&stride)[4]) {
+  TensorMapRequest request = boxes_request(element, at);
+  request.rank = 4;
+  request.sizes = {size[1], size[3], size[2], size[0]};
+  request.strides = {stride_bytes(element, size[3], stride[3]),
+                     stride_bytes(element, size[2], stride[2]),
+                     stride_bytes(element, size[0], stride[0])};
+  return request;
+}
+
+// So many filters of one tap [K, C, R, S].
+inline TensorMapRequest taps_request(TensorElement element, const void* at,
+                                     const int64_t (&size)[4], const int64_t (&stride)[4],
+                                     int32_t filters) {
+  TensorMapRequest request = images_request(element, at, size, stride);
+  request.box = {request.box[0], 1, 1, filters};
+  return request;
+}
+
+// Image `first` of a tensor of so many; the stride of one image alone is not used.
+inline const void* image_at(TensorElement element, const void* tensor, int64_t images,
+                            int64_t stride, int64_t first) {
+  return moved(tensor, images > 1 ? first * stride * element_bytes(element) : 0);
 }
 
 // Elements from one pixel of [N, C, H, W] to the next, where all of them lie one behind the other;

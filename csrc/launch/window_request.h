@@ -32,44 +32,24 @@ inline WindowParts window_parts(int64_t positions, int64_t width) {
   return best;
 }
 
-// [N, C, H, W] or [K, C, R, S] as {C, W, H, N}, 64 channels a box. A plan may be asked for where
-// there is no memory yet. Of a dimension of one element no stride is used; any lawful one will do.
-inline TensorMapRequest images_request(int32_t dtype, const void* at, const int64_t (&size)[4],
-                                       const int64_t (&stride)[4]) {
-  const auto bytes = [&](int d) {
-    return size[d] > 1 ? stride[d] * kTmaElementBytes : kTmaStrideBytes;
-  };
-  TensorMapRequest request = rows_request(dtype, at, size[1], 1, 0, 1);
-  request.rank = 4;
-  request.sizes = {size[1], size[3], size[2], size[0]};
-  request.strides = {bytes(3), bytes(2), bytes(0)};
-  return request;
-}
-
 // Its pixels in the order of the input's walk, a zero before each row and a row of them before each
 // image; a part of a window each time.
-inline TensorMapRequest input_walk_request(int32_t dtype, const void* at, const int64_t (&size)[4],
-                                           const int64_t (&stride)[4], const WindowParts& parts) {
-  TensorMapRequest request = images_request(dtype, at, size, stride);
+inline TensorMapRequest input_walk_request(TensorElement element, const void* at,
+                                           const int64_t (&size)[4], const int64_t (&stride)[4],
+                                           const WindowParts& parts) {
+  TensorMapRequest request = images_request(element, at, size, stride);
   request.pixels = narrowed(parts.rows);
   request.lower = {-1, -1};
   return request;
 }
 
 // Likewise of the output's, behind each row and behind each image; so many positions.
-inline TensorMapRequest output_walk_request(int32_t dtype, const void* at, const int64_t (&size)[4],
-                                            const int64_t (&stride)[4], int32_t positions) {
-  TensorMapRequest request = images_request(dtype, at, size, stride);
+inline TensorMapRequest output_walk_request(TensorElement element, const void* at,
+                                            const int64_t (&size)[4], const int64_t (&stride)[4],
+                                            int32_t positions) {
+  TensorMapRequest request = images_request(element, at, size, stride);
   request.pixels = positions;
   request.upper = {1, 1};
-  return request;
-}
-
-// 64 filters of one tap, 64 channels each.
-inline TensorMapRequest taps_request(int32_t dtype, const void* at, const int64_t (&size)[4],
-                                     const int64_t (&stride)[4]) {
-  TensorMapRequest request = images_request(dtype, at, size, stride);
-  request.box = {kStepElements, 1, 1, kWarpgroupRows};
   return request;
 }
 

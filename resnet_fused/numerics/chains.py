@@ -9,11 +9,12 @@ off by before that rounding may be alike from channel to channel, and adds up as
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from resnet_fused._shapes import ChainShape
 from resnet_fused.numerics.bounds import conv_bn_act_bound, half_subnormal
 from resnet_fused.numerics.exact import exact_expected
 from resnet_fused.numerics.oracle import channels, check_choice, conv_bn_act_oracle, convolve
@@ -60,31 +61,6 @@ class ChainOperands(NamedTuple):
     def next(self) -> tuple[Any, Any, Any]:
         """Weight, scale and shift of the convolution that reads out."""
         return self.next_weight, self.next_scale, self.next_shift
-
-
-class ChainShape(Protocol):
-    """What `chain_operands` reads of a case (see `resnet_fused.cases.ChainCase`)."""
-
-    @property
-    def n(self) -> int: ...  # noqa: D102
-    @property
-    def k(self) -> int: ...  # noqa: D102
-    @property
-    def h(self) -> int: ...  # noqa: D102
-    @property
-    def w(self) -> int: ...  # noqa: D102
-    @property
-    def c(self) -> int: ...  # noqa: D102
-    @property
-    def m(self) -> int: ...  # noqa: D102
-    @property
-    def projected(self) -> int: ...  # noqa: D102
-    @property
-    def front(self) -> int: ...  # noqa: D102
-    @property
-    def input_shape(self) -> tuple[int, int, int, int]: ...  # noqa: D102
-    @property
-    def projected_shape(self) -> tuple[int, int, int, int]: ...  # noqa: D102
 
 
 def chain_operands(

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnet_fused._shapes import StemShape
 from resnet_fused.numerics.bounds import ACCUMULATIONS, conv_bn_act_bound, half_subnormal
 from resnet_fused.numerics.fp8 import quantised_bound
 from resnet_fused.numerics.oracle import check_choice, conv_bn_act_oracle
 from resnet_fused.numerics.tolerances import EPILOGUE_STEPS, accumulator_dtype, unit_roundoff
 
 StemOperands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-
-
-class StemShape(Protocol):
-    """What is read of a case (see `resnet_fused.cases.StemCase`)."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]: ...  # noqa: D102
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]: ...  # noqa: D102
-    @property
-    def images(self) -> str: ...  # noqa: D102
-    @property
-    def has_norm(self) -> bool: ...  # noqa: D102
 
 
 def exact_stem_inputs(

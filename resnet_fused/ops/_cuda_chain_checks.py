@@ -29,7 +29,7 @@ def cases_of(configuration: str) -> tuple[ChainCase, ...]:
         configuration: "128x64_4w3s", pixels and channels of next; behind it "_front64", channels of
             a convolution in front, where it is made for one. By TMA "tma_128x64_4s_k64", behind it
             channels of x, and "_d64", of a projection, where it is made for one; or
-            "tma_win128x64_3s_front64", by windows of what the convolution in front reads.
+            "tma_win128x64_3s_front64", by windows of what the convolution in front reads, likewise.
     """
     if configuration.startswith(_cuda_plan.TMA):
         return _cases_by_tma(configuration)
@@ -54,16 +54,16 @@ def _cases_by_tma(configuration: str) -> tuple[ChainCase, ...]:
     """Likewise; in the last one blocks go through several tiles."""
     _, tile, _, inner, *more = configuration.split("_")
     room = int(tile.split("x")[1])
+    d = int(more[0][1:]) if more else 0
+    cut = d - 24 if d else 0
     if inner.startswith("front"):  # whole steps of channels alone
         k = int(inner.removeprefix("front"))
         return (
-            ChainCase("whole", 2, k, 8, 15, 256, room, front=k),
-            ChainCase("odd", 3, k, 7, 11, 192, room - 24, front=k, out_stride=2),
-            ChainCase("many", 3, k, 128, 144, 64, 16, front=k),
+            ChainCase("whole", 2, k, 8, 15, 256, room, d, front=k),
+            ChainCase("odd", 3, k, 7, 11, 192, room - 24, cut, front=k, out_stride=2),
+            ChainCase("many", 3, k, 128, 144, 64, 16, cut, front=k),
         )
     k = int(inner[1:])
-    d = int(more[0][1:]) if more else 0
-    cut = d - 24 if d else 0
     return (
         ChainCase("whole", 3, k, 8, 16, 128, room, d),
         ChainCase("odd", 3, k - 24, 7, 11, 328, room - 24, cut),

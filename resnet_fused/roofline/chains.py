@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
+from resnet_fused._shapes import ChainShape
+
 from .inference import Cost
-
-
-class ChainShape(Protocol):
-    """What `conv_chain_cost` reads of a case (see `resnet_fused.cases.ChainCase`)."""
-
-    @property
-    def n(self) -> int: ...  # noqa: D102
-    @property
-    def k(self) -> int: ...  # noqa: D102
-    @property
-    def h(self) -> int: ...  # noqa: D102
-    @property
-    def w(self) -> int: ...  # noqa: D102
-    @property
-    def c(self) -> int: ...  # noqa: D102
-    @property
-    def m(self) -> int: ...  # noqa: D102
-    @property
-    def projected(self) -> int: ...  # noqa: D102
-    @property
-    def front(self) -> int: ...  # noqa: D102
-    @property
-    def out_stride(self) -> int: ...  # noqa: D102
 
 
 def conv_chain_cost(case: ChainShape, dtype: torch.dtype) -> Cost:

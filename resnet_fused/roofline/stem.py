@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
+from resnet_fused._shapes import StemShape
+
 from .inference import Cost, _vector
-
-
-class StemShape(Protocol):
-    """What `stem_cost` reads of a case (see `resnet_fused.cases.StemCase`)."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]: ...  # noqa: D102
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]: ...  # noqa: D102
-    @property
-    def images(self) -> str: ...  # noqa: D102
-    @property
-    def has_norm(self) -> bool: ...  # noqa: D102
-    @property
-    def geometry(self) -> tuple[list[int], ...]: ...  # noqa: D102
 
 
 def stem_cost(case: StemShape, dtype: torch.dtype) -> Cost:

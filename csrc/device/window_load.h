@@ -1,0 +1,42 @@
+// What the window kernels ask TMA for in four dimensions; conv_window.h has the walks.
+#pragma once
+
+#include <cstdint>
+
+#include "../ptx/tma.h"
+#include "conv_window.h"
+
+namespace resnet_fused {
+
+// The filters of all nine taps, of the 64 from `channel` on.
+RF_DEVICE void load_taps(ptx::SharedAddress to, const ptx::TensorMap* filters, int32_t channel,
+                         ptx::SharedAddress full RF_SITE_PARAMETER) {
+  for (int tap = 0; tap < kWindowTaps; ++tap) {
+    ptx::tma_load(to + tap * kWindowFilterBytes, filters, {0, tap % 3, tap / 3, channel},
+                  full RF_SITE);
+  }
+}
+
+// 64 channels of as many positions of a walk as its map has, from a pixel on. Beside the images and
+// beyond the last one TMA brings zeros, as for any place outside of the tensor.
+RF_DEVICE void load_walk(ptx::SharedAddress to, const ptx::TensorMap* map, int32_t channel,
+                         const Pixel& first, ptx::SharedAddress full RF_SITE_PARAMETER) {
+  ptx::tma_load_im2col(to, map, {channel, first.q, first.p, first.n}, {uint16_t{0}, uint16_t{0}},
+                       full RF_SITE);
+}
+
+// The window of the tile from `position` on, part by part, behind `ring.acquire`. Arguments:
+// ConvWindowArguments or ChainWindowArguments.
+template <class Arguments>
+RF_DEVICE void load_window(ptx::SharedAddress to, const Arguments& arguments, int32_t position,
+                           ptx::SharedAddress full RF_SITE_PARAMETER) {
+  for (int32_t part = 0; part < arguments.parts; ++part) {
+    const int32_t row = part * arguments.part_rows;
+    Pixel first = pixel_of(position + row, arguments.walk);
+    --first.q;
+    --first.p;
+    load_walk(to + row * kStepRowBytes, &arguments.x, 0, first, full RF_SITE);
+  }
+}
+
+}  // namespace resnet_fused
