@@ -405,6 +405,8 @@ def test_a_run_with_graphs_learns_what_one_without_does(tmp_path, changes):
         files.append([(tmp_path / name / file).read_bytes() for file in (METRICS, FINAL)])
     assert files[0] == files[1]
     assert (driver.warm, driver.captured, driver.replayed) == (3, 1, 9)
+    first = journal.read(tmp_path / "with", METRICS)[0]
+    assert 0.7 < first["loss"] < 2.3  # of four classes, log 4, whatever the parts
     timing = journal.read(tmp_path / "with", journal.TIMING)
     assert [line["replay"] > 0 for line in timing] == [False] * 3 + [True] * 9
 
