@@ -10,6 +10,7 @@ import emulated_finalize  # noqa: F401  (likewise)
 import emulated_fp8  # noqa: F401  (it enters itself)
 import emulated_stats  # noqa: F401
 import emulated_training  # noqa: F401  (likewise)
+import emulated_wgrad  # noqa: F401  (likewise)
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -7,6 +7,7 @@ from pathlib import Path
 import emulated
 import mutants
 import mutants_training  # noqa: F401  (it enters itself)
+import mutants_wgrad  # noqa: F401  (likewise)
 import pytest
 
 pytestmark = pytest.mark.emulated
@@ -102,5 +103,6 @@ def test_every_kernel_file_takes_part_with_many_kinds_of_fault():
     device = {path.name for path in Path(mutants.ROOT, "csrc/kernels").glob("*_sm*.cuh")}
     # What shares an op's kernel, or is one more of it, has a file of its own (*_faults.py).
     kinds = {name.rsplit("_", 1)[0] for name in device}
-    ops = {kind.removesuffix("_window").removesuffix("_cluster") for kind in kinds}
+    kinds = {kind.removesuffix("_window").removesuffix("_cluster") for kind in kinds}
+    ops = {kind.removesuffix("_merge") for kind in kinds}
     assert ops == set(OPS) == set(emulated.DTYPES) - {"conv_bn_act_fp8"} | {"network"}

@@ -163,9 +163,9 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
         ),
     }
     if tile.wide:
-        # Both operands of conv_wgrad lie across the reduction. ldmatrix turns 16-bit ones round;
+        # Both operands of a wgrad lie across the reduction. ldmatrix turns 16-bit ones round;
         # float ones are loaded as they are.
-        load = "LDS" if "conv_wgrad_kernelIf" in kernel.name else "LDSM"
+        load = "LDS" if "wgrad_kernelIf" in kernel.name else "LDSM"
         copies, loads = kernel.wide("LDGSTS"), kernel.count(rf"{load}\b.*")
         checks |= {
             f"{copies} LDGSTS.128, at least 2": copies >= 2,
@@ -415,6 +415,7 @@ RULES = {
     "conv_bn_stats_kernel": lambda kernel: _convolution(kernel) | measuring(kernel, tile_of),
     "conv_dgrad_kernel": _convolution,
     "conv_wgrad_kernel": _convolution,
+    "conv_bn_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,
     "conv_chain_tma_kernel": _conv_chain_by_tma,
     "conv_chain_window_kernel": chain_by_window,

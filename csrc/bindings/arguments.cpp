@@ -104,6 +104,14 @@ void check_per_channel(const char* name, const Tensor& tensor, const char* x_nam
   if (!tensor.is_contiguous()) fail(name, ": expected a contiguous tensor");
 }
 
+void check_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t channels) {
+  if (tensor.scalar_type() != ScalarType::Float || tensor.dim() != 2 || tensor.size(0) != rows ||
+      tensor.size(1) != channels || !tensor.is_contiguous()) {
+    fail(name, ": expected contiguous float32 [", rows, ", ", channels, "], got ",
+         name_of(tensor.scalar_type()), " of ", shape_of(tensor));
+  }
+}
+
 OutputMemory::OutputMemory(const Tensor& out) : out_(layout_of(out)) {
   if (overlaps_itself(out_)) {
     fail("out: its elements share memory (an expanded tensor?); give one with memory of its own");

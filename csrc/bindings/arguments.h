@@ -41,6 +41,9 @@ void check_four_dimensions(const char* name, const Tensor& tensor, const char* m
 void check_per_channel(const char* name, const Tensor& tensor, const char* x_name, const Tensor& x,
                        int64_t channels);
 
+// Per-channel values in rows: contiguous float [rows, channels].
+void check_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t channels);
+
 // An output has memory of its own: no element twice, none of an input's.
 class OutputMemory {
  public:

@@ -19,15 +19,6 @@ constexpr ConvKernel<RfConvBnStats> kConvBnStats = {
 constexpr int64_t kNormRows = 4;   // scale, shift, mean, invstd
 constexpr int64_t kStatsRows = 2;  // mean, M2
 
-// Contiguous float [rows, channels].
-void check_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t channels) {
-  if (tensor.scalar_type() != ScalarType::Float || tensor.dim() != 2 || tensor.size(0) != rows ||
-      tensor.size(1) != channels || !tensor.is_contiguous()) {
-    fail(name, ": expected contiguous float32 [", rows, ", ", channels, "], got ",
-         name_of(tensor.scalar_type()), " of ", shape_of(tensor));
-  }
-}
-
 // A contiguous tensor as one row of columns.
 Layout row_of(const Tensor& tensor) {
   return Layout{static_cast<const char*>(tensor.const_data_ptr()),

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "conv.h"
+#include "conv_gradient_problem.h"
 
 namespace resnet_fused {
 namespace {
@@ -20,56 +20,12 @@ constexpr ConvKernel<RfConvGradient> kConvWgrad = {"conv_wgrad", rf_conv_wgrad_c
                                                    rf_conv_wgrad_configuration, rf_conv_wgrad_plan,
                                                    rf_conv_wgrad_cuda};
 
-// One of the convolution's two operands and the gradient of the other one, which is written.
-struct Operand {
-  const char* name;
-  const Tensor& tensor;
-};
-
-// Everything but scale and the devices, which no plan depends on.
+// As gradient_problem; all tensors have one dtype.
 RfConvGradient problem_of(const Tensor& dy, const std::optional<Tensor>& y, const Operand& x,
                           const Operand& weight, const Pair& stride, const Pair& padding,
                           const Pair& dilation, int64_t groups, bool allow_tf32) {
-  RfConvGradient problem{};
-  problem.dtype = static_cast<int32_t>(conv_type("dy", dy));
-  check_four_dimensions("dy", dy, "[N, K, P, Q]");
-  check_four_dimensions(x.name, x.tensor, "[N, C, H, W]");
-  check_four_dimensions(weight.name, weight.tensor, "[K, C/groups, R, S]");
-  check_dtype(x.name, x.tensor, "dy", dy);
   check_dtype(weight.name, weight.tensor, "dy", dy);
-  copy_pair("stride", stride, problem.stride);
-  copy_pair("padding", padding, problem.padding);
-  copy_pair("dilation", dilation, problem.dilation);
-  check_geometry(problem.stride, problem.padding, problem.dilation, groups);
-  if (x.tensor.size(1) % groups != 0 || weight.tensor.size(1) != x.tensor.size(1) / groups ||
-      weight.tensor.size(0) % groups != 0) {
-    fail(weight.name, ": expected [K, ", x.tensor.size(1),
-         "/groups, R, S] with K a multiple of groups = ", groups, ", got ",
-         shape_of(weight.tensor));
-  }
-  const std::vector<int64_t> pixels =
-      conv_output({x.tensor.size(2), x.tensor.size(3)}, weight.tensor, problem.stride,
-                  problem.padding, problem.dilation);
-  const std::vector<int64_t> shape{x.tensor.size(0), weight.tensor.size(0), pixels[0], pixels[1]};
-  check_shape("dy", dy, "the convolution's shape", shape);
-  if (y) {
-    check_dtype("y", *y, "dy", dy);
-    check_shape("y", *y, "dy's shape", shape);
-    copy_strides(*y, problem.y_stride);
-  }
-  problem.dy = dy.const_data_ptr();
-  problem.y = y ? y->const_data_ptr() : nullptr;
-  // The launch writes one of them and reads the other one.
-  problem.x = const_cast<void*>(x.tensor.const_data_ptr());
-  problem.weight = const_cast<void*>(weight.tensor.const_data_ptr());
-  problem.allow_tf32 = allow_tf32;
-  problem.groups = static_cast<int32_t>(groups);
-  copy_sizes(x.tensor, problem.x_size);
-  copy_sizes(weight.tensor, problem.weight_size);
-  copy_strides(dy, problem.dy_stride);
-  copy_strides(x.tensor, problem.x_stride);
-  copy_strides(weight.tensor, problem.weight_stride);
-  return problem;
+  return gradient_problem({"dy", dy}, y, x, weight, stride, padding, dilation, groups, allow_tf32);
 }
 
 void run(const ConvKernel<RfConvGradient>& kernel, RfConvGradient& problem, const Tensor& dy,

@@ -84,7 +84,7 @@ struct ConvWgradArguments {
   const void* dy;      // [N, K, P, Q]
   const void* y;       // [N, K, P, Q]; null without ReLU
   const void* x;       // [N, C, H, W]
-  const float* scale;  // [K]
+  const float* scale;  // [K]; null: every one is 1
   void* dweight;       // [K, C / groups, R, S]
   // From one output column q, row p, image to the next: 16 bytes where operands are read wide, else
   // elements.
@@ -113,6 +113,18 @@ struct ConvWgradArguments {
   TileGrid tiles;
   float* partial;  // [tile][split][vector of a thread's sums][thread][4]; unused without splits
   bool wide_dweight;
+};
+
+// conv_wgrad's operands between two BatchNorms: `dy` is the gradient behind the upper one, and with
+// `y`, the convolution's raw output, it is read through that one's backward; x through the lower
+// one and its ReLU. All parts leave their sums in `partial`.
+struct ConvBnWgradArguments {
+  ConvWgradArguments product;
+  const float* coefficients;  // [3, K] a, b, c; null: dy is what is multiplied
+  const float* norm;          // [4, C], of which scale and shift are read; null: x is
+  int32_t filters;            // K
+  int32_t channels;           // C
+  bool float_dweight;         // whatever the operands are
 };
 
 }  // namespace resnet_fused

@@ -10,10 +10,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "bn_act.h"
 #include "conv_loader.h"
-#include "gradient_mask.h"
-#include "pair.h"
+#include "normed_operand.h"
 #include "stats_geometry.h"
 #include "vector.h"
 
@@ -72,27 +70,6 @@ class NormedLoader : public ConvLoader<T, Shape, kWidth> {
   }
 
  private:
-  static RF_DEVICE void normalise(PixelUnit& unit, const float (&scale)[Pattern::kUnit],
-                                  const float (&shift)[Pattern::kUnit]) {
-    const BnAct<float> op{0.0f};
-    if constexpr (sizeof(T) == 2) {
-      using Words = Unit<uint32_t, Pattern::kUnit / 2>;
-      Words words;
-#pragma unroll
-      for (int i = 0; i < Pattern::kUnit; i += 2) {
-        words.value[i / 2] =
-            narrow_pair<T>(op(widen(unit.value[i]), scale[i], shift[i]),
-                           op(widen(unit.value[i + 1]), scale[i + 1], shift[i + 1]));
-      }
-      unit = __builtin_bit_cast(PixelUnit, words);
-    } else {
-#pragma unroll
-      for (int i = 0; i < Pattern::kUnit; ++i) {
-        unit.value[i] = op(unit.value[i], scale[i], shift[i]);
-      }
-    }
-  }
-
   // Of the channels of the unit that has landed; behind the reduction's end those of any.
   RF_DEVICE void load(float (&values)[Pattern::kUnit], const float* from,
                       const Column& behind) const {

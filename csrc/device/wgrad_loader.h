@@ -14,9 +14,11 @@ namespace resnet_fused {
 // y's, as dy's.
 template <class T, class Shape, LoadWidth kWidth>
 class WgradLoader {
+ protected:
   using Left = MnMajorLoader<T, Shape, kWidth, Shape::kM>;
   using Right = MnMajorLoader<T, Shape, kWidth, Shape::kN>;
-  using LeftUnit = Unit<T, Left::kUnit>;
+
+ private:
   using Offset = StrideOffset<kWidth>;
 
  public:
@@ -78,6 +80,7 @@ class WgradLoader {
   // dz in place of this thread's part of dy.
   RF_DEVICE void arrived(ptx::SharedAddress stage) const {
     if (arguments_.y == nullptr) return;
+    using LeftUnit = Unit<T, Left::kUnit>;
 #pragma unroll
     for (int i = 0; i < Left::kRows; ++i) {
       const ptx::SharedAddress at = dy_.address(stage, i);
@@ -87,14 +90,33 @@ class WgradLoader {
     }
   }
 
- private:
+ protected:
   static constexpr int kColumns = Left::kThroughRegisters ? 2 : 1;  // that a thread looks up
-  // Whether a thread's rows of both tiles are the same pixels, which it then counts once.
-  static constexpr bool kSameRows = Left::kRowStep == Right::kRowStep;
 
   static RF_DEVICE ptx::SharedAddress right_of(ptx::SharedAddress stage) {
     return stage + Shape::kM * Shape::kStepBytes;
   }
+
+  // Whether column j of this thread's has a pixel of the image at an output pixel: zeros elsewhere.
+  RF_DEVICE bool has_pixel(int j, const Column& at) const {
+    const int32_t h = at.s * arguments_.stride_h + h_[j];
+    const int32_t w = at.c * arguments_.stride_w + w_[j];
+    return at.r < arguments_.pixels.taps_r &&
+           static_cast<uint32_t>(h) < static_cast<uint32_t>(arguments_.height) &&
+           static_cast<uint32_t>(w) < static_cast<uint32_t>(arguments_.width) && j < columns_left_;
+  }
+
+  const ConvWgradArguments& arguments_;
+  Left dy_;
+  Left y_;
+  Right x_;
+  Column x_advance_;       // from one of x's rows to the next
+  int32_t channels_left_;  // output channels from this thread's on
+  int32_t columns_left_;   // columns from this thread's on
+
+ private:
+  // Whether a thread's rows of both tiles are the same pixels, which it then counts once.
+  static constexpr bool kSameRows = Left::kRowStep == Right::kRowStep;
 
   RF_DEVICE void issue_channels(Left& loader, ptx::SharedAddress tile, int i, const T* channel,
                                 const ColumnStrides& pixels, int64_t next_channel) {
@@ -107,34 +129,20 @@ class WgradLoader {
   }
 
   RF_DEVICE void issue_columns(ptx::SharedAddress tile, int i, const Column& at) {
-    const int32_t top = at.s * arguments_.stride_h;
-    const int32_t left = at.c * arguments_.stride_w;
     const auto pixel = along<Offset>(at, arguments_.x_pixels);
-    const bool known = at.r < arguments_.pixels.taps_r;
     x_.issue(tile, i, [&](int j) {
-      const bool inside =
-          static_cast<uint32_t>(top + h_[j]) < static_cast<uint32_t>(arguments_.height) &&
-          static_cast<uint32_t>(left + w_[j]) < static_cast<uint32_t>(arguments_.width);
-      return Source<T>{moved_by<T, kWidth>(x_column_[j], pixel),
-                       known && inside && j < columns_left_};
+      return Source<T>{moved_by<T, kWidth>(x_column_[j], pixel), has_pixel(j, at)};
     });
   }
 
-  const ConvWgradArguments& arguments_;
-  Left dy_;
-  Left y_;
-  Right x_;
   Column dz_at_;  // output pixel (q, p, n) of dy's row that is asked for next
   Column dz_advance_;
-  Column x_at_;  // likewise of x's row; unused with kSameRows
-  Column x_advance_;
+  Column x_at_;          // likewise of x's row; unused with kSameRows
   const T* dy_channel_;  // of pixel 0
   const T* y_channel_;
-  int32_t channels_left_;        // output channels from this thread's on
   const T* x_column_[kColumns];  // tap and channel, for pixel 0; may lie outside
   int32_t h_[kColumns];          // row and column of the tap, for pixel 0
   int32_t w_[kColumns];
-  int32_t columns_left_;  // columns from this thread's on
 };
 
 }  // namespace resnet_fused

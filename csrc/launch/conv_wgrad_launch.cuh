@@ -4,6 +4,7 @@
 #include "../kernels/conv_wgrad_sm80.cuh"
 #include "conv_gradient_arguments.h"
 #include "conv_gradient_tiles.h"
+#include "conv_wgrad_merge.cuh"
 #include "launch.h"
 
 namespace resnet_fused {
@@ -11,19 +12,13 @@ namespace resnet_fused {
 template <class T>
 int launch_conv_wgrad(const ConvWgradArguments& arguments, int configuration, void* stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const TileGrid& tiles = arguments.tiles;
-  const auto count = static_cast<uint32_t>(tiles.tiles_m) * static_cast<uint32_t>(tiles.tiles_n) *
-                     static_cast<uint32_t>(tiles.groups);
+  const auto splits = static_cast<uint32_t>(arguments.tiles.splits);
   const auto start = [&]<class Shape, LoadWidth kWidth>() -> int {
-    const dim3 grid(count * static_cast<uint32_t>(tiles.splits));
+    const dim3 grid(wgrad_tiles(arguments.tiles) * splits);
     const int error = RF_LAUNCH((conv_wgrad_kernel<T, Shape, kWidth>), grid, dim3(Shape::kThreads),
                                 Shape::kRingBytes, cuda_stream, arguments);
-    if (error != 0 || tiles.splits == 1) return error;
-    const WgradTile shape{Shape::kM,     Shape::kN,     Shape::kWarpsM,
-                          Shape::kWarpM, Shape::kWarpN, Shape::kThreads / 32};
-    const dim3 merging(count * (Shape::kM * Shape::kN / (4 * 32)));
-    return RF_LAUNCH(conv_wgrad_merge_kernel<T>, merging, dim3(32 * kWgradMergeWarps),
-                     32 * kWgradMergeWarps * kVectorBytes, cuda_stream, arguments, shape);
+    if (error != 0 || splits == 1) return error;
+    return launch_wgrad_merge<T, Shape>(arguments, cuda_stream);
   };
   if (configuration < WgradWideTiles::kSize) {
     return WgradWideTiles::with(configuration, [&]<class Shape>() {

@@ -56,19 +56,34 @@ _COMMON = (
     "csrc/device/operand_tile.h",
 )
 
-_GRADIENTS = (
-    "csrc/bindings/conv_gradients.cpp",
+_ALL_GRADIENTS = (
+    "csrc/bindings/conv_gradient_problem.cpp",
+    "csrc/bindings/conv_gradient_problem.h",
     "csrc/device/conv_loader.h",
-    "csrc/device/gradient_epilogue.h",
     "csrc/device/gradient_geometry.h",
     "csrc/device/gradient_mask.h",
     "csrc/device/mn_major.h",
     "csrc/device/mn_major_loader.h",
     "csrc/launch/conv_gradient_arguments.cpp",
     "csrc/launch/conv_gradient_arguments.h",
-    "csrc/launch/conv_gradient_plan.cpp",
+    "csrc/launch/conv_gradient_choice.h",
     "csrc/launch/conv_gradient_tiles.h",
     "csrc/launch/conv_gradients.h",
+    "csrc/launch/conv_wgrad_choice.h",
+)
+
+_GRADIENTS = (
+    *_ALL_GRADIENTS,
+    "csrc/bindings/conv_gradients.cpp",
+    "csrc/device/gradient_epilogue.h",
+    "csrc/launch/conv_gradient_plan.cpp",
+)
+
+_WGRADS = (
+    "csrc/device/wgrad_loader.h",
+    "csrc/device/wgrad_parts.h",
+    "csrc/kernels/conv_wgrad_merge_sm80.cuh",
+    "csrc/launch/conv_wgrad_merge.cuh",
 )
 
 
@@ -256,6 +271,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/gradient_mask.h",
         "csrc/device/merge_moments.h",
         "csrc/device/normed_loader.h",
+        "csrc/device/normed_operand.h",
         "csrc/device/pair.h",
         "csrc/device/split_reduction.h",
         "csrc/device/stats_epilogue.h",
@@ -272,6 +288,28 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_stats_tiles.h",
         "csrc/launch/conv_operands.cpp",
     ),
+    "conv_bn_wgrad": (
+        *_SHARED,
+        *_ALL_GRADIENTS,
+        *_WGRADS,
+        "csrc/bindings/conv_bn_wgrad.cpp",
+        "csrc/device/bn_backward_operand.h",
+        "csrc/device/bn_wgrad_loader.h",
+        "csrc/device/main_loop.h",
+        "csrc/device/normed_operand.h",
+        "csrc/device/operand_tile.h",
+        "csrc/device/pair.h",
+        "csrc/kernels/conv_bn_wgrad_sm80.cuh",
+        "csrc/launch/conv_bn_wgrad.h",
+        "csrc/launch/conv_bn_wgrad_arguments.cpp",
+        "csrc/launch/conv_bn_wgrad_arguments.h",
+        "csrc/launch/conv_bn_wgrad_bfloat16.cu",
+        "csrc/launch/conv_bn_wgrad_float16.cu",
+        "csrc/launch/conv_bn_wgrad_float32.cu",
+        "csrc/launch/conv_bn_wgrad_launch.cuh",
+        "csrc/launch/conv_bn_wgrad_plan.cpp",
+        "csrc/launch/conv_bn_wgrad_tiles.h",
+    ),
     "conv_dgrad": (
         *_COMMON,
         *_GRADIENTS,
@@ -286,7 +324,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_wgrad": (
         *_COMMON,
         *_GRADIENTS,
-        "csrc/device/wgrad_loader.h",
+        *_WGRADS,
         "csrc/kernels/conv_wgrad_sm80.cuh",
         "csrc/launch/conv_wgrad_bfloat16.cu",
         "csrc/launch/conv_wgrad_float16.cu",

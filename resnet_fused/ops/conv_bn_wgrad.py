@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks, _training, _training_cpu
+from . import _autocast, _checks, _cuda_wgrad, _training, _training_cpu
 from ._training import affine_gradient
 from .conv_bn_dgrad import check_affine
 from .conv_bn_stats import read
@@ -56,6 +56,9 @@ _training.enter(
     _reference,
     "BN's backward and the input's BN and ReLU as it reads, sums merged in fixed order",
     triton="_training_checks_wgrad",
+    cuda=True,
+    cuda_launch=_cuda_wgrad.launch,
+    cuda_checks=_cuda_wgrad.CHECKS,
     cpu=_training_cpu.conv_bn_wgrad,
 )
 

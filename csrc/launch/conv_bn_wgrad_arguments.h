@@ -1,0 +1,26 @@
+// From a problem of conv_bn_wgrad and its plan to what the kernels are told. Pure functions, inside
+// of this room.
+#pragma once
+
+#include <cstdint>
+
+#include "conv_bn_wgrad.h"
+#include "conv_gradient_arguments.h"
+
+namespace resnet_fused {
+
+// Whether everything that is read can be read 16 bytes at a time.
+bool bn_wgrad_reads_wide(const RfConvBnWgrad& problem);
+
+ConvBnWgradArguments conv_bn_wgrad_arguments(const RfConvBnWgrad& problem, const RfConvPlan& plan,
+                                             void* workspace);
+
+// The launches of one dtype, each in a file of its own to be compiled side by side.
+int launch_conv_bn_wgrad_bfloat16(const ConvBnWgradArguments& arguments, int configuration,
+                                  void* stream);
+int launch_conv_bn_wgrad_float16(const ConvBnWgradArguments& arguments, int configuration,
+                                 void* stream);
+int launch_conv_bn_wgrad_float32(const ConvBnWgradArguments& arguments, int configuration,
+                                 void* stream);
+
+}  // namespace resnet_fused

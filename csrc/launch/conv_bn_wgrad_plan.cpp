@@ -1,0 +1,59 @@
+// The table of conv_bn_wgrad's configurations, and the pure function that picks one and its splits.
+//
+// The choice is the least predicted time, as for conv_wgrad.
+#include "conv_bn_wgrad_arguments.h"
+#include "conv_bn_wgrad_tiles.h"
+#include "conv_wgrad_choice.h"
+
+namespace resnet_fused {
+namespace {
+
+using BnWgradTable = GradientTable<BnWgradWideTiles, BnWgradNarrowTiles, false>;
+
+// Instructions to widen an element, for one multiply-add or two, and to round it in a pair.
+constexpr double kBackwardInstructions = 5;
+constexpr double kNormInstructions = 3.5;
+
+struct BnWgradChooser : WgradChooser<BnWgradTable> {
+  static constexpr int kLeastMerged = 1;  // every block leaves its sums
+
+  const RfConvBnWgrad& read;
+
+  GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
+    GradientProduct product = WgradChooser::product(tile, images);
+    product.wide = bn_wgrad_reads_wide(read);
+    product.turning = reads_y ? kBackwardInstructions : 0;
+    product.turning_right = read.normed != 0 ? kNormInstructions : 0;
+    return product;
+  }
+  int64_t workspace(const RfConvConfiguration& tile, int64_t tiles, int64_t splits,
+                    int64_t /*images*/) const {
+    return tiles * splits * tile.m * tile.n * 4;
+  }
+};
+
+}  // namespace
+}  // namespace resnet_fused
+
+extern "C" {
+
+int32_t rf_conv_bn_wgrad_configurations(void) { return resnet_fused::BnWgradTable::kSize; }
+
+const RfConvConfiguration* rf_conv_bn_wgrad_configuration(int32_t index) {
+  return resnet_fused::BnWgradTable::at(index);
+}
+
+int32_t rf_conv_bn_wgrad_plan(const RfConvBnWgrad* problem, const RfGpu* gpu, int32_t configuration,
+                              int32_t splits, RfConvPlan* plan, char* why, size_t why_bytes) {
+  using namespace resnet_fused;
+  const Refusal refuse{why, why_bytes};
+  const auto wanted = static_cast<DataType>(problem->weight_dtype);
+  if (wanted != DataType::kFloat32 && problem->weight_dtype != problem->product.dtype) {
+    return refuse("dtype %d of the gradient; that of dz, %d, and float32 are served",
+                  problem->weight_dtype, problem->product.dtype);
+  }
+  return choose(BnWgradChooser{{{problem->product, *gpu, problem->affine != 0}}, *problem},
+                configuration, splits, plan, refuse);
+}
+
+}  // extern "C"

@@ -1,0 +1,19 @@
+// The tiles of conv_bn_wgrad for sm_80 and later.
+#pragma once
+
+#include "conv_gradient_tiles.h"
+
+namespace resnet_fused {
+
+// Of every element that a block reads of dz it reads one of y too: (2 M + N) 64 bytes a step, so
+// that wide tiles ask the least of L2 for a product.
+using BnWgradWideTiles = TileList<    //
+    GradientTile<128, 256, 2, 4, 1>,  // from 256 columns on
+    GradientTile<128, 128, 2, 2, 2>,  // 128 input channels
+    GradientTile<128, 64, 2, 2, 2>,   // 64 input channels of a 1x1
+    GradientTile<64, 128, 2, 2, 3>,   // 64 output channels
+    GradientTile<64, 64, 2, 2, 4>>;   // the smallest results
+using BnWgradNarrowTiles = TileList<  //
+    GradientTile<64, 64, 2, 2, 2>>;   // the stem, odd channels, NCHW
+
+}  // namespace resnet_fused
