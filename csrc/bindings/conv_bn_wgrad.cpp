@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "conv_gradient_problem.h"
+#include "conv_gradients.h"
 
 namespace resnet_fused {
 namespace {

@@ -57,8 +57,8 @@ _COMMON = (
 )
 
 _ALL_GRADIENTS = (
-    "csrc/bindings/conv_gradient_problem.cpp",
-    "csrc/bindings/conv_gradient_problem.h",
+    "csrc/bindings/conv_gradients.cpp",
+    "csrc/bindings/conv_gradients.h",
     "csrc/device/conv_loader.h",
     "csrc/device/gradient_geometry.h",
     "csrc/device/gradient_mask.h",
@@ -74,7 +74,6 @@ _ALL_GRADIENTS = (
 
 _GRADIENTS = (
     *_ALL_GRADIENTS,
-    "csrc/bindings/conv_gradients.cpp",
     "csrc/device/gradient_epilogue.h",
     "csrc/launch/conv_gradient_plan.cpp",
 )
