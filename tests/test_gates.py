@@ -291,8 +291,9 @@ def test_a_network_s_blocks_meet():
         assert f"0 {opcode.split('.')[0]}" in failure
 
 
-def test_float_operands_across_the_reduction_are_loaded_plainly():
-    name = CONV.replace("conv_bn_act_kernelINS_8BFloat16E", "conv_wgrad_kernelIf")
+@pytest.mark.parametrize("op", ["conv_wgrad", "conv_bn_wgrad"])
+def test_float_operands_across_the_reduction_are_loaded_plainly(op):
+    name = CONV.replace("conv_bn_act_kernelINS_8BFloat16E", f"{op}_kernelIf")
     assert name != CONV
     (failure,) = conv(name=name).failures()
     assert "0 LDS, at least 2" in failure
