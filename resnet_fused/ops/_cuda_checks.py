@@ -44,7 +44,15 @@ def index_of(op: str, configuration: str) -> int:
         ImportError: the extension has no such kernel.
         ValueError: another configuration.
     """
-    names = _names(op)
+    return place_of(configuration, _names(op))
+
+
+def place_of(configuration: str, names: Sequence[str]) -> int:
+    """The index of a configuration among the names of all.
+
+    Raises:
+        ValueError: it is none of them.
+    """
     if configuration not in names:
         raise ValueError(
             f"configuration is {configuration!r}; accepted are {', '.join(map(repr, names))}"
@@ -94,14 +102,9 @@ def check(
         ArithmeticError: a result is wrong, or no case fits the configuration.
         ValueError: another configuration.
     """
-    names = _names(op)
-    if configuration not in names:
-        raise ValueError(
-            f"configuration is {configuration!r}; accepted are {', '.join(map(repr, names))}"
-        )
+    index, count = index_of(op, configuration), 0
     if not _cuda_plan.runs(configuration, about):
         return  # no plan takes it on this GPU: there is nothing that it could do wrong
-    index, count = names.index(configuration), 0
     generator = torch.Generator().manual_seed(0)
     for case in (*CONV_CASES, WINDOW) if _cuda_plan.WINDOW in configuration else CONV_CASES:
         geometry = (case.stride, case.padding, case.dilation, case.groups)
