@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from . import _cuda_plan, _cuda_wgrad
-from ._cuda_checks import DTYPES, _allowing_tf32, _names
+from ._cuda_checks import DTYPES, _allowing_tf32, _names, place_of
 from ._selfchecks import CONV_CASES, channels_last, guarded, require_exact
 from ._training_checks_wgrad import exact_operands, expected_wgrad
 
@@ -44,11 +44,7 @@ def check(
         ArithmeticError: a result is wrong, or no case fits the configuration.
         ValueError: another configuration.
     """
-    if configuration not in names:
-        raise ValueError(
-            f"configuration is {configuration!r}; accepted are {', '.join(map(repr, names))}"
-        )
-    index, count = names.index(configuration), 0
+    index, count = place_of(configuration, names), 0
     generator = torch.Generator().manual_seed(4)
     for case in CONV_CASES:
         geometry = (case.stride, case.padding, case.dilation, case.groups)
