@@ -97,55 +97,28 @@ struct Sum {
   }
 };
 
-// How far a sum of `depth` products may be off, in parts of the sum of their magnitudes:
-// (terms + 8) 2^-23, and for TF32's operands 2 * 2^-11 more. Sums that are rounded err like a
-// random walk; units that cut them err once a step of theirs, 32 bytes of an operand.
+// The sums of a convolution in `out_at`'s order. X and W: of values by their places.
+template <class X, class W>
+std::vector<Sum> convolve(const Convolution& of, const X& x, const W& weight) {
+  std::vector<Sum> sums(static_cast<size_t>(elements_of(of.out_size())));
+  for_each_product(of, [&](int64_t x_place, int64_t weight_place, int64_t out_place) {
+    sums[static_cast<size_t>(out_place)].add(x.at(x_place) * weight.at(weight_place));
+  });
+  return sums;
+}
+
+// How far a sum in float32 may be off, in parts of the sum of its terms' magnitudes, that is
+// rounded as often as a random walk of so many steps errs.
+inline double walk_error(double steps) { return (steps + 8) * 0x1p-23; }
+
+// Of a sum of `depth` products: beside that, for TF32's operands 2 * 2^-11. Sums that are rounded
+// err like a random walk; units that cut them err once a step of theirs, 32 bytes of an operand.
 template <class T>
 double sum_error(const Common& common, int64_t depth) {
   constexpr bool kTf32 = sizeof(T) == 4;
   const auto length = static_cast<double>(depth);
   const double terms = common.toward_zero ? length * sizeof(T) / 32 : std::sqrt(length);
-  return (terms + 8) * 0x1p-23 + (kTf32 ? 0x1p-10 : 0);
-}
-
-// What a convolution reads, on the host too.
-template <class T>
-struct ConvInputs {
-  const Operand<T>& x;
-  const Operand<T>& weight;
-  const Operand<T>* residual;  // null: none
-  const Operand<float>& scale;
-  const Operand<float>& shift;
-  bool relu;
-};
-
-// Judges each element of `out` by the float64 convolution of its inputs: to be equal, or |y - R| <=
-// u |R| + the sum's error, S being the magnitudes of the products and the epilogue's.
-template <class T>
-void judge(const Convolution& of, const Common& common, const ConvInputs<T>& in,
-           const Operand<T>& out, bool exact, Verdict& verdict) {
-  const int64_t outputs = elements_of(of.out_size());
-  std::vector<Sum> sums(static_cast<size_t>(outputs));
-  for_each_product(of, [&](int64_t x_place, int64_t weight_place, int64_t out_place) {
-    sums[static_cast<size_t>(out_place)].add(in.x.at(x_place) * in.weight.at(weight_place));
-  });
-  const Layout out_at = of.out_at();
-  const double error = sum_error<T>(common, of.c / of.groups * of.r * of.s);
-  for (int64_t place = 0; place < outputs; ++place) {
-    const int64_t k = place / out_at.stride[1] % of.k;
-    const Sum& sum = sums[static_cast<size_t>(place)];
-    const double shortcut = in.residual != nullptr ? in.residual->at(place) : 0;
-    double expected = in.scale.at(k) * sum.value + in.shift.at(k) + shortcut;
-    const double magnitude =
-        std::fabs(in.scale.at(k)) * sum.magnitude + std::fabs(in.shift.at(k)) + std::fabs(shortcut);
-    if (in.relu && expected < 0) expected = 0;
-    if (exact) {
-      verdict.equal(out.at(place), to_double(round_to<T>(expected)));
-    } else {
-      verdict.within(out.at(place), expected,
-                     kUnitRoundoff<T> * std::fabs(expected) + error * magnitude);
-    }
-  }
+  return walk_error(terms) + (kTf32 ? 0x1p-10 : 0);
 }
 
 template <class Source, class Target, size_t kCount>

@@ -1,31 +1,11 @@
-// What conv_bn_act and conv_bn_act_fp8 share: operands, the float64 loop, and the judgement.
-//
-//     out = act(scale[k] * conv(x, weight)[k] + shift[k] [+ residual_factor residual]) out_factor
+// What conv_bn_act and conv_bn_act_fp8 share: operands, the run and its judgement.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <vector>
 
-#include "conv.h"
-#include "float8.h"
+#include "conv_judge.h"
 
 namespace resnet_fused::driver {
-
-// Of stored numbers; 1 where a number is worth itself.
-struct Factors {
-  double residual = 1;
-  double out = 1;
-};
-
-// Beyond `sum_error`, in parts of the products' magnitudes: Hopper is said to keep some 14 bits of
-// a sum of e4m3 products, of which the kernel leaves it 128, four steps. See docs/fp8.md.
-template <class T>
-constexpr double kNarrowSums = 0;
-#if !defined(RF_EMULATED)
-template <>
-inline constexpr double kNarrowSums<Float8> = 4 * 0x1p-13;
-#endif
 
 // In: of x, weight and residual.
 template <class In, class Out>
@@ -70,36 +50,18 @@ class ConvLayer {
     const Planned<Problem> planned(op, problem, arguments, json);
     common_.run([&] { planned.launch(); });
     out_.fetch();
-    const bool right = report(verdict(), json);
+    Verdict verdict;
+    judge<In, Out>(
+        of_, common_,
+        {x_, weight_, has_residual_ ? &residual_ : nullptr, scale_, shift_, relu_, factors_}, out_,
+        common_.values, verdict);
+    const bool right = report(verdict, json);
     report_times(time_calls(common_.repeats, [&] { planned.launch(); }), json);
     return right;
   }
 
  private:
   int64_t outputs() const { return elements_of(of_.out_size()); }
-
-  Verdict verdict() const {
-    std::vector<Sum> sums(static_cast<size_t>(outputs()));
-    for_each_product(of_, [&](int64_t x, int64_t weight, int64_t out) {
-      sums[static_cast<size_t>(out)].add(x_.at(x) * weight_.at(weight));
-    });
-    const double error = sum_error<In>(common_, of_.c / of_.groups * of_.r * of_.s);
-    const int64_t step = of_.out_at().stride[1];
-    Verdict verdict;
-    for (int64_t place = 0; place < outputs(); ++place) {
-      const Sum& sum = sums[static_cast<size_t>(place)];
-      const int64_t k = place / step % of_.k;
-      const double shortcut = has_residual_ ? factors_.residual * residual_.at(place) : 0;
-      const double products = std::fabs(scale_.at(k)) * sum.magnitude;
-      const double total = products + std::fabs(shift_.at(k)) + std::fabs(shortcut);
-      double expected = scale_.at(k) * sum.value + shift_.at(k) + shortcut;
-      if (relu_ && expected < 0) expected = 0;
-      verdict.rounded<Out>(out_.at(place), expected * factors_.out,
-                           (error * total + kNarrowSums<In> * products) * factors_.out,
-                           common_.values);
-    }
-    return verdict;
-  }
 
   const Convolution& of_;
   const Common& common_;

@@ -109,9 +109,7 @@ bool run(const Gradient& op, const Convolution& of, const Arguments& arguments, 
 }
 
 bool run_gradient(const Gradient& op, const Arguments& arguments, Common& common, Json& json) {
-  if (arguments.flag("residual")) {
-    throw UsageError("--residual: " + std::string(op.name) + " takes none");
-  }
+  refuse_residual(op.name, arguments);
   const Convolution of(arguments);
   return with_conv_type(op.name, common.dtype,
                         [&]<class T>() { return run<T>(op, of, arguments, common, json); });

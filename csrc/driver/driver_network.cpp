@@ -2,7 +2,7 @@
 
 #include <charconv>
 
-#include "conv.h"
+#include "conv_judge.h"
 
 namespace resnet_fused::driver {
 namespace {
@@ -254,11 +254,11 @@ class Network {
       }
       if (!reference) continue;
       const Parameters<T>& parameters = parameters_[i];
-      judge<T>(layer.of, common_,
-               {together_.tensor(*this, layer.source), parameters.weight,
-                layer.residual < 0 ? nullptr : &together_.tensor(*this, layer.residual),
-                parameters.scale, parameters.shift, layer.relu},
-               out, false, verdict);
+      judge<T, T>(layer.of, common_,
+                  {together_.tensor(*this, layer.source), parameters.weight,
+                   layer.residual < 0 ? nullptr : &together_.tensor(*this, layer.residual),
+                   parameters.scale, parameters.shift, layer.relu},
+                  out, Values::kNormals, verdict);
     }
     json.add("layers", static_cast<int64_t>(layers_.size()));
     json.add("reference", reference);

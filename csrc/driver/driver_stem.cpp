@@ -68,10 +68,7 @@ bool run(const Convolution& of, const Arguments& arguments, Common& common, Json
   common.run([&] { planned.launch(); });
   out.fetch();
 
-  std::vector<Sum> sums(static_cast<size_t>(elements_of(conv)));
-  for_each_product(of, [&](int64_t x_place, int64_t weight_place, int64_t place) {
-    sums[static_cast<size_t>(place)].add(x.at(x_place) * weight.at(weight_place));
-  });
+  const std::vector<Sum> sums = convolve(of, x, weight);
   const double error = sum_error<T>(common, of.c * of.r * of.s);
   Verdict verdict;
   const auto judge = [&](int64_t n, int64_t k, int64_t p, int64_t q) {

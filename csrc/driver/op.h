@@ -25,6 +25,13 @@ struct Common {
   }
 };
 
+// Throws UsageError where a shortcut is asked for, of an op that adds none.
+inline void refuse_residual(const char* op, const Arguments& arguments) {
+  if (arguments.flag("residual")) {
+    throw UsageError("--residual: " + std::string(op) + " takes none");
+  }
+}
+
 // Adds "elements", "wrong" and "worst" to the record; whether all is right.
 inline bool report(const Verdict& verdict, Json& json) {
   json.add("elements", verdict.elements);
@@ -48,6 +55,27 @@ bool run_conv_bn_act_fp8(const Arguments& arguments, Common& common, Json& json)
 // weight) and dweight[k] = scale[k] * sum over pixels of dz[k] x. As conv_bn_act, but for residual.
 bool run_conv_dgrad(const Arguments& arguments, Common& common, Json& json);
 bool run_conv_wgrad(const Arguments& arguments, Common& common, Json& json);
+// y = conv(x, weight), or of relu(scale x + shift) with --normed, and each channel's mean and M2.
+// As conv_bn_act, but for residual and act.
+bool run_conv_bn_stats(const Arguments& arguments, Common& common, Json& json);
+
+// Training's passes over activations of n, c, h, w; see csrc/kernels. They read act, layout and,
+// beside that:
+// residual, normed (the shortcut has a BatchNorm of its own), part (it has so many channels)
+bool run_bn_add_act(const Arguments& arguments, Common& common, Json& json);
+// residual (the mask is read from the result, as a shortcut makes it), normed
+bool run_bn_add_act_backward(const Arguments& arguments, Common& common, Json& json);
+bool run_bn_backward_apply(const Arguments& arguments, Common& common, Json& json);
+// r, s, stride, padding: the windows; both have a ReLU
+bool run_bn_act_pool(const Arguments& arguments, Common& common, Json& json);
+bool run_bn_act_pool_backward(const Arguments& arguments, Common& common, Json& json);
+// Arithmetic on vectors of c values in float32 or float64, of n * h * w elements each; all read
+// total (that number lies on the device) and, beside that:
+bool run_bn_finalize(const Arguments& arguments, Common& common, Json& json);
+// tracked, cumulative
+bool run_bn_update_stats(const Arguments& arguments, Common& common, Json& json);
+// frozen, residual (the shortcut's BatchNorm, whose sums have a row of their own)
+bool run_bn_backward_finalize(const Arguments& arguments, Common& common, Json& json);
 // out = maxpool(relu(scale conv(x, weight) + shift)), pooling 3x3 with stride 2 and padding 1;
 // reads the convolution's shape options, of which the kernel takes r, s 7, stride 2.
 bool run_stem(const Arguments& arguments, Common& common, Json& json);

@@ -1,0 +1,213 @@
+"""The driver's ops of training: BatchNorm's passes, its values of channels, conv_bn_stats."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_driver import FOUND, raced, run, sites, with_lines
+
+pytestmark = pytest.mark.emulated
+
+IMAGES = ("--c", 24, "--h", 5, "--w", 8)
+STATS = ("--op", "conv_bn_stats", "--h", 9, "--w", 9)
+PASSES = ("bn_add_act", "bn_add_act_backward", "bn_backward_apply")
+POOLS = ("bn_act_pool", "bn_act_pool_backward")
+SUMMED = ("bn_add_act_backward", "bn_act_pool_backward")
+VALUES = ("bn_finalize", "bn_update_stats", "bn_backward_finalize")
+FLOATS = ("float32", "float16", "bfloat16")
+both = pytest.mark.parametrize("data", ["integers", "normals"])
+
+
+def small(op):
+    """A call of an op that every fault is planted in."""
+    if op == "conv_bn_stats":
+        return (*STATS, "--normed", "--splits", 1)
+    return ("--op", op, *IMAGES, *(("--dtype", "float32") if op in VALUES else ()))
+
+
+def right(*options, **more):
+    """The record of a run that has to pass."""
+    found = run(*options, **more)
+    assert (found.returncode, found.stderr) == (0, ""), found
+    record = json.loads(found.stdout)
+    assert record["wrong"] == 0 and record["elements"] > 0
+    assert record["worst"] <= 1
+    return record
+
+
+@both
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [
+        ("bn_add_act", ()),
+        ("bn_add_act", ("--residual", "--layout", "nchw")),
+        ("bn_add_act", ("--residual", "--normed", "--act", "none")),
+        ("bn_add_act", ("--residual", "--part", 8)),
+        ("bn_add_act", ("--residual", "--part", 8, "--c", 21)),
+        ("bn_add_act_backward", ("--layout", "nchw")),
+        ("bn_add_act_backward", ("--residual",)),
+        ("bn_add_act_backward", ("--residual", "--normed", "--c", 21)),
+        ("bn_add_act_backward", ("--act", "none")),
+        ("bn_backward_apply", ()),
+        ("bn_backward_apply", ("--layout", "nchw")),
+        ("bn_act_pool", ("--stride", 2)),
+        ("bn_act_pool", ("--r", 2, "--s", 5, "--layout", "nchw")),
+        ("bn_act_pool_backward", ("--stride", 2)),
+        ("bn_act_pool_backward", ("--r", 2, "--s", 5, "--layout", "nchw")),
+    ],
+)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_passes_are_right(dtype, op, options, data):
+    record = right("--op", op, *IMAGES, *options, "--dtype", dtype, "--data", data)
+    if op not in POOLS:
+        channels = 21 if 21 in options else 24
+        rows = 3 if "--normed" in options else 2
+        sums = rows * channels if op in SUMMED else 0
+        assert record["elements"] == 2 * channels * 5 * 8 + sums
+    # Nothing of a gradient that is passed on is rounded, but for its sums.
+    assert record["worst"] == 0 if data == "integers" else 0.002 < record["worst"] <= 1
+
+
+@both
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--stride", 2, "--normed"),
+        ("--groups", 4, "--dilation", 2, "--padding", 2),
+        ("--r", 1, "--s", 1, "--padding", 0, "--configuration", "64x64_4w4s", "--normed"),
+        ("--c", 3, "--k", 5, "--layout", "nchw", "--normed"),
+        ("--c", 64, "--splits", 3, "--normed", "--asynchrony", "lazy", "--order", "reverse"),
+        ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
+    ],
+)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_conv_bn_stats_is_right(dtype, options, data):
+    k = 5 if 5 in options else 32
+    record = right(*STATS, "--dtype", dtype, "--data", data, *options)
+    side = 5 if "--stride" in options else 9
+    assert record["elements"] == 2 * k * side * side + 2 * k
+    assert record["worst"] > (0.005 if data == "integers" else 0.05)  # of the statistics
+
+
+@both
+@pytest.mark.parametrize("total", [(), ("--total",)], ids=["count", "total"])
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [
+        ("bn_finalize", ()),
+        ("bn_update_stats", ()),
+        ("bn_update_stats", ("--tracked", "int32")),
+        ("bn_update_stats", ("--tracked", "int64", "--cumulative", "--c", 600)),
+        ("bn_backward_finalize", ()),
+        ("bn_backward_finalize", ("--residual",)),
+        ("bn_backward_finalize", ("--frozen", "--c", 600)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_values_of_channels_are_right(dtype, op, options, total, data):
+    shape = (*IMAGES, *options, *total)
+    right("--op", op, *shape, "--dtype", dtype, "--data", data)
+
+
+@pytest.mark.parametrize("op", [*PASSES, *POOLS, "conv_bn_stats"])
+def test_no_images(op):
+    """Nothing is launched; sums are zeros, statistics the caller's."""
+    found = run(*small(op), "--n", 0)
+    assert found.returncode == 0, found
+    record = json.loads(found.stdout)
+    assert record["wrong"] == 0
+    assert record["elements"] == (2 * 24 if op in SUMMED else 0)
+
+
+@both
+@pytest.mark.parametrize("op", [*PASSES, *POOLS, *VALUES, "conv_bn_stats"])
+def test_wrong_numbers_are_counted(op, data):
+    """Every store to global memory left out, every load from it beside its place."""
+    options = (*small(op), "--data", data)
+    kinds = {("st.global", "skip"), ("ld.global", "chunk_off"), ("ld.global.nc", "chunk_off")}
+    planted = [":".join(s) for s in sites(*options) if s[2:] in kinds]
+    assert len(planted) >= 2
+    for one in planted:
+        found = run(*options, "--fault", one)
+        assert found.returncode == 1, (one, found)
+        assert json.loads(found.stdout)["wrong"] > 0, one
+
+
+@pytest.mark.parametrize("op", SUMMED)
+def test_sums_that_are_not_merged_are_counted(op):
+    """The workspace holds NaN before a call, and many blocks leave theirs there."""
+    options = (*small(op), "--h", 40, "--w", 40)
+    assert " x 1 blocks" not in right(*options)["plan"]
+    for instruction in ("st.global", "ld.global"):
+        listed = [s for s in sites(*options) if s[0].endswith("channel_sums.h")]
+        one = next(s for s in listed if s[2] == instruction)
+        assert run(*options, "--fault", ":".join(one)).returncode == 1, one
+
+
+@pytest.mark.parametrize("op", [*PASSES, *POOLS, *VALUES, "conv_bn_stats"])
+def test_address_sanitizer_names_the_line_of_a_store_out_of_bounds(op):
+    options = small(op)
+    right(*options, variant="asan")
+    stores = [s for s in sites(*options) if s[2].startswith("st.global") and s[3] == "row_off"]
+    file, line, *_ = stores[0]
+    found = run(*options, "--fault", ":".join(stores[0]), variant="asan")
+    assert found.returncode == FOUND
+    assert "heap-buffer-overflow" in found.stderr and "WRITE of size " in found.stderr
+    assert f"{file.rsplit('/', 1)[-1]}:{line}" in with_lines(found.stderr)
+
+
+MERGING = {
+    "bn_add_act_backward": ("--op", "bn_add_act_backward", "--residual", "--h", 40, "--w", 40),
+    "bn_act_pool_backward": ("--op", "bn_act_pool_backward", "--c", 8, "--h", 20, "--w", 20),
+    "conv_bn_stats": (
+        *STATS, "--c", 8, "--k", 8, "--splits", 2, "--configuration", "64x64_4w4s", "--normed",
+    ),
+}  # fmt: skip
+"""Calls in which blocks leave sums to the last of them."""
+
+
+@pytest.mark.parametrize("resident", [1, 2, 4])
+@pytest.mark.parametrize("options", MERGING.values(), ids=MERGING)
+def test_thread_sanitizer_is_content(options, resident):
+    right(*options, "--resident-blocks", resident, variant="tsan", timeout=170)
+
+
+@pytest.mark.parametrize("options", MERGING.values(), ids=MERGING)
+def test_thread_sanitizer_finds_a_merge_without_order(options):
+    for instruction in ("atom.acq_rel", "bar.sync"):
+        name = "skip" if instruction == "bar.sync" else "no_fence"
+        files = ("channel_sums.h", "split_reduction.h")
+        merging = [s for s in sites(*options) if s[0].endswith(files) and s[3] == name]
+        one = next(s for s in merging if s[2].startswith(instruction))
+        found = raced(*options, "--resident-blocks", 2, "--fault", ":".join(one))
+        assert "ThreadSanitizer: data race" in found or "error: " in found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["bn_add_act", "--normed"], "error: --normed and --part are the shortcut's"),
+        (["bn_add_act", "--residual", "--part", 33], "error: --part: from 1 to --c channels"),
+        (["bn_add_act_backward", "--normed"], "error: --normed is the shortcut's; give --residual"),
+        (["bn_backward_apply", "--residual"], "error: --residual: bn_backward_apply takes none"),
+        (["bn_act_pool", "--residual"], "error: --residual: bn_act_pool takes none"),
+        (["bn_act_pool", "--r", 17], "error: the window is larger than the image"),
+        (["bn_act_pool", "--padding", 2], "error: --padding: more than half of the window"),
+        (["bn_act_pool_backward", "--r", 16, "--s", 16], "error: --r and --s: at most 255 taps"),
+        (["conv_bn_stats", "--residual"], "error: --residual: conv_bn_stats takes none"),
+        (["conv_bn_stats", "--early"], "error: --early: conv_bn_stats does not begin early"),
+        (["bn_add_act", "--dtype", "float64"], "bn_add_act serves float32, float16 and bfloat16"),
+        (["bn_finalize"], "error: --dtype: bn_finalize serves float32 and float64"),
+        (["bn_update_stats", "--dtype", "float32", "--cumulative"], "give --tracked, too"),
+        (
+            ["bn_update_stats", "--dtype", "float32", "--n", 1, "--h", 1, "--w", 1],
+            "error: one value a channel has no variance",
+        ),
+    ],
+)
+def test_a_bad_command_line_is_named(options, message):
+    found = run("--op", *options)
+    assert found.returncode == 2
+    assert message in found.stderr
+    assert found.stdout == ""
