@@ -32,7 +32,15 @@ for _entry in (str(ROOT), str(FOLDER)):
     if _entry not in sys.path:
         sys.path.insert(0, _entry)
 
-from gpu import environment, extension, one_launch, plan, plan_spanning, sanitizer  # noqa: E402
+from gpu import (  # noqa: E402
+    environment,
+    extension,
+    one_launch,
+    plan,
+    plan_spanning,
+    sanitizer,
+    training_driver,
+)
 from gpu.pool import Pool, PoolError, Task  # noqa: E402
 from gpu.record import Clock, Record  # noqa: E402
 from gpu.worker import EXTENSION  # noqa: E402
@@ -364,6 +372,8 @@ def speed_line(one: Mapping[str, Any]) -> str:
     """A timing in a few words."""
     if not one.get("ok"):
         return ""
+    if "moved" in one:
+        return training_driver.line(one)
     ratios = " ".join(f"{name} {r['median']:.2f}x" for name, r in one.get("ratios", {}).items())
     if "plan" not in one:
         return " ".join([*(f"{n} {v['us']:.1f} us" for n, v in one["us"].items()), ratios])

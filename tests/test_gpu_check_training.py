@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
+import emulated
 import pytest
 import torch
 from triton_trace import needs_interpreter
@@ -16,7 +18,7 @@ from resnet_fused.ops import _grad1x1
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from gpu import plan, training  # noqa: E402
+from gpu import driver, plan, sanitizer, training, training_driver  # noqa: E402
 
 CALLS = [
     ("conv_bn_stats", "3x3_16_16_at5"),
@@ -46,6 +48,67 @@ def test_both_ways_to_the_gradients_are_timed():
     assert {"gradients 1x1_64_256_at56@256", "gradients 1x1_512_128_at28_add_noact@32"} < set(found)
     assert sum(name.startswith("gradients ") for name in found) == 2 * len(training.merging())
     assert len(training.merging()) == 6
+
+
+def _emulated_driver():
+    """The driver of the emulator; it skips where that is not built."""
+    reason = emulated.why_not("driver", "plain")
+    if reason:
+        pytest.skip(reason)
+    return str(emulated.builder.output("driver", "plain"))
+
+
+def _stand_in(folder, text):
+    made = folder / "driver"
+    made.write_text(f"#!/bin/sh\n{text}\n")
+    made.chmod(0o755)
+    return str(made)
+
+
+@pytest.mark.emulated
+def test_the_driver_judges_every_op_of_training():
+    program = _emulated_driver()
+    found = training_driver.check("cpu", program)
+    assert found["ok"] and 0 < found["worst"] <= 1
+    assert {words[1] for words in driver.TRAINING} == set(found["ops"]) > set(training_driver.TIMED)
+    assert set(driver.TRAINING) < set(driver.CALLS)
+    for op in training_driver.TIMED:
+        timed = training_driver.time("cpu", op, 1e12, program)
+        assert timed["ok"] and timed["plan"] and "microseconds" not in timed
+        assert training_driver.line(timed) == ""
+
+
+def test_calls_of_the_driver_are_steps(tmp_path):
+    names = [task.name for task in plan.training("cuda:0")]
+    assert "training driver" in names
+    found = [t for t in plan.timings({"flops": 1.0, "bandwidth": 1.0}, {}) if "driver" in t.name]
+    assert {t.arguments["op"] for t in found} == set(training_driver.TIMED)
+    missing = training_driver.check("cpu", str(tmp_path / "none"))
+    assert missing["ok"] is None and "no resnet_fused_driver" in missing["skipped"]
+    wrong = _stand_in(tmp_path, """echo '{"wrong": 3}'; exit 1""")
+    found = training_driver.check("cpu", wrong)
+    assert not found["ok"] and "exit code 1" in found["error"]
+    assert not training_driver.time("cuda:0", "bn_add_act", 1.0, wrong)["ok"]
+
+
+def test_the_time_of_a_call_stands_beside_a_copy(tmp_path, monkeypatch):
+    program = _stand_in(tmp_path, """echo '{"op": "x", "plan": "p", "milliseconds": 0.1}'""")
+    monkeypatch.setattr(training_driver, "is_cuda", lambda device: True)
+    found = training_driver.time("cuda:0", "bn_backward_apply", 3e12, program)
+    moved = 3 * 2 * 32 * 256 * 56 * 56
+    assert found["moved"] == moved
+    assert found["of_floor"] == pytest.approx(moved / 3e12 / 1e-4)
+    assert training_driver.line(found).startswith("100.0 us, 51% of a copy")
+
+
+def test_the_sanitizers_know_the_name_of_every_kernel():
+    """Of CUDA's sources and of Triton's."""
+    cuda = [path.read_text() for path in (ROOT / "csrc/kernels").glob("*.cuh")]
+    triton = [path.read_text() for path in (ROOT / "resnet_fused/triton").glob("*.py")]
+    names = {name for text in cuda for name in re.findall(r"\b(\w+_kernel)\(const", text)}
+    names |= {name for text in triton for name in re.findall(r"^def (\w+_kernel)\(", text, re.M)}
+    assert len(names) > 40 and {"bn_add_act_kernel", "conv_bn_stats_kernel"} < names
+    assert [n for n in sorted(names) if not any(part in n for part in sanitizer.KERNELS)] == []
 
 
 class TestInterpreted:

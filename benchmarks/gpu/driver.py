@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +17,22 @@ from gpu import command, sanitizer
 from gpu.pool import ROOT
 
 NAME = "resnet_fused_driver"
+TRAINING: tuple[tuple[str, ...], ...] = (
+    ("--op", "conv_bn_stats", "--normed", "--splits", "2", "--c", "64"),
+    ("--op", "conv_bn_stats", "--normed", "--c", "3", "--k", "5", "--layout", "nchw"),
+    ("--op", "bn_add_act", "--residual", "--normed"),
+    ("--op", "bn_add_act", "--residual", "--part", "8", "--layout", "nchw"),
+    ("--op", "bn_add_act_backward", "--residual", "--normed", "--h", "40", "--w", "40"),
+    ("--op", "bn_add_act_backward", "--c", "21", "--dtype", "float16"),
+    ("--op", "bn_backward_apply", "--dtype", "float32"),
+    ("--op", "bn_act_pool", "--stride", "2"),
+    ("--op", "bn_act_pool", "--r", "2", "--s", "5", "--layout", "nchw"),
+    ("--op", "bn_act_pool_backward", "--stride", "2", "--h", "40", "--w", "40"),
+    ("--op", "bn_finalize", "--dtype", "float32", "--c", "300", "--total"),
+    ("--op", "bn_update_stats", "--dtype", "float32", "--tracked", "int64", "--cumulative"),
+    ("--op", "bn_backward_finalize", "--dtype", "float64", "--residual"),
+)
+"""Those of training with batch statistics."""
 CALLS: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_act", "--residual"),
     ("--op", "conv_bn_act", "--splits", "2", "--c", "128"),
@@ -28,6 +46,7 @@ CALLS: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_wgrad", "--c", "3", "--r", "7", "--s", "7", "--padding", "3", "--stride", "2"),
     ("--op", "bn_act", "--residual"),
     ("--op", "network", "--c", "64", "--k", "64", "--depths", "1", "--splits", "2"),
+    *TRAINING,
 )
 """Small ones that take every way of loading, splitting and storing."""
 FP8 = ("--op", "conv_bn_act_fp8")
@@ -53,6 +72,32 @@ def find(given: Path | None) -> Path | None:
         return given if shutil.which(given) else None
     built = [path for path in ROOT.glob(f"build/driver-*/{NAME}") if shutil.which(path)]
     return max(built, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def called(words: Sequence[str], given: str | None, limit: float) -> dict[str, Any]:
+    """One call of the driver: its record with "ok", and "error" or "skipped" with the reason.
+
+    Args:
+        words: its options.
+        given: the driver; None for what lies in build/driver-*.
+        limit: seconds.
+    """
+    program = find(None if given is None else Path(given))
+    if program is None:
+        return {"ok": None, "skipped": f"no {NAME}; tools/driver.py builds one"}
+    about = " ".join(words)
+    try:  # in this process's group: who ends the one ends the other
+        ran = subprocess.run(
+            [str(program), *words], capture_output=True, text=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"ok": False, "error": f"{about}: no end within {limit:g} s"}
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
+    found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    if ran.returncode != 0 or not lines:
+        text = f"{about}: exit code {ran.returncode}: {ran.stderr[-400:]}"
+        return {**found, "ok": False, "error": text}
+    return {**found, "ok": True}
 
 
 def build(archs: str, log: Path, jobs: int) -> command.Child:

@@ -5,10 +5,7 @@ The kernel is an experiment (docs/network.md): what `compare` records decides wh
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gpu import driver
@@ -39,30 +36,14 @@ TIMES = {
 
 
 def called(words: Sequence[str], given: str | None, limit: float = LIMIT_S) -> dict[str, Any]:
-    """One call of the driver: its record with "ok", and "error" or "skipped" with the reason.
+    """As `driver.called`, of a network.
 
     Args:
         words: beside the op.
         given: the driver; None for what lies in build/driver-*.
         limit: seconds.
     """
-    program = driver.find(None if given is None else Path(given))
-    if program is None:
-        return {"ok": None, "skipped": "no resnet_fused_driver; tools/driver.py builds one"}
-    about = " ".join(words)
-    try:  # in this process's group: who ends the one ends the other
-        ran = subprocess.run(
-            [str(program), "--op", "network", *words],
-            capture_output=True, text=True, timeout=limit, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"ok": False, "error": f"{about}: no end within {limit:g} s"}
-    lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
-    found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    if ran.returncode != 0 or not lines:
-        text = f"{about}: exit code {ran.returncode}: {ran.stderr[-400:]}"
-        return {**found, "ok": False, "error": text}
-    return {**found, "ok": True}
+    return driver.called(("--op", "network", *words), given, limit)
 
 
 def check(device: str, program: str | None = None) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def training(device: str) -> list[Task]:
         for name in (training.merging_blocks() if real else ())
     ]  # fmt: skip
     found.append(Task("training captured", "gpu.training:captured"))
+    found.append(Task("training driver", "gpu.training_driver:check", seconds=150))
     return found + [
         Task(
             f"{op} {name}", "gpu.training:kernel",
@@ -271,6 +272,7 @@ def timings(
     """
     from gpu.speed import BATCHES, LAYERS
     from gpu.training import merging
+    from gpu.training_driver import TIMED
 
     ceilings = {"flops": rates["flops"], "bandwidth": rates["bandwidth"]}
     found = [
@@ -294,6 +296,13 @@ def timings(
         for batch in BATCHES[:2]
         for name in merging()
     ]
+    found += [
+        Task(
+            f"driver {op}", "gpu.training_driver:time",
+            {"op": op, "bandwidth": rates["bandwidth"]}, 90,
+        )
+        for op in TIMED
+    ]  # fmt: skip
     return found + [
         Task(
             f"{layer}@{BATCHES[0]} tuning", "gpu.speed:time_layer",

@@ -1,0 +1,94 @@
+"""Training's CUDA kernels by the driver, without torch: right, then how fast.
+
+compute-sanitizer goes over the same small calls where there is a driver (`driver.CALLS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gpu import driver
+from gpu.device import is_cuda
+
+REPEATS = 20
+LIMIT_S = 60.0
+"""Of one call: the reference in double runs on the CPU."""
+
+
+class Timed(NamedTuple):
+    """A call of ResNet-50's size.
+
+    Attributes:
+        words: of the driver, beside the op and the data.
+        moved: bytes that it cannot but read and write, values of channels left out.
+    """
+
+    words: tuple[str, ...]
+    moved: int
+
+
+def _sized(n: int, c: int, side: int) -> tuple[str, ...]:
+    return ("--n", str(n), "--c", str(c), "--h", str(side), "--w", str(side))
+
+
+BLOCK, STEM, CONV = 32 * 256 * 56 * 56, 32 * 64 * 112 * 112, 8 * 64 * 56 * 56
+"""Elements: of a block's end in the first stage, of the stem's result, of a 3x3's operands."""
+TIMED = {
+    "conv_bn_stats": Timed((*_sized(8, 64, 56), "--k", "64", "--normed"), 2 * CONV * 2),
+    "bn_add_act": Timed((*_sized(32, 256, 56), "--residual"), 3 * BLOCK * 2),
+    "bn_add_act_backward": Timed((*_sized(32, 256, 56), "--residual"), 4 * BLOCK * 2),
+    "bn_backward_apply": Timed(_sized(32, 256, 56), 3 * BLOCK * 2),
+    # Windows are a quarter of the pixels; of each a result and a tap.
+    "bn_act_pool": Timed((*_sized(32, 64, 112), "--stride", "2"), STEM * 2 + STEM // 4 * 3),
+    "bn_act_pool_backward": Timed(
+        (*_sized(32, 64, 112), "--stride", "2"), 2 * STEM * 2 + STEM // 4 * 3
+    ),
+}
+"""In bfloat16, with a cold L2."""
+
+
+def check(device: str, program: str | None = None) -> dict[str, Any]:
+    """Every small call on integers and on random data, against double.
+
+    Args:
+        device: where; the driver itself knows whether it is emulated.
+        program: the driver; None for one that is built.
+    """
+    worst: dict[str, float] = {}
+    for words in driver.TRAINING:
+        for data in ("integers", "normals"):
+            one = driver.called((*words, "--data", data), program, LIMIT_S)
+            if not one["ok"]:
+                return one
+            worst[one["op"]] = max(worst.get(one["op"], 0.0), one["worst"])
+    return {"ok": True, "worst": max(worst.values()), "ops": worst}
+
+
+def time(device: str, op: str, bandwidth: float, program: str | None = None) -> dict[str, Any]:
+    """One call of ResNet-50's size, checked and timed; off a GPU a small one, without a time.
+
+    Args:
+        device: where.
+        op: of `TIMED`.
+        bandwidth: bytes a second of a copy on this device.
+        program: the driver; None for one that is built.
+    """
+    timed = TIMED[op]
+    real = (*timed.words, "--repeats", str(REPEATS))
+    words = real if is_cuda(device) else ("--n", "1", "--h", "8", "--w", "8")
+    one = driver.called(("--op", op, *words), program, LIMIT_S)
+    if not one["ok"]:
+        return one
+    found: dict[str, Any] = {"ok": True, "plan": one["plan"], "moved": timed.moved}
+    if "milliseconds" in one:
+        seconds = 1e-3 * one["milliseconds"]
+        found |= {"microseconds": 1e6 * seconds, "of_floor": timed.moved / bandwidth / seconds}
+    return found
+
+
+def line(one: Mapping[str, Any]) -> str:
+    """The time in words."""
+    if "microseconds" not in one:
+        return ""
+    return f"{one['microseconds']:.1f} us, {100 * one['of_floor']:.0f}% of a copy's rate"
