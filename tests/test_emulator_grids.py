@@ -88,6 +88,25 @@ def test_what_is_handed_on_by_halves_is_a_race(probes, name, marks, run):
             assert noticed(probes, f"{name}_right", asynchrony=asynchrony, **run) is None
 
 
+@pytest.mark.parametrize("run", RUNS, ids=str)
+@pytest.mark.parametrize("resident", [2, 3, BLOCKS])
+def test_what_the_last_block_takes_is_released_to_it(probes, resident, run):
+    """In a plain launch, too, though its blocks do not all run at once."""
+    for name in ("ticket", "ticket_fences"):
+        out = probes.run(name, resident_blocks=resident, **run)["out"]
+        assert out[1024 : 1024 + THREADS] == [BLOCKS * (i + 1) for i in range(THREADS)]
+    for name in ("ticket_early_fence", "ticket_no_order", "ticket_no_block_meet"):
+        error = error_of(probes, name, resident_blocks=resident, **run)
+        assert error.kind == "race"
+        assert error.line == marked("taken by the last")[1]
+        found = noticed(probes, name, resident_blocks=resident, checking_races=False, **run)
+        assert found is None
+
+
+def test_blocks_of_a_plain_launch_one_after_another_are_not_looked_at(probes):
+    assert noticed(probes, "ticket_no_order") is None
+
+
 def test_a_race_in_global_memory_names_both_sides(probes):
     message = str(error_of(probes, "meetings_no_release"))
     side = r"thread \d+ \(\d+, 0, 0\) of block \d at grids.cpp:\d+ \((ld|st).global\)"

@@ -155,7 +155,7 @@ struct Grid {
   std::vector<FiberThread*> at_grid_barrier;
   uint32_t phase = 0;                  // of the grid barrier
   char tokens[2];                      // ThreadSanitizer's, of even and odd phases
-  std::unique_ptr<GlobalOrder> order;  // of a cooperative launch whose races are looked for
+  std::unique_ptr<GlobalOrder> order;  // of a launch whose blocks' races are looked for
 
   void make_ready(const Block& block, int warp, uint32_t lanes);
   int pick_warp();      // -1: none

@@ -26,6 +26,14 @@ GlobalOrder::GlobalOrder(int warps) : rows_(warps, std::vector<uint32_t>(warps, 
   for (int warp = 0; warp < warps; ++warp) rows_[warp][warp] = 1;
 }
 
+void GlobalOrder::begin_blocks(int warps) {
+  first_ += running_;
+  running_ = warps;
+  std::erase_if(released_, [&](const auto& one) {
+    return !chunks_.contains(reinterpret_cast<uintptr_t>(one.first) / kChunk);
+  });
+}
+
 void GlobalOrder::release(int column, const void* token) { release(token, fence(column)); }
 
 void GlobalOrder::release(const void* token, const std::vector<uint32_t>& known) {
@@ -85,7 +93,7 @@ GlobalOrder* order_of(const void* token) {
 
 int column_of_self() {
   const FiberThread& thread = self();
-  return thread.block->first_warp + thread.warp;
+  return running_grid->order->column(thread.block->first_warp + thread.warp);
 }
 
 }  // namespace

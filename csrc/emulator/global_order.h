@@ -1,6 +1,7 @@
-// Who has touched which bytes of global memory in a cooperative launch, and who knows of it.
+// Who has touched which bytes of global memory in a launch, and who knows of it.
 //
-// Blocks that wait for one another hand each other results through global memory. Two accesses of
+// Blocks hand each other results through global memory, whether they wait for one another or the
+// last one to arrive takes what the others have left. Two accesses of
 // one byte, of which one writes, must be ordered by releases and acquires (PTX ISA, Memory
 // Consistency Model) unless both are atomic. Vector clocks as in shared memory, one for each warp
 // of the grid: a release leaves what a warp knows with an address or a barrier, an acquire takes
@@ -20,7 +21,7 @@ namespace resnet_fused::emulator {
 struct GlobalAccess {
   Site site;
   const char* instruction;
-  int column;  // of its warp: the number in the grid's list
+  int column;  // of its warp, among those of all blocks of the launch
   int thread;  // in its block
   uint64_t block;
   bool writes;
@@ -30,7 +31,14 @@ struct GlobalAccess {
 
 class GlobalOrder {
  public:
+  // `warps`: of all blocks of the launch.
   explicit GlobalOrder(int warps);
+
+  // So many warps follow those that have run. What they tell one another by barriers, which lie
+  // where others lay before, says nothing of those.
+  void begin_blocks(int warps);
+  // Of a warp by its number among those that run at present.
+  int column(int warp) const { return first_ + warp; }
 
   void release(int column, const void* token);
   void acquire(int column, const void* token);
@@ -53,6 +61,8 @@ class GlobalOrder {
     return earlier.access.column == column || earlier.epoch <= rows_[column][earlier.access.column];
   }
 
+  int first_ = 0;                            // column of the first warp that runs
+  int running_ = 0;                          // warps
   std::vector<std::vector<uint32_t>> rows_;  // [warps][warps], the epochs that each has been told
   std::unordered_map<const void*, std::vector<uint32_t>> released_;
   std::unordered_map<uintptr_t, std::vector<Entry>> chunks_;  // of 16 bytes

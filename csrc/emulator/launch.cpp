@@ -20,6 +20,9 @@ constexpr uint32_t kMaxGridYZ = 65535;
 constexpr uint32_t kMaxGridX = 0x7FFFFFFF;
 constexpr uint64_t kMaxResident = 30000;   // threads at once: each takes two of Linux's 65,530 maps
 constexpr uint64_t kMaxBlocks = 1u << 26;  // of one launch, after the session's filter
+// Warps of a plain launch whose accesses to global memory are held against each other: the record
+// is as large as its square.
+constexpr uint64_t kMostOrdered = 2048;
 // Rounds of spinning in which nothing has changed, after which nothing will.
 constexpr int kIdleRounds = 64;
 
@@ -201,10 +204,7 @@ void run_blocks(Grid& grid, const std::vector<uint64_t>& linears, uint32_t share
       grid.lanes[static_cast<size_t>(block.first_warp) * kWarpSize + thread->linear] = thread.get();
     }
   }
-  grid.order.reset();
-  if (grid.cooperative && grid.session->checking_races && !kThreadSanitizer) {
-    grid.order = std::make_unique<GlobalOrder>(static_cast<int>(grid.warps.size()));
-  }
+  if (grid.order != nullptr) grid.order->begin_blocks(static_cast<int>(grid.warps.size()));
   grid.ready_warps.assign((grid.warps.size() + 63) / 64, 0);
   for (size_t w = 0; w < grid.warps.size(); ++w) grid.ready_warps[w / 64] |= uint64_t{1} << w % 64;
   grid.current_warp = -1;
@@ -241,6 +241,15 @@ std::vector<uint64_t> blocks_of_cluster(const Grid& grid, uint64_t cluster) {
     blocks.push_back((z * grid.size.y + y) * grid.size.x + x);
   }
   return blocks;
+}
+
+// The record of who has touched what global memory; null where nobody looks for races between
+// blocks. A launch that is not cooperative is looked at where its blocks are interleaved.
+std::unique_ptr<GlobalOrder> new_order(const Grid& grid, uint64_t blocks, bool interleaved) {
+  const uint64_t warps = blocks * ((grid.block_size.count() + kWarpSize - 1) / kWarpSize);
+  const bool looked_at = grid.cooperative || (interleaved && blocks > 1 && warps <= kMostOrdered);
+  if (!looked_at || !grid.session->checking_races || kThreadSanitizer) return nullptr;
+  return std::make_unique<GlobalOrder>(static_cast<int>(warps));
 }
 
 // The clusters to run, in the schedule's order. Without clusters each block is its own.
@@ -331,6 +340,7 @@ void launch_clusters(dim3 size, dim3 block_size, dim3 cluster_size, uint32_t sha
              " threads");
   }
   running_grid = &grid;
+  grid.order = new_order(grid, order.size() * blocks, at_once > 1);
   struct Reset {
     ~Reset() { running_grid = nullptr; }
   } reset;

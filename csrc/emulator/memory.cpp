@@ -85,18 +85,18 @@ void check_global(Site site, const char* instruction, const void* address, uint3
   check_early(site, instruction, address, bytes, access);
 }
 
-// A cooperative launch: nothing orders the access against another block's.
+// Where blocks run together: nothing orders the access against another block's.
 static void check_order(Site site, const char* instruction, const void* address, uint32_t bytes,
                         Access access, bool atomic) {
   const FiberThread& thread = self();
   const Grid& grid = *thread.block->grid;
   if (grid.order == nullptr) return;
   if (access == Access::kRead && grid.session->is_constant(address, bytes)) return;
-  const std::string race =
-      grid.order->touch({site, instruction, thread.block->first_warp + thread.warp, thread.linear,
-                         thread.block->linear, access != Access::kRead, atomic,
-                         std::strcmp(instruction, kReadOnly) == 0},
-                        reinterpret_cast<uintptr_t>(address), bytes);
+  const std::string race = grid.order->touch(
+      {site, instruction, grid.order->column(thread.block->first_warp + thread.warp), thread.linear,
+       thread.block->linear, access != Access::kRead, atomic,
+       std::strcmp(instruction, kReadOnly) == 0},
+      reinterpret_cast<uintptr_t>(address), bytes);
   if (!race.empty()) fail(ErrorKind::kRace, site, instruction, race);
   if (access == Access::kWrite) grid.order->overwrite(address, bytes);
 }

@@ -94,6 +94,37 @@ void fenced(const Memory& memory, bool behind) {
   }
 }
 
+enum class Ticket {
+  kAcquireRelease,
+  kFences,      // of who draws it, around the addition
+  kEarlyFence,  // of each thread, ahead of the barrier: it releases that thread's words alone
+  kNoOrder,
+  kNoBlockMeet,
+};
+
+// Blocks of a plain launch leave their words, and the last one to arrive takes what all have left:
+// out[1024 ..]. out[0] counts arrivals.
+void ticket(const Memory& memory, Ticket kind) {
+  const auto id = static_cast<uint32_t>(thread());
+  ptx::store_global(memory.out + 256 + blockIdx.x * kThreads + id, id + 1);
+  if (kind == Ticket::kEarlyFence) ptx::fence_acq_rel_gpu();
+  if (kind != Ticket::kNoBlockMeet) ptx::sync_threads();
+  if (thread() == 0) {
+    const bool orders = kind == Ticket::kAcquireRelease || kind == Ticket::kNoBlockMeet;
+    if (kind == Ticket::kFences) ptx::fence_acq_rel_gpu();
+    ptx::store_shared(
+        base(), orders ? ptx::atomic_add_acq_rel(memory.out, 1u) : ptx::atomic_add(memory.out, 1u));
+    if (kind == Ticket::kFences) ptx::fence_acq_rel_gpu();
+  }
+  ptx::sync_threads();
+  if (ptx::load_shared<uint32_t>(base()) + 1 != gridDim.x) return;
+  uint32_t sum = 0;
+  for (uint32_t block = 0; block < gridDim.x; ++block) {
+    sum += ptx::load_global(memory.out + 256 + block * kThreads + id);  // <- taken by the last
+  }
+  ptx::store_global(memory.out + 1024 + id, sum);
+}
+
 // Block 0 copies a word to shared memory, which block 1 writes after they have met. With `landed`
 // block 0 has waited for its copy by then.
 void copied(const Memory& memory, bool landed) {
@@ -132,6 +163,16 @@ void add_grids(Table& t) {
     const std::string name = right ? "_right" : "";
     t["fenced" + name] = {2, 1, 0, true, [right](const Memory& m) { fenced(m, !right); }};
     t["copied" + name] = {2, 1, 16, true, [right](const Memory& m) { copied(m, right); }};
+  }
+  const std::pair<const char*, Ticket> tickets[] = {
+      {"ticket", Ticket::kAcquireRelease},
+      {"ticket_fences", Ticket::kFences},
+      {"ticket_early_fence", Ticket::kEarlyFence},
+      {"ticket_no_order", Ticket::kNoOrder},
+      {"ticket_no_block_meet", Ticket::kNoBlockMeet},
+  };
+  for (const auto& [name, kind] : tickets) {
+    t[name] = {4, kThreads, 16, false, [kind](const Memory& m) { ticket(m, kind); }};
   }
   // Blocks that are not all there at once.
   t["meetings_plain"] = {4, kThreads, 0, false, [](const Memory& m) { meetings(m, Slip::kNone); }};
