@@ -48,7 +48,8 @@ def test_sources_are_what_the_launch_and_the_binding_include(kernel):
     roots = {name for name in listed if Path(name).suffix in (".cu", ".cpp")}
     assert listed == closure(roots)
     # Each of the op's own files, but for those of the CPU and of an op whose name goes on.
-    families = [kernel.op] if "grad" not in kernel.op else [kernel.op, "conv_gradient"]
+    frozen = kernel.op in ("conv_dgrad", "conv_wgrad")
+    families = [kernel.op, "conv_gradient"] if frozen else [kernel.op]
     others = tuple(k.op for k in CUDA_KERNELS if k.op.startswith(kernel.op) and k.op != kernel.op)
     own = {
         path.relative_to(ROOT).as_posix()

@@ -39,7 +39,7 @@ HARMLESS: dict[tuple[str, str, str, str, str], str] = (
         for line, instruction in ((FENCE, "fence.acq_rel"), (ARRIVAL, "atom.acq_rel.add.u32"))
     }
     | {
-        ("conv_bn_stats", "merge_moments.h", line, instruction, "no_fence"): TWICE
+        ("conv_bn_stats", "merge_chunks.h", line, instruction, "no_fence"): TWICE
         for line, instruction in ((FENCE, "fence.acq_rel"), (MOMENTS, "atom.acq_rel.add.u32"))
     }
     | {

@@ -104,21 +104,38 @@ void check_per_channel(const char* name, const Tensor& tensor, const char* x_nam
   if (!tensor.is_contiguous()) fail(name, ": expected a contiguous tensor");
 }
 
-OutputMemory::OutputMemory(const Tensor& out) : out_(layout_of(out)) {
+void check_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t channels) {
+  if (tensor.scalar_type() != ScalarType::Float || tensor.dim() != 2 || tensor.size(0) != rows ||
+      tensor.size(1) != channels || !tensor.is_contiguous()) {
+    fail(name, ": expected contiguous float32 [", rows, ", ", channels, "], got ",
+         name_of(tensor.scalar_type()), " of ", shape_of(tensor));
+  }
+}
+
+namespace {
+
+// Anything but activations is contiguous: one row of columns.
+Layout memory_of(const Tensor& tensor) {
+  if (tensor.dim() == 4) return layout_of(tensor);
+  return Layout{static_cast<const char*>(tensor.const_data_ptr()),
+                static_cast<int64_t>(tensor.element_size()),
+                {1, 1, 1, tensor.numel()},
+                {1, 1, 1, 1}};
+}
+
+}  // namespace
+
+OutputMemory::OutputMemory(const Tensor& out, const char* name)
+    : out_(memory_of(out)), name_(name) {
   if (overlaps_itself(out_)) {
-    fail("out: its elements share memory (an expanded tensor?); give one with memory of its own");
+    fail(name,
+         ": its elements share memory (an expanded tensor?); give one with memory of its own");
   }
 }
 
 void OutputMemory::apart_from(const char* name, const Tensor& input) const {
-  // A vector is compared as one row of columns.
-  const Layout other = input.dim() == 4 ? layout_of(input)
-                                        : Layout{static_cast<const char*>(input.const_data_ptr()),
-                                                 static_cast<int64_t>(input.element_size()),
-                                                 {1, 1, 1, input.numel()},
-                                                 {1, 1, 1, 1}};
-  if (overlap(out_, other)) {
-    fail("out: it shares memory with ", name, "; give a tensor with memory of its own");
+  if (overlap(out_, memory_of(input))) {
+    fail(name_, ": it shares memory with ", name, "; give a tensor with memory of its own");
   }
 }
 

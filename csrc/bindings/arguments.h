@@ -41,15 +41,19 @@ void check_four_dimensions(const char* name, const Tensor& tensor, const char* m
 void check_per_channel(const char* name, const Tensor& tensor, const char* x_name, const Tensor& x,
                        int64_t channels);
 
+// Contiguous float32 [rows, channels].
+void check_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t channels);
+
 // An output has memory of its own: no element twice, none of an input's.
 class OutputMemory {
  public:
-  explicit OutputMemory(const Tensor& out);
+  explicit OutputMemory(const Tensor& out, const char* name = "out");
   void apart_from(const char* name, const Tensor& input) const;
   void apart_from(const char* name, const std::optional<Tensor>& input) const;
 
  private:
   Layout out_;
+  const char* name_;
 };
 
 // Two integers, as of a stride.

@@ -19,29 +19,6 @@ constexpr ConvKernel<RfConvBnStats> kConvBnStats = {
 constexpr int64_t kNormRows = 4;   // scale, shift, mean, invstd
 constexpr int64_t kStatsRows = 2;  // mean, M2
 
-// Contiguous float [rows, channels].
-void check_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t channels) {
-  if (tensor.scalar_type() != ScalarType::Float || tensor.dim() != 2 || tensor.size(0) != rows ||
-      tensor.size(1) != channels || !tensor.is_contiguous()) {
-    fail(name, ": expected contiguous float32 [", rows, ", ", channels, "], got ",
-         name_of(tensor.scalar_type()), " of ", shape_of(tensor));
-  }
-}
-
-// A contiguous tensor as one row of columns.
-Layout row_of(const Tensor& tensor) {
-  return Layout{static_cast<const char*>(tensor.const_data_ptr()),
-                static_cast<int64_t>(tensor.element_size()),
-                {1, 1, 1, tensor.numel()},
-                {1, 1, 1, 1}};
-}
-
-void check_apart(const Tensor& stats, const char* name, const Layout& other) {
-  if (overlap(row_of(stats), other)) {
-    fail("stats: it shares memory with ", name, "; give a tensor with memory of its own");
-  }
-}
-
 // Everything but the statistics and the devices, which no plan depends on.
 RfConvBnStats problem_of(const Tensor& x, const std::optional<Tensor>& norm, const Tensor& weight,
                          const Pair& stride, const Pair& padding, const Pair& dilation,
@@ -89,9 +66,10 @@ void conv_bn_stats_out(Tensor x, std::optional<Tensor> norm, Tensor weight, Pair
   memory.apart_from("norm", norm);
   memory.apart_from("weight", weight);
   memory.apart_from("stats", stats);
-  check_apart(stats, "x", layout_of(x));
-  check_apart(stats, "weight", layout_of(weight));
-  if (norm) check_apart(stats, "norm", row_of(*norm));
+  const OutputMemory measured(stats, "stats");
+  measured.apart_from("x", x);
+  measured.apart_from("weight", weight);
+  measured.apart_from("norm", norm);
   problem.stats = stats.mutable_data_ptr();
   if (out.is_cuda() && out.numel() == 0) torch::stable::zero_(stats);
   run_conv(kConvBnStats, problem, configuration, splits, out);

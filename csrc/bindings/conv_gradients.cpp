@@ -7,36 +7,23 @@
 #include <vector>
 
 #include "conv.h"
+#include "conv_gradients.h"
 
 namespace resnet_fused {
-namespace {
 
-using Pair = std::vector<int64_t>;
-
-constexpr ConvKernel<RfConvGradient> kConvDgrad = {"conv_dgrad", rf_conv_dgrad_configurations,
-                                                   rf_conv_dgrad_configuration, rf_conv_dgrad_plan,
-                                                   rf_conv_dgrad_cuda};
-constexpr ConvKernel<RfConvGradient> kConvWgrad = {"conv_wgrad", rf_conv_wgrad_configurations,
-                                                   rf_conv_wgrad_configuration, rf_conv_wgrad_plan,
-                                                   rf_conv_wgrad_cuda};
-
-// One of the convolution's two operands and the gradient of the other one, which is written.
-struct Operand {
-  const char* name;
-  const Tensor& tensor;
-};
-
-// Everything but scale and the devices, which no plan depends on.
-RfConvGradient problem_of(const Tensor& dy, const std::optional<Tensor>& y, const Operand& x,
-                          const Operand& weight, const Pair& stride, const Pair& padding,
-                          const Pair& dilation, int64_t groups, bool allow_tf32) {
+RfConvGradient gradient_problem(const NamedTensor& dz, const std::optional<Tensor>& y,
+                                const NamedTensor& x, const NamedTensor& weight,
+                                const std::vector<int64_t>& stride,
+                                const std::vector<int64_t>& padding,
+                                const std::vector<int64_t>& dilation, int64_t groups,
+                                bool allow_tf32) {
+  const auto& [name, dy] = dz;
   RfConvGradient problem{};
-  problem.dtype = static_cast<int32_t>(conv_type("dy", dy));
-  check_four_dimensions("dy", dy, "[N, K, P, Q]");
+  problem.dtype = static_cast<int32_t>(conv_type(name, dy));
+  check_four_dimensions(name, dy, "[N, K, P, Q]");
   check_four_dimensions(x.name, x.tensor, "[N, C, H, W]");
   check_four_dimensions(weight.name, weight.tensor, "[K, C/groups, R, S]");
-  check_dtype(x.name, x.tensor, "dy", dy);
-  check_dtype(weight.name, weight.tensor, "dy", dy);
+  check_dtype(x.name, x.tensor, name, dy);
   copy_pair("stride", stride, problem.stride);
   copy_pair("padding", padding, problem.padding);
   copy_pair("dilation", dilation, problem.dilation);
@@ -51,10 +38,10 @@ RfConvGradient problem_of(const Tensor& dy, const std::optional<Tensor>& y, cons
       conv_output({x.tensor.size(2), x.tensor.size(3)}, weight.tensor, problem.stride,
                   problem.padding, problem.dilation);
   const std::vector<int64_t> shape{x.tensor.size(0), weight.tensor.size(0), pixels[0], pixels[1]};
-  check_shape("dy", dy, "the convolution's shape", shape);
+  check_shape(name, dy, "the convolution's shape", shape);
   if (y) {
-    check_dtype("y", *y, "dy", dy);
-    check_shape("y", *y, "dy's shape", shape);
+    check_dtype("y", *y, name, dy);
+    check_shape("y", *y, (std::string(name) + "'s shape").c_str(), shape);
     copy_strides(*y, problem.y_stride);
   }
   problem.dy = dy.const_data_ptr();
@@ -72,8 +59,19 @@ RfConvGradient problem_of(const Tensor& dy, const std::optional<Tensor>& y, cons
   return problem;
 }
 
+namespace {
+
+using Pair = std::vector<int64_t>;
+
+constexpr ConvKernel<RfConvGradient> kConvDgrad = {"conv_dgrad", rf_conv_dgrad_configurations,
+                                                   rf_conv_dgrad_configuration, rf_conv_dgrad_plan,
+                                                   rf_conv_dgrad_cuda};
+constexpr ConvKernel<RfConvGradient> kConvWgrad = {"conv_wgrad", rf_conv_wgrad_configurations,
+                                                   rf_conv_wgrad_configuration, rf_conv_wgrad_plan,
+                                                   rf_conv_wgrad_cuda};
+
 void run(const ConvKernel<RfConvGradient>& kernel, RfConvGradient& problem, const Tensor& dy,
-         const std::optional<Tensor>& y, const Operand& read, const Tensor& scale,
+         const std::optional<Tensor>& y, const NamedTensor& read, const Tensor& scale,
          int64_t configuration, int64_t splits, const Tensor& out) {
   check_device(read.name, read.tensor, "dy", dy);
   check_device("out", out, "dy", dy);
@@ -91,32 +89,36 @@ void run(const ConvKernel<RfConvGradient>& kernel, RfConvGradient& problem, cons
 PlanResult conv_dgrad_plan(Tensor dy, std::optional<Tensor> y, Tensor weight, Pair stride,
                            Pair padding, Pair dilation, int64_t groups, bool allow_tf32, Tensor out,
                            std::vector<int64_t> gpu, int64_t configuration, int64_t splits) {
-  const RfConvGradient problem = problem_of(dy, y, {"out", out}, {"weight", weight}, stride,
-                                            padding, dilation, groups, allow_tf32);
+  check_dtype("weight", weight, "dy", dy);
+  const RfConvGradient problem = gradient_problem({"dy", dy}, y, {"out", out}, {"weight", weight},
+                                                  stride, padding, dilation, groups, allow_tf32);
   return plan_conv(kConvDgrad, problem, gpu_of(gpu), configuration, splits);
 }
 
 PlanResult conv_wgrad_plan(Tensor dy, std::optional<Tensor> y, Tensor x, Pair stride, Pair padding,
                            Pair dilation, int64_t groups, bool allow_tf32, Tensor out,
                            std::vector<int64_t> gpu, int64_t configuration, int64_t splits) {
-  const RfConvGradient problem =
-      problem_of(dy, y, {"x", x}, {"out", out}, stride, padding, dilation, groups, allow_tf32);
+  check_dtype("out", out, "dy", dy);
+  const RfConvGradient problem = gradient_problem({"dy", dy}, y, {"x", x}, {"out", out}, stride,
+                                                  padding, dilation, groups, allow_tf32);
   return plan_conv(kConvWgrad, problem, gpu_of(gpu), configuration, splits);
 }
 
 void conv_dgrad_out(Tensor dy, std::optional<Tensor> y, Tensor weight, Tensor scale, Pair stride,
                     Pair padding, Pair dilation, int64_t groups, bool allow_tf32,
                     int64_t configuration, int64_t splits, Tensor out) {
-  RfConvGradient problem = problem_of(dy, y, {"out", out}, {"weight", weight}, stride, padding,
-                                      dilation, groups, allow_tf32);
+  check_dtype("weight", weight, "dy", dy);
+  RfConvGradient problem = gradient_problem({"dy", dy}, y, {"out", out}, {"weight", weight}, stride,
+                                            padding, dilation, groups, allow_tf32);
   run(kConvDgrad, problem, dy, y, {"weight", weight}, scale, configuration, splits, out);
 }
 
 void conv_wgrad_out(Tensor dy, std::optional<Tensor> y, Tensor x, Tensor scale, Pair stride,
                     Pair padding, Pair dilation, int64_t groups, bool allow_tf32,
                     int64_t configuration, int64_t splits, Tensor out) {
-  RfConvGradient problem =
-      problem_of(dy, y, {"x", x}, {"out", out}, stride, padding, dilation, groups, allow_tf32);
+  check_dtype("out", out, "dy", dy);
+  RfConvGradient problem = gradient_problem({"dy", dy}, y, {"x", x}, {"out", out}, stride, padding,
+                                            dilation, groups, allow_tf32);
   run(kConvWgrad, problem, dy, y, {"x", x}, scale, configuration, splits, out);
 }
 

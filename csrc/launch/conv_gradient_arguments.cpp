@@ -24,11 +24,6 @@ GradientStrides strides_of(const RfConvGradient& problem) {
                          used(problem.weight_size, problem.weight_stride)};
 }
 
-// Where there is no ReLU, y is in nobody's way.
-bool y_is_wide(const RfConvGradient& problem, const Strides& y, int64_t channels, int64_t bytes) {
-  return problem.y == nullptr || is_wide(problem.y, y, channels, bytes);
-}
-
 // Wide operands' offsets count 16 bytes in 31 bits; those of rows behind a reduction's end, at most
 // kBeyond of its slowest digit further, are worked out too. Larger ones are read narrow.
 constexpr int64_t kBeyond = 64;
@@ -38,7 +33,7 @@ bool in_reach(int64_t elements, int64_t bytes) {
 
 }  // namespace
 
-bool dgrad_reads_wide(const RfConvGradient& problem) {
+bool dgrad_reads_wide(const RfConvGradient& problem, bool reads_y) {
   const int64_t bytes = bytes_of(problem.dtype);
   const int64_t filters = problem.weight_size[0] / problem.groups;
   const GradientStrides strides = strides_of(problem);
@@ -54,7 +49,7 @@ bool dgrad_reads_wide(const RfConvGradient& problem) {
                           weight.h * (axes[0].taps + kBeyond) * axes[0].tap_step;
   // The scales of a chunk are read 16 bytes at a time, too.
   return is_wide(problem.dy, strides.dy, filters, bytes) &&
-         y_is_wide(problem, strides.y, filters, bytes) && is_aligned(problem.scale) &&
+         (!reads_y || is_wide(problem.y, strides.y, filters, bytes)) && is_aligned(problem.scale) &&
          is_wide(problem.weight, weight, problem.weight_size[1], bytes) &&
          in_reach(std::max({read(strides.dy), read(strides.y), weights}), bytes);
 }
@@ -70,7 +65,7 @@ bool wgrad_reads_wide(const RfConvGradient& problem) {
   const int64_t most = std::max({read(strides.dy, 1, 1), read(strides.y, 1, 1),
                                  read(strides.x, problem.stride[0], problem.stride[1])});
   return is_wide(problem.dy, strides.dy, filters, bytes) &&
-         y_is_wide(problem, strides.y, filters, bytes) &&
+         (problem.y == nullptr || is_wide(problem.y, strides.y, filters, bytes)) &&
          is_wide(problem.x, strides.x, problem.weight_size[1], bytes) && in_reach(most, bytes);
 }
 
@@ -95,8 +90,8 @@ PhasedAxis phased_axis(const RfConvGradient& problem, int dimension) {
 }
 
 ConvDgradArguments conv_dgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
-                                        void* workspace, int64_t first, int64_t images) {
-  const RfConvConfiguration& tile = *rf_conv_dgrad_configuration(plan.configuration);
+                                        const RfConvConfiguration& tile, void* workspace,
+                                        int64_t first, int64_t images) {
   const int64_t bytes = bytes_of(problem.dtype);
   const GradientStrides strides = strides_of(problem);
   const PhaseSize phase = phase_size(problem);
@@ -204,11 +199,12 @@ extern "C" int rf_conv_dgrad_cuda(const RfConvGradient* problem, const RfConvPla
   using namespace resnet_fused;
   if (plan->launches == 0) return 0;
   const int64_t images = problem->x_size[0];
+  const RfConvConfiguration& tile = *rf_conv_dgrad_configuration(plan->configuration);
   constexpr Launches<ConvDgradArguments> kLaunches{
       launch_conv_dgrad_bfloat16, launch_conv_dgrad_float16, launch_conv_dgrad_float32};
   for (int64_t first = 0; first < images; first += plan->images_a_launch) {
     const int64_t part = std::min(plan->images_a_launch, images - first);
-    const auto arguments = conv_dgrad_arguments(*problem, *plan, workspace, first, part);
+    const auto arguments = conv_dgrad_arguments(*problem, *plan, tile, workspace, first, part);
     const int error = kLaunches(problem->dtype, arguments, plan->configuration, stream);
     if (error != 0) return error;
   }

@@ -11,8 +11,8 @@
 
 namespace resnet_fused {
 
-// Whether every operand that is read can be read 16 bytes at a time.
-bool dgrad_reads_wide(const RfConvGradient& problem);
+// Whether every operand that is read can be read 16 bytes at a time. reads_y: y is one of them.
+bool dgrad_reads_wide(const RfConvGradient& problem, bool reads_y);
 bool wgrad_reads_wide(const RfConvGradient& problem);
 
 // Input pixels of one phase of the stride: those of the first one, which has most.
@@ -23,9 +23,10 @@ struct PhaseSize {
 PhaseSize phase_size(const RfConvGradient& problem);
 PhasedAxis phased_axis(const RfConvGradient& problem, int dimension);
 
-// The arguments for images [first, first + images).
+// The arguments for images [first, first + images), by a plan of that configuration.
 ConvDgradArguments conv_dgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
-                                        void* workspace, int64_t first, int64_t images);
+                                        const RfConvConfiguration& tile, void* workspace,
+                                        int64_t first, int64_t images);
 ConvWgradArguments conv_wgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
                                         void* workspace);
 

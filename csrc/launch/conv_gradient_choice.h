@@ -1,0 +1,278 @@
+// How a gradient's configuration and its splits are picked: what the plans of conv_dgrad,
+// conv_wgrad and conv_bn_dgrad share. Inside of this room.
+//
+// The choice is the least predicted time, as for conv_bn_act.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "conv_gradient_arguments.h"
+#include "conv_plan.h"
+
+namespace resnet_fused {
+
+// Instructions to widen, scale, mask and round an element of dy.
+constexpr double kMaskInstructions = 6;
+// Cycles that a block waits while it turns what has landed: a load from shared memory, a store, the
+// barrier.
+constexpr double kTurnLatency = 100;
+// conv_dgrad: beyond, the parts of these networks' reductions are a step or two long.
+constexpr int kMostDgradSplits = 32;
+
+// The configurations of an op; float is served by those of at most kFloatColumns columns.
+template <class WideTiles, class NarrowTiles, int kFloatColumns = 128>
+struct GradientTable {
+  static constexpr int kSize = WideTiles::kSize + NarrowTiles::kSize;
+
+  static const RfConvConfiguration* at(int32_t index) {
+    if (index < 0 || index >= kSize) return nullptr;
+    static const GradientTable table;
+    return &table.entries_[index];
+  }
+
+ private:
+  GradientTable() {
+    for (int i = 0; i < kSize; ++i) {
+      const bool wide = i < WideTiles::kSize;
+      const auto fill = [&]<class Shape>() {
+        names_[i] = std::string(wide ? "" : "narrow_") + std::to_string(Shape::kM) + "x" +
+                    std::to_string(Shape::kN) + "_" + std::to_string(Shape::kThreads / 32) + "w" +
+                    std::to_string(Shape::kStages) + "s";
+        entries_[i] = {names_[i].c_str(),
+                       wide,
+                       Shape::kM,
+                       Shape::kN,
+                       Shape::kWarpsM,
+                       Shape::kWarpsN,
+                       Shape::kStages,
+                       Shape::kBlocks,
+                       Shape::kStepBytes,
+                       Shape::kRingBytes,
+                       kOutputFits<float, Shape> && Shape::kN <= kFloatColumns};
+      };
+      if (wide) {
+        WideTiles::with(i, fill);
+      } else {
+        NarrowTiles::with(i - WideTiles::kSize, fill);
+      }
+    }
+  }
+
+  std::array<std::string, kSize> names_;
+  std::array<RfConvConfiguration, kSize> entries_;
+};
+
+// The matrix product that a gradient is.
+struct GradientProduct {
+  int64_t rows;  // of one launch and one phase
+  int64_t columns;
+  int64_t copies;  // groups, times phases
+  double depth;    // of the reduction; the phases' mean
+  int64_t bytes;   // of an element
+  bool wide;
+  int32_t operands;  // that make the left side: dy, or dy and y
+  double turning;    // instructions to turn an element of it where it has landed; 0: none is
+  double ends;       // elements that a tile reads and writes at its end, for each of the result's
+  double finishing;  // instructions that each of these takes beside its rounding
+};
+
+inline int64_t tiles_of(const GradientProduct& product, const RfConvConfiguration& tile) {
+  return divide_up(product.rows, tile.m) * divide_up(product.columns, tile.n) * product.copies;
+}
+
+// Cycles of one launch, predicted: the blocks of the busiest multiprocessor, each step of each at
+// its limit. See conv_bn_act_plan.cpp; here dy is read, turned and written back in shared memory,
+// and y comes beside it.
+inline double cost(const GradientProduct& product, const RfConvConfiguration& tile, int64_t splits,
+                   const RfGpu& gpu) {
+  const double busy =
+      static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
+  const double bytes = static_cast<double>(product.bytes);
+  const double steps =
+      std::max(1.0, product.depth * bytes / tile.step_bytes) / static_cast<double>(splits);
+  const double resident =
+      std::min({busy, static_cast<double>(tile.blocks),
+                std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor /
+                                                  (tile.shared_bytes + 1024)))});
+  const double area = static_cast<double>(tile.m) * tile.n;
+  const double left = static_cast<double>(tile.m) * tile.step_bytes;
+  const double asked = left * product.operands + static_cast<double>(tile.n) * tile.step_bytes;
+  const double turned = product.turning > 0 ? left * (product.operands + 1) : 0;
+  const double slices = tile.step_bytes / 32.0;
+  const double matrix = slices * area * 16 / kMatrixUnit;
+  const double read = slices * 32.0 * (tile.m * tile.warps_n + tile.n * tile.warps_m);
+  const double shared = (read + asked + turned) / kSharedBytes;
+  const double cache = asked / kCacheBytes;
+  const double latency = kLatency / ((tile.stages - 1) * resident);
+  const double narrow = tile.wide != 0 ? 0 : asked * kNarrowInstructions / bytes / kInstructions;
+  const double turning = left * product.turning / bytes / kInstructions;
+  // While a block turns what has landed, only its neighbours multiply.
+  const double pause = product.turning > 0 ? (turning + kTurnLatency) / resident : 0;
+  const double step = std::max({matrix, shared, cache, latency, narrow + turning}) + pause;
+  const double work = steps * step + area * product.finishing / kInstructions;
+  const double ends = area * bytes * product.ends / kMemoryBytes;
+  const double hidden = std::min(work, ends) + kLatency;
+  return busy * (std::max(work, ends) + hidden / resident);
+}
+
+inline int32_t check_products(const RfConvGradient& problem, const Refusal& refuse) {
+  const int64_t columns = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
+  const int64_t taps = problem.weight_size[0] * problem.weight_size[2] * problem.weight_size[3];
+  if (columns > kMost || taps > kMost) {
+    return refuse("filters of %lld elements, %lld taps of all filters; up to %lld are possible",
+                  static_cast<Long>(columns), static_cast<Long>(taps), static_cast<Long>(kMost));
+  }
+  return 0;
+}
+
+// What keeps a configuration from a product; null if nothing.
+inline const char* unfit(const RfConvConfiguration& tile, const GradientProduct& product,
+                         const RfGpu& gpu) {
+  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  if (product.bytes == 4 && tile.float32 == 0) return "it does not serve float32";
+  if (tile.wide != 0 && !product.wide) return "its operands cannot be read 16 bytes at a time";
+  return nullptr;
+}
+
+// A gradient's part of the choice. For a tile: the product of one launch, and its images; or null
+// and why not.
+struct GradientChooser {
+  const RfConvGradient& problem;
+  const RfGpu& gpu;
+  bool reads_y;
+
+  bool empty() const {
+    const OutputSize size = output_size(problem);
+    return problem.x_size[0] * problem.x_size[1] * problem.x_size[2] * problem.x_size[3] == 0 ||
+           problem.weight_size[0] * problem.weight_size[2] * problem.weight_size[3] *
+                   problem.weight_size[1] * size.p * size.q ==
+               0;
+  }
+  GradientProduct common() const {
+    GradientProduct product{};
+    product.bytes = bytes_of(problem.dtype);
+    product.operands = reads_y ? 2 : 1;
+    product.turning = kMaskInstructions;
+    product.ends = 1;
+    return product;
+  }
+};
+
+// Of gradients of an input, by phases of the stride.
+template <class Table>
+struct DgradChooser : GradientChooser {
+  static constexpr int kMostSplits = kMostDgradSplits;
+
+  static const RfConvConfiguration* tile(int32_t index) { return Table::at(index); }
+  static int32_t tiles() { return Table::kSize; }
+
+  // Of one launch, of at most `images` images; rows is 0 where not even one fits.
+  GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
+    const PhaseSize phase = phase_size(problem);
+    const int64_t phases = problem.stride[0] * problem.stride[1];
+    const int64_t pixels = phase.rows * phase.columns;
+    GradientProduct product = common();
+    product.columns = problem.weight_size[1];
+    product.copies = problem.groups * phases;
+    product.wide = dgrad_reads_wide(problem, reads_y);
+    const int64_t tiles_each = divide_up(product.columns, tile.n) * product.copies;
+    const int64_t rows = std::min(kMost, kMost / tiles_each * tile.m);
+    *images = std::min(*images, rows / pixels);
+    product.rows = *images * pixels;
+    product.depth = static_cast<double>(problem.weight_size[0] / problem.groups) *
+                    static_cast<double>(problem.weight_size[2] * problem.weight_size[3]) /
+                    static_cast<double>(phases);
+    return product;
+  }
+  // Of the phase with most taps.
+  int64_t steps(const GradientProduct& product, const RfConvConfiguration& tile) const {
+    const auto taps = [&](int d) {
+      const PhasedAxis axis = phased_axis(problem, d);
+      return divide_up(axis.taps, axis.tap_step);
+    };
+    const int64_t depth = problem.weight_size[0] / problem.groups * taps(0) * taps(1);
+    return divide_up(depth * product.bytes, tile.step_bytes);
+  }
+  double merging(const RfConvConfiguration& tile, const GradientProduct& product,
+                 int64_t splits) const {
+    // Each block leaves its sums, and the last one of a tile reads them all.
+    const double part = tile.m * tile.n * 4 / kCacheBytes;
+    const double busy =
+        static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
+    return kMeeting + (busy + static_cast<double>(splits)) * part;
+  }
+  // Bytes that a plan takes whose launches have so many tiles and images.
+  int64_t workspace(const RfConvConfiguration& tile, int64_t tiles, int64_t splits,
+                    int64_t /*images*/) const {
+    return splits > 1 ? arrival_bytes(tiles) + tiles * splits * tile.m * tile.n * 4 : 0;
+  }
+};
+
+template <class Choice>
+int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfConvPlan* plan,
+               const Refusal& refuse) {
+  const RfConvGradient& problem = choice.problem;
+  if (check_dtype(problem, refuse) != 0 || check_sizes(problem, refuse) != 0 ||
+      check_products(problem, refuse) != 0) {
+    return 1;
+  }
+  if (choice.gpu.multiprocessors < 1) {
+    return refuse("a GPU of %d multiprocessors", choice.gpu.multiprocessors);
+  }
+  if (configuration < -1 || configuration >= choice.tiles()) {
+    return refuse("configuration %d; there are 0 to %d", configuration, choice.tiles() - 1);
+  }
+  *plan = RfConvPlan{std::max(configuration, 0), 1, 0, 0, 1, 0, 0};
+  if (choice.empty()) {
+    refuse("an empty problem: nothing is launched");
+    return 0;
+  }
+  const char* against = nullptr;
+  for (int i = 0; i < choice.tiles(); ++i) {
+    const RfConvConfiguration& tile = *choice.tile(i);
+    if (configuration >= 0 && i != configuration) continue;
+    int64_t images = problem.x_size[0];
+    const GradientProduct product = choice.product(tile, &images);
+    const char* refusal = unfit(tile, product, choice.gpu);
+    if (refusal != nullptr) against = refusal;
+    // Narrow loads are for what is not wide, unless they are asked for.
+    if (refusal != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
+    if (images < 1) {
+      against = "more tiles or pixels than a launch can have";
+      continue;
+    }
+    const int64_t steps = choice.steps(product, tile);
+    const int64_t tiles = tiles_of(product, tile);
+    for (int64_t parts = 1; parts <= std::max<int64_t>(Choice::kMostSplits, splits); ++parts) {
+      if (splits > 0 && parts != splits) continue;
+      if (!has_work(steps, parts) || tiles * parts > kMost) {
+        if (splits > 0) against = "its reduction has no such parts with work for each";
+        continue;
+      }
+      double cycles = cost(product, tile, parts, choice.gpu);
+      if (parts > 1) cycles += choice.merging(tile, product, parts);
+      if (plan->launches > 0 && cycles >= plan->cycles) continue;
+      *plan = RfConvPlan{i,
+                         static_cast<int32_t>(parts),
+                         choice.workspace(tile, tiles, parts, images),
+                         divide_up(problem.x_size[0], images),
+                         images,
+                         tiles * parts,
+                         cycles};
+    }
+  }
+  if (plan->launches == 0) {
+    if (configuration < 0) return refuse("no configuration serves it: %s", against);
+    return refuse("configuration %d (%s), %d splits: %s", configuration,
+                  choice.tile(configuration)->name, splits, against);
+  }
+  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors",
+         choice.tile(plan->configuration)->name, plan->splits,
+         configuration < 0 ? "least predicted time" : "as asked for",
+         static_cast<Long>(plan->blocks), choice.gpu.multiprocessors);
+  return 0;
+}
+
+}  // namespace resnet_fused
