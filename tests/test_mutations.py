@@ -6,7 +6,8 @@ from pathlib import Path
 
 import emulated
 import mutants
-import mutants_training  # noqa: F401  (it enters itself)
+import mutants_bn_dgrad  # noqa: F401  (it enters itself)
+import mutants_training  # noqa: F401
 import pytest
 
 pytestmark = pytest.mark.emulated
@@ -35,11 +36,12 @@ HARMLESS: dict[tuple[str, str, str, str, str], str] = (
     }
     | {
         (op, "split_reduction.h", line, instruction, "no_fence"): TWICE
-        for op in ("conv_bn_act", "conv_bn_stats", "conv_dgrad")
+        for op in ("conv_bn_act", "conv_bn_dgrad", "conv_bn_stats", "conv_dgrad")
         for line, instruction in ((FENCE, "fence.acq_rel"), (ARRIVAL, "atom.acq_rel.add.u32"))
     }
     | {
-        ("conv_bn_stats", "merge_chunks.h", line, instruction, "no_fence"): TWICE
+        (op, "merge_chunks.h", line, instruction, "no_fence"): TWICE
+        for op in ("conv_bn_dgrad", "conv_bn_stats")
         for line, instruction in ((FENCE, "fence.acq_rel"), (MOMENTS, "atom.acq_rel.add.u32"))
     }
     | {
