@@ -52,10 +52,10 @@ RfConvBnDgrad problem_of(const Operands& given, int64_t addend_stride, const Pai
                          const Pair& padding, const Pair& dilation, int64_t groups, bool allow_tf32,
                          const Tensor& out) {
   const Tensor& dz = given.dz;
-  check_dtype("weight", given.weight, "dz", dz);
   RfConvBnDgrad problem{};
   problem.conv = gradient_problem({"dz", dz}, given.y, {"out", out}, {"weight", given.weight},
                                   stride, padding, dilation, groups, allow_tf32);
+  check_dtype("weight", given.weight, "dz", dz);
   check_pair("y", given.y.has_value(), "coefficients", given.coefficients.has_value());
   check_pair("raw", given.raw.has_value(), "norm", given.norm.has_value());
   if (given.y) {
