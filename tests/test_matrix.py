@@ -51,8 +51,8 @@ for op in TRAINING:
     EXPECTED[op, "cpu"] = set(DTYPES)
     if not op.startswith("conv"):
         EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
-EXPECTED["conv_bn_stats", "cuda"] = EXPECTED["conv_bn_stats", "cuda_emulated"] = set()
-EXPECTED["conv_bn_wgrad", "cuda"] = EXPECTED["conv_bn_wgrad", "cuda_emulated"] = set()
+for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad"):
+    EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
 EXPECTED["conv_bn_grad1x1", "reference"] = set(DTYPES)
 EXPECTED["conv_bn_grad1x1", "triton"] = set()
 EXPECTED["conv_chain", "cuda"] = EXPECTED["conv_chain", "cuda_emulated"] = set()

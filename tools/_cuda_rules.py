@@ -10,7 +10,7 @@ import _cuda_bn_rules
 import _cuda_fp8_rules
 from _cuda_cluster import by_cluster, cluster_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
-from _cuda_stats_rules import measuring
+from _cuda_stats_rules import measuring, summing
 from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
 from _cuda_window import by_window, chain_by_window, chain_window_of, window_of
 
@@ -413,6 +413,7 @@ RULES = {
     "conv_bn_act_cluster_kernel": by_cluster,
     "network_kernel": _network,
     "conv_bn_stats_kernel": lambda kernel: _convolution(kernel) | measuring(kernel, tile_of),
+    "conv_bn_dgrad_kernel": lambda kernel: _convolution(kernel) | summing(kernel),
     "conv_dgrad_kernel": _convolution,
     "conv_wgrad_kernel": _convolution,
     "conv_bn_wgrad_kernel": _convolution,

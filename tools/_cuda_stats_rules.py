@@ -1,4 +1,4 @@
-"""What conv_bn_stats' machine code holds beside a convolution's: sums over lanes, arrivals."""
+"""What training's convolutions hold beside a convolution's machine code: sums, and arrivals."""
 
 from __future__ import annotations
 
@@ -24,6 +24,27 @@ def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
         r"ATOM.*STRONG\.GPU.*": 2,
         "DFMA.*": 2,
     }
+    return _at_least(kernel, least)
+
+
+def summing(kernel: Any) -> dict[str, bool]:
+    """The gates of conv_bn_dgrad's reductions, as sentences.
+
+    Args:
+        kernel: a `_cuda_rules.Kernel`.
+    """
+    # Its end is there twice: for 16 bytes at a time, and for elements. Raw and addend of four rows
+    # are under way in the first one.
+    least = {
+        r"ATOM.*STRONG\.GPU.*": 1 + 2 * 2,  # of the splits, of a chunk, of the chunks
+        "DADD.*": 2 * 2 * 2,
+        r"LDG\b.*\.128\b.*": 2 * 4,
+        r"STG\b.*\.128\b.*": 4,
+    }
+    return _at_least(kernel, least)
+
+
+def _at_least(kernel: Any, least: dict[str, int]) -> dict[str, bool]:
     return {
         f"{kernel.count(pattern)} {pattern}, at least {count}": kernel.count(pattern) >= count
         for pattern, count in least.items()

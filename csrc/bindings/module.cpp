@@ -11,6 +11,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused, library) {
 #if defined(RF_WITH_CUDA)
   resnet_fused::define_conv_bn_act(library);
   resnet_fused::define_conv_bn_act_fp8(library);
+  resnet_fused::define_conv_bn_dgrad(library);
   resnet_fused::define_conv_bn_stats(library);
   resnet_fused::define_conv_bn_wgrad(library);
   resnet_fused::define_conv_gradients(library);

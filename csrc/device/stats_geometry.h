@@ -6,6 +6,7 @@
 
 #include "conv_geometry.h"
 #include "portable.h"
+#include "tile_chunks.h"
 
 namespace resnet_fused {
 
@@ -25,10 +26,6 @@ template <class Shape>
 constexpr int kStatsSharedBytes =
     Shape::kRingBytes + Shape::kWarpsM * Shape::kN * static_cast<int>(sizeof(Moments));
 
-// So many tiles of pixels are merged by one block, the last of them: few enough for the block that
-// ends a launch, enough for the one that merges what they make.
-constexpr int32_t kChunkTiles = 64;
-
 // Pixels in tiles, over all launches: each begins with a tile of its own.
 struct PixelTiles {
   int64_t pixels;
@@ -44,12 +41,6 @@ struct PixelTiles {
     const int64_t begun = launch * pixels_a_launch;
     const int64_t at = begun + static_cast<int64_t>(tile - launch * tiles_a_launch) * rows;
     return at < pixels ? at : pixels;
-  }
-  RF_HOST_DEVICE int32_t chunks() const { return (tiles + kChunkTiles - 1) / kChunkTiles; }
-  // The first tile of a chunk, or behind the last chunk the end.
-  RF_HOST_DEVICE int32_t begin(int32_t chunk) const {
-    const int32_t first = chunk * kChunkTiles;
-    return first < tiles ? first : tiles;
   }
 };
 

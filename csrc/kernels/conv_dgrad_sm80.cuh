@@ -10,32 +10,12 @@
 #include <cstdint>
 
 #include "../device/dgrad_loader.h"
+#include "../device/dgrad_product.h"
 #include "../device/gradient_epilogue.h"
 #include "../device/gradient_geometry.h"
-#include "../device/main_loop.h"
-#include "../device/mn_major.h"
 #include "../device/split_reduction.h"
 
 namespace resnet_fused {
-
-// Adds this block's part of the reduction to `sums`.
-template <class T, class Shape, LoadWidth kWidth>
-RF_DEVICE void add_gradients(Sums<Shape>& sums, const ConvDgradArguments& arguments,
-                             const DgradPlace& where, int split, ptx::SharedAddress ring,
-                             const Place<Shape>& place) {
-  constexpr int kStep = LoadPattern<T, Shape, kWidth>::kStep;
-  const int steps_of_all =
-      (where.h.taps * where.w.taps * arguments.channels_out + kStep - 1) / kStep;
-  const int each = (steps_of_all + arguments.tiles.splits - 1) / arguments.tiles.splits;
-  const int first = split * each;
-  const int steps = steps_of_all - first < each ? steps_of_all - first : each;
-  if (steps <= 0) return;
-  DgradLoader<T, Shape, kWidth> loader(arguments, where, first * kStep, place.thread);
-  const KMajorFragments<Side::kLeft, Shape::kBlocksM> left(place.row, place.lane);
-  const MnMajorFragments<T, Side::kRight, Shape::kBlocksN, Shape::kN> right(place.column,
-                                                                            place.lane);
-  run_main_loop<T>(sums, ring, steps, left, right, loader, [](int) {});
-}
 
 template <class T, class Shape, LoadWidth kWidth>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
@@ -47,7 +27,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   {
     const Tile tile = tile_of(blockIdx.x, arguments.tiles);
     const auto where = DgradPlace::of<Shape>(tile, arguments);
-    add_gradients<T, Shape, kWidth>(sums, arguments, where, tile.split, ring, place);
+    add_gradients<T, Shape, kWidth, MaskedDgradLoader<T, Shape, kWidth>>(sums, arguments, where,
+                                                                         tile.split, ring, place);
   }
   // Found again: across the loop they would take registers that there are none of.
   uint32_t block = blockIdx.x;

@@ -28,7 +28,7 @@ StatsLayout stats_layout(const RfConvBnStats& problem, const RfConvConfiguration
   layout.measured = {
       pixels, of_launch, narrowed(tiles_a_launch), narrowed((launches - 1) * tiles_a_launch + last),
       0,      tile.m};
-  const int64_t chunks = layout.measured.chunks();
+  const int64_t chunks = TileChunks{layout.measured.tiles}.count();
   const auto aligned = [](int64_t bytes) {
     return divide_up(bytes, kWorkspaceAlignment) * kWorkspaceAlignment;
   };

@@ -22,8 +22,8 @@ constexpr double kTurnLatency = 100;
 constexpr int kMostDgradSplits = 32;
 
 // The configurations of an op. kStaged: a block puts its result together in the ring, where one in
-// float32 has to fit.
-template <class WideTiles, class NarrowTiles, bool kStaged = true>
+// float32 has to fit; such are served by those of at most kFloatColumns columns.
+template <class WideTiles, class NarrowTiles, bool kStaged = true, int kFloatColumns = 128>
 struct GradientTable {
   static constexpr int kSize = WideTiles::kSize + NarrowTiles::kSize;
 
@@ -51,7 +51,7 @@ struct GradientTable {
                        Shape::kBlocks,
                        Shape::kStepBytes,
                        Shape::kRingBytes,
-                       !kStaged || kOutputFits<float, Shape>};
+                       (!kStaged || kOutputFits<float, Shape>) && Shape::kN <= kFloatColumns};
       };
       if (wide) {
         WideTiles::with(i, fill);
@@ -136,7 +136,7 @@ inline int32_t check_products(const RfConvGradient& problem, const Refusal& refu
 inline const char* unfit(const RfConvConfiguration& tile, const GradientProduct& product,
                          const RfGpu& gpu) {
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
-  if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
+  if (product.bytes == 4 && tile.float32 == 0) return "it does not serve float32";
   if (tile.wide != 0 && !product.wide) return "its operands cannot be read 16 bytes at a time";
   return nullptr;
 }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks, _results, _training, _training_cpu
+from . import _autocast, _checks, _cuda_bn_dgrad, _results, _training, _training_cpu
 from ._training import affine_gradient, normalised
 from .bn_add_act_backward import reductions
 from .conv_dgrad import widened
@@ -74,6 +74,9 @@ _training.enter(
     _reference,
     "implicit GEMM, BN's backward as it reads, mask and reductions in its epilogue",
     triton="_training_checks_dgrad",
+    cuda=True,
+    cuda_launch=_cuda_bn_dgrad.launch,
+    cuda_checks=_cuda_bn_dgrad.CHECKS,
     cpu=_training_cpu.conv_bn_dgrad,
 )
 

@@ -1,0 +1,265 @@
+// The epilogue of conv_bn_dgrad: what comes through the shortcut is added, the gradient rounded
+// once, masked by the ReLU below, stored, and summed as it was stored.
+//
+// Sums are put together in shared memory in fp32, since what is added comes before the rounding. A
+// thread then keeps to one unit of channels, 16 bytes of them or one, and goes down the rows: raw,
+// addend and gradient move as rows, and a channel's vectors and sums stay in its registers.
+#pragma once
+
+#include <cstdint>
+
+#include "../ptx/ptx.h"
+#include "bn_dgrad_geometry.h"
+#include "conv_epilogue.h"
+#include "dgrad_loader.h"
+#include "gradient_mask.h"
+#include "merge_chunks.h"
+#include "vector.h"
+
+namespace resnet_fused {
+
+// Of shared memory, at the ring's end: where a block learns whether it is the last one.
+constexpr int kScratchBytes = 16;
+
+template <class T, class Shape, int kUnit>
+class BnDgradEpilogue {
+  using Totals = OutputTile<float, Shape>;
+  using Stored = Unit<T, kUnit>;
+  static constexpr int kUnits = Shape::kN / kUnit;         // of a row
+  static constexpr int kLanes = Shape::kThreads / kUnits;  // threads of a unit's column
+  static constexpr int kRows = Shape::kM / kLanes;         // of a thread
+  static constexpr int kAhead = kRows < 4 ? kRows : 4;     // rows under way
+  static constexpr int kPiece = kUnit < 4 ? kUnit : 4;     // floats that move together
+  static constexpr int kPieces = kUnit / kPiece;
+  static_assert(Shape::kThreads % kUnits == 0 && Shape::kM % kLanes == 0 && kRows % kAhead == 0);
+  static_assert(2 * Shape::kThreads * kUnit * 4 <= Shape::kRingBytes - kScratchBytes);
+
+ public:
+  // Neighbouring threads take neighbouring channels; of pixels that lie together, rows.
+  RF_DEVICE BnDgradEpilogue(const ConvBnDgradArguments& arguments, const DgradPlace& where,
+                            uint32_t thread)
+      : arguments_(arguments),
+        where_(where),
+        swapped_(thread / 4 % 2 != 0),
+        by_rows_(kUnit == 1 && arguments.conv.pixels_lie_together),
+        lane_(by_rows_ ? thread % kLanes : thread / kUnits),
+        unit_(by_rows_ ? thread / kLanes : thread % kUnits) {
+    const int32_t column = where.n + static_cast<int32_t>(unit_) * kUnit;
+    known_ = column < arguments.conv.channels_in;
+    channel_ = where.group * arguments.conv.channels_in + (known_ ? column : 0);
+  }
+
+  RF_DEVICE void finish(const Totals& totals) {
+    if (arguments_.raw != nullptr) load_vectors();
+#pragma unroll 1
+    for (int first = 0; first < kRows; first += kAhead) {
+      Row rows[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) rows[i] = read(lane_ + (first + i) * kLanes);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) write(totals, lane_ + (first + i) * kLanes, rows[i]);
+    }
+  }
+
+  // This thread's sums to `scratch`, where `sums_of_column` finds them behind a barrier.
+  RF_DEVICE void put_sums(ptx::SharedAddress scratch) const {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) {
+        Unit<float, kPiece> piece;
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) piece.value[e] = sum_[s][p * kPiece + e];
+        ptx::store_shared(scratch + (place_of(s, lane_, p) * kUnits + unit_) * sizeof(piece),
+                          piece);
+      }
+    }
+  }
+
+  // The column whose sums over the tile a thread < kN makes, in the order in which they lie.
+  static RF_DEVICE int32_t column_of_thread(uint32_t thread) {
+    const uint32_t piece = thread / (kUnits * kPiece);
+    const uint32_t unit = thread / kPiece % kUnits;
+    return static_cast<int32_t>(unit * kUnit + piece * kPiece + thread % kPiece);
+  }
+  static RF_DEVICE GradientSums sums_of_column(ptx::SharedAddress scratch, uint32_t thread) {
+    double total[2] = {};
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const uint32_t piece = place_of(s, lane, thread / (kUnits * kPiece));
+        const uint32_t at = piece * (kUnits * kPiece) + thread % (kUnits * kPiece);
+        total[s] += static_cast<double>(ptx::load_shared<float>(scratch + at * 4));
+      }
+    }
+    return {static_cast<float>(total[0]), static_cast<float>(total[1])};
+  }
+
+ private:
+  // Where a lane's pieces of a sum lie, one of each unit: those of neighbouring lanes in other
+  // banks.
+  static RF_DEVICE uint32_t place_of(int sum, uint32_t lane, uint32_t piece) {
+    return (sum * kLanes + lane) * kPieces + (kPieces == 2 ? piece ^ lane % 2 : piece);
+  }
+
+  // What is known of a row before its gradient is finished.
+  struct Row {
+    T* to;  // null: there is no such pixel
+    bool added;
+    Stored addend;
+    Stored raw;
+  };
+
+  RF_DEVICE Row read(uint32_t row) const {
+    const ConvDgradArguments& conv = arguments_.conv;
+    Row found{};
+    const int32_t m = where_.m + static_cast<int32_t>(row);
+    if (!known_ || m >= conv.grid.pixels) return found;
+    Pixel pixel = pixel_of(m, conv.grid);
+    pixel.p = pixel.p * conv.h.stride + where_.h.index;
+    pixel.q = pixel.q * conv.w.stride + where_.w.index;
+    if (pixel.p >= conv.h.size || pixel.q >= conv.w.size) return found;
+    found.to = static_cast<T*>(conv.dx) + element(pixel, conv.dx_strides);
+    if (arguments_.raw != nullptr) {
+      found.raw = load(static_cast<const T*>(arguments_.raw), pixel, arguments_.raw_strides);
+    }
+    if (arguments_.addend != nullptr) {
+      const Divisor& step = arguments_.addend_step;
+      const auto p = static_cast<int32_t>(quotient(static_cast<uint32_t>(pixel.p), step));
+      const auto q = static_cast<int32_t>(quotient(static_cast<uint32_t>(pixel.q), step));
+      const auto each = static_cast<int32_t>(step.value);
+      found.added = p * each == pixel.p && q * each == pixel.q;
+      if (found.added) {
+        found.addend = load(static_cast<const T*>(arguments_.addend), Pixel{pixel.n, p, q},
+                            arguments_.addend_strides);
+      }
+    }
+    return found;
+  }
+
+  RF_DEVICE void write(const Totals& totals, uint32_t row, const Row& found) {
+    if (found.to == nullptr) return;
+    float total[kUnit];
+    load_totals(total, totals, row);
+    Stored dx;
+#pragma unroll
+    for (int i = 0; i < kUnit; ++i) {
+      const float more = widen(found.addend.value[i]);
+      dx.value[i] = narrow<T>(found.added ? total[i] + more : total[i]);
+    }
+    if (arguments_.raw != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kUnit; ++i) {
+        const float raw = widen(found.raw.value[i]);
+        // As forward made it. Not (h > 0): where it is NaN, the gradient passes.
+        const float h = widen(narrow<T>(__builtin_fmaf(scale_[i], raw, shift_[i])));
+        if (h <= 0.0f) dx.value[i] = T{};
+        const float passed = widen(dx.value[i]);
+        sum_[0][i] += passed;
+        sum_[1][i] = __builtin_fmaf(passed, raw - mean_[i], sum_[1][i]);
+      }
+    }
+    ptx::store_global(reinterpret_cast<Stored*>(found.to), dx);
+  }
+
+  RF_DEVICE int64_t element(const Pixel& pixel, const PixelStrides& strides) const {
+    return offset_of(pixel, strides) + channel_ * strides.k;
+  }
+  RF_DEVICE Stored load(const T* from, const Pixel& pixel, const PixelStrides& strides) const {
+    return ptx::load_global_read_only(
+        reinterpret_cast<const Stored*>(from + element(pixel, strides)));
+  }
+
+  // Two pieces make a unit of 16-bit elements: every other four threads take the second one first,
+  // so that eight threads meet in no bank.
+  RF_DEVICE void load_totals(float (&total)[kUnit], const Totals& totals, uint32_t row) const {
+    using Piece = Unit<float, kPiece>;
+    Piece piece[kPieces];
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      const uint32_t at = kPieces == 2 && swapped_ ? 1 - p : p;
+      piece[p] = ptx::load_shared<Piece>(totals.element_at(row, unit_ * kUnit + at * kPiece));
+    }
+#pragma unroll
+    for (int i = 0; i < kUnit; ++i) {
+      const int p = i / kPiece;
+      total[i] = kPieces == 2 && swapped_ ? piece[kPieces - 1 - p].value[i % kPiece]
+                                          : piece[p].value[i % kPiece];
+    }
+  }
+
+  RF_DEVICE void load_vectors() {
+    const int64_t channels = int64_t{arguments_.conv.channels_in} * arguments_.conv.tiles.groups;
+    const auto load_row = [&](float (&values)[kUnit], int row) {
+#pragma unroll
+      for (int i = 0; i < kUnit; i += kPiece) {
+        using Piece = Unit<float, kPiece>;
+        const auto piece = ptx::load_global_read_only(
+            reinterpret_cast<const Piece*>(arguments_.norm + row * channels + channel_ + i));
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) values[i + e] = piece.value[e];
+      }
+    };
+    load_row(scale_, 0);
+    load_row(shift_, 1);
+    load_row(mean_, 2);
+  }
+
+  const ConvBnDgradArguments& arguments_;
+  const DgradPlace& where_;
+  bool swapped_;
+  bool by_rows_;
+  uint32_t lane_;
+  uint32_t unit_;
+  bool known_;       // whether there are such channels
+  int64_t channel_;  // the first one of the unit, over all groups
+  float scale_[kUnit];
+  float shift_[kUnit];
+  float mean_[kUnit];
+  float sum_[2][kUnit] = {};
+};
+
+// Behind the sums of this block's tile, which it has stored. `ring` and `scratch`: shared memory
+// that nobody else uses any more, 16 bytes a thread and 4 bytes.
+template <class Shape>
+RF_DEVICE void merge_gradient_sums(const ConvBnDgradArguments& arguments,
+                                   const MeasuredColumn& where, int32_t row,
+                                   ptx::SharedAddress ring, ptx::SharedAddress scratch,
+                                   uint32_t thread) {
+  const int64_t channels = int64_t{arguments.conv.channels_in} * arguments.conv.tiles.groups;
+  const auto column = static_cast<int32_t>(thread % Shape::kN);
+  const bool known = column < where.columns;
+  const bool writes = known && thread < Shape::kN;
+  // Of a column that does not exist the first one's, for nobody.
+  const int64_t channel = where.channel + (known ? column : 0);
+  const auto add = [](ColumnSums& into, int32_t, const auto& part) {
+    into.first += static_cast<double>(part.first);
+    into.second += static_cast<double>(part.second);
+  };
+  merge_chunks(
+      arguments.arrivals + where.index * static_cast<uint32_t>(arguments.all.count() + 1),
+      arguments.all, row, scratch, thread,
+      [&](int32_t first, int32_t last) {
+        return sum_parts<Shape>(
+            first, last, ring, thread,
+            [&](int32_t i) { return ptx::load_global(arguments.partial + i * channels + channel); },
+            add);
+      },
+      [&](int32_t chunk, const ColumnSums& sums) {
+        if (writes) ptx::store_global(arguments.merged + chunk * channels + channel, sums);
+      },
+      [&](int32_t count) {
+        return sum_parts<Shape>(
+            0, count, ring, thread,
+            [&](int32_t i) { return ptx::load_global(arguments.merged + i * channels + channel); },
+            add);
+      },
+      [&](const ColumnSums& sums) {
+        if (!writes) return;
+        ptx::store_global(arguments.sums + channel, static_cast<float>(sums.first));
+        ptx::store_global(arguments.sums + channels + channel, static_cast<float>(sums.second));
+      });
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,89 @@
+// conv_bn_dgrad on the GPU, for sm_80 and later: the gradient of the input of a convolution between
+// two BatchNorms, by implicit GEMM on mma.sync.
+//
+//     dy = A dz + (B y + C)                              as it arrives; 0 outside of the output
+//     dx[m, c] = sum over e of dy[m, e] * filter[e, c] [+ addend]     where h passed the ReLU
+//     sums = sum dx, sum dx (raw - mean)                 of every channel, of the rounded dx
+//
+// M: input pixels of one phase of the stride, N: input channels of a group, reduction: the phase's
+// taps and the group's output channels. The last block of a column of tiles adds up what the others
+// have summed; of a phase without taps the sums are what is added.
+#pragma once
+
+#include <cstdint>
+
+#include "../device/affine_dgrad_loader.h"
+#include "../device/bn_dgrad_epilogue.h"
+#include "../device/bn_dgrad_geometry.h"
+#include "../device/dgrad_product.h"
+#include "../device/gradient_epilogue.h"
+#include "../device/split_reduction.h"
+
+namespace resnet_fused {
+
+// Finishes the tile whose sums lie in the ring; kUnit: channels that move together.
+template <class T, class Shape, int kUnit>
+RF_DEVICE void finish_gradients(const ConvBnDgradArguments& arguments, const Tile& tile,
+                                ptx::SharedAddress ring, uint32_t thread) {
+  using Epilogue = BnDgradEpilogue<T, Shape, kUnit>;
+  const auto where = DgradPlace::of<Shape>(tile, arguments.conv);
+  Epilogue epilogue(arguments, where, thread);
+  epilogue.finish({ring, 0});
+  if (arguments.raw == nullptr) return;
+  ptx::sync_threads();  // the tile has been read
+  epilogue.put_sums(ring);
+  ptx::sync_threads();
+  const int32_t columns = arguments.conv.channels_in - where.n;
+  const int32_t channel = where.group * arguments.conv.channels_in + where.n;
+  const int32_t row = arguments.first_row + tile.m;
+  const int32_t column = Epilogue::column_of_thread(thread);
+  if (thread < Shape::kN && column < columns) {
+    const int64_t channels = int64_t{arguments.conv.channels_in} * arguments.conv.tiles.groups;
+    ptx::store_global(arguments.partial + row * channels + channel + column,
+                      Epilogue::sums_of_column(ring, thread));
+  }
+  merge_gradient_sums<Shape>(
+      arguments,
+      {static_cast<uint32_t>(tile.group * arguments.conv.tiles.tiles_n + tile.n), channel, columns},
+      row, ring, ring + Shape::kRingBytes - kScratchBytes, thread);
+}
+
+template <class T, class Shape, LoadWidth kWidth>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    conv_bn_dgrad_kernel(const __grid_constant__ ConvBnDgradArguments arguments) {
+  const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
+  // The tile is found anew wherever it is needed: from one such place to the next it would take
+  // registers that there are none of.
+  const auto find_tile = [&] {
+    uint32_t block = blockIdx.x;
+    ptx::keep(block);
+    return tile_of(block, arguments.conv.tiles);
+  };
+  Sums<Shape> sums;
+  sums.clear();
+  {
+    const Tile tile = find_tile();
+    const auto where = DgradPlace::of<Shape>(tile, arguments.conv);
+    add_gradients<T, Shape, kWidth, AffineDgradLoader<T, Shape, kWidth>>(
+        sums, arguments.conv, where, tile.split, ring, Place<Shape>::mine());
+  }
+  uint32_t thread = threadIdx.x;
+  ptx::keep(thread);
+  if (arguments.conv.tiles.splits > 1) {
+    const Tile part = find_tile();
+    if (!merge_splits(sums, arguments.conv.workspace, part.index, part.split,
+                      arguments.conv.tiles.splits, ring, thread)) {
+      return;
+    }
+  }
+  put_rows(OutputTile<float, Shape>{ring, 0}, sums, Place<Shape>::of(thread),
+           [](uint32_t) { return 1.0f; });
+  ptx::sync_threads();
+  if (arguments.conv.wide_dx) {
+    finish_gradients<T, Shape, kVectorLength<T>>(arguments, find_tile(), ring, thread);
+  } else {
+    finish_gradients<T, Shape, 1>(arguments, find_tile(), ring, thread);
+  }
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,106 @@
+// The workspace, strides and divisors of conv_bn_dgrad, and the launch of each part of the batch.
+#include "conv_bn_dgrad_arguments.h"
+
+#include <algorithm>
+
+#include "conv_strides.h"
+
+namespace resnet_fused {
+
+BnDgradLayout bn_dgrad_layout(const RfConvBnDgrad& problem, const RfConvConfiguration& tile,
+                              int32_t splits, int64_t images_a_launch) {
+  const RfConvGradient& conv = problem.conv;
+  const PhaseSize phase = phase_size(conv);
+  const int64_t phases = conv.stride[0] * conv.stride[1];
+  const int64_t channels = conv.x_size[1];
+  const int64_t columns = divide_up(channels / conv.groups, tile.n) * conv.groups;
+  const int64_t images = conv.x_size[0];
+  const auto rows_of = [&](int64_t count) {
+    return divide_up(count * phase.rows * phase.columns, tile.m) * phases;
+  };
+  const int64_t whole = (images - 1) / images_a_launch;  // launches ahead of the last one
+  const int64_t rows = rows_of(images_a_launch);
+
+  BnDgradLayout layout{};
+  layout.all = {narrowed(whole * rows + rows_of(images - whole * images_a_launch))};
+  layout.rows_a_launch = narrowed(rows);
+  const int64_t chunks = layout.all.count();
+  const int64_t tiles = rows * columns;
+  const auto aligned = [](int64_t bytes) {
+    return divide_up(bytes, kWorkspaceAlignment) * kWorkspaceAlignment;
+  };
+  layout.arrivals = splits > 1 ? arrival_bytes(tiles) : 0;
+  layout.counted = layout.arrivals;
+  layout.partial = layout.arrivals;
+  if (problem.reduced != 0) {
+    layout.counted += arrival_bytes(columns * (chunks + 1));
+    layout.sums = layout.counted;
+    layout.merged =
+        layout.sums + aligned(layout.all.tiles * channels * int64_t{sizeof(GradientSums)});
+    layout.partial =
+        layout.merged + (chunks > 1 ? aligned(chunks * channels * int64_t{sizeof(ColumnSums)}) : 0);
+  }
+  layout.bytes = layout.partial + (splits > 1 ? tiles * splits * tile.m * tile.n * 4 : 0);
+  return layout;
+}
+
+ConvBnDgradArguments conv_bn_dgrad_arguments(const RfConvBnDgrad& problem, const RfConvPlan& plan,
+                                             void* workspace, int64_t first, int64_t images) {
+  const RfConvConfiguration& tile = *rf_conv_bn_dgrad_configuration(plan.configuration);
+  const RfConvGradient& conv = problem.conv;
+  const int64_t bytes = bytes_of(conv.dtype);
+  const int64_t channels = conv.weight_size[1];
+  const BnDgradLayout layout = bn_dgrad_layout(problem, tile, plan.splits, plan.images_a_launch);
+
+  ConvBnDgradArguments arguments{};
+  arguments.conv = conv_dgrad_arguments(conv, plan, tile, workspace, first, images);
+  if (plan.splits > 1) {
+    arguments.conv.workspace.partial = static_cast<float*>(moved(workspace, layout.partial));
+  }
+  if (problem.affine == 0) arguments.conv.y = nullptr;
+  bool& wide = arguments.conv.wide_dx;
+  if (problem.added != 0) {
+    const int64_t step = problem.addend_step;
+    const int64_t size[4] = {conv.x_size[0], conv.x_size[1], divide_up(conv.x_size[2], step),
+                             divide_up(conv.x_size[3], step)};
+    const Strides addend = used(size, problem.addend_stride);
+    arguments.addend = moved(problem.addend, first * addend.n * bytes);
+    arguments.addend_strides = addend.of_pixels();
+    arguments.addend_step = make_divisor(narrowed(step));
+    wide = wide && is_wide(problem.addend, addend, channels, bytes);
+  }
+  arguments.counters = workspace;
+  arguments.cleared_bytes = first == 0 ? layout.counted : 0;
+  if (problem.reduced == 0) return arguments;
+  const Strides raw = used(conv.x_size, problem.raw_stride);
+  arguments.raw = moved(problem.raw, first * raw.n * bytes);
+  arguments.raw_strides = raw.of_pixels();
+  arguments.norm = static_cast<const float*>(problem.norm);
+  wide = wide && is_wide(problem.raw, raw, channels, bytes) && is_aligned(problem.norm);
+  arguments.all = layout.all;
+  arguments.first_row = narrowed(first / plan.images_a_launch * layout.rows_a_launch);
+  arguments.arrivals = static_cast<uint32_t*>(moved(workspace, layout.arrivals));
+  arguments.partial = static_cast<GradientSums*>(moved(workspace, layout.sums));
+  arguments.merged = static_cast<ColumnSums*>(moved(workspace, layout.merged));
+  arguments.sums = static_cast<float*>(problem.sums);
+  return arguments;
+}
+
+}  // namespace resnet_fused
+
+extern "C" int rf_conv_bn_dgrad_cuda(const RfConvBnDgrad* problem, const RfConvPlan* plan,
+                                     void* workspace, void* stream) {
+  using namespace resnet_fused;
+  constexpr Launches<ConvBnDgradArguments> kLaunches{
+      launch_conv_bn_dgrad_bfloat16, launch_conv_bn_dgrad_float16, launch_conv_bn_dgrad_float32};
+  const int64_t images = problem->conv.x_size[0];
+  for (int64_t i = 0; i < plan->launches; ++i) {
+    const int64_t first = i * plan->images_a_launch;
+    const int64_t count = std::min(plan->images_a_launch, images - first);
+    const int error = kLaunches(problem->conv.dtype,
+                                conv_bn_dgrad_arguments(*problem, *plan, workspace, first, count),
+                                plan->configuration, stream);
+    if (error != 0) return error;
+  }
+  return 0;
+}

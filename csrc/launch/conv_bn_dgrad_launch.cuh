@@ -1,0 +1,40 @@
+// The launches of conv_bn_dgrad for one dtype; each dtype's .cu file makes its own.
+#pragma once
+
+#include "../kernels/conv_bn_dgrad_sm80.cuh"
+#include "conv_bn_dgrad_arguments.h"
+#include "conv_bn_dgrad_tiles.h"
+#include "launch.h"
+
+namespace resnet_fused {
+
+template <class T>
+int launch_conv_bn_dgrad(const ConvBnDgradArguments& arguments, int configuration, void* stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const TileGrid& tiles = arguments.conv.tiles;
+  const auto start = [&]<class Shape, LoadWidth kWidth>() -> int {
+    if constexpr (sizeof(T) == 4 && Shape::kN > kBnDgradFloatColumns) {
+      return cudaErrorInvalidConfiguration;  // no plan says so
+    } else {
+      const dim3 grid(static_cast<uint32_t>(tiles.tiles_m) * static_cast<uint32_t>(tiles.tiles_n) *
+                      static_cast<uint32_t>(tiles.groups) * static_cast<uint32_t>(tiles.splits));
+      return RF_LAUNCH((conv_bn_dgrad_kernel<T, Shape, kWidth>), grid, dim3(Shape::kThreads),
+                       Shape::kRingBytes, cuda_stream, arguments);
+    }
+  };
+  if (arguments.cleared_bytes > 0) {
+    const int error =
+        clear_async(arguments.counters, static_cast<size_t>(arguments.cleared_bytes), cuda_stream);
+    if (error != cudaSuccess) return error;
+  }
+  if (configuration < BnDgradWideTiles::kSize) {
+    return BnDgradWideTiles::with(configuration, [&]<class Shape>() {
+      return start.template operator()<Shape, LoadWidth::kWide>();
+    });
+  }
+  return BnDgradNarrowTiles::with(configuration - BnDgradWideTiles::kSize, [&]<class Shape>() {
+    return start.template operator()<Shape, LoadWidth::kNarrow>();
+  });
+}
+
+}  // namespace resnet_fused
