@@ -41,9 +41,21 @@ CASES = (
 
 
 @functools.cache
-def tiles() -> list[dict]:
-    """The configurations."""
+def table() -> list[dict]:
+    """All configurations."""
     return getattr(emulated.load(), f"{OP}_configurations")()
+
+
+@functools.cache
+def tiles() -> list[dict]:
+    """Those that bring each tap by itself: the first ones of the table."""
+    return [tile for tile in table() if not tile["window"]]
+
+
+@functools.cache
+def windows() -> dict[int, dict]:
+    """Those by windows of the input, by index."""
+    return {i: tile for i, tile in enumerate(table()) if tile["window"]}
 
 
 def operands(

@@ -97,43 +97,6 @@ def test_a_kernel_for_sm_90a_is_held_to_its_instructions():
         assert any(words in said for said in by_tma(**planted)), planted
 
 
-WINDOW = (
-    "_ZN12resnet_fused25conv_bn_act_window_kernelINS_8BFloat16ENS_11WindowShapeILi192EEEEEvNS_"
-    "19ConvWindowArgumentsE"
-)
-WINDOW_CODE = {
-    "HGMMA.64x192x16.F32.BF16": 36, "UTMALDG.4D": 9, "UTMALDG.4D.IM2COL": 2, "STG.E.128": 12,
-    "SYNCS.PHASECHK.TRANS64.TRYWAIT": 10, "STSM.16.MT88.4": 24, "LDSM.16.MT88.4": 12,
-    "WARPGROUP.DEPBAR.LE": 2, "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
-}  # fmt: skip
-
-
-def by_window(name=WINDOW, arch="90a", registers=168, **code):
-    counts = WINDOW_CODE | {key.replace("_", "."): count for key, count in code.items()}
-    one = rules.Early(waits=1, triggers=1, constants=1)
-    return rules.Kernel(name, arch, registers, instructions=counts, early=one).failures()
-
-
-def test_the_window_kernel_is_held_to_its_instructions():
-    assert by_window() == []
-    assert rules.short_name(WINDOW) == "conv_bn_act_window<BFloat16, windows for 192 pixels>"
-    for planted, words in (
-        ({"arch": "80"}, "it is built for nothing else"),
-        ({"registers": 160}, "160 registers, expected 168"),
-        ({"name": WINDOW.replace("Li192E", "Li256E")}, "238592 bytes of shared memory, at most"),
-        ({"name": WINDOW.replace("Li192E", "Li208E")}, "0 HGMMA of 208 columns, expected 36"),
-        ({"HGMMA_64x192x16_F32_BF16": 35}, "35 HGMMA of 192 columns"),
-        ({"WARPGROUP_DEPBAR_LE": 3}, "3 waits for products, expected 2"),
-        ({"UTMALDG_4D_IM2COL": 1}, "1 UTMALDG"),
-        ({"STG_E_128": 11}, "11 STG.128, expected 12"),
-        ({"STSM_16_MT88_4": 23}, "23 STSM"),
-        ({"LDSM_16_MT88_4": 11}, "11 LDSM"),
-        ({"SYNCS_PHASECHK_TRANS64_TRYWAIT": 4}, "4 SYNCS"),
-        ({"name": WINDOW.replace("WindowShape", "Shape")}, "its name spells no configuration"),
-    ):
-        assert any(words in said for said in by_window(**planted)), (planted, by_window(**planted))
-
-
 CLUSTER = (
     "_ZN12resnet_fused26conv_bn_act_cluster_kernelINS_8BFloat16ENS_12ClusterShapeILi56ELi6EEELi4E"
     "EEvNS_20ConvClusterArgumentsE"

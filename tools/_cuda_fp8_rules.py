@@ -26,18 +26,33 @@ def counts(mangled: str, *, pixels_left: bool, columns: int) -> dict[str, int]:
         pixels_left: of its tile.
         columns: of its products.
     """
-    in_bytes = out_of(mangled) == "Float8E4M3"
-    stores = columns // 64 if pixels_left and not in_bytes else 1
-    # Two bytes at a time with pixels on the left, else one; results with and without a shortcut.
-    width, each = ("U16", 2) if pixels_left else ("U8", 1)
-    found = {
+    stores = columns // 64 if pixels_left and not in_bytes(mangled) else 1
+    return {
         # Weights twice, before the wait and behind it; pixels by both ways; the shortcut.
         "UTMALDG.*": 5,
         r"UTMALDG\.4D\.IM2COL": 1,
         "UTMASTG.*": stores,
         "FADD.*": columns // 2,  # a step's sums to the tile's
-        rf"LDS\.{width}.*": columns // 2 // each,
+        **epilogue(mangled, pixels_left=pixels_left, columns=columns),
     }
-    if in_bytes:
+
+
+def in_bytes(mangled: str) -> bool:
+    """Whether a kernel's results are e4m3."""
+    return out_of(mangled) == "Float8E4M3"
+
+
+def epilogue(mangled: str, *, pixels_left: bool, columns: int) -> dict[str, int]:
+    """Instructions that read the shortcut and write results to the staging, with and without one.
+
+    Args:
+        mangled: the kernel's name.
+        pixels_left: of its tile.
+        columns: of a warpgroup's sums.
+    """
+    # Two bytes at a time with pixels on the left, else one.
+    width, each = ("U16", 2) if pixels_left else ("U8", 1)
+    found = {rf"LDS\.{width}.*": columns // 2 // each}
+    if in_bytes(mangled):
         return found | {rf"STS\.{width}.*": columns // each, "F2FP.SATFINITE.E4M3.*": columns // 2}
     return found | {r"STSM\b.*": columns // 8}

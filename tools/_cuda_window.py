@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import _cuda_fp8_rules
+
 if TYPE_CHECKING:
     from _cuda_rules import Kernel
 
@@ -23,12 +25,20 @@ class WindowTile:
     """A configuration, as its kernel's name spells it."""
 
     pixels: int
+    row_bytes: int
+    passes: int
 
     @property
     def shared(self) -> int:
         """Bytes of a block for rows of 56 pixels: filters, staging tiles, barriers, windows."""
-        fixed = ROW_BYTES * (TAPS * FILTERS + CONSUMERS * self.pixels) + 1024
-        return fixed + CONSUMERS * ROW_BYTES * _window_rows(self.pixels)
+        staging = CONSUMERS * self.pixels * ROW_BYTES
+        rows = TAPS * FILTERS + CONSUMERS * _window_rows(self.pixels)
+        return self.row_bytes * rows + staging + 1024
+
+    @property
+    def parts(self) -> int:
+        """Of a tile's sums, which threads add up; one: none are."""
+        return -(-TAPS * self.row_bytes // ROW_BYTES) if self.passes > 1 else 1
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,8 @@ def _window_rows(positions: int) -> int:
 @functools.cache
 def window_of(mangled: str) -> WindowTile | None:
     """The configuration in a kernel's mangled name, or None."""
-    shape = re.search(r"11WindowShapeILi(\d+)EE", mangled)
-    return WindowTile(int(shape.group(1))) if shape else None
+    shape = re.search(r"11WindowShapeI" + 3 * r"Li(\d+)E" + "E", mangled)
+    return WindowTile(*map(int, shape.groups())) if shape else None
 
 
 @functools.cache
@@ -84,25 +94,37 @@ def by_window(kernel: Kernel) -> dict[str, bool]:
         return {"its name spells no configuration": False}
     if kernel.arch != "90a":
         return {"wgmma is sm_90a's alone: it is built for nothing else": False}
-    columns, wanted = tile.pixels, TAPS * STEP_PRODUCTS
-    products = kernel.count(rf"HGMMA\.64x{columns}x16\.F32.*")
-    # All products of a tile follow one another: only those of the last tap are waited for apart.
+    columns = tile.pixels // tile.passes
+    wanted = TAPS * STEP_PRODUCTS * tile.row_bytes // ROW_BYTES * tile.passes
+    if _cuda_fp8_rules.out_of(kernel.name) is None:
+        instruction, row = rf"HGMMA\.64x{columns}x16\.F32.*", ROW_BYTES
+        # All products of a tile follow one another: only those of the last tap are waited for
+        # apart.
+        waited = 2
+        # With and without a shortcut.
+        staged = {r"STSM\b.*": 2 * columns // 16, r"LDSM\b.*": columns // 16}
+    else:
+        instruction = _cuda_fp8_rules.product(columns)
+        row = FILTERS if _cuda_fp8_rules.in_bytes(kernel.name) else ROW_BYTES
+        waited = tile.parts * tile.passes
+        staged = _cuda_fp8_rules.epilogue(kernel.name, pixels_left=False, columns=tile.pixels)
+        staged["FADD.*"] = tile.parts * tile.pixels // 2
+    products = kernel.count(instruction)
     waits = kernel.count(r"WARPGROUP\.DEPBAR.*")
-    stored = kernel.wide("STG")
+    stored, results = kernel.wide("STG"), tile.pixels * row // 16 // 128
     counts = {
         r"UTMALDG\.4D": 1,  # filters
         r"UTMALDG\.4D\.IM2COL": 2,  # windows, the shortcut
         "SYNCS.*TRYWAIT": 5,
         "USETMAXREG.*": 2,
-        r"STSM\b.*": 2 * columns // 16,  # with and without a shortcut
-        r"LDSM\b.*": columns // 16,
+        **staged,
     }
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
         f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,
-        f"{products} HGMMA of {columns} columns, expected {wanted}": products == wanted,
-        f"{waits} waits for products, expected 2": waits == 2,
-        f"{stored} STG.128, expected {columns // 16}": stored == columns // 16,
+        f"{products} products of {columns} columns, expected {wanted}": products == wanted,
+        f"{waits} waits for products, expected {waited}": waits == waited,
+        f"{stored} STG.128, expected {results}": stored == results,
         **{
             f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
             for pattern, least in counts.items()

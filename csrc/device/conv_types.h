@@ -2,7 +2,6 @@
 // tensors of 16 bits, all alike. Others specialise it.
 #pragma once
 
-#include "tma_conv.h"
 #include "warpgroup_epilogue.h"
 #include "warpgroup_shape.h"
 
@@ -11,6 +10,7 @@ namespace resnet_fused {
 template <class T>
 struct ConvTypes {
   using Operand = T;
+  using Result = T;
   // Whether each step's products are added up by themselves, and to the sums by the threads.
   static constexpr bool kInParts = false;
 
@@ -19,7 +19,10 @@ struct ConvTypes {
   using Epilogue = WarpgroupEpilogue<T, kOrientation, kColumns>;
 
   // What the epilogue is told beside scale and shift.
-  static RF_DEVICE float act(const ConvTmaArguments& arguments) { return arguments.floor; }
+  template <class Arguments>
+  static RF_DEVICE float act(const Arguments& arguments) {
+    return arguments.floor;
+  }
 #endif
 };
 

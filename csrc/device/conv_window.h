@@ -22,8 +22,10 @@
 namespace resnet_fused {
 
 constexpr int kWindowTaps = 9;
-constexpr int kWindowFilterBytes = kWarpgroupRows * kStepRowBytes;  // 64 filters of one tap
-constexpr int kWindowFilters = kWindowTaps * kWindowFilterBytes;    // bytes, for the block's life
+constexpr int kWindowChannels = kStepElements;  // of the input, whatever its type: a row's
+// Bytes of 64 filters in 16 bits, of one tap and of all: these stay for the block's life.
+constexpr int kWindowFilterBytes = kWarpgroupRows * kStepRowBytes;
+constexpr int kWindowFilters = kWindowTaps * kWindowFilterBytes;
 
 // Rows of a window for so many positions: up to the last tap of the last one.
 RF_HOST_DEVICE constexpr int64_t window_rows(int64_t positions, int64_t width) {
@@ -31,16 +33,23 @@ RF_HOST_DEVICE constexpr int64_t window_rows(int64_t positions, int64_t width) {
 }
 
 // kPixels positions by 64 channels a tile, a tile for each of two warpgroups in turns; a window for
-// each of them.
-template <int kPixels_>
+// each of them. kRowBytes: of a position's 64 channels. kPasses: products that lie side by side in
+// a tile; of two, threads add up one's sums while the other one runs.
+template <int kPixels_, int kRowBytes_ = kStepRowBytes, int kPasses_ = 1>
 struct WindowShape {
   static constexpr int kPixels = kPixels_;
-  static_assert(kPixels % 16 == 0 && kPixels <= 256);
+  static constexpr int kRowBytes = kRowBytes_;
+  static constexpr int kPasses = kPasses_;
+  static constexpr int kColumns = kPixels / kPasses;  // of a product
+  static_assert(kPixels % 16 == 0 && kPixels <= 256 && kColumns % 8 == 0);
 
-  // From a multiple of 1024: the filters; a staging tile for each consumer; barriers: the windows'
-  // ring, one for the filters, one a consumer for its shortcut and one for its turn; the windows,
-  // whose size a launch knows.
-  static constexpr int kStagingAt = kWindowFilters;
+  static constexpr int kFilterBytes = kWarpgroupRows * kRowBytes;  // of one tap
+  static constexpr int kFilters = kWindowTaps * kFilterBytes;
+
+  // From a multiple of 1024: the filters; a staging tile for each consumer, wide enough for 16
+  // bits; barriers: the windows' ring, one for the filters, one a consumer for its shortcut and one
+  // for its turn; the windows, whose size a launch knows.
+  static constexpr int kStagingAt = kFilters;
   static constexpr int kStagingBytes = kPixels * kStepRowBytes;
   static constexpr int kRingAt = kStagingAt + kConsumers * kStagingBytes;
   static constexpr int kFiltersFullAt = kRingAt + ring_bytes(kConsumers);
@@ -71,12 +80,14 @@ struct ConvWindowArguments {
   const float* scale;       // [K]
   const float* shift;       // [K]
   WindowStrides out_strides;
-  PixelGrid walk;     // positions up to the last pixel; Q + 1; P + 1
-  int32_t part_rows;  // of a window, that one request brings: a multiple of 8
-  int32_t parts;      // of a window
-  int32_t tiles;      // of positions
-  int32_t columns;    // tiles of 64 channels: a block has one for its life
-  float floor;        // 0 for a ReLU, -infinity for none
+  PixelGrid walk;         // positions up to the last pixel; Q + 1; P + 1
+  int32_t part_rows;      // of a window, that one request brings: a multiple of 8
+  int32_t parts;          // of a window
+  int32_t tiles;          // of positions
+  int32_t columns;        // tiles of 64 channels: a block has one for its life
+  float floor;            // 0 for a ReLU, -infinity for none
+  float residual_factor;  // of e4m3: what a stored 1 of the residual is worth
+  float out_factor;       // and one over what a stored 1 of out is
   bool has_residual;
   bool reverse;    // tiles are walked from the last one
   bool dependent;  // the next kernel may begin early

@@ -136,7 +136,7 @@ class QuantisedEpilogue
     this->send(stored_, out, place, channels);
   }
 
- private:
+ protected:
   template <bool kResidual>
   RF_DEVICE void put_results(const float (&d)[kColumns / 2], const ScaledBnAct& act) const {
     uint32_t shortcut[kPairs / 2];  // two pairs a register
@@ -176,6 +176,7 @@ class QuantisedEpilogue
     }
   }
 
+ private:
   Stored stored_;
 };
 
@@ -186,6 +187,7 @@ class QuantisedEpilogue
 template <class Out>
 struct ConvTypes<E4M3To<Out>> {
   using Operand = Float8E4M3;
+  using Result = Out;
   static constexpr bool kInParts = true;
   static_assert(kElementsOfStep<Operand> == 128);
 
@@ -193,7 +195,8 @@ struct ConvTypes<E4M3To<Out>> {
   template <Orientation kOrientation, int kColumns>
   using Epilogue = QuantisedEpilogue<Out, kOrientation, kColumns>;
 
-  static RF_DEVICE ScaledBnAct act(const ConvTmaArguments& arguments) {
+  template <class Arguments>
+  static RF_DEVICE ScaledBnAct act(const Arguments& arguments) {
     return {arguments.floor, arguments.residual_factor, arguments.out_factor};
   }
 #endif

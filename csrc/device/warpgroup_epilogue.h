@@ -134,7 +134,7 @@ class StagedEpilogue {
     if (thread_ == 0) {
       ptx::bulk_wait_group_read<0>();
       if (residual != nullptr) {
-        ptx::mbarrier_arrive_expect_tx(own_.residual, Staged::kBytes);
+        ptx::mbarrier_arrive_expect_tx(own_.residual, kShortcutBytes);
         for (int i = 0; i < Staged::kBoxes; ++i) {
           ptx::tma_load(staged_.box(i), residual,
                         {place.channel + i * Staged::kBoxChannels, place.group, place.pixel},
@@ -151,6 +151,8 @@ class StagedEpilogue {
   }
 
  protected:
+  static constexpr int kShortcutBytes = Staged::kBytes;
+
   RF_DEVICE void meet() const { ptx::barrier_sync(own_.barrier, kWarpgroupThreads); }
 
   // The vectors are there, and the thread that waited for the last store is here.

@@ -32,9 +32,11 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// Eight rows of 128 bytes are the swizzle's pattern.
-constexpr ptx::MatrixLayout kTileLayout{ptx::Swizzle::k128Bytes, 0, 8 * kStepRowBytes};
-static_assert(kTileLayout.valid());
+// Rows of 128 bytes or 64, with a swizzle as wide; eight of them are whole patterns of it.
+template <int kRowBytes>
+constexpr ptx::MatrixLayout kTileLayout{
+    kRowBytes == 128 ? ptx::Swizzle::k128Bytes : ptx::Swizzle::k64Bytes, 0, 8 * kRowBytes};
+static_assert(kTileLayout<128>.valid() && kTileLayout<64>.valid());
 
 // What wgmma calls a storage type. quantised_epilogue.h has one more.
 template <class T>
@@ -50,8 +52,8 @@ struct ProductOf<Float16> {
 template <class T>
 using ProductType = typename ProductOf<T>::type;
 
-constexpr int kProducts = 4;       // instructions in a step
-constexpr int kProductBytes = 32;  // of a row that one of them takes
+constexpr int kProductBytes = 32;                         // of a row that an instruction takes
+constexpr int kProducts = kStepRowBytes / kProductBytes;  // instructions in a step
 
 template <int kRegisters>
 RF_DEVICE void clear(float (&d)[kRegisters]) {
@@ -60,14 +62,14 @@ RF_DEVICE void clear(float (&d)[kRegisters]) {
 }
 
 // d = left right^T of one step, or d += it. `left`, `right`: where the warpgroup's rows begin. The
-// caller fences before and commits behind.
-template <class T, int kRegisters>
+// caller fences before and commits behind. kRowBytes: 128, or 64 where a tap has no more.
+template <class T, int kRowBytes = kStepRowBytes, int kRegisters>
 RF_DEVICE void multiply_step(float (&d)[kRegisters], ptx::SharedAddress left,
                              ptx::SharedAddress right, bool accumulate) {
-  const auto a = ptx::matrix_descriptor(left, kTileLayout);
-  const auto b = ptx::matrix_descriptor(right, kTileLayout);
+  const auto a = ptx::matrix_descriptor(left, kTileLayout<kRowBytes>);
+  const auto b = ptx::matrix_descriptor(right, kTileLayout<kRowBytes>);
 #pragma unroll
-  for (int i = 0; i < kProducts; ++i) {
+  for (int i = 0; i < kRowBytes / kProductBytes; ++i) {
     ptx::wgmma<ProductType<T>>(d, a + i * kProductBytes, b + i * kProductBytes,
                                accumulate || i > 0);
   }
@@ -78,7 +80,7 @@ RF_DEVICE void multiply_step(float (&d)[kRegisters], ptx::SharedAddress left,
 template <class T, int kRegisters>
 RF_DEVICE void multiply_step(float (&d)[kRegisters], const uint32_t (&left)[kProducts][4],
                              ptx::SharedAddress right, bool accumulate) {
-  const auto b = ptx::matrix_descriptor(right, kTileLayout);
+  const auto b = ptx::matrix_descriptor(right, kTileLayout<kStepRowBytes>);
 #pragma unroll
   for (int i = 0; i < kProducts; ++i) {
     ptx::wgmma<ProductType<T>>(d, left[i], b + i * kProductBytes, accumulate || i > 0);

@@ -1,9 +1,9 @@
-// The epilogue of the window kernel: a warpgroup's sums as warpgroup_epilogue.h makes them, of a
-// tile of which some positions are no pixels.
+// The epilogue of the window kernel: a warpgroup's results as its type's own epilogue makes them,
+// of a tile of which some positions are no pixels.
 //
 // TMA brings the shortcut by the output's walk, zeros where there is no pixel. Threads store, 16
-// bytes each and rows of 128 bytes by eight of them: no manual says what a store by im2col does
-// with positions outside of the tensor.
+// bytes each and rows of 128 bytes by eight of them, of 64 by four: no manual says what a store by
+// im2col does with positions outside of the tensor.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 #include "../ptx/mbarrier.h"
 #include "../ptx/proxy.h"
 #include "../ptx/ptx.h"
+#include "conv_types.h"
 #include "conv_window.h"
 #include "vector.h"
 #include "warpgroup_epilogue.h"
@@ -20,12 +21,18 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// T: BFloat16 or Float16. kPixels: positions of a tile.
 template <class T, int kPixels>
-class WindowEpilogue : WarpgroupEpilogue<T, Orientation::kChannelsLeft, kPixels> {
-  using Base = WarpgroupEpilogue<T, Orientation::kChannelsLeft, kPixels>;
+using WindowEpilogueOf =
+    typename ConvTypes<T>::template Epilogue<Orientation::kChannelsLeft, kPixels>;
+
+// T: as of ConvTypes. kPixels: positions of a tile.
+template <class T, int kPixels>
+class WindowEpilogue : WindowEpilogueOf<T, kPixels> {
+  using Base = WindowEpilogueOf<T, kPixels>;
+  using Result = typename ConvTypes<T>::Result;
 
  public:
+  using Base::kStagingBytes;
   using typename Base::Own;
 
   // thread: of the warpgroup. channel: the tile's first one.
@@ -41,7 +48,7 @@ class WindowEpilogue : WarpgroupEpilogue<T, Orientation::kChannelsLeft, kPixels>
   RF_DEVICE void begin(int32_t position) {
     Base::meet();
     if (arguments_.has_residual && Base::thread_ == 0) {
-      ptx::mbarrier_arrive_expect_tx(Base::own_.residual, Base::kStagingBytes);
+      ptx::mbarrier_arrive_expect_tx(Base::own_.residual, Base::kShortcutBytes);
       load_walk(Base::own_.staging, &arguments_.residual, channel_,
                 pixel_of(position, arguments_.walk), Base::own_.residual);
     }
@@ -51,31 +58,34 @@ class WindowEpilogue : WarpgroupEpilogue<T, Orientation::kChannelsLeft, kPixels>
   // Stores act(scale d + shift [+ shortcut]) of the positions that are pixels. d: pinned behind its
   // wait.
   RF_DEVICE void finish(const float (&d)[kPixels / 2], int32_t position) {
+    const auto act = ConvTypes<T>::act(arguments_);
     if (arguments_.has_residual) {
-      ptx::mbarrier_wait_parity(Base::own_.residual, Base::parity_);
-      Base::parity_ ^= 1;
-      Base::template put_results<true>(d, arguments_.floor);
+      Base::wait_for_residual();
+      Base::template put_results<true>(d, act);
       ptx::fence_proxy_async_shared();  // TMA writes here again, behind the next `begin`
     } else {
-      Base::template put_results<false>(d, arguments_.floor);
+      Base::template put_results<false>(d, act);
     }
     Base::meet();
     store(position);
   }
 
  private:
-  static constexpr int kUnits = kStepRowBytes / kVectorBytes;  // of a row
-  static constexpr int kRows = kWarpgroupThreads / kUnits;     // that all threads store at a time
+  static constexpr int kRowBytes = kWarpgroupRows * sizeof(Result);
+  static constexpr int kUnits = kRowBytes / kVectorBytes;   // of a row
+  static constexpr int kRows = kWarpgroupThreads / kUnits;  // that all threads store at a time
+  static_assert(kPixels % kRows == 0 && kRows % 8 == 0);
 
   RF_DEVICE void store(int32_t position) const {
     const uint32_t unit = Base::thread_ % kUnits;
     const uint32_t row = Base::thread_ / kUnits;
-    // Eight rows further the swizzle is the same.
-    const ptx::SharedAddress from =
-        Base::own_.staging + row * kStepRowBytes + (unit ^ row % 8) * kVectorBytes;
-    unsigned char* const to =
-        static_cast<unsigned char*>(arguments_.out) +
-        (static_cast<int64_t>(sizeof(T)) * channel_ + static_cast<int32_t>(unit) * kVectorBytes);
+    // Units change places by the number of their line of 128 bytes; eight rows further it is the
+    // same one.
+    const ptx::SharedAddress from = Base::own_.staging + row * kRowBytes +
+                                    (unit ^ row * kRowBytes / 128 % kUnits) * kVectorBytes;
+    unsigned char* const to = static_cast<unsigned char*>(arguments_.out) +
+                              (static_cast<int64_t>(sizeof(Result)) * channel_ +
+                               static_cast<int32_t>(unit) * kVectorBytes);
     const PixelGrid& walk = arguments_.walk;
 #pragma unroll
     for (int i = 0; i < kPixels / kRows; ++i) {
@@ -84,10 +94,10 @@ class WindowEpilogue : WarpgroupEpilogue<T, Orientation::kChannelsLeft, kPixels>
       const bool inside = at.q + 1 < static_cast<int32_t>(walk.columns.value) &&
                           at.p + 1 < static_cast<int32_t>(walk.rows.value) && m < walk.pixels;
       if (!inside) continue;
-      const auto made = ptx::load_shared<Vector<T>>(from + i * kRows * kStepRowBytes);
-      ptx::store_global(
-          reinterpret_cast<Vector<T>*>(to + offset_of(at, arguments_.out_strides) * kVectorBytes),
-          made);
+      const auto made = ptx::load_shared<Vector<Result>>(from + i * kRows * kRowBytes);
+      ptx::store_global(reinterpret_cast<Vector<Result>*>(
+                            to + offset_of(at, arguments_.out_strides) * kVectorBytes),
+                        made);
     }
   }
 

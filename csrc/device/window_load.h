@@ -8,11 +8,13 @@
 
 namespace resnet_fused {
 
-// The filters of all nine taps, of the 64 from `channel` on.
+// The filters of all nine taps, of the 64 from `channel` on. kRowBytes: of 64 channels, here and
+// below.
+template <int kRowBytes = kStepRowBytes>
 RF_DEVICE void load_taps(ptx::SharedAddress to, const ptx::TensorMap* filters, int32_t channel,
                          ptx::SharedAddress full RF_SITE_PARAMETER) {
   for (int tap = 0; tap < kWindowTaps; ++tap) {
-    ptx::tma_load(to + tap * kWindowFilterBytes, filters, {0, tap % 3, tap / 3, channel},
+    ptx::tma_load(to + tap * kWarpgroupRows * kRowBytes, filters, {0, tap % 3, tap / 3, channel},
                   full RF_SITE);
   }
 }
@@ -27,7 +29,7 @@ RF_DEVICE void load_walk(ptx::SharedAddress to, const ptx::TensorMap* map, int32
 
 // The window of the tile from `position` on, part by part, behind `ring.acquire`. Arguments:
 // ConvWindowArguments or ChainWindowArguments.
-template <class Arguments>
+template <int kRowBytes = kStepRowBytes, class Arguments>
 RF_DEVICE void load_window(ptx::SharedAddress to, const Arguments& arguments, int32_t position,
                            ptx::SharedAddress full RF_SITE_PARAMETER) {
   for (int32_t part = 0; part < arguments.parts; ++part) {
@@ -35,7 +37,7 @@ RF_DEVICE void load_window(ptx::SharedAddress to, const Arguments& arguments, in
     Pixel first = pixel_of(position + row, arguments.walk);
     --first.q;
     --first.p;
-    load_walk(to + row * kStepRowBytes, &arguments.x, 0, first, full RF_SITE);
+    load_walk(to + row * kRowBytes, &arguments.x, 0, first, full RF_SITE);
   }
 }
 

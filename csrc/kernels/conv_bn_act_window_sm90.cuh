@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "../device/block_walk.h"
+#include "../device/conv_types.h"
 #include "../device/conv_window.h"
 #include "../device/pipeline.h"
 #include "../device/warpgroup_roles.h"
@@ -24,10 +25,23 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// One tile's sums. `pitch`: bytes from a row of the window's pixels to the next one. `begin` is
-// called while the products run, `asked` when all but the last tap's have ended.
-template <class T, int kPixels, class Begin, class Asked>
-RF_DEVICE void sum_window(float (&d)[kPixels / 2], ptx::SharedAddress filters,
+// Asks for one tap's products. `filters`, `window`: where all taps' filters begin, and the first
+// position's first tap. `pitch`: bytes from a row of the window's pixels to the next one.
+template <class T, class Shape>
+RF_DEVICE void multiply_tap(float (&d)[Shape::kColumns / 2], int tap, ptx::SharedAddress filters,
+                            ptx::SharedAddress window, uint32_t pitch, bool accumulate) {
+  // Rows are swizzled by the bits of their own addresses, wherever a product enters the window: of
+  // that no manual speaks, and the conformance program asks ("rows of 128 bytes, shifted", "rows of
+  // 64 bytes, shifted").
+  multiply_step<T, Shape::kRowBytes>(d, filters + tap * Shape::kFilterBytes,
+                                     window + tap / 3 * pitch + tap % 3 * Shape::kRowBytes,
+                                     accumulate);
+}
+
+// One tile's sums. `begin` is called while the products run, `asked` when all but the last ones
+// have ended.
+template <class T, class Shape, class Begin, class Asked>
+RF_DEVICE void sum_window(float (&d)[Shape::kPixels / 2], ptx::SharedAddress filters,
                           ptx::SharedAddress window, uint32_t pitch, const Begin& begin,
                           const Asked& asked) {
   ptx::wgmma_pin(d);
@@ -35,10 +49,7 @@ RF_DEVICE void sum_window(float (&d)[kPixels / 2], ptx::SharedAddress filters,
 #pragma unroll
   for (int tap = 0; tap < kWindowTaps; ++tap) {
     if (tap == kWindowTaps - 1) ptx::wgmma_commit_group();
-    // Rows are swizzled by the bits of their own addresses, wherever a product enters the window:
-    // of that no manual speaks, and the conformance program asks ("rows of 128 bytes, shifted").
-    multiply_step<T>(d, filters + tap * kWindowFilterBytes,
-                     window + tap / 3 * pitch + tap % 3 * kStepRowBytes, tap > 0);
+    multiply_tap<T, Shape>(d, tap, filters, window, pitch, tap > 0);
   }
   ptx::wgmma_commit_group();
   begin();
@@ -48,17 +59,71 @@ RF_DEVICE void sum_window(float (&d)[kPixels / 2], ptx::SharedAddress filters,
   ptx::wgmma_pin(d);
 }
 
+// The same where the sums of two taps, a step's 128 products, are added to the tile's by the
+// threads: of one half of the positions while the products of the other half run.
+template <class T, class Shape, class Begin, class Asked>
+RF_DEVICE void sum_window_in_parts(float (&d)[Shape::kPixels / 2],
+                                   float (&halves)[Shape::kPasses][Shape::kColumns / 2],
+                                   ptx::SharedAddress filters, ptx::SharedAddress window,
+                                   uint32_t pitch, const Begin& begin, const Asked& asked) {
+  static_assert(Shape::kPasses == 2);
+  constexpr int kTaps = kStepRowBytes / Shape::kRowBytes;  // of a part
+  constexpr int kParts = (kWindowTaps + kTaps - 1) / kTaps;
+  const auto multiply = [&](int part, int half) {
+    const ptx::SharedAddress from = window + half * Shape::kColumns * Shape::kRowBytes;
+#pragma unroll
+    for (int tap = part * kTaps; tap < kWindowTaps && tap < (part + 1) * kTaps; ++tap) {
+      multiply_tap<T, Shape>(halves[half], tap, filters, from, pitch, tap > part * kTaps);
+    }
+    ptx::wgmma_commit_group();
+  };
+  clear(d);
+  ptx::wgmma_pin(halves[0]);
+  ptx::wgmma_pin(halves[1]);
+  ptx::wgmma_fence();
+  multiply(0, 0);
+  multiply(0, 1);
+  begin();
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool last = part == kParts - 1;
+      if (last && half == 1) {
+        ptx::wgmma_wait_group<0>();
+      } else {
+        ptx::wgmma_wait_group<1>();
+      }
+      ptx::wgmma_pin(halves[half]);
+      if (last && half == 0) asked();
+#pragma unroll
+      for (int i = 0; i < Shape::kColumns / 2; ++i) {
+        d[half * Shape::kColumns / 2 + i] += halves[half][i];
+      }
+      if (last) continue;
+      ptx::wgmma_pin(halves[half]);
+      ptx::wgmma_fence();
+      multiply(part + 1, half);
+    }
+  }
+}
+
 template <class T, class Shape>
 RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const Ring<kConsumers>& ring,
                                ptx::SharedAddress shared, BlockWalk walk, int32_t channel,
                                uint32_t consumer, uint32_t thread) {
-  WindowEpilogue<T, Shape::kPixels> epilogue(
+  using Types = ConvTypes<T>;
+  using Operand = typename Types::Operand;
+  using Epilogue = WindowEpilogue<T, Shape::kPixels>;
+  static_assert(Epilogue::kStagingBytes <= Shape::kStagingBytes);
+  static_assert(Shape::kRowBytes == kWindowChannels * sizeof(Operand));
+  Epilogue epilogue(
       arguments,
       {shared + Shape::kStagingAt + consumer * Shape::kStagingBytes, 0,
        shared + Shape::kResidualAt + consumer * kBarrierBytes, static_cast<int>(1 + consumer)},
       thread, channel);
   Turns turns(shared + Shape::kTurnsAt, consumer);
-  const uint32_t pitch = arguments.walk.columns.value * kStepRowBytes;
+  const uint32_t pitch = arguments.walk.columns.value * Shape::kRowBytes;
   const bool releases = thread % 32 == 0;
   RingPlace<kConsumers> at;
   if (consumer == 1) {
@@ -66,19 +131,26 @@ RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const Ring<
     walk.next();
   }
   const ptx::SharedAddress window =
-      shared + Shape::kWindowsAt + at.stage * arguments.parts * arguments.part_rows * kStepRowBytes;
+      shared + Shape::kWindowsAt +
+      at.stage * arguments.parts * arguments.part_rows * Shape::kRowBytes;
   float d[Shape::kPixels / 2];
+  float halves[Shape::kPasses][Types::kInParts ? Shape::kColumns / 2 : 1];
   clear(d);
+  for (auto& half : halves) clear(half);
   ptx::mbarrier_wait_parity(shared + Shape::kFiltersFullAt, 0);
   while (!walk.done()) {
     const int32_t position = walk.index() * Shape::kPixels;
     turns.wait();
     ring.wait(at);
-    sum_window<T, Shape::kPixels>(
-        d, shared, window, pitch, [&] { epilogue.begin(position); },
-        [&] {
-          if (releases) turns.pass();
-        });
+    const auto begin = [&] { epilogue.begin(position); };
+    const auto asked = [&] {
+      if (releases) turns.pass();
+    };
+    if constexpr (Types::kInParts) {
+      sum_window_in_parts<Operand, Shape>(d, halves, shared, window, pitch, begin, asked);
+    } else {
+      sum_window<Operand, Shape>(d, shared, window, pitch, begin, asked);
+    }
     if (releases) ring.release(at);
     epilogue.finish(d, position);
     walk.next();
@@ -91,12 +163,12 @@ RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const Ring<
 template <class Shape>
 RF_DEVICE void produce_windows(const ConvWindowArguments& arguments, const Ring<kConsumers>& ring,
                                ptx::SharedAddress shared, BlockWalk walk) {
-  const int32_t bytes = arguments.parts * arguments.part_rows * kStepRowBytes;
+  const int32_t bytes = arguments.parts * arguments.part_rows * Shape::kRowBytes;
   RingPlace<kConsumers> at;
   for (; !walk.done(); walk.next(), at.next()) {
     ring.acquire(at, static_cast<uint32_t>(bytes));
-    load_window(shared + Shape::kWindowsAt + at.stage * bytes, arguments,
-                walk.index() * Shape::kPixels, ring.full(at));
+    load_window<Shape::kRowBytes>(shared + Shape::kWindowsAt + at.stage * bytes, arguments,
+                                  walk.index() * Shape::kPixels, ring.full(at));
   }
 }
 
@@ -126,8 +198,8 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     }
     Turns::init(shared + Shape::kTurnsAt);
     ptx::fence_mbarrier_init();
-    ptx::mbarrier_arrive_expect_tx(filters_full, kWindowFilters);
-    load_taps(shared, &arguments.weight, channel, filters_full);
+    ptx::mbarrier_arrive_expect_tx(filters_full, Shape::kFilters);
+    load_taps<Shape::kRowBytes>(shared, &arguments.weight, channel, filters_full);
   }
   run_roles(
       arguments.dependent, [&] { produce_windows<Shape>(arguments, ring, shared, walk); },

@@ -1,6 +1,14 @@
 #include "conv_bn_act_fp8_launch.cuh"
+#include "conv_bn_act_window_launch.cuh"
 
 int resnet_fused::launch_conv_bn_act_fp8_float16(const ConvTmaArguments& arguments, int index,
                                                  int32_t blocks, void* stream) {
   return launch_conv_bn_act_fp8<Float16>(arguments, index, blocks, stream);
+}
+
+int resnet_fused::launch_conv_bn_act_fp8_window_float16(const ConvWindowArguments& arguments,
+                                                        int index, const WindowGrid& grid,
+                                                        void* stream) {
+  return launch_conv_bn_act_window<E4M3To<Float16>, ConvFp8WindowTiles>(arguments, index, grid,
+                                                                        stream);
 }

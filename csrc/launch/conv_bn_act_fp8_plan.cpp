@@ -8,13 +8,14 @@
 
 #include "conv_bn_act_fp8_tiles.h"
 #include "conv_bn_act_tma.h"
+#include "conv_bn_act_window.h"
 #include "conv_plan.h"
 #include "tma_request.h"
 
 namespace resnet_fused {
 namespace {
 
-constexpr int kTiles = ConvFp8Tiles::kSize;
+constexpr int kTiles = kFirstFp8Window + ConvFp8WindowTiles::kSize;
 
 struct Entry {
   std::string name;
@@ -24,13 +25,21 @@ struct Entry {
 TmaTileFacts fp8_tile(int index) {
   return ConvFp8Tiles::with(index, []<class Shape>() { return facts_of<Shape>(); });
 }
+WindowTileFacts fp8_window(int index) {
+  return ConvFp8WindowTiles::with(index - kFirstFp8Window,
+                                  []<class Shape>() { return window_facts<Shape>(); });
+}
 
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
-    for (int i = 0; i < kTiles; ++i) {
+    for (int i = 0; i < kFirstFp8Window; ++i) {
       const TmaTileFacts tile = fp8_tile(i);
       entries[i] = {tma_name(tile), tma_configuration(tile)};
+    }
+    for (int i = kFirstFp8Window; i < kTiles; ++i) {
+      const WindowTileFacts tile = fp8_window(i);
+      entries[i] = {window_name(tile), window_configuration(tile)};
     }
     return entries;
   }();
@@ -38,12 +47,7 @@ const std::array<Entry, kTiles>& table() {
 }
 
 TmaTypes types_of(const RfConvBnActFp8& problem) {
-  TensorElement out = TensorElement::kUint8;
-  if (problem.out_dtype == static_cast<int32_t>(DataType::kFloat16)) out = TensorElement::kFloat16;
-  if (problem.out_dtype == static_cast<int32_t>(DataType::kBFloat16)) {
-    out = TensorElement::kBfloat16;
-  }
-  return {TensorElement::kUint8, TensorElement::kUint8, out};
+  return {TensorElement::kUint8, TensorElement::kUint8, element_of(problem.out_dtype)};
 }
 
 const char* name_of(int32_t dtype) {
@@ -76,13 +80,88 @@ int32_t check_types(const RfConvBnActFp8& problem, const Refusal& refuse) {
   return 0;
 }
 
-// So many images that pixels, tiles and steps need no more than 31 bits; 0: one is too much.
-int64_t images_together(const RfConvBnAct& conv, const TmaTileFacts& tile) {
+bool by_window(int index) { return index >= kFirstFp8Window; }
+
+// What a configuration counts of so many images: pixels, or positions of a walk.
+int64_t pixels_of(const RfConvBnAct& conv, int index, int64_t images) {
   const OutputSize size = output_size(conv);
-  const int64_t columns = divide_up(conv.weight_size[0] / conv.groups, tile.channels) * conv.groups;
-  const int64_t rows = std::min(kMost, kMost / columns * tile.pixels);
-  return std::min(conv.x_size[0], rows / (size.p * size.q));
+  return by_window(index) ? window_positions(conv, images) : images * size.p * size.q;
 }
+
+// So many images that pixels, tiles and steps need no more than 31 bits; 0: one is too much.
+int64_t images_together(const RfConvBnAct& conv, int index) {
+  const RfConvConfiguration& tile = table()[index].configuration;
+  const OutputSize size = output_size(conv);
+  const int64_t columns = divide_up(conv.weight_size[0] / conv.groups, tile.n) * conv.groups;
+  const int64_t rows = std::min(kMost, kMost / columns * tile.m);
+  const int64_t beside = by_window(index) ? 1 : 0;  // of each row and image
+  return std::min(conv.x_size[0], rows / ((size.p + beside) * (size.q + beside)));
+}
+
+// What keeps a configuration from so many images together; empty if nothing.
+std::string fault_of(const RfConvBnAct& conv, const TmaTypes& types, int index, int64_t images) {
+  if (images < 1) return "one image is more than a launch can take";
+  return by_window(index) ? window_fault(conv, types.out, fp8_window(index), images)
+                          : tma_fault(conv, types, fp8_tile(index), images);
+}
+
+double cycles_of(const RfConvBnAct& conv, const TmaTypes& types, int index, int64_t pixels,
+                 const RfGpu& gpu) {
+  return by_window(index) ? window_cost(conv, types.out, fp8_window(index), pixels, gpu)
+                          : tma_cost(conv, types, fp8_tile(index), pixels, gpu);
+}
+
+int64_t blocks_of(const RfConvBnAct& conv, int index, int64_t pixels, const RfGpu& gpu) {
+  return by_window(index) ? window_blocks(conv, fp8_window(index), pixels, gpu)
+                          : tma_blocks(conv, fp8_tile(index), pixels, gpu);
+}
+
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+
+// The launches of one type of the output.
+struct Launches {
+  decltype(&launch_conv_bn_act_fp8_e4m3) by_step;
+  decltype(&launch_conv_bn_act_fp8_window_e4m3) by_window;
+};
+Launches launches_of(TensorElement out) {
+  switch (out) {
+    case TensorElement::kUint8:
+      return {launch_conv_bn_act_fp8_e4m3, launch_conv_bn_act_fp8_window_e4m3};
+    case TensorElement::kFloat16:
+      return {launch_conv_bn_act_fp8_float16, launch_conv_bn_act_fp8_window_float16};
+    default:
+      return {launch_conv_bn_act_fp8_bfloat16, launch_conv_bn_act_fp8_window_bfloat16};
+  }
+}
+
+// Launches images [first, first + images) of a problem whose `conv` is `part`.
+int run_images(const RfConvBnActFp8& problem, const RfConvBnAct& part, const RfConvPlan& plan,
+               int64_t first, int64_t images, void* stream) {
+  const TmaTypes types = types_of(problem);
+  const Launches launches = launches_of(types.out);
+  const int index = plan.configuration;
+  const auto with_factors = [&](auto& arguments) {
+    arguments.residual_factor = problem.residual_factor;
+    arguments.out_factor = problem.out_factor;
+  };
+  if (by_window(index)) {
+    const WindowTileFacts tile = fp8_window(index);
+    ConvWindowArguments arguments;
+    const int error = window_arguments(part, types.out, tile, first, images, &arguments);
+    if (error != 0) return error;
+    with_factors(arguments);
+    const WindowGrid grid = window_grid(arguments, tile, plan);
+    return launches.by_window(arguments, index - kFirstFp8Window, grid, stream);
+  }
+  const TmaTileFacts tile = fp8_tile(index);
+  ConvTmaArguments arguments;
+  const int error = tma_arguments(part, types, tile, first, images, &arguments);
+  if (error != 0) return error;
+  with_factors(arguments);
+  return launches.by_step(arguments, index, tma_blocks(arguments, tile, plan), stream);
+}
+
+#endif
 
 }  // namespace
 }  // namespace resnet_fused
@@ -119,15 +198,16 @@ extern "C" int32_t rf_conv_bn_act_fp8_plan(const RfConvBnActFp8* problem, const 
   const TmaTypes types = types_of(*problem);
   for (int i = 0; i < kTiles; ++i) {
     if (configuration >= 0 && i != configuration) continue;
-    const TmaTileFacts tile = fp8_tile(i);
-    const int64_t together = images_together(conv, tile);
-    against = together < 1 ? "one image is more than a launch can take"
-                           : tma_fault(conv, types, tile, together);
-    if (!against.empty()) continue;
-    const double cycles = tma_cost(conv, types, tile, together * size.p * size.q, *gpu);
+    const int64_t together = images_together(conv, i);
+    const std::string fault = fault_of(conv, types, i, together);
+    // Of what windows are not for nothing is said, unless one is asked for.
+    if (configuration >= 0 || !by_window(i)) against = fault;
+    if (!fault.empty()) continue;
+    const int64_t pixels = pixels_of(conv, i, together);
+    const double cycles = cycles_of(conv, types, i, pixels, *gpu);
     if (found && cycles >= plan->cycles) continue;
     found = true;
-    const int64_t blocks = tma_blocks(conv, tile, together * size.p * size.q, *gpu);
+    const int64_t blocks = blocks_of(conv, i, pixels, *gpu);
     *plan = RfConvPlan{i, 1, 0, divide_up(images, together), together, blocks, cycles};
   }
   if (!found) {
@@ -147,23 +227,13 @@ extern "C" int rf_conv_bn_act_fp8_cuda(const RfConvBnActFp8* problem, const RfCo
                                        void* /*workspace*/, void* stream) {
   using namespace resnet_fused;
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
-  const TmaTypes types = types_of(*problem);
-  const auto launch = types.out == TensorElement::kUint8     ? launch_conv_bn_act_fp8_e4m3
-                      : types.out == TensorElement::kFloat16 ? launch_conv_bn_act_fp8_float16
-                                                             : launch_conv_bn_act_fp8_bfloat16;
-  const TmaTileFacts tile = fp8_tile(plan->configuration);
   const int64_t images = problem->conv.x_size[0];
   RfConvBnAct part = problem->conv;
   for (int64_t i = 0; i < plan->launches; ++i) {
     const int64_t place = part.reverse != 0 ? plan->launches - 1 - i : i;
     const int64_t first = place * plan->images_a_launch;
     const int64_t count = std::min(plan->images_a_launch, images - first);
-    ConvTmaArguments arguments;
-    int error = tma_arguments(part, types, tile, first, count, &arguments);
-    if (error != 0) return error;
-    arguments.residual_factor = problem->residual_factor;
-    arguments.out_factor = problem->out_factor;
-    error = launch(arguments, plan->configuration, tma_blocks(arguments, tile, *plan), stream);
+    const int error = run_images(*problem, part, *plan, first, count, stream);
     if (error != 0) return error;
     part.flow.follows = part.flow.dependent;
   }

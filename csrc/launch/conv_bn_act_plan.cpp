@@ -60,10 +60,7 @@ Entry window_entry(int index) {
   const WindowTileFacts tile = window_tile(index);
   Entry made;
   made.name = window_name(tile);
-  // Its windows' size hangs on the width of an image; at most they fill a block's shared memory.
-  made.configuration = {nullptr,    1, tile.pixels,   kWarpgroupRows,   1, 8,
-                        kConsumers, 1, kStepRowBytes, kMostSharedBytes, 0, 1,
-                        1};
+  made.configuration = window_configuration(tile);
   return made;
 }
 
@@ -186,7 +183,8 @@ double cost_of(int index, const RfConvBnAct& problem, const Product& product, in
                const RfGpu& gpu) {
   const RfConvConfiguration& tile = *rf_conv_bn_act_configuration(index);
   if (tile.window != 0) {
-    return window_cost(problem, window_tile(index - kFirstWindow), product.pixels, gpu);
+    return window_cost(problem, element_of(problem.dtype), window_tile(index - kFirstWindow),
+                       product.pixels, gpu);
   }
   if (tile.cluster != 0) {
     return cluster_cost(problem, cluster_tile(index - kFirstCluster), product.pixels, splits, gpu);
@@ -232,7 +230,10 @@ std::string unfit(int index, const RfConvBnAct& problem, const Product& product,
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
     const int64_t images = std::max<int64_t>(1, images_together(problem, product, tile));
-    if (tile.window != 0) return window_fault(problem, window_tile(index - kFirstWindow), images);
+    if (tile.window != 0) {
+      return window_fault(problem, element_of(problem.dtype), window_tile(index - kFirstWindow),
+                          images);
+    }
     if (tile.cluster != 0) {
       return cluster_fault(problem, cluster_tile(index - kFirstCluster), images);
     }

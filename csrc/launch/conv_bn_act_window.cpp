@@ -27,16 +27,11 @@ namespace {
 
 constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
 constexpr double kResults = 36;                 // that the epilogue makes in a cycle
-constexpr double kStored = 50;                  // that threads store in a cycle, 16 bytes each
+constexpr double kStoredBytes = 100;            // that threads store in a cycle, 16 each
 constexpr double kTurn = 100;      // cycles from the end of one warpgroup's products to the other's
 constexpr double kSameLines = 45;  // bytes a cycle from L2, when all read the same
 
 constexpr int64_t kUnitBytes = 16;  // of what threads store at a time
-
-int64_t window_shared_bytes(const WindowTileFacts& tile, int64_t width) {
-  const WindowParts parts = window_parts(tile.pixels, width);
-  return tile.windows_at + kConsumers * parts.count * parts.rows * kStepRowBytes;
-}
 
 TensorMapRequest x_request(const RfConvBnAct& problem, const WindowTileFacts& tile, const void* at,
                            int64_t images) {
@@ -47,7 +42,7 @@ TensorMapRequest x_request(const RfConvBnAct& problem, const WindowTileFacts& ti
 
 TensorMapRequest weight_request(const RfConvBnAct& problem) {
   return taps_request(element_of(problem.dtype), problem.weight, problem.weight_size,
-                      problem.weight_stride, kWarpgroupRows);
+                      problem.weight_stride, kWarpgroupRows, kWindowChannels);
 }
 
 TensorMapRequest residual_request(const RfConvBnAct& problem, const WindowTileFacts& tile,
@@ -66,8 +61,8 @@ std::string shape_fault(const RfConvBnAct& problem, const WindowTileFacts& tile)
       !both(problem.dilation)) {
     return "windows are for filters of 3x3, stride, padding and dilation 1";
   }
-  if (problem.groups != 1 || filters[1] != kStepElements) {
-    return "channels: windows are for " + std::to_string(kStepElements) + " in one group";
+  if (problem.groups != 1 || filters[1] != kWindowChannels) {
+    return "channels: windows are for " + std::to_string(kWindowChannels) + " in one group";
   }
   if (filters[0] % kWarpgroupRows != 0) {
     return "channels: " + std::to_string(filters[0]) + " of the output; a multiple of " +
@@ -82,7 +77,7 @@ std::string shape_fault(const RfConvBnAct& problem, const WindowTileFacts& tile)
 }
 
 // What threads cannot store 16 bytes at a time.
-std::string out_fault(const RfConvBnAct& problem) {
+std::string out_fault(const RfConvBnAct& problem, TensorElement out) {
   if (problem.out_stride[1] != 1) return "out: its channels are not adjacent";
   if (reinterpret_cast<uintptr_t>(problem.out) % kUnitBytes != 0) {
     return "out: address is not a multiple of 16";
@@ -90,7 +85,7 @@ std::string out_fault(const RfConvBnAct& problem) {
   const int64_t size[4] = {problem.x_size[0], problem.weight_size[0], problem.x_size[2],
                            problem.x_size[3]};
   for (const int d : {0, 2, 3}) {
-    const int64_t bytes = size[d] > 1 ? problem.out_stride[d] * kTmaElementBytes : 0;
+    const int64_t bytes = size[d] > 1 ? problem.out_stride[d] * element_bytes(out) : 0;
     if (bytes % kUnitBytes != 0 || bytes / kUnitBytes > kMost) {
       return "out: strides of " + std::to_string(bytes) + " bytes; multiples of 16 are accepted";
     }
@@ -101,8 +96,7 @@ std::string out_fault(const RfConvBnAct& problem) {
 }  // namespace
 
 WindowTileFacts window_tile(int index) {
-  return ConvWindowTiles::with(
-      index, []<class Shape>() { return WindowTileFacts{Shape::kPixels, Shape::kWindowsAt}; });
+  return ConvWindowTiles::with(index, []<class Shape>() { return window_facts<Shape>(); });
 }
 
 std::string window_name(const WindowTileFacts& tile) {
@@ -110,18 +104,30 @@ std::string window_name(const WindowTileFacts& tile) {
          std::to_string(kConsumers) + "w";
 }
 
+RfConvConfiguration window_configuration(const WindowTileFacts& tile) {
+  return {nullptr,    1, tile.pixels,    kWarpgroupRows,   1, 8,
+          kConsumers, 1, tile.row_bytes, kMostSharedBytes, 0, 1,
+          1};
+}
+
+int64_t window_shared_bytes(const WindowTileFacts& tile, int64_t width) {
+  const WindowParts parts = window_parts(tile.pixels, width);
+  return tile.windows_at + kConsumers * parts.count * parts.rows * tile.row_bytes;
+}
+
 int64_t window_positions(const RfConvBnAct& problem, int64_t images) {
   return walk_positions(images, problem.x_size[2], problem.x_size[3]);
 }
 
-std::string window_fault(const RfConvBnAct& problem, const WindowTileFacts& tile, int64_t images) {
+std::string window_fault(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
+                         int64_t images) {
   std::string found = shape_fault(problem, tile);
   if (!found.empty()) return found;
   if (problem.x_stride[1] != 1) return "x: its channels are not adjacent";
   if (problem.weight_stride[1] != 1) return "weight: its channels are not adjacent";
   found = named("x", tensor_map_fault(x_request(problem, tile, problem.x, images)));
   if (found.empty()) found = named("weight", tensor_map_fault(weight_request(problem)));
-  if (found.empty()) found = out_fault(problem);
+  if (found.empty()) found = out_fault(problem, out);
   if (!found.empty() || problem.residual == nullptr) return found;
   if (problem.residual_stride[1] != 1) return "residual: its channels are not adjacent";
   return named("residual",
@@ -136,42 +142,47 @@ int64_t window_blocks(const RfConvBnAct& problem, const WindowTileFacts& tile, i
 }
 
 // The busiest multiprocessor's tiles. Windows come, and results go out, beside the products of
-// other tiles; of memory every position counts as a pixel.
-double window_cost(const RfConvBnAct& problem, const WindowTileFacts& tile, int64_t positions,
-                   const RfGpu& gpu) {
-  constexpr double kRow = kStepRowBytes;
+// other tiles; what threads add of a pass beside those of the other one. Of memory every position
+// counts as a pixel.
+double window_cost(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
+                   int64_t positions, const RfGpu& gpu) {
+  const double row = tile.row_bytes;  // of x and the shortcut
+  const auto made = static_cast<double>(kWarpgroupRows * element_bytes(out));  // of the result
+  const double shortcut = problem.residual != nullptr ? row : 0;
   const int64_t columns = problem.weight_size[0] / kWarpgroupRows;
   const int64_t blocks = window_blocks(problem, tile, positions, gpu);
   const int64_t of_block = divide_up(divide_up(positions, tile.pixels), blocks / columns);
   const auto each = static_cast<double>(of_block * divide_up(blocks, gpu.multiprocessors));
   const WindowParts parts = window_parts(tile.pixels, problem.x_size[3]);
-  const auto loaded = static_cast<double>(parts.rows * parts.count) * kRow;
+  const auto loaded = static_cast<double>(parts.rows * parts.count) * row;
   const double pixels = tile.pixels;
   const double area = pixels * kWarpgroupRows;
-  const double matrix = kWindowTaps * area * kStepElements / kWarpgroupUnit;
-  const double read = kWindowTaps * (kWarpgroupRows + pixels) * kRow;
-  const double multiply = std::max(matrix, (read + loaded + 3 * pixels * kRow) / kSharedBytes);
-  const double moved = pixels * kRow * (problem.residual != nullptr ? 3 : 2);
-  const double results = area / kResults + area / kStored;
+  // The same bytes take the same time in every type.
+  const double matrix = kWindowTaps * area * row / kTmaElementBytes / kWarpgroupUnit;
+  const double read = kWindowTaps * (kWarpgroupRows * tile.passes + pixels) * row;
+  const double staged = pixels * (row + 2 * made);
+  const double multiply = std::max(matrix, (read + loaded + staged) / kSharedBytes);
+  const double moved = pixels * (row + shortcut + made);
+  const double results = area / kResults + pixels * made / kStoredBytes;
   const double longest = std::max({multiply, results, loaded / kCacheBytes, moved / kMemoryBytes});
-  return each * (longest + kTurn) + results + kWindowFilters / kSameLines + 2 * kLatency;
+  const double filters = kWindowTaps * kWarpgroupRows * row;
+  return each * (longest + kTurn) + results + filters / kSameLines + 2 * kLatency;
 }
 
 namespace {
 
 // Everything but the maps.
-ConvWindowArguments arguments_of(const RfConvBnAct& problem, const WindowTileFacts& tile,
-                                 int64_t first, int64_t images) {
+ConvWindowArguments arguments_of(const RfConvBnAct& problem, TensorElement element,
+                                 const WindowTileFacts& tile, int64_t first, int64_t images) {
   const int64_t size[4] = {problem.x_size[0], problem.weight_size[0], problem.x_size[2],
                            problem.x_size[3]};
   const Strides out = used(size, problem.out_stride);
-  const auto units = [](int64_t elements) {
-    return narrowed(elements * kTmaElementBytes / kUnitBytes);
-  };
+  const int64_t bytes = element_bytes(element);
+  const auto units = [&](int64_t elements) { return narrowed(elements * bytes / kUnitBytes); };
   const int64_t positions = window_positions(problem, images);
   const WindowParts parts = window_parts(tile.pixels, size[3]);
   ConvWindowArguments made{};
-  made.out = moved(problem.out, first * out.n * kTmaElementBytes);
+  made.out = moved(problem.out, first * out.n * bytes);
   made.scale = static_cast<const float*>(problem.scale);
   made.shift = static_cast<const float*>(problem.shift);
   made.out_strides = {units(out.n), units(out.h), units(out.w)};
@@ -182,6 +193,8 @@ ConvWindowArguments arguments_of(const RfConvBnAct& problem, const WindowTileFac
   made.tiles = narrowed(divide_up(positions, tile.pixels));
   made.columns = narrowed(size[1] / kWarpgroupRows);
   made.floor = problem.relu != 0 ? 0.0f : -std::numeric_limits<float>::infinity();
+  made.residual_factor = 1.0f;
+  made.out_factor = 1.0f;
   made.has_residual = problem.residual != nullptr;
   made.reverse = problem.reverse != 0;
   made.dependent = problem.flow.dependent != 0;
@@ -191,11 +204,10 @@ ConvWindowArguments arguments_of(const RfConvBnAct& problem, const WindowTileFac
 
 }  // namespace
 
-int run_conv_bn_act_window(const RfConvBnAct& problem, const RfConvPlan& plan, int64_t first,
-                           int64_t images, void* stream) {
-  const int index = plan.configuration - kFirstWindow;
-  const WindowTileFacts tile = window_tile(index);
-  ConvWindowArguments arguments = arguments_of(problem, tile, first, images);
+int window_arguments(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
+                     int64_t first, int64_t images, ConvWindowArguments* made) {
+  ConvWindowArguments& arguments = *made;
+  arguments = arguments_of(problem, out, tile, first, images);
   const auto from = [&](const void* tensor, int64_t stride) {
     return image_at(element_of(problem.dtype), tensor, problem.x_size[0], stride, first);
   };
@@ -206,19 +218,32 @@ int run_conv_bn_act_window(const RfConvBnAct& problem, const RfConvPlan& plan, i
     const void* at = from(problem.residual, problem.residual_stride[0]);
     error = encode_tensor_map(residual_request(problem, tile, at, images), &arguments.residual);
   }
+  return error;
+}
+
+WindowGrid window_grid(const ConvWindowArguments& arguments, const WindowTileFacts& tile,
+                       const RfConvPlan& plan) {
+  const int64_t tiles = int64_t{arguments.tiles} * arguments.columns;
+  const int64_t width = arguments.walk.columns.value - 1;
+  return {narrowed(std::min(plan.blocks, tiles)), narrowed(window_shared_bytes(tile, width))};
+}
+
+int run_conv_bn_act_window(const RfConvBnAct& problem, const RfConvPlan& plan, int64_t first,
+                           int64_t images, void* stream) {
+  const int index = plan.configuration - kFirstWindow;
+  const WindowTileFacts tile = window_tile(index);
+  const TensorElement element = element_of(problem.dtype);
+  ConvWindowArguments arguments;
+  const int error = window_arguments(problem, element, tile, first, images, &arguments);
   if (error != 0) return error;
-  // The last launch may have fewer tiles than the first one, of which the plan tells.
-  const int64_t blocks =
-      std::min<int64_t>(plan.blocks, int64_t{arguments.tiles} * arguments.columns);
-  const int64_t shared = window_shared_bytes(tile, problem.x_size[3]);
+  const WindowGrid grid = window_grid(arguments, tile, plan);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
-  const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
+  const bool half = element == TensorElement::kFloat16;
   const auto launch = half ? launch_conv_bn_act_window_float16 : launch_conv_bn_act_window_bfloat16;
-  return launch(arguments, index, narrowed(blocks), narrowed(shared), stream);
+  return launch(arguments, index, grid, stream);
 #else
   constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
-  return static_cast<void>(blocks), static_cast<void>(shared), static_cast<void>(stream),
-         kNoKernelImage;
+  return static_cast<void>(grid), static_cast<void>(stream), kNoKernelImage;
 #endif
 }
 

@@ -1,7 +1,7 @@
 #include "conv_bn_act_window_launch.cuh"
 
 int resnet_fused::launch_conv_bn_act_window_bfloat16(const ConvWindowArguments& arguments,
-                                                     int index, int32_t blocks,
-                                                     int32_t shared_bytes, void* stream) {
-  return launch_conv_bn_act_window<BFloat16>(arguments, index, blocks, shared_bytes, stream);
+                                                     int index, const WindowGrid& grid,
+                                                     void* stream) {
+  return launch_conv_bn_act_window<BFloat16, ConvWindowTiles>(arguments, index, grid, stream);
 }

@@ -1,7 +1,6 @@
 #include "conv_bn_act_window_launch.cuh"
 
 int resnet_fused::launch_conv_bn_act_window_float16(const ConvWindowArguments& arguments, int index,
-                                                    int32_t blocks, int32_t shared_bytes,
-                                                    void* stream) {
-  return launch_conv_bn_act_window<Float16>(arguments, index, blocks, shared_bytes, stream);
+                                                    const WindowGrid& grid, void* stream) {
+  return launch_conv_bn_act_window<Float16, ConvWindowTiles>(arguments, index, grid, stream);
 }

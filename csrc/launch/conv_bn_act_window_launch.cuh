@@ -1,5 +1,5 @@
-// The launches of conv_bn_act's window kernel for sm_90a, for one dtype; each dtype's .cu file
-// makes its own.
+// The launches of conv_bn_act's window kernel for sm_90a, for one type; each type's .cu file makes
+// its own.
 #pragma once
 
 #include "../kernels/conv_bn_act_window_sm90.cuh"
@@ -8,14 +8,15 @@
 
 namespace resnet_fused {
 
-template <class T>
-int launch_conv_bn_act_window(const ConvWindowArguments& arguments, int index, int32_t blocks,
-                              int32_t shared_bytes, void* stream) {
-  return ConvWindowTiles::with(index, [&]<class Shape>() -> int {
+// T: as of ConvTypes. Tiles: where `index` points into.
+template <class T, class Tiles>
+int launch_conv_bn_act_window(const ConvWindowArguments& arguments, int index,
+                              const WindowGrid& grid, void* stream) {
+  return Tiles::with(index, [&]<class Shape>() -> int {
     return RF_LAUNCH_EARLY(arguments.follows, (conv_bn_act_window_kernel<T, Shape>),
-                           dim3(static_cast<uint32_t>(blocks)), dim3(kWarpgroupBlockThreads),
-                           static_cast<uint32_t>(shared_bytes), static_cast<cudaStream_t>(stream),
-                           arguments);
+                           dim3(static_cast<uint32_t>(grid.blocks)), dim3(kWarpgroupBlockThreads),
+                           static_cast<uint32_t>(grid.shared_bytes),
+                           static_cast<cudaStream_t>(stream), arguments);
   });
 }
 

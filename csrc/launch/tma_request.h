@@ -10,6 +10,7 @@
 #include "../device/bn_act.h"
 #include "../device/warpgroup_shape.h"
 #include "conv_strides.h"
+#include "e4m3_type.h"
 #include "tensor_map.h"
 
 namespace resnet_fused {
@@ -27,12 +28,14 @@ constexpr char kNoTf32[] =
     "dtype: float32 is not served, as wgmma cuts to TF32 what mma.sync is given rounded";
 constexpr int64_t kTmaStrideBytes = 16;  // that strides are multiples of
 
-// What a dtype is to TMA.
+// What a dtype is to TMA, to which e4m3 is bytes.
 inline TensorElement element_of(int32_t dtype) {
-  switch (static_cast<DataType>(dtype)) {
-    case DataType::kFloat16:
+  switch (dtype) {
+    case kFloat8E4M3:
+      return TensorElement::kUint8;
+    case static_cast<int32_t>(DataType::kFloat16):
       return TensorElement::kFloat16;
-    case DataType::kFloat32:
+    case static_cast<int32_t>(DataType::kFloat32):
       return TensorElement::kFloat32;
     default:
       return TensorElement::kBfloat16;
@@ -75,8 +78,9 @@ inline TensorMapRequest rows_request(TensorElement element, const void* at, int6
 
 // [N, C, H, W] or [K, C, R, S] as {C, W, H, N}.
 inline TensorMapRequest images_request(TensorElement element, const void* at,
-                                       const int64_t (&size)[4], const int64_t (&stride)[4]) {
-  TensorMapRequest request = boxes_request(element, at);
+                                       const int64_t (&size)[4], const int64_t (&stride)[4],
+                                       int32_t channels = kStepRowBytes) {
+  TensorMapRequest request = boxes_request(element, at, channels);
   request.rank = 4;
   request.sizes = {size[1], size[3], size[2], size[0]};
   request.strides = {stride_bytes(element, size[3], stride[3]),
@@ -88,8 +92,8 @@ inline TensorMapRequest images_request(TensorElement element, const void* at,
 // So many filters of one tap [K, C, R, S].
 inline TensorMapRequest taps_request(TensorElement element, const void* at,
                                      const int64_t (&size)[4], const int64_t (&stride)[4],
-                                     int32_t filters) {
-  TensorMapRequest request = images_request(element, at, size, stride);
+                                     int32_t filters, int32_t channels = kStepRowBytes) {
+  TensorMapRequest request = images_request(element, at, size, stride, channels);
   request.box = {request.box[0], 1, 1, filters};
   return request;
 }

@@ -37,7 +37,7 @@ inline WindowParts window_parts(int64_t positions, int64_t width) {
 inline TensorMapRequest input_walk_request(TensorElement element, const void* at,
                                            const int64_t (&size)[4], const int64_t (&stride)[4],
                                            const WindowParts& parts) {
-  TensorMapRequest request = images_request(element, at, size, stride);
+  TensorMapRequest request = images_request(element, at, size, stride, kWindowChannels);
   request.pixels = narrowed(parts.rows);
   request.lower = {-1, -1};
   return request;
@@ -47,7 +47,7 @@ inline TensorMapRequest input_walk_request(TensorElement element, const void* at
 inline TensorMapRequest output_walk_request(TensorElement element, const void* at,
                                             const int64_t (&size)[4], const int64_t (&stride)[4],
                                             int32_t positions) {
-  TensorMapRequest request = images_request(element, at, size, stride);
+  TensorMapRequest request = images_request(element, at, size, stride, kWindowChannels);
   request.pixels = positions;
   request.upper = {1, 1};
   return request;

@@ -15,7 +15,7 @@ import torch
 
 from .. import numerics
 from . import _cuda_fp8, _cuda_plan
-from ._cuda_checks import _names, index_of
+from ._cuda_checks import WINDOW, _names, index_of
 from ._e4m3 import E4M3
 from ._fp8_checks import OUT_SCALE, RESIDUAL_SCALE
 from ._selfchecks import CONV_CASES, channels_last, guarded, require_exact
@@ -60,7 +60,7 @@ def check(
     if not _cuda_plan.runs(configuration, about):
         return  # no plan takes it on this GPU: there is nothing that it could do wrong
     generator = torch.Generator().manual_seed(0)
-    for case in CASES:
+    for case in (*CASES, WINDOW) if _cuda_plan.WINDOW in configuration else CASES:
         *operands, residual = numerics.exact_inputs(case, torch.float32, generator)
         x, weight, scale, shift = operands
         x, weight = x.to(E4M3), weight.to(E4M3)
