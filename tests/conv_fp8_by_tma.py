@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import emulated
 import torch
 from emulated import Schedule
-from emulated_fp8 import OP
+from emulated_fp8 import OP, OUTS
 from emulated_shapes import lay_out
 from fp8_operands import Fp8Operands, exact_operands, random_fp8
+from mutants import HOSTILE, Trial
 from torch import Tensor
 
 from resnet_fused.cases import ConvCase
@@ -85,3 +87,51 @@ def wrong(case: ConvCase, given: Fp8Operands, y: Tensor) -> str | None:
     """What is wrong with an exact result, or None."""
     bad = int((y.float() != given.expected(case).float()).sum())
     return f"{bad} of {y.numel()} elements differ" if bad else None
+
+
+def _judge(case: ConvCase, given: Fp8Operands, *, exact: bool) -> Callable[[Tensor], str | None]:
+    """What is wrong with a result, as a `Trial` asks."""
+
+    def bits(y: Tensor) -> str | None:
+        return wrong(case, given, y)
+
+    def bound(y: Tensor) -> str | None:
+        found = given.check(case, y)
+        return None if found.ok else str(found)
+
+    return bits if exact else bound
+
+
+def trials(
+    ways: Iterable[tuple[str, ConvCase, tuple[int, ...]]], gpu: tuple[int, ...]
+) -> list[Trial]:
+    """Calls that notice faults: on integers under hostile schedules, and on noise.
+
+    Args:
+        ways: names of configurations, what they are tried on, places of the results' types.
+        gpu: what the grid is chosen for.
+    """
+    made = []
+    index = {tile["name"]: i for i, tile in enumerate(table())}
+    for name, case, places in ways:
+        for place, out in enumerate(OUTS[i] for i in places):
+            for exact in (True, False) if place == 0 else (True,):
+                given = operands(case, out, exact=exact)
+                # torch compares no e4m3.
+                bytes_of = [None if t is None else t.view(torch.uint8) for t in given.tuple()]
+                for schedule in HOSTILE if exact else HOSTILE[-1:]:
+                    made.append(
+                        Trial(
+                            f"{name} {case.name} {out} exact={exact} {schedule}",
+                            functools.partial(
+                                overload(OP, emulated.NAME), *given.tuple(), *given.options(case)
+                            ),
+                            tuple(bytes_of),
+                            _judge(case, given, exact=exact),
+                            {
+                                "schedule": schedule, "configuration": index[name], "splits": 1,
+                                "gpu": gpu, "reverse": False,
+                            },
+                        )
+                    )  # fmt: skip
+    return made

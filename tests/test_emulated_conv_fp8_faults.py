@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import conv_fp8_by_tma as by_tma
 import emulated
 import mutants
 import pytest
-import torch
-from conv_fp8_by_tma import OP, operands, tiles
-from emulated_fp8 import OUTS
-from mutants import HOSTILE, Mutant, Trial
+from conv_fp8_by_tma import trials
+from mutants import Mutant, Trial
 
 from resnet_fused.cases import ConvCase
-from resnet_fused.ops._library import overload
 
 pytestmark = pytest.mark.emulated
 
@@ -47,52 +43,10 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
 }
 
 
-def judge(case, given, exact):
-    """What is wrong with a result, as a `Trial` asks."""
-
-    def bits(y: torch.Tensor) -> str | None:
-        return by_tma.wrong(case, given, y)
-
-    def bound(y: torch.Tensor) -> str | None:
-        found = given.check(case, y)
-        return None if found.ok else str(found)
-
-    return bits if exact else bound
-
-
-def trials() -> list[Trial]:
-    """Calls that notice faults: on integers under hostile schedules, and on noise."""
-    made = []
-    index = {tile["name"]: i for i, tile in enumerate(tiles())}
-    for name, case, places in WAYS:
-        for place, out in enumerate(OUTS[i] for i in places):
-            for exact in (True, False) if place == 0 else (True,):
-                given = operands(case, out, exact=exact)
-                # torch compares no e4m3.
-                inputs = (given.x, given.weight, given.scale, given.shift, given.residual)
-                bytes_of = [None if t is None else t.view(torch.uint8) for t in inputs]
-                for schedule in HOSTILE if exact else HOSTILE[-1:]:
-                    made.append(
-                        Trial(
-                            f"{name} {case.name} {out} exact={exact} {schedule}",
-                            functools.partial(
-                                overload(OP, emulated.NAME), *inputs, *given.options(case)
-                            ),
-                            tuple(bytes_of),
-                            judge(case, given, exact),
-                            {
-                                "schedule": schedule, "configuration": index[name], "splits": 1,
-                                "gpu": ONE, "reverse": False,
-                            },
-                        )
-                    )  # fmt: skip
-    return made
-
-
 @functools.cache
 def found() -> dict[Mutant, list[Trial]]:
     """Every mutant, with the trials that reach it. Clean runs pass."""
-    return mutants.reached(trials())
+    return mutants.reached(trials(WAYS, ONE))
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
