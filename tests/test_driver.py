@@ -101,6 +101,7 @@ FP8 = ("--op", "conv_bn_act_fp8", "--h", 9, "--w", 9)
         ("--residual", "--k", 144, "--configuration", "tma_p128x128_6s"),
         ("--r", 1, "--s", 1, "--padding", 0, "--configuration", "tma_s192x128_4s"),
         ("--c", 160, "--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
+        ("--c", 64, "--k", 128, "--residual", "--configuration", "tma_win96x64_2w"),
     ],
 )
 @pytest.mark.parametrize("out", [("--quantised",), ("--dtype", "float16"), ()])

@@ -52,6 +52,7 @@ CALLS: tuple[tuple[str, ...], ...] = (
 FP8 = ("--op", "conv_bn_act_fp8")
 SM90A_CALLS: tuple[tuple[str, ...], ...] = (
     (*FP8, "--quantised", "--residual"),
+    (*FP8, "--quantised", "--residual", "--configuration", "tma_win96x64_2w"),
     (*FP8, "--residual", "--stride", "2", "--data", "normals"),
     (*FP8, "--quantised", "--r", "1", "--s", "1", "--padding", "0", "--c", "256", "--k", "144"),
 )

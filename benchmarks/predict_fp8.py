@@ -1,0 +1,167 @@
+"""Predicts ResNet-50 in e4m3 beside bfloat16 on an H200, by the plans of the CUDA kernels.
+
+Each convolution takes what its plan predicts, or its bytes at a device copy's rate where that is
+longer; launches are left aside, as are stem and head. Chains in bfloat16 are those that their plans
+predict to win; in e4m3 none is built, and what bytes alone would allow stands in their place.
+Nothing of it has been measured. Needs the extension built with nvcc, which holds the models.
+
+    python benchmarks/predict_fp8.py            # the table
+    python benchmarks/predict_fp8.py --write    # into docs/fp8.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import torch
+from predict_chains import ABOUT, MEMORY, with_fronts
+
+from resnet_fused import roofline
+from resnet_fused.cases import RESNET50_LAYERS, ChainCase, ConvCase
+from resnet_fused.ops import _chain_plan, _cuda_chain, _cuda_fp8, _cuda_plan
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "fp8.md"
+BEGIN, END = "<!-- predictions: begin -->", "<!-- predictions: end -->"
+BATCH = 256
+GPU = (*ABOUT, 90)
+BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
+GROUPS = (
+    ("layer 1 and the first of layer 2", "layer1"),
+    ("layer 2 from there to the first of layer 3", "layer2"),
+)
+"""What a chain at a stage's end reaches into: the next stage's first convolution."""
+
+
+class Cost(NamedTuple):
+    """Of some calls together."""
+
+    bytes: float = 0.0
+    us: float = 0.0
+
+    def plus(self, other: Cost, times: int = 1) -> Cost:
+        return Cost(self.bytes + times * other.bytes, self.us + times * other.us)
+
+
+def image(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """A tensor without memory, its channels side by side."""
+    last = torch.channels_last
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=last)
+
+
+def convolution(case: ConvCase, dtype: torch.dtype) -> Cost:
+    """One convolution at its batch, its tensors all of one dtype."""
+    out = image(dtype, *case.output_shape)
+    residual = out if case.residual else None
+    operands = image(dtype, *case.input_shape), image(dtype, *case.weight_shape), residual
+    geometry = (case.stride, case.padding, case.dilation, case.groups)
+    if dtype is E4M3:
+        made = _cuda_fp8.problem_of(operands, geometry, out, real=False)
+    else:
+        made = _cuda_plan.problem_of("conv_bn_act", operands, geometry, out, real=False)
+    moved = roofline.conv_cost(case, dtype).bytes
+    return timed(_cuda_plan.plan(made, GPU).cycles, moved)
+
+
+def timed(cycles: float, moved: float) -> Cost:
+    """By cycles or by bytes, whichever takes longer."""
+    return Cost(moved, 1e6 * max(cycles / _chain_plan.CLOCK, moved / MEMORY))
+
+
+def chain_as_planned(case: ChainCase, dtype: torch.dtype) -> Cost | None:
+    """A chain by its plan; None where no configuration takes it."""
+    found = _cuda_chain.predict(case, dtype, GPU, None)
+    if isinstance(found, str):
+        return None
+    return timed(found[0], roofline.conv_chain_cost(case, dtype).bytes)
+
+
+def chain_by_bytes(case: ChainCase, dtype: torch.dtype) -> Cost:
+    """A chain that nothing but memory bounds."""
+    return timed(0.0, roofline.conv_chain_cost(case, dtype).bytes)
+
+
+def layers(stage: str) -> list[ConvCase]:
+    """The convolutions of a stage behind what the chain before it ends in, and the next one's
+    first; "" for the whole network but the stem."""
+    size = {"layer1": 56, "layer2": 28}.get(stage)
+    found = []
+    for case in RESNET50_LAYERS[1:]:
+        of = case.h // case.stride[0]  # of a stage's images, its first convolution's aside
+        if size is None or of == size:
+            found.append(dataclasses.replace(case, n=BATCH))
+    return found
+
+
+def total(stage: str, dtype: torch.dtype) -> Cost:
+    """A stage's convolutions one by one."""
+    found = Cost()
+    for case in layers(stage):
+        found = found.plus(convolution(case, dtype), case.count)
+    return found
+
+
+def chained(
+    stage: str, dtype: torch.dtype, chain: Callable[[ChainCase, torch.dtype], Cost | None]
+) -> Cost:
+    """Likewise, at each block's end by the cut that saves most, if one does."""
+    found = total(stage, dtype)
+    ends: dict[str, list[tuple[float, float, int]]] = {}
+    for case in with_fronts(128):
+        if not case.name.removeprefix("conv2 + ").startswith(stage):
+            continue
+        sized = dataclasses.replace(case, n=BATCH)
+        one, parts = chain(sized, dtype), Cost()
+        for part in sized.parts:
+            parts = parts.plus(convolution(part, dtype))
+        if one is not None and one.us < parts.us:
+            saved = parts.us - one.us, parts.bytes - one.bytes, case.count
+            ends.setdefault(case.name.removeprefix("conv2 + "), []).append(saved)
+    for cuts in ends.values():
+        us, moved, count = max(cuts)
+        found = found.plus(Cost(-moved, -us), count)
+    return found
+
+
+def rows() -> Iterable[tuple[str, list[str]]]:
+    """What the table says, line after line."""
+    for name, stage in (*GROUPS, ("the whole network but stem and head", "")):
+        columns = [
+            total(stage, BF16), chained(stage, BF16, chain_as_planned), total(stage, E4M3),
+            chained(stage, E4M3, chain_by_bytes),
+        ]  # fmt: skip
+        yield f"{name}: GB", [f"{one.bytes / 1e9:.2f}" for one in columns]
+        yield "the same: us", [f"{one.us:.0f}" for one in columns]
+    (window,) = (case for case in layers("layer1") if case.r == 3)
+    each = [convolution(window, dtype).us for dtype in (BF16, E4M3)]
+    cells = [f"{each[0]:.0f}", "", f"{each[1]:.0f}", ""]
+    yield "a 3x3 of 64 channels at 56 x 56: us", cells
+
+
+def text() -> str:
+    """The table as Markdown."""
+    lines = [
+        f"| ResNet-50's convolutions at batch {BATCH} | bfloat16, one by one | bfloat16, in chains "
+        "| e4m3, one by one | e4m3, in chains that bytes alone bound |",
+        "| --- " * 5 + "|",
+    ]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows()]
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--write", is_flag=True, help="Into docs/fp8.md.")
+def main(write: bool) -> None:
+    """Predict ResNet-50 in e4m3 beside bfloat16."""
+    said = text()
+    click.echo(said)
+    if write:
+        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{said}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

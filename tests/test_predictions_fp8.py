@@ -1,0 +1,54 @@
+"""docs/fp8.md holds what benchmarks/predict_fp8.py says, and that follows from the plans."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_fused.cases import RESNET50_LAYERS
+from resnet_fused.ops import _cuda_plan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(
+    not _cuda_plan.exists("conv_bn_act_fp8"), reason="the extension was built without nvcc"
+)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("predict_fp8")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_the_page_is_up_to_date(tool):
+    page = tool.PAGE.read_text(encoding="utf-8")
+    assert f"{tool.BEGIN}\n{tool.text()}\n{tool.END}" in page, f"run python {tool.__file__} --write"
+
+
+def test_each_stage_has_its_own_layers(tool):
+    """Those of stages behind the second are neither's; all of them are the network's."""
+    whole = {dataclasses.replace(case, n=1) for case in tool.layers("")}
+    assert whole == set(RESNET50_LAYERS[1:])
+    first, second = tool.layers("layer1"), tool.layers("layer2")
+    assert [case.count for case in first if case.r == 3] == [3]
+    assert sum(case.count for case in first) == 11  # three blocks, a projection, the next one's
+    assert sum(case.count for case in second) == 13
+    assert not {case.name for case in first} & {case.name for case in second}
+
+
+def test_what_the_page_says_in_words(tool):
+    """e4m3 moves half of the bytes, and with windows loses no stage one by one."""
+    for stage in ("layer1", "layer2", ""):
+        wide, narrow = (tool.total(stage, dtype) for dtype in (tool.BF16, tool.E4M3))
+        assert narrow.bytes == pytest.approx(wide.bytes / 2, rel=0.01)
+        assert narrow.us < 0.75 * wide.us
+    whole = tool.total("", tool.E4M3).us
+    assert tool.chained("", tool.BF16, tool.chain_as_planned).us > 1.4 * whole
