@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -35,8 +34,10 @@ def test_the_page_is_up_to_date(tool):
 
 def test_each_stage_has_its_own_layers(tool):
     """Those of stages behind the second are neither's; all of them are the network's."""
-    whole = {dataclasses.replace(case, n=1) for case in tool.layers("")}
-    assert whole == set(RESNET50_LAYERS[1:])
+    whole = tool.layers("")
+    assert sum(case.count for case in whole) == sum(case.count for case in RESNET50_LAYERS[1:])
+    projections = [case for case in whole if case.act == "none"]
+    assert [(case.name, case.residual) for case in projections] == [("1x1_64_256_at56", False)]
     first, second = tool.layers("layer1"), tool.layers("layer2")
     assert [case.count for case in first if case.r == 3] == [3]
     assert sum(case.count for case in first) == 11  # three blocks, a projection, the next one's
@@ -51,4 +52,5 @@ def test_what_the_page_says_in_words(tool):
         assert narrow.bytes == pytest.approx(wide.bytes / 2, rel=0.01)
         assert narrow.us < 0.75 * wide.us
     whole = tool.total("", tool.E4M3).us
-    assert tool.chained("", tool.BF16, tool.chain_as_planned).us > 1.4 * whole
+    assert tool.chained("", tool.BF16).us > 1.35 * whole
+    assert tool.chained("", tool.E4M3).us < whole
