@@ -46,6 +46,18 @@ def planned_for(case, given, out, index=-1, gpu=emulated.H200):
     return getattr(emulated.load(), f"{OP}_plan")(made, gpu, index, 0)
 
 
+def run_into(case, given, out, index):
+    """Runs a configuration into an output of any strides."""
+    names = ("x", "weight", "scale", "shift", "residual")
+    inputs = dict(zip(names, given.tuple(), strict=True))
+    geometry = (list(case.stride), list(case.padding), list(case.dilation), case.groups)
+    scales = given.residual_scale, given.out_scale
+    made = problem_of(*given.tuple(), out, *geometry, case.act, *scales)
+    with emulated.using(schedule=Schedule()):
+        settings = emulated.settings(("into",), inputs, {"out": out})
+    getattr(emulated.load(), OP)(settings, made, emulated.H200, index, 1, 0)
+
+
 def layer(case, batch, index=-1, out=E4M3):
     """The plan of a layer at a batch size, with no memory and no shortcut."""
     shapes = (batch, *case.input_shape[1:]), case.weight_shape, (batch, *case.output_shape[1:])
@@ -163,14 +175,19 @@ def test_what_it_costs(place, out):
     assert 0.95 * factor <= loaded_of_x(report) / given.x.nbytes <= factor
 
 
-@pytest.mark.parametrize("name", ["x", "weight", "residual"])
+@pytest.mark.parametrize("name", ["x", "weight", "residual", "out"])
 @pytest.mark.parametrize("layout", ["nchw", "unaligned"])
 def test_a_tensor_that_it_cannot_take_is_named(name, layout):
-    tensor = lay_out(getattr(operands(NAMED["images"], E4M3), name), layout)
+    case, given = NAMED["images"], operands(NAMED["images"], E4M3)
+    names = ("x", "weight", "scale", "shift", "residual")
+    tensors = dict(zip(names, given.tuple(), strict=True))
+    tensors["out"] = lay_out(torch.zeros(case.output_shape).to(E4M3), "nhwc")
+    tensors[name] = lay_out(tensors[name], layout)
+    *inputs, out = tensors.values()
     said = f"{name}: its channels are not adj" if layout == "nchw" else f"{name}: address is "
     for index in windows():
         with pytest.raises(ValueError, match=said) as error:
-            planned(NAMED["images"], index, **{name: tensor})
+            planned_for(case, inputs, out, index)
         assert windows()[index]["name"] in str(error.value)
 
 
@@ -212,17 +229,31 @@ def test_the_widest_rows_that_fit():
 
 
 def test_strided_images_and_outputs_are_right():
-    """x within a wider and longer image, the shortcut with gaps behind rows and images."""
+    """x within a wider and longer image, shortcut and output with gaps behind rows and images."""
     case = dataclasses.replace(NAMED["narrow"], residual=True)
     given = operands(case, E4M3)
     room = torch.full((5, 15, 6, 96), torch.nan).to(E4M3).permute(0, 3, 1, 2)
     x = room[:, 16:80, 1:14, 1:5:2].copy_(given.x)
     wide = torch.full((5, 16, 5, 144), torch.nan).to(E4M3).permute(0, 3, 1, 2)
     residual = wide[:, :128, :13, :2].copy_(given.residual)
-    given = dataclasses.replace(given, x=x, residual=residual)
-    for place in range(CONFIGURATIONS):
+    for place, dtype in itertools.product(range(CONFIGURATIONS), OUTS[:2]):
+        given = dataclasses.replace(given, x=x, residual=residual, out_dtype=dtype)
         y, _ = run(case, given, index_of(place))
         assert wrong(case, given, y) is None
+        out = torch.full((5, 16, 5, 160), torch.nan).to(dtype).permute(0, 3, 1, 2)
+        inside = out[:, 16:144, 2:15, 1:5:2]
+        run_into(case, given, inside, index_of(place))
+        assert torch.equal(inside.float(), y.float())
+        assert int((~out.float().isnan()).sum()) == inside.numel()
+
+
+def test_of_what_cannot_be_stored_16_bytes_at_a_time_the_strides_are_said():
+    case = NAMED["narrow"]
+    given = operands(case, E4M3)
+    for dtype, room in ((E4M3, 136), (torch.float16, 132)):
+        out = torch.zeros(5, 13, 2, room).to(dtype).permute(0, 3, 1, 2)[:, :128]
+        with pytest.raises(ValueError, match=f"out: strides of {room * dtype.itemsize} bytes"):
+            planned_for(case, dataclasses.replace(given, out_dtype=dtype).tuple(), out, 3)
 
 
 @pytest.mark.parametrize("gpu", [emulated.A100, emulated.H200[:3], (*emulated.H200[:3], 100)])
