@@ -239,6 +239,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/warpgroup_shape.h",
         "csrc/device/warpgroup_tile.h",
         "csrc/device/window_epilogue.h",
+        "csrc/device/window_load.h",
         "csrc/kernels/conv_bn_act_sm90.cuh",
         "csrc/kernels/conv_bn_act_window_sm90.cuh",
         "csrc/launch/conv_bn_act_fp8.h",
