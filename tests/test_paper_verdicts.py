@@ -177,6 +177,21 @@ def test_halves_of_a_shortcut(kind, adds, carries):
             assert not y.requires_grad
 
 
+@pytest.mark.parametrize("way", gradient_paths.WAYS)
+def test_halves_wrap_the_shortcuts_that_were_there(tmp_path, way):
+    job = paper_runs.job(tmp_path, depths=(8,))
+    networks = {v.name: v for v in EXPERIMENTS["gradient-paths"].variants(job.scale)}
+    whole, half = (
+        networks[name].build(job.scale, job.source) for name in ("resnet8", f"resnet8-{way}")
+    )
+    before = [m.downsample for m in whole.modules() if hasattr(m, "downsample")]
+    after = [m.downsample for m in half.modules() if hasattr(m, "downsample")]
+    assert {type(m) for m in after} == {gradient_paths.WAYS[way][1]}
+    kinds = [nn.Identity if m is None else type(m) for m in before]
+    assert [type(m.shortcut) for m in after] == kinds
+    assert len(set(kinds)) == 2
+
+
 # ------------------------------------------------------------------ scales
 
 
