@@ -23,7 +23,7 @@ constexpr int kMostDgradSplits = 32;
 
 // The configurations of an op. kStaged: a block puts its result together in the ring, where one in
 // float32 has to fit; such are served by those of at most kFloatColumns columns.
-template <class WideTiles, class NarrowTiles, bool kStaged = true, int kFloatColumns = 128>
+template <class WideTiles, class NarrowTiles, bool kStaged = true, int kFloatColumns = 256>
 struct GradientTable {
   static constexpr int kSize = WideTiles::kSize + NarrowTiles::kSize;
 

@@ -44,7 +44,7 @@ def run(experiment: Experiment, job: Job) -> dict[str, Any]:
         Stopped: a signal came; the same call goes on.
         TrainingError, CheckpointError, ImageError, ValueError: see `runs.train`.
     """
-    begun = time.perf_counter()
+    begun, commit = time.perf_counter(), record.commit()
     networks = experiment.variants(job.scale)
     runs = every(job, networks)
     finding = experiment.judge(job, networks, runs)
@@ -57,7 +57,7 @@ def run(experiment: Experiment, job: Job) -> dict[str, Any]:
         "scale": job.scale.record(),
         "impl": job.impl,
         "torch": torch.__version__,
-        "commit": record.commit(),
+        "commit": commit,
         "machine": {"cpu": record.cpu_name(), "threads": torch.get_num_threads()},
         "device": _device(job.processes.device),
         "processes": job.processes.world,
