@@ -205,6 +205,12 @@ def test_another_network(tmp_path: Path) -> None:
     assert "fc.weight (3x16, the model's is 5x16)" in message
     assert "bn1.weight (torch.int64, the model's is torch.float32)" in message
 
+    model = files.network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(rf.weights.MismatchError, match="fc.weight"):
+        rf.weights.load(model, tmp_path / "n.pth", strict=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
     del state["fc.weight"], state["bn1.weight"]
     torch.save(state, tmp_path / "n.pth")
     model = files.network()
@@ -247,7 +253,7 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     refused(write("n.caffemodel", vgg), "holds no ResNet .*conv1_1")
     refused(write("n.pkl", pickle.dumps([1, 2])), "holds no dict of arrays")
     refused(write("n.pkl", pickle.dumps({"blobs": [1, 2]})), "holds no dict of arrays")
-    refused(write("n.pkl", pickle.dumps({"model": {"a": 1}})), "holds no ResNet .*no arrays")
+    refused(write("n.pkl", pickle.dumps({"model": {"a": 1}})), "detectron2.s own names.*MSRA")
     refused(write("n.pth", torch_file([torch.ones(1)])), "holds no state_dict")
     refused(write("n.pth", torch_file({"epoch": 3})), "holds no state_dict")
     refused(tmp_path / "absent.pth", "no such file")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _passes, _results, _training
+from . import _convolution, _passes, _results, _training
 from ._passes import passes
 from .conv_dgrad import widened
 from .conv_wgrad import like_parameter
@@ -122,11 +122,9 @@ def conv_bn_dgrad(
     wide = widened(dz) if addend is None else _training.compute_dtype(dz.dtype)
     # Its values are not looked at: shape and layout alone.
     like = _results.empty_like(dz, input_size, channels_last).to(wide)
-    stride, padding, dilation, groups = geometry
-    dh, _, _ = torch.ops.aten.convolution_backward.default(
-        _affine(dz, y, coefficients).to(wide), like, weight.to(wide), None, stride, padding,
-        dilation, False, [0, 0], groups, [True, False, False],
-    )  # fmt: skip
+    dh = _convolution.input_gradient(
+        _affine(dz, y, coefficients).to(wide), like, weight.to(wide), *geometry
+    )
     del like
     return _below(dh, dz.dtype, addend, addend_stride, raw, norm, channels_last)
 
@@ -188,11 +186,7 @@ def gradients(
     wide = widened(dz) if addend is None else _training.compute_dtype(dtype)
     if wide is not dtype or parameter.dtype is not dtype:
         return None
-    stride, padding, dilation, groups = geometry
-    dh, dweight, _ = torch.ops.aten.convolution_backward.default(
-        dz, _read(x, norm), weight, None, stride, padding, dilation, False, [0, 0], groups,
-        [True, True, False],
-    )  # fmt: skip
+    dh, dweight = _convolution.gradients(dz, _read(x, norm), weight, *geometry)
     raw = None if norm is None else x
     dx, sums = _below(dh, dtype, addend, addend_stride, raw, norm, channels_last)
     return dx, sums, like_parameter(dweight, parameter)
@@ -210,9 +204,7 @@ def conv_bn_wgrad(
     """Body of `conv_bn_wgrad`; the sums go unrounded to a parameter in float32."""
     same = weight.dtype is dz.dtype
     wide = widened(dz) if same else _training.compute_dtype(dz.dtype)
-    stride, padding, dilation, groups = geometry
-    _, dweight, _ = torch.ops.aten.convolution_backward.default(
-        _affine(dz, y, coefficients).to(wide), _read(x, norm).to(wide), weight.to(wide), None,
-        stride, padding, dilation, False, [0, 0], groups, [False, True, False],
-    )  # fmt: skip
+    dweight = _convolution.weight_gradient(
+        _affine(dz, y, coefficients).to(wide), _read(x, norm).to(wide), weight.to(wide), *geometry
+    )
     return like_parameter(dweight.to(weight.dtype), weight)

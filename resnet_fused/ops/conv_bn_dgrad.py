@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks, _cuda_bn_dgrad, _results, _training, _training_cpu
+from . import (
+    _autocast,
+    _checks,
+    _convolution,
+    _cuda_bn_dgrad,
+    _results,
+    _training,
+    _training_cpu,
+)
 from ._training import affine_gradient, normalised
 from .bn_add_act_backward import reductions
 from .conv_dgrad import widened
@@ -48,11 +56,7 @@ def _reference(
     if addend is not None:
         # One rounding, behind the sum: the product itself must not be rounded before.
         wide = _training.compute_dtype(dz.dtype)
-    stride, padding, dilation, groups = geometry
-    dh, _, _ = torch.ops.aten.convolution_backward(
-        dy.to(wide), dx.to(wide), weight.to(wide), None, stride, padding, dilation, False, [0, 0],
-        groups, [True, False, False],
-    )  # fmt: skip
+    dh = _convolution.input_gradient(dy.to(wide), dx.to(wide), weight.to(wide), *geometry)
     if addend is not None:
         dh[:, :, ::addend_stride, ::addend_stride] += addend
     dx.copy_(dh)

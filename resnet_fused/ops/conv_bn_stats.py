@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from . import _autocast, _checks, _cuda_stats, _training, _training_cpu
+from . import _autocast, _checks, _convolution, _cuda_stats, _training, _training_cpu
 from ._training import normalised, per_channel
 
 SCHEMA = (
@@ -84,11 +84,11 @@ class _ConvBnStats(torch.autograd.Function):
         centred = y.to(stats.dtype) - per_channel(stats[0])
         g = (dy.to(stats.dtype) + dmean / count + 2 * dm2 * centred).to(y.dtype)
         h = read(x, norm)
-        stride, padding, dilation, groups = ctx.geometry
-        dh, dweight, _ = torch.ops.aten.convolution_backward(
-            g, h, weight, None, stride, padding, dilation, False, [0, 0], groups,
-            [ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[2], False],
-        )  # fmt: skip
+        dh = dweight = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            dh = _convolution.input_gradient(g, h, weight, *ctx.geometry)
+        if ctx.needs_input_grad[2]:
+            dweight = _convolution.weight_gradient(g, h, weight, *ctx.geometry)
         if norm is None or dh is None:
             return dh, None, dweight, None
         dz = torch.where(h <= 0, 0, dh.to(norm.dtype))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks, _cuda_wgrad, _training, _training_cpu
+from . import _autocast, _checks, _convolution, _cuda_wgrad, _training, _training_cpu
 from ._training import affine_gradient
 from .conv_bn_dgrad import check_affine
 from .conv_bn_stats import read
@@ -42,11 +42,7 @@ def _reference(
         wide = _training.compute_dtype(dz.dtype)  # the sums go unrounded to a float32 parameter
     dy = affine_gradient(dz, y, coefficients).to(wide)
     h = read(x, norm).to(wide)
-    stride, padding, dilation, groups = geometry
-    _, dweight, _ = torch.ops.aten.convolution_backward(
-        dy, h, weight.to(wide), None, stride, padding, dilation, False, [0, 0], groups,
-        [False, True, False],
-    )  # fmt: skip
+    dweight = _convolution.weight_gradient(dy, h, weight.to(wide), *geometry)
     return like_parameter(dweight.to(weight.dtype), weight)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from . import _autocast, _checks, _cuda_plan, _results, _training
+from . import _autocast, _checks, _convolution, _cuda_plan, _results, _training
 from ._library import overload
 from .bn_act import masked
 
@@ -54,10 +54,9 @@ def _reference(
     wide = widened(dy)
     g = scaled(dy, y, scale).to(wide)
     # Only the input's shape and layout are looked at.
-    result, _, _ = torch.ops.aten.convolution_backward(
-        g, dx.to(wide), weight.to(wide), None, stride, padding, dilation, False, [0, 0], groups,
-        [True, False, False],
-    )  # fmt: skip
+    result = _convolution.input_gradient(
+        g, dx.to(wide), weight.to(wide), stride, padding, dilation, groups
+    )
     same = result.stride() == dx.stride() and result.dtype is dx.dtype
     return result if same else dx.copy_(result)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks, _training
+from . import _autocast, _checks, _convolution, _training
 from ._library import overload
 from .conv_dgrad import choose_gradient, scaled, widened
 
@@ -45,10 +45,9 @@ def _reference(
 ) -> Tensor:
     wide = widened(dy)
     g = scaled(dy, y, scale).to(wide)
-    _, dweight, _ = torch.ops.aten.convolution_backward(
-        g, x.to(wide), weight.to(wide), None, stride, padding, dilation, False, [0, 0], groups,
-        [False, True, False],
-    )  # fmt: skip
+    dweight = _convolution.weight_gradient(
+        g, x.to(wide), weight.to(wide), stride, padding, dilation, groups
+    )
     return like_parameter(dweight.to(weight.dtype), weight)
 
 

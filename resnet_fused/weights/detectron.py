@@ -70,6 +70,11 @@ def read(file: Path) -> Weights:
             "arrays by Detectron's names"
         ) from error
     blobs = found.get("blobs", found) if isinstance(found, Mapping) else None
+    if isinstance(blobs, Mapping) and isinstance(blobs.get("model"), Mapping):
+        raise WeightsError(
+            f"{source} holds a model by detectron2's own names, which say neither whether it takes "
+            "BGR or RGB nor where its strides are; accepted are Caffe2's names, as in MSRA/R-50.pkl"
+        )
     if not isinstance(blobs, Mapping):
         raise WeightsError(f"{source} holds no dict of arrays")
     return _weights(blobs, str(file))
