@@ -111,6 +111,12 @@ def judge(job: Job, networks: Sequence[Variant], runs: Runs) -> Finding:
         ),
         beats(forward, "the add without its gradient is better than no shortcut"),
         beats(backward, "the gradient without the add is better than no shortcut"),
+        Check(
+            "one half is better than the other",
+            above(forward, backward) or above(backward, forward) if differ else None,
+            f"{forward.percent()} against {backward.percent()}, "
+            f"noise {noise(forward, backward):.2%}",
+        ),
     )  # fmt: skip
     if not differ:
         text = (
@@ -118,22 +124,33 @@ def judge(job: Job, networks: Sequence[Variant], runs: Runs) -> Finding:
             "than the seeds' noise."
         )
         return _finding(text, None, checks, networks, runs, shares)
-    halves = {"the add alone": checks[1].holds, "the gradient alone": checks[2].holds}
-    helping = [name for name, holds in halves.items() if holds]
-    if len(helping) == 1:
+    return _finding(*_halves(checks, shares), checks, networks, runs, shares)
+
+
+def _halves(
+    checks: Sequence[Check], shares: dict[str, float | None]
+) -> tuple[str, bool | None]:  # fmt: skip
+    """What is to be said of the two halves where there is a gap, and whether it is an answer."""
+    names = {"forward": "the add alone", "backward": "the gradient alone"}
+    closed = {way: f"{name} closes {shares[way]:.0%} of the gap" for way, name in names.items()}
+    helping = [way for way, check in zip(names, checks[1:3], strict=True) if check.holds]
+    if not helping:
+        return "Neither half helps alone: a shortcut needs both.", True
+    if len(helping) == 2:
+        return f"Both halves help: {closed['forward']}, {closed['backward']}.", True
+    (way,) = helping
+    other = "backward" if way == "forward" else "forward"
+    if not checks[3].holds:
         text = (
-            f"Here it is {helping[0]} that helps: it closes "
-            f"{shares['forward' if 'add' in helping[0] else 'backward']:.0%} of the gap, and the "
-            "other half does not help beyond the seeds' noise."
+            f"Which half it is cannot be told here: {closed[way]}, and {names[other]} "
+            f"{shares[other]:.0%}, within the seeds' noise of no shortcut and of the other half."
         )
-    elif helping:
-        text = (
-            f"Both halves help: the add alone closes {shares['forward']:.0%} of the gap, the "
-            f"gradient alone {shares['backward']:.0%}."
-        )
-    else:
-        text = "Neither half helps alone: a shortcut needs both."
-    return _finding(text, True, checks, networks, runs, shares)
+        return text, None
+    text = (
+        f"Here it is {names[way]} that helps: {closed[way]}, and the other half does not help "
+        "beyond the seeds' noise."
+    )
+    return text, True
 
 
 def _finding(
