@@ -19,7 +19,7 @@ from resnet_fused.paper import (
     shortcuts,
 )
 from resnet_fused.paper.base import Experiment
-from resnet_fused.paper.runs import Job, every
+from resnet_fused.paper.runs import Job, every, step_seconds
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
@@ -63,6 +63,7 @@ def run(experiment: Experiment, job: Job) -> dict[str, Any]:
         "processes": job.processes.world,
         "images": {"train": len(job.source.train), "test": len(job.source.val)},
         "seconds": time.perf_counter() - begun,
+        "step_seconds": sum(step_seconds(job.folder / r.folder) for r in every_run),
         **asdict(finding),
         "runs": [
             {k: v for k, v in asdict(r).items() if not k.endswith("curve")} for r in every_run

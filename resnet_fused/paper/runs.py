@@ -205,6 +205,11 @@ def _steps(job: Job, variant: Variant) -> int:
     return recipe.iterations or in_epoch * recipe.epochs
 
 
+def step_seconds(folder: Path) -> float:
+    """How long the steps of a run took, whenever they were taken, without its tests."""
+    return sum(line["seconds"] for line in journal.read(folder, journal.TIMING))
+
+
 def _with_curves(run: Run, folder: Path) -> Run:
     lines = journal.read(folder, journal.METRICS)
     curves = {
