@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from resnet_fused.paper.base import COLUMNS, Check, Experiment, Finding, Runs, curves, table, test
 from resnet_fused.paper.runs import Job
 from resnet_fused.paper.scales import Scale
-from resnet_fused.paper.statistics import above, noise
+from resnet_fused.paper.statistics import Spread, above, noise
 from resnet_fused.paper.variants import Variant, plain, residual
 
 PUBLISHED = {
@@ -24,6 +24,15 @@ def variants(scale: Scale) -> list[Variant]:
     """The deepest network of the scale, plain and with each option."""
     depth = scale.depths[-1]
     return [plain(scale, depth), *(residual(scale, depth, option) for option in OPTIONS)]
+
+
+def _order(options: dict[str, Spread]) -> str:
+    """Whether the options differ at all."""
+    names = sorted(options, key=lambda option: options[option].mean)
+    best, worst = names[0], names[-1]
+    if above(options[worst], options[best]):
+        return f"The best is {best}, the worst {worst}."
+    return "Among them none is better beyond the seeds' noise."
 
 
 def judge(job: Job, networks: Sequence[Variant], runs: Runs) -> Finding:
@@ -51,8 +60,8 @@ def judge(job: Job, networks: Sequence[Variant], runs: Runs) -> Finding:
     better = all(check.holds for check in checks[:-1])
     if better and close:
         text = (
-            "Each option is better than no shortcut, and they differ little among themselves: "
-            "projections are not what cures degradation."
+            "Each option is better than no shortcut, by more than they differ among themselves: "
+            f"projections are not what cures degradation. {_order(options)}"
         )
     elif better:
         text = "Each option is better than no shortcut, but they differ as much among themselves."
