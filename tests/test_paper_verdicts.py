@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import paper_runs
 import pytest
@@ -80,7 +83,8 @@ def test_degradation_of_one_depth_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("errors", "shown", "says"),
     [
-        ([0.30, 0.12, 0.11, 0.10], True, "not what cures degradation"),
+        ([0.30, 0.12, 0.11, 0.10], True, "degradation. The best is C, the worst A."),
+        ([0.30, 0.11, 0.11, 0.11], True, "degradation. Among them none is better"),
         ([0.30, 0.25, 0.11, 0.10], False, "differ as much"),
         ([0.30, 0.30, 0.11, 0.10], False, "option A is not better"),
         ([0.30, 0.40, 0.31, 0.32], False, "option A and B and C is not better"),
@@ -139,6 +143,7 @@ GAP = {"resnet14": [0.01, 0.02], "plain14": [0.40, 0.42]}
         (([0.02, 0.03], [0.41, 0.40]), True, "it is the add alone that helps"),
         (([0.41, 0.40], [0.10, 0.12]), True, "it is the gradient alone that helps"),
         (([0.20, 0.21], [0.10, 0.12]), True, "Both halves help: the add alone closes 52%"),
+        (([0.10, 0.60], [0.32, 0.36]), None, "cannot be told here: the gradient alone closes 18%"),
         (([0.41, 0.42], [0.50, 0.50]), True, "Neither half"),
     ],
 )
@@ -240,3 +245,10 @@ def test_tables_name_what_the_paper_reports():
     for depth, error in expected.items():
         assert published["cifar"][f"resnet{depth}"] == f"{error:.2f}% test"
     assert statistics.noise(Spread((0.1,)), Spread((0.2,))) == 0
+
+
+def test_the_page_is_what_its_records_say():
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, str(root / "tools" / "paper_numbers.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
