@@ -60,3 +60,36 @@ def test_values_are_held_to_registers(op):
     assert rules.Kernel(name, "80", 40).failures() == []
     assert rules.Kernel(name, "80", 65).failures() == ["65 registers, at most 64"]
     assert rules.short_name(name) == op
+
+
+GRAD1X1 = (
+    "_ZN12resnet_fused22conv_bn_grad1x1_kernelINS_8BFloat16ENS_12Grad1x1ShapeI"
+    "Li64ELi256ELi2ELi2ELi1EEEEEvNS_16Grad1x1ArgumentsE"
+)
+
+
+def test_merged_gradients_are_held_to_both_products():
+    code = {
+        "HMMA.16816.F32.BF16": 48,
+        "LDSM.16.MT88.4": 20,
+        "LDGSTS.E.BYPASS.128": 26,
+        "STG.E.128": 4,
+        "SHFL.BFLY": 48,
+    }
+    assert rules.short_name(GRAD1X1) == "conv_bn_grad1x1<BFloat16, 64x256 2 stages>"
+    assert rules.Kernel(GRAD1X1, "80", 225, instructions=dict(code)).failures() == []
+    for planted, said in (
+        ({"registers": 256}, "256 registers, at most 255"),
+        ({"instructions": code | {"HMMA.16816.F32.BF16": 47}}, "47 HMMA.*, at least 48"),
+        ({"instructions": code | {"STG.E.128": 3}}, "3 STG"),
+        ({"instructions": code | {"LDGSTS.E.BYPASS.128": 3}}, "3 LDGSTS"),
+        ({"local": 8}, "8 bytes of local memory"),
+    ):
+        given = {"registers": 225, "instructions": dict(code)} | planted
+        (failure,) = rules.Kernel(GRAD1X1, "90a", **given).failures()
+        assert said in failure
+    two = GRAD1X1.replace("Li2ELi1E", "Li2ELi2E")
+    (failure,) = rules.Kernel(two, "80", 129, instructions=dict(code)).failures()
+    assert failure == "129 registers, at most 128"
+    (failure,) = rules.Kernel(GRAD1X1.replace("Shape", "Other"), "80", 99).failures()
+    assert failure == "its name spells no configuration"

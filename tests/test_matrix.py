@@ -51,7 +51,7 @@ for op in TRAINING:
     EXPECTED[op, "cpu"] = set(DTYPES)
     if not op.startswith("conv"):
         EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
-for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad"):
+for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_grad1x1"):
     EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
 EXPECTED["conv_bn_grad1x1", "reference"] = set(DTYPES)
 EXPECTED["conv_bn_grad1x1", "triton"] = set()

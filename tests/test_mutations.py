@@ -7,6 +7,7 @@ from pathlib import Path
 import emulated
 import mutants
 import mutants_bn_dgrad  # noqa: F401  (it enters itself)
+import mutants_grad1x1  # noqa: F401  (likewise)
 import mutants_training  # noqa: F401  (likewise)
 import mutants_wgrad  # noqa: F401  (likewise)
 import pytest

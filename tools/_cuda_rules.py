@@ -10,7 +10,7 @@ import _cuda_bn_rules
 import _cuda_fp8_rules
 from _cuda_cluster import by_cluster, cluster_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
-from _cuda_stats_rules import measuring, summing
+from _cuda_stats_rules import grad1x1_name, measuring, merged_gradients, summing
 from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
 from _cuda_window import by_window, chain_by_window, chain_window_of, window_of
 
@@ -407,6 +407,8 @@ RULES = {
     "bn_act_vector_kernel": _bn_act_vector,
     "bn_act_strided_kernel": functools.partial(_at_most, 64),
     "conv_wgrad_merge_kernel": functools.partial(_at_most, 64),
+    "conv_bn_grad1x1_merge_kernel": functools.partial(_at_most, 64),
+    "conv_bn_grad1x1_kernel": merged_gradients,
     "conv_bn_act_kernel": _convolution,
     "conv_bn_act_tma_kernel": _convolution_by_tma,
     "conv_bn_act_window_kernel": by_window,
@@ -479,6 +481,8 @@ def short_name(mangled: str) -> str:
         shape = re.search(r"\d(?:Stem|Head)ShapeI((?:Li\d+E)+)E", rest)
         parts += ["x".join(re.findall(r"Li(\d+)E", shape.group(1)))] if shape else []
         parts += ["wide"] if "Lb1E" in rest else []
+    elif merged := grad1x1_name(mangled):
+        parts.append(merged)
     elif (by_pass := _cuda_bn_rules.name_of(mangled)) is not None:
         parts += by_pass
     elif residual := re.search(r"Lb([01])E(?:.*?AxisE([01]))?", rest):

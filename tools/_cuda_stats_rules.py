@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +44,45 @@ def summing(kernel: Any) -> dict[str, bool]:
         r"STG\b.*\.128\b.*": 4,
     }
     return _at_least(kernel, least)
+
+
+@functools.cache
+def _grad1x1_shape(mangled: str) -> tuple[int, ...] | None:
+    """Filters, channels, warps along the filters, stages, blocks in a merged kernel's name."""
+    found = re.search(r"Grad1x1ShapeI" + 5 * r"Li(\d+)E" + "E", mangled)
+    return None if found is None else tuple(map(int, found.groups()))
+
+
+def grad1x1_name(mangled: str) -> str | None:
+    """What a configuration of conv_bn_grad1x1 is called: "64x256 2 stages"."""
+    shape = _grad1x1_shape(mangled)
+    return None if shape is None else f"{shape[0]}x{shape[1]} {shape[3]} stages"
+
+
+def merged_gradients(kernel: Any) -> dict[str, bool]:
+    """The gates of conv_bn_grad1x1, as sentences.
+
+    Args:
+        kernel: a `_cuda_rules.Kernel`.
+    """
+    shape = _grad1x1_shape(kernel.name)
+    if shape is None:
+        return {"its name spells no configuration": False}
+    filters, channels, _, _, blocks = shape
+    # A step of 32 pixels by 8 warps, two matrix instructions deep; of dx two slices of filters.
+    weights = 2 * filters * channels // (16 * 8 * 8)
+    rows = 2 * 32 * channels // (16 * 8 * 8)
+    least = {
+        "HMMA.*": weights + rows,
+        r"LDSM\b.*": 8,
+        # A stage's dz, y and x, when a part begins and behind each step; the weights.
+        r"LDGSTS\b.*\.128\b.*": 4,
+        r"STG\b.*\.128\b.*": channels * 32 // 8 // 256,
+        r"SHFL\.BFLY.*": 2 * 3,
+    }
+    most = min(255, 65536 // (256 * blocks))
+    limit = {f"{kernel.registers} registers, at most {most}": kernel.registers <= most}
+    return limit | _at_least(kernel, least)
 
 
 def _at_least(kernel: Any, least: dict[str, int]) -> dict[str, bool]:

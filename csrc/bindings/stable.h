@@ -39,6 +39,7 @@ void define_bn_training(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_act(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_act_fp8(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_dgrad(torch::stable::detail::StableLibrary& library);
+void define_conv_bn_grad1x1(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_stats(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_wgrad(torch::stable::detail::StableLibrary& library);
 void define_conv_gradients(torch::stable::detail::StableLibrary& library);

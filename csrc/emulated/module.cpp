@@ -161,6 +161,7 @@ PYBIND11_MODULE(_emulated, module) {
   emulated::define_conv_bn_act(module);
   emulated::define_conv_bn_act_fp8(module);
   emulated::define_conv_bn_dgrad(module);
+  emulated::define_conv_bn_grad1x1(module);
   emulated::define_conv_bn_stats(module);
   emulated::define_conv_bn_wgrad(module);
   emulated::define_conv_gradients(module);

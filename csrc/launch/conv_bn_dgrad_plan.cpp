@@ -6,13 +6,6 @@
 namespace resnet_fused {
 namespace {
 
-// Instructions to widen, multiply, add, pack and place an element of dz and y.
-constexpr double kTurnInstructions = 5;
-// Instructions that an element of the result takes at its tile's end: to be stored and loaded once
-// more, added to, rounded; with a ReLU below to be masked and summed.
-constexpr double kEndInstructions = 3;
-constexpr double kReduceInstructions = 7;
-
 using BnDgradTable =
     GradientTable<BnDgradWideTiles, BnDgradNarrowTiles, true, kBnDgradFloatColumns>;
 
@@ -22,7 +15,7 @@ struct BnDgradChooser : DgradChooser<BnDgradTable> {
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
     GradientProduct product = DgradChooser::product(tile, images);
     const auto step = static_cast<double>(whole.addend_step);
-    product.turning = reads_y ? kTurnInstructions : 0;
+    product.turning = reads_y ? kBackwardInstructions : 0;
     product.finishing = kEndInstructions + (whole.reduced != 0 ? kReduceInstructions : 0);
     product.ends += whole.reduced != 0 ? 1 : 0;
     product.ends += whole.added != 0 ? 1 / (step * step) : 0;

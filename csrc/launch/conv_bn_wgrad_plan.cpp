@@ -10,10 +10,6 @@ namespace {
 
 using BnWgradTable = GradientTable<BnWgradWideTiles, BnWgradNarrowTiles, false>;
 
-// Instructions to widen an element, for one multiply-add or two, and to round it in a pair.
-constexpr double kBackwardInstructions = 5;
-constexpr double kNormInstructions = 3.5;
-
 struct BnWgradChooser : WgradChooser<BnWgradTable> {
   static constexpr int kLeastMerged = 1;  // every block leaves its sums
 

@@ -1,5 +1,5 @@
 // How a gradient's configuration and its splits are picked: what the plans of conv_dgrad,
-// conv_wgrad, conv_bn_dgrad and conv_bn_wgrad share. Inside of this room.
+// conv_wgrad, conv_bn_dgrad, conv_bn_wgrad and conv_bn_grad1x1 share. Inside of this room.
 //
 // The choice is the least predicted time, as for conv_bn_act.
 #pragma once
@@ -15,6 +15,14 @@ namespace resnet_fused {
 
 // Instructions to widen, scale, mask and round an element of dy.
 constexpr double kMaskInstructions = 6;
+// Instructions of BatchNorm's backward on an element of dz and y: to widen, multiply, add, pack and
+// place it; and of the BatchNorm and ReLU below on an element of x.
+constexpr double kBackwardInstructions = 5;
+constexpr double kNormInstructions = 3.5;
+// Instructions that an element of a gradient between two BatchNorms takes at its tile's end: to be
+// stored and loaded once more, added to, rounded; with a ReLU below to be masked and summed.
+constexpr double kEndInstructions = 3;
+constexpr double kReduceInstructions = 7;
 // Cycles that a block waits while it turns what has landed: a load from shared memory, a store, the
 // barrier.
 constexpr double kTurnLatency = 100;
@@ -120,6 +128,13 @@ inline double cost(const GradientProduct& product, const RfConvConfiguration& ti
   const double ends = area * bytes * product.ends / kMemoryBytes;
   const double hidden = std::min(work, ends) + kLatency;
   return busy * (std::max(work, ends) + hidden / resident);
+}
+
+// Cycles in which all multiprocessors leave the sums of a tile's parts, and a second kernel reads
+// them.
+inline double left_and_merged(const RfConvConfiguration& tile, double parts, const RfGpu& gpu) {
+  const double part = tile.m * tile.n * 4 / kCacheBytes;
+  return kMeeting + 2 * parts / gpu.multiprocessors * part;
 }
 
 inline int32_t check_products(const RfConvGradient& problem, const Refusal& refuse) {

@@ -31,10 +31,7 @@ struct WgradChooser : GradientChooser {
   }
   double merging(const RfConvConfiguration& tile, const GradientProduct& product,
                  int64_t splits) const {
-    // The blocks leave their sums, and the second kernel's read them, on all multiprocessors.
-    const double parts = static_cast<double>(tiles_of(product, tile) * splits);
-    const double part = tile.m * tile.n * 4 / kCacheBytes;
-    return kMeeting + 2 * parts / gpu.multiprocessors * part;
+    return left_and_merged(tile, static_cast<double>(tiles_of(product, tile) * splits), gpu);
   }
   int64_t workspace(const RfConvConfiguration& tile, int64_t tiles, int64_t splits,
                     int64_t /*images*/) const {

@@ -5,6 +5,8 @@ A test compares them with what the launches and the bindings include.
 
 from __future__ import annotations
 
+from ._cuda_pass_sources import of_pass, of_vectors
+
 _SHARED = (
     "csrc/bindings/arguments.cpp",
     "csrc/bindings/arguments.h",
@@ -84,74 +86,6 @@ _WGRADS = (
     "csrc/kernels/conv_wgrad_merge_sm80.cuh",
     "csrc/launch/conv_wgrad_merge.cuh",
 )
-
-
-def _of_pass(op: str) -> tuple[str, ...]:
-    """Those of a pass of training."""
-    return (
-        "csrc/bindings/arguments.cpp",
-        "csrc/bindings/arguments.h",
-        "csrc/bindings/bn_training.cpp",
-        "csrc/bindings/layout.cpp",
-        "csrc/bindings/layout.h",
-        "csrc/bindings/stable.h",
-        "csrc/bindings/stream.cpp",
-        "csrc/device/bn_act.h",
-        "csrc/device/bn_training.h",
-        "csrc/device/channel_sums.h",
-        "csrc/device/channel_walk.h",
-        "csrc/device/channel_walker.h",
-        "csrc/device/pool_windows.h",
-        "csrc/device/portable.h",
-        "csrc/device/scalar.h",
-        "csrc/device/vector.h",
-        f"csrc/kernels/{op}_sm80.cuh",
-        f"csrc/launch/{op}.cu",
-        "csrc/launch/bn_act.h",
-        "csrc/launch/bn_pass.h",
-        "csrc/launch/bn_pass_launch.cuh",
-        "csrc/launch/bn_pass_plan.cpp",
-        "csrc/launch/bn_pass_walk.h",
-        "csrc/launch/bn_training.h",
-        "csrc/launch/flow.h",
-        "csrc/launch/launch.h",
-        "csrc/ptx/atomic.h",
-        "csrc/ptx/barrier.h",
-        "csrc/ptx/common.h",
-        "csrc/ptx/memory.h",
-        "csrc/ptx/shared.h",
-        "csrc/ptx/types.h",
-    )
-
-
-def _of_vectors(op: str, *more: str) -> tuple[str, ...]:
-    """Those of an op of training on per-channel values, and `more`."""
-    return (
-        *more,
-        "csrc/bindings/arguments.cpp",
-        "csrc/bindings/arguments.h",
-        "csrc/bindings/bn_finalize.cpp",
-        "csrc/bindings/layout.cpp",
-        "csrc/bindings/layout.h",
-        "csrc/bindings/stable.h",
-        "csrc/bindings/stream.cpp",
-        "csrc/device/bn_act.h",
-        "csrc/device/channel_value.h",
-        "csrc/device/channel_vector.h",
-        "csrc/device/portable.h",
-        "csrc/device/scalar.h",
-        f"csrc/kernels/{op}_sm80.cuh",
-        f"csrc/launch/{op}.cu",
-        "csrc/launch/bn_act.h",
-        "csrc/launch/bn_finalize.h",
-        "csrc/launch/bn_finalize_cuda.h",
-        "csrc/launch/flow.h",
-        "csrc/launch/launch.h",
-        "csrc/ptx/common.h",
-        "csrc/ptx/memory.h",
-        "csrc/ptx/types.h",
-    )
-
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_act": (
@@ -297,6 +231,35 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_dgrad_launch.cuh",
         "csrc/launch/conv_bn_dgrad_plan.cpp",
         "csrc/launch/conv_bn_dgrad_tiles.h",
+    ),
+    "conv_bn_grad1x1": (
+        *_COMMON,
+        "csrc/bindings/conv_bn_grad1x1.cpp",
+        "csrc/bindings/conv_gradients.cpp",
+        "csrc/bindings/conv_gradients.h",
+        "csrc/device/bn_backward_operand.h",
+        "csrc/device/grad1x1_geometry.h",
+        "csrc/device/grad1x1_tile.h",
+        "csrc/device/gradient_geometry.h",
+        "csrc/device/gradient_mask.h",
+        "csrc/device/mn_major.h",
+        "csrc/device/normed_operand.h",
+        "csrc/device/pair.h",
+        "csrc/kernels/conv_bn_grad1x1_merge_sm80.cuh",
+        "csrc/kernels/conv_bn_grad1x1_sm80.cuh",
+        "csrc/launch/conv_bn_dgrad.h",
+        "csrc/launch/conv_bn_grad1x1.h",
+        "csrc/launch/conv_bn_grad1x1_arguments.cpp",
+        "csrc/launch/conv_bn_grad1x1_arguments.h",
+        "csrc/launch/conv_bn_grad1x1_bfloat16.cu",
+        "csrc/launch/conv_bn_grad1x1_float16.cu",
+        "csrc/launch/conv_bn_grad1x1_launch.cuh",
+        "csrc/launch/conv_bn_grad1x1_plan.cpp",
+        "csrc/launch/conv_bn_grad1x1_tiles.h",
+        "csrc/launch/conv_gradient_arguments.cpp",
+        "csrc/launch/conv_gradient_arguments.h",
+        "csrc/launch/conv_gradient_choice.h",
+        "csrc/launch/conv_gradients.h",
     ),
     "conv_bn_stats": (
         *_COMMON,
@@ -480,13 +443,13 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/head_plan.cpp",
         "csrc/launch/head_tiles.h",
     ),
-    "bn_add_act": _of_pass("bn_add_act"),
-    "bn_add_act_backward": _of_pass("bn_add_act_backward"),
-    "bn_backward_apply": _of_pass("bn_backward_apply"),
-    "bn_finalize": _of_vectors("bn_finalize"),
-    "bn_update_stats": _of_vectors("bn_update_stats", "csrc/ptx/barrier.h", "csrc/ptx/shared.h"),
-    "bn_backward_finalize": _of_vectors("bn_backward_finalize"),
-    "bn_act_pool": _of_pass("bn_act_pool"),
-    "bn_act_pool_backward": _of_pass("bn_act_pool_backward"),
+    "bn_add_act": of_pass("bn_add_act"),
+    "bn_add_act_backward": of_pass("bn_add_act_backward"),
+    "bn_backward_apply": of_pass("bn_backward_apply"),
+    "bn_finalize": of_vectors("bn_finalize"),
+    "bn_update_stats": of_vectors("bn_update_stats", "csrc/ptx/barrier.h", "csrc/ptx/shared.h"),
+    "bn_backward_finalize": of_vectors("bn_backward_finalize"),
+    "bn_act_pool": of_pass("bn_act_pool"),
+    "bn_act_pool_backward": of_pass("bn_act_pool_backward"),
 }
 """Op -> its sources."""

@@ -15,10 +15,12 @@ import torch
 
 from .. import _tuned, backends
 from ..triton import _grad1x1, _limits
-from . import _triton
+from . import _cuda_grad1x1, _triton
 
 OP = "conv_bn_grad1x1"
-GEOMETRY = [1, 1], [0, 0], [1, 1], 1
+GEOMETRY = _cuda_grad1x1.GEOMETRY
+MERGING = ("triton", "cuda")
+"""Implementations that make both gradients in one kernel."""
 ENVIRONMENT = "RESNET_FUSED_GRAD1X1"
 WORDS = ("auto", "never", "always")
 TWO = "two ops"
@@ -77,6 +79,43 @@ def _word() -> str:
     return word
 
 
+def refusal(
+    name: str, device: torch.device, dtype: torch.dtype, x: Sequence[int], filters: int
+) -> str | None:
+    """Why no admitted configuration of a kernel takes a 1x1 convolution of stride 1, or None.
+
+    Args:
+        name: of `MERGING`.
+        device: of the tensors.
+        dtype: of the activations.
+        x: shape of what the convolution reads, [N, C, H, W].
+        filters: K.
+    """
+    if name == "cuda":
+        return _cuda_grad1x1.refusal(device, dtype, x, filters)
+    sizes = filters, x[1], dtype.itemsize
+    served = _grad1x1.serves(*sizes, _limits.limits(device), _triton.allowed(OP, device))
+    return _grad1x1.unfit(*sizes) if served is None else None
+
+
+def _verdict(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    x: Sequence[int],
+    filters: int,
+    masked: bool,
+) -> tuple[bool, str]:
+    """Whether a kernel of `MERGING` is the better way by arithmetic, and why."""
+    if name == "cuda":
+        return _cuda_grad1x1.verdict(device, dtype, x, filters, masked=masked)
+    n, channels, height, width = x
+    sizes = n * height * width, filters, channels, dtype.itemsize
+    limits, names = _limits.limits(device), _triton.allowed(OP, device)
+    found = _grad1x1.choose(*sizes, limits, names, masked=masked)
+    return found.config is not None, found.why
+
+
 def way(
     device: torch.device,
     dtype: torch.dtype,
@@ -89,9 +128,9 @@ def way(
 ) -> Way:
     """Which way a node takes for a convolution of which both gradients are wanted.
 
-    The user's word comes first (`ENVIRONMENT`), then what tuning measured on this GPU, then which
-    of both moves fewer bytes (`triton._grad1x1.choose`). Who asks for the reference by name gets
-    that of the merged op.
+    The user's word comes first (`ENVIRONMENT`), then what tuning measured on this GPU, then
+    arithmetic: which of both moves fewer bytes (`triton._grad1x1.choose`), or takes fewer predicted
+    cycles (`_cuda_grad1x1.choose`). Who asks for the reference by name gets that of the merged op.
 
     Args:
         device: of the tensors.
@@ -116,21 +155,19 @@ def way(
     if word == "never":
         return _said(Way(False, f"{ENVIRONMENT} is {word}"), x, weight)
     choice = backends.choose(backends.Call(OP, device.type, dtype, index=device.index))
-    if choice.implementation.name != "triton":
-        reasons = [reason for name, reason in choice.refused if name == "triton"]
-        return _said(Way(False, "; ".join(reasons) or choice.why), x, weight)
-    n, channels, height, width = x
-    sizes = n * height * width, weight[0], channels, dtype.itemsize
-    limits, names = _limits.limits(device), _triton.allowed(OP, device)
-    if _grad1x1.serves(*sizes[1:], limits, names) is None:
-        return _said(Way(False, _grad1x1.unfit(*sizes[1:])), x, weight)
+    name = choice.implementation.name
+    if name not in MERGING:
+        reasons = [reason for other, reason in choice.refused if other in MERGING]
+        return _said(Way(False, "; ".join(dict.fromkeys(reasons)) or choice.why), x, weight)
+    refused = refusal(name, device, dtype, x, weight[0])
+    if refused is not None:
+        return _said(Way(False, refused), x, weight)
     if word == "always":
         return _said(Way(True, f"{ENVIRONMENT} is {word}"), x, weight)
-    tuned = _tuned.find("triton", device, OP, dtype, x, weight, geometry, masked)
+    tuned = _tuned.find(name, device, OP, dtype, x, weight, geometry, masked)
     if tuned is not None:
         return _said(Way(tuned.configuration != TWO, tuned.why), x, weight)
-    verdict = _grad1x1.choose(*sizes, limits, names, masked=masked)
-    return _said(Way(verdict.config is not None, verdict.why), x, weight)
+    return _said(Way(*_verdict(name, device, dtype, x, weight[0], masked)), x, weight)
 
 
 def _said(found: Way, x: Sequence[int], weight: Sequence[int]) -> Way:

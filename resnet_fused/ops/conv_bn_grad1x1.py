@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..triton import _grad1x1, _limits
-from . import _autocast, _checks, _results, _training, _triton
-from ._grad1x1 import GEOMETRY
+from . import _autocast, _checks, _cuda_grad1x1, _results, _training, _triton
+from ._grad1x1 import GEOMETRY, MERGING, refusal
 from ._library import overload
 from .conv_bn_dgrad import _reference as dgrad_reference
 from .conv_bn_dgrad import check_affine
@@ -51,6 +51,9 @@ _training.enter(
     _reference,
     "both products of a tile of pixels while it is in registers, sums merged in fixed order",
     triton="_training_checks_grad1x1",
+    cuda=True,
+    cuda_launch=_cuda_grad1x1.launch,
+    cuda_checks=_cuda_grad1x1.CHECKS,
 )
 
 
@@ -130,7 +133,10 @@ def conv_bn_grad1x1(
     layout = _results.wants_channels_last(x, weight)
     if not torch.compiler.is_compiling():
         chosen = _training.choice(op, dz).implementation.name
-        if chosen == "triton" and unfit(dz, x.shape[1]) is None:
+        served = chosen in MERGING and not refusal(
+            chosen, dz.device, dz.dtype, x.shape, dz.shape[1]
+        )
+        if served:
             return overload(op, chosen)(
                 dz, y, coefficients, x, norm, weight, addend, parameter, layout, addend_stride
             )

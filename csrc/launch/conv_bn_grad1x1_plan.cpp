@@ -1,0 +1,233 @@
+// The table of conv_bn_grad1x1's configurations, and the pure function that picks one and its
+// parts.
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "conv_bn_grad1x1_arguments.h"
+#include "conv_bn_grad1x1_tiles.h"
+#include "conv_gradient_choice.h"
+
+namespace resnet_fused {
+namespace {
+
+constexpr int32_t kBytes = 2;  // of an element
+
+// A configuration, and the bytes of shared memory that a step of it moves.
+struct Entry {
+  std::string name;
+  RfConvConfiguration configuration;
+  double turned;      // while the operands are turned
+  double multiplied;  // fragments of both products
+  double finished;    // h and x for mask and sums, dx put together
+};
+
+template <class Shape>
+Entry entry() {
+  constexpr int kPixels = Shape::kPixels;
+  constexpr int kWarpsX = Shape::kWarps / Shape::kWarpsP;
+  constexpr int kWarpsC = Shape::kWarps / Shape::kWarpsK;
+  Entry made;
+  made.name = std::to_string(Shape::kFilters) + "x" + std::to_string(Shape::kChannels) + "_" +
+              std::to_string(Shape::kWarps) + "w" + std::to_string(Shape::kStages) + "s";
+  made.configuration = {nullptr,
+                        1,
+                        Shape::kFilters,
+                        Shape::kChannels,
+                        Shape::kWarpsK,
+                        kWarpsC,
+                        Shape::kStages,
+                        Shape::kBlocks,
+                        kPixels * kBytes,
+                        Shape::kSharedBytes,
+                        0};
+  made.turned = 3.0 * Shape::kGradientBytes + 2.0 * Shape::kInputBytes;
+  made.multiplied = 1.0 * kWarpsC * Shape::kGradientBytes + Shape::kWarpsK * Shape::kInputBytes +
+                    kWarpsX * Shape::kGradientBytes + Shape::kWarpsP * Shape::kWeightBytes;
+  made.finished = 4.0 * Shape::kInputBytes;
+  return made;
+}
+
+const std::array<Entry, Grad1x1Tiles::kSize>& table() {
+  static const std::array<Entry, Grad1x1Tiles::kSize> made = [] {
+    std::array<Entry, Grad1x1Tiles::kSize> entries;
+    for (int i = 0; i < Grad1x1Tiles::kSize; ++i) {
+      Grad1x1Tiles::with(i, [&]<class Shape>() { entries[i] = entry<Shape>(); });
+    }
+    return entries;
+  }();
+  return made;
+}
+
+struct Size {
+  int64_t pixels;
+  int64_t filters;
+  int64_t channels;
+
+  int64_t steps(const RfConvConfiguration& tile) const {
+    return divide_up(pixels * kBytes, tile.step_bytes);
+  }
+  int64_t columns(const RfConvConfiguration& tile) const { return divide_up(channels, tile.n); }
+};
+
+Size size_of(const RfConvGradient& conv) {
+  return {conv.x_size[0] * conv.x_size[2] * conv.x_size[3], conv.weight_size[0],
+          conv.weight_size[1]};
+}
+
+// Blocks that a multiprocessor runs at one time.
+int64_t resident(const RfConvConfiguration& tile, const RfGpu& gpu) {
+  const int64_t fit = gpu.shared_per_multiprocessor / (tile.shared_bytes + 1024);
+  return std::clamp<int64_t>(fit, 1, tile.blocks);
+}
+
+// Cycles, predicted, as `cost` predicts those of other gradients: each step at its limit, and
+// beside it what keeps a block, not its neighbours, from multiplying. dz and y come from memory
+// once, to all blocks that share them.
+double cycles_of(const RfConvBnDgrad& image, const Entry& entry, int64_t parts, const RfGpu& gpu) {
+  const RfConvConfiguration& tile = entry.configuration;
+  const Size size = size_of(image.conv);
+  const double columns = static_cast<double>(size.columns(tile));
+  const double pixels = tile.step_bytes / kBytes;
+  const double blocks = static_cast<double>(parts) * columns;
+  const double busy =
+      static_cast<double>(divide_up(parts * size.columns(tile), int64_t{gpu.multiprocessors}));
+  const double above =
+      static_cast<double>(size.filters) * (image.affine != 0 ? 2 : 1) * tile.step_bytes;
+  const double below = static_cast<double>(size.channels) / columns * tile.step_bytes;
+  const double thinned = static_cast<double>(image.addend_step) * image.addend_step;
+  const double added = image.added != 0 ? below / thinned : 0;
+
+  const double memory = (above / columns + 2 * below + added) / kMemoryBytes;
+  const double cache = (above + below + added) / kCacheBytes;
+  const double matrix = 2.0 * pixels * tile.m * tile.n / kMatrixUnit;
+  const double shared = (entry.multiplied + above + below) / kSharedBytes;
+  const double neighbours = std::min(busy, static_cast<double>(resident(tile, gpu)));
+  const double latency = kLatency / ((tile.stages - 1) * neighbours);
+  const double step = std::max({memory, cache, latency, matrix, shared});
+
+  const double turning = pixels * (tile.m * (image.affine != 0 ? kBackwardInstructions : 0) +
+                                   tile.n * (image.reduced != 0 ? kNormInstructions : 0));
+  const double finishing =
+      pixels * tile.n * (kEndInstructions + (image.reduced != 0 ? kReduceInstructions : 0));
+  const double pause = std::max(turning / kInstructions, entry.turned / kSharedBytes) +
+                       std::max(finishing / kInstructions, entry.finished / kSharedBytes) +
+                       2 * kTurnLatency;
+  const double steps = static_cast<double>(divide_up(size.steps(tile), parts));
+  const double block = steps * (step + pause / neighbours) + 2 * kLatency / neighbours;
+  return busy * block + left_and_merged(tile, blocks, gpu);
+}
+
+// What no configuration takes.
+int32_t check(const RfConvBnGrad1x1& problem, const Refusal& refuse) {
+  const RfConvBnDgrad& image = problem.image;
+  const RfConvGradient& conv = image.conv;
+  if (check_dtype(conv, refuse) != 0 || check_sizes(conv, refuse) != 0) return 1;
+  const auto wanted = static_cast<DataType>(problem.dweight_dtype);
+  if (static_cast<DataType>(conv.dtype) == DataType::kFloat32) {
+    return refuse("float32; bfloat16 and float16 are served");
+  }
+  if (wanted != DataType::kFloat32 && problem.dweight_dtype != conv.dtype) {
+    return refuse("dtype %d of the weights' gradient; that of dz, %d, and float32 are served",
+                  problem.dweight_dtype, conv.dtype);
+  }
+  const bool plain = conv.weight_size[2] == 1 && conv.weight_size[3] == 1 && conv.stride[0] == 1 &&
+                     conv.stride[1] == 1 && conv.padding[0] == 0 && conv.padding[1] == 0;
+  if (!plain || conv.groups != 1) {
+    return refuse("a 1x1 convolution of stride 1 in one group is served, without padding");
+  }
+  constexpr int64_t kMostStep = int64_t{1} << 30;
+  if (image.added != 0 && (image.addend_step < 1 || image.addend_step > kMostStep)) {
+    return refuse("an addend at every %lld-th pixel", static_cast<Long>(image.addend_step));
+  }
+  return 0;
+}
+
+// What keeps a configuration from a problem; null if nothing.
+const char* unfit(const RfConvConfiguration& tile, const Size& size, const RfGpu& gpu) {
+  if (size.filters > tile.m) return "more filters than a block keeps";
+  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace resnet_fused
+
+extern "C" {
+
+int32_t rf_conv_bn_grad1x1_configurations(void) { return resnet_fused::Grad1x1Tiles::kSize; }
+
+const RfConvConfiguration* rf_conv_bn_grad1x1_configuration(int32_t index) {
+  return resnet_fused::configuration_at<resnet_fused::table>(index);
+}
+
+int32_t rf_conv_bn_grad1x1_plan(const RfConvBnGrad1x1* problem, const RfGpu* gpu,
+                                int32_t configuration, int32_t splits, RfConvPlan* plan, char* why,
+                                size_t why_bytes) {
+  using namespace resnet_fused;
+  const Refusal refuse{why, why_bytes};
+  constexpr int32_t kCount = Grad1x1Tiles::kSize;
+  if (check(*problem, refuse) != 0 || check_wish(*gpu, configuration, kCount, refuse) != 0) {
+    return 1;
+  }
+  const RfConvBnDgrad& image = problem->image;
+  const Size size = size_of(image.conv);
+  const int64_t images = image.conv.x_size[0];
+  *plan = RfConvPlan{std::max(configuration, 0), 1, 0, 0, images, 0, 0};
+  if (size.pixels == 0 || size.filters == 0 || size.channels == 0) {
+    refuse("an empty problem: nothing is launched");
+    return 0;
+  }
+  if (const char* name = askew(*problem)) {
+    return refuse(
+        "%s: its channels do not lie side by side in units of 16 bytes, or its pixels not one "
+        "behind the other",
+        name);
+  }
+  if (size.pixels > kMost || size.channels > kMost / (size.filters + 2)) {
+    return refuse("more pixels or weights than a launch can have");
+  }
+  const char* against = nullptr;
+  for (int32_t i = 0; i < kCount; ++i) {
+    if (configuration >= 0 && i != configuration) continue;
+    const Entry& entry = table()[i];
+    const RfConvConfiguration& tile = entry.configuration;
+    if (const char* refusal = unfit(tile, size, *gpu)) {
+      against = refusal;
+      continue;
+    }
+    const int64_t steps = size.steps(tile);
+    const int64_t columns = size.columns(tile);
+    // As many blocks as run at one time: more would keep more sums.
+    const int64_t most =
+        std::max<int64_t>(1, gpu->multiprocessors * resident(tile, *gpu) / columns);
+    for (int64_t parts = 1; parts <= std::max<int64_t>(most, splits); ++parts) {
+      if (splits > 0 && parts != splits) continue;
+      if (!has_work(steps, parts) || parts * columns > kMost) {
+        if (splits > 0) against = "its pixels have no such parts with work for each";
+        continue;
+      }
+      const double cycles = cycles_of(image, entry, parts, *gpu);
+      if (plan->launches > 0 && cycles >= plan->cycles) continue;
+      *plan = RfConvPlan{i,
+                         static_cast<int32_t>(parts),
+                         grad1x1_workspace(*problem, parts),
+                         1,
+                         images,
+                         parts * columns,
+                         cycles};
+    }
+  }
+  if (plan->launches == 0) {
+    if (configuration < 0) return refuse("no configuration serves it: %s", against);
+    return refuse("configuration %d (%s), %d parts: %s", configuration,
+                  table()[configuration].name.c_str(), splits, against);
+  }
+  refuse("%s, %d parts: %s, %lld blocks on %d multiprocessors",
+         table()[plan->configuration].name.c_str(), plan->splits,
+         configuration < 0 ? "least predicted time" : "as asked for",
+         static_cast<Long>(plan->blocks), gpu->multiprocessors);
+  return 0;
+}
+
+}  // extern "C"
