@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,7 +18,7 @@ from training_nets import gradient_like, norms
 
 import resnet_fused as rf
 from resnet_fused import backends
-from resnet_fused.nn import _blocks, _training_block
+from resnet_fused.nn import _blocks, _training_block, _training_route
 from resnet_fused.nn import _training as node
 from resnet_fused.ops import _block_end, _training
 from resnet_fused.triton import _limits, _tiles
@@ -257,8 +254,8 @@ def test_only_the_very_tensor_is_taken():
     way = _block_end.Way(True, "because")
     for x, dtype, found in (
         (out, out.dtype, (made, way)),
-        (out.clone(), out.dtype, (None, _training_block.NO_WAY)),
-        (out, torch.float64, (None, _training_block.NO_WAY)),
+        (out.clone(), out.dtype, (None, _training_route.NO_WAY)),
+        (out, torch.float64, (None, _training_route.NO_WAY)),
     ):
         row.leave(out, made, way)
         assert row.take(x, dtype) == found
@@ -355,13 +352,13 @@ def asked(monkeypatch):
 def test_what_is_predicted_to_win_is_taken(asked):
     assert asked().folded and asked().why.startswith("102.8 MB less through memory")
     assert not asked((256, 2048, 7, 7), (512, 2048, 1, 1)).folded
-    assert asked(folds=False) == _training_block.NO_WAY
+    assert asked(folds=False) == _training_route.NO_WAY
     for weight, geometry in (
         ((64, 256, 3, 3), ([1, 1], [1, 1], [1, 1], 1)),
         ((64, 256, 1, 1), ([2, 2], [0, 0], [1, 1], 1)),
         ((64, 128, 1, 1), ([1, 1], [0, 0], [1, 1], 2)),
     ):
-        assert asked(weight=weight, geometry=geometry) == _training_block.NO_WAY
+        assert asked(weight=weight, geometry=geometry) == _training_route.NO_WAY
     assert asked((64, 200, 56, 56), (64, 200, 1, 1)).why == (
         "200 channels and 64 filters are no multiples of 16"
     )
@@ -389,27 +386,3 @@ def test_a_refused_kernel_leaves_it_to_two(asked, monkeypatch):
     refused = backends.Choice(known["reference"], "?", (("triton", "not admitted: because"),))
     monkeypatch.setattr(backends, "choose", lambda call: refused)
     assert asked() == (False, "not admitted: because")
-
-
-INTERPRETED = """
-import sys
-sys.path.insert(0, "tests")
-import triton_trace, test_training_row as t
-from resnet_fused.ops import _block_end
-import torch
-for dtype in (torch.float32, torch.float16):
-    with _block_end.preferring("always"):
-        t.check(t.row().to(dtype), t.images(dtype), 2, word="triton")
-    with _block_end.preferring("never"):
-        t.check(t.row().to(dtype), t.images(dtype), 0, word="triton")
-"""
-
-
-@pytest.mark.slow
-def test_a_row_by_the_triton_kernel():
-    """In a process of its own, where Triton's interpreter is on."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", INTERPRETED]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr

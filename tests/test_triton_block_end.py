@@ -5,15 +5,23 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from matrix import norm_values
+from test_training_row import check as check_row
+from test_training_row import row
 from test_triton_kernels import LAYOUTS, poisoned_workspace
 from triton_trace import PROOF, issued_bytes, needs_interpreter, watch
 
 import resnet_fused as rf
 from resnet_fused import cases, numerics
+from resnet_fused.ops import _block_end as _way
 from resnet_fused.ops import _training_checks_block_end as checks
 from resnet_fused.triton import _block_end, _tiles
 
@@ -23,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning"),
 ]
 
+TESTS = Path(__file__).resolve().parent
 HALF = torch.float16
 NAN, INF = float("nan"), float("inf")
 # 126 pixels; steps and columns of tiles that are not full, or single elements; whole ones.
@@ -360,6 +369,16 @@ def test_bad_arguments(options, error, message):
         rf.ops.bn_add_act_conv_stats(**{**GOOD, **options})
 
 
+@pytest.mark.parametrize("dtype", [HALF, torch.float32] if PROOF else [HALF], ids=str)
+def test_blocks_in_a_row_by_it_have_the_bits_of_blocks_one_by_one(dtype):
+    model, x = row(3 if PROOF else 2).to(dtype), torch.randn(2, 16, 5, 5).to(dtype)
+    with _way.preferring("always"):
+        check_row(model, x, len(model) - 1, word="triton")
+    with _way.preferring("never"), rf.backend("triton"), watch() as launches, torch.no_grad():
+        model(x)
+    assert KERNELS[0] not in {one.name for one in launches}
+
+
 # Which sizes
 
 
@@ -386,3 +405,39 @@ def test_what_is_served_and_chosen():
     assert {t for t in _tiles.TILES if not _tiles.crowded(gathered, t, h200)} == set(
         _block_end.TILES
     )
+
+
+# Memory
+
+HUGE = ("y", "residual", "out", "z")
+RIGHT = (
+    *(f"both {at} {splits} -" for at in ("end", "start") for splits in (1, 2)),
+    *(f"wide {which} -" for which in HUGE),
+)
+FAULTS = (
+    *(f"both end 1 {name}=99" for name in ("pixels", "y_w", "residual_w", "out_w", "z_w")),
+    *(f"both end 1 {name}=99" for name in ("filters", "channels")),
+    *(f"wide {which} WIDE=-1" for which in HUGE),
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: mmap without reserve")
+@pytest.mark.timeout(600)
+def test_nothing_beyond_is_touched_and_planted_faults_kill():
+    """Between guard pages, and with steps beyond 2^31: what is off ends a child by a signal."""
+    child = subprocess.run(
+        [sys.executable, str(TESTS / "triton_block_end_guard.py"), *RIGHT, *FAULTS],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+    assert child.returncode == 0, child.stderr
+    found = dict(line.split(": ") for line in child.stdout.splitlines())
+    status = {scenario: int(outcome.split()[0]) for scenario, outcome in found.items()}
+    assert {s: status[s] for s in RIGHT} == dict.fromkeys(RIGHT, 0), child.stderr
+    died = {s: status[s] in (-signal.SIGSEGV, -signal.SIGBUS) for s in FAULTS}
+    assert died == dict.fromkeys(FAULTS, True), child.stderr

@@ -17,22 +17,8 @@ from torch import Tensor, nn
 from .. import backends
 from ..ops import _autocast, _block_end
 from . import _training as node
-from ._modules import call_reason, has_hooks
-from ._training_route import (
-    NO_WAY,
-    UNFIT,
-    Pair,
-    _act_reason,
-    _forget,
-    _layer,
-    _pair_reason,
-    _parameters,
-    _record,
-    _shape_after,
-    _tensors_reason,
-    is_live,
-    serving,
-)
+from . import _training_route as route
+from ._modules import has_hooks
 from .shortcuts import PaddedShortcut
 
 
@@ -52,19 +38,21 @@ class Block(NamedTuple):
     adds: bool = True
 
     @property
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[route.Pair]:
         """Its layers, in a row."""
-        return [Pair(conv, bn) for conv, bn, _ in self.steps]
+        return [route.Pair(conv, bn) for conv, bn, _ in self.steps]
 
     @property
-    def every(self) -> list[Pair]:
+    def every(self) -> list[route.Pair]:
         """Likewise, and the projection behind them."""
-        return self.pairs if self.projection is None else [*self.pairs, Pair(*self.projection)]
+        return (
+            self.pairs if self.projection is None else [*self.pairs, route.Pair(*self.projection)]
+        )
 
     def reason(self) -> str | None:
         """Why its modules themselves are left to PyTorch, or None."""
-        reasons = (_pair_reason(*pair) for pair in self.every)
-        acts = (_act_reason(act) for _, _, act in self.steps)
+        reasons = (route._pair_reason(*pair) for pair in self.every)
+        acts = (route._act_reason(act) for _, _, act in self.steps)
         return next(filter(None, reasons), None) or next(filter(None, acts), None)
 
     def shape(self, x: torch.Size) -> torch.Size | None:
@@ -73,7 +61,7 @@ class Block(NamedTuple):
         Raises:
             ValueError: a live BatchNorm would see one value a channel.
         """
-        shape = _shape_after(x, self.pairs)
+        shape = route._shape_after(x, self.pairs)
         if shape is None or (self.adds and not _fits(x, shape, self.downsample, self.projection)):
             return None
         return shape
@@ -90,12 +78,12 @@ class Row:
         self.following: Callable[[], Block | None] = lambda: None
         self._out: Tensor | None = None
         self._made: node.Made | None = None
-        self._way = NO_WAY
+        self._way = route.NO_WAY
 
     def take(self, x: Tensor, dtype: torch.dtype) -> tuple[node.Made | None, _block_end.Way]:
         """What the block before has made of this one's first convolution, and why or why not."""
         fits = self._out is x and x.dtype is dtype
-        found = (self._made if fits else None), (self._way if fits else NO_WAY)
+        found = (self._made if fits else None), (self._way if fits else route.NO_WAY)
         self._out = self._made = None
         return found
 
@@ -114,17 +102,18 @@ class Row:
             dtype: of the arithmetic.
             plan: what it computes.
         """
-        if plan.shortcut not in ("identity", "projection", "given"):
-            return None, NO_WAY
+        whole = plan.shortcut in ("identity", "projection", "given")
+        if not whole or not _block_end.possible(plan.folds):
+            return None, route.NO_WAY
         block = self.following()
-        if block is None or block.reason() or _tensors_reason(x, dtype, block.every):
-            return None, NO_WAY
+        if block is None or block.reason() or route._tensors_reason(x, dtype, block.every):
+            return None, route.NO_WAY
         conv, bn = block.pairs[0]
         try:
-            if not is_live(bn) or block.shape(shape) is None:
-                return None, NO_WAY
+            if not route.is_live(bn) or block.shape(shape) is None:
+                return None, route.NO_WAY
         except ValueError:  # the next block's own to raise
-            return None, NO_WAY
+            return None, route.NO_WAY
         weight = conv._parameters["weight"]
         geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
         way = _block_end.way(
@@ -146,18 +135,18 @@ def run_block(x: Tensor, block: Block, row: Row | None = None) -> tuple[Tensor |
         [N, K, P, Q] and "", or None and why the layers are to run one by one.
     """
     pairs, every = block.pairs, block.every
-    reason = block.reason() or call_reason(x, pairs[0].conv, None)
+    reason = block.reason() or route.call_reason(x, pairs[0].conv, None)
     if reason is not None:
         return None, reason
     dtype = _autocast.arithmetic(x)
-    choice, reason = serving(x, dtype)
-    reason = reason or _tensors_reason(x, dtype, every)
+    choice, reason = route.serving(x, dtype)
+    reason = reason or route._tensors_reason(x, dtype, every)
     if reason is not None:
         return None, reason
     shape = block.shape(x.shape)
     if shape is None:
-        return None, UNFIT
-    _forget(every)
+        return None, route.UNFIT
+    route._forget(every)
     row = row or Row()
     made, before = row.take(x, dtype)
     folds = choice.implementation.name in backends.GPU_BACKENDS
@@ -171,16 +160,16 @@ def run_block(x: Tensor, block: Block, row: Row | None = None) -> tuple[Tensor |
     elif downsample is not None:
         with node.later() as waiting:
             shortcut, residual = "given", downsample(x).to(dtype).broadcast_to(shape)
-    projection = None if block.projection is None else _layer(*block.projection)
-    layers = tuple(_layer(*pair) for pair in pairs)
+    projection = None if block.projection is None else route._layer(*block.projection)
+    layers = tuple(route._layer(*pair) for pair in pairs)
     plan = node.Plan(layers, shortcut, projection, stride, offset, folds=folds)
     weight, way = row.ahead(x, shape, dtype, plan)
     if block.projection is not None:
-        _record([every[-1]], [None], choice, None, x, dtype)
+        route._record([every[-1]], [None], choice, None, x, dtype)
     acts: list[nn.Module | None] = [act for _, _, act in block.steps]
-    _record(pairs, acts, choice, len(pairs) - 1 if block.adds else None, x, dtype, before)
+    route._record(pairs, acts, choice, len(pairs) - 1 if block.adds else None, x, dtype, before)
     neighbours = node.Neighbours(made, weight)
-    y = node.run(plan, x.to(dtype), residual, _parameters(every), neighbours)
+    y = node.run(plan, x.to(dtype), residual, route._parameters(every), neighbours)
     node.finish(waiting)
     row.leave(y, neighbours.left, way)
     return y, ""
@@ -198,7 +187,7 @@ def _fits(
 ) -> bool:
     """Whether a block's shortcut has the shape of what it is added to, where that can be told."""
     if projection is not None:
-        return _shape_after(x, [Pair(*projection)]) == out
+        return route._shape_after(x, [route.Pair(*projection)]) == out
     if _is_padded(downsample):
         n, channels, *sizes = x
         sizes = [-(-size // downsample.stride) for size in sizes]

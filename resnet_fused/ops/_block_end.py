@@ -43,6 +43,11 @@ _word = Word(ENVIRONMENT)
 preferring = _word.preferring
 
 
+def possible(folds: bool) -> bool:
+    """Whether `way` says yes to any blocks, whose kernels apply BatchNorm as they read or not."""
+    return folds or backends.requested()[0] == "reference"
+
+
 def unfit(y: Tensor, weight: Tensor, projected: bool) -> str | None:
     """Why no admitted configuration of the Triton kernel takes a call, or None.
 
@@ -94,12 +99,10 @@ def way(
         ValueError: the environment variable holds no word that is accepted.
     """
     stride, padding, _, groups = geometry
-    if not fits_geometry(weight, stride, padding, groups):
+    if not fits_geometry(weight, stride, padding, groups) or not possible(folds):
         return Way(False, "")
     if backends.requested()[0] == "reference":
         return Way(True, "the reference is asked for by name")
-    if not folds:
-        return Way(False, "")
     word = _word()
     if word == "never":
         return Way(False, f"{ENVIRONMENT} is {word}")
