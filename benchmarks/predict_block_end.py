@@ -68,7 +68,9 @@ def fold(block: Node, following: Node) -> Fold:
     out = math.prod(case.input_shape) * SIZE
     pixels = case.n * case.h * case.w
     projected = len(block.layers) > block.chain
-    product = _block_end.product_of(pixels, case.c, case.k, SIZE, projected=projected)
+    product = _block_end.product_of(
+        pixels, case.c, case.k, SIZE, projected=projected, capability=H200.capability
+    )
     plan = _tiles.choose(product, H200)
     asked = _block_end.asked_bytes(product, plan, _block_end.READ) + out
     times = {

@@ -80,6 +80,10 @@ def by_two(case, operands, plan):
     return out, z, stats
 
 
+def product_of(*sizes, projected=False, capability=90):
+    return _block_end.product_of(*sizes, projected=projected, capability=capability)
+
+
 def plan(name="64x64_4w4s", splits=1):
     return _tiles.Plan(_tiles.BY_NAME[name], splits, False, "for the test")
 
@@ -167,7 +171,7 @@ def test_what_the_choice_counts_is_asked_of_the_caches(splits):
     p = plan("64x64_4w4s", splits)
     with watch() as launches:
         launch(EVEN, operands_of(EVEN, projected=False), p)
-    product = _block_end.product_of(EVEN.n * 64, EVEN.c, EVEN.k, 2)
+    product = product_of(EVEN.n * 64, EVEN.c, EVEN.k, 2)
     vectors = launches[0]["norm"].loaded
     moments = sum(one["moments"].stored for one in launches[:-1] if "moments" in one.accesses)
     counted = issued_bytes(launches[:-1]) - vectors - moments
@@ -384,22 +388,25 @@ def test_blocks_in_a_row_by_it_have_the_bits_of_blocks_one_by_one(dtype):
 
 def test_what_is_served_and_chosen():
     h200, small = _tiles.Limits(132, 232448, 90), _tiles.Limits(4, 16 * 1024, 90)
-    product = _block_end.product_of(64 * 3136, 256, 64, 2)
+    product = product_of(64 * 3136, 256, 64, 2)
     assert _block_end.choose(product, h200).folded
     assert "multiples of 16" in _block_end.choose(dataclasses.replace(product, depth=200), h200).why
     assert not _block_end.choose(dataclasses.replace(product, rows=0), h200).folded
     assert "none of its configurations" in _block_end.choose(product, small).why
     assert "none of" in _block_end.unfit(product, h200, frozenset({"256x64_8w3s"}))
     # Four columns of tiles read two tensors each: what is saved is lost again.
-    many = _block_end.choose(_block_end.product_of(256 * 49, 2048, 512, 2), h200)
+    many = _block_end.choose(product_of(256 * 49, 2048, 512, 2), h200)
     assert not many.folded and "+102.8 MB asked of the caches" in many.why
     assert many.why.startswith("51.4 MB less through memory")
     # A projection's BatchNorm leaves no registers for the widest tile.
     wide = [
-        _tiles.choose(_block_end.product_of(256 * 196, 1024, 256, 2, projected=p), h200)
-        for p in (False, True)
+        _tiles.choose(product_of(256 * 196, 1024, 256, 2, projected=p), h200) for p in (False, True)
     ]
     assert [one.tile.name for one in wide] == ["128x256_8w3s", "128x128_8w3s"]
+    elsewhere = product_of(256 * 196, 1024, 256, 2, capability=80)
+    assert (
+        _tiles.choose(elsewhere, dataclasses.replace(h200, capability=80)).tile.name == "64x64_4w4s"
+    )
     assert all(tile.m <= 16 * tile.warps for tile in _block_end.TILES)
     gathered = dataclasses.replace(product, columns=256)
     assert {t for t in _tiles.TILES if not _tiles.crowded(gathered, t, h200)} == set(

@@ -56,18 +56,22 @@ def unfit(y: Tensor, weight: Tensor, projected: bool) -> str | None:
         weight: [K, C, 1, 1].
         projected: whether the shortcut has a BatchNorm of its own.
     """
-    product = product_of(y.dtype, y.shape, weight.shape, projected)
+    product = product_of(y.device, y.dtype, y.shape, weight.shape, projected)
     return _block_end.unfit(product, _limits.limits(y.device), _triton.allowed(OP, y.device))
 
 
 def product_of(
-    dtype: torch.dtype, out: Sequence[int], weight: Sequence[int], projected: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    out: Sequence[int],
+    weight: Sequence[int],
+    projected: bool,
 ) -> _tiles.Product:
     """The product of a call: shapes of a block's output and of the weight behind it."""
     n, channels, height, width = out
     return _block_end.product_of(
         n * height * width, channels, weight[0], dtype.itemsize, precision(dtype),
-        projected=projected,
+        projected=projected, capability=_limits.limits(device).capability,
     )  # fmt: skip
 
 
@@ -110,7 +114,7 @@ def way(
     if choice.implementation.name != "triton":
         reasons = [reason for name, reason in choice.refused if name == "triton"]
         return Way(False, "; ".join(reasons) or choice.why)
-    product = product_of(dtype, out, weight, projected)
+    product = product_of(device, dtype, out, weight, projected)
     given = product, _limits.limits(device), _triton.allowed(OP, device)
     if word == "always":
         reason = _block_end.unfit(*given)

@@ -22,8 +22,9 @@ PIECE = 16
 """Channels that Triton must know rows to be multiples of: others it would load one by one, with a
 pointer each, and spill."""
 
-MOST, MOST_PROJECTED = 128, 64
-"""Sums that a thread may keep, found by compiling: a second BatchNorm's values need registers."""
+MOST, MOST_PROJECTED, MOST_ELSEWHERE = 128, 64, 32
+"""Sums that a thread may keep, found by compiling: a second BatchNorm's values need registers, and
+but for sm_90, whose tensor cores read shared memory, so do the operands."""
 
 SUM = 4
 """Bytes of a partial sum: float32."""
@@ -36,7 +37,8 @@ def product_of(
     itemsize: int,
     precision: str = "ieee",
     *,
-    projected: bool = False,
+    projected: bool,
+    capability: int,
 ) -> _tiles.Product:
     """The product of a 1x1 convolution whose input is made of two tensors in registers.
 
@@ -47,11 +49,13 @@ def product_of(
         itemsize: bytes of an element.
         precision: of float32 products, see `_tiles.Product`.
         projected: whether the shortcut has a BatchNorm of its own.
+        capability: of the GPU, times ten.
     """
+    sums = MOST_PROJECTED if projected else MOST
     return _tiles.Product(
         rows=pixels, columns=filters, copies=1, depth=channels, taps=1, itemsize=itemsize,
         precision=precision, gathered=READ, ragged=not is_whole(channels, filters),
-        most=MOST_PROJECTED if projected else MOST,
+        most=sums if capability == 90 else MOST_ELSEWHERE,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _block_end, _tiles
+from . import _block_end, _limits, _tiles
 from ._gemm import finish, pixel_of, tile_of
 from ._launch import (
     GROUP_M,
@@ -171,7 +171,7 @@ def product_of(y: Tensor, weight: Tensor, residual_norm: Tensor | None) -> _tile
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
     return _block_end.product_of(
         pixels, y.shape[1], weight.shape[0], y.element_size(), precision(y.dtype),
-        projected=residual_norm is not None,
+        projected=residual_norm is not None, capability=_limits.limits(y.device).capability,
     )  # fmt: skip
 
 
