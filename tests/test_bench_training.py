@@ -117,6 +117,7 @@ def test_every_layer_of_a_network_is_there(op):
     }  # fmt: skip
     assert len(found) == expected[op]
     keys = [s.key for s in subject.subjects("kernel", "cpu", batches=[1], ops=[op], size=64)]
-    assert len(keys) == len(set(keys)) > 5
+    # One shape of each of ResNet-50's stages stands behind a block's end.
+    assert len(keys) == len(set(keys)) >= (4 if op == "bn_add_act_conv_stats" else 6)
     inner = [case.act == "relu" for case in found if op.startswith("conv")]
     assert not inner or 0 < sum(inner) < len(inner)
