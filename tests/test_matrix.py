@@ -53,8 +53,10 @@ for op in TRAINING:
         EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
 for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_grad1x1"):
     EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
-EXPECTED["conv_bn_grad1x1", "reference"] = set(DTYPES)
-EXPECTED["conv_bn_grad1x1", "triton"] = set()
+MERGED = ("bn_add_act_conv_stats", "conv_bn_grad1x1")
+for op in MERGED:
+    EXPECTED[op, "reference"] = set(DTYPES)
+    EXPECTED[op, "triton"] = set()
 EXPECTED["conv_chain", "cuda"] = EXPECTED["conv_chain", "cuda_emulated"] = set()
 for op in ("conv_chain", "stem", "head"):
     EXPECTED[op, "triton"] = set()
@@ -91,7 +93,7 @@ def test_matrix_is_whole():
 @pytest.mark.interpreter
 @pytest.mark.op_matrix
 @pytest.mark.parametrize(
-    "op", ["bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad", "conv_bn_grad1x1", *TRAINING]
+    "op", ["bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad", *MERGED, *TRAINING]
 )
 def test_the_interpreter_takes_part(op):
     """In float32 and float16 (its bfloat16 is wrong), and only when it is asked for by name."""

@@ -28,6 +28,7 @@ CELLS = [
     ("conv_bn_grad1x1", "1x1_64_256_at14"),
     ("conv_bn_grad1x1", "1x1_256_64_at14_add_noact"),
     ("bn_add_act", "128_at14_add"),
+    ("bn_add_act_conv_stats", "1x1_128_32_at14_noact"),
     ("bn_add_act_backward", "128_at14_add"),
 ]
 

@@ -93,6 +93,13 @@ RULES = {
         True, more={"PROLOGUE": (0, 2)}, stores=16,
         strides=(*_CHANNELS, *_strides("x"), *_WEIGHT, *_strides("out")),
     ),
+    "bn_add_act_conv_stats_kernel": Rule(
+        True, rows=2, vectors=2, more={"NORMED": (0, 2)}, stores=16,
+        strides=(
+            "channels", "filters", *_strides("y", "residual"), "weight_k",
+            *_strides("out", "z"),
+        ),
+    ),
     "stats_merge_kernel": Rule(False),
     "merge_moments_kernel": Rule(False),
     "merge_chunks_kernel": Rule(False),

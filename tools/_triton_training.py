@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from resnet_fused.cases import RESNET50_LAYERS, BnActCase, ConvCase
-from resnet_fused.triton import _tiles
+from resnet_fused.triton import _block_end, _tiles
 
 FORMS = {
     "conv_bn_stats": ("norm", ""),
@@ -26,7 +26,8 @@ FORMS = {
 """Of each convolution: the fullest one first, which every configuration is compiled for."""
 
 GRAD1X1 = "conv_bn_grad1x1"
-CONVOLUTIONS = (*FORMS, GRAD1X1)
+END = "bn_add_act_conv_stats"
+CONVOLUTIONS = (*FORMS, GRAD1X1, END)
 
 ELEMENTWISE = {
     "bn_add_act": ("plain", "norm", "part", ""),
@@ -72,6 +73,12 @@ GRAD1X1_SHAPES = tuple(
     for c, k, size in ((64, 64, 56), (64, 256, 56), (256, 64, 56), (256, 128, 56), (128, 512, 28))
 )
 
+END_SHAPES = tuple(
+    ConvCase(f"1x1_{c}_{k}_at{size}", 32, c, size, size, k)
+    for c, k, size in ((256, 64, 56), (512, 256, 28), (2048, 512, 7), (208, 80, 9))
+)
+"""Of a block's end and the 1x1 convolution behind it; the last ends within a step."""
+
 Spec = tuple[str, Any, str, str, str | None, bool, str]
 """Of a call: op, shape, type, layout, configuration, whether CI compiles it, form."""
 
@@ -104,6 +111,23 @@ def convolutions(shapes: Sequence[ConvCase], types: Iterable[str]) -> list[Spec]
         for shape in GRAD1X1_SHAPES:
             sample = form == "affine norm addend" and shape.name == "1x1_256_64"
             found.append((GRAD1X1, shape, "bf16", "nhwc", None, sample, form))
+    return [*found, *_ends(types)]
+
+
+def _ends(types: Iterable[str]) -> list[Spec]:
+    """Calls of a block's end within the next block's first convolution."""
+    found: list[Spec] = []
+    for shape in END_SHAPES:
+        for kind in types:
+            for tile in _block_end.TILES:
+                sample = (shape.c, kind, tile.name) == (512, "bf16", "64x128_4w4s")
+                found += [
+                    (END, shape, kind, "nhwc", tile.name, sample, form) for form in ("norm", "")
+                ]
+        for n in (1, 32, 256):
+            one = dataclasses.replace(shape, n=n)
+            found += [(END, one, "bf16", "nhwc", None, False, form) for form in ("norm", "")]
+        found.append((END, shape, "bf16", "nchw", None, False, "norm"))
     return found
 
 
@@ -160,6 +184,18 @@ def _convolution(call: Any, has: set[str]) -> tuple[Any, ...]:
     below, output = call.tensor(*shape.input_shape), call.tensor(*shape.output_shape)
     dz, norm, sums = call.tensor(*shape.output_shape), _rows(4, shape.c), _rows(2, shape.c)
     where = shape.stride, shape.padding, shape.dilation, shape.groups
+    if call.op == END:
+        own = norm if "norm" in has else None
+        return (
+            x,
+            norm,
+            below,
+            own,
+            weight,
+            call.tensor(*shape.input_shape),
+            output,
+            _rows(2, shape.k),
+        )
     affine = (dz, output, _rows(3, shape.k)) if "affine" in has else (dz, None, None)
     normed = norm if has & {"norm", "below"} else None
     sums = _rows(0, shape.c) if normed is None else sums

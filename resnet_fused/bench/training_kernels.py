@@ -105,6 +105,16 @@ def _end_case(layer: Layer) -> BnActCase | None:
     return BnActCase("", layer.case.n, k, p, q, True, "relu")
 
 
+def _following_case(layer: Layer) -> ConvCase | None:
+    """Of a 1x1 convolution behind another block of its stage."""
+    case = layer.case
+    behind = layer.name.endswith(".conv1") and not layer.name.endswith(".0.conv1")
+    plain = _grad1x1.fits_geometry(case.weight_shape, case.stride, case.padding, case.groups)
+    return (
+        dataclasses.replace(case, act="none", residual=False, name="") if behind and plain else None
+    )
+
+
 def _norm_of(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """[4, K] of a raw output's own statistics."""
     variance, mean = torch.var_mean(y.float(), (0, 2, 3), correction=0)
@@ -148,6 +158,13 @@ def _make_end(make: Any, case: BnActCase) -> TrainingOperands:
     residual = make.image(*case.shape)
     out = ops.bn_add_act(given["y"], given["own"], residual)
     return TrainingOperands(**given, residual=residual, out=out)
+
+
+def _make_following(make: Any, case: ConvCase) -> TrainingOperands:
+    y, residual = make.image(*case.input_shape), make.image(*case.input_shape)
+    own = _norm_of(y, *make.affine(case.c))
+    out = ops.bn_add_act(y, own, residual)
+    return TrainingOperands(weight(make, case), y=y, own=own, residual=residual, out=out)
 
 
 def _apply(x: Tensor, norm: Tensor) -> Tensor:
@@ -209,6 +226,32 @@ def _eager_end(_case: BnActCase, _like: Any) -> Function:
     return run
 
 
+def _eager_following(case: ConvCase, _like: Any) -> Function:
+    end = _eager_end(_as_end(case), None)
+
+    def run(o: TrainingOperands) -> tuple[Tensor, Tensor]:
+        assert o.weight is not None
+        out = end(o)
+        z = F.conv2d(out, o.weight)
+        torch.batch_norm_update_stats(z, None, None, 0.1)
+        return z, out
+
+    return run
+
+
+def _as_end(case: ConvCase) -> BnActCase:
+    """The end that a convolution stands behind."""
+    return BnActCase("", *case.input_shape, True, "relu")
+
+
+def _ours_following(_case: ConvCase) -> Function:
+    def run(o: TrainingOperands) -> tuple[Tensor, Tensor, Tensor]:
+        out, z, stats = ops.bn_add_act_conv_stats(o.y, o.own, o.residual, o.weight)
+        return z, out, stats
+
+    return run
+
+
 def _eager_end_backward(_case: BnActCase, _like: Any) -> Function:
     def run(o: TrainingOperands) -> Tensor:
         assert o.own is not None
@@ -265,6 +308,10 @@ def _bound_end(case: BnActCase, o: Any, **_: Any) -> tuple[Tensor, Tensor]:
     return oracle, numerics.bn_add_act_bound(o.y, o.own, o.residual, None, 0, oracle)
 
 
+def _bound_following(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
+    return _bound_forward(case, dataclasses.replace(o, x=o.out), **sums)
+
+
 def _bound_end_backward(case: BnActCase, o: Any, **_: Any) -> tuple[Tensor, Tensor]:
     dz = torch.where(o.out <= 0, 0.0, o.dz.double())
     return dz, torch.zeros_like(dz)
@@ -301,6 +348,11 @@ def _forward_passes(case: ConvCase, dtype: torch.dtype) -> tuple[Cost, ...]:
     below = (tensor_pass(case.input_shape, dtype, 2),) * (2 if case.act == "relu" else 0)
     statistics = Cost(0, tensor_pass(case.output_shape, dtype, 2).bytes // 2)
     return (*below, conv, statistics)
+
+
+def _following_passes(case: ConvCase, dtype: torch.dtype) -> tuple[Cost, ...]:
+    end = tuple(tensor_pass(case.input_shape, dtype, n) for n in (2, 3, 2))
+    return (*end, *_forward_passes(case, dtype))
 
 
 def _gradient_passes(
@@ -383,6 +435,20 @@ KINDS: dict[str, Kind] = {
             case.shape, dtype, residual=elements(case.shape)
         ),
         lambda case, dtype: tuple(tensor_pass(case.shape, dtype, n) for n in (2, 3, 2)),
+    ),
+    "bn_add_act_conv_stats": Kind(
+        ConvCase,
+        each(_following_case),
+        _make_following,
+        _ours_following,
+        _eager_following,
+        (
+            Result("z", _bound_following),
+            Result("out", _bound_end),
+            Result("stats", follows=_stats_of),
+        ),
+        roofline.bn_add_act_conv_stats_cost,
+        _following_passes,
     ),
     "bn_add_act_backward": Kind(
         BnActCase,

@@ -40,7 +40,7 @@ _OPERATORS = tuple(
         (BOTH, r"^resnet_fused::conv_bn_grad1x1"),
         (DGRAD, r"^resnet_fused::conv_(bn_)?dgrad"),
         (WGRAD, r"^resnet_fused::conv_(bn_)?wgrad"),
-        (FORWARD, r"^resnet_fused::conv_bn_"),
+        (FORWARD, r"^resnet_fused::(conv_bn_|bn_add_act_conv_)"),
         (POOL, r"^resnet_fused::bn_act_pool|^aten::\w*(max|avg)_pool|^aten::mean$"),
         (NORM, r"^resnet_fused::bn_"),
         (COMPILED, r"^(Torch-Compiled|CompiledFunction)|Inductor|^graph_\d+"),

@@ -43,6 +43,7 @@ OPS = (
     "conv_bn_wgrad",
     "conv_bn_grad1x1",
     "bn_add_act",
+    "bn_add_act_conv_stats",
     "bn_add_act_backward",
 )
 MODES = ("inference", "training", "training_frozen", "train")

@@ -6,6 +6,7 @@ children, their names and the state_dict are the same (`convert.py` does it for 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from .. import backends
 from ..ops import onednn
-from . import _traced, _training_route
+from . import _traced, _training_block, _training_route
 from ._modules import has_global_hooks, has_hooks, is_norm, pattern_of
 from ._route import Chain, conv_bn, nothing_special, ready
 
@@ -98,6 +99,7 @@ class FusedBlock(Fused):
         bound: float | None = None,
         prepared: Prepared | None = None,
         give: bool = False,
+        row: _training_block.Row | None = None,
     ) -> tuple[Tensor, float | None]:
         """The block on an input [N, C, H, W].
 
@@ -106,12 +108,13 @@ class FusedBlock(Fused):
             bound: a bound on its magnitude, if one is known.
             prepared: what `prepared` has returned a moment ago for a plain call on plain data.
             give: nobody else can see `x`: an identity shortcut may become the output's memory.
+            row: the blocks in a row that this one trains in, if it does.
 
         Returns:
             The output, and a bound on its magnitude if one follows.
         """
         if prepared is None and any(_is_live(self._modules[step.bn]) for step in self.steps):
-            y, reason = self._train(x)
+            y, reason = self._train(x, row)
             if y is not None:
                 return y, None
             if isinstance(reason, _training_route.TooSmall):
@@ -129,15 +132,20 @@ class FusedBlock(Fused):
         y = conv_bn(y, *last, shortcut, chain=chain, give_residual=given, folded=folded[-1])
         return y, chain.bound
 
-    def _train(self, x: Tensor) -> tuple[Tensor | None, str]:
+    def _train(self, x: Tensor, row: _training_block.Row | None) -> tuple[Tensor | None, str]:
         """The block as one autograd node, or None and why not."""
-        steps = [self._children(step) for step in self.steps]
-        reason = _training_route.too_small(x, steps)
+        block = self.parts()
+        reason = _training_route.too_small(x, block.steps)
         if reason is not None:
             return None, reason
+        return _training_block.run_block(x, block, row)
+
+    def parts(self) -> _training_block.Block:
+        """What a training node is made of."""
+        steps = [self._children(step) for step in self.steps]
         downsample = self._modules.get("downsample")
         projection = None if downsample is None else projection_of(downsample)
-        return _training_route.run_block(x, steps, downsample, projection, self.residual)
+        return _training_block.Block(steps, downsample, projection, self.residual)
 
     def _shortcut(
         self, x: Tensor, chain: Chain, folded: onednn.Folded | None
@@ -215,7 +223,7 @@ def run_in_order(
         x: the first one's input.
         needed: names whose own outputs are wanted, so that nothing is fused past them.
         private: the caller keeps the last output alone, so that a block may overwrite the one
-            before it.
+            before it, and in training make the next one's first convolution with its own end.
 
     Yields:
         (name of the last module of a layer, its output).
@@ -224,6 +232,7 @@ def run_in_order(
     index = 0
     bound = None  # on the magnitude of x, carried from block to block
     ours = False  # whether x was made here, by layers that nobody watches
+    row = _training_block.Row()
     ready_blocks: dict[int, Prepared] = {}
     if isinstance(x, Tensor) and nothing_special(x):
         # All blocks at once: their modules are looked at while this code is in the cache.
@@ -255,10 +264,22 @@ def run_in_order(
             unwatched = all(weights is not None for weights in folded)
             x, bound = module.run(x, bound, ready_blocks[index], private and ours and unwatched)
             ours = unwatched
+        elif private and isinstance(x, Tensor) and _runs_bare(module):
+            row.following = functools.partial(_parts_of, items[index + 1 : index + 2])
+            x, bound, ours = module.run(x, row=row)[0], None, False
         else:
             x, bound, ours = module(x), None, False
         index += len(layer)
         yield items[index - 1][0], x
+
+
+def _runs_bare(module: nn.Module) -> bool:
+    return isinstance(module, FusedBlock) and module.may_run()
+
+
+def _parts_of(items: Sequence[tuple[str, nn.Module]]) -> _training_block.Block | None:
+    """The parts of the first of some modules, if it is a block of which calling it is `run`."""
+    return next((module.parts() for _, module in items if _runs_bare(module)), None)
 
 
 def _pool_of(

@@ -11,19 +11,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
-from ..ops import _grad1x1, _results, _training, _training_cpu
+from ..ops import _block_end, _grad1x1, _results, _training, _training_cpu
 from ..ops.bn_finalize import merge_stats
 from . import _prepared
+from ._training_plan import Layer, Made, Neighbours, Norm, Plan
 
-Geometry = tuple[list[int], list[int], list[int], int]
+__all__ = ["Layer", "Neighbours", "Plan", "finish", "later", "run"]
+
 Coefficients = tuple[Tensor, Tensor, Tensor]
 PARAMETERS = 3
 """Of each layer: weight, gamma, beta."""
@@ -61,59 +62,6 @@ def finish(updates: list[Callable[[], None]]) -> None:
         update()
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One convolution and its BatchNorm, without their parameters.
-
-    Attributes:
-        geometry: stride, padding, dilation, groups.
-        bn: the normalisation: eps, momentum, running statistics.
-        live: whether the batch's statistics are used; else the running ones, which stay.
-        group: the processes that share live statistics; None for this one alone.
-    """
-
-    geometry: Geometry
-    bn: nn.Module
-    live: bool
-    group: Any = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a node computes.
-
-    Attributes:
-        layers: one behind the other, ReLU between them.
-        shortcut: "none"; "identity"; "projection", by the layer of that name; "padded", option A;
-            "given", a tensor of the output's shape.
-        projection: see shortcut.
-        stride: of a padded shortcut's pixels.
-        offset: channel that a padded shortcut's first one is added to.
-        act: "relu" or "none", at the end.
-        window: kernel, stride and padding of the max pooling behind it, or None.
-        folds: whether kernels apply BatchNorm as they read, so that nothing is written between two
-            convolutions; else one pass writes what PyTorch's convolutions are to read.
-    """
-
-    layers: tuple[Layer, ...]
-    shortcut: str = "none"
-    projection: Layer | None = None
-    stride: int = 1
-    offset: int = 0
-    act: str = "relu"
-    window: tuple[list[int], list[int], list[int]] | None = None
-    folds: bool = False
-
-
-class Norm(NamedTuple):
-    """A layer's BatchNorm in one forward: its values, and how many elements they were made of."""
-
-    rows: Tensor
-    count: int
-    total: Tensor | None
-    stats: Tensor | None
-
-
 def frozen_rows(bn: nn.Module, like: Tensor) -> Tensor:
     """[4, K] of given statistics: scale, shift, mean, invstd."""
     return torch.stack(_prepared.rows(bn, _training.compute_dtype(like.dtype)))
@@ -143,13 +91,25 @@ def _reduced(sums: Tensor, layer: Layer) -> Tensor | None:
     return collectives.wait_tensor(collectives.all_reduce(sums, "sum", layer.group))
 
 
+def _cast(weight: Any, like: Tensor) -> Any:
+    """A weight as a convolution of `like` takes it."""
+    return weight if weight is None or weight.dtype is like.dtype else weight.to(like.dtype)
+
+
 class _Forward:
     """One forward pass of a plan: what backward needs of it gathers here."""
 
-    def __init__(self, plan: Plan, x: Tensor, parameters: tuple[Tensor | None, ...]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        x: Tensor,
+        parameters: tuple[Tensor | None, ...],
+        neighbours: Neighbours,
+    ) -> None:
         self.plan = plan
         self.x = x
         self.parameters = parameters
+        self.neighbours = neighbours
         self.weights: list[Tensor] = []
         self.raw: list[Tensor] = []
         self.norms: list[Norm] = []
@@ -159,15 +119,19 @@ class _Forward:
     def op(self, name: str, *arguments: Any) -> Any:
         return self.ops[name](*arguments)
 
-    def convolve(self, layer: Layer, index: int, h: Tensor, norm: Tensor | None) -> None:
-        given, gamma, beta = self.parameters[PARAMETERS * index :][:PARAMETERS]
-        weight: Any = given if given is None or given.dtype is h.dtype else given.to(h.dtype)
+    def product(self, layer: Layer, h: Tensor, norm: Tensor | None, given: Any) -> Any:
+        """A convolution's weight as it takes it, raw output and, where it is live, statistics."""
+        weight = _cast(given, h)
         if norm is not None and not self.plan.folds:
             h, norm = self.op("bn_add_act", h, norm, None, None, 0, "relu"), None
         if layer.live or norm is not None:
-            y, stats = self.op("conv_bn_stats", h, norm, weight, *layer.geometry)
-        else:
-            y, stats = torch.conv2d(h, weight, None, *layer.geometry), None
+            return weight, *self.op("conv_bn_stats", h, norm, weight, *layer.geometry)
+        return weight, torch.conv2d(h, weight, None, *layer.geometry), None
+
+    def convolve(self, layer: Layer, index: int, h: Tensor, norm: Tensor | None) -> None:
+        given, gamma, beta = self.parameters[PARAMETERS * index :][:PARAMETERS]
+        made = self.neighbours.made if index == 0 else None
+        weight, y, stats = made or self.product(layer, h, norm, given)
         count = y.numel() // max(1, y.shape[1])
         if layer.live:
             total = None
@@ -198,6 +162,10 @@ class _Forward:
         y, rows = self.raw[last], self.norms[last].rows
         if plan.window is not None:
             out, self.taps = self.op("bn_act_pool", y, rows, *plan.window)
+        elif self.neighbours.weight is not None:
+            weight = _cast(self.neighbours.weight, y)
+            out, *rest = self.op(_block_end.OP, y, rows, added, added_norm, weight)
+            self.neighbours.left = Made(weight, *rest)
         else:
             out = self.op("bn_add_act", y, rows, added, added_norm, offset, plan.act)
         finish([self.update])
@@ -240,7 +208,7 @@ class _Backward:
 
     def __init__(self, ctx: Any) -> None:
         self.plan: Plan = ctx.plan
-        self.wants: tuple[bool, ...] = ctx.needs_input_grad[1:]
+        self.wants: tuple[bool, ...] = ctx.needs_input_grad[2:]
         count = len(self.plan.layers) + (self.plan.projection is not None)
         saved = list(ctx.saved_tensors)
         self.x, self.out, self.taps = saved[:3]
@@ -405,11 +373,12 @@ class _Node(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx,
         plan: Plan,
+        neighbours: Neighbours,
         x: Tensor,
         residual: Tensor | None,
         *parameters: Tensor | None,
     ) -> Tensor:
-        state = _Forward(plan, x, parameters)
+        state = _Forward(plan, x, parameters, neighbours)
         out = state.run(residual)
         keeps_out = plan.act == "relu" and plan.shortcut != "none"
         ctx.save_for_backward(
@@ -439,11 +408,15 @@ class _Node(torch.autograd.Function):
         name, source = ctx.asked
         asked = backends.backend(name) if source == "rf.backend" else contextlib.nullcontext()
         with asked:
-            return (None, *_Backward(ctx).run(dout))
+            return (None, None, *_Backward(ctx).run(dout))
 
 
 def run(
-    plan: Plan, x: Tensor, residual: Tensor | None, parameters: tuple[Tensor | None, ...]
+    plan: Plan,
+    x: Tensor,
+    residual: Tensor | None,
+    parameters: tuple[Tensor | None, ...],
+    neighbours: Neighbours | None = None,
 ) -> Tensor:
     """Runs a plan, with autograd where a gradient is wanted.
 
@@ -453,10 +426,12 @@ def run(
         residual: a given shortcut, or None.
         parameters: weight, gamma and beta of each layer, the projection's last; as the user holds
             them, so that each gradient comes in its parameter's dtype and strides.
+        neighbours: of a block in a row of them; None for a node by itself.
 
     Returns:
         [N, K, P, Q].
     """
+    neighbours = neighbours or Neighbours()
     if torch.is_grad_enabled():
-        return _Node.apply(plan, x, residual, *parameters)
-    return _Forward(plan, x, parameters).run(residual)
+        return _Node.apply(plan, neighbours, x, residual, *parameters)
+    return _Forward(plan, x, parameters, neighbours).run(residual)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..ops import _autocast, _grad1x1, _triton
+from ..ops import _autocast, _block_end, _grad1x1, _triton
 from . import _prepared
 from . import _training as node
 from ._modules import call_reason, has_hooks, is_frozen_type, pattern_of, structure
-from .shortcuts import PaddedShortcut
 
 OPS = (
     "conv_bn_stats",
@@ -29,6 +28,8 @@ OPS = (
     "conv_bn_dgrad",
     "conv_bn_wgrad",
 )
+NO_WAY = _block_end.Way(False, "")
+"""Of a block's end that no convolution could be folded into."""
 POOL_OPS = ("bn_act_pool", "bn_act_pool_backward")
 FEWEST_ELEMENTS = 196_608
 """Of a layer's output, on average, for a node on the CPU where nobody asks for one by name.
@@ -221,8 +222,19 @@ def _record(
     added: int | None,
     x: Tensor,
     dtype: torch.dtype,
+    before: _block_end.Way = NO_WAY,
 ) -> None:
-    """Notes what each layer took; `added` is the one that the shortcut is added behind."""
+    """Notes what each layer took.
+
+    Args:
+        pairs: the layers, in a row.
+        acts: their activations.
+        choice: of the convolutions.
+        added: the one that the shortcut is added behind.
+        x: what the first one reads.
+        dtype: of the arithmetic.
+        before: how the end of the block before, which the first one reads, is made.
+    """
     if not backends.is_recording():
         return
     shape = x.shape
@@ -230,6 +242,8 @@ def _record(
         why = f"training, one autograd node: {choice.why}"
         how = _gradients(pair.conv, shape, x, dtype, choice, index > 0)
         more = [how] if how else []
+        if index == 0 and before.why:
+            more.append(f"with the end of the block before it by {before.how}: {before.why}")
         if choice.implementation.name == "triton":
             more += _tuned(pair.conv, shape, x.device, dtype, index > 0)
         backends.record(
@@ -359,87 +373,3 @@ def pooling_window(pool: nn.Module) -> tuple[list[int], list[int], list[int]] | 
 
 def _two(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
-
-
-def run_block(
-    x: Tensor,
-    steps: list[tuple[nn.Module, nn.Module, nn.Module]],
-    downsample: nn.Module | None,
-    projection: tuple[nn.Module, nn.Module] | None,
-    adds: bool = True,
-) -> tuple[Tensor | None, str]:
-    """A residual block with a live BatchNorm in it.
-
-    Args:
-        x: [N, C, H, W].
-        steps: convolution, normalisation, activation of each layer.
-        downsample: the shortcut's module, or None for the identity.
-        projection: its convolution and normalisation, where it is nothing else.
-        adds: whether there is a shortcut at all.
-
-    Returns:
-        [N, K, P, Q] and "", or None and why the layers are to run one by one.
-    """
-    pairs = [Pair(conv, bn) for conv, bn, _ in steps]
-    acts: list[nn.Module | None] = [act for _, _, act in steps]
-    every = pairs if projection is None else [*pairs, Pair(*projection)]
-    for pair in every:
-        reason = _pair_reason(*pair)
-        if reason is not None:
-            return None, reason
-    reason = next(filter(None, map(_act_reason, acts)), None) or call_reason(x, pairs[0].conv, None)
-    if reason is not None:
-        return None, reason
-    dtype = _autocast.arithmetic(x)
-    choice, reason = serving(x, dtype)
-    reason = reason or _tensors_reason(x, dtype, every)
-    if reason is not None:
-        return None, reason
-    shape = _shape_after(x.shape, pairs)
-    if shape is None or (adds and not _fits(x.shape, shape, downsample, projection)):
-        return None, UNFIT
-    _forget(every)
-    residual, waiting = None, []
-    shortcut, stride, offset = "identity" if adds else "none", 1, 0
-    if projection is not None:
-        shortcut = "projection"
-    elif _is_padded(downsample):
-        shortcut, stride, offset = "padded", downsample.stride, downsample.before
-    elif downsample is not None:
-        with node.later() as waiting:
-            shortcut, residual = "given", downsample(x).to(dtype).broadcast_to(shape)
-    plan = node.Plan(
-        tuple(_layer(*pair) for pair in pairs),
-        shortcut,
-        None if projection is None else _layer(*projection),
-        stride,
-        offset,
-        folds=choice.implementation.name in backends.GPU_BACKENDS,
-    )
-    if projection is not None:
-        _record([every[-1]], [None], choice, None, x, dtype)
-    _record(pairs, acts, choice, len(pairs) - 1 if adds else None, x, dtype)
-    y = node.run(plan, x.to(dtype), residual, _parameters(every))
-    node.finish(waiting)
-    return y, ""
-
-
-def _is_padded(downsample: nn.Module | None) -> bool:
-    return type(downsample) is PaddedShortcut and not has_hooks(downsample)
-
-
-def _fits(
-    x: torch.Size,
-    out: torch.Size,
-    downsample: nn.Module | None,
-    projection: tuple[nn.Module, nn.Module] | None,
-) -> bool:
-    """Whether a block's shortcut has the shape of what it is added to, where that can be told."""
-    if projection is not None:
-        return _shape_after(x, [Pair(*projection)]) == out
-    if _is_padded(downsample):
-        n, channels, *sizes = x
-        sizes = [-(-size // downsample.stride) for size in sizes]
-        kept = channels == downsample.in_channels
-        return kept and out == (n, downsample.out_channels, *sizes)
-    return downsample is not None or x == out

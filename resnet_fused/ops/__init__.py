@@ -5,6 +5,7 @@ from .bn_act import bn_act
 from .bn_act_pool import bn_act_pool
 from .bn_add_act import bn_add_act
 from .bn_add_act_backward import bn_add_act_backward
+from .bn_add_act_conv_stats import bn_add_act_conv_stats
 from .bn_backward_apply import bn_backward_apply
 from .bn_backward_finalize import bn_backward_finalize
 from .bn_finalize import bn_finalize, bn_update_stats
@@ -25,6 +26,7 @@ __all__ = [
     "bn_act_pool",
     "bn_add_act",
     "bn_add_act_backward",
+    "bn_add_act_conv_stats",
     "bn_backward_apply",
     "bn_backward_finalize",
     "bn_finalize",

@@ -5,10 +5,8 @@ The node of a layer asks here in its backward pass, and `explain` in its forward
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,13 +14,13 @@ import torch
 from .. import _tuned, backends
 from ..triton import _grad1x1, _limits
 from . import _cuda_grad1x1, _triton
+from ._words import Word
 
 OP = "conv_bn_grad1x1"
 GEOMETRY = _cuda_grad1x1.GEOMETRY
 MERGING = ("triton", "cuda")
 """Implementations that make both gradients in one kernel."""
 ENVIRONMENT = "RESNET_FUSED_GRAD1X1"
-WORDS = ("auto", "never", "always")
 TWO = "two ops"
 """In the place of a configuration in what tuning keeps: `conv_bn_dgrad` and `conv_bn_wgrad`."""
 
@@ -51,32 +49,8 @@ def fits_geometry(
     return (*weight[2:], *stride, *padding, groups) == (1, 1, 1, 1, 0, 0, 1)
 
 
-_preferred: list[str] = []
-
-
-@contextlib.contextmanager
-def preferring(word: str) -> Iterator[None]:
-    """Has one of `WORDS` stand in for the environment's, in all threads: for checks and timings."""
-    _preferred.append(word)
-    try:
-        yield
-    finally:
-        _preferred.remove(word)
-
-
-@functools.cache
-def _word() -> str:
-    """What the environment says, read once.
-
-    Raises:
-        ValueError: it is none of `WORDS`.
-    """
-    word = os.environ.get(ENVIRONMENT) or WORDS[0]
-    if word not in WORDS:
-        raise ValueError(
-            f"environment variable {ENVIRONMENT} is {word!r}; accepted are {', '.join(WORDS)}"
-        )
-    return word
+_word = Word(ENVIRONMENT)
+preferring = _word.preferring
 
 
 def refusal(
@@ -151,7 +125,7 @@ def way(
         return Way(True, "the reference is asked for by name")
     if not folds:
         return Way(False, "")
-    word = _preferred[-1] if _preferred else _word()
+    word = _word()
     if word == "never":
         return _said(Way(False, f"{ENVIRONMENT} is {word}"), x, weight)
     choice = backends.choose(backends.Call(OP, device.type, dtype, index=device.index))

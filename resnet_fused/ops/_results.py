@@ -83,6 +83,11 @@ def _of_bn_add_act(y: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(y)
 
 
+def _of_bn_add_act_conv_stats(y: Tensor, *rest: Any) -> Any:
+    out, weight = torch.empty_like(y), rest[3]
+    return out, *_of_conv_bn_stats(out, None, weight, [1, 1], [0, 0], [1, 1], 1)
+
+
 def _of_bn_add_act_backward(
     dout: Tensor, out: Tensor | None, y: Tensor, norm: Tensor, residual: Tensor | None, *rest: Any
 ) -> Any:
@@ -198,6 +203,11 @@ FORMS = {
         _of_bn_update_stats,
     ),
     "bn_add_act": Form({"y": 0, "norm": 1, "residual": 2, "residual_norm": 3}, 4, _of_bn_add_act),
+    "bn_add_act_conv_stats": Form(
+        {"y": 0, "norm": 1, "residual": 2, "residual_norm": 3, "weight": 4},
+        5,
+        _of_bn_add_act_conv_stats,
+    ),
     "bn_add_act_backward": Form(
         {"dout": 0, "out": 1, "y": 2, "norm": 3, "residual": 4, "residual_norm": 5},
         6,

@@ -149,6 +149,21 @@ def bn_add_act_cost(
     return Cost(0, moved * dtype.itemsize + vectors * _vector(dtype))
 
 
+def bn_add_act_conv_stats_cost(
+    case: ConvShape, dtype: torch.dtype, *, projected: bool = False
+) -> Cost:
+    """The work of one ``bn_add_act_conv_stats``: what is made of two tensors is written once.
+
+    Args:
+        case: sizes of the 1x1 convolution behind the block's end.
+        dtype: of the activations and the weight.
+        projected: whether the shortcut is read through a BatchNorm of its own.
+    """
+    x, weight, z = (_elements(s) for s in (case.input_shape, case.weight_shape, case.output_shape))
+    vectors = 2 * case.output_shape[1] + 2 * case.input_shape[1] * (2 if projected else 1)
+    return Cost(_conv_flops(case), (3 * x + weight + z) * dtype.itemsize + vectors * _vector(dtype))
+
+
 def bn_add_act_backward_cost(
     shape: Shape, dtype: torch.dtype, *, out: bool = True, projected: bool = False
 ) -> Cost:

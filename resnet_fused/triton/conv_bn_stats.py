@@ -18,7 +18,9 @@ deviations from the mean of all: Q is at most (1 + t) M2, which float64 has the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -335,6 +337,51 @@ def merge(moments: Tensor, stats: Tensor, pixels: int, rows: int) -> None:
         )
 
 
+class Measured(NamedTuple):
+    """Where a launch leaves what makes a measured output, and how that is put together.
+
+    Attributes:
+        moments: [tiles of pixels, 2, K] float32 mean and M2.
+        partial: [splits, N P Q, K] float32 sums; anything without splits.
+        rows: pixels of a tile whose moments are taken.
+        pixels: N P Q.
+        splits: parts of the reduction.
+    """
+
+    moments: Tensor
+    partial: Tensor
+    rows: int
+    pixels: int
+    splits: int
+
+    @classmethod
+    def of(cls, plan: _tiles.Plan, pixels: int, target: Tensor) -> Measured:
+        """The workspace of a plan for `pixels` of an output [N, K, P, Q]."""
+        split, filters = plan.splits > 1, target.shape[1]
+        rows = MERGE_TILE[0] if split else plan.tile.m
+        empty = functools.partial(torch.empty, dtype=torch.float32, device=target.device)
+        moments = empty((_tiles.cdiv(pixels, rows), 2, filters))
+        partial = empty((plan.splits, pixels, filters)) if split else target
+        return cls(moments, partial, rows, pixels, plan.splits)
+
+    def finish(self, target: Tensor, stats: Tensor, wide: bool) -> None:
+        """Adds the parts' sums into the output, where there are parts, and merges the moments.
+
+        Args:
+            target: the output [N, K, P, Q]; with splits overwritten.
+            stats: [2, K] float32; overwritten.
+            wide: whether offsets within the output may need 64 bits.
+        """
+        filters, p, q = target.shape[1:]
+        if self.splits > 1:
+            across = _tiles.cdiv(filters, MERGE_TILE[1])
+            traceable(stats_merge_kernel, target)[(self.moments.shape[0], across)](
+                self.partial, target, self.moments, self.pixels, p, q, filters, *target.stride(),
+                SPLITS=self.splits, WIDE=wide, BLOCK_M=self.rows, BLOCK_N=MERGE_TILE[1],
+            )  # fmt: skip
+        merge(self.moments, stats, self.pixels, self.rows)
+
+
 def launch(
     x: Tensor,
     norm: Tensor | None,
@@ -373,28 +420,17 @@ def launch(
     plan = plan or plan_of(product, x.device, allowed, call)
     x, weight = readable(x), readable(weight)
     target = writable(y)
-    filters, p, q = y.shape[1:]
-    tile, pixels, split = plan.tile, product.rows, plan.splits > 1
-    rows, columns = MERGE_TILE if split else (tile.m, tile.n)
-    tiles = _tiles.cdiv(pixels, rows)
-    moments = torch.empty(tiles, 2, filters, dtype=torch.float32, device=x.device)
-    partial = target
-    if split:
-        partial = torch.empty(plan.splits, pixels, filters, dtype=torch.float32, device=x.device)
+    tile, pixels = plan.tile, product.rows
+    measured = Measured.of(plan, pixels, target)
     wide = not fits_32_bits(x, weight, target)
     across = _tiles.cdiv(product.columns, tile.n) * product.copies
     with on_device(y):
         traceable(conv_bn_stats_kernel, y)[(_tiles.cdiv(pixels, tile.m) * across * plan.splits,)](
-            x, weight, stats if norm is None else norm, target, moments, partial,
+            x, weight, stats if norm is None else norm, target, measured.moments, measured.partial,
             *sizes(x, weight, y, stride, padding, dilation, groups), *target.stride(),
             PROLOGUE=norm is not None, WIDE=wide,
             **(constants(product, plan, weight, padding, groups) | {"SLICES": slices_of(tile)}),
         )  # fmt: skip
-        if split:
-            traceable(stats_merge_kernel, y)[(tiles, _tiles.cdiv(filters, columns))](
-                partial, target, moments, pixels, p, q, filters, *target.stride(),
-                SPLITS=plan.splits, WIDE=wide, BLOCK_M=rows, BLOCK_N=columns,
-            )  # fmt: skip
-        merge(moments, stats, pixels, rows)
+        measured.finish(target, stats, wide)
         if target is not y:
             y.copy_(target)

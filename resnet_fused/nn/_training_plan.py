@@ -1,0 +1,92 @@
+"""What a training node computes, and what it has to do with the nodes beside it: plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+Geometry = tuple[list[int], list[int], list[int], int]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution and its BatchNorm, without their parameters.
+
+    Attributes:
+        geometry: stride, padding, dilation, groups.
+        bn: the normalisation: eps, momentum, running statistics.
+        live: whether the batch's statistics are used; else the running ones, which stay.
+        group: the processes that share live statistics; None for this one alone.
+    """
+
+    geometry: Geometry
+    bn: nn.Module
+    live: bool
+    group: Any = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a node computes.
+
+    Attributes:
+        layers: one behind the other, ReLU between them.
+        shortcut: "none"; "identity"; "projection", by the layer of that name; "padded", option A;
+            "given", a tensor of the output's shape.
+        projection: see shortcut.
+        stride: of a padded shortcut's pixels.
+        offset: channel that a padded shortcut's first one is added to.
+        act: "relu" or "none", at the end.
+        window: kernel, stride and padding of the max pooling behind it, or None.
+        folds: whether kernels apply BatchNorm as they read, so that nothing is written between two
+            convolutions; else one pass writes what PyTorch's convolutions are to read.
+    """
+
+    layers: tuple[Layer, ...]
+    shortcut: str = "none"
+    projection: Layer | None = None
+    stride: int = 1
+    offset: int = 0
+    act: str = "relu"
+    window: tuple[list[int], list[int], list[int]] | None = None
+    folds: bool = False
+
+
+class Made(NamedTuple):
+    """A node's first convolution, which the node before has made together with its own end.
+
+    Attributes:
+        weight: [K, C, 1, 1] in the dtype of the arithmetic.
+        y: [N, K, P, Q], raw.
+        stats: [2, K] of it.
+    """
+
+    weight: Tensor
+    y: Tensor
+    stats: Tensor
+
+
+@dataclass
+class Neighbours:
+    """What a node has to do with those before and behind it in a row of blocks.
+
+    Attributes:
+        made: its own first convolution, if the node before has made it.
+        weight: of the first convolution of the node behind it, if this one is to make that.
+        left: what it has made of that.
+    """
+
+    made: Made | None = None
+    weight: Tensor | None = None
+    left: Made | None = None
+
+
+class Norm(NamedTuple):
+    """A layer's BatchNorm in one forward: its values, and how many elements they were made of."""
+
+    rows: Tensor
+    count: int
+    total: Tensor | None
+    stats: Tensor | None
