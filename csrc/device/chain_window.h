@@ -40,9 +40,8 @@ struct ChainWindowShape : ChainBoxes {
   static_assert(kStages >= 2, "one step in use, one arriving");
 
   static constexpr int kNextWeightBytes = kNext * kStepRowBytes;
-  static constexpr FilterBytes kStaying{kWindowFilters,
-                                        kWeightBytes * (kProjected > 0 ? 2 : 1) +
-                                            (kStreams ? 0 : kNextWeightBytes)};
+  static constexpr FilterBytes kStaying{
+      kWindowFilters, kWeightBytes * (kProjected > 0 ? 2 : 1) + (kStreams ? 0 : kNextWeightBytes)};
   static constexpr FilterBytes kStreamed{0, kStreams ? kNextWeightBytes : 0};
 
   // A stage: the shortcut, of which `out` takes the place, and filters into `next` that come by

@@ -287,17 +287,17 @@ class ChainStreamProducer {
   RF_DEVICE void load_unit(const ptx::TensorMap* map,
                            const int32_t (&from)[kRank] RF_SITE_PARAMETER) {
     units().acquire(at_, Shape::kUnitBytes);
-    ptx::tma_load_multicast(
-        shared_ + at_.stage * Shape::kUnitBytes + part_ * Shape::kUnitPart, map, from,
-        units().full(at_), static_cast<uint16_t>((1 << Shape::kSharing) - 1) RF_SITE);
+    ptx::tma_load_multicast(shared_ + at_.stage * Shape::kUnitBytes + part_ * Shape::kUnitPart, map,
+                            from, units().full(at_),
+                            static_cast<uint16_t>((1 << Shape::kSharing) - 1) RF_SITE);
     at_.next();
   }
 
   // The front's unit i: channels outside, taps inside.
   RF_DEVICE void load_front(int i) {
     const int tap = i % kWindowTaps;
-    load_unit(&arguments_.front, {i / kWindowTaps * kStepElements, tap % 3, tap / 3,
-                                  part_ * Shape::kPartRows});
+    load_unit(&arguments_.front,
+              {i / kWindowTaps * kStepElements, tap % 3, tap / 3, part_ * Shape::kPartRows});
   }
 
   // The shortcut of a step of the tile from a pixel on.
@@ -341,6 +341,8 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   ChainStreamProducer<Shape> producer(arguments, shared);
   if (threadIdx.x == 0) producer.init();
+  ptx::cluster_sync();  // nothing is copied to the other before its barriers are there
+  if (threadIdx.x == 0) producer.begin();
   fetch_vectors(shared + Shape::kFrontVectorsAt,
                 {arguments.front_scale, arguments.front_shift, Shape::kFront}, Shape::kFrontBoxes);
   fetch_vectors(shared + Shape::kVectorsAt, {arguments.scale, arguments.shift, arguments.channels},
@@ -348,8 +350,6 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   fetch_vectors(shared + Shape::kNextVectorsAt,
                 {arguments.next_scale, arguments.next_shift, arguments.next_channels},
                 Shape::kNext / kStepElements);
-  ptx::cluster_sync();  // nothing is copied to the other before its barriers are there
-  if (threadIdx.x == 0) producer.begin();
   run_roles(
       arguments.dependent, [&] { producer.run(); },
       [&](uint32_t consumer, uint32_t thread) {

@@ -99,9 +99,9 @@ std::string shape_fault(const RfConvChain& problem, const ChainWindowFacts& tile
 
 ChainWindowFacts chain_window_tile(int index) {
   return ConvChainWindowTiles::with(index, []<class Shape>() {
-    return ChainWindowFacts{Shape::kFront,     Shape::kNext,    Shape::kSteps,
-                            Shape::kStages,    Shape::kProjected, Shape::kSharing,
-                            Shape::kStaying,   Shape::kStreamed, Shape::kWindowAt};
+    return ChainWindowFacts{Shape::kFront,   Shape::kNext,      Shape::kSteps,
+                            Shape::kStages,  Shape::kProjected, Shape::kSharing,
+                            Shape::kStaying, Shape::kStreamed,  Shape::kWindowAt};
   });
 }
 
@@ -169,8 +169,7 @@ double chain_window_cost(const RfConvChain& problem, const ChainWindowFacts& til
   const double fronts = tile.front / kStepElements;
   const auto window = fronts * static_cast<double>(parts.rows * parts.count) * kRow;
   const double matrix =
-      kArea *
-      (fronts * kTaps * tile.front + steps * (tile.front + tile.projected + tile.next)) /
+      kArea * (fronts * kTaps * tile.front + steps * (tile.front + tile.projected + tile.next)) /
       kWarpgroupUnit;
   // The 3x3 reads both sides of its products, and so does a projection; the others their filters
   // alone. Of a step threads write what they make and read it; TMA writes a shortcut that is a
