@@ -109,7 +109,7 @@ std::string chain_window_name(const ChainWindowFacts& tile) {
   return "tma_win" + std::to_string(kChainTmaPixels) + "x" + std::to_string(tile.next) + "_" +
          std::to_string(tile.stages) + "s_front" + std::to_string(tile.front) +
          (tile.projected > 0 ? "_d" + std::to_string(tile.projected) : "") +
-         (tile.sharing > 1 ? "_" + std::to_string(tile.sharing) + "c" : "");
+         (tile.sharing > 1 ? std::string("_") + std::to_string(tile.sharing) + "c" : "");
 }
 
 int64_t chain_window_shared_bytes(const ChainWindowFacts& tile, int64_t width) {
