@@ -59,7 +59,7 @@ def by_emulator(*arguments, wish=None):
 @needs_kernel
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 20
+    assert len(set(names)) == len(names) == 21
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names == checks.conv_chain_configurations()
 
@@ -90,6 +90,16 @@ def test_predictions_are_in_the_launches_own_cycles():
     by_tma = _chain_plan.predict_cuda(first, torch.bfloat16, emulated.H200)
     assert not isinstance(by_tma, str) and by_tma.config == "tma_128x64_3s_k64_d64"
     assert by_tma.chain < other.chain
+    # In the second stage two blocks share the filters.
+    layer2 = next(case for case in RESNET50_CHAINS if case.name == "layer2")
+    cut = [
+        _chain_plan.predict_cuda(
+            dataclasses.replace(layer2, n=256, front=front), torch.bfloat16, emulated.H200
+        )
+        for front in (0, 128)
+    ]
+    assert [one.config for one in cut] == ["tma_128x128_3s_k128", "tma_win128x128_7s_front128_2c"]
+    assert cut[1].gain > cut[0].gain + 30
     assert nothing == "no admitted configuration serves it: none was admitted"
 
 

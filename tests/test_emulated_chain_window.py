@@ -22,14 +22,16 @@ from resnet_fused.ops import _cuda_chain_checks as checks
 pytestmark = pytest.mark.emulated
 
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
-# Name -> bytes of shared memory at 56 pixels a row, and the widest row.
+# Name -> bytes of shared memory at 56 pixels a row, with 128 channels in front at 28, and the
+# widest row.
 FITS = {
     "tma_win128x64_3s_front64": (224256, 90),
     "tma_win128x128_2s_front64": (207872, 154),
     "tma_win128x64_2s_front64_d64": (226304, 78),
+    "tma_win128x128_7s_front128_2c": (220160, 54),
 }
 NAMES = tuple(FITS)
-PLAIN, BROAD, PROJECTING = NAMES
+PLAIN, BROAD, PROJECTING, SHARING = NAMES
 every = pytest.mark.parametrize("name", NAMES)
 ONE, TWO = ((count, *emulated.H200[1:]) for count in (1, 2))
 """So few multiprocessors that blocks stay for several tiles."""
@@ -45,7 +47,7 @@ CASES = (
     chain("pixels", 70, 1, 1, c=64, m=8),
     chain("column", 4, 31, 1, c=192, m=64),
     chain("row", 2, 1, 70, c=64, m=16),
-    chain("wide", 1, 3, 90, c=64, m=24),  # a window of three parts, all of the shared memory
+    chain("wide", 1, 3, 90, c=64, m=24),  # all of the shared memory; up to three parts of a window
     chain("layer1", 1, 4, 56),
     chain("thinned", 3, 9, 11, m=56, out_stride=2),
     chain("thinned_even", 2, 10, 12, c=128, out_stride=2),
@@ -59,18 +61,27 @@ def index(name: str) -> int:
 
 
 def filling(case: ChainCase, name: str) -> ChainCase:
-    """With a projection, more channels of next, or wider rows, where a configuration has room."""
+    """With what a configuration has room for: a projection, more channels, wider rows."""
+    front = 128 if name == SHARING else 64
     return dataclasses.replace(
         case,
-        m=case.m + (64 if name == BROAD else 0),
+        k=front,
+        front=front,
+        m=case.m + (64 if name in (BROAD, SHARING) else 0),
         projected=(40 if case.m % 16 else 64) if name == PROJECTING else 0,
-        w=FITS[name][1] if case.name == "wide" else case.w,
+        w=FITS[name][1] if case.name == "wide" else min(case.w, FITS[name][1]),
     )
 
 
 def positions(case: ChainCase) -> int:
     """Of the walk, as far as its last pixel."""
     return case.n * (case.h + 1) * (case.w + 1) - (case.w + 1) - 1
+
+
+def tiles_of(case: ChainCase, name: str) -> int:
+    """As many for each block of a cluster."""
+    sharing = 2 if name == SHARING else 1
+    return -(-positions(case) // (128 * sharing)) * sharing
 
 
 def run(name, case, operands, **settings):
@@ -82,7 +93,7 @@ def test_each_configuration_has_a_test_and_fits():
     found = [tile for tile in table if tile["tma"] and "_front" in tile["name"]]
     assert tuple(tile["name"] for tile in found) == NAMES
     for tile in found:
-        assert tile["m"] == 128 and tile["n"] == (128 if tile["name"] == BROAD else 64)
+        assert tile["m"] == 128 and tile["n"] == (128 if "x128_" in tile["name"] else 64)
         assert tile["shared_bytes"] == FITS[tile["name"]][0] < emulated.H200[1]
 
 
@@ -104,8 +115,8 @@ def test_every_bit_is_right(name, case):
             resident_blocks=2,
         )
         assert not wrong(got, operands, case)
-        tiles = -(-positions(case) // 128)
-        assert report["plan"]["blocks"] == min((1, 2, 132)[number % 3], tiles)
+        most = (2 if name == SHARING else 1, 2, 132)[number % 3]
+        assert report["plan"]["blocks"] == min(most, tiles_of(case, name))
 
 
 @every
@@ -154,11 +165,14 @@ def test_what_it_costs(name, out_stride):
     assert tensors["out"]["unique_bytes_read"] == 0
     counted = report["counters"]
     assert counted["global_store_sectors"] * 32 == counted["global_store_bytes_asked"]
-    # Filters once for all tiles but those that come by steps, the shortcut once for each pixel.
-    tiles = 1 if name == PLAIN else -(-positions(case) // 128)
-    tiled = [s for s in report["sites"] if s["instruction"] == "cp.async.bulk.tensor.tile"]
+    # Filters once for all tiles but those that come by steps, the shortcut once for each pixel. Two
+    # blocks ask for theirs together.
+    tiles = 1 if name == PLAIN else tiles_of(case, name) // (2 if name == SHARING else 1)
+    kind = "cp.async.bulk.tensor.tile" + (".multicast" if name == SHARING else "")
+    tiled = [s for s in report["sites"] if s["instruction"].startswith("cp.async.bulk.tensor.tile")]
+    assert {site["instruction"] for site in tiled} == {kind}
     filters = [operands.weight, operands.front_weight, operands.projection_weight]
-    filters += [operands.next_weight] * tiles
+    filters = filters * (tiles if name == SHARING else 1) + [operands.next_weight] * tiles
     asked = sum(t.numel() * t.element_size() for t in filters if t is not None)
     assert sum(site["counters"]["global_load_bytes_asked"] for site in tiled) == asked
 
@@ -184,6 +198,7 @@ def test_where_the_walk_begins(reverse):
         *((PLAIN, one) for one in ("x", "front_weight", "residual", "front_scale", "next_weight")),
         *((PROJECTING, one) for one in ("projected", "projection_weight", "projection_shift")),
         *((BROAD, one) for one in ("x", "residual", "next_scale")),
+        *((SHARING, one) for one in ("x", "front_weight", "residual", "front_shift", "weight")),
     ],
 )
 def test_nan_and_inf_come_through(name, operand):
@@ -227,6 +242,7 @@ def test_refusals_say_why():
     assert "it is made for a 3x3 convolution in front" in refusal(changed(front=0))
     for other in ({"front": 56}, {"k": 128}):
         assert "channels; it takes 64 to as many" in refusal(changed(**other))
+        assert "channels; it takes 128 to as many" in refusal(changed(**other), SHARING)
     assert "it takes no projection" in refusal(changed(projected=64))
     assert "it is made for a projection" in refusal(case, PROJECTING)
     wide = changed(projected=72)
@@ -243,6 +259,8 @@ def test_refusals_say_why():
     assert "136 channels of next, at most 128 fit" in refusal(changed(m=136), BROAD)
     for c in (88, 320):
         assert f"{c} channels of out; multiples of 64 up to 256 fit" in refusal(changed(c=c))
+    large = filling(changed(c=576), SHARING)
+    assert "576 channels of out; multiples of 64 up to 512 fit" in refusal(large, SHARING)
     assert "x: rows of 91 pixels take 233472" in refusal(changed(w=91))
     for name, (_, widest) in FITS.items():
         fitting = filling(case, name)
@@ -260,10 +278,13 @@ def test_refusals_say_why():
 
 
 def test_the_choice():
-    """The first stage; what it does not serve mma.sync does, and says why."""
+    """Two stages; what it does not serve mma.sync does, and says why."""
     names = [tile["name"] for tile in emulated_chains.configurations()]
-    fronts = [dataclasses.replace(case, front=case.k) for case in RESNET50_CHAINS if case.k <= 64]
-    chosen = {"layer1_first": PROJECTING, "layer1": PLAIN, "layer1_last": BROAD}
+    chosen = {
+        "layer1_first": PROJECTING, "layer1": PLAIN, "layer1_last": BROAD, "layer2": SHARING,
+    }  # fmt: skip
+    chains = [case for case in RESNET50_CHAINS if case.name in chosen]
+    fronts = [dataclasses.replace(case, front=case.k) for case in chains]
     assert [case.name for case in fronts] == list(chosen)
     for case in fronts:
         made = plan(dataclasses.replace(case, n=256))
@@ -284,6 +305,7 @@ def test_the_choice():
 CHUNKS = 4
 FILES = {
     "conv_chain_window_sm90.cuh",
+    "conv_chain_stream_sm90.cuh",
     "chain_box.h",
     "warpgroup_tile.h",
     "pipeline.h",
@@ -292,7 +314,7 @@ FILES = {
 # (file, the line's text, instruction, fault) -> why the fault does no harm there.
 HARMLESS: dict[tuple[str, str, str, str], str] = {
     (
-        "conv_chain_window_sm90.cuh",
+        "chain_box.h",
         "ptx::sync_warp();  // all of its lanes have",
         "bar.warp.sync",
         "skip",
@@ -300,6 +322,12 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "the products' wait before it and stmatrix behind it bring the warp together as well, but "
         "PTX promises no order of what was read and what is written of those"
     ),
+    (
+        "pipeline.h",
+        "ptx::mbarrier_arrive_relaxed_cluster(ptx::cluster_address(empty(at), threadIdx.x % 32));",
+        "mapa",
+        "wrong_lane",
+    ): "two lanes tell two blocks: each tells the one that the other would have told",
 }
 # More steps than stages, several tiles for a block.
 FAULTY = (
@@ -307,6 +335,7 @@ FAULTY = (
     (PLAIN, chain("faults_thinned", 2, 7, 9, c=128, m=40, out_stride=2)),
     (BROAD, chain("faults_broad", 2, 7, 9, m=104)),
     (PROJECTING, dataclasses.replace(chain("faults_projecting", 2, 7, 9), projected=40)),
+    (SHARING, filling(chain("faults_sharing", 4, 7, 9, m=40), SHARING)),
 )
 
 
@@ -331,6 +360,8 @@ def test_the_faults_are_of_every_kind():
         ("fence.mbarrier_init", "no_fence"), ("mbarrier.arrive.expect_tx", "wrong_bytes"),
         ("wgmma.wait_group", "wait_one_fewer"), ("wgmma.a", "row_off"), ("wgmma.b", "row_off"),
         ("cp.async.bulk.tensor.im2col", "coordinate_off"), ("griddepcontrol.wait", "skip"),
-        ("ldmatrix.x4", "swap_operands"),
+        ("ldmatrix.x4", "swap_operands"), ("cp.async.bulk.tensor.tile.multicast", "row_off"),
+        ("barrier.cluster.arrive", "skip"), ("mbarrier.arrive.relaxed.cluster", "skip"),
+        ("mbarrier.try_wait.parity.relaxed", "skip"), ("bar.sync 0", "skip"),
     ):  # fmt: skip
         assert wanted in planted, sorted(planted)

@@ -85,3 +85,41 @@ def test_chains_behind_windows_that_stream_filters():
     ):
         said = chain_by_window(**of | planted)
         assert any(words in one for one in said), (planted, said)
+
+
+CHAIN_STREAM = (
+    "_ZN12resnet_fused24conv_chain_stream_kernelINS_8BFloat16ENS_16ChainStreamShape"
+    "ILi128ELi8ELi7ELi3EEEEEvNS_20ChainWindowArgumentsE"
+)
+CHAIN_STREAM_CODE = {
+    "HGMMA.64x64x16.F32.BF16": 16, "HGMMA.64x128x16.F32.BF16": 16, "UTMALDG.4D.MULTICAST": 8,
+    "UTMALDG.2D.MULTICAST": 3, "UTMALDG.4D.IM2COL": 8, "STG.E.128": 16, "STSM.16.M88.4": 16,
+    "LDSM.16.M88.4": 8, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 47, "WARPGROUP.DEPBAR.LE": 7,
+    "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1, "UCGABAR_ARV": 2,
+    "UCGABAR_WAIT": 2,
+}  # fmt: skip
+
+
+def chain_by_stream(name=CHAIN_STREAM, arch="90a", registers=168, code=()):
+    counts = CHAIN_STREAM_CODE | dict(code)
+    one = rules.Early(waits=1, triggers=1, constants=1)
+    return rules.Kernel(name, arch, registers, instructions=counts, early=one).failures()
+
+
+def test_chains_whose_filters_two_blocks_share():
+    assert chain_by_stream() == []
+    assert rules.short_name(CHAIN_STREAM) == (
+        "conv_chain_stream<BFloat16, windows, 128 to 128 7 stages behind 128 shared filters>"
+    )
+    for planted, words in (
+        ({"arch": "80"}, "it is built for nothing else"),
+        ({"registers": 160}, "160 registers, expected 168"),
+        ({"name": CHAIN_STREAM.replace("Li7E", "Li8E")}, "236544 bytes of shared memory, at most"),
+        ({"name": CHAIN_STREAM.replace("StreamShape", "Shape")}, "its name spells no"),
+    ):
+        assert any(words in one for one in chain_by_stream(**planted)), planted
+    for opcode in CHAIN_STREAM_CODE:
+        least = {"UTMALDG.4D.MULTICAST": 1, "UTMALDG.2D.MULTICAST": 2, "UTMALDG.4D.IM2COL": 1}
+        fewer = least.get(opcode, min(CHAIN_STREAM_CODE[opcode] - 1, 8))
+        said = chain_by_stream(code={opcode: fewer})
+        assert len(said) == 1, (opcode, said)

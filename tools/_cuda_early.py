@@ -92,6 +92,13 @@ RULES = {
         True,
         frozenset({0x70 + 256, 0x70 + 384, 0x70 + 512, 0x70 + 640}),
     ),
+    # The same arguments.
+    "conv_chain_stream_kernel": Rule(
+        frozenset(range(0x70 + 768, 0x70 + 832, 8)) - {0x70 + 800, 0x70 + 808},
+        frozenset({0x70 + 832, 0x70 + 856}),
+        True,
+        frozenset({0x70 + 256, 0x70 + 384, 0x70 + 640}),
+    ),
     "conv_chain_kernel": Rule(
         frozenset({72, 80, 88, 128, 136, 144, 184, 192, 200, 240, 248, 256}),
         frozenset({0, 24, 48, 296, 320}),

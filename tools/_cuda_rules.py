@@ -12,7 +12,7 @@ from _cuda_cluster import by_cluster, cluster_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_stats_rules import grad1x1_name, measuring, merged_gradients, summing
 from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
-from _cuda_window import by_window, chain_by_window, chain_window_of, window_of
+from _cuda_window import by_window, chain_by_stream, chain_by_window, chain_name, window_of
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 REGISTER_UNIT = 8  # they are given out in such steps a thread
@@ -420,6 +420,7 @@ RULES = {
     "conv_wgrad_kernel": _convolution,
     "conv_bn_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,
+    "conv_chain_stream_kernel": chain_by_stream,
     "conv_chain_tma_kernel": _conv_chain_by_tma,
     "conv_chain_window_kernel": chain_by_window,
     "stem_kernel": _stem,
@@ -461,11 +462,8 @@ def short_name(mangled: str) -> str:
         parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
     elif window := window_of(mangled):
         parts.append(f"windows for {window.pixels} pixels")
-    elif by_both := chain_window_of(mangled):
-        projected = f" projecting {by_both.projected}" if by_both.projected else ""
-        parts.append(
-            f"windows, 64 to {by_both.following} {by_both.stages} stages behind 64{projected}"
-        )
+    elif by_both := chain_name(mangled):
+        parts.append(by_both)
     elif by_chain := chain_tma_tile_of(mangled):
         projected = f" projecting {by_chain.projected}" if by_chain.projected else ""
         parts.append(

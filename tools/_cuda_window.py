@@ -64,9 +64,29 @@ class ChainWindowTile:
         return ROW_BYTES * (rows + _window_rows(positions)) + -(-small // 1024) * 1024
 
 
-def _window_rows(positions: int) -> int:
+@dataclass(frozen=True)
+class ChainStreamTile:
+    """A configuration of conv_chain all of whose filters are streamed, likewise."""
+
+    following: int
+    steps: int
+    stages: int
+    boxes: int
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block for rows of 28 pixels, as csrc/device/chain_stream.h lays them out."""
+        positions = CONSUMERS * FILTERS
+        rows = self.stages * self.following + self.boxes * positions
+        rows += self.following // FILTERS * _window_rows(positions, WIDTH // 2)
+        small = 8 * (2 * self.following + self.steps * FILTERS)
+        small += 16 * (self.stages + self.boxes + 1)
+        return ROW_BYTES * rows + -(-small // 1024) * 1024
+
+
+def _window_rows(positions: int, width: int = WIDTH) -> int:
     """In as many equal parts of whole patterns of the swizzle as makes them the fewest rows."""
-    rows = positions + 2 * (WIDTH + 2)
+    rows = positions + 2 * (width + 2)
     least = -(-rows // MOST_PART)
     return min(count * 8 * -(-rows // (8 * count)) for count in range(least, least + 4))
 
@@ -85,6 +105,24 @@ def chain_window_of(mangled: str) -> ChainWindowTile | None:
         r"ChainWindowShapeI" + 3 * r"Li(\d+)E" + r"LN\w*?NextFiltersE(\d)ELi(\d+)EE", mangled
     )
     return ChainWindowTile(*map(int, shape.groups())) if shape else None
+
+
+@functools.cache
+def chain_stream_of(mangled: str) -> ChainStreamTile | None:
+    """The configuration of conv_chain with streamed filters in a kernel's mangled name, or None."""
+    shape = re.search(r"ChainStreamShapeI" + 4 * r"Li(\d+)E" + "E", mangled)
+    return ChainStreamTile(*map(int, shape.groups())) if shape else None
+
+
+def chain_name(mangled: str) -> str | None:
+    """What a readable name says of either, or None."""
+    if tile := chain_window_of(mangled):
+        projected = f" projecting {tile.projected}" if tile.projected else ""
+        return f"windows, 64 to {tile.following} {tile.stages} stages behind 64{projected}"
+    if shared := chain_stream_of(mangled):
+        n = shared.following
+        return f"windows, {n} to {n} {shared.stages} stages behind {n} shared filters"
+    return None
 
 
 def by_window(kernel: Kernel) -> dict[str, bool]:
@@ -145,9 +183,7 @@ def chain_by_window(kernel: Kernel) -> dict[str, bool]:
     boxes, sources = tile.following // FILTERS, 2 if tile.projected else 1
     wanted = {FILTERS: STEP_PRODUCTS * (TAPS + 2 * sources)}
     wanted[tile.following] = wanted.get(tile.following, 0) + 2 * STEP_PRODUCTS
-    products = {n: kernel.count(rf"HGMMA\.64x{n}x16\.F32.*") for n in wanted}
-    waits, expected = kernel.count(r"WARPGROUP\.DEPBAR.*"), 4 + tile.streams
-    stored, most = kernel.wide("STG"), 4 * (2 + boxes)
+    expected, most = 4 + tile.streams, 4 * (2 + boxes)
     counts = {
         r"UTMALDG\.4D": 1,  # the filters in front
         r"UTMALDG\.2D": 1 + sources,  # those of `out`, of its projection, of `next`
@@ -157,9 +193,60 @@ def chain_by_window(kernel: Kernel) -> dict[str, bool]:
     }
     # Two steps of `out`, of which a projected shortcut is not loaded, and `next`.
     staged = {r"STSM\b.*": 4 * (2 + boxes), r"LDSM\b.*": 0 if tile.projected else 2 * 4}
+    return _chain_gates(kernel, tile.shared, wanted, expected, most, staged, counts)
+
+
+def chain_by_stream(kernel: Kernel) -> dict[str, bool]:
+    """The gates of a kernel of conv_chain all of whose filters are streamed, as sentences."""
+    tile = chain_stream_of(kernel.name)
+    if tile is None:
+        return {"its name spells no configuration": False}
+    if kernel.arch != "90a":
+        return {"wgmma is sm_90a's alone: it is built for nothing else": False}
+    # Of the 3x3 one unit in the loop, and apart from it the first one of 64 channels; into `next`
+    # one in the loop and one behind; into `out` the first step and one in the loop, of as many
+    # halves of the reduction as there are boxes. Waits: for the unit before of the 3x3 and for its
+    # last one, and as behind windows.
+    boxes = tile.following // FILTERS
+    wanted = {FILTERS: STEP_PRODUCTS * 2 * boxes, tile.following: STEP_PRODUCTS * 4}
+    counts = {
+        r"UTMALDG\.4D\.MULTICAST": 2,  # filters in front, before the wait and behind it
+        r"UTMALDG\.2D\.MULTICAST": 3,  # those of `out`, of the first step and others; of `next`
+        r"UTMALDG\.4D\.IM2COL": 2,  # windows, the shortcut
+        "SYNCS.*TRYWAIT": 9,
+        "USETMAXREG.*": 2,
+        "UCGABAR.ARV": 2,  # when it begins and when it ends
+        "UCGABAR.WAIT": 2,
+    }
+    staged = {r"STSM\b.*": 4 * (2 + boxes), r"LDSM\b.*": 2 * 4}
+    return _chain_gates(kernel, tile.shared, wanted, 7, 4 * (2 + boxes), staged, counts)
+
+
+def _chain_gates(
+    kernel: Kernel,
+    shared: int,
+    wanted: dict[int, int],
+    expected: int,
+    most: int,
+    staged: dict[str, int],
+    counts: dict[str, int],
+) -> dict[str, bool]:
+    """What is said of both.
+
+    Args:
+        kernel: its machine code.
+        shared: bytes of a block.
+        wanted: products by their columns.
+        expected: waits for products.
+        most: vectors that a thread stores.
+        staged: instructions as patterns, exactly so many.
+        counts: likewise, at least so many.
+    """
+    products = {n: kernel.count(rf"HGMMA\.64x{n}x16\.F32.*") for n in wanted}
+    waits, stored = kernel.count(r"WARPGROUP\.DEPBAR.*"), kernel.wide("STG")
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
-        f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,
+        f"{shared} bytes of shared memory, at most {MOST_SHARED}": shared <= MOST_SHARED,
         **{
             f"{products[n]} HGMMA of {n} columns, expected {wanted[n]}": products[n] == wanted[n]
             for n in wanted

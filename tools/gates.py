@@ -25,7 +25,7 @@ from _cuda_cluster import cluster_of
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
 from _cuda_rules import Kernel, chain_tma_tile_of, short_name, tile_of, tma_tile_of
 from _cuda_stem_rules import stem_wgmma_tile_of
-from _cuda_window import chain_window_of, window_of
+from _cuda_window import chain_stream_of, chain_window_of, window_of
 
 EXTENSION = Path(__file__).resolve().parent.parent / "resnet_fused" / "_C.abi3.so"
 
@@ -89,7 +89,8 @@ def _note_early(kernel: Kernel | None, code: list[Instruction]) -> None:
 def row(kernel: Kernel) -> str:
     """A kernel's line of the table."""
     tile = tile_of(kernel.name)
-    of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, stem_wgmma_tile_of, cluster_of
+    of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, chain_stream_of
+    of = *of, stem_wgmma_tile_of, cluster_of
     by_wgmma = next((found for find in of if (found := find(kernel.name))), None)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
     if by_wgmma:

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../ptx/proxy.h"
 #include "../ptx/ptx.h"
 #include "block_walk.h"
 #include "chain_tma.h"
@@ -174,6 +175,33 @@ class StoredPixels {
   int32_t unit_;
   int32_t to_[kRows];  // 16 bytes, from the first pixel's first channel; or kNowhere
 };
+
+RF_DEVICE void pin_words(uint32_t (&words)[kProducts][4]) {
+#pragma unroll
+  for (int i = 0; i < kProducts; ++i) ptx::wgmma_pin(words[i]);
+}
+
+// The warp may read the rows that it has written, and TMA may write there when all warps have.
+RF_DEVICE void publish_rows() {
+  ptx::fence_proxy_async_shared();
+  ptx::sync_warp();
+}
+
+// All sums go out, 64 channels at a time, by way of a warpgroup's part of one box, of which each
+// warp has read its own rows alone. vectors: of all channels.
+template <class T, int kBox = 0, int kRegisters>
+RF_DEVICE void put_boxes(uint32_t (&made)[kProducts][4], const float (&sums)[kRegisters],
+                         const StoredPixels<T>& to, ptx::SharedAddress part,
+                         ptx::SharedAddress vectors, uint32_t thread) {
+  if constexpr (kBox * kBoxSums < kRegisters) {
+    ptx::sync_warp();  // all of its lanes have
+    put_box<T, Added::kNothing, kBox>(made, sums, nullptr, ChainBox(part, thread),
+                                      vectors + kBox * kBoxVectors, thread % 32);
+    publish_rows();
+    to.store(part, kBox);
+    put_boxes<T, kBox + 1>(made, sums, to, part, vectors, thread);
+  }
+}
 
 #endif
 

@@ -25,6 +25,12 @@ struct ChainBoxes {
   static constexpr int kChannelBytes = 2 * 4;                         // a channel's scale and shift
 };
 
+// Of a tile's filters, in bytes: for what stands in front of the chain, and for each step of `out`.
+struct FilterBytes {
+  int32_t front = 0;
+  int32_t step = 0;
+};
+
 // kInner channels of what the first convolution reads, kNext of `next`, kStages steps of 64
 // channels of `out` in flight or in use; kProjected channels of what the shortcut is made of, 0 for
 // one that is a tensor.

@@ -32,12 +32,17 @@ struct ChainWindowShape : ChainBoxes {
   static constexpr int kStages = kStages_;
   static constexpr int kProjected = kProjected_;
   static constexpr bool kStreams = kFilters == NextFilters::kStream;
+  static constexpr int kFront = kChainFront;
+  static constexpr int kSharing = 1;
   static constexpr int kNextBoxes = kNext / kStepElements;
   static_assert(kNext % kStepElements == 0 && kNext <= 256);
   static_assert(kProjected == 0 || kProjected == kStepElements, "a box of it");
   static_assert(kStages >= 2, "one step in use, one arriving");
 
   static constexpr int kNextWeightBytes = kNext * kStepRowBytes;
+  static constexpr FilterBytes kStaying{
+      kWindowFilters, kWeightBytes * (kProjected > 0 ? 2 : 1) + (kStreams ? 0 : kNextWeightBytes)};
+  static constexpr FilterBytes kStreamed{0, kStreams ? kNextWeightBytes : 0};
 
   // A stage: the shortcut, of which `out` takes the place, and filters into `next` that come by
   // steps.

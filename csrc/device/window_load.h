@@ -27,17 +27,17 @@ RF_DEVICE void load_walk(ptx::SharedAddress to, const ptx::TensorMap* map, int32
                        full RF_SITE);
 }
 
-// The window of the tile from `position` on, part by part, behind `ring.acquire`. Arguments:
-// ConvWindowArguments or ChainWindowArguments.
+// The window of the tile from `position` on, 64 channels from `channel` on, part by part, behind
+// `ring.acquire`. Arguments: ConvWindowArguments or ChainWindowArguments.
 template <int kRowBytes = kStepRowBytes, class Arguments>
 RF_DEVICE void load_window(ptx::SharedAddress to, const Arguments& arguments, int32_t position,
-                           ptx::SharedAddress full RF_SITE_PARAMETER) {
+                           ptx::SharedAddress full, int32_t channel = 0 RF_SITE_PARAMETER) {
   for (int32_t part = 0; part < arguments.parts; ++part) {
     const int32_t row = part * arguments.part_rows;
     Pixel first = pixel_of(position + row, arguments.walk);
     --first.q;
     --first.p;
-    load_walk(to + row * kRowBytes, &arguments.x, 0, first, full RF_SITE);
+    load_walk(to + row * kRowBytes, &arguments.x, channel, first, full RF_SITE);
   }
 }
 

@@ -22,7 +22,6 @@
 #include "../device/warpgroup_roles.h"
 #include "../device/window_load.h"
 #include "../ptx/mbarrier.h"
-#include "../ptx/proxy.h"
 #include "../ptx/tma.h"
 
 namespace resnet_fused {
@@ -64,7 +63,7 @@ class ChainWindowConsumer {
       put_box<T, Added::kNothing, 0>(front, sums, nullptr, Unstored{},
                                      shared_ + Shape::kFrontVectorsAt, part_.lane());
       if constexpr (Shape::kProjected > 0) pixels_ring().wait(pixels_at);
-      pin(front);
+      pin_words(front);
       pin_sums(sums, projected);
       ptx::wgmma_fence();
       multiply_out(sums, projected, front, 0);
@@ -72,8 +71,8 @@ class ChainWindowConsumer {
       for (int step = 0; step < last; ++step) {
         make(made, sums, projected, step);
         ptx::wgmma_pin(following);
-        pin(made);
-        pin(front);
+        pin_words(made);
+        pin_words(front);
         pin_sums(sums, projected);
         ptx::wgmma_fence();
         multiply_step<T>(following, made, next_weight(step), step > 0);
@@ -91,7 +90,7 @@ class ChainWindowConsumer {
         pixels_at.next();
       }
       ptx::wgmma_pin(following);
-      pin(made);
+      pin_words(made);
       ptx::wgmma_fence();
       multiply_step<T>(following, made, next_weight(last), last > 0);
       ptx::wgmma_commit_group();
@@ -100,7 +99,7 @@ class ChainWindowConsumer {
                                  part_.thread);
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_pin(following);
-      finish<0>(made, following, next);
+      put_boxes(made, following, next, box(), shared_ + Shape::kNextVectorsAt, part_.thread);
       release();
     }
   }
@@ -120,11 +119,6 @@ class ChainWindowConsumer {
     return shared_ + Shape::kNextWeightAt + step * Shape::kNextWeightBytes;
   }
   RF_DEVICE bool releases() const { return part_.lane() == 0; }
-
-  static RF_DEVICE void pin(uint32_t (&words)[kProducts][4]) {
-#pragma unroll
-    for (int i = 0; i < kProducts; ++i) ptx::wgmma_pin(words[i]);
-  }
 
   static RF_DEVICE void pin_sums(float (&sums)[kBoxSums], float (&projected)[kBoxSums]) {
     ptx::wgmma_pin(sums);
@@ -172,29 +166,7 @@ class ChainWindowConsumer {
     } else {
       put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, part_.lane());
     }
-    publish();
-  }
-
-  // `next` goes out by way of the box that `out` has left, of which each warp has read its own rows
-  // alone.
-  template <int kBox>
-  RF_DEVICE void finish(uint32_t (&made)[kProducts][4], const float (&following)[Shape::kNext / 2],
-                        const StoredPixels<T>& next) const {
-    if constexpr (kBox < Shape::kNextBoxes) {
-      ptx::sync_warp();  // all of its lanes have
-      put_box<T, Added::kNothing, kBox>(made, following, nullptr, ChainBox(box(), part_.thread),
-                                        shared_ + Shape::kNextVectorsAt + kBox * kBoxVectors,
-                                        part_.lane());
-      publish();
-      next.store(box(), kBox);
-      finish<kBox + 1>(made, following, next);
-    }
-  }
-
-  // The warp may read the rows that it has written, and TMA may write there when all have.
-  static RF_DEVICE void publish() {
-    ptx::fence_proxy_async_shared();
-    ptx::sync_warp();
+    publish_rows();
   }
 
   // The warp has read its part of the box.
@@ -235,9 +207,7 @@ class ChainWindowProducer {
   RF_DEVICE void load_filters() const {
     const ptx::SharedAddress full = shared_ + Shape::kFiltersFullAt;
     const int steps = arguments_.steps;
-    constexpr int kStepBytes = Shape::kWeightBytes * (Shape::kProjected > 0 ? 2 : 1) +
-                               (Shape::kStreams ? 0 : Shape::kNextWeightBytes);
-    ptx::mbarrier_arrive_expect_tx(full, kWindowFilters + steps * kStepBytes);
+    ptx::mbarrier_arrive_expect_tx(full, Shape::kStaying.front + steps * Shape::kStaying.step);
     load_taps(shared_, &arguments_.front, 0, full);
     for (int step = 0; step < steps; ++step) {
       const int32_t channel = step * kStepElements;

@@ -78,10 +78,10 @@ Entry tma_entry(int index) {
     const ChainTmaFacts tile = chain_tma_tile(index - kFirstChainTma);
     return tma_entry(chain_tma_name(tile), 0, tile.next, tile.stages, tile.shared_bytes);
   }
-  constexpr int64_t kWidth = 56;
   const ChainWindowFacts tile = chain_window_tile(index - kFirstChainWindow);
-  return tma_entry(chain_window_name(tile), kChainFront, tile.next, tile.stages,
-                   narrowed(chain_window_shared_bytes(tile, kWidth)));
+  const int64_t width = 56 * kChainFront / tile.front;  // of ResNet's images of so many channels
+  return tma_entry(chain_window_name(tile), tile.front, tile.next, tile.stages,
+                   narrowed(chain_window_shared_bytes(tile, width)));
 }
 
 const std::array<Entry, kTiles>& table() {
@@ -168,20 +168,23 @@ double cost(const RfConvChain& problem, int32_t index, int64_t pixels, const RfG
   return std::max(of.busy * (loop + ends / of.resident), of.busy * moved / kMemoryBytes);
 }
 
-// Tiles of a launch over so many images, and its predicted cycles.
+// Blocks of a launch over so many images, and its predicted cycles.
 struct Predicted {
-  int64_t tiles;
+  int64_t blocks;
   double cycles;
 };
 Predicted predicted(const RfConvChain& problem, int32_t index, int64_t images, const RfGpu& gpu) {
   if (index >= kFirstChainWindow) {
     const ChainWindowFacts tile = chain_window_tile(index - kFirstChainWindow);
-    return {chain_window_tiles(problem, images), chain_window_cost(problem, tile, images, gpu)};
+    return {chain_window_blocks(problem, tile, images, gpu),
+            chain_window_cost(problem, tile, images, gpu)};
   }
   const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
   const int64_t tiles = divide_up(pixels, rf_conv_chain_configuration(index)->m);
   if (index < kFirstChainTma) return {tiles, cost(problem, index, pixels, gpu)};
-  return {tiles, chain_tma_cost(problem, chain_tma_tile(index - kFirstChainTma), pixels, gpu)};
+  // By TMA blocks stay for many tiles, one on a multiprocessor.
+  return {std::min<int64_t>(tiles, gpu.multiprocessors),
+          chain_tma_cost(problem, chain_tma_tile(index - kFirstChainTma), pixels, gpu)};
 }
 
 // Sizes that no launch takes.
@@ -312,11 +315,9 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
     const bool other = (chain_front(i) > 0) != (problem->front_channels > 0);
     char* said = other ? aside : tile.tma != 0 ? against_tma : against;
     if (refused(*problem, i, together, *gpu, {configuration < 0 ? said : against, kSaid})) continue;
-    const auto [tiles, cycles] = predicted(*problem, i, together, *gpu);
+    const auto [blocks, cycles] = predicted(*problem, i, together, *gpu);
     if (found && cycles >= plan->cycles) continue;
     found = true;
-    // By TMA blocks stay for many tiles, one on a multiprocessor.
-    const int64_t blocks = tile.tma != 0 ? std::min<int64_t>(tiles, gpu->multiprocessors) : tiles;
     *plan = RfConvPlan{i, 1, 0, divide_up(images, together), together, blocks, cycles};
   }
   if (!found) {

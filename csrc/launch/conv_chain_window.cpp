@@ -67,16 +67,16 @@ Maps maps_of(const RfConvChain& p, const ChainWindowFacts& tile, int64_t first, 
           rows_request(element, p.weight, p.front_channels, p.channels, p.weight_stride[0],
                        kStepElements),
           rows_request(element, p.next_weight, p.channels, p.next_channels, p.next_weight_stride[0],
-                       tile.next)};
+                       tile.next / tile.sharing)};
 }
 
 // What a tile can't do; the kernel for sm_80 serves it.
 std::string shape_fault(const RfConvChain& problem, const ChainWindowFacts& tile) {
   if (problem.front_channels == 0) return "it is made for a 3x3 convolution in front";
-  if (problem.x_size[1] != kChainFront || problem.front_channels != kChainFront) {
+  if (problem.x_size[1] != tile.front || problem.front_channels != tile.front) {
     return "a convolution in front of " + std::to_string(problem.x_size[1]) + " to " +
            std::to_string(problem.front_channels) + " channels; it takes " +
-           std::to_string(kChainFront) + " to as many";
+           std::to_string(tile.front) + " to as many";
   }
   std::string found = projection_fault(problem, tile.projected);
   if (!found.empty()) return found;
@@ -99,20 +99,22 @@ std::string shape_fault(const RfConvChain& problem, const ChainWindowFacts& tile
 
 ChainWindowFacts chain_window_tile(int index) {
   return ConvChainWindowTiles::with(index, []<class Shape>() {
-    return ChainWindowFacts{Shape::kNext,      Shape::kSteps,   Shape::kStages,
-                            Shape::kProjected, Shape::kStreams, Shape::kWindowAt};
+    return ChainWindowFacts{Shape::kFront,   Shape::kNext,      Shape::kSteps,
+                            Shape::kStages,  Shape::kProjected, Shape::kSharing,
+                            Shape::kStaying, Shape::kStreamed,  Shape::kWindowAt};
   });
 }
 
 std::string chain_window_name(const ChainWindowFacts& tile) {
   return "tma_win" + std::to_string(kChainTmaPixels) + "x" + std::to_string(tile.next) + "_" +
-         std::to_string(tile.stages) + "s_front" + std::to_string(kChainFront) +
-         (tile.projected > 0 ? "_d" + std::to_string(tile.projected) : "");
+         std::to_string(tile.stages) + "s_front" + std::to_string(tile.front) +
+         (tile.projected > 0 ? "_d" + std::to_string(tile.projected) : "") +
+         (tile.sharing > 1 ? std::string("_") + std::to_string(tile.sharing) + "c" : "");
 }
 
 int64_t chain_window_shared_bytes(const ChainWindowFacts& tile, int64_t width) {
   const WindowParts parts = window_parts(kChainTmaPixels, width);
-  return tile.window_at + parts.count * parts.rows * kStepRowBytes;
+  return tile.window_at + tile.front / kStepElements * parts.count * parts.rows * kStepRowBytes;
 }
 
 std::string chain_window_fault(const RfConvChain& problem, const ChainWindowFacts& tile,
@@ -138,8 +140,16 @@ std::string chain_window_fault(const RfConvChain& problem, const ChainWindowFact
   return named("projection_weight", tensor_map_fault(projection_request(problem)));
 }
 
-int64_t chain_window_tiles(const RfConvChain& problem, int64_t images) {
-  return divide_up(walk_positions(images, problem.x_size[2], problem.x_size[3]), kChainTmaPixels);
+int64_t chain_window_tiles(const RfConvChain& problem, const ChainWindowFacts& tile,
+                           int64_t images) {
+  const int64_t positions = walk_positions(images, problem.x_size[2], problem.x_size[3]);
+  return divide_up(positions, tile.sharing * kChainTmaPixels) * tile.sharing;
+}
+
+int64_t chain_window_blocks(const RfConvChain& problem, const ChainWindowFacts& tile,
+                            int64_t images, const RfGpu& gpu) {
+  const int64_t clusters = std::max(1, gpu.multiprocessors / tile.sharing);
+  return std::min(chain_window_tiles(problem, tile, images), clusters * tile.sharing);
 }
 
 // The busiest block's tiles, each as long as its products, what passes through shared memory,
@@ -151,23 +161,25 @@ double chain_window_cost(const RfConvChain& problem, const ChainWindowFacts& til
   constexpr double kRow = kStepRowBytes;
   constexpr double kArea = m * kStepElements;
   constexpr double kTaps = kWindowTaps;
-  const int64_t tiles = chain_window_tiles(problem, images);
-  const auto each = static_cast<double>(divide_up(tiles, gpu.multiprocessors));
+  const int64_t tiles = chain_window_tiles(problem, tile, images);
+  const int64_t blocks = chain_window_blocks(problem, tile, images, gpu);
+  const auto each = static_cast<double>(divide_up(tiles, blocks));
   const auto steps = static_cast<double>(divide_up(problem.channels, kStepElements));
   const WindowParts parts = window_parts(kChainTmaPixels, problem.x_size[3]);
-  const auto window = static_cast<double>(parts.rows * parts.count) * kRow;
-  const double matrix = kArea *
-                        (kTaps * kChainFront + steps * (kChainFront + tile.projected + tile.next)) /
-                        kWarpgroupUnit;
+  const double fronts = tile.front / kStepElements;
+  const auto window = fronts * static_cast<double>(parts.rows * parts.count) * kRow;
+  const double matrix =
+      kArea * (fronts * kTaps * tile.front + steps * (tile.front + tile.projected + tile.next)) /
+      kWarpgroupUnit;
   // The 3x3 reads both sides of its products, and so does a projection; the others their filters
   // alone. Of a step threads write what they make and read it; TMA writes a shortcut that is a
   // tensor, and they read it. Filters that come by steps are written as well.
   const double boxes = tile.next / kStepElements;
   const double shortcut = tile.projected > 0 ? 0 : 1;
   const double pixels = 1 - shortcut;
-  const double streamed = tile.streams ? steps * tile.next * kRow : 0;
-  const double read = kTaps * (m + kConsumers * kChainFront) * kRow;
-  const double of_step = kConsumers * (kStepElements + tile.next) * kRow +
+  const double streamed = tile.streamed.front + steps * tile.streamed.step;
+  const double read = fronts * kTaps * (m + kConsumers * tile.front) * kRow;
+  const double of_step = kConsumers * (tile.front + tile.next) * kRow +
                          2 * (1 + shortcut) * m * kRow +
                          pixels * (m + kConsumers * kStepElements) * kRow;
   const double shared =
@@ -175,14 +187,15 @@ double chain_window_cost(const RfConvChain& problem, const ChainWindowFacts& til
       kSharedBytes;
   const double stored = 1.0 / static_cast<double>(problem.out_stride * problem.out_stride);
   const double beside = (steps * (shortcut + stored) + pixels + boxes) * m * kRow;
-  const double results = (1 + steps + boxes) * kArea / kResults;
+  const double results = (fronts + steps + boxes) * kArea / kResults;
   const double alone = matrix / kConsumers + results + (1 + steps) * kStepWaits;
   const double longest =
-      std::max({matrix, shared, alone, (window + beside) / kCacheBytes + streamed / kSameLines,
-                (m * kRow + beside) / kMemoryBytes});
-  const double once = tile.projected + (tile.streams ? 0 : tile.next);
-  const double filters = kWindowFilters + steps * (kStepElements + once) * kRow;
-  return each * longest + filters / kSameLines + 2 * kLatency;
+      std::max({matrix, shared, alone,
+                (window + beside) / kCacheBytes + streamed / tile.sharing / kSameLines,
+                (fronts * m * kRow + beside) / kMemoryBytes});
+  const double once = tile.staying.front + steps * tile.staying.step;
+  const double meetings = tile.sharing > 1 ? 2 * kClusterMeeting : 0;
+  return each * longest + once / kSameLines + meetings + 2 * kLatency;
 }
 
 int run_conv_chain_window(const RfConvChain& problem, const RfConvPlan& plan, int64_t first,
@@ -221,7 +234,7 @@ int run_conv_chain_window(const RfConvChain& problem, const RfConvPlan& plan, in
   made.channels = narrowed(problem.channels);
   made.next_channels = narrowed(problem.next_channels);
   made.steps = narrowed(problem.channels / kStepElements);
-  made.tiles = narrowed(chain_window_tiles(problem, images));
+  made.tiles = narrowed(chain_window_tiles(problem, tile, images));
   made.thinned = problem.out_stride != 1;
   made.reverse = problem.reverse != 0;
   made.dependent = problem.flow.dependent != 0;

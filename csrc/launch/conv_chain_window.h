@@ -13,18 +13,22 @@ namespace resnet_fused {
 
 // What the plan and the launch know of a tile at run time.
 struct ChainWindowFacts {
+  int32_t front;
   int32_t next;
   int32_t steps;
   int32_t stages;
   int32_t projected;
-  bool streams;       // next's filters come with each step
-  int32_t window_at;  // bytes of shared memory in front of the window
+  int32_t sharing;       // blocks of a cluster, with neighbouring tiles
+  FilterBytes staying;   // for the block's life
+  FilterBytes streamed;  // for each tile
+  int32_t window_at;     // bytes of shared memory in front of the window
 };
 // index: in ConvChainWindowTiles.
 ChainWindowFacts chain_window_tile(int index);
 
 // "tma_win128x64_3s_front64": positions and channels of next, stages, channels in front; behind it
-// "_d64", those that the shortcut projects, where it is made for that.
+// "_d64", those that the shortcut projects, where it is made for that, and "_2c", blocks that share
+// filters.
 std::string chain_window_name(const ChainWindowFacts& tile);
 
 // Of a block, for rows of so many pixels.
@@ -35,8 +39,11 @@ int64_t chain_window_shared_bytes(const ChainWindowFacts& tile, int64_t width);
 std::string chain_window_fault(const RfConvChain& problem, const ChainWindowFacts& tile,
                                int64_t images, const RfGpu& gpu);
 
-// Tiles of a launch over so many images.
-int64_t chain_window_tiles(const RfConvChain& problem, int64_t images);
+// Tiles of a launch over so many images, as many for each block of a cluster, and its blocks.
+int64_t chain_window_tiles(const RfConvChain& problem, const ChainWindowFacts& tile,
+                           int64_t images);
+int64_t chain_window_blocks(const RfConvChain& problem, const ChainWindowFacts& tile,
+                            int64_t images, const RfGpu& gpu);
 
 // Predicted cycles, likewise.
 double chain_window_cost(const RfConvChain& problem, const ChainWindowFacts& tile, int64_t images,

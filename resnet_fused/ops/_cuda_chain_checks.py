@@ -29,7 +29,8 @@ def cases_of(configuration: str) -> tuple[ChainCase, ...]:
         configuration: "128x64_4w3s", pixels and channels of next; behind it "_front64", channels of
             a convolution in front, where it is made for one. By TMA "tma_128x64_4s_k64", behind it
             channels of x, and "_d64", of a projection, where it is made for one; or
-            "tma_win128x64_3s_front64", by windows of what the convolution in front reads, likewise.
+            "tma_win128x64_3s_front64", by windows of what the convolution in front reads, likewise,
+            and "_2c", blocks that share filters.
     """
     if configuration.startswith(_cuda_plan.TMA):
         return _cases_by_tma(configuration)
@@ -54,7 +55,7 @@ def _cases_by_tma(configuration: str) -> tuple[ChainCase, ...]:
     """Likewise; in the last one blocks go through several tiles."""
     _, tile, _, inner, *more = configuration.split("_")
     room = int(tile.split("x")[1])
-    d = int(more[0][1:]) if more else 0
+    d = next((int(one[1:]) for one in more if one.startswith("d")), 0)
     cut = d - 24 if d else 0
     if inner.startswith("front"):  # whole steps of channels alone
         k = int(inner.removeprefix("front"))
