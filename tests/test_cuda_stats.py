@@ -33,7 +33,7 @@ def problem(n: int, c: int, size: int, k: int, taps: int, *, prologue: bool = Tr
 @needs_cuda_build
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 5
+    assert len(set(names)) == len(names) == 8
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names
 
@@ -42,7 +42,7 @@ def test_configurations_have_names_of_their_own():
 def test_plans_take_the_wish_and_say_why():
     made = problem(256, 64, 56, 64, 3)
     found = _cuda_plan.plan(made, H200)
-    assert found.name == "128x64_4w4s" and "least predicted time" in found.why
+    assert found.name == "halo_128x64_4w4s" and "least predicted time" in found.why
     for index, name in enumerate(_cuda_plan.configurations(OP)):
         asked = _cuda_plan.plan(made, H200, index, 2)
         assert (asked.name, asked.splits) == (name, 2)

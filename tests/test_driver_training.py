@@ -79,6 +79,7 @@ def test_passes_are_right(dtype, op, options, data):
         ("--c", 3, "--k", 5, "--layout", "nchw", "--normed"),
         ("--c", 64, "--splits", 3, "--normed", "--asynchrony", "lazy", "--order", "reverse"),
         ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
+        ("--c", 64, "--splits", 2, "--configuration", "halo_64x64_4w4s", "--normed"),
     ],
 )
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -162,6 +163,10 @@ MERGING = {
     "bn_act_pool_backward": ("--op", "bn_act_pool_backward", "--c", 8, "--h", 20, "--w", 20),
     "conv_bn_stats": (
         *STATS, "--c", 8, "--k", 8, "--splits", 2, "--configuration", "64x64_4w4s", "--normed",
+    ),
+    "halo": (
+        *STATS, "--c", 40, "--k", 8, "--splits", 2, "--configuration", "halo_64x64_4w4s",
+        "--normed",
     ),
 }  # fmt: skip
 """Calls in which blocks leave sums to the last of them."""
