@@ -94,36 +94,28 @@ double cost(const Product& product, const RfConvConfiguration& tile, int64_t spl
   const double busy = static_cast<double>(divide_up(tiles * splits, gpu.multiprocessors));
   const int taps = tile.window != 0 ? kHaloTaps : 1;
   const double steps = taps * static_cast<double>(divide_up(steps_of(product, tile), splits));
-  const double resident =
-      std::min({busy, static_cast<double>(tile.blocks),
-                std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor /
-                                                  (shared_bytes(product, tile) + 1024)))});
+  const double resident = resident_blocks(tile, shared_bytes(product, tile), busy, gpu);
   const double area = static_cast<double>(tile.m) * tile.n;
+  const double bytes = static_cast<double>(product.bytes);
   // Of pixels, that a step brings; a window is there for all of its taps.
   const int64_t rows = tile.window != 0 ? halo_rows(tile.m, product.width) : tile.m;
   const double left = static_cast<double>(rows) * tile.step_bytes / taps;
-  const double brought = left + static_cast<double>(tile.n) * tile.step_bytes;
-  const double bytes = static_cast<double>(product.bytes);
-  const double slices = tile.step_bytes / 32.0;
-  const double matrix = slices * area * 16 / kMatrixUnit;
-  const double read = slices * 32.0 * (tile.m * tile.warps_n + tile.n * tile.warps_m);
-  const double turned = product.normed ? 2 * left : 0;
-  const double shared = (read + brought + turned) / kSharedBytes;
-  const double cache = brought / kCacheBytes;
-  const double latency = kLatency / ((tile.stages - 1) * resident);
-  const double narrow = tile.wide != 0 ? 0 : brought / bytes * kNarrowInstructions / kInstructions;
-  const double turning = product.normed ? left / bytes * kTurnInstructions / kInstructions : 0;
-  // While a block turns what has landed, only its neighbours multiply.
-  const double pause = product.normed ? (turning + kTurnLatency / taps) / resident : 0;
-  const double step = std::max({matrix, shared, cache, latency, narrow + turning}) + pause;
+  StepWork step_work{left + static_cast<double>(tile.n) * tile.step_bytes};
+  double pause = 0;
+  if (product.normed) {
+    step_work.turned = 2 * left;
+    step_work.turning = left / bytes * kTurnInstructions / kInstructions;
+    // While a block turns what has landed, only its neighbours multiply.
+    pause = (step_work.turning + kTurnLatency / taps) / resident;
+  }
+  const double step = step_cycles(tile, step_work, product.bytes, resident) + pause;
   const double measuring =
       area * kMeasureInstructions / kInstructions + tile.warps_m * tile.n * kShuffleCycles;
   // Of each chunk's tiles one merges them all.
   const double merging = tile.n * double{sizeof(Moments)} / kCacheBytes + kLatency / kChunkTiles;
   const double work = steps * step + measuring + merging;
   const double ends = area * bytes / kMemoryBytes;
-  const double hidden = std::min(work, ends) + kLatency;
-  double total = kMeeting + busy * (std::max(work, ends) + hidden / resident);
+  double total = kMeeting + blocks_cycles(busy, resident, work, ends);
   if (splits > 1) {
     const double part = area * 4 / kCacheBytes;
     total += (busy + static_cast<double>(splits)) * part;
