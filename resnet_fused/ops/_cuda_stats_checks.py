@@ -13,7 +13,7 @@ import torch
 
 from .. import numerics
 from . import _cuda_plan, _cuda_stats
-from ._cuda_checks import DTYPES, _allowing_tf32, _names, place_of
+from ._cuda_checks import DTYPES, _names, by_the_extension, place_of
 from ._selfchecks import CONV_CASES, GUARD, channels_last, guarded, require_exact
 from ._training_checks_stats import exact_operands, require_stats
 
@@ -82,10 +82,4 @@ def conv_bn_stats(configuration: str, device: str) -> None:
         ImportError: the extension has no such kernel.
         ValueError: another configuration.
     """
-
-    def plan(problem: _cuda_plan.Problem, index: int, splits: int) -> int:
-        return _cuda_plan.plan(problem, about, index, splits).configuration
-
-    with _allowing_tf32():
-        about = _cuda_plan.gpu(torch.device(device))
-        check(configuration, device, _cuda_stats.launch, plan, _names(_cuda_stats.OP))
+    by_the_extension(_cuda_stats.OP, configuration, device, check, _cuda_stats.launch)
