@@ -194,12 +194,15 @@ CHUNKS = cases.ConvCase("mutants_chunks", 1, 8, 66, 67, 40)
 def stats_trials() -> Iterator[Trial]:
     """Every way of reading, splitting and merging of conv_bn_stats' kernel."""
     tiles = emulated_shapes.tiles("conv_bn_stats")
-    wide, narrow = (max(i for i, t in enumerate(tiles) if t["wide"] == w) for w in (True, False))
+    wide, narrow, window = (
+        max(i for i, t in enumerate(tiles) if (t["wide"], t["window"]) == kind)
+        for kind in ((True, False), (False, False), (True, True))
+    )
     dtypes = (torch.bfloat16, torch.float32)
     runs = [
         (case, index, dtype, splits, exact, prologue)
         for (case, index), dtype, splits, (exact, prologue) in itertools.product(
-            ((CONV, wide), (ODD, narrow)),
+            ((CONV, wide), (ODD, narrow), (CONV, window)),
             dtypes,
             (1, 2),
             ((True, True), (False, True), (True, False)),

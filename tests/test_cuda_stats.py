@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from resnet_fused import _extension, admission, backends
-from resnet_fused.ops import _cuda, _cuda_plan, _cuda_stats
+from resnet_fused.ops import _cuda, _cuda_plan, _cuda_stats, _cuda_stats_checks
 
 OP = _cuda_stats.OP
 H200 = (132, 232448, 233472, 90)
@@ -33,7 +33,7 @@ def problem(n: int, c: int, size: int, k: int, taps: int, *, prologue: bool = Tr
 @needs_cuda_build
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 5
+    assert len(set(names)) == len(names) == 8
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names
 
@@ -42,7 +42,7 @@ def test_configurations_have_names_of_their_own():
 def test_plans_take_the_wish_and_say_why():
     made = problem(256, 64, 56, 64, 3)
     found = _cuda_plan.plan(made, H200)
-    assert found.name == "128x64_4w4s" and "least predicted time" in found.why
+    assert found.name == "halo_128x64_4w4s" and "least predicted time" in found.why
     for index, name in enumerate(_cuda_plan.configurations(OP)):
         asked = _cuda_plan.plan(made, H200, index, 2)
         assert (asked.name, asked.splits) == (name, 2)
@@ -137,6 +137,30 @@ def test_operands_are_copied_only_where_that_is_worth_it():
     assert all(t.stride(1) == 1 for t in (made.operands[0], made.operands[2]))
     odd = _cuda_stats.problem_of(x[:, :15], None, weight[:, :15], y, SAME)
     assert odd.operands[0].stride(1) == 25  # 15 channels: element by element in any case
+
+
+def test_a_self_check_is_given_the_extensions_launch_and_plan(monkeypatch):
+    """Float32 in TF32 meanwhile, whatever was allowed before."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(_cuda_plan, "gpu", lambda device: (device.type, *H200[1:]))
+    monkeypatch.setattr(_cuda_plan, "configurations", lambda op: (op, "other"))
+    found = _cuda_plan.Plan(1, "other", 2, 0, 0.0, "")
+    asked: list[object] = []
+    monkeypatch.setattr(_cuda_plan, "plan", lambda *given: asked.append(given) or found)
+    given: list[object] = []
+
+    def check(configuration, device, launch, plan, names):
+        assert plan("problem", 1, 2) == 1
+        given.extend([configuration, device, launch, names, torch.backends.cudnn.allow_tf32])
+
+    monkeypatch.setattr(_cuda_stats_checks, "check", check)
+    _cuda_stats_checks.conv_bn_stats("other", "cuda:0")
+    assert given == ["other", "cuda:0", _cuda_stats.launch, (OP, "other"), True]
+    assert asked == [("problem", ("cuda", *H200[1:]), 1, 2)]
+    assert not torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(_cuda_plan, "configurations", lambda op: ())
+    with pytest.raises(ImportError, match="no CUDA kernel of conv_bn_stats"):
+        _cuda_stats_checks.conv_bn_stats("other", "cuda:0")
 
 
 def test_it_is_served_once_admitted_or_asked_for(monkeypatch):

@@ -89,6 +89,7 @@ def test_passes_are_right(dtype, op, options, data):
         ("--c", 3, "--k", 5, "--layout", "nchw", "--normed"),
         ("--c", 64, "--splits", 3, "--normed", "--asynchrony", "lazy", "--order", "reverse"),
         ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
+        ("--c", 64, "--splits", 2, "--configuration", "halo_64x64_4w4s", "--normed"),
     ],
 )
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -228,6 +229,10 @@ MERGING = {
     "conv_bn_dgrad": (
         *gradient("conv_bn_dgrad"), "--c", 8, "--k", 8, "--splits", 2, "--affine", "--normed",
         "--configuration", "64x64_4w3s",
+    ),
+    "halo": (
+        *STATS, "--c", 40, "--k", 8, "--splits", 2, "--configuration", "halo_64x64_4w4s",
+        "--normed",
     ),
 }  # fmt: skip
 """Calls in which blocks leave sums to the last of them."""

@@ -93,3 +93,34 @@ def test_merged_gradients_are_held_to_both_products():
     assert failure == "129 registers, at most 128"
     (failure,) = rules.Kernel(GRAD1X1.replace("Shape", "Other"), "80", 99).failures()
     assert failure == "its name spells no configuration"
+
+
+HALO = (
+    "_ZN12resnet_fused20conv_bn_stats_kernelINS_8BFloat16ENS_9HaloShapeILi128ELi64ELi2ELi2ELi4ELi3E"
+    "EELNS_9LoadWidthE0ELNS_11StatsSourceE2EEEvNS_20ConvBnStatsArgumentsE"
+)
+HALO_CODE = {
+    "HMMA.16816.F32.BF16": 32, "LDGSTS.E.BYPASS.LTC128B.128": 7, "LDSM.16.M88.4": 12,
+    "SHFL.BFLY": 48, "ATOM.E.INC.STRONG.GPU": 2, "DFMA": 2,
+}  # fmt: skip
+
+
+def test_windows_are_held_to_registers_shared_memory_and_copies():
+    kernel = rules.Kernel(HALO, "80", 168, instructions=dict(HALO_CODE))
+    assert kernel.failures() == []
+    assert rules.short_name(HALO) == "conv_bn_stats<BFloat16, halo 128x64 4 warps 4 stages>"
+    tile = rules.tile_of(HALO)
+    assert tile is not None
+    # Four stages of filters, zeros, two windows of 128 pixels in rows of 56.
+    assert tile.shared == 4 * 64 * 64 + 128 + 2 * (128 + 2 * 57) * 64
+    more = HALO.replace("Li4ELi3E", "Li4ELi4E")
+    for changes, said in (
+        ({"registers": 169}, "169 registers, at most 168"),
+        ({"instructions": HALO_CODE | {"HMMA.16816.F32.BF16": 31}}, "31 HMMA, at least 32"),
+        ({"instructions": HALO_CODE | {"LDGSTS.E.BYPASS.LTC128B.128": 6}}, "at least 7"),
+        ({"instructions": HALO_CODE | {"LDSM.16.M88.4": 1}}, "1 LDSM, at least 2"),
+        ({"name": more, "registers": 128}, "194048 bytes of shared memory for 4 blocks"),
+    ):
+        given = {"name": HALO, "arch": "80", "registers": 168, "instructions": dict(HALO_CODE)}
+        (failure,) = rules.Kernel(**given | changes).failures()
+        assert said in failure

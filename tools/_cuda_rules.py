@@ -10,7 +10,7 @@ import _cuda_bn_rules
 import _cuda_fp8_rules
 from _cuda_cluster import by_cluster, cluster_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
-from _cuda_stats_rules import grad1x1_name, measuring, merged_gradients, summing
+from _cuda_stats_rules import grad1x1_name, measuring, merged_gradients, summing, windows
 from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
 from _cuda_window import by_window, chain_by_stream, chain_by_window, chain_name, window_of
 
@@ -109,6 +109,7 @@ class Tile:
     blocks: int
     masked: bool  # a third operand is staged: where the gradient passes
     wide: bool
+    window: bool = False  # stages hold filters alone; pixels of all taps lie beside them
 
     @property
     def threads(self) -> int:
@@ -117,7 +118,9 @@ class Tile:
 
     @property
     def shared(self) -> int:
-        """Bytes of a block: every stage of every operand."""
+        """Bytes of a block: every stage of every operand, windows of 56 pixels a row."""
+        if self.window:
+            return (self.stages * self.n + windows(self.m)) * STEP_BYTES
         rows = self.m + self.n + (self.m if self.masked else 0)
         return self.stages * rows * STEP_BYTES
 
@@ -135,12 +138,13 @@ class Tile:
 @functools.cache
 def tile_of(mangled: str) -> Tile | None:
     """The configuration in a kernel's mangled name, or None."""
-    shape = re.search(r"(MaskedShapeI.*?)?TileShapeI" + 6 * r"Li(\d+)E" + "E", mangled)
+    shape = re.search(r"(MaskedShapeI.*?)?(Tile|Halo)ShapeI" + 6 * r"Li(\d+)E" + "E", mangled)
     width = re.search(r"LoadWidthE([01])E", mangled)
     if shape is None or width is None:
         return None
-    masked, *numbers = shape.groups()
-    return Tile(*map(int, numbers), masked=masked is not None, wide=width.group(1) == "0")
+    masked, kind, *numbers = shape.groups()
+    wide, window = width.group(1) == "0", kind == "Halo"
+    return Tile(*map(int, numbers), masked=masked is not None, wide=wide, window=window)
 
 
 def _convolution(kernel: Kernel) -> dict[str, bool]:
@@ -448,8 +452,8 @@ def short_name(mangled: str) -> str:
     tile = tile_of(mangled)
     if tile:
         parts.append(
-            f"{'' if tile.wide else 'narrow '}{tile.m}x{tile.n} {tile.threads // 32} warps "
-            f"{tile.stages} stages"
+            f"{'halo ' if tile.window else '' if tile.wide else 'narrow '}{tile.m}x{tile.n} "
+            f"{tile.threads // 32} warps {tile.stages} stages"
         )
     elif by_tma := tma_tile_of(mangled):
         parts.append(

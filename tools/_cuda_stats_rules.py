@@ -7,6 +7,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+# csrc/device/halo_shape.h.
+WINDOWS, ZERO_ROWS = 2, 2
+WIDTH = 56  # of the images that they are made for
+
+
+def windows(pixels: int) -> int:
+    """Rows of shared memory for the pixels of all nine taps: the tile's, and those around it."""
+    return ZERO_ROWS + WINDOWS * (pixels + 2 * (WIDTH + 1))
+
 
 def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
     """The gates of the statistics, as sentences.
@@ -26,6 +35,9 @@ def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
         r"ATOM.*STRONG\.GPU.*": 2,
         "DFMA.*": 2,
     }
+    if tile.window:
+        # Filters ahead of the loop and in it; a window before both, and one in each.
+        least[r"LDGSTS\b.*\.128\b.*"] = 2 * 4 * tile.n // tile.threads + 3
     return _at_least(kernel, least)
 
 

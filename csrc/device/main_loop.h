@@ -109,7 +109,7 @@ RF_DEVICE void run_main_loop(Sums<Shape>& sums, ptx::SharedAddress ring, int ste
                              const Tail& tail) {
   constexpr int kAhead = Shape::kStages - 1;
   const auto stage_at = [&](int stage) { return ring + stage * Shape::kStageBytes; };
-  const auto right_of = [](ptx::SharedAddress at) { return at + Shape::kM * Shape::kStepBytes; };
+  const auto right_of = [](ptx::SharedAddress at) { return at + Shape::kRightAt; };
 
   for (int i = 0; i < kAhead; ++i) {
     if (i < steps) {

@@ -30,6 +30,8 @@ struct TileShape {
   static constexpr int kWarpN = kN / kWarpsN;
   static constexpr int kBlocksM = kWarpM / 16;  // of 16 rows: the instruction's m
   static constexpr int kBlocksN = kWarpN / 16;  // of 16 columns: twice the instruction's n
+  // The right side's place in a stage.
+  static constexpr int kRightAt = kM * kStepBytes;
   static constexpr int kStageBytes = (kM + kN) * kStepBytes;
   static constexpr int kRingBytes = kStages * kStageBytes;
 

@@ -13,6 +13,7 @@
 
 #include "../device/conv_loader.h"
 #include "../device/gradient_epilogue.h"
+#include "../device/halo_loader.h"
 #include "../device/main_loop.h"
 #include "../device/merge_moments.h"
 #include "../device/normed_loader.h"
@@ -22,32 +23,44 @@
 
 namespace resnet_fused {
 
+// How pixels are read: for each tap, as they are or through a BatchNorm; or, either way, once for
+// all taps of a 3x3, whose steps are slices of channels.
+enum class StatsSource { kPlain, kNormed, kHalo };
+
 // Adds this block's part of the reduction to `sums`.
-template <class T, class Shape, LoadWidth kWidth, bool kNormed>
+template <class T, class Shape, LoadWidth kWidth, StatsSource kSource>
 RF_DEVICE void add_products(Sums<Shape>& sums, const ConvBnStatsArguments& arguments,
                             const Tile& tile, ptx::SharedAddress ring) {
   const auto place = Place<Shape>::mine();
   const int first = tile.split * arguments.steps_each;
   const int left_over = arguments.steps - first;
   const int steps = left_over < arguments.steps_each ? left_over : arguments.steps_each;
-  const int32_t element = first * LoadPattern<T, Shape, kWidth>::kStep;
-  const auto run = [&](auto& loader) {
-    const KMajorFragments<Side::kLeft, Shape::kBlocksM> left(place.row, place.lane);
-    const KMajorFragments<Side::kRight, Shape::kBlocksN> right(place.column, place.lane);
-    constexpr int kAhead = Shape::kStages - 1;
-    loader.issue_filters(ring, steps < kAhead ? steps : kAhead);
-    run_main_loop<T>(sums, ring, steps, left, right, loader, [](int) {});
-  };
-  if constexpr (kNormed) {
-    NormedLoader<T, Shape, kWidth> loader(arguments, tile, element, place.thread);
-    run(loader);
+  const KMajorFragments<Side::kRight, Shape::kBlocksN> right(place.column, place.lane);
+  if constexpr (kSource == StatsSource::kHalo) {
+    HaloLoader<T, Shape> loader(arguments, tile, first, steps, ring + kStatsSharedBytes<Shape>,
+                                place);
+    const HaloFragments<T, Shape> left{loader};
+    loader.begin();
+    run_main_loop<T>(sums, ring, steps * kHaloTaps, left, right, loader, [](int) {});
   } else {
-    ConvLoader<T, Shape, kWidth> loader(arguments.operands, tile, element, place.thread);
-    run(loader);
+    const int32_t element = first * LoadPattern<T, Shape, kWidth>::kStep;
+    const auto run = [&](auto& loader) {
+      const KMajorFragments<Side::kLeft, Shape::kBlocksM> left(place.row, place.lane);
+      constexpr int kAhead = Shape::kStages - 1;
+      loader.issue_filters(ring, steps < kAhead ? steps : kAhead);
+      run_main_loop<T>(sums, ring, steps, left, right, loader, [](int) {});
+    };
+    if constexpr (kSource == StatsSource::kNormed) {
+      NormedLoader<T, Shape, kWidth> loader(arguments, tile, element, place.thread);
+      run(loader);
+    } else {
+      ConvLoader<T, Shape, kWidth> loader(arguments.operands, tile, element, place.thread);
+      run(loader);
+    }
   }
 }
 
-template <class T, class Shape, LoadWidth kWidth, bool kNormed>
+template <class T, class Shape, LoadWidth kWidth, StatsSource kSource>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     conv_bn_stats_kernel(const __grid_constant__ ConvBnStatsArguments arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
@@ -60,7 +73,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   };
   Sums<Shape> sums;
   sums.clear();
-  add_products<T, Shape, kWidth, kNormed>(sums, arguments, find_tile(), ring);
+  add_products<T, Shape, kWidth, kSource>(sums, arguments, find_tile(), ring);
   uint32_t thread = threadIdx.x;
   ptx::keep(thread);
   if (arguments.tiles.splits > 1) {

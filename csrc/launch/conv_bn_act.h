@@ -60,8 +60,10 @@ struct RfConvConfiguration {
   int32_t shared_bytes;  // of a block
   int32_t float32;       // whether it serves float: its output tile must fit as well
   int32_t tma = 0;       // operands come by TMA, wgmma multiplies: capability 9.0 alone
-  int32_t window = 0;    // pixels of all nine taps come at once: shared_bytes at most
-  int32_t cluster = 0;   // splits are blocks of a cluster, so many at most; 0: they are not
+  // Pixels of all nine taps come at once, in so much shared memory as their width takes:
+  // shared_bytes are the most there may be, or those of conv_bn_stats without pixels.
+  int32_t window = 0;
+  int32_t cluster = 0;  // splits are blocks of a cluster, so many at most; 0: they are not
 };
 
 struct RfConvPlan {

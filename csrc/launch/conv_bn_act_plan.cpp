@@ -123,35 +123,18 @@ int64_t tiles_of(const Product& product, const RfConvConfiguration& tile) {
 }
 
 // Cycles of one launch, predicted: the blocks of the busiest multiprocessor, each step of each at
-// its limit: the tensor cores, shared memory, the cache, the latency that the stages and the
-// neighbours do not hide, or the instructions of narrow loads.
+// its limit.
 double cost(const Product& product, const RfConvConfiguration& tile, int64_t splits,
             const RfGpu& gpu) {
   const int64_t tiles = tiles_of(product, tile);
   const double busy = static_cast<double>(divide_up(tiles * splits, gpu.multiprocessors));
   const double steps = static_cast<double>(divide_up(steps_of(product, tile), splits));
-  const double resident =
-      std::min({busy, static_cast<double>(tile.blocks),
-                std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor /
-                                                  (tile.shared_bytes + 1024)))});
+  const double resident = resident_blocks(tile, tile.shared_bytes, busy, gpu);
   const double area = static_cast<double>(tile.m) * tile.n;
   const double both = static_cast<double>(tile.m) + tile.n;
-  const double slices = tile.step_bytes / 32.0;
-  // m16n8k16 in 16 bits and m16n8k8 in TF32 take the same time for the same bytes.
-  const double matrix = slices * area * 16 / kMatrixUnit;
-  const double read = slices * 32.0 * (tile.m * tile.warps_n + tile.n * tile.warps_m);
-  const double shared = (read + both * tile.step_bytes) / kSharedBytes;
-  const double cache = both * tile.step_bytes / kCacheBytes;
-  const double latency = kLatency / ((tile.stages - 1) * resident);
-  const double elements = both * tile.step_bytes / static_cast<double>(product.bytes);
-  const double narrow = tile.wide != 0 ? 0 : elements * kNarrowInstructions / kInstructions;
+  const double step = step_cycles(tile, {both * tile.step_bytes}, product.bytes, resident);
   const double moved = area * static_cast<double>(product.bytes) * (product.residual ? 2 : 1);
-  // Neighbours on a multiprocessor multiply while a block waits for memory at its ends; a block
-  // alone does one after the other.
-  const double loop = steps * std::max({matrix, shared, cache, latency, narrow});
-  const double ends = moved / kMemoryBytes;
-  const double hidden = std::min(loop, ends) + kLatency;
-  double total = busy * (std::max(loop, ends) + hidden / resident);
+  double total = blocks_cycles(busy, resident, steps * step, moved / kMemoryBytes);
   if (splits > 1) {
     const double part = area * 4 / kCacheBytes;
     total += kMeeting + busy * part + static_cast<double>(splits) * part;

@@ -58,7 +58,9 @@ ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem, const
 
   ConvBnStatsArguments arguments{};
   arguments.operands = conv_operands(conv, tile.wide != 0, first, images);
-  const int64_t depth = conv.weight_size[1] * conv.weight_size[2] * conv.weight_size[3];
+  // In windows a step has all taps.
+  const int64_t taps = tile.window == 0 ? conv.weight_size[2] * conv.weight_size[3] : 1;
+  const int64_t depth = conv.weight_size[1] * taps;
   arguments.steps = narrowed(divide_up(depth * bytes, tile.step_bytes));
   arguments.steps_each = narrowed(divide_up(arguments.steps, plan.splits));
   arguments.tiles = {narrowed(divide_up(images * size.p * size.q, tile.m)),

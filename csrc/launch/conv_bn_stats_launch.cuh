@@ -8,13 +8,15 @@
 
 namespace resnet_fused {
 
-template <class T, class Shape, LoadWidth kWidth, bool kNormed>
+template <class T, class Shape, LoadWidth kWidth, StatsSource kSource>
 int start_conv_bn_stats(const ConvBnStatsArguments& arguments, cudaStream_t stream) {
   const TileGrid& tiles = arguments.tiles;
   const dim3 grid(static_cast<uint32_t>(tiles.tiles_m) * static_cast<uint32_t>(tiles.tiles_n) *
                   static_cast<uint32_t>(tiles.groups) * static_cast<uint32_t>(tiles.splits));
-  return RF_LAUNCH((conv_bn_stats_kernel<T, Shape, kWidth, kNormed>), grid, dim3(Shape::kThreads),
-                   kStatsSharedBytes<Shape>, stream, arguments);
+  const int64_t windows =
+      kSource == StatsSource::kHalo ? halo_bytes(Shape::kM, arguments.operands.image.width) : 0;
+  return RF_LAUNCH((conv_bn_stats_kernel<T, Shape, kWidth, kSource>), grid, dim3(Shape::kThreads),
+                   kStatsSharedBytes<Shape> + static_cast<uint32_t>(windows), stream, arguments);
 }
 
 template <class T>
@@ -22,21 +24,32 @@ int launch_conv_bn_stats(const ConvBnStatsArguments& arguments, int configuratio
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const auto start = [&]<class Shape, LoadWidth kWidth>() -> int {
     return arguments.scale == nullptr
-               ? start_conv_bn_stats<T, Shape, kWidth, false>(arguments, cuda_stream)
-               : start_conv_bn_stats<T, Shape, kWidth, true>(arguments, cuda_stream);
+               ? start_conv_bn_stats<T, Shape, kWidth, StatsSource::kPlain>(arguments, cuda_stream)
+               : start_conv_bn_stats<T, Shape, kWidth, StatsSource::kNormed>(arguments,
+                                                                             cuda_stream);
   };
   if (arguments.cleared_bytes > 0) {
     const int error =
         clear_async(arguments.counters, static_cast<size_t>(arguments.cleared_bytes), cuda_stream);
     if (error != cudaSuccess) return error;
   }
-  if (configuration < StatsWideTiles::kSize) {
+  if (configuration < kFirstNarrowStats) {
     return StatsWideTiles::with(configuration, [&]<class Shape>() {
       return start.template operator()<Shape, LoadWidth::kWide>();
     });
   }
-  return StatsNarrowTiles::with(configuration - StatsWideTiles::kSize, [&]<class Shape>() {
-    return start.template operator()<Shape, LoadWidth::kNarrow>();
+  if (configuration < kFirstHaloStats) {
+    return StatsNarrowTiles::with(configuration - kFirstNarrowStats, [&]<class Shape>() {
+      return start.template operator()<Shape, LoadWidth::kNarrow>();
+    });
+  }
+  return StatsHaloTiles::with(configuration - kFirstHaloStats, [&]<class Shape>() -> int {
+    if constexpr (kOutputFits<T, Shape>) {
+      return start_conv_bn_stats<T, Shape, LoadWidth::kWide, StatsSource::kHalo>(arguments,
+                                                                                 cuda_stream);
+    } else {
+      return cudaErrorInvalidValue;
+    }
   });
 }
 

@@ -22,7 +22,7 @@ constexpr double kMeasureInstructions = 8;
 constexpr double kShuffleCycles = 1.5;
 // Beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostSplits = 32;
-constexpr int kTiles = StatsWideTiles::kSize + StatsNarrowTiles::kSize;
+constexpr int kTiles = kFirstHaloStats + StatsHaloTiles::kSize;
 
 struct Entry {
   std::string name;
@@ -30,22 +30,29 @@ struct Entry {
 };
 
 template <class Shape>
-Entry entry(bool wide) {
-  return {std::string(wide ? "" : "narrow_") + std::to_string(Shape::kM) + "x" +
-              std::to_string(Shape::kN) + "_" + std::to_string(Shape::kThreads / 32) + "w" +
-              std::to_string(Shape::kStages) + "s",
+Entry entry(const char* kind, bool wide, bool window) {
+  return {kind + std::to_string(Shape::kM) + "x" + std::to_string(Shape::kN) + "_" +
+              std::to_string(Shape::kThreads / 32) + "w" + std::to_string(Shape::kStages) + "s",
           {nullptr, wide, Shape::kM, Shape::kN, Shape::kWarpsM, Shape::kWarpsN, Shape::kStages,
-           Shape::kBlocks, Shape::kStepBytes, kStatsSharedBytes<Shape>, kOutputFits<float, Shape>}};
+           Shape::kBlocks, Shape::kStepBytes, kStatsSharedBytes<Shape>, kOutputFits<float, Shape>,
+           0, window}};
 }
 
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
     for (int i = 0; i < kTiles; ++i) {
-      const bool wide = i < StatsWideTiles::kSize;
-      const auto of = [wide]<class Shape>() { return entry<Shape>(wide); };
-      entries[i] = wide ? StatsWideTiles::with(i, of)
-                        : StatsNarrowTiles::with(i - StatsWideTiles::kSize, of);
+      if (i < kFirstNarrowStats) {
+        entries[i] =
+            StatsWideTiles::with(i, []<class Shape>() { return entry<Shape>("", true, false); });
+      } else if (i < kFirstHaloStats) {
+        entries[i] = StatsNarrowTiles::with(i - kFirstNarrowStats, []<class Shape>() {
+          return entry<Shape>("narrow_", false, false);
+        });
+      } else {
+        entries[i] = StatsHaloTiles::with(
+            i - kFirstHaloStats, []<class Shape>() { return entry<Shape>("halo_", true, true); });
+      }
     }
     return entries;
   }();
@@ -61,10 +68,18 @@ struct Product {
   int64_t bytes;  // of an element
   bool wide;
   bool normed;
+  bool windows;   // its pixels' taps are one run of pixels
+  int64_t width;  // of a row of pixels
 };
 
+// Where a tile's pixels lie in windows a step is a slice of channels with all taps.
 int64_t steps_of(const Product& product, const RfConvConfiguration& tile) {
-  return divide_up(product.depth * product.bytes, tile.step_bytes);
+  const int64_t depth = tile.window != 0 ? product.depth / kHaloTaps : product.depth;
+  return divide_up(depth * product.bytes, tile.step_bytes);
+}
+// Of a block: with its windows.
+int64_t shared_bytes(const Product& product, const RfConvConfiguration& tile) {
+  return tile.shared_bytes + (tile.window != 0 ? halo_bytes(tile.m, product.width) : 0);
 }
 int64_t tiles_of(const Product& product, const RfConvConfiguration& tile) {
   return divide_up(product.pixels, tile.m) * divide_up(product.channels, tile.n) * product.groups;
@@ -77,36 +92,30 @@ double cost(const Product& product, const RfConvConfiguration& tile, int64_t spl
             const RfGpu& gpu) {
   const int64_t tiles = tiles_of(product, tile);
   const double busy = static_cast<double>(divide_up(tiles * splits, gpu.multiprocessors));
-  const double steps = static_cast<double>(divide_up(steps_of(product, tile), splits));
-  const double resident =
-      std::min({busy, static_cast<double>(tile.blocks),
-                std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor /
-                                                  (tile.shared_bytes + 1024)))});
+  const int taps = tile.window != 0 ? kHaloTaps : 1;
+  const double steps = taps * static_cast<double>(divide_up(steps_of(product, tile), splits));
+  const double resident = resident_blocks(tile, shared_bytes(product, tile), busy, gpu);
   const double area = static_cast<double>(tile.m) * tile.n;
-  const double both = static_cast<double>(tile.m) + tile.n;
-  const double left = static_cast<double>(tile.m) * tile.step_bytes;
   const double bytes = static_cast<double>(product.bytes);
-  const double slices = tile.step_bytes / 32.0;
-  const double matrix = slices * area * 16 / kMatrixUnit;
-  const double read = slices * 32.0 * (tile.m * tile.warps_n + tile.n * tile.warps_m);
-  const double turned = product.normed ? 2 * left : 0;
-  const double shared = (read + both * tile.step_bytes + turned) / kSharedBytes;
-  const double cache = both * tile.step_bytes / kCacheBytes;
-  const double latency = kLatency / ((tile.stages - 1) * resident);
-  const double narrow =
-      tile.wide != 0 ? 0 : both * tile.step_bytes / bytes * kNarrowInstructions / kInstructions;
-  const double turning = product.normed ? left / bytes * kTurnInstructions / kInstructions : 0;
-  // While a block turns what has landed, only its neighbours multiply.
-  const double pause = product.normed ? (turning + kTurnLatency) / resident : 0;
-  const double step = std::max({matrix, shared, cache, latency, narrow + turning}) + pause;
+  // Of pixels, that a step brings; a window is there for all of its taps.
+  const int64_t rows = tile.window != 0 ? halo_rows(tile.m, product.width) : tile.m;
+  const double left = static_cast<double>(rows) * tile.step_bytes / taps;
+  StepWork step_work{left + static_cast<double>(tile.n) * tile.step_bytes};
+  double pause = 0;
+  if (product.normed) {
+    step_work.turned = 2 * left;
+    step_work.turning = left / bytes * kTurnInstructions / kInstructions;
+    // While a block turns what has landed, only its neighbours multiply.
+    pause = (step_work.turning + kTurnLatency / taps) / resident;
+  }
+  const double step = step_cycles(tile, step_work, product.bytes, resident) + pause;
   const double measuring =
       area * kMeasureInstructions / kInstructions + tile.warps_m * tile.n * kShuffleCycles;
   // Of each chunk's tiles one merges them all.
   const double merging = tile.n * double{sizeof(Moments)} / kCacheBytes + kLatency / kChunkTiles;
   const double work = steps * step + measuring + merging;
   const double ends = area * bytes / kMemoryBytes;
-  const double hidden = std::min(work, ends) + kLatency;
-  double total = kMeeting + busy * (std::max(work, ends) + hidden / resident);
+  double total = kMeeting + blocks_cycles(busy, resident, work, ends);
   if (splits > 1) {
     const double part = area * 4 / kCacheBytes;
     total += (busy + static_cast<double>(splits)) * part;
@@ -127,7 +136,12 @@ int64_t images_together(const RfConvBnAct& conv, const Product& product,
 
 // What keeps a configuration from a product; null if nothing.
 const char* unfit(const RfConvConfiguration& tile, const Product& product, const RfGpu& gpu) {
-  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  if (tile.window != 0 && !product.windows) {
+    return "windows are for filters of 3x3, stride, padding and dilation 1";
+  }
+  if (shared_bytes(product, tile) > gpu.shared_per_block) {
+    return "too much shared memory for this GPU";
+  }
   if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
   if (tile.wide != 0 && !product.wide) return "x, weight or norm cannot be read 16 bytes at a time";
   return nullptr;
@@ -142,6 +156,12 @@ Product product_of(const RfConvBnStats& problem) {
   product.bytes = bytes_of(conv.dtype);
   product.wide = stats_read_wide(problem);
   product.normed = problem.normed != 0;
+  const auto all = [](const int64_t (&values)[2], int64_t value) {
+    return values[0] == value && values[1] == value;
+  };
+  product.windows = conv.weight_size[2] == kHaloSide && conv.weight_size[3] == kHaloSide &&
+                    all(conv.stride, 1) && all(conv.padding, 1) && all(conv.dilation, 1);
+  product.width = conv.x_size[3];
   return product;
 }
 
@@ -173,11 +193,17 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
   }
   Product product = product_of(*problem);
   const char* against = nullptr;
+  const char* against_windows = nullptr;
+  bool in_windows = !product.windows;  // or nothing is missed
   for (int i = 0; i < kTiles; ++i) {
     const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(i);
     if (configuration >= 0 && i != configuration) continue;
     const char* refusal = unfit(tile, product, *gpu);
-    if (refusal != nullptr) against = refusal;
+    if (refusal != nullptr) {
+      (tile.window != 0 && configuration < 0 ? against_windows : against) = refusal;
+    } else if (tile.window != 0) {
+      in_windows = true;
+    }
     // Narrow loads are for what is not wide, unless they are asked for.
     if (refusal != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
     const int64_t together = images_together(conv, product, tile);
@@ -211,9 +237,11 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
     return refuse("configuration %d (%s), %d splits: %s", configuration,
                   rf_conv_bn_stats_configuration(configuration)->name, splits, against);
   }
-  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors",
+  const bool missed = !in_windows && against_windows != nullptr;
+  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s%s",
          rf_conv_bn_stats_configuration(plan->configuration)->name, plan->splits,
          configuration < 0 ? "least predicted time" : "as asked for",
-         static_cast<Long>(plan->blocks), gpu->multiprocessors);
+         static_cast<Long>(plan->blocks), gpu->multiprocessors, missed ? "; no windows: " : "",
+         missed ? against_windows : "");
   return 0;
 }

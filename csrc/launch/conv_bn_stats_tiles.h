@@ -1,6 +1,7 @@
 // The tiles of conv_bn_stats for sm_80 and later.
 #pragma once
 
+#include "../device/halo_shape.h"
 #include "conv_tiles.h"
 
 namespace resnet_fused {
@@ -15,5 +16,15 @@ using StatsWideTiles = TileList<      //
 using StatsNarrowTiles = TileList<    //
     TileShape<128, 64, 4, 1, 4, 2>,   // the stem
     TileShape<64, 32, 2, 2, 4, 3>>;   // odd channels, NCHW, narrow groups
+
+// 3x3 filters behind a BatchNorm whose pixels are turned once for all taps. Two windows of 56 x 56
+// images take 30 KiB.
+using StatsHaloTiles = TileList<      //
+    HaloShape<128, 128, 2, 2, 4, 2>,  //
+    HaloShape<128, 64, 2, 2, 4, 3>,   //
+    HaloShape<64, 64, 2, 2, 4, 4>>;
+
+constexpr int kFirstNarrowStats = StatsWideTiles::kSize;
+constexpr int kFirstHaloStats = kFirstNarrowStats + StatsNarrowTiles::kSize;
 
 }  // namespace resnet_fused

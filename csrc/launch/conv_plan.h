@@ -2,6 +2,7 @@
 // this room.
 #pragma once
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstddef>
 #include <cstdint>
@@ -38,6 +39,45 @@ constexpr int64_t kResident = 2;
 constexpr int64_t kMost = (int64_t{1} << 31) - 4096;
 
 using Long = long long;  // what %lld prints
+
+// How many of the `busy` blocks that come to a multiprocessor are on it at once.
+inline double resident_blocks(const RfConvConfiguration& tile, int64_t shared_bytes, double busy,
+                              const RfGpu& gpu) {
+  const int64_t fit = gpu.shared_per_multiprocessor / (shared_bytes + 1024);
+  return std::min(
+      {busy, static_cast<double>(tile.blocks), std::max(1.0, static_cast<double>(fit))});
+}
+
+// What a step of a block takes beside its products.
+struct StepWork {
+  double brought;      // bytes from L2 into shared memory
+  double turned = 0;   // bytes read and written there, to be turned in their place
+  double turning = 0;  // cycles of the instructions that do it
+};
+
+// Cycles of a block's step at its limit: the tensor cores, shared memory, the cache, the latency
+// that the stages and the neighbours do not hide, or the instructions of narrow loads and turning.
+inline double step_cycles(const RfConvConfiguration& tile, const StepWork& work, int64_t bytes,
+                          double resident) {
+  const double slices = tile.step_bytes / 32.0;
+  // m16n8k16 in 16 bits and m16n8k8 in TF32 take the same time for the same bytes.
+  const double matrix = slices * tile.m * tile.n * 16 / kMatrixUnit;
+  const double read = slices * 32.0 * (tile.m * tile.warps_n + tile.n * tile.warps_m);
+  const double shared = (read + work.brought + work.turned) / kSharedBytes;
+  const double cache = work.brought / kCacheBytes;
+  const double latency = kLatency / ((tile.stages - 1) * resident);
+  const double elements = work.brought / static_cast<double>(bytes);
+  const double narrow = tile.wide != 0 ? 0 : elements * kNarrowInstructions / kInstructions;
+  return std::max({matrix, shared, cache, latency, narrow + work.turning});
+}
+
+// Cycles of `busy` blocks, each of so many for its work and so many for what memory has to bring
+// and take at its ends: neighbours on a multiprocessor work while one waits for memory, a block
+// alone does one after the other.
+inline double blocks_cycles(double busy, double resident, double work, double ends) {
+  const double hidden = std::min(work, ends) + kLatency;
+  return busy * (std::max(work, ends) + hidden / resident);
+}
 
 // Into how many parts a reduction may be cut: each has a step at least.
 constexpr bool has_work(int64_t steps, int64_t splits) {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cases import ConvCase
 from . import _cuda_bn_dgrad, _cuda_plan
-from ._cuda_checks import DTYPES, _allowing_tf32, _names
+from ._cuda_checks import DTYPES, _names, by_the_extension
 from ._selfchecks import CONV_CASES, GUARD, channels_last, guarded, require_exact
 from ._training_checks_dgrad import Operands, exact_operands, expected_dgrad
 
@@ -118,10 +118,4 @@ def conv_bn_dgrad(configuration: str, device: str) -> None:
         ImportError: the extension has no such kernel.
         ValueError: another configuration.
     """
-
-    def plan(problem: _cuda_plan.Problem, index: int, splits: int) -> int:
-        return _cuda_plan.plan(problem, about, index, splits).configuration
-
-    with _allowing_tf32():
-        about = _cuda_plan.gpu(torch.device(device))
-        check(configuration, device, _cuda_bn_dgrad.launch, plan, _names(_cuda_bn_dgrad.OP))
+    by_the_extension(_cuda_bn_dgrad.OP, configuration, device, check, _cuda_bn_dgrad.launch)

@@ -76,6 +76,36 @@ def _allowing_tf32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+def by_the_extension(
+    op: str,
+    configuration: str,
+    device: str,
+    check: Callable[..., None],
+    launch: Callable[..., None],
+) -> None:
+    """Runs an op's own check on a GPU: the extension plans, and multiplies float32 in TF32.
+
+    Args:
+        op: name.
+        configuration: its name.
+        device: where.
+        check: takes the configuration, the device, the launch, what plans (of a problem,
+            configuration and splits: the configuration, or -1), and the names of all
+            configurations.
+        launch: the op's.
+
+    Raises:
+        ImportError: the extension has no such kernel.
+    """
+
+    def plan(problem: _cuda_plan.Problem, index: int, splits: int) -> int:
+        return _cuda_plan.plan(problem, about, index, splits).configuration
+
+    with _allowing_tf32():
+        about = _cuda_plan.gpu(torch.device(device))
+        check(configuration, device, launch, plan, _names(op))
+
+
 def check(
     op: str,
     configuration: str,

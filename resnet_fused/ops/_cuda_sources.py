@@ -267,6 +267,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/conv_loader.h",
         "csrc/device/gradient_epilogue.h",
         "csrc/device/gradient_mask.h",
+        "csrc/device/halo_loader.h",
+        "csrc/device/halo_shape.h",
         "csrc/device/merge_chunks.h",
         "csrc/device/merge_moments.h",
         "csrc/device/normed_loader.h",

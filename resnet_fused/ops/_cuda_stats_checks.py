@@ -13,12 +13,13 @@ import torch
 
 from .. import numerics
 from . import _cuda_plan, _cuda_stats
-from ._cuda_checks import DTYPES, _allowing_tf32, _names, place_of
+from ._cuda_checks import DTYPES, _names, by_the_extension, place_of
 from ._selfchecks import CONV_CASES, GUARD, channels_last, guarded, require_exact
 from ._training_checks_stats import exact_operands, require_stats
 
-SPLITS = (1, 2)
-"""Of the case "3x3"; the other ones are not split."""
+NORMED = {"3x3": ((1, True), (2, True), (1, False)), "groups": ((1, True),)}
+"""Splits, and whether x is read through a BatchNorm, of cases by name. The stem and a block's first
+convolutions read an activation as it is, in one part."""
 
 conv_bn_stats_configurations = functools.partial(_names, _cuda_stats.OP)
 
@@ -50,19 +51,18 @@ def check(
         for dtype in DTYPES:
             x, norm, weight = exact_operands(case, dtype, generator)
             given, weights = channels_last(x, device), channels_last(weight, device)
-            # The stem and a block's first convolutions read an activation as it is.
-            read = norm if case.name in ("3x3", "groups") else None
-            expected = numerics.conv_bn_stats_oracle(x, read, weight, **case.geometry).to(dtype)
-            vectors = None if read is None else read.to(device)
-            for splits in SPLITS if case.name == "3x3" else (1,):
+            for splits, normed in NORMED.get(case.name, ((1, False),)):
+                read = norm if normed else None
+                vectors = None if read is None else read.to(device)
                 buffer, y = guarded(case.output_shape, dtype, device)
                 band, _ = guarded((1, 2, 1, case.k), torch.float32, device)
                 stats = band[GUARD:-GUARD].view(2, case.k)
                 problem = _cuda_stats.problem_of(given, vectors, weights, y, geometry)
                 if plan(problem, index, splits) < 0:
                     continue  # it is never used for this
+                expected = numerics.conv_bn_stats_oracle(x, read, weight, **case.geometry).to(dtype)
                 launch(given, vectors, weights, y, stats, *geometry, wish=(index, splits))
-                what = f"{case.name}, {dtype}, {configuration}/{splits}"
+                what = f"{case.name}, {dtype}, {normed}, {configuration}/{splits}"
                 require_exact(what, buffer, y, expected)
                 require_stats(what, band, stats, y)
                 count += 1
@@ -82,10 +82,4 @@ def conv_bn_stats(configuration: str, device: str) -> None:
         ImportError: the extension has no such kernel.
         ValueError: another configuration.
     """
-
-    def plan(problem: _cuda_plan.Problem, index: int, splits: int) -> int:
-        return _cuda_plan.plan(problem, about, index, splits).configuration
-
-    with _allowing_tf32():
-        about = _cuda_plan.gpu(torch.device(device))
-        check(configuration, device, _cuda_stats.launch, plan, _names(_cuda_stats.OP))
+    by_the_extension(_cuda_stats.OP, configuration, device, check, _cuda_stats.launch)

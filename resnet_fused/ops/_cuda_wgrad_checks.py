@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from . import _cuda_plan, _cuda_wgrad
-from ._cuda_checks import DTYPES, _allowing_tf32, _names, place_of
+from ._cuda_checks import DTYPES, _names, by_the_extension, place_of
 from ._selfchecks import CONV_CASES, channels_last, guarded, require_exact
 from ._training_checks_wgrad import exact_operands, expected_wgrad
 
@@ -84,10 +84,4 @@ def conv_bn_wgrad(configuration: str, device: str) -> None:
         ImportError: the extension has no such kernel.
         ValueError: another configuration.
     """
-
-    def plan(problem: _cuda_plan.Problem, index: int, splits: int) -> int:
-        return _cuda_plan.plan(problem, about, index, splits).configuration
-
-    with _allowing_tf32():
-        about = _cuda_plan.gpu(torch.device(device))
-        check(configuration, device, _cuda_wgrad.launch, plan, _names(_cuda_wgrad.OP))
+    by_the_extension(_cuda_wgrad.OP, configuration, device, check, _cuda_wgrad.launch)
