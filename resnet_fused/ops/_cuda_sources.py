@@ -5,6 +5,8 @@ A test compares them with what the launches and the bindings include.
 
 from __future__ import annotations
 
+from ._cuda_sources_fp8 import CONV_CHAIN_FP8
+
 _SHARED = (
     "csrc/bindings/arguments.cpp",
     "csrc/bindings/arguments.h",
@@ -369,9 +371,14 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_wgrad_float32.cu",
         "csrc/launch/conv_wgrad_launch.cuh",
     ),
+    "conv_chain_fp8": (
+        *(name for name in _SHARED if name not in _OF_MMA),
+        *CONV_CHAIN_FP8,
+    ),
     "conv_chain": (
         *_COMMON,
         "csrc/bindings/conv_chain.cpp",
+        "csrc/bindings/conv_chain.h",
         "csrc/device/block_walk.h",
         "csrc/device/chain_box.h",
         "csrc/device/chain_epilogue.h",
@@ -379,6 +386,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/chain_geometry.h",
         "csrc/device/chain_loader.h",
         "csrc/device/chain_tma.h",
+        "csrc/device/chain_types.h",
         "csrc/device/chain_window.h",
         "csrc/device/conv_window.h",
         "csrc/device/dependent.h",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from . import _checks, _e4m3, _results
+from . import _checks, _cuda, _cuda_chain_fp8, _e4m3, _results
 from ._library import define, overload
 from .conv_bn_act_fp8 import choose as choose_conv
 
@@ -91,9 +91,20 @@ def _supports_e4m3(call: backends.Call) -> str | None:
     return f"x is on {call.device}" if wanted in ("cpu", "cuda") and wanted != call.device else None
 
 
-_fake = _results.FORMS["conv_chain"].empty
+_fake = _results.FORMS[OP].empty
+_cuda.declare(OP, SCHEMA, _fake, launch=_cuda_chain_fp8.launch, checks="_cuda_chain_fp8_checks")
 define(f"{OP}.parts", SCHEMA, _parts, _fake)
 define(f"{OP}.reference", SCHEMA, _reference, _fake)
+backends.register(
+    backends.Implementation(
+        OP,
+        "cuda",
+        ("cuda",),
+        "hand-written CUDA for sm_90a, all products of a tile of pixels while it is on the chip",
+        _cuda.supports,
+        "fused",
+    )
+)
 backends.register(
     backends.Implementation(
         OP,
@@ -114,6 +125,22 @@ backends.register(
         "fused",
     )
 )
+
+
+def choose(arguments: tuple[Any, ...]) -> backends.Choice:
+    """The implementation for checked arguments, in the schema's order, and why.
+
+    The kernel is left out, with its reason, where it can't take these very sizes.
+    """
+    x = arguments[0]
+    call = backends.Call(OP, x.device.type, x.dtype, residual=True, index=x.device.index)
+    choice = backends.choose(call)
+    while choice.implementation.name == "cuda":
+        reason = _cuda_chain_fp8.unfit(arguments)
+        if reason is None:
+            break
+        choice = backends.next_choice(call, choice, reason)
+    return choice
 
 
 def conv_chain_fp8(
@@ -190,11 +217,11 @@ def conv_chain_fp8(
         residual_scale=residual_scale, out_scale=out_scale, next_out_scale=next_out_scale,
         front_out_scale=front_out_scale,
     )  # fmt: skip
+    arguments = (*operands, projection_stride, out_stride, *scales)
     name = "reference"
     if not torch.compiler.is_compiling():
-        call = backends.Call(OP, x.device.type, x.dtype, residual=True, index=x.device.index)
-        name = backends.choose(call).implementation.name
-    made = overload(OP, name)(*operands, projection_stride, out_stride, *scales)
+        name = choose(arguments).implementation.name
+    made = overload(OP, name)(*arguments)
     return made[0], None if next_weight is None else made[1]
 
 
