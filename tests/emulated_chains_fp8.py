@@ -158,7 +158,7 @@ def trials(faulty: Iterable[tuple[int, ChainCase]], gpu: tuple[int, ...]) -> Ite
             )  # fmt: skip
 
 
-def plan(case, gpu=emulated.H200, configuration=-1, **changes):
+def plan(case, gpu=emulated.H200, configuration=-1, splits=0, **changes):
     """A plan of a channels_last call in memory that is never touched."""
     meta = {"dtype": E4M3, "device": "meta", "memory_format": torch.channels_last}
 
@@ -181,7 +181,7 @@ def plan(case, gpu=emulated.H200, configuration=-1, **changes):
     vectors = dict.fromkeys(map("".join, kinds), 4096)
     options = (case.projection_stride, case.out_stride, *SCALES)
     made = problem_of(tensors, options, **(addresses | vectors | changes))
-    return emulated.load().conv_chain_fp8_plan(made, gpu, configuration, 0)
+    return emulated.load().conv_chain_fp8_plan(made, gpu, configuration, splits)
 
 
 emulated.DTYPES[OP] = (E4M3,)

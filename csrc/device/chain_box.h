@@ -52,6 +52,13 @@ RF_DEVICE void fetch_vectors(ptx::SharedAddress to, const ChannelVectors& from, 
 // What is added to scale sums + shift: nothing, what lies in the box, or other sums in fp32.
 enum class Added { kNothing, kStored, kSums };
 
+// Scale and shift of a half of group i, of a box's vectors.
+template <class T>
+RF_DEVICE ChannelPair load_pair(ptx::SharedAddress vectors, int i, int half, uint32_t lane) {
+  return ptx::load_shared<ChannelPair>(vectors + ChainTypes<T>::pair_at(i, half, lane % 4) *
+                                                     sizeof(ChannelPair));
+}
+
 // scale sums + shift of 64 channels, in place, as a shortcut is added. vectors: of these.
 template <class T = BFloat16>
 RF_DEVICE void scale_sums(float (&sums)[kBoxSums], ptx::SharedAddress vectors, uint32_t lane,

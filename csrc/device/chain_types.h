@@ -74,12 +74,6 @@ struct ChainTypes {
 // Where a chain's results are made.
 using ChainBox = ChainTypes<BFloat16>::Box;
 
-template <class T>
-RF_DEVICE ChannelPair load_pair(ptx::SharedAddress vectors, int i, int half, uint32_t lane) {
-  return ptx::load_shared<ChannelPair>(vectors + ChainTypes<T>::pair_at(i, half, lane % 4) *
-                                                     sizeof(ChannelPair));
-}
-
 #endif
 
 }  // namespace resnet_fused
