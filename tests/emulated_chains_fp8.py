@@ -5,64 +5,26 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import emulated
-import emulated_fp8
 import torch
+from emulated_fp8 import CHAIN as OP
+from emulated_fp8 import E4M3, chain_problem
 from emulated_shapes import lay_out
 from fp8_operands import same_bits
 from mutants import HOSTILE, Trial
-from torch import Tensor
 
 from resnet_fused import numerics
 from resnet_fused.cases import ChainCase
-from resnet_fused.ops import _cuda_chain, _cuda_chain_fp8, _results
 from resnet_fused.ops import _cuda_chain_fp8_checks as checks
 from resnet_fused.ops._library import overload
 
-OP = _cuda_chain_fp8.OP
-E4M3 = emulated_fp8.E4M3
 SCALES = checks.SCALES
-NAMES = ("residual_factor", "projection_factor", "out_factor", "next_factor")
 
 
 def configurations() -> list[dict]:
     """The kernels' table."""
     return emulated.load().conv_chain_fp8_configurations()
-
-
-def conv_chain_fp8(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The op, by the emulated kernel, copied to channels_last and back as a launch does."""
-    form = _results.FORMS[OP]
-    given = dict(zip(form.operands, arguments, strict=False))
-    options = arguments[form.options :]
-    strides = options[: _cuda_chain_fp8.PLANNED]
-    results = form.empty(*arguments)
-    last = [
-        torch.empty(t.shape, dtype=t.dtype, device="meta", memory_format=torch.channels_last)
-        for t in results
-    ]
-    made = _cuda_chain.problem_of(given, *last, strides, op=OP)
-    names = ("out", "following")
-    guarded = {name: emulated.Guarded(t) for name, t in zip(names, last, strict=True)}
-    inputs = given | dict(zip(_cuda_chain.OPERANDS, made.operands, strict=False))
-    tensors = inputs | {name: one.tensor for name, one in guarded.items()}
-    problem = problem_of(tensors, options)
-    layout = [t.stride() for t in tensors.values() if t is not None and t.dim() == 4]
-    key = (OP, *layout, *(tuple(t.shape) for t in results), options)
-    written = emulated._run_planned(OP, problem, key, inputs, guarded)
-    out, following = (t.copy_(one) for t, one in zip(results, written, strict=True))
-    return out, following
-
-
-def problem_of(tensors: dict[str, Tensor | None], options: Any, **changes: Any) -> Any:
-    """The launch's problem; options as of the op."""
-    strides = options[: _cuda_chain_fp8.PLANNED]
-    reverse = bool(emulated._run.reverse)
-    chain = emulated.chain_problem(tensors, (*strides, reverse), **{"dtype": "bfloat16", **changes})
-    factors = _cuda_chain_fp8.told(options)[len(strides) :]
-    return emulated.load().ConvChainFp8(chain=chain, **dict(zip(NAMES, factors, strict=True)))
 
 
 def operands_of(case: ChainCase, exact: bool = True, seed: int = 0) -> numerics.ChainOperands:
@@ -180,9 +142,5 @@ def plan(case, gpu=emulated.H200, configuration=-1, splits=0, **changes):
     kinds = itertools.product(("", "projection_", "next_", "front_"), ("scale", "shift"))
     vectors = dict.fromkeys(map("".join, kinds), 4096)
     options = (case.projection_stride, case.out_stride, *SCALES)
-    made = problem_of(tensors, options, **(addresses | vectors | changes))
+    made = chain_problem(tensors, options, **(addresses | vectors | changes))
     return emulated.load().conv_chain_fp8_plan(made, gpu, configuration, splits)
-
-
-emulated.DTYPES[OP] = (E4M3,)
-emulated._register(OP, conv_chain_fp8)

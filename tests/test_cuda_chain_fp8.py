@@ -12,6 +12,7 @@ import emulated
 import emulated_chains_fp8 as chains
 import pytest
 import torch
+from emulated_fp8 import conv_chain_fp8
 from fp8_operands import E4M3
 
 import resnet_fused as rf
@@ -40,7 +41,7 @@ def by_emulator(*arguments, wish=None, **flow):
     out, following, *rest = arguments[count:]
     settings = {} if wish is None or wish[0] < 0 else {"configuration": wish[0], "splits": wish[1]}
     with emulated.using(**settings):
-        got = chains.conv_chain_fp8(*arguments[:count], *rest)
+        got = conv_chain_fp8(*arguments[:count], *rest)
     for target, result in zip((out, following), got, strict=True):
         target.copy_(result)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from emulated import Schedule
 from emulated_chains_fp8 import beyond, one_by_one, operands_of, plan, wrong
-from fp8_operands import same_bits
+from fp8_operands import E4M3, same_bits
 from mutants import HOSTILE, Mutant, Trial
 
 from resnet_fused import numerics, roofline
@@ -136,7 +136,7 @@ def test_what_it_costs(place, out_stride):
     """No bank conflicts; each byte of the tensors from memory, and results in whole sectors."""
     case = dataclasses.replace(filling(EVEN, place), out_stride=out_stride)
     operands = operands_of(case)
-    least = roofline.conv_chain_cost(case, chains.E4M3).bytes
+    least = roofline.conv_chain_cost(case, E4M3).bytes
     _, report = run(place, case, operands, counting=True, gpu=ONE)
     assert report["counters"]["bank_conflicts"] == 0
     tensors = report["tensors"]
@@ -176,7 +176,7 @@ def test_nan_comes_through_and_inf_saturates(name):
         flat = t.permute(0, 2, 3, 1).reshape(-1).float()
         flat[3] = float("nan")
         shape = t.permute(0, 2, 3, 1).shape
-        t.copy_(flat.view(shape).permute(0, 3, 1, 2).to(chains.E4M3))
+        t.copy_(flat.view(shape).permute(0, 3, 1, 2).to(E4M3))
     got, _ = run(0, ODD, operands)
     expected = numerics.conv_chain_fp8_expected(operands, 1, 1, chains.SCALES)
     for y, wanted in zip(got, expected, strict=True):
