@@ -214,9 +214,9 @@ def conv_chain_fp8_expected(
     def stage(
         x: Tensor, weights: Any, scale: float, residual: Tensor | None = None, **how: Any
     ) -> Tensor:
-        oracle = conv_bn_act_fp8_oracle(
-            x, *weights, residual, residual_scale=residual_scale, out_scale=scale, **how
-        )
+        weight, factor, shift = weights
+        how |= {"residual_scale": residual_scale, "out_scale": scale}
+        oracle = conv_bn_act_fp8_oracle(x, weight, factor, shift, residual, **how)
         return conv_bn_act_fp8_expected(oracle, E4M3).to(E4M3)
 
     t = o.x if o.front_weight is None else stage(o.x, o.front, front_scale, padding=1)
