@@ -1,11 +1,9 @@
 """Predicts ResNet-50 in e4m3 beside bfloat16 on an H200, by the plans of the CUDA kernels.
 
 Each convolution takes what its plan predicts, or its bytes at a device copy's rate where that is
-longer; launches are left aside, as are stem and head. Chains in bfloat16 are those that their plans
-predict to win; in e4m3 none is built, and half of bfloat16's cycles stand in their place: all bytes
-are half of them, and so are products', but what threads do of a result is not, so that it is what
-can be had at best. Nothing of it has been measured. Needs the extension built with nvcc, which
-holds the models.
+longer; launches are left aside, as are stem and head. Chains are those that their plans predict to
+win; behind a 3x3 there are plans in bfloat16 alone. Nothing of it has been measured. Needs the
+extension built with nvcc, which holds the models.
 
     python benchmarks/predict_fp8.py            # the table
     python benchmarks/predict_fp8.py --write    # into docs/fp8.md
@@ -74,12 +72,11 @@ def timed(cycles: float, moved: float) -> Cost:
 
 
 def chain(case: ChainCase, dtype: torch.dtype) -> Cost | None:
-    """A chain by its plan; None where no configuration takes it. In e4m3 half of its cycles."""
-    found = _cuda_chain.predict(case, BF16, GPU, None)
+    """A chain by its plan; None where no configuration takes it."""
+    found = _cuda_chain.predict(case, dtype, GPU, None)
     if isinstance(found, str):
         return None
-    cycles = found[0] * dtype.itemsize / BF16.itemsize
-    return timed(cycles, roofline.conv_chain_cost(case, dtype).bytes)
+    return timed(found[0], roofline.conv_chain_cost(case, dtype).bytes)
 
 
 def layers(stage: str) -> list[ConvCase]:
@@ -148,11 +145,11 @@ def text() -> str:
     Raises:
         RuntimeError: the extension was built without the kernels.
     """
-    if not _cuda_plan.exists(_cuda_fp8.OP):
+    if not _cuda_plan.exists(_cuda_chain.FP8):
         raise RuntimeError("the extension holds no CUDA kernel of e4m3: build it with nvcc")
     lines = [
         f"| ResNet-50's convolutions at batch {BATCH} | bfloat16, one by one | bfloat16, in chains "
-        "| e4m3, one by one | e4m3, in chains, at best |",
+        "| e4m3, one by one | e4m3, in chains |",
         "| --- " * 5 + "|",
     ]
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows()]

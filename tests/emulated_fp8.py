@@ -1,4 +1,4 @@
-"""`conv_bn_act_fp8` by the emulated CUDA kernel: one more implementation beside `emulated`'s."""
+"""Ops on e4m3 operands by the emulated CUDA kernels: more implementations beside `emulated`'s."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import emulated
 import torch
 from torch import Tensor
 
-from resnet_fused.ops import _cuda_fp8, _results
+from resnet_fused.ops import _cuda_chain, _cuda_chain_fp8, _cuda_fp8, _results
 
-OP = _cuda_fp8.OP
+OP, CHAIN = _cuda_fp8.OP, _cuda_chain_fp8.OP
+FACTORS = ("residual_factor", "projection_factor", "out_factor", "next_factor")
+"""Of a chain."""
 E4M3 = torch.float8_e4m3fn
 OUTS = (E4M3, torch.bfloat16, torch.float16)
 """Dtypes of a result that the kernel writes."""
@@ -91,6 +93,40 @@ def problem_of(
     )
 
 
-emulated.DTYPES[OP] = (E4M3,)
+def conv_chain_fp8(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The op, by the emulated kernel, copied to channels_last and back as a launch does."""
+    form = _results.FORMS[CHAIN]
+    given = dict(zip(form.operands, arguments, strict=False))
+    options = arguments[form.options :]
+    strides = options[: _cuda_chain_fp8.PLANNED]
+    results = form.empty(*arguments)
+    last = [
+        torch.empty(t.shape, dtype=t.dtype, device="meta", memory_format=torch.channels_last)
+        for t in results
+    ]
+    made = _cuda_chain.problem_of(given, *last, strides, op=CHAIN)
+    names = ("out", "following")
+    guarded = {name: emulated.Guarded(t) for name, t in zip(names, last, strict=True)}
+    inputs = given | dict(zip(_cuda_chain.OPERANDS, made.operands, strict=False))
+    tensors = inputs | {name: one.tensor for name, one in guarded.items()}
+    problem = chain_problem(tensors, options)
+    layout = [t.stride() for t in tensors.values() if t is not None and t.dim() == 4]
+    key = (CHAIN, *layout, *(tuple(t.shape) for t in results), options)
+    written = emulated._run_planned(CHAIN, problem, key, inputs, guarded)
+    out, following = (t.copy_(one) for t, one in zip(results, written, strict=True))
+    return out, following
+
+
+def chain_problem(tensors: dict[str, Tensor | None], options: Any, **changes: Any) -> Any:
+    """The launch's problem; options as of the op."""
+    strides = options[: _cuda_chain_fp8.PLANNED]
+    reverse = bool(emulated._run.reverse)
+    chain = emulated.chain_problem(tensors, (*strides, reverse), **{"dtype": "bfloat16", **changes})
+    factors = _cuda_chain_fp8.told(options)[len(strides) :]
+    return emulated.load().ConvChainFp8(chain=chain, **dict(zip(FACTORS, factors, strict=True)))
+
+
+emulated.DTYPES[OP] = emulated.DTYPES[CHAIN] = (E4M3,)
 emulated.TYPE_NAMES[E4M3] = "float8_e4m3fn"
 emulated._register(OP, conv_bn_act_fp8)
+emulated._register(CHAIN, conv_chain_fp8)

@@ -64,6 +64,8 @@ for op in ("conv_chain", "stem", "head"):
     EXPECTED[op, "reference"] = set(DTYPES)
 for name in ("triton", "cuda", "cuda_emulated", "reference"):
     EXPECTED["conv_bn_act_fp8", name] = set()  # e4m3
+for name in ("cuda", "cuda_emulated", "parts", "reference"):
+    EXPECTED["conv_chain_fp8", name] = set()
 for op in ("stem", "head"):
     EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
 

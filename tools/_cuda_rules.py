@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import _cuda_bn_rules
 import _cuda_fp8_rules
+from _cuda_chain_rules import chain_by_tma, chain_tma_tile_of, is_e4m3_chain
 from _cuda_cluster import by_cluster, cluster_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_stats_rules import grad1x1_name, measuring, merged_gradients, summing, windows
@@ -305,70 +306,6 @@ def _conv_chain(kernel: Kernel) -> dict[str, bool]:
     }
 
 
-@dataclass(frozen=True)
-class ChainTmaTile:
-    """A configuration of conv_chain for sm_90a, as its kernel's name spells it."""
-
-    inner: int
-    following: int
-    stages: int
-    projected: int
-
-    @property
-    def shared(self) -> int:
-        """Bytes of a block, as csrc/device/chain_tma.h lays them out."""
-        read, pixels, most = self.inner + self.projected, 64 * CONSUMERS, 1024
-        rows = 2 * read // 64 + max(self.following - self.inner, 0) // 64  # boxes of pixels
-        stage = pixels + read + self.following  # rows of a step
-        vectors = 8 * (most * (2 if self.projected else 1) + self.following)
-        return 128 * (rows * pixels + self.stages * stage) + vectors + 16 * (self.stages + 2)
-
-
-@functools.cache
-def chain_tma_tile_of(mangled: str) -> ChainTmaTile | None:
-    """The configuration of conv_chain for sm_90a in a kernel's mangled name, or None."""
-    shape = re.search(r"ChainTmaShapeI" + 4 * r"Li(\d+)E" + "E", mangled)
-    return ChainTmaTile(*map(int, shape.groups())) if shape else None
-
-
-def _conv_chain_by_tma(kernel: Kernel) -> dict[str, bool]:
-    tile = chain_tma_tile_of(kernel.name)
-    if tile is None:
-        return {"its name spells no configuration": False}
-    if kernel.arch != "90a":
-        return {"wgmma is sm_90a's alone: it is built for nothing else": False}
-    # Into `out` from all that a tile has read, and once from out into next; of 64 columns each.
-    wanted = {64: STEP_PRODUCTS * (tile.inner + tile.projected) // 64}
-    wanted[tile.following] = wanted.get(tile.following, 0) + STEP_PRODUCTS
-    found = {n: kernel.count(rf"HGMMA\.64x{n}x16\.F32.*") for n in wanted}
-    boxes = tile.following // 64
-    counts = {
-        # Filters before the wait and behind it; what a tile reads; the shortcut.
-        "UTMALDG.*": 2 * 2 + 2,
-        "UTMASTG.*": 1 + boxes,
-        "SYNCS.*TRYWAIT": 4,
-        "USETMAXREG.*": 2,
-        r"STSM\b.*": 4 * (1 + boxes),
-        r"LDSM\b.*": 0 if tile.projected else 4,
-    }
-    return {
-        f"{kernel.registers} registers, expected {WARPGROUP_REGISTERS}": (
-            kernel.registers == WARPGROUP_REGISTERS
-        ),
-        f"{tile.shared} bytes of shared memory, at most {SHARED[kernel.arch][0]}": (
-            tile.shared <= SHARED[kernel.arch][0]
-        ),
-        **{
-            f"{found[n]} HGMMA of {n} columns, expected {wanted[n]}": found[n] == wanted[n]
-            for n in wanted
-        },
-        **{
-            f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
-            for pattern, least in counts.items()
-        },
-    }
-
-
 def _shape(kernel: Kernel, name: str) -> tuple[int, ...]:
     """The numbers of a shape in a kernel's mangled name."""
     found = re.search(name + r"I((?:Li\d+E)+)E", kernel.name)
@@ -425,7 +362,7 @@ RULES = {
     "conv_bn_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,
     "conv_chain_stream_kernel": chain_by_stream,
-    "conv_chain_tma_kernel": _conv_chain_by_tma,
+    "conv_chain_tma_kernel": chain_by_tma,
     "conv_chain_window_kernel": chain_by_window,
     "stem_kernel": _stem,
     "stem_wgmma_kernel": functools.partial(
@@ -449,6 +386,7 @@ def short_name(mangled: str) -> str:
     parts += ["to E4M3"] if writes_e4m3(mangled) else []
     if out := _cuda_fp8_rules.out_of(mangled):
         parts = [f"E4M3 to {out.removeprefix('Float8')}"]
+    parts += ["E4M3"] if is_e4m3_chain(mangled) else []
     tile = tile_of(mangled)
     if tile:
         parts.append(

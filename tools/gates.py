@@ -21,9 +21,10 @@ import sys
 from pathlib import Path
 
 import toolchain
+from _cuda_chain_rules import chain_tma_tile_of
 from _cuda_cluster import cluster_of
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
-from _cuda_rules import Kernel, chain_tma_tile_of, short_name, tile_of, tma_tile_of
+from _cuda_rules import Kernel, short_name, tile_of, tma_tile_of
 from _cuda_stem_rules import stem_wgmma_tile_of
 from _cuda_window import chain_stream_of, chain_window_of, window_of
 

@@ -1,13 +1,10 @@
 // conv_chain_out, conv_chain_plan, conv_chain_configurations: checks, then the plan, then the CUDA
 // launch.
-#include "../launch/conv_chain.h"
+#include "conv_chain.h"
 
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include "conv.h"
 
 namespace resnet_fused {
 namespace {
@@ -16,8 +13,6 @@ constexpr ConvKernel<RfConvChain> kConvChain = {"conv_chain", rf_conv_chain_conf
                                                 rf_conv_chain_configuration, rf_conv_chain_plan,
                                                 rf_conv_chain_cuda};
 constexpr int64_t kFar = int64_t{1} << 30;
-
-using Maybe = std::optional<Tensor>;
 
 // A convolution's weight of taps x taps, over `channels`; filters it has.
 int64_t filters_of(const char* name, const Tensor& weight, const Tensor& x, int64_t channels,
@@ -36,14 +31,13 @@ void check_option(const char* name, int64_t value, int64_t most) {
   if (value < 1 || value > most) fail(name, ": expected 1 to ", most, ", got ", value);
 }
 
-// Everything but the per-channel vectors and the devices, which no plan depends on.
-RfConvChain problem_of(const Tensor& x, const Tensor& weight, const Maybe& residual,
-                       const Maybe& projected, const Maybe& projection_weight,
-                       const Maybe& next_weight, const Maybe& front_weight, const Tensor& following,
-                       int64_t projection_stride, int64_t out_stride, bool reverse,
-                       const Tensor& out) {
+}  // namespace
+
+RfConvChain chain_problem(const ChainTensors& tensors, int64_t projection_stride,
+                          int64_t out_stride) {
+  const auto& [x, weight, residual, projected, projection_weight, next_weight, front_weight,
+               following, out] = tensors;
   RfConvChain problem{};
-  problem.dtype = static_cast<int32_t>(conv_type("x", x));
   check_four_dimensions("x", x, "[N, K, H, W]");
   check_option("projection_stride", projection_stride, kFar);
   check_option("out_stride", out_stride, 2);
@@ -102,7 +96,6 @@ RfConvChain problem_of(const Tensor& x, const Tensor& weight, const Maybe& resid
   problem.front_weight = data_of(front_weight);
   problem.out = out.mutable_data_ptr();
   problem.following = following.mutable_data_ptr();
-  problem.reverse = reverse;
   problem.out_stride = out_stride;
   problem.projection_stride = projection_stride;
   copy_sizes(x, problem.x_size);
@@ -113,18 +106,7 @@ RfConvChain problem_of(const Tensor& x, const Tensor& weight, const Maybe& resid
   return problem;
 }
 
-PlanResult conv_chain_plan(Tensor x, Tensor weight, Maybe residual, Maybe projected,
-                           Maybe projection_weight, Maybe next_weight, Maybe front_weight,
-                           Tensor following, int64_t projection_stride, int64_t out_stride,
-                           bool reverse, Tensor out, std::vector<int64_t> gpu,
-                           int64_t configuration, int64_t splits) {
-  const RfConvChain problem =
-      problem_of(x, weight, residual, projected, projection_weight, next_weight, front_weight,
-                 following, projection_stride, out_stride, reverse, out);
-  return plan_conv(kConvChain, problem, gpu_of(gpu), configuration, splits);
-}
-
-std::vector<std::string> conv_chain_configurations() { return configuration_names(kConvChain); }
+namespace {
 
 // Scale and shift of a convolution: with its weight, or not at all.
 void check_vectors(const char* scale_name, const Maybe& scale, const char* shift_name,
@@ -139,16 +121,14 @@ void check_vectors(const char* scale_name, const Maybe& scale, const char* shift
   check_per_channel(shift_name, *shift, "x", x, weight->size(0));
 }
 
-void conv_chain_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Maybe residual,
-                    Maybe projected, Maybe projection_weight, Maybe projection_scale,
-                    Maybe projection_shift, Maybe next_weight, Maybe next_scale, Maybe next_shift,
-                    Maybe front_weight, Maybe front_scale, Maybe front_shift,
-                    int64_t projection_stride, int64_t out_stride, bool reverse, bool dependent,
-                    bool follows, int64_t configuration, int64_t splits, Tensor out,
-                    Tensor following) {
-  RfConvChain problem =
-      problem_of(x, weight, residual, projected, projection_weight, next_weight, front_weight,
-                 following, projection_stride, out_stride, reverse, out);
+}  // namespace
+
+void add_vectors(RfConvChain& problem, const ChainTensors& tensors, const ChainVectors& vectors,
+                 const RfFlow& flow) {
+  const auto& [x, weight, residual, projected, projection_weight, next_weight, front_weight,
+               following, out] = tensors;
+  const auto& [scale, shift, projection_scale, projection_shift, next_scale, next_shift,
+               front_scale, front_shift] = vectors;
   check_vectors("scale", scale, "shift", shift, "weight", weight, x);
   check_vectors("projection_scale", projection_scale, "projection_shift", projection_shift,
                 "projection_weight", projection_weight, x);
@@ -189,7 +169,47 @@ void conv_chain_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Maybe r
   problem.next_shift = data_of(next_shift);
   problem.front_scale = data_of(front_scale);
   problem.front_shift = data_of(front_shift);
-  problem.flow = {dependent, follows};
+  problem.flow = flow;
+}
+
+namespace {
+
+RfConvChain problem_of(const ChainTensors& tensors, int64_t projection_stride, int64_t out_stride,
+                       bool reverse) {
+  const auto dtype = static_cast<int32_t>(conv_type("x", tensors.x));
+  RfConvChain problem = chain_problem(tensors, projection_stride, out_stride);
+  problem.dtype = dtype;
+  problem.reverse = reverse;
+  return problem;
+}
+
+PlanResult conv_chain_plan(Tensor x, Tensor weight, Maybe residual, Maybe projected,
+                           Maybe projection_weight, Maybe next_weight, Maybe front_weight,
+                           Tensor following, int64_t projection_stride, int64_t out_stride,
+                           bool reverse, Tensor out, std::vector<int64_t> gpu,
+                           int64_t configuration, int64_t splits) {
+  const RfConvChain problem = problem_of({x, weight, residual, projected, projection_weight,
+                                          next_weight, front_weight, following, out},
+                                         projection_stride, out_stride, reverse);
+  return plan_conv(kConvChain, problem, gpu_of(gpu), configuration, splits);
+}
+
+std::vector<std::string> conv_chain_configurations() { return configuration_names(kConvChain); }
+
+void conv_chain_out(Tensor x, Tensor weight, Tensor scale, Tensor shift, Maybe residual,
+                    Maybe projected, Maybe projection_weight, Maybe projection_scale,
+                    Maybe projection_shift, Maybe next_weight, Maybe next_scale, Maybe next_shift,
+                    Maybe front_weight, Maybe front_scale, Maybe front_shift,
+                    int64_t projection_stride, int64_t out_stride, bool reverse, bool dependent,
+                    bool follows, int64_t configuration, int64_t splits, Tensor out,
+                    Tensor following) {
+  const ChainTensors tensors{x,           weight,       residual,  projected, projection_weight,
+                             next_weight, front_weight, following, out};
+  RfConvChain problem = problem_of(tensors, projection_stride, out_stride, reverse);
+  add_vectors(problem, tensors,
+              {scale, shift, projection_scale, projection_shift, next_scale, next_shift,
+               front_scale, front_shift},
+              {dependent, follows});
   run_conv(kConvChain, problem, configuration, splits, out);
 }
 

@@ -8,6 +8,7 @@
 #include "../ptx/ptx.h"
 #include "block_walk.h"
 #include "chain_tma.h"
+#include "chain_types.h"
 #include "vector.h"
 #include "warpgroup_epilogue.h"
 #include "warpgroup_tile.h"
@@ -15,10 +16,6 @@
 namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
-
-using ChainBox = StagedTile<Orientation::kPixelsLeft, kStepElements>;
-constexpr int kBoxSums = kStepElements / 2;  // that a thread has of a box
-constexpr int kBoxVectors = kBoxSums * static_cast<int>(sizeof(ChannelPair));  // bytes of a box's
 
 // A block's tiles.
 template <class Arguments>
@@ -33,8 +30,9 @@ struct ChainPart {
   int32_t pixels;  // likewise
   uint32_t thread;
 
-  RF_DEVICE ChainPart(uint32_t consumer, uint32_t of_warpgroup)
-      : bytes(consumer * ChainBoxes::kPartBytes),
+  RF_DEVICE ChainPart(uint32_t consumer, uint32_t of_warpgroup,
+                      uint32_t part_bytes = ChainBoxes::kPartBytes)
+      : bytes(consumer * part_bytes),
         pixels(static_cast<int32_t>(consumer) * kWarpgroupRows),
         thread(of_warpgroup) {}
 
@@ -55,72 +53,89 @@ RF_DEVICE void fetch_vectors(ptx::SharedAddress to, const ChannelVectors& from, 
 // What is added to scale sums + shift: nothing, what lies in the box, or other sums in fp32.
 enum class Added { kNothing, kStored, kSums };
 
-// scale sums + shift of 64 channels, in place. vectors: of these.
-RF_DEVICE void scale_sums(float (&sums)[kBoxSums], ptx::SharedAddress vectors, uint32_t lane) {
-  const BnAct<float> op{-__builtin_huge_valf()};
+// Scale and shift of a half of group i, of a box's vectors.
+template <class T>
+RF_DEVICE ChannelPair load_pair(ptx::SharedAddress vectors, int i, int half, uint32_t lane) {
+  return ptx::load_shared<ChannelPair>(vectors + ChainTypes<T>::pair_at(i, half, lane % 4) *
+                                                     sizeof(ChannelPair));
+}
+
+// scale sums + shift of 64 channels, in place, as a shortcut is added. vectors: of these.
+template <class T = BFloat16>
+RF_DEVICE void scale_sums(float (&sums)[kBoxSums], ptx::SharedAddress vectors, uint32_t lane,
+                          const typename ChainTypes<T>::Act& act = ChainTypes<T>::linear()) {
+  using Types = ChainTypes<T>;
 #pragma unroll
-  for (int j = 0; j < kBoxSums / 4; ++j) {
-    const auto of =
-        ptx::load_shared<ChannelPair>(vectors + (4 * j + lane % 4) * sizeof(ChannelPair));
+  for (int i = 0; i < kBoxGroups; ++i) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      sums[4 * j + e] = op(sums[4 * j + e], of.scale[e % 2], of.shift[e % 2]);
+    for (int m = 0; m < 4; ++m) {
+      const auto of = load_pair<T>(vectors, i, m / 2, lane);
+      const int at = Types::template sum_at<kBoxSums>(0, i, m);
+      const FloatPair made = Types::stored(
+          {act(sums[at], of.scale[0], of.shift[0]), act(sums[at + 1], of.scale[1], of.shift[1])});
+      sums[at] = made.low;
+      sums[at + 1] = made.high;
     }
   }
 }
 
 // In the place of a box, for what is multiplied on alone.
 struct Unstored {
-  RF_DEVICE void store(int, const uint32_t (&)[4]) const {}
+  template <int kWords>
+  RF_DEVICE void store(int, const uint32_t (&)[kWords]) const {}
 };
 
-// relu(scale sums + shift [+ shortcut]) of 64 channels, rounded, into the box and, as wgmma takes
+// act(scale sums + shift [+ shortcut]) of 64 channels, rounded, into the box and, as wgmma takes
 // its left operand, into `made`. kBox: of `sums`. vectors: of its channels. Others: float
-// [kBoxSums] where they are added. Box: ChainBox or Unstored.
+// [kBoxSums] where they are added. Box: a ChainBox or Unstored.
 template <class T, Added kAdded, int kBox, int kRegisters, class Others, class Box>
-RF_DEVICE void put_box(uint32_t (&made)[kProducts][4], const float (&sums)[kRegisters],
+RF_DEVICE void put_box(typename ChainTypes<T>::Operand& made, const float (&sums)[kRegisters],
                        const Others& others, const Box& box, ptx::SharedAddress vectors,
-                       uint32_t lane) {
-  const BnAct<float> op{0.0f};
+                       uint32_t lane,
+                       const typename ChainTypes<T>::Act& act = ChainTypes<T>::relu()) {
+  using Types = ChainTypes<T>;
 #pragma unroll
-  for (int i = 0; i < kProducts; ++i) {
-    uint32_t (&words)[4] = made[i];
-    if constexpr (kAdded == Added::kStored) box.load(words, i);
-    ChannelPair pairs[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      pairs[half] = ptx::load_shared<ChannelPair>(vectors + (8 * i + 4 * half + lane % 4) *
-                                                                sizeof(ChannelPair));
-    }
+  for (int i = 0; i < kBoxGroups; ++i) {
+    typename Types::Words words;
+    typename Types::Words shortcut;
+    if constexpr (kAdded == Added::kStored) box.load(shortcut, i);
+    const ChannelPair pairs[2] = {load_pair<T>(vectors, i, 0, lane),
+                                  load_pair<T>(vectors, i, 1, lane)};
 #pragma unroll
     for (int m = 0; m < 4; ++m) {  // two rows of the first eight columns, two of the others
       const ChannelPair& of = pairs[m / 2];
-      const int at = 8 * i + 2 * m;
-      const float a = sums[kBox * kBoxSums + at];
-      const float b = sums[kBox * kBoxSums + at + 1];
+      const int at = Types::template sum_at<kRegisters>(kBox, i, m);
+      const float a = sums[at];
+      const float b = sums[at + 1];
       if constexpr (kAdded == Added::kNothing) {
-        words[m] = narrow_pair<T>(op(a, of.scale[0], of.shift[0]), op(b, of.scale[1], of.shift[1]));
+        Types::put(words, m, {act(a, of.scale[0], of.shift[0]), act(b, of.scale[1], of.shift[1])});
       } else {
-        float low, high;
+        FloatPair added;
         if constexpr (kAdded == Added::kStored) {
-          low = widen(T{static_cast<uint16_t>(words[m])});
-          high = widen(T{static_cast<uint16_t>(words[m] >> 16)});
+          added = Types::added(shortcut, m);
         } else {
-          low = others[at];
-          high = others[at + 1];
+          const int other = Types::template sum_at<kBoxSums>(0, i, m);
+          added = {others[other], others[other + 1]};
         }
-        words[m] = narrow_pair<T>(op(a, of.scale[0], of.shift[0], low),
-                                  op(b, of.scale[1], of.shift[1], high));
+        Types::put(words, m,
+                   {act(a, of.scale[0], of.shift[0], added.low),
+                    act(b, of.scale[1], of.shift[1], added.high)});
       }
     }
     box.store(i, words);
+#pragma unroll
+    for (int w = 0; w < Types::kWords; ++w) {
+      const int word = i * Types::kWords + w;
+      made[word / 4][word % 4] = words[w];
+    }
   }
 }
 
 // Stores the pixels of a warpgroup's tile, 16 bytes a thread; each warp those whose sums it has.
 template <class T>
 class StoredPixels {
-  static constexpr int kUnits = kStepRowBytes / kVectorBytes;  // of a row of a box
+  static constexpr int kRowBytes = ChainTypes<T>::kRowBytes;  // of a box
+  static constexpr int kUnits = kRowBytes / kVectorBytes;
   static constexpr int kRows = 16 / (ptx::kWarpSize / kUnits);
 
  public:
@@ -154,9 +169,11 @@ class StoredPixels {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (to_[i] < 0) continue;
-      const uint32_t chunk = static_cast<uint32_t>(unit_) ^ row(i) % 8;
+      // As the swizzle of a row's span has it: units change places by the number of 128 bytes.
+      const uint32_t chunk =
+          static_cast<uint32_t>(unit_) ^ row(i) * kRowBytes / kStepRowBytes % kUnits;
       const auto made =
-          ptx::load_shared<Vector<T>>(part + row(i) * kStepRowBytes + chunk * kVectorBytes);
+          ptx::load_shared<Vector<T>>(part + row(i) * kRowBytes + chunk * kVectorBytes);
       auto* to = static_cast<unsigned char*>(result_.data) +
                  (int64_t{to_[i]} + step * kUnits) * kVectorBytes;
       ptx::store_global(reinterpret_cast<Vector<T>*>(to), made);

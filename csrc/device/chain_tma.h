@@ -16,14 +16,17 @@ constexpr int kChainTmaPixels = kConsumers * kWarpgroupRows;  // of a tile
 constexpr int kChainTmaMostChannels = 1024;
 
 // What the shapes of both kernels have in common. A box: 64 channels of the tile's pixels, the
-// first half of them the first consumer's.
-struct ChainBoxes {
+// first half of them the first consumer's. kElement: bytes of a channel.
+template <int kElement>
+struct BoxesOf {
   static constexpr int kReaders = kConsumers * kWarpgroupWarps;  // warps that release a stage
-  static constexpr int kPartBytes = kWarpgroupRows * kStepRowBytes;
+  static constexpr int kRowBytes = kStepElements * kElement;
+  static constexpr int kPartBytes = kWarpgroupRows * kRowBytes;
   static constexpr int kBoxBytes = kConsumers * kPartBytes;
-  static constexpr int kWeightBytes = kStepElements * kStepRowBytes;  // 64 channels of 64 filters
-  static constexpr int kChannelBytes = 2 * 4;                         // a channel's scale and shift
+  static constexpr int kWeightBytes = kStepElements * kRowBytes;  // 64 channels of 64 filters
+  static constexpr int kChannelBytes = 2 * 4;                     // a channel's scale and shift
 };
+using ChainBoxes = BoxesOf<2>;
 
 // Of a tile's filters, in bytes: for what stands in front of the chain, and for each step of `out`.
 struct FilterBytes {
@@ -33,9 +36,11 @@ struct FilterBytes {
 
 // kInner channels of what the first convolution reads, kNext of `next`, kStages steps of 64
 // channels of `out` in flight or in use; kProjected channels of what the shortcut is made of, 0 for
-// one that is a tensor.
-template <int kInner_, int kNext_, int kStages_, int kProjected_ = 0>
-struct ChainTmaShape : ChainBoxes {
+// one that is a tensor; kElement bytes a channel.
+template <int kInner_, int kNext_, int kStages_, int kProjected_ = 0, int kElement = 2>
+struct ChainTmaShape : BoxesOf<kElement> {
+  using Boxes = BoxesOf<kElement>;
+  using Boxes::kBoxBytes, Boxes::kChannelBytes, Boxes::kRowBytes, Boxes::kWeightBytes;
   static constexpr int kInner = kInner_;
   static constexpr int kNext = kNext_;
   static constexpr int kStages = kStages_;
@@ -54,7 +59,7 @@ struct ChainTmaShape : ChainBoxes {
   // those of the projection, those that read `out`.
   static constexpr int kWeightAt = kBoxBytes;
   static constexpr int kNextWeightAt = kWeightAt + (kInnerBoxes + kProjectedBoxes) * kWeightBytes;
-  static constexpr int kStageBytes = kNextWeightAt + kNext * kStepRowBytes;
+  static constexpr int kStageBytes = kNextWeightAt + kNext * kRowBytes;
   static constexpr int kArrivingBytes = kStageBytes - (kProjected > 0 ? kBoxBytes : 0);  // by TMA
 
   // From a multiple of 1024: the rows of two tiles; boxes of `next` for which a tile's rows have no
@@ -71,6 +76,14 @@ struct ChainTmaShape : ChainBoxes {
   static constexpr int kSharedBytes = kRowsRingAt + ring_bytes(2);
   static_assert(kStageBytes % kTileAlignment == 0);
   static_assert(kSharedBytes <= kMostSharedBytes);
+};
+
+// What chains of e4m3 are told beside scales and shifts, as conv_bn_act_fp8 is.
+struct ChainFactors {
+  float residual;    // what a stored 1 of the shortcut is worth
+  float projection;  // one over it
+  float out;         // one over what a stored 1 of `out` is worth
+  float next;        // likewise of `next`
 };
 
 struct ChainTmaArguments {
@@ -93,10 +106,11 @@ struct ChainTmaArguments {
   int32_t next_channels;  // M
   int32_t steps;          // of 64 of C
   int32_t tiles;
-  bool thinned;    // `even` is stored
-  bool reverse;    // tiles are walked from the last one
-  bool dependent;  // the next kernel may begin early
-  bool follows;    // this one may: for the launch, the kernel waits either way
+  ChainFactors factors;  // of e4m3 alone
+  bool thinned;          // `even` is stored
+  bool reverse;          // tiles are walked from the last one
+  bool dependent;        // the next kernel may begin early
+  bool follows;          // this one may: for the launch, the kernel waits either way
 };
 
 }  // namespace resnet_fused

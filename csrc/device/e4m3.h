@@ -26,11 +26,6 @@ struct Float8E4M3 {
   uint8_t bits;
 };
 
-struct FloatPair {
-  float low;
-  float high;
-};
-
 #if defined(RF_CONVERTS_E4M3)
 
 constexpr bool kConvertsE4M3 = true;

@@ -9,6 +9,11 @@
 
 namespace resnet_fused {
 
+struct FloatPair {
+  float low;
+  float high;
+};
+
 #if defined(__CUDA_ARCH__)
 // CUDA's vector types have constructors, so that no bit_cast takes them.
 template <class To, class From>

@@ -77,12 +77,12 @@ RF_DEVICE void multiply_step(float (&d)[kRegisters], ptx::SharedAddress left,
 
 // The same with the left side in registers, as a[4] of each instruction. They are pinned before
 // the fence, and are the products' until those have been waited for.
-template <class T, int kRegisters>
-RF_DEVICE void multiply_step(float (&d)[kRegisters], const uint32_t (&left)[kProducts][4],
+template <class T, int kRegisters, int kSteps>
+RF_DEVICE void multiply_step(float (&d)[kRegisters], const uint32_t (&left)[kSteps][4],
                              ptx::SharedAddress right, bool accumulate) {
-  const auto b = ptx::matrix_descriptor(right, kTileLayout<kStepRowBytes>);
+  const auto b = ptx::matrix_descriptor(right, kTileLayout<kSteps * kProductBytes>);
 #pragma unroll
-  for (int i = 0; i < kProducts; ++i) {
+  for (int i = 0; i < kSteps; ++i) {
     ptx::wgmma<ProductType<T>>(d, left[i], b + i * kProductBytes, accumulate || i > 0);
   }
 }

@@ -66,6 +66,7 @@ void define_conv_bn_stats(py::module_& module);
 void define_conv_bn_wgrad(py::module_& module);
 void define_conv_gradients(py::module_& module);
 void define_conv_chain(py::module_& module);
+void define_conv_chain_fp8(py::module_& module);
 void define_stem(py::module_& module);
 void define_head(py::module_& module);
 void define_network(py::module_& module);

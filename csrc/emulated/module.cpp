@@ -166,6 +166,7 @@ PYBIND11_MODULE(_emulated, module) {
   emulated::define_conv_bn_wgrad(module);
   emulated::define_conv_gradients(module);
   emulated::define_conv_chain(module);
+  emulated::define_conv_chain_fp8(module);
   emulated::define_stem(module);
   emulated::define_head(module);
   emulated::define_network(module);

@@ -6,7 +6,8 @@
 // it. Two warpgroups have 64 pixels each: they make a step of `out` in fp32, put it where its
 // shortcut was, from where TMA stores it, and multiply it on as it lies in registers: as PTX lays
 // out wgmma's fragments, the sums of 16 columns, rounded to 16 bits, are the left operand of an
-// instruction of the next product. One's products run beside the other's epilogue.
+// instruction of the next product; quantised_chain.h has it of e4m3. One's products run beside the
+// other's epilogue.
 #pragma once
 
 #include <cstdint>
@@ -25,13 +26,19 @@ namespace resnet_fused {
 // A warpgroup's way through the tiles of its block.
 template <class T, class Shape>
 class ChainConsumer {
+  using Types = ChainTypes<T>;
+  using Operand = typename Types::Operand;
+  using Box = typename Types::Box;
+  static constexpr bool kInParts = Types::kStepsOfPart > 0;
+  static constexpr int kNextSums = Shape::kNext / 2;
+
  public:
   RF_DEVICE ChainConsumer(const ChainTmaArguments& arguments, ptx::SharedAddress shared,
                           uint32_t consumer, uint32_t thread)
       : arguments_(arguments),
         shared_(shared),
         barrier_(static_cast<int>(1 + consumer)),
-        part_(consumer, thread) {}
+        part_(consumer, thread, Shape::kPartBytes) {}
 
   RF_DEVICE void run() {
     const Ring<2> rows_ring{shared_ + Shape::kRowsRingAt};
@@ -40,16 +47,21 @@ class ChainConsumer {
     RingPlace<Shape::kStages> at;
     float sums[kBoxSums];
     float projected[kBoxSums];  // not in use without a projection
-    float following[Shape::kNext / 2];
+    float following[kNextSums];
+    float part[kInParts ? kNextSums : 1];  // of what is `following`'s
     clear(sums);
     clear(projected);
     clear(following);
+    clear(part);
+    const ChainFactors& factors = arguments_.factors;
+    const auto out_act = Types::act(0.0f, factors.residual, factors.out);
     bool held = false;  // the rows of the tile before, from where `next` goes out
     for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
       const int32_t pixel = walk.index() * kChainTmaPixels + part_.pixels;
       const ptx::SharedAddress rows = shared_ + rows_at.stage * Shape::kRowsBytes + part_.bytes;
       const StoredPixels<T> even(arguments_.even, arguments_.grid, pixel, 0, true, part_.thread);
       rows_ring.wait(rows_at);
+      if constexpr (kInParts) clear(following);
       for (int step = 0; step < arguments_.steps; ++step) {
         const ptx::SharedAddress stage = shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;
         ring.wait(at);
@@ -63,16 +75,16 @@ class ChainConsumer {
         ptx::wgmma_commit_group();
         ptx::wgmma_wait_group<0>();
         ptx::wgmma_pin(sums);
-        uint32_t made[kProducts][4];
-        const ChainBox box(stage + part_.bytes, part_.thread);
+        Operand made;
+        const Box box(stage + part_.bytes, part_.thread);
         const ptx::SharedAddress vectors = shared_ + Shape::kVectorsAt + step * kBoxVectors;
         if constexpr (Shape::kProjected > 0) {
           ptx::wgmma_pin(projected);
-          scale_sums(projected, vectors + (Shape::kProjectionVectorsAt - Shape::kVectorsAt),
-                     part_.lane());
-          put_box<T, Added::kSums, 0>(made, sums, projected, box, vectors, part_.lane());
+          scale_sums<T>(projected, vectors + (Shape::kProjectionVectorsAt - Shape::kVectorsAt),
+                        part_.lane(), Types::act(-__builtin_huge_valf(), 0.0f, factors.projection));
+          put_box<T, Added::kSums, 0>(made, sums, projected, box, vectors, part_.lane(), out_act);
         } else {
-          put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, part_.lane());
+          put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, part_.lane(), out_act);
         }
         publish();
         if (arguments_.thinned) {
@@ -83,10 +95,17 @@ class ChainConsumer {
         }
         ptx::sync_warp();
 #pragma unroll
-        for (int i = 0; i < kProducts; ++i) ptx::wgmma_pin(made[i]);
-        ptx::wgmma_pin(following);
-        ptx::wgmma_fence();
-        multiply_step<T>(following, made, stage + Shape::kNextWeightAt, step > 0);
+        for (auto& words : made) ptx::wgmma_pin(words);
+        const ptx::SharedAddress filters = stage + Shape::kNextWeightAt;
+        if constexpr (kInParts) {
+          ptx::wgmma_pin(part);
+          ptx::wgmma_fence();
+          multiply_step<T>(part, made, filters, step % Types::kStepsOfPart > 0);
+        } else {
+          ptx::wgmma_pin(following);
+          ptx::wgmma_fence();
+          multiply_step<T>(following, made, filters, step > 0);
+        }
         ptx::wgmma_commit_group();
         if (part_.thread == 0) {
           // Beside the products: `out` has left the stage, and `next` the rows before.
@@ -95,8 +114,15 @@ class ChainConsumer {
         }
         ptx::sync_warp();
         ptx::wgmma_wait_group<0>();
-        ptx::wgmma_pin(following);
         if (part_.lane() == 0) ring.release(at);
+        if constexpr (kInParts) {
+          ptx::wgmma_pin(part);
+          if ((step + 1) % Types::kStepsOfPart == 0 || step + 1 == arguments_.steps) {
+            add(following, part);
+          }
+        } else {
+          ptx::wgmma_pin(following);
+        }
         at.next();
       }
       finish(following, rows, pixel);
@@ -120,6 +146,11 @@ class ChainConsumer {
     ptx::barrier_sync(barrier_, kWarpgroupThreads);
   }
 
+  static RF_DEVICE void add(float (&sums)[kNextSums], const float (&part)[kNextSums]) {
+#pragma unroll
+    for (int i = 0; i < kNextSums; ++i) sums[i] += part[i];
+  }
+
   // Asks for the products of the tile's rows from box kFirst on and their filters.
   template <int kFirst, int kBoxes>
   RF_DEVICE void multiply_boxes(float (&sums)[kBoxSums], ptx::SharedAddress rows,
@@ -128,13 +159,14 @@ class ChainConsumer {
     const ptx::SharedAddress right = stage + Shape::kWeightAt + kFirst * Shape::kWeightBytes;
 #pragma unroll
     for (int i = 0; i < kBoxes; ++i) {
-      multiply_step<T>(sums, left + i * Shape::kBoxBytes, right + i * Shape::kWeightBytes, i > 0);
+      multiply_step<T, Shape::kRowBytes>(sums, left + i * Shape::kBoxBytes,
+                                         right + i * Shape::kWeightBytes, i > 0);
     }
   }
 
   // `next` goes out by way of the rows that its tile has read; by the last step's barrier all
   // products over them have ended.
-  RF_DEVICE void finish(const float (&following)[Shape::kNext / 2], ptx::SharedAddress rows,
+  RF_DEVICE void finish(const float (&following)[kNextSums], ptx::SharedAddress rows,
                         int32_t pixel) const {
     put_next<0>(following, rows);
     publish();
@@ -152,13 +184,13 @@ class ChainConsumer {
   }
 
   template <int kBox>
-  RF_DEVICE void put_next(const float (&following)[Shape::kNext / 2],
-                          ptx::SharedAddress rows) const {
+  RF_DEVICE void put_next(const float (&following)[kNextSums], ptx::SharedAddress rows) const {
     if constexpr (kBox < Shape::kNextBoxes) {
-      uint32_t words[kProducts][4];
+      Operand words;
       put_box<T, Added::kNothing, kBox>(
-          words, following, nullptr, ChainBox(next_box(kBox, rows), part_.thread),
-          shared_ + Shape::kNextVectorsAt + kBox * kBoxVectors, part_.lane());
+          words, following, nullptr, Box(next_box(kBox, rows), part_.thread),
+          shared_ + Shape::kNextVectorsAt + kBox * kBoxVectors, part_.lane(),
+          Types::act(0.0f, 0.0f, arguments_.factors.next));
       put_next<kBox + 1>(following, rows);
     }
   }
@@ -175,8 +207,10 @@ class ChainConsumer {
 };
 
 // The thread that asks for everything.
-template <class Shape>
+template <class T, class Shape>
 class ChainProducer {
+  using Types = ChainTypes<T>;
+
  public:
   RF_DEVICE ChainProducer(const ChainTmaArguments& arguments, ptx::SharedAddress shared)
       : arguments_(arguments), shared_(shared) {}
@@ -251,15 +285,16 @@ class ChainProducer {
     const int32_t channel = step * kStepElements;
     ring().acquire(at, Shape::kArrivingBytes);
     for (int i = 0; i < Shape::kInnerBoxes; ++i) {
-      ptx::tma_load(weight_at(at, i), &arguments_.weight, {i * kStepElements, channel},
-                    ring().full(at));
+      Types::template load_filters<kStepElements>(weight_at(at, i), &arguments_.weight,
+                                                  i * kStepElements, channel, ring().full(at));
     }
     for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
-      ptx::tma_load(weight_at(at, Shape::kInnerBoxes + i), &arguments_.projection,
-                    {i * kStepElements, channel}, ring().full(at));
+      Types::template load_filters<kStepElements>(weight_at(at, Shape::kInnerBoxes + i),
+                                                  &arguments_.projection, i * kStepElements,
+                                                  channel, ring().full(at));
     }
-    ptx::tma_load(stage(at) + Shape::kNextWeightAt, &arguments_.next, {channel, 0},
-                  ring().full(at));
+    Types::template load_filters<Shape::kNext>(stage(at) + Shape::kNextWeightAt, &arguments_.next,
+                                               channel, 0, ring().full(at));
   }
   RF_DEVICE ptx::SharedAddress weight_at(const RingPlace<Shape::kStages>& at, int box) const {
     return stage(at) + Shape::kWeightAt + box * Shape::kWeightBytes;
@@ -284,7 +319,7 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     conv_chain_tma_kernel(const __grid_constant__ ChainTmaArguments arguments) {
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
-  ChainProducer<Shape> producer(arguments, shared);
+  ChainProducer<T, Shape> producer(arguments, shared);
   if (threadIdx.x == 0) {
     producer.init();
     producer.begin();

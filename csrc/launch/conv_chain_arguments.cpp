@@ -33,7 +33,7 @@ namespace {
 
 constexpr int64_t kReach = (int64_t{1} << 31) - 1;
 
-int64_t unit_of(const RfConvChain& problem) { return kChunkBytes / bytes_of(problem.dtype); }
+int64_t unit_of(const RfConvChain& problem) { return kChunkBytes / chain_bytes(problem); }
 
 // A tensor of activations as it lies in memory. step: from one pixel of `out` to the next one.
 struct Activation {
@@ -145,13 +145,13 @@ ChainFilters chain_filters(const Filters& from, const void* scale, const void* s
 }
 
 int64_t slabs_of(const RfConvChain& problem, int64_t channels) {
-  return divide_up(channels * bytes_of(problem.dtype), kChainStepBytes);
+  return divide_up(channels * chain_bytes(problem), kChainStepBytes);
 }
 
 }  // namespace
 
 const char* not_wide(const RfConvChain& problem) {
-  const int64_t bytes = bytes_of(problem.dtype);
+  const int64_t bytes = chain_bytes(problem);
   const Activations tensors = activations(problem);
   for (const Activation* t : tensors.all()) {
     if (t->there && !is_wide(t->data, t->strides, t->size[1], bytes)) return t->name;
@@ -189,6 +189,11 @@ int64_t images_in_reach(const RfConvChain& problem) {
   return reached;
 }
 
+int64_t chain_images(const RfConvChain& problem) {
+  const int64_t pixels = std::max<int64_t>(problem.x_size[2] * problem.x_size[3], 1);
+  return std::min({problem.x_size[0], kMost / pixels, images_in_reach(problem)});
+}
+
 ChainSizes chain_sizes(const RfConvChain& problem) {
   const bool projects = problem.projects != 0;
   const bool front = problem.front_channels > 0;
@@ -206,7 +211,7 @@ ChainMemory chain_memory(const RfConvChain& problem, int32_t configuration) {
 
 ConvChainArguments conv_chain_arguments(const RfConvChain& problem, const RfConvPlan& plan,
                                         int64_t first, int64_t images) {
-  const int64_t bytes = bytes_of(problem.dtype);
+  const int64_t bytes = chain_bytes(problem);
   const int64_t unit = unit_of(problem);
   const Activations t = activations(problem);
   const auto skipped = [&](const Activation& one) { return first * one.strides.n * bytes; };

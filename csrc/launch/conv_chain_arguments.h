@@ -5,6 +5,7 @@
 
 #include "../device/chain_geometry.h"
 #include "conv_chain.h"
+#include "conv_plan.h"
 #include "conv_strides.h"
 
 namespace resnet_fused {
@@ -15,6 +16,12 @@ const char* not_wide(const RfConvChain& problem);
 
 // How many images 31 bits of 16 bytes reach over in every tensor; 0 if they do not over filters.
 int64_t images_in_reach(const RfConvChain& problem);
+
+// Images of a launch: pixels and places in 31 bits; 0: one is too much.
+int64_t chain_images(const RfConvChain& problem);
+
+// Sizes that no launch takes.
+int32_t check_chain(const RfConvChain& problem, const Refusal& refuse);
 
 // How many channels a configuration has room for in front; 0: it is made for chains without.
 int32_t chain_front(int32_t configuration);

@@ -58,18 +58,7 @@ Entry tma_entry(std::string name, int32_t front, int32_t next, int32_t stages,
   Entry made;
   made.name = std::move(name);
   made.front = front;
-  made.configuration = {nullptr,
-                        1,
-                        kChainTmaPixels,
-                        next,
-                        kConsumers * kWarpgroupWarps,
-                        1,
-                        stages,
-                        1,
-                        kStepRowBytes,
-                        shared_bytes,
-                        0,
-                        1};
+  made.configuration = chain_tma_configuration(next, stages, shared_bytes);
   return made;
 }
 
@@ -187,7 +176,8 @@ Predicted predicted(const RfConvChain& problem, int32_t index, int64_t images, c
           chain_tma_cost(problem, chain_tma_tile(index - kFirstChainTma), pixels, gpu)};
 }
 
-// Sizes that no launch takes.
+}  // namespace
+
 int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
   const int64_t sizes[] = {
       problem.x_size[0],          problem.x_size[1],         problem.x_size[2],
@@ -204,16 +194,6 @@ int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
       problem.x_size[3] * problem.projection_stride >= kFar) {
     return refuse("a projection's image of more than 2^30 rows or columns");
   }
-  switch (static_cast<DataType>(problem.dtype)) {
-    case DataType::kBFloat16:
-    case DataType::kFloat16:
-      break;
-    default:
-      return refuse(
-          "dtype %d; bfloat16 and float16 are served: sums of 16 bits alone can be multiplied on "
-          "as they lie in registers",
-          problem.dtype);
-  }
   if (problem.x_size[1] < 1 || problem.channels < 1) {
     return refuse("%lld channels of x, %lld of out; from 1 on are possible",
                   static_cast<Long>(problem.x_size[1]), static_cast<Long>(problem.channels));
@@ -228,6 +208,21 @@ int32_t check_chain(const RfConvChain& problem, const Refusal& refuse) {
                   static_cast<Long>(problem.out_stride));
   }
   return 0;
+}
+
+namespace {
+
+int32_t check_chain_dtype(const RfConvChain& problem, const Refusal& refuse) {
+  switch (static_cast<DataType>(problem.dtype)) {
+    case DataType::kBFloat16:
+    case DataType::kFloat16:
+      return 0;
+    default:
+      return refuse(
+          "dtype %d; bfloat16 and float16 are served: sums of 16 bits alone can be multiplied on "
+          "as they lie in registers",
+          problem.dtype);
+  }
 }
 
 // Why a configuration can't take so many images of a problem a launch, into `why`; false if it can.
@@ -286,7 +281,7 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
                                       char* why, size_t why_bytes) {
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
-  if (check_chain(*problem, refuse) != 0) return 1;
+  if (check_chain(*problem, refuse) != 0 || check_chain_dtype(*problem, refuse) != 0) return 1;
   if (check_wish(*gpu, configuration, kTiles, refuse) != 0) return 1;
   if (splits < 0 || splits > 1) return refuse("%d splits; a chain is not split", splits);
   const int64_t images = problem->x_size[0];
@@ -299,8 +294,7 @@ extern "C" int32_t rf_conv_chain_plan(const RfConvChain* problem, const RfGpu* g
   if (const char* name = not_wide(*problem); name != nullptr) {
     return refuse("%s cannot be moved 16 bytes at a time", name);
   }
-  const int64_t together =
-      std::min({images, kMost / std::max<int64_t>(of_image, 1), images_in_reach(*problem)});
+  const int64_t together = chain_images(*problem);
   if (together < 1) return refuse("one image is more than a launch can take");
 
   constexpr size_t kSaid = 160;

@@ -52,22 +52,39 @@ std::array<Rows, 4> rows_of(const RfConvChain& p) {
 std::optional<TensorMapRequest> request_of(const RfConvChain& problem, const Rows& rows,
                                            int64_t first, int64_t images) {
   const int64_t size[4] = {problem.x_size[0], rows.channels, problem.x_size[2], problem.x_size[3]};
-  const auto step = pixel_step(size, rows.stride);
+  const auto step = pixel_step(size, rows.stride, chain_bytes(problem));
   if (!step || (rows.channels > 1 && rows.stride[1] != 1)) return std::nullopt;
   const int64_t of_image = size[2] * size[3];
-  const void* at = moved(rows.data, first * of_image * *step * kTmaElementBytes);
+  const void* at = moved(rows.data, first * of_image * *step * chain_bytes(problem));
   return rows_request(element_of(problem.dtype), at, rows.channels, images * of_image, *step,
-                      rows.box);
+                      rows.box, kStepElements);
+}
+
+// Filters over `channels`, `stride` apart; boxes of 64 channels of `box` filters. Of e4m3 every
+// second pair of them, twice as quantised_chain.h says: {channels, 2, 2, filters / 4}.
+TensorMapRequest filters_request(const RfConvChain& problem, const void* weight, int64_t channels,
+                                 int64_t filters, int64_t stride, int32_t box) {
+  const TensorElement element = element_of(problem.dtype);
+  TensorMapRequest request =
+      rows_request(element, weight, channels, filters, stride, box, kStepElements);
+  if (problem.dtype == kFloat8E4M3) {
+    const int64_t row = request.strides[0];
+    request.rank = 4;
+    request.sizes = {channels, 2, 2, divide_up(filters, 4)};
+    request.strides = {row, 2 * row, 4 * row};
+    request.box = {request.box[0], 2, 1, box / 4};
+  }
+  return request;
 }
 
 TensorMapRequest weight_request(const RfConvChain& problem) {
-  return rows_request(element_of(problem.dtype), problem.weight, problem.x_size[1],
-                      problem.channels, problem.weight_stride[0], kStepElements);
+  return filters_request(problem, problem.weight, problem.x_size[1], problem.channels,
+                         problem.weight_stride[0], kStepElements);
 }
 
 TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaFacts& tile) {
-  return rows_request(element_of(problem.dtype), problem.next_weight, problem.channels,
-                      problem.next_channels, problem.next_weight_stride[0], tile.next);
+  return filters_request(problem, problem.next_weight, problem.channels, problem.next_channels,
+                         problem.next_weight_stride[0], tile.next);
 }
 
 // What a tile can't do; the kernel for sm_80 serves it.
@@ -87,9 +104,8 @@ std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
 }  // namespace
 
 TensorMapRequest projection_request(const RfConvChain& problem) {
-  return rows_request(element_of(problem.dtype), problem.projection_weight,
-                      problem.projected_channels, problem.channels,
-                      problem.projection_weight_stride[0], kStepElements);
+  return filters_request(problem, problem.projection_weight, problem.projected_channels,
+                         problem.channels, problem.projection_weight_stride[0], kStepElements);
 }
 
 std::string projection_fault(const RfConvChain& problem, int32_t room) {
@@ -110,16 +126,16 @@ std::string projection_fault(const RfConvChain& problem, int32_t room) {
 ChainResult chain_out(const RfConvChain& p, int64_t first) {
   const int64_t size[4] = {p.x_size[0], p.channels, divide_up(p.x_size[2], p.out_stride),
                            divide_up(p.x_size[3], p.out_stride)};
-  return chain_result(p.out, size, p.out_strides, first);
+  return chain_result(p.out, size, p.out_strides, first, chain_bytes(p));
 }
 
 ChainResult chain_result(void* data, const int64_t (&size)[4], const int64_t (&stride)[4],
-                         int64_t first) {
-  constexpr int64_t kUnit = kChunkBytes / kTmaElementBytes;
+                         int64_t first, int64_t element) {
+  const int64_t unit = kChunkBytes / element;
   const Strides strides = used(size, stride);
-  return {moved(data, first * strides.n * kTmaElementBytes),
-          {narrowed(strides.n / kUnit), narrowed(strides.h / kUnit), narrowed(strides.w / kUnit)},
-          narrowed(size[1] / kUnit)};
+  return {moved(data, first * strides.n * element),
+          {narrowed(strides.n / unit), narrowed(strides.h / unit), narrowed(strides.w / unit)},
+          narrowed(size[1] / unit)};
 }
 
 std::string too_many(const char* what, int64_t given, int64_t most) {
@@ -128,16 +144,29 @@ std::string too_many(const char* what, int64_t given, int64_t most) {
 }
 
 ChainTmaFacts chain_tma_tile(int index) {
-  return ConvChainTmaTiles::with(index, []<class Shape>() {
-    return ChainTmaFacts{Shape::kInner, Shape::kNext, Shape::kStages, Shape::kProjected,
-                         Shape::kSharedBytes};
-  });
+  return ConvChainTmaTiles::with(index, []<class Shape>() { return chain_tma_facts<Shape>(); });
 }
 
 std::string chain_tma_name(const ChainTmaFacts& tile) {
   return "tma_" + std::to_string(kChainTmaPixels) + "x" + std::to_string(tile.next) + "_" +
          std::to_string(tile.stages) + "s_k" + std::to_string(tile.inner) +
          (tile.projected > 0 ? "_d" + std::to_string(tile.projected) : "");
+}
+
+RfConvConfiguration chain_tma_configuration(int32_t next, int32_t stages, int32_t shared_bytes,
+                                            int32_t row_bytes) {
+  RfConvConfiguration made{};
+  made.wide = 1;
+  made.m = kChainTmaPixels;
+  made.n = next;
+  made.warps_m = kConsumers * kWarpgroupWarps;
+  made.warps_n = 1;
+  made.stages = stages;
+  made.blocks = 1;
+  made.step_bytes = row_bytes;
+  made.shared_bytes = shared_bytes;
+  made.tma = 1;
+  return made;
 }
 
 std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t images,
@@ -168,37 +197,40 @@ std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& til
 double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t pixels,
                       const RfGpu& gpu) {
   constexpr double m = kChainTmaPixels;
-  constexpr double kRow = kStepRowBytes;
+  const auto bytes = static_cast<double>(chain_bytes(problem));
+  const double row = kStepElements * bytes;
   const int64_t tiles = divide_up(pixels, kChainTmaPixels);
   const auto each = static_cast<double>(divide_up(tiles, gpu.multiprocessors));
   const auto steps = static_cast<double>(divide_up(problem.channels, kStepElements));
   const double inner = (tile.inner + tile.projected) / kStepElements;
   const double next = tile.next / kStepElements;
   const double area = m * kStepElements;
-  const double matrix = steps * area * (tile.inner + tile.projected + tile.next) / kWarpgroupUnit;
+  // The same bytes take the same time in every type.
+  const double matrix =
+      steps * area * (tile.inner + tile.projected + tile.next) * bytes / 2 / kWarpgroupUnit;
   // Of a step: filters; what both warpgroups' products read, TMA writes and reads, and epilogues
   // exchange for what they make.
-  const double filters = kRow * (inner * kStepElements + tile.next);
-  const double read =
-      inner * kRow * (m + kConsumers * kStepElements) + kConsumers * kRow * tile.next;
-  const double passed = read + filters + 4 * m * kRow;
-  const double ends = m * kRow * (inner + next);
-  const double shared = (steps * passed + ends + 2 * next * m * kRow) / kSharedBytes;
+  const double filters = row * (inner * kStepElements + tile.next);
+  const double read = inner * row * (m + kConsumers * kStepElements) + kConsumers * row * tile.next;
+  const double passed = read + filters + 4 * m * row;
+  const double ends = m * row * (inner + next);
+  const double shared = (steps * passed + ends + 2 * next * m * row) / kSharedBytes;
   const double stored = 1.0 / static_cast<double>(problem.out_stride * problem.out_stride);
-  const double moved = steps * (stored + (tile.projected > 0 ? 0 : 1)) * m * kRow + ends;
+  const double moved = steps * (stored + (tile.projected > 0 ? 0 : 1)) * m * row + ends;
   const double cache = steps * filters / kSameLines + moved / kCacheBytes;
   const double results = (steps + next) * area / kResults;
-  const double alone = matrix / kConsumers + results + steps * kStepWaits;
+  // Of e4m3 threads add up sums in parts.
+  const double adds = problem.dtype == kFloat8E4M3 ? steps / 2 * m * tile.next / kInstructions : 0;
+  const double alone = matrix / kConsumers + results + adds + steps * kStepWaits;
   const double longest = std::max({matrix, shared, cache, alone, moved / kMemoryBytes});
   return each * longest + 2 * kLatency;
 }
 
-int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64_t first,
-                       int64_t images, void* stream) {
-  const int index = plan.configuration - kFirstChainTma;
-  const ChainTmaFacts tile = chain_tma_tile(index);
+int chain_tma_arguments(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t first,
+                        int64_t images, ChainTmaArguments* to) {
   const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
-  ChainTmaArguments made{};
+  ChainTmaArguments& made = *to;
+  made = {};
   const std::array<Rows, 4> rows = rows_of(problem);
   ptx::TensorMap* const maps[] = {&made.x, &made.shortcut, &made.out, &made.following};
   int error = encode_tensor_map(weight_request(problem), &made.weight);
@@ -228,6 +260,15 @@ int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64
   made.reverse = problem.reverse != 0;
   made.dependent = problem.flow.dependent != 0;
   made.follows = problem.flow.follows != 0;
+  return 0;
+}
+
+int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64_t first,
+                       int64_t images, void* stream) {
+  const int index = plan.configuration - kFirstChainTma;
+  ChainTmaArguments made;
+  const int error = chain_tma_arguments(problem, chain_tma_tile(index), first, images, &made);
+  if (error != 0) return error;
   const auto blocks = static_cast<int32_t>(std::min<int64_t>(made.tiles, plan.blocks));
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;

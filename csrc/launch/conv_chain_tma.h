@@ -7,9 +7,14 @@
 #include "../device/chain_tma.h"
 #include "conv_chain.h"
 #include "conv_chain_tma_tiles.h"
-#include "tensor_map.h"
+#include "tma_request.h"
 
 namespace resnet_fused {
+
+// Bytes of a tensor's element.
+inline int64_t chain_bytes(const RfConvChain& problem) {
+  return element_bytes(element_of(problem.dtype));
+}
 
 // What the plan and the launch know of a tile at run time.
 struct ChainTmaFacts {
@@ -19,12 +24,22 @@ struct ChainTmaFacts {
   int32_t projected;
   int32_t shared_bytes;
 };
+
 // index: in ConvChainTmaTiles.
 ChainTmaFacts chain_tma_tile(int index);
+
+template <class Shape>
+ChainTmaFacts chain_tma_facts() {
+  return {Shape::kInner, Shape::kNext, Shape::kStages, Shape::kProjected, Shape::kSharedBytes};
+}
 
 // "tma_128x64_4s_k64": pixels and channels of next, stages, channels that it reads; behind it
 // "_d64", those that the shortcut projects, where it is made for that.
 std::string chain_tma_name(const ChainTmaFacts& tile);
+
+// A tile's entry of a table; row_bytes: of 64 channels.
+RfConvConfiguration chain_tma_configuration(int32_t next, int32_t stages, int32_t shared_bytes,
+                                            int32_t row_bytes = kStepRowBytes);
 
 // What keeps a problem from a tile, with the argument's name; empty if nothing does. images: of a
 // launch.
@@ -35,14 +50,19 @@ std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& til
 double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t pixels,
                       const RfGpu& gpu);
 
-// Launches images [first, first + images); 0 or a cudaError_t.
+// What a launch over images [first, first + images) is told, but for its factors; 0 or a
+// cudaError_t.
+int chain_tma_arguments(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t first,
+                        int64_t images, ChainTmaArguments* made);
+
+// Launches them; 0 or a cudaError_t.
 int run_conv_chain_tma(const RfConvChain& problem, const RfConvPlan& plan, int64_t first,
                        int64_t images, void* stream);
 
 // A tensor that threads store, in units of 16 bytes as ConvChainArguments has it, from image
-// `first` on; `out` as far as it is stored.
+// `first` on, of `element` bytes each; `out` as far as it is stored.
 ChainResult chain_result(void* data, const int64_t (&size)[4], const int64_t (&stride)[4],
-                         int64_t first);
+                         int64_t first, int64_t element = kTmaElementBytes);
 ChainResult chain_out(const RfConvChain& problem, int64_t first);
 
 // What keeps a problem's shortcut from a tile with room for so many projected channels, 0 for none;

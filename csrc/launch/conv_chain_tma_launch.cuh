@@ -7,10 +7,10 @@
 
 namespace resnet_fused {
 
-template <class T>
+template <class T, class Tiles = ConvChainTmaTiles>
 int launch_conv_chain_tma(const ChainTmaArguments& arguments, int index, int32_t blocks,
                           void* stream) {
-  return ConvChainTmaTiles::with(index, [&]<class Shape>() -> int {
+  return Tiles::with(index, [&]<class Shape>() -> int {
     return RF_LAUNCH_EARLY(arguments.follows, (conv_chain_tma_kernel<T, Shape>),
                            dim3(static_cast<uint32_t>(blocks)), dim3(kWarpgroupBlockThreads),
                            Shape::kSharedBytes, static_cast<cudaStream_t>(stream), arguments);

@@ -65,10 +65,12 @@ inline TensorMapRequest boxes_request(TensorElement element, const void* at,
   return request;
 }
 
-// A matrix of `rows` rows of `channels` channels, `stride` elements apart; boxes of `box` rows.
+// A matrix of `rows` rows of `channels` channels, `stride` elements apart; boxes of `box` rows with
+// `row` channels of each, or as many as are 128 bytes.
 inline TensorMapRequest rows_request(TensorElement element, const void* at, int64_t channels,
-                                     int64_t rows, int64_t stride, int32_t box) {
-  TensorMapRequest request = boxes_request(element, at);
+                                     int64_t rows, int64_t stride, int32_t box,
+                                     int32_t row = kStepRowBytes) {
+  TensorMapRequest request = boxes_request(element, at, row);
   request.rank = 2;
   request.sizes = {channels, rows};
   request.strides = {stride_bytes(element, rows, stride)};

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 import torch
 
 from ..cases import ChainCase
+from ..ops import _e4m3
 from ..ops.conv_chain import Answer, serves
 from ._ir import Graph, Step
 
 Shapes = dict[int, tuple[int, ...]]
-_SAME = frozenset({"add", "images", "relu"})
+_SAME = frozenset({"add", "images", "quantize", "relu"})
+_CONVS = frozenset({"conv_bn_act", "conv_bn_act_fp8"})
+_CHAINS = frozenset({"conv_chain", "conv_chain_fp8"})
 
 
 class Cut(NamedTuple):
@@ -57,7 +60,7 @@ def shapes_of(graph: Graph, examples: Sequence[torch.Tensor]) -> Shapes:
         o = step.options
         if step.kind in _SAME:
             found[step.output] = given
-        elif step.kind == "conv_bn_act":
+        elif step.kind in _CONVS:
             sizes = _sizes(given, step.tensors["weight"].shape[2:], o)
             found[step.output] = (given[0], step.tensors["weight"].shape[0], *sizes)
         elif step.kind == "max_pool":
@@ -70,13 +73,24 @@ def shapes_of(graph: Graph, examples: Sequence[torch.Tensor]) -> Shapes:
             window = {"padding": o["pool_padding"], "stride": o["pool_stride"]}
             outer = _sizes(inner, o["pool_kernel"], {**window, "dilation": [1, 1]})
             found[step.output] = (given[0], step.tensors["weight"].shape[0], *outer)
-        elif step.kind == "conv_chain":
+        elif step.kind in _CHAINS:
             by, after = o["out_stride"], step.tensors.get("next_weight")
             stored = (-(-size // by) for size in given[2:])
             found[step.outputs[0]] = (given[0], step.tensors["weight"].shape[0], *stored)
             if after is not None:
                 found[step.outputs[1]] = (given[0], after.shape[0], *given[2:])
     return found
+
+
+def narrow_values(graph: Graph) -> frozenset[int]:
+    """The values that are stored in e4m3."""
+    found: set[int] = set()
+    for step in graph.steps:
+        made = step.kind in ("quantize", "conv_chain_fp8")
+        made = made or (step.kind == "stem" and step.options.get("out_scale") is not None)
+        if made or step.options.get("out_dtype") is _e4m3.E4M3:
+            found.update(step.outputs)
+    return frozenset(found)
 
 
 def _sizes(given: Sequence[int], kernel: Sequence[int], o: dict[str, Any]) -> tuple[int, ...]:
@@ -90,7 +104,7 @@ def _sizes(given: Sequence[int], kernel: Sequence[int], o: dict[str, Any]) -> tu
 
 def _is_conv(step: Step, taps: int, stride: int, act: str, inputs: int) -> bool:
     """Whether a step is such a square convolution, padded to keep the size, of one group."""
-    if step.kind != "conv_bn_act" or len(step.inputs) != inputs:
+    if step.kind not in _CONVS or len(step.inputs) != inputs:
         return False
     o, pad = step.options, taps // 2
     window = list(step.tensors["weight"].shape[2:])
@@ -100,15 +114,16 @@ def _is_conv(step: Step, taps: int, stride: int, act: str, inputs: int) -> bool:
 
 
 class _Finder:
-    """Looks for cuts in one graph."""
+    """Looks for cuts in one graph, of layers in e4m3 or of the others."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, narrow: bool) -> None:
         self._steps, self._makers, self._readers = graph.steps, graph.makers(), graph.readers()
         self._results = set(graph.results())
+        self._narrow, self._in_e4m3 = narrow, narrow_values(graph)
 
     def cuts(self) -> list[list[Cut]]:
         """For each end the ways to cut around it, of two convolutions and more."""
-        ends = (at for at, s in enumerate(self._steps) if _is_conv(s, 1, 1, "relu", 2))
+        ends = (at for at in range(len(self._steps)) if self._is(at, 1, 1, "relu", 2))
         return [found for found in map(self._around, ends) if found]
 
     def _around(self, end: int) -> list[Cut]:
@@ -116,19 +131,27 @@ class _Finder:
         if step.inputs[0] == step.inputs[1]:
             return []
         front = self._only(step.inputs[0], end)
-        if front is not None and not _is_conv(self._steps[front], 3, 1, "relu", 1):
+        if front is not None and not self._is(front, 3, 1, "relu", 1):
             front = None
         projection = self._only(step.inputs[1], end)
         if projection is not None and not any(
-            _is_conv(self._steps[projection], 1, stride, "none", 1) for stride in (1, 2)
+            self._is(projection, 1, stride, "none", 1) for stride in (1, 2)
         ):
             projection = None
         readers = self._readers.get(step.output, [])
-        nexts = [at for at in readers if _is_conv(self._steps[at], 1, 1, "relu", 1)]
+        nexts = [at for at in readers if self._is(at, 1, 1, "relu", 1)]
         following = nexts[0] if nexts else None
         ways = itertools.product({front, None}, {projection, None}, {following, None})
         cuts = (Cut(end, *way, self._reader(step.output, way[2])) for way in ways)
         return [cut for cut in cuts if len(cut.positions) > 1]
+
+    def _is(self, at: int, *what: Any) -> bool:
+        """Whether a step is such a convolution of these layers; of e4m3 all that it has is."""
+        step = self._steps[at]
+        values = (*step.inputs, *step.outputs)
+        if self._narrow != (step.kind == "conv_bn_act_fp8") or not _is_conv(step, *what):
+            return False
+        return not self._narrow or self._in_e4m3.issuperset(values)
 
     def _only(self, value: int, reader: int) -> int | None:
         """The position of a value's maker, if nobody but `reader` sees it."""
@@ -142,9 +165,14 @@ class _Finder:
         return others[0] if _is_conv(self._steps[others[0]], 1, 2, "none", 1) else None
 
 
-def cuts(graph: Graph) -> list[list[Cut]]:
-    """For each block's last convolution the ways to take it together with its neighbours."""
-    return _Finder(graph).cuts()
+def cuts(graph: Graph, *, narrow: bool = False) -> list[list[Cut]]:
+    """For each block's last convolution the ways to take it together with its neighbours.
+
+    Args:
+        graph: with its layers fused.
+        narrow: of the layers in e4m3, in place of the others.
+    """
+    return _Finder(graph, narrow).cuts()
 
 
 def _case(graph: Graph, cut: Cut, shapes: Shapes) -> ChainCase | None:
@@ -173,7 +201,7 @@ def _chain(graph: Graph, cut: Cut, spare: int) -> Step:
     steps = graph.steps
     end = steps[cut.end]
     x, tensors = end.inputs[0], dict(end.tensors)
-    other, options = end.inputs[1], {"projection_stride": 1, "reverse": False}
+    other, options = end.inputs[1], {"projection_stride": 1}
     if cut.front is not None:
         front = steps[cut.front]
         x = front.inputs[0]
@@ -189,11 +217,26 @@ def _chain(graph: Graph, cut: Cut, spare: int) -> Step:
         after = following.output
         tensors.update({f"next_{name}": t for name, t in following.tensors.items()})
     options["out_stride"] = 1 if cut.reader is None else 2
+    kind = "conv_chain_fp8" if end.kind == "conv_bn_act_fp8" else "conv_chain"
+    if kind == "conv_chain":
+        options["reverse"] = False
+    else:
+        beside = (None if at is None else steps[at] for at in (cut.following, cut.front))
+        options |= _scales(end, *beside)
     parts = [steps[at] for at in cut.positions]
     return Step(
-        "conv_chain", "+".join(part.name for part in parts), (x, other), (end.output, after),
+        kind, "+".join(part.name for part in parts), (x, other), (end.output, after),
         tensors, options, pattern=" > ".join(part.pattern for part in parts),
     )  # fmt: skip
+
+
+def _scales(end: Step, following: Step | None, front: Step | None) -> dict[str, float]:
+    """What stored numbers of a chain in e4m3 are worth; a projection's is the shortcut's."""
+    others = {"next_out_scale": following, "front_out_scale": front}
+    found = {name: end.options[name] for name in ("residual_scale", "out_scale")}
+    return found | {
+        name: 1.0 if step is None else step.options["out_scale"] for name, step in others.items()
+    }
 
 
 def chained(
@@ -204,7 +247,7 @@ def chained(
     Args:
         graph: with its layers fused.
         examples: of the inputs.
-        dtype: of the activations.
+        dtype: of the activations; e4m3 for chains of the layers in that.
         device: where it is to run.
 
     Returns:
@@ -215,7 +258,7 @@ def chained(
     halved: set[int] = set()
     said: list[tuple[str, bool, str]] = []
     spare = 1 + max([*graph.inputs, *graph.makers()], default=0)
-    for around in cuts(graph):
+    for around in cuts(graph, narrow=dtype is _e4m3.E4M3):
         best: tuple[Cut, Answer] | None = None
         refusal = "its sizes are not known"
         for cut in around:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-FUSED = ("conv_bn_act", "conv_bn_act_fp8", "stem", "head", "conv_chain")
+FUSED = ("conv_bn_act", "conv_bn_act_fp8", "stem", "head", "conv_chain", "conv_chain_fp8")
 """Kinds of steps that are ops of this package."""
 
 

@@ -51,14 +51,28 @@ def _head(step: Step, values: Values) -> tuple[Any, ...]:
 _CHAIN = ("weight", "scale", "shift")
 
 
-def _conv_chain(step: Step, values: Values) -> tuple[Any, ...]:
-    t, o = step.tensors, step.options
+def _chain_operands(step: Step, values: Values) -> tuple[Any, ...]:
+    t = step.tensors
     projected = "projection_weight" in t
     shortcut = (None, values[1]) if projected else (values[1], None)
     rest = [t.get(f"{part}_{name}") for part in ("projection", "next", "front") for name in _CHAIN]
     own = [t[name] for name in _CHAIN]
+    return (values[0], *own, *shortcut, *rest)
+
+
+def _conv_chain(step: Step, values: Values) -> tuple[Any, ...]:
+    o = step.options
     options = (o["projection_stride"], o["out_stride"], o["reverse"])
-    return (values[0], *own, *shortcut, *rest, *options)
+    return (*_chain_operands(step, values), *options)
+
+
+_CHAIN_SCALES = ("residual_scale", "out_scale", "next_out_scale", "front_out_scale")
+
+
+def _conv_chain_fp8(step: Step, values: Values) -> tuple[Any, ...]:
+    o = step.options
+    scales = (o[name] for name in _CHAIN_SCALES)
+    return (*_chain_operands(step, values), o["projection_stride"], o["out_stride"], *scales)
 
 
 def _choose_conv(step: Step, args: tuple[Any, ...]) -> backends.Choice:
@@ -89,7 +103,7 @@ def _choose_head(step: Step, args: tuple[Any, ...]) -> backends.Choice:
 
 
 def _choose_chain(step: Step, args: tuple[Any, ...]) -> backends.Choice:
-    return importlib.import_module("resnet_fused.ops.conv_chain").choose(args)
+    return importlib.import_module(f"resnet_fused.ops.{step.kind}").choose(args)
 
 
 class Kind(NamedTuple):
@@ -108,6 +122,7 @@ KINDS = {
     "conv_bn_act": Kind(_conv_bn_act, _choose_conv),
     "conv_bn_act_fp8": Kind(_conv_bn_act_fp8, _choose_fp8),
     "conv_chain": Kind(_conv_chain, _choose_chain),
+    "conv_chain_fp8": Kind(_conv_chain_fp8, _choose_chain),
     "stem": Kind(_stem, _choose_stem),
     "head": Kind(_head, _choose_head),
 }

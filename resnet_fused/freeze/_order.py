@@ -46,6 +46,7 @@ def turned(
         The new graph; what was done (layers, whether any was turned, why).
     """
     shapes = _chains.shapes_of(graph, examples)
+    narrow = _chains.narrow_values(graph)
     backwards: set[int] = set()
     moved: dict[int, int] = {}
     steps, names = [], []
@@ -56,8 +57,11 @@ def turned(
             step = replace(step, options={**step.options, "reverse": True})
             backwards.update(step.outputs)
             names.append(step.name)
-        passed = sum(prod(shapes.get(v, (0,))) for v in (*step.inputs, *step.outputs))
-        moved.update(dict.fromkeys(step.outputs, passed * dtype.itemsize))
+        passed = sum(
+            prod(shapes.get(v, (0,))) * (1 if v in narrow else dtype.itemsize)
+            for v in (*step.inputs, *step.outputs)
+        )
+        moved.update(dict.fromkeys(step.outputs, passed))
         steps.append(step)
     size = f"the {held / 1e6:.0f} MB that the cache holds"
     if not names:

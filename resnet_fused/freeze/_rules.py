@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..nn import _prepared
 from ..nn._modules import is_frozen_type, structure
+from ..ops._e4m3 import E4M3
 from . import _chains, _order, _served
 from ._ir import Graph, Step
 
@@ -264,13 +265,17 @@ def _head(graph: Graph, place: Place) -> Applied:
 
 def _conv_chain(graph: Graph, place: Place) -> Applied:
     """Convolutions of neighbouring blocks by `conv_chain`, where that is predicted to win."""
-    if not _chains.cuts(graph):
-        return graph, []
-    reason = _served.refusal("conv_chain", place.device, place.dtype)
-    if reason is not None:
-        return graph, [Note("conv_chain", "all blocks", False, reason)]
-    graph, said = _chains.chained(graph, place.examples, place.dtype, place.device)
-    return graph, [Note("conv_chain", *one) for one in said]
+    notes: list[Note] = []
+    for op, dtype in (("conv_chain", place.dtype), ("conv_chain_fp8", E4M3)):
+        if not _chains.cuts(graph, narrow=dtype is E4M3):
+            continue
+        reason = _served.refusal(op, place.device, dtype)
+        if reason is not None:
+            notes.append(Note(op, "all blocks", False, reason))
+            continue
+        graph, said = _chains.chained(graph, place.examples, dtype, place.device)
+        notes += [Note(op, *one) for one in said]
+    return graph, notes
 
 
 def _batch_order(graph: Graph, place: Place) -> Applied:

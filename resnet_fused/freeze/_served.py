@@ -21,7 +21,7 @@ def refusal(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     it, and the single steps keep their packed weights.
 
     Args:
-        op: "stem", "head" or "conv_chain".
+        op: "stem", "head", "conv_chain" or "conv_chain_fp8".
         device: where the engine runs.
         dtype: of its activations.
     """

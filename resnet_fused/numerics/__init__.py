@@ -25,6 +25,7 @@ from resnet_fused.numerics.chains import (
     chain_operands,
     conv_chain_bound,
     conv_chain_expected,
+    conv_chain_fp8_expected,
     conv_chain_oracle,
 )
 from resnet_fused.numerics.checks import (
@@ -129,6 +130,7 @@ __all__ = [
     "conv_bn_wgrad_oracle",
     "conv_chain_bound",
     "conv_chain_expected",
+    "conv_chain_fp8_expected",
     "conv_chain_oracle",
     "conv_gradients_bound",
     "conv_gradients_oracle",

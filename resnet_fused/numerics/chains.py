@@ -9,6 +9,7 @@ off by before that rounding may be alike from channel to channel, and adds up as
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from resnet_fused._shapes import ChainShape
 from resnet_fused.numerics.bounds import conv_bn_act_bound, half_subnormal
 from resnet_fused.numerics.exact import exact_expected
+from resnet_fused.numerics.fp8 import E4M3, conv_bn_act_fp8_expected, conv_bn_act_fp8_oracle
 from resnet_fused.numerics.oracle import channels, check_choice, conv_bn_act_oracle, convolve
 from resnet_fused.numerics.tolerances import FOLD_DEVIATIONS, accumulator_dtype, unit_roundoff
 
@@ -184,6 +186,46 @@ def conv_chain_expected(
         shortcut = stage(o.projected, o.projection, None, "none", stride=projection_stride)
     out = stage(t, (o.weight, o.scale, o.shift), shortcut, "relu")
     following = None if o.next_weight is None else stage(out, o.next, None, "relu")
+    return out[:, :, ::out_stride, ::out_stride], following
+
+
+def conv_chain_fp8_expected(
+    operands: ChainOperands,
+    projection_stride: int,
+    out_stride: int,
+    scales: Sequence[float],
+) -> tuple[Tensor, Tensor | None]:
+    """What `conv_chain_fp8` must return, bit for bit, on `chain_operands` whose sums are exact.
+
+    Each convolution's result is rounded to e4m3, saturated, the projection's too.
+
+    Args:
+        operands: of the call, in e4m3.
+        projection_stride: of the projection.
+        out_stride: 2 for the even pixels of out.
+        scales: what a stored 1 of the shortcut, of out, of next and of the front's is worth.
+
+    Returns:
+        out and next, or None for it, in e4m3.
+    """
+    o = operands
+    residual_scale, out_scale, next_scale, front_scale = scales
+
+    def stage(
+        x: Tensor, weights: Any, scale: float, residual: Tensor | None = None, **how: Any
+    ) -> Tensor:
+        weight, factor, shift = weights
+        how |= {"residual_scale": residual_scale, "out_scale": scale}
+        oracle = conv_bn_act_fp8_oracle(x, weight, factor, shift, residual, **how)
+        return conv_bn_act_fp8_expected(oracle, E4M3).to(E4M3)
+
+    t = o.x if o.front_weight is None else stage(o.x, o.front, front_scale, padding=1)
+    shortcut = o.residual
+    if o.projected is not None:
+        how = {"stride": projection_stride, "act": "none"}
+        shortcut = stage(o.projected, o.projection, residual_scale, **how)
+    out = stage(t, (o.weight, o.scale, o.shift), out_scale, shortcut)
+    following = None if o.next_weight is None else stage(out, o.next, next_scale)
     return out[:, :, ::out_stride, ::out_stride], following
 
 

@@ -16,6 +16,7 @@ from .conv_bn_grad1x1 import conv_bn_grad1x1
 from .conv_bn_stats import conv_bn_stats
 from .conv_bn_wgrad import conv_bn_wgrad
 from .conv_chain import conv_chain
+from .conv_chain_fp8 import conv_chain_fp8
 from .conv_dgrad import conv_dgrad
 from .conv_wgrad import conv_wgrad
 from .head import head
@@ -38,6 +39,7 @@ __all__ = [
     "conv_bn_stats",
     "conv_bn_wgrad",
     "conv_chain",
+    "conv_chain_fp8",
     "conv_dgrad",
     "conv_wgrad",
     "head",

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from .. import _extension, admission, backends
-from . import _admitted, _cuda_fp8, _cuda_plan, _e4m3, _results
+from . import _admitted, _cuda_chain_fp8, _cuda_fp8, _cuda_plan, _e4m3, _results
 from ._cuda_sources import SOURCES
 from ._library import define
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FP8 = frozenset({_cuda_fp8.OP})
+FP8 = frozenset({_cuda_fp8.OP, _cuda_chain_fp8.OP})
 """Ops whose operands are e4m3, which wgmma alone multiplies here."""
 GRADIENTS = ("conv_dgrad", "conv_wgrad")
 ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem", *FP8})

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from .. import backends
 from ..cases import ChainCase, ConvCase
-from . import _admitted, _cuda_plan, _results, _tuned_calls
+from . import _cuda_fp8, _cuda_plan, _e4m3, _results, _tuned_calls
 
 OP = "conv_chain"
 OPERANDS = (
     "x", "weight", "residual", "projected", "projection_weight", "next_weight", "front_weight",
 )  # fmt: skip
 """What a plan depends on, beside the results and the options."""
+FP8 = "conv_chain_fp8"
+"""The same on e4m3 operands, whose parts are conv_bn_act_fp8's."""
 
 
 def supports_dtype(dtype: torch.dtype) -> str | None:
@@ -31,16 +33,19 @@ def supports_dtype(dtype: torch.dtype) -> str | None:
     return None
 
 
-def unfit(arguments: Sequence[Any]) -> str | None:
+def unfit(arguments: Sequence[Any], op: str = OP, planned: int | None = None) -> str | None:
     """Why no configuration that may be used takes a call, or None.
 
     Args:
         arguments: checked, in the schema's order; x is on the GPU.
+        op: `OP` or `FP8`.
+        planned: how many of the options a plan depends on; None for all.
     """
     given = dict(zip(_results.FORMS[OP].operands, arguments, strict=False))
     x = given["x"]
     out, following = _results_like(*arguments)
-    made = problem_of(given, out, following, arguments[len(given) :], real=False)
+    options = arguments[len(given) :][:planned]
+    made = problem_of(given, out, following, options, real=False, op=op)
     return _cuda_plan.refused(made, x.device)
 
 
@@ -64,6 +69,7 @@ def problem_of(
     options: Sequence[Any],
     *,
     real: bool = True,
+    op: str = OP,
 ) -> _cuda_plan.Problem:
     """What a plan depends on; operands are copied to channels_last where they lie otherwise.
 
@@ -71,8 +77,9 @@ def problem_of(
         given: the op's operands by name.
         out: a result that the kernel can write, or a tensor like it.
         following: likewise.
-        options: projection_stride, out_stride, reverse.
+        options: projection_stride, out_stride and, of `OP`, reverse.
         real: False makes no copies, but what a plan takes for them.
+        op: `OP` or `FP8`.
     """
     made, notes = [], []
     for name in OPERANDS:
@@ -84,7 +91,7 @@ def problem_of(
                 notes.append(f"{name} is copied to channels_last")
             t = moved
         made.append(t)
-    return _cuda_plan.Problem(OP, (*made, following), tuple(options), out, tuple(notes))
+    return _cuda_plan.Problem(op, (*made, following), tuple(options), out, tuple(notes))
 
 
 def launch(
@@ -111,44 +118,55 @@ def launch(
     names = _results.FORMS[OP].operands
     given = dict(zip(names, arguments, strict=False))
     out, following, *options = arguments[len(names) :]
-    target, last = (
-        _channels_last(t) if _cuda_plan.misses_channels(t, t.shape[1]) else t
-        for t in (out, following)
-    )
-    made = problem_of(given, target, last, options)
     case = _tuned_calls.case_of((*given.values(), *options))
-    made = made._replace(call=_tuned_calls.chain_call(case, given["x"].dtype))
+    call = _tuned_calls.chain_call(case, given["x"].dtype)
+    how = {"call": call, "wish": wish, "dependent": dependent, "follows": follows}
+    return run(OP, given, (out, following), options, options, **how)
+
+
+def run(
+    op: str,
+    given: dict[str, Any],
+    results: tuple[Tensor, Tensor],
+    planned: Sequence[Any],
+    options: Sequence[Any],
+    *,
+    call: Any = None,
+    wish: tuple[int, int] | None = None,
+    dependent: bool = False,
+    follows: bool = False,
+) -> bool:
+    """A launch of `OP` or `FP8`.
+
+    Args:
+        op: which.
+        given: the op's operands by name.
+        results: out and following.
+        planned: what of the options a plan depends on.
+        options: what the kernel is told behind its operands.
+        call: what tuning's entry is found by.
+        wish: as of `launch`, like what follows and is returned and raised.
+        dependent: see there.
+        follows: see there.
+    """
+    out, following = results
+    target, last = (
+        _channels_last(t) if _cuda_plan.misses_channels(t, t.shape[1]) else t for t in results
+    )
+    made = problem_of(given, target, last, planned, op=op)._replace(call=call)
     x, weight, residual, projected, projection_weight, next_weight, front_weight, _ = made.operands
     # Behind a copy no kernel follows another: what it copies may be what is taken for constant.
     copied = any(given[name] is not t for name, t in zip(OPERANDS, made.operands, strict=False))
-    _cuda_plan.raw(OP, "out")(
+    _cuda_plan.raw(op, "out")(
         x, weight, given["scale"], given["shift"], residual, projected, projection_weight,
         given["projection_scale"], given["projection_shift"], next_weight, given["next_scale"],
         given["next_shift"], front_weight, given["front_scale"], given["front_shift"], *options,
-        dependent, follows and not copied, *(wish or wanted(made)), target, last,
+        dependent, follows and not copied, *(wish or _cuda_plan.wanted(made)), target, last,
     )  # fmt: skip
     for written, result in ((target, out), (last, following)):
         if written is not result:
             result.copy_(written)
     return target is not out or last is not following
-
-
-def wanted(problem: _cuda_plan.Problem) -> tuple[int, int]:
-    """Configuration and splits to ask for: the launch's own choice wherever that may be taken.
-
-    Raises:
-        LookupError: no admitted configuration takes it.
-    """
-    device = problem.out.device
-    if (one := _cuda_plan.tuned(problem, device)) is not None:
-        return one.configuration, one.splits
-    if _cuda_plan.complete(OP, device):
-        return -1, 0
-    names = _admitted.names(OP, "cuda", device)
-    found = _cuda_plan.choose(problem, _cuda_plan.gpu(device), names)
-    if found.configuration < 0:
-        raise LookupError(f"{OP}.cuda: {found.why}")
-    return found.configuration, found.splits
 
 
 def predict(
@@ -160,13 +178,13 @@ def predict(
 
     Args:
         case: sizes, at least one pixel.
-        dtype: of its activations, 16 bits.
+        dtype: of its activations, 16 bits or e4m3.
         about: the GPU's numbers, as of `_cuda_plan.gpu`.
         names: of the configurations that may be used; None for all.
 
     Returns:
-        Cycles of the kernel and of conv_bn_act for each of `case.parts`, and its configuration;
-        or why none takes it.
+        Cycles of the kernel and of the convolution's own op for each of `case.parts`, and its
+        configuration; or why none takes it.
     """
     image = functools.partial(_image, dtype)
     plain = (case.n, case.c, case.h, case.w)
@@ -180,8 +198,9 @@ def predict(
         "front_weight": image(case.k, case.front, 3, 3) if case.front else None,
     }
     following = image(case.n, case.m, case.h, case.w)
-    options = (case.projection_stride, case.out_stride, False)
-    made = problem_of(given, image(*case.stored_shape), following, options, real=False)
+    strides = case.projection_stride, case.out_stride
+    op, options = (FP8, strides) if dtype is _e4m3.E4M3 else (OP, (*strides, False))
+    made = problem_of(given, image(*case.stored_shape), following, options, real=False, op=op)
     found = _cuda_plan.choose(made, about, names)
     if found.configuration < 0:
         return found.why
@@ -195,12 +214,15 @@ def _image(dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 def _part(case: ConvCase, dtype: torch.dtype, about: Sequence[int]) -> float:
-    """Cycles of one convolution by the launch of conv_bn_act."""
+    """Cycles of one convolution by the launch of its own op."""
     image = functools.partial(_image, dtype)
     out = image(*case.output_shape)
     operands = image(*case.input_shape), image(*case.weight_shape), out if case.residual else None
     geometry = (case.stride, case.padding, case.dilation, case.groups)
-    made = _cuda_plan.problem_of("conv_bn_act", operands, geometry, out, real=False)
+    if dtype is _e4m3.E4M3:
+        made = _cuda_fp8.problem_of(operands, geometry, out, real=False)
+    else:
+        made = _cuda_plan.problem_of("conv_bn_act", operands, geometry, out, real=False)
     return _cuda_plan.plan(made, about).cycles
 
 

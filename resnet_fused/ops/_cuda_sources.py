@@ -6,6 +6,7 @@ A test compares them with what the launches and the bindings include.
 from __future__ import annotations
 
 from ._cuda_pass_sources import of_pass, of_vectors
+from ._cuda_sources_fp8 import CONV_CHAIN_FP8
 
 _SHARED = (
     "csrc/bindings/arguments.cpp",
@@ -334,9 +335,14 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_wgrad_float32.cu",
         "csrc/launch/conv_wgrad_launch.cuh",
     ),
+    "conv_chain_fp8": (
+        *(name for name in _SHARED if name not in _OF_MMA),
+        *CONV_CHAIN_FP8,
+    ),
     "conv_chain": (
         *_COMMON,
         "csrc/bindings/conv_chain.cpp",
+        "csrc/bindings/conv_chain.h",
         "csrc/device/block_walk.h",
         "csrc/device/chain_box.h",
         "csrc/device/chain_epilogue.h",
@@ -345,6 +351,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/chain_loader.h",
         "csrc/device/chain_stream.h",
         "csrc/device/chain_tma.h",
+        "csrc/device/chain_types.h",
         "csrc/device/chain_window.h",
         "csrc/device/conv_window.h",
         "csrc/device/dependent.h",

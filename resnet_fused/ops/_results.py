@@ -258,6 +258,7 @@ FORMS = {
     "stem": Form({"x": 0, "weight": 1, "scale": 2, "shift": 3, "input_norm": 4}, 5, _of_stem),
     "head": Form({"x": 0, "weight": 1, "bias": 2}, 3, _of_head),
 }
+FORMS["conv_chain_fp8"] = FORMS["conv_chain"]
 
 
 def body(op: str, launch: Callable[..., None]) -> Callable[..., Any]:

@@ -32,6 +32,7 @@ from . import (
     _checks,
     _cuda_chain,
     _cuda_plan,
+    _e4m3,
     _entering,
     _results,
     _triton,
@@ -183,10 +184,11 @@ def serves(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
 
     Args:
         case: sizes of the call; its name and tags mean nothing here.
-        dtype: of the activations.
+        dtype: of the activations; e4m3 asks for `conv_chain_fp8`.
         device: that it would run on.
     """
-    call = backends.Call("conv_chain", device.type, dtype, residual=True, index=device.index)
+    op = _op_of(dtype)
+    call = backends.Call(op, device.type, dtype, residual=True, index=device.index)
     choice = backends.choose(call)
     misfit = None
     while choice.implementation.name in backends.GPU_BACKENDS:
@@ -204,6 +206,10 @@ def serves(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
     return Answer(reason, False, f"no kernel: {reason}")
 
 
+def _op_of(dtype: torch.dtype) -> str:
+    return _cuda_chain.FP8 if dtype is _e4m3.E4M3 else "conv_chain"
+
+
 def _answered(found: _chain_plan.Prediction, tuned: _tuned.Tuned | None) -> Answer:
     """What tuning measured, else the prediction."""
     if tuned is None:
@@ -216,7 +222,7 @@ def _predicted(
     implementation: str, case: ChainCase, dtype: torch.dtype, device: torch.device
 ) -> _chain_plan.Prediction | str:
     """What an implementation's kernel is predicted to save, or why it can't take the case."""
-    names = _admitted.names("conv_chain", implementation, device)
+    names = _admitted.names(_op_of(dtype), implementation, device)
     if implementation == "cuda":
         return _chain_plan.predict_cuda(case, dtype, _cuda_plan.gpu(device), names)
     return _chain_plan.predict(case, dtype, _limits.limits(device), names)
