@@ -200,7 +200,8 @@ def test_planted_faults_are_seen(name, monkeypatch):
 
     text, other = PLANTS[name]
     operands = operands_of(ODD)
-    operands[0][0, 3, 2, 2] = NAN
+    if "NaN" in name:  # no statistics are left then
+        operands[0][0, 3, 2, 2] = NAN
     p = plan("64x64_4w4s", 2 if "part" in name else 1)
     wanted = by_two(ODD, operands, p)
     assert same(launch(ODD, operands, p), wanted)

@@ -120,7 +120,7 @@ def _ends(types: Iterable[str]) -> list[Spec]:
     for shape in END_SHAPES:
         for kind in types:
             for tile in _block_end.TILES:
-                sample = (shape.c, kind, tile.name) == (512, "bf16", "64x128_4w4s")
+                sample = (shape.c, kind, tile.name) == (512, "bf16", "64x64_4w4s")
                 found += [
                     (END, shape, kind, "nhwc", tile.name, sample, form) for form in ("norm", "")
                 ]
