@@ -194,7 +194,8 @@ CHUNKS = cases.ConvCase("mutants_chunks", 1, 8, 66, 67, 40)
 def stats_trials() -> Iterator[Trial]:
     """Every way of reading, splitting and merging of conv_bn_stats' kernel."""
     tiles = emulated_shapes.tiles("conv_bn_stats")
-    wide, narrow = (max(i for i, t in enumerate(tiles) if t["wide"] == w) for w in (True, False))
+    mma = [(i, t["wide"]) for i, t in enumerate(tiles) if not t["tma"]]
+    wide, narrow = (max(i for i, reads in mma if reads == w) for w in (True, False))
     dtypes = (torch.bfloat16, torch.float32)
     runs = [
         (case, index, dtype, splits, exact, prologue)
