@@ -1,19 +1,17 @@
-"""conv_bn_stats by TMA and wgmma, emulated: numbers, statistics, costs, the plan, the self-check."""
+"""conv_bn_stats by TMA and wgmma, emulated: numbers, costs, the plan, the self-check."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import conv_by_tma
 import emulated
-import emulated_stats
 import pytest
 import test_emulated_stats as stats_tests
 import torch
 from conv_by_tma import CASES, DTYPES, FEW
 from emulated import Schedule
 from matrix import SPREADS, spread_values
-from test_emulated_stats import call, operands, planned, problem, require, require_stats
+from test_emulated_stats import call, operands, planned, require, require_stats
 
 from resnet_fused import cases
 from resnet_fused.cases import ConvCase
@@ -239,5 +237,3 @@ def test_strided_images_and_outputs_are_right():
 def test_the_self_check_passes(name):
     names = tuple(tile["name"] for tile in emulated.load().conv_bn_stats_configurations())
     _cuda_stats_checks.check(name, "cpu", stats_tests.launch, stats_tests.plan_index, names)
-
-
