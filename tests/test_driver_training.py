@@ -154,6 +154,22 @@ def test_a_weights_gradient_in_float32(dtype, data):
 
 
 @both
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--configuration", "tma_s128x64_6s_t", "--stride", 2),
+        ("--configuration", "tma_s192x128_4s", "--c", 64, "--k", 136, "--order", "shuffled"),
+        ("--configuration", "tma_s256x128_3s_2c", "--r", 1, "--s", 1, "--padding", 0),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_conv_bn_stats_by_tma_is_right(dtype, options, data):
+    record = right(*STATS, "--dtype", dtype, "--data", data, *options)
+    assert record["plan"].startswith(f"{options[1]}, 1 splits")
+    assert record["worst"] > (0.005 if data == "integers" else 0.05)  # of the statistics
+
+
+@both
 @pytest.mark.parametrize("total", [(), ("--total",)], ids=["count", "total"])
 @pytest.mark.parametrize(
     ("op", "options"),
@@ -238,8 +254,15 @@ MERGING = {
 """Calls in which blocks leave sums to the last of them."""
 
 
+# Its faults are tests/test_emulated_stats_sm90_faults.py's.
+BY_TMA = (
+    *STATS, "--dtype", "bfloat16", "--c", 8, "--k", 72, "--configuration", "tma_s128x64_6s_t",
+    "--n", 6,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("resident", [1, 2, 4])
-@pytest.mark.parametrize("options", MERGING.values(), ids=MERGING)
+@pytest.mark.parametrize("options", [*MERGING.values(), BY_TMA], ids=[*MERGING, "by_tma"])
 def test_thread_sanitizer_is_content(options, resident):
     right(*options, "--resident-blocks", resident, variant="tsan", timeout=170)
 

@@ -124,3 +124,38 @@ def test_windows_are_held_to_registers_shared_memory_and_copies():
         given = {"name": HALO, "arch": "80", "registers": 168, "instructions": dict(HALO_CODE)}
         (failure,) = rules.Kernel(**given | changes).failures()
         assert said in failure
+
+
+STATS_BY_TMA = (
+    "_ZN12resnet_fused24conv_bn_stats_tma_kernelINS_8BFloat16ENS_14WarpgroupShapeILNS_11OrientationE1"
+    "ELNS_9ConsumersE0ELi256ELi128ELi3ELi1EEEEEvNS_21ConvStatsTmaArgumentsE"
+)
+STATS_CODE = {
+    "HGMMA.64x256x16.F32.BF16": 4, "UTMALDG.4D": 2, "UTMALDG.2D": 1, "UTMALDG.4D.IM2COL": 1,
+    "UTMASTG.3D": 1, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4, "STSM.16.MT88.4": 16,
+    "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1, "SHFL.BFLY": 8,
+    "ATOMG.E.ADD.STRONG.GPU": 2, "DFMA": 84,
+}  # fmt: skip
+
+
+def test_statistics_by_tma_are_held_to_their_instructions():
+    name = rules.short_name(STATS_BY_TMA)
+    assert name == "conv_bn_stats_tma<BFloat16, channels left 256x128 3 stages>"
+
+    def failures(**code):
+        counts = STATS_CODE | {key.replace("_", "."): count for key, count in code.items()}
+        early = rules.Early(waits=1, triggers=1, constants=1)
+        kernel = rules.Kernel(STATS_BY_TMA, "90a", 168, instructions=counts, early=early)
+        return kernel.failures()
+
+    assert failures() == []
+    for planted, words in (
+        ({"SHFL_BFLY": 7}, "7 SHFL"),
+        ({"ATOMG_E_ADD_STRONG_GPU": 1}, "1 ATOM"),
+        ({"DFMA": 3}, "3 DFMA"),
+        ({"STSM_16_MT88_4": 15}, "15 STSM"),
+        ({"UTMALDG_2D": 0}, "3 UTMALDG"),
+        ({"UTMASTG_3D": 0}, "0 UTMASTG"),
+    ):
+        (failure,) = failures(**planted)
+        assert words in failure

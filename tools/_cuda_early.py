@@ -70,6 +70,10 @@ RULES = {
     "conv_bn_act_tma_kernel": Rule(
         frozenset({0x270, 0x278}), frozenset(), True, frozenset({0x70 + 128})
     ),
+    # The same arguments, and behind them what parts leave: arrivals, moments, merged ones, stats.
+    "conv_bn_stats_tma_kernel": Rule(
+        frozenset(), frozenset(range(0x70 + 800, 0x70 + 832, 8)), True, frozenset({0x70 + 128})
+    ),
     # The same arguments, and behind them residual and out.
     "conv_bn_act_cluster_kernel": Rule(
         frozenset({0x270, 0x278}), frozenset({0x370, 0x378}), True, frozenset({0x70 + 128})

@@ -12,7 +12,14 @@ from _cuda_chain_rules import chain_by_tma, chain_tma_tile_of, is_e4m3_chain
 from _cuda_cluster import by_cluster, cluster_of
 from _cuda_dgrad_rules import dgrad_by_tma, dgrad_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
-from _cuda_stats_rules import grad1x1_name, measuring, merged_gradients, summing, windows
+from _cuda_stats_rules import (
+    MEASURED_BY_TMA,
+    grad1x1_name,
+    measuring,
+    merged_gradients,
+    summing,
+    windows,
+)
 from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
 from _cuda_window import by_window, chain_by_stream, chain_by_window, chain_name, window_of
 
@@ -244,15 +251,16 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
         return _by_tma(kernel, tile, _cuda_fp8_rules.product(tile.columns), counts)
     stores = tile.channels // 64 if tile.pixels_left else 1
     # Weights twice, before the wait and behind it; pixels by both ways; the shortcut in boxes.
-    loads = 4 + stores
     staged = tile.columns // 16
     counts = {
-        "UTMALDG.*": loads,
+        "UTMALDG.*": 4 + stores,
         r"UTMALDG\.4D\.IM2COL": 1,
         "UTMASTG.*": stores,
         r"STSM\b.*": 2 * staged,  # with and without a shortcut
         r"LDSM\b.*": staged,
     }
+    if "conv_bn_stats_" in kernel.name:  # of a shortcut nothing
+        counts |= {"UTMALDG.*": 4, r"STSM\b.*": staged, r"LDSM\b.*": 0, **MEASURED_BY_TMA}
     if tile.sharing > 1:  # filters come to all; barriers when it begins and ends
         counts |= {r"UTMALDG\.4D\.MULTICAST": 2, "UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
     return _by_tma(kernel, tile, rf"HGMMA\.64x{tile.columns}x16\.F32.*", counts)
@@ -353,6 +361,7 @@ RULES = {
     "conv_bn_grad1x1_kernel": merged_gradients,
     "conv_bn_act_kernel": _convolution,
     "conv_bn_act_tma_kernel": _convolution_by_tma,
+    "conv_bn_stats_tma_kernel": _convolution_by_tma,
     "conv_bn_act_window_kernel": by_window,
     "conv_bn_act_cluster_kernel": by_cluster,
     "network_kernel": _network,

@@ -17,6 +17,11 @@ def windows(pixels: int) -> int:
     return ZERO_ROWS + WINDOWS * (pixels + 2 * (WIDTH + 1))
 
 
+# Two channels a thread, each in two sums of two shuffles; arrivals of a chunk of parts, and of the
+# chunks; what tiles leave, added up in float64.
+MEASURED_BY_TMA = {r"SHFL\.BFLY.*": 2 * 2 * 2, r"ATOM.*STRONG\.GPU.*": 2, "DFMA.*": 4}
+
+
 def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
     """The gates of the statistics, as sentences.
 

@@ -237,7 +237,7 @@ RF_DEVICE void merge_gradient_sums(const ConvBnDgradArguments& arguments,
     into.first += static_cast<double>(part.first);
     into.second += static_cast<double>(part.second);
   };
-  merge_chunks(
+  merge_chunks<Shape>(
       arguments.arrivals + where.index * static_cast<uint32_t>(arguments.all.count() + 1),
       arguments.all, row, scratch, thread,
       [&](int32_t first, int32_t last) {

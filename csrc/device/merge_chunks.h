@@ -10,14 +10,25 @@
 
 namespace resnet_fused {
 
-// Whether this block is the last one of `blocks` that arrive at a counter; then it may read what
-// all of them wrote before. `scratch`: 4 bytes of shared memory that nobody else uses.
+// Those who merge a column wait for each other: all threads of a block, or whom the shape names.
+template <class Shape>
+RF_DEVICE void meet() {
+  if constexpr (requires { Shape::meet(); }) {
+    Shape::meet();
+  } else {
+    ptx::sync_threads();
+  }
+}
+
+// Whether these threads are the last ones of `blocks` that arrive at a counter; then they may read
+// what all of them wrote before. `scratch`: 4 bytes of shared memory that nobody else uses.
+template <class Shape>
 RF_DEVICE bool last_to_arrive(uint32_t* counter, int32_t blocks, ptx::SharedAddress scratch,
                               uint32_t thread) {
   ptx::fence_acq_rel_gpu();
-  ptx::sync_threads();
+  meet<Shape>();
   if (thread == 0) ptx::store_shared(scratch, ptx::atomic_add_acq_rel(counter, 1u));
-  ptx::sync_threads();
+  meet<Shape>();
   if (ptx::load_shared<uint32_t>(scratch) + 1 != static_cast<uint32_t>(blocks)) return false;
   ptx::fence_acq_rel_gpu();
   return true;
@@ -49,7 +60,7 @@ RF_DEVICE ColumnSums sum_parts(int32_t first, int32_t last, ptx::SharedAddress s
   }
   if constexpr (kLanes > 1) {
     if (lane > 0) ptx::store_shared(scratch + (thread - Shape::kN) * sizeof(ColumnSums), sums);
-    ptx::sync_threads();
+    meet<Shape>();
 #pragma unroll
     for (int i = 0; i + 1 < kLanes && lane == 0; ++i) {
       const auto more =
@@ -64,7 +75,7 @@ RF_DEVICE ColumnSums sum_parts(int32_t first, int32_t last, ptx::SharedAddress s
 // Behind what this block has left of its tile. `arrivals`: of the tile's column, a counter for each
 // chunk and one for the chunks. of_tiles(first, last): their value; keep(chunk, value) stores it
 // for of_chunks(count); finish(value) is the last block's.
-template <class OfTiles, class Keep, class OfChunks, class Finish>
+template <class Shape, class OfTiles, class Keep, class OfChunks, class Finish>
 RF_DEVICE void merge_chunks(uint32_t* arrivals, const TileChunks& all, int32_t tile,
                             ptx::SharedAddress scratch, uint32_t thread, const OfTiles& of_tiles,
                             const Keep& keep, const OfChunks& of_chunks, const Finish& finish) {
@@ -72,11 +83,11 @@ RF_DEVICE void merge_chunks(uint32_t* arrivals, const TileChunks& all, int32_t t
   const int32_t chunks = all.count();
   const int32_t first = all.begin(chunk);
   const int32_t end = all.begin(chunk + 1);
-  if (!last_to_arrive(arrivals + chunk, end - first, scratch, thread)) return;
+  if (!last_to_arrive<Shape>(arrivals + chunk, end - first, scratch, thread)) return;
   auto merged = of_tiles(first, end);
   if (chunks > 1) {
     keep(chunk, merged);
-    if (!last_to_arrive(arrivals + chunks, chunks, scratch, thread)) return;
+    if (!last_to_arrive<Shape>(arrivals + chunks, chunks, scratch, thread)) return;
     merged = of_chunks(chunks);
   }
   finish(merged);

@@ -18,6 +18,18 @@
 
 namespace resnet_fused {
 
+// One part more, of so many pixels.
+RF_DEVICE void add_around(double pivot, double pixels, double mean, double m2, ColumnSums& into) {
+  const double off = mean - pivot;
+  into.first += pixels * off;
+  into.second += m2 + pixels * off * off;
+}
+
+RF_DEVICE WideMoments moments_around(double pivot, double pixels, const ColumnSums& sums) {
+  const double m2 = sums.second - sums.first * sums.first / pixels;
+  return WideMoments{pivot + sums.first / pixels, m2 < 0.0 ? 0.0 : m2};
+}
+
 // Merges the parts first <= i < last of this thread's column, as sum_parts does. load(i): the
 // moments of part i; before(i): pixels of all parts ahead of it.
 template <class Shape, class Load, class Before>
@@ -26,31 +38,26 @@ RF_DEVICE WideMoments merge_parts(int32_t first, int32_t last, ptx::SharedAddres
   const double pivot = load(first).mean;
   const ColumnSums sums = sum_parts<Shape>(
       first, last, scratch, thread, load, [&](ColumnSums& into, int32_t i, const auto& part) {
-        const auto pixels = static_cast<double>(before(i + 1) - before(i));
-        const double off = static_cast<double>(part.mean) - pivot;
-        into.first += pixels * off;
-        into.second += static_cast<double>(part.m2) + pixels * off * off;
+        add_around(pivot, static_cast<double>(before(i + 1) - before(i)), part.mean, part.m2, into);
       });
-  const auto pixels = static_cast<double>(before(last) - before(first));
-  const double m2 = sums.second - sums.first * sums.first / pixels;
-  return WideMoments{pivot + sums.first / pixels, m2 < 0.0 ? 0.0 : m2};
+  return moments_around(pivot, static_cast<double>(before(last) - before(first)), sums);
 }
 
 // Behind the moments of this block's tile, which it has stored. `ring` and `scratch`: shared memory
-// that nobody else uses any more, 16 bytes a thread and 4 bytes.
-template <class Shape>
-RF_DEVICE void merge_moments(const ConvBnStatsArguments& arguments, const MeasuredColumn& where,
-                             int32_t tile, ptx::SharedAddress ring, ptx::SharedAddress scratch,
-                             uint32_t thread) {
-  const PixelTiles& measured = arguments.measured;
-  const int32_t filters = arguments.channels * arguments.tiles.groups;
-  const TileChunks chunks{measured.tiles};
+// that nobody else uses any more, 16 bytes a thread and 4 bytes. Arguments: of a kernel that
+// measures; see stats_geometry.h and stats_walk.h.
+template <class Shape, class Arguments>
+RF_DEVICE void merge_moments(const Arguments& arguments, const MeasuredColumn& where, int32_t tile,
+                             ptx::SharedAddress ring, ptx::SharedAddress scratch, uint32_t thread) {
+  const auto& measured = arguments.measured;
+  const int32_t filters = arguments.filters();
+  const TileChunks chunks{measured.count()};
   const auto column = static_cast<int32_t>(thread % Shape::kN);
   const bool known = column < where.columns;
   const bool writes = known && thread < Shape::kN;
   // Of a column that does not exist the first one's, for nobody.
   const int64_t channel = where.channel + (known ? column : 0);
-  merge_chunks(
+  merge_chunks<Shape>(
       arguments.arrivals + where.index * static_cast<uint32_t>(chunks.count() + 1), chunks, tile,
       scratch, thread,
       [&](int32_t first, int32_t last) {

@@ -35,6 +35,7 @@ struct PixelTiles {
   int32_t first_tile;  // of this one
   int32_t rows;        // of a whole tile
 
+  RF_HOST_DEVICE int32_t count() const { return tiles; }
   // Pixels of all tiles ahead of one: the last tile of a launch may have fewer than others.
   RF_HOST_DEVICE int64_t before(int32_t tile) const {
     const int32_t launch = tile < tiles_a_launch ? 0 : tile / tiles_a_launch;
@@ -64,6 +65,8 @@ struct ConvBnStatsArguments {
   float* stats;         // [2, K]: mean, M2
   void* counters;       // of the splits and of the statistics: for the launch, which clears them
   int64_t cleared_bytes;
+
+  RF_HOST_DEVICE int32_t filters() const { return channels * tiles.groups; }
 };
 
 }  // namespace resnet_fused

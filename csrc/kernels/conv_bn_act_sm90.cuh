@@ -108,43 +108,47 @@ RF_DEVICE void sum_tile_in_parts(float (&d)[Shape::kColumns / 2],
   }
 }
 
-template <class T, class Shape>
-RF_DEVICE void consume(const ConvTmaArguments& arguments, const RingOf<Shape>& ring,
-                       ptx::SharedAddress shared, TileWalk walk, uint32_t consumer,
-                       uint32_t thread) {
-  const ptx::TensorMap* const residual = arguments.has_residual ? &arguments.residual : nullptr;
+// Where a consumer's part of the walk's tile begins in the output.
+template <class Shape>
+RF_DEVICE OutputPlace place_of(const TileWalk& walk, uint32_t consumer) {
+  const TmaTile tile = own_tile<Shape>(walk);
+  OutputPlace place{tile.channels * Shape::kChannels, tile.group, tile.pixels * Shape::kPixels};
+  if (Shape::kTogether) {
+    (Shape::kPixelsLeft ? place.pixel : place.channel) +=
+        static_cast<int32_t>(consumer) * kWarpgroupRows;
+  }
+  return place;
+}
+
+// To the consumer's own first tile.
+template <class Shape>
+RF_DEVICE void skip_others(TileWalk& walk, uint32_t consumer) {
+  if (!Shape::kTogether && consumer == 1) walk.next();
+}
+
+// The tiles of one consumer. begin(place): while a tile's first products run; finish(d, place): of
+// its sums.
+template <class T, class Shape, class Begin, class Finish>
+RF_DEVICE void consume_tiles(const ConvTmaArguments& arguments, const RingOf<Shape>& ring,
+                             ptx::SharedAddress shared, TileWalk walk, uint32_t consumer,
+                             uint32_t thread, const Begin& begin_tile, const Finish& finish_tile) {
   using Types = ConvTypes<T>;
-  using Epilogue = typename Types::template Epilogue<Shape::kOrientation, Shape::kColumns>;
-  static_assert(Epilogue::kStagingBytes <= Shape::kStagingBytes);
-  Epilogue epilogue(
-      {shared + Shape::kStagingAt + consumer * Shape::kStagingBytes,
-       shared + Shape::kVectorsAt + consumer * Shape::kVectorsBytes,
-       shared + Shape::kResidualAt + consumer * kBarrierBytes, static_cast<int>(1 + consumer)},
-      thread);
   Turns turns(shared + Shape::kTurnsAt, consumer);
   const uint32_t row = Shape::kTogether ? consumer * kWarpgroupRows : 0;  // of the left side
   const bool releases = thread % 32 < Shape::kSharing;
   RingPlace<Shape::kStages> at;
-  if (!Shape::kTogether && consumer == 1) {
-    at.skip(arguments.steps);
-    walk.next();
-  }
-  const auto act = Types::act(arguments);
+  if (!Shape::kTogether && consumer == 1) at.skip(arguments.steps);
+  skip_others<Shape>(walk, consumer);
   constexpr int kSums = Shape::kColumns / 2;
   float d[kSums];
   float part[Types::kInParts ? kSums : 1];
   clear(d);
   clear(part);
   while (!walk.done()) {
-    const TmaTile tile = own_tile<Shape>(walk);
-    OutputPlace place{tile.channels * Shape::kChannels, tile.group, tile.pixels * Shape::kPixels};
-    (Shape::kPixelsLeft ? place.pixel : place.channel) += static_cast<int32_t>(row);
-    const int32_t channel = tile.group * arguments.channels;
-    const ChannelVectors vectors{arguments.scale + channel, arguments.shift + channel,
-                                 arguments.channels};
+    const OutputPlace place = place_of<Shape>(walk, consumer);
     if constexpr (!Shape::kTogether) turns.wait();
     const ptx::SharedAddress left = shared + row * kStepRowBytes;
-    const auto begin = [&] { epilogue.begin(vectors, residual, place); };
+    const auto begin = [&] { begin_tile(place); };
     const auto asked = [&] {
       if (!Shape::kTogether && releases) turns.pass();
     };
@@ -155,23 +159,47 @@ RF_DEVICE void consume(const ConvTmaArguments& arguments, const RingOf<Shape>& r
     } else {
       sum_tile<Operand, Shape>(d, ring, at, left, arguments.steps, releases, begin, asked);
     }
-    epilogue.finish(d, act, &arguments.out, residual != nullptr, place, arguments.channels);
+    finish_tile(d, place);
     walk.next();
     if constexpr (!Shape::kTogether) {
       walk.next();
       at.skip(arguments.steps);
     }
   }
+}
+
+template <class T, class Shape>
+RF_DEVICE void consume(const ConvTmaArguments& arguments, const RingOf<Shape>& ring,
+                       ptx::SharedAddress shared, const TileWalk& walk, uint32_t consumer,
+                       uint32_t thread) {
+  const ptx::TensorMap* const residual = arguments.has_residual ? &arguments.residual : nullptr;
+  using Types = ConvTypes<T>;
+  using Epilogue = typename Types::template Epilogue<Shape::kOrientation, Shape::kColumns>;
+  static_assert(Epilogue::kStagingBytes <= Shape::kStagingBytes);
+  Epilogue epilogue(
+      {shared + Shape::kStagingAt + consumer * Shape::kStagingBytes,
+       shared + Shape::kVectorsAt + consumer * Shape::kVectorsBytes,
+       shared + Shape::kResidualAt + consumer * kBarrierBytes, static_cast<int>(1 + consumer)},
+      thread);
+  const auto act = Types::act(arguments);
+  consume_tiles<T, Shape>(
+      arguments, ring, shared, walk, consumer, thread,
+      [&](const OutputPlace& place) {
+        const int32_t channel = place.group * arguments.channels;
+        const ChannelVectors vectors{arguments.scale + channel, arguments.shift + channel,
+                                     arguments.channels};
+        epilogue.begin(vectors, residual, place);
+      },
+      [&](const float (&d)[Shape::kColumns / 2], const OutputPlace& place) {
+        epilogue.finish(d, act, &arguments.out, residual != nullptr, place, arguments.channels);
+      });
   epilogue.end();
 }
 
-#endif
-
-// For any other architecture it is empty, and no plan chooses it.
-template <class T, class Shape>
-__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
-    conv_bn_act_tma_kernel(const __grid_constant__ ConvTmaArguments arguments) {
-#if defined(RF_HAS_WGMMA)
+// A block, from its barriers to its last tile. consumes: of (ring, shared memory, walk, which of
+// the consumers, thread of it).
+template <class T, class Shape, class Consume>
+RF_DEVICE void run_convolution(const ConvTmaArguments& arguments, const Consume& consumes) {
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const RingOf<Shape> ring{shared + Shape::kRingAt};
   const auto full_of = [&](const RingPlace<Shape::kStages>& at) { return ring.full(at); };
@@ -221,11 +249,23 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
           steps.load_pixels(stage_of(at), full_of(at));
         }
       },
-      [&](uint32_t consumer, uint32_t thread) {
-        consume<T, Shape>(arguments, ring, shared, walk, consumer, thread);
-      });
+      [&](uint32_t consumer, uint32_t thread) { consumes(ring, shared, walk, consumer, thread); });
   // None ends while others tell it what they have read.
   if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
+}
+
+#endif
+
+// For any other architecture it is empty, and no plan chooses it.
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
+    conv_bn_act_tma_kernel(const __grid_constant__ ConvTmaArguments arguments) {
+#if defined(RF_HAS_WGMMA)
+  run_convolution<T, Shape>(
+      arguments, [&](const RingOf<Shape>& ring, ptx::SharedAddress shared, const TileWalk& walk,
+                     uint32_t consumer, uint32_t thread) {
+        consume<T, Shape>(arguments, ring, shared, walk, consumer, thread);
+      });
 #endif
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "conv_bn_stats_tma.h"
 #include "conv_strides.h"
 
 namespace resnet_fused {
@@ -98,6 +99,9 @@ extern "C" int rf_conv_bn_stats_cuda(const RfConvBnStats* problem, const RfConvP
   constexpr Launches<ConvBnStatsArguments> kLaunches{
       launch_conv_bn_stats_bfloat16, launch_conv_bn_stats_float16, launch_conv_bn_stats_float32};
   const int64_t images = problem->conv.x_size[0];
+  if (plan->launches > 0 && rf_conv_bn_stats_configuration(plan->configuration)->tma != 0) {
+    return run_conv_bn_stats_tma(*problem, *plan, workspace, stream);
+  }
   for (int64_t i = 0; i < plan->launches; ++i) {
     const int64_t first = i * plan->images_a_launch;
     const int64_t count = std::min(plan->images_a_launch, images - first);

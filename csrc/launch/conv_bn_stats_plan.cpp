@@ -7,7 +7,9 @@
 
 #include "conv_bn_stats_arguments.h"
 #include "conv_bn_stats_tiles.h"
+#include "conv_bn_stats_tma.h"
 #include "conv_plan.h"
+#include "tma_request.h"
 
 namespace resnet_fused {
 namespace {
@@ -22,7 +24,7 @@ constexpr double kMeasureInstructions = 8;
 constexpr double kShuffleCycles = 1.5;
 // Beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostSplits = 32;
-constexpr int kTiles = kFirstHaloStats + StatsHaloTiles::kSize;
+constexpr int kTiles = kFirstStatsTma + StatsTmaTiles::kSize;
 
 struct Entry {
   std::string name;
@@ -38,10 +40,16 @@ Entry entry(const char* kind, bool wide, bool window) {
            0, window}};
 }
 
+Entry tma_entry(int index) {
+  const TmaTileFacts tile = stats_tma_tile(index);
+  return {tma_name(tile), tma_configuration(tile)};
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
-    for (int i = 0; i < kTiles; ++i) {
+    for (int i = kFirstStatsTma; i < kTiles; ++i) entries[i] = tma_entry(i - kFirstStatsTma);
+    for (int i = 0; i < kFirstStatsTma; ++i) {
       if (i < kFirstNarrowStats) {
         entries[i] =
             StatsWideTiles::with(i, []<class Shape>() { return entry<Shape>("", true, false); });
@@ -134,8 +142,15 @@ int64_t images_together(const RfConvBnAct& conv, const Product& product,
   return std::max<int64_t>(0, std::min({conv.x_size[0], reach, rows / (size.p * size.q)}));
 }
 
-// What keeps a configuration from a product; null if nothing.
-const char* unfit(const RfConvConfiguration& tile, const Product& product, const RfGpu& gpu) {
+// What keeps a configuration from a problem; empty if nothing.
+std::string unfit(int index, const RfConvBnStats& problem, const Product& product,
+                  const RfGpu& gpu) {
+  const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(index);
+  if (tile.tma != 0) {
+    if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+    if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+    return stats_tma_fault(problem, stats_tma_tile(index - kFirstStatsTma));
+  }
   if (tile.window != 0 && !product.windows) {
     return "windows are for filters of 3x3, stride, padding and dilation 1";
   }
@@ -144,7 +159,20 @@ const char* unfit(const RfConvConfiguration& tile, const Product& product, const
   }
   if (product.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
   if (tile.wide != 0 && !product.wide) return "x, weight or norm cannot be read 16 bytes at a time";
-  return nullptr;
+  return "";
+}
+
+// A plan of one launch, by TMA.
+RfConvPlan tma_plan(int index, const RfConvBnStats& problem, const RfGpu& gpu) {
+  const TmaTileFacts tile = stats_tma_tile(index - kFirstStatsTma);
+  const int64_t blocks = stats_tma_blocks(problem, tile, gpu);
+  return {index,
+          1,
+          stats_tma_bytes(problem, tile, blocks),
+          1,
+          problem.conv.x_size[0],
+          blocks,
+          stats_tma_cost(problem, tile, gpu)};
 }
 
 Product product_of(const RfConvBnStats& problem) {
@@ -192,20 +220,27 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
     return 0;
   }
   Product product = product_of(*problem);
-  const char* against = nullptr;
-  const char* against_windows = nullptr;
+  std::string against, against_tma, against_windows;
   bool in_windows = !product.windows;  // or nothing is missed
   for (int i = 0; i < kTiles; ++i) {
     const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(i);
     if (configuration >= 0 && i != configuration) continue;
-    const char* refusal = unfit(tile, product, *gpu);
-    if (refusal != nullptr) {
-      (tile.window != 0 && configuration < 0 ? against_windows : against) = refusal;
-    } else if (tile.window != 0) {
-      in_windows = true;
+    std::string refusal = unfit(i, *problem, product, *gpu);
+    if (refusal.empty() && tile.tma != 0 && splits > 1) refusal = "splits: only 1 is served by TMA";
+    if (refusal.empty()) {
+      in_windows = in_windows || tile.window != 0;
+    } else if (configuration >= 0) {
+      against = refusal;
+    } else {
+      (tile.tma != 0 ? against_tma : tile.window != 0 ? against_windows : against) = refusal;
     }
     // Narrow loads are for what is not wide, unless they are asked for.
-    if (refusal != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
+    if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
+    if (tile.tma != 0) {
+      const RfConvPlan made = tma_plan(i, *problem, *gpu);
+      if (plan->launches == 0 || made.cycles < plan->cycles) *plan = made;
+      continue;
+    }
     const int64_t together = images_together(conv, product, tile);
     if (together < 1) {
       against = "one image is more than a launch can take";
@@ -233,15 +268,17 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
     }
   }
   if (plan->launches == 0) {
-    if (configuration < 0) return refuse("no configuration serves it: %s", against);
+    if (configuration < 0) return refuse("no configuration serves it: %s", against.c_str());
     return refuse("configuration %d (%s), %d splits: %s", configuration,
-                  rf_conv_bn_stats_configuration(configuration)->name, splits, against);
+                  rf_conv_bn_stats_configuration(configuration)->name, splits, against.c_str());
   }
-  const bool missed = !in_windows && against_windows != nullptr;
-  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s%s",
+  std::string missed;
+  if (!in_windows && !against_windows.empty()) missed += "; no windows: " + against_windows;
+  // Of a GPU that has no TMA nothing is said.
+  if (gpu->capability == 90 && !against_tma.empty()) missed += "; no TMA: " + against_tma;
+  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s",
          rf_conv_bn_stats_configuration(plan->configuration)->name, plan->splits,
          configuration < 0 ? "least predicted time" : "as asked for",
-         static_cast<Long>(plan->blocks), gpu->multiprocessors, missed ? "; no windows: " : "",
-         missed ? against_windows : "");
+         static_cast<Long>(plan->blocks), gpu->multiprocessors, missed.c_str());
   return 0;
 }
