@@ -1,4 +1,4 @@
-"""The driver's ops of training: BatchNorm's passes, its values of channels, conv_bn_stats."""
+"""The driver's ops of training: BatchNorm's passes, its values of channels, the convolutions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ PASSES = ("bn_add_act", "bn_add_act_backward", "bn_backward_apply")
 POOLS = ("bn_act_pool", "bn_act_pool_backward")
 SUMMED = ("bn_add_act_backward", "bn_act_pool_backward")
 VALUES = ("bn_finalize", "bn_update_stats", "bn_backward_finalize")
+GRADIENTS = ("conv_bn_dgrad", "conv_bn_wgrad")
+CONVOLUTIONS = ("conv_bn_stats", *GRADIENTS)
 FLOATS = ("float32", "float16", "bfloat16")
 both = pytest.mark.parametrize("data", ["integers", "normals"])
 
@@ -23,7 +25,15 @@ def small(op):
     """A call of an op that every fault is planted in."""
     if op == "conv_bn_stats":
         return (*STATS, "--normed", "--splits", 1)
+    if op in GRADIENTS:
+        added = ("--addend", 1) if op == "conv_bn_dgrad" else ()
+        return (*gradient(op), "--affine", "--normed", "--splits", 1, *added)
     return ("--op", op, *IMAGES, *(("--dtype", "float32") if op in VALUES else ()))
+
+
+def gradient(op):
+    """A call of one gradient of a 3x3."""
+    return ("--op", op, "--h", 9, "--w", 9)
 
 
 def right(*options, **more):
@@ -91,6 +101,58 @@ def test_conv_bn_stats_is_right(dtype, options, data):
 
 
 @both
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--affine",),
+        ("--affine", "--normed", "--stride", 2),
+        ("--affine", "--normed", "--groups", 4, "--dilation", 2, "--padding", 2),
+        ("--r", 1, "--s", 1, "--padding", 0, "--configuration", "64x64_4w3s", "--affine"),
+        ("--c", 3, "--k", 5, "--layout", "nchw", "--affine", "--normed"),
+        ("--k", 64, "--splits", 3, "--normed", "--asynchrony", "lazy", "--order", "reverse"),
+        ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled", "--affine"),
+    ],
+)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", GRADIENTS)
+def test_gradients_are_right(op, dtype, options, data):
+    record = right(*gradient(op), "--dtype", dtype, "--data", data, *options)
+    c, k = (3, 5) if "--layout" in options else (32, 64 if 64 in options else 32)
+    groups, taps = 4 if "--groups" in options else 1, 1 if "--r" in options else 9
+    sums = 2 * c if "--normed" in options else 0
+    elements = {"conv_bn_dgrad": 2 * c * 81 + sums, "conv_bn_wgrad": k * c // groups * taps}
+    assert record["elements"] == elements[op]
+    # In 16 bits the bound is the result's own rounding.
+    least = 0.02 if dtype == "float32" else 0.8
+    assert record["worst"] == 0 if data == "integers" else record["worst"] > least
+
+
+@both
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--addend", 1),
+        ("--addend", 2, "--affine", "--normed"),
+        ("--addend", 2, "--affine", "--r", 1, "--s", 1, "--padding", 0, "--stride", 2),
+        ("--addend", 3, "--c", 5, "--layout", "nchw"),
+    ],
+)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_shortcuts_gradient_is_added(dtype, options, data):
+    right(*gradient("conv_bn_dgrad"), "--dtype", dtype, "--data", data, *options)
+
+
+@both
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_weights_gradient_in_float32(dtype, data):
+    """It is not rounded to 16 bits, whose bound would be some thousand times as wide."""
+    options = (*gradient("conv_bn_wgrad"), "--affine", "--normed", "--dtype", dtype, "--data", data)
+    found = right(*options, "--float-weight")
+    assert found["worst"] == 0 if data == "integers" else 0.01 < found["worst"] < 0.9
+
+
+@both
 @pytest.mark.parametrize("total", [(), ("--total",)], ids=["count", "total"])
 @pytest.mark.parametrize(
     ("op", "options"),
@@ -110,7 +172,7 @@ def test_values_of_channels_are_right(dtype, op, options, total, data):
     right("--op", op, *shape, "--dtype", dtype, "--data", data)
 
 
-@pytest.mark.parametrize("op", [*PASSES, *POOLS, "conv_bn_stats"])
+@pytest.mark.parametrize("op", [*PASSES, *POOLS, *CONVOLUTIONS])
 def test_no_images(op):
     """Nothing is launched; sums are zeros, statistics the caller's."""
     found = run(*small(op), "--n", 0)
@@ -121,7 +183,7 @@ def test_no_images(op):
 
 
 @both
-@pytest.mark.parametrize("op", [*PASSES, *POOLS, *VALUES, "conv_bn_stats"])
+@pytest.mark.parametrize("op", [*PASSES, *POOLS, *VALUES, *CONVOLUTIONS])
 def test_wrong_numbers_are_counted(op, data):
     """Every store to global memory left out, every load from it beside its place."""
     options = (*small(op), "--data", data)
@@ -145,7 +207,7 @@ def test_sums_that_are_not_merged_are_counted(op):
         assert run(*options, "--fault", ":".join(one)).returncode == 1, one
 
 
-@pytest.mark.parametrize("op", [*PASSES, *POOLS, *VALUES, "conv_bn_stats"])
+@pytest.mark.parametrize("op", [*PASSES, *POOLS, *VALUES, *CONVOLUTIONS])
 def test_address_sanitizer_names_the_line_of_a_store_out_of_bounds(op):
     options = small(op)
     right(*options, variant="asan")
@@ -162,6 +224,10 @@ MERGING = {
     "bn_act_pool_backward": ("--op", "bn_act_pool_backward", "--c", 8, "--h", 20, "--w", 20),
     "conv_bn_stats": (
         *STATS, "--c", 8, "--k", 8, "--splits", 2, "--configuration", "64x64_4w4s", "--normed",
+    ),
+    "conv_bn_dgrad": (
+        *gradient("conv_bn_dgrad"), "--c", 8, "--k", 8, "--splits", 2, "--affine", "--normed",
+        "--configuration", "64x64_4w3s",
     ),
 }  # fmt: skip
 """Calls in which blocks leave sums to the last of them."""
@@ -197,6 +263,11 @@ def test_thread_sanitizer_finds_a_merge_without_order(options):
         (["bn_act_pool_backward", "--r", 16, "--s", 16], "error: --r and --s: at most 255 taps"),
         (["conv_bn_stats", "--residual"], "error: --residual: conv_bn_stats takes none"),
         (["conv_bn_stats", "--early"], "error: --early: conv_bn_stats does not begin early"),
+        (["conv_bn_dgrad", "--residual"], "error: --residual: conv_bn_dgrad takes none"),
+        (["conv_bn_wgrad", "--residual"], "error: --residual: conv_bn_wgrad takes none"),
+        (["conv_bn_dgrad", "--addend", -1], "error: --addend"),
+        (["conv_bn_wgrad", "--early"], "error: --early: conv_bn_wgrad does not begin early"),
+        (["conv_bn_dgrad", "--dtype", "float64"], "conv_bn_dgrad serves float32, float16 and"),
         (["bn_add_act", "--dtype", "float64"], "bn_add_act serves float32, float16 and bfloat16"),
         (["bn_finalize"], "error: --dtype: bn_finalize serves float32 and float64"),
         (["bn_update_stats", "--dtype", "float32", "--cumulative"], "give --tracked, too"),

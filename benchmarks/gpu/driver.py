@@ -20,6 +20,11 @@ NAME = "resnet_fused_driver"
 TRAINING: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_stats", "--normed", "--splits", "2", "--c", "64"),
     ("--op", "conv_bn_stats", "--normed", "--c", "3", "--k", "5", "--layout", "nchw"),
+    ("--op", "conv_bn_dgrad", "--affine", "--normed", "--addend", "1", "--splits", "2"),
+    ("--op", "conv_bn_dgrad", "--affine", "--stride", "2", "--addend", "2"),
+    ("--op", "conv_bn_dgrad", "--normed", "--c", "5", "--k", "3", "--layout", "nchw"),
+    ("--op", "conv_bn_wgrad", "--affine", "--normed", "--splits", "2", "--float-weight"),
+    ("--op", "conv_bn_wgrad", "--affine", "--c", "3", "--k", "5", "--layout", "nchw"),
     ("--op", "bn_add_act", "--residual", "--normed"),
     ("--op", "bn_add_act", "--residual", "--part", "8", "--layout", "nchw"),
     ("--op", "bn_add_act_backward", "--residual", "--normed", "--h", "40", "--w", "40"),

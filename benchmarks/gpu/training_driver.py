@@ -36,6 +36,13 @@ BLOCK, STEM, CONV = 32 * 256 * 56 * 56, 32 * 64 * 112 * 112, 8 * 64 * 56 * 56
 """Elements: of a block's end in the first stage, of the stem's result, of a 3x3's operands."""
 TIMED = {
     "conv_bn_stats": Timed((*_sized(8, 64, 56), "--k", "64", "--normed"), 2 * CONV * 2),
+    # Random numbers: sums of so many integers would not be exact.
+    "conv_bn_dgrad": Timed(
+        (*_sized(8, 64, 56), "--k", "64", "--affine", "--normed", "--data", "normals"), 4 * CONV * 2
+    ),
+    "conv_bn_wgrad": Timed(
+        (*_sized(8, 64, 56), "--k", "64", "--affine", "--normed", "--data", "normals"), 3 * CONV * 2
+    ),
     "bn_add_act": Timed((*_sized(32, 256, 56), "--residual"), 3 * BLOCK * 2),
     "bn_add_act_backward": Timed((*_sized(32, 256, 56), "--residual"), 4 * BLOCK * 2),
     "bn_backward_apply": Timed(_sized(32, 256, 56), 3 * BLOCK * 2),

@@ -1,6 +1,6 @@
 #include "../launch/conv_bn_stats.h"
 
-#include "conv.h"
+#include "bn_operands.h"
 
 namespace resnet_fused::driver {
 namespace {
@@ -8,22 +8,6 @@ namespace {
 constexpr Interface<RfConvBnStats> kOp = {"conv_bn_stats", rf_conv_bn_stats_configurations,
                                           rf_conv_bn_stats_configuration, rf_conv_bn_stats_plan,
                                           rf_conv_bn_stats_cuda};
-
-// What the convolution multiplies: x, or relu(scale x + shift), which is rounded to T.
-template <class T>
-struct Read {
-  const Operand<T>& x;
-  const Operand<float>* norm;  // [4, C], or null
-  int64_t step;                // of a channel in x
-  int64_t channels;
-
-  double at(int64_t place) const {
-    if (norm == nullptr) return x.at(place);
-    const int64_t c = place / step % channels;
-    const double value = norm->at(c) * x.at(place) + norm->at(channels + c);
-    return to_double(round_to<T>(value > 0 ? value : 0));
-  }
-};
 
 // Mean and M2 of each channel of y as it was stored, as resnet_fused/numerics/training.py bounds
 // them for a single tile: also on integers, whose mean is no integer.
@@ -55,11 +39,11 @@ void judge_stats(const Convolution& of, const Operand<T>& y, const Operand<float
 
 template <class T>
 bool run(const Convolution& of, const Arguments& arguments, Common& common, Json& json) {
-  constexpr int64_t kNormRows = 4, kStatsRows = 2;
+  constexpr int64_t kStatsRows = 2;
   const bool normed = arguments.flag("normed");
   const Operand<T> x(elements_of(of.x_size()), common.random, common.values);
   const Operand<T> weight(elements_of(of.weight_size()), common.random, common.values);
-  const Operand<float> norm(normed ? kNormRows * of.c : 0, common.random, common.values);
+  const Norm norm(normed ? of.c : 0, common);
   Operand<T> y(elements_of(of.out_size()));
   Operand<float> stats(kStatsRows * of.k);
 
@@ -79,7 +63,7 @@ bool run(const Convolution& of, const Arguments& arguments, Common& common, Json
   if (planned.launches()) {  // else nothing is written
     y.fetch();
     stats.fetch();
-    const Read<T> read{x, normed ? &norm : nullptr, of.x_at().stride[1], of.c};
+    const NormedRead<T> read(x, normed ? &norm : nullptr, of.x_at().stride[1]);
     const std::vector<Sum> sums = convolve(of, read, weight);
     const double error = sum_error<T>(common, of.c / of.groups * of.r * of.s);
     for (int64_t place = 0; place < static_cast<int64_t>(sums.size()); ++place) {

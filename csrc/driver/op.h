@@ -58,6 +58,12 @@ bool run_conv_wgrad(const Arguments& arguments, Common& common, Json& json);
 // y = conv(x, weight), or of relu(scale x + shift) with --normed, and each channel's mean and M2.
 // As conv_bn_act, but for residual and act.
 bool run_conv_bn_stats(const Arguments& arguments, Common& common, Json& json);
+// With dy = dz, or round(A dz + (B y + C)) with --affine: the gradients of a convolution between
+// two BatchNorms. As conv_bn_act, but for residual and act, and beside that: dx = conv^T(dy,
+// weight), plus --addend's; with --normed masked, and summed
+bool run_conv_bn_dgrad(const Arguments& arguments, Common& common, Json& json);
+// dweight = sum over pixels of dy x, or of dy relu(scale x + shift) with --normed; float-weight
+bool run_conv_bn_wgrad(const Arguments& arguments, Common& common, Json& json);
 
 // Training's passes over activations of n, c, h, w; see csrc/kernels. They read act, layout and,
 // beside that:
