@@ -1,0 +1,251 @@
+"""Predicts ResNet-50's training step by the CUDA kernels on an H200, in bf16, kernel by kernel.
+
+Each convolution takes what its own plan predicts for the configuration that it picks, each pass its
+bytes through memory; no kernel is faster than memory or the tensor cores at the rates of
+`predict_triton.py`, which is its limit here, and each has a launch. Both gradients of a 1x1
+convolution are kernels of their own. Needs the extension built with nvcc, which holds the plans.
+
+    python benchmarks/predict_cuda_training.py            # the tables
+    python benchmarks/predict_cuda_training.py --write    # into docs/measured_facts.md
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from predict_training import BATCHES
+from predict_triton import LAUNCH, MEMORY, PAGE, TENSOR
+
+from resnet_fused import models
+from resnet_fused.bench.nodes import Node, nodes
+from resnet_fused.cases import ConvCase
+from resnet_fused.ops import _chain_plan, _cuda_bn_dgrad, _cuda_plan, _cuda_stats, _cuda_wgrad
+from resnet_fused.roofline import Kernel, conv_bn_dgrad_cost
+
+BEGIN, END = "<!-- cuda training: begin -->", "<!-- cuda training: end -->"
+ABOUT = (132, 232448, 233472, 90)
+"""An H200's multiprocessors, shared memory of a block and of a multiprocessor, capability."""
+DTYPE = torch.bfloat16
+SMALL = 3
+"""Kernels of a layer's step that work on vectors alone: finalize and update, backward finalize."""
+WORST = 8
+"""Rows of the table of what loses most."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One kernel of the step; times in microseconds, launches left aside.
+
+    Attributes:
+        op: its name.
+        kind: "3x3" of a convolution by its filter; "" of a pass.
+        call: the sizes.
+        plan: the configuration and its splits; "" of a pass.
+        us: by its plan and memory.
+        memory: of its bytes alone.
+        tensor: of its products alone.
+        gb: bytes that must move through memory.
+    """
+
+    op: str
+    kind: str
+    call: str
+    plan: str
+    us: float
+    memory: float
+    tensor: float
+    gb: float
+
+    @property
+    def limit(self) -> float:
+        """What no kernel that moves these bytes and multiplies these numbers gets below."""
+        return max(self.memory, self.tensor)
+
+    @property
+    def lost(self) -> float:
+        """What it takes beside its limit."""
+        return self.us - self.limit
+
+
+def _image(*shape: int) -> Tensor:
+    made = torch.empty(shape, dtype=DTYPE, device="meta")
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+def _vectors(rows: int, channels: int) -> Tensor:
+    return torch.empty(rows, channels, device="meta")
+
+
+def _stats(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+    norm = _vectors(4, case.c) if inner else None
+    operands = _image(*case.input_shape), norm, _image(*case.weight_shape)
+    return _cuda_stats.problem_of(*operands, _image(*case.output_shape), geometry, real=False)
+
+
+def _dgrad(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+    dz, x = _image(*case.output_shape), _image(*case.input_shape)
+    below = (x, _vectors(4, case.c)) if inner else (None, None)
+    weight, addend = _image(*case.weight_shape), x if added else None
+    operands = dz, dz, _vectors(3, case.k), weight, addend, *below
+    return _cuda_bn_dgrad.problem_of(operands, x, 1, geometry, real=False)
+
+
+def _wgrad(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+    dz, norm = _image(*case.output_shape), _vectors(4, case.c) if inner else None
+    operands = dz, dz, _vectors(3, case.k), _image(*case.input_shape), norm
+    return _cuda_wgrad.problem_of(*operands, _image(*case.weight_shape), geometry, real=False)
+
+
+PROBLEMS: dict[str, Callable[..., _cuda_plan.Problem]] = {
+    _cuda_stats.OP: _stats,
+    _cuda_bn_dgrad.OP: _dgrad,
+    _cuda_wgrad.OP: _wgrad,
+}
+
+
+def problem(node: Node, kernel: Kernel) -> _cuda_plan.Problem:
+    """What a convolution's plan is asked: a call as the node makes it.
+
+    Args:
+        node: with the layer's sizes.
+        kernel: one of its convolutions.
+    """
+    case, inner = node.cases[kernel.layer], node.inner(kernel.layer)
+    geometry = (case.stride, case.padding, case.dilation, case.groups)
+    # The shortcut's gradient, where the roofline counts it.
+    added = kernel.cost.bytes > conv_bn_dgrad_cost(case, DTYPE, masked=inner).bytes
+    return PROBLEMS[kernel.op](case, geometry, inner, added)
+
+
+def _predicted(node: Node, kernel: Kernel) -> Predicted:
+    case = node.cases[kernel.layer]
+    memory, tensor = 1e6 * kernel.cost.bytes / MEMORY, 1e6 * kernel.cost.flops / TENSOR
+    us, kind, plan = max(memory, tensor), "", ""
+    name = f"{case.k} at {case.p}"
+    if kernel.op in PROBLEMS:
+        found = _cuda_plan.plan(problem(node, kernel), ABOUT)
+        us, kind = max(us, 1e6 * found.cycles / _chain_plan.CLOCK), f"{case.r}x{case.s}"
+        step = f"/{case.stride[0]}" if case.stride[0] > 1 else ""
+        name = f"{kind}{step} {case.c} to {case.k} at {case.h}"
+        plan = found.name + (f"/{found.splits}" if found.splits > 1 else "")
+    return Predicted(kernel.op, kind, name, plan, us, memory, tensor, kernel.cost.bytes / 1e9)
+
+
+@functools.cache
+def step(batch: int) -> tuple[Node, ...]:
+    """ResNet-50's nodes, both gradients of each convolution by kernels of their own."""
+    return tuple(nodes(models.resnet50(), (batch, 3, 224, 224), DTYPE))
+
+
+@functools.cache
+def kernels(batch: int) -> tuple[Predicted, ...]:
+    """Every kernel of the step that does more than work on vectors.
+
+    Raises:
+        RuntimeError: the extension was built without the kernels.
+    """
+    missing = [op for op in PROBLEMS if not _cuda_plan.exists(op)]
+    if missing:
+        raise RuntimeError(f"the extension holds no CUDA kernel of {missing[0]}: make run")
+    return tuple(_predicted(node, kernel) for node in step(batch) for kernel in node.kernels)
+
+
+def step_us(batch: int) -> tuple[float, float]:
+    """The whole step, predicted and at its kernels' limits, launches counted in both."""
+    found = kernels(batch)
+    layers = sum(one.op == _cuda_stats.OP for one in found)
+    launches = 1e6 * LAUNCH * (len(found) + SMALL * layers)
+    return sum(one.us for one in found) + launches, sum(one.limit for one in found) + launches
+
+
+def _by(found: Iterable[Predicted], key: Callable[[Predicted], Any]) -> dict[Any, list[Predicted]]:
+    groups: dict[Any, list[Predicted]] = {}
+    for one in found:
+        groups.setdefault(key(one), []).append(one)
+    return groups
+
+
+def worst(found: Iterable[Predicted]) -> list[list[Predicted]]:
+    """Calls that are alike, those that lose most beside their limits first."""
+    groups = _by(found, lambda one: one).values()
+    return sorted(groups, key=lambda group: -sum(one.lost for one in group))
+
+
+def _ms(group: Iterable[Predicted], name: str) -> str:
+    return f"{math.fsum(getattr(one, name) for one in group) / 1e3:.2f}"
+
+
+def _ops(batch: int) -> list[str]:
+    lines = [
+        f"| batch {batch} | kernels | GB | ms | of memory | of tensor cores | the limit | lost |",
+        "| --- " * 8 + "|",
+    ]
+    groups = _by(kernels(batch), lambda one: (one.op, one.kind))
+    for (op, kind), group in sorted(groups.items()):
+        times = " | ".join(_ms(group, name) for name in ("us", "memory", "tensor", "limit", "lost"))
+        gb = sum(one.gb for one in group)
+        lines.append(f"| {op} {kind} | {len(group)} | {gb:.2f} | {times} |".replace("  ", " "))
+    us, limit = step_us(batch)
+    return [
+        *lines,
+        "",
+        f"Sum at batch {batch}, with launches and small kernels: {us / 1e3:.2f} ms, "
+        f"{1e6 * batch / us:,.0f} images/s; at the limits {limit / 1e3:.2f} ms, "
+        f"{1e6 * batch / limit:,.0f} images/s. Without the classifier and the optimiser.",
+        "",
+    ]
+
+
+def _calls(batch: int) -> list[str]:
+    lines = [
+        f"| what loses most, batch {batch} | plan | calls | us each | its limit | ms lost |",
+        "| --- " * 6 + "|",
+    ]
+    ranked = worst(kernels(batch))
+    for group in ranked[:WORST]:
+        one = group[0]
+        bound = "memory" if one.memory > one.tensor else "tensor cores"
+        lines.append(
+            f"| {one.op} {one.call} | {one.plan} | {len(group)} | {one.us:.0f} | "
+            f"{one.limit:.0f} ({bound}) | {_ms(group, 'lost')} |"
+        )
+    first = _ms([one for group in ranked[:WORST] for one in group], "lost")
+    return [*lines, "", f"Together {first} of {_ms(kernels(batch), 'lost')} ms that are lost."]
+
+
+def text() -> str:
+    """The tables as Markdown."""
+    assumed = (
+        f"Assumed: the plans' cycles at {_chain_plan.CLOCK / 1e9:.2f} GHz, memory "
+        f"{MEMORY / 1e12:.2f} TB/s, tensor cores {TENSOR / 1e12:.0f} TFLOP/s, {LAUNCH * 1e6:.0f} "
+        f"us a launch, {SMALL} small kernels a layer beside these. ResNet-50, 224x224, bfloat16."
+    )
+    tables = [line for batch in BATCHES for line in _ops(batch)]
+    return "\n".join([assumed, "", *tables, *_calls(BATCHES[-1])])
+
+
+@click.command()
+@click.option("--write", is_flag=True, help="Into docs/measured_facts.md.")
+def main(write: bool) -> None:
+    """Predict the CUDA kernels' training step."""
+    said = text()
+    click.echo(said)
+    if write:
+        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{said}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
