@@ -240,6 +240,17 @@ def test_thread_sanitizer_is_content(options, resident):
 
 
 @pytest.mark.parametrize("options", MERGING.values(), ids=MERGING)
+def test_the_emulator_names_a_merge_without_order(options):
+    """Every counter's arrival that releases and acquires nothing."""
+    planted = [s for s in sites(*options) if s[2].startswith("atom.acq_rel") and s[3] == "no_fence"]
+    assert planted
+    for one in planted:
+        found = run(*options, "--resident-blocks", 2, "--fault", ":".join(one))
+        assert found.returncode == 3, (one, found)
+        assert "with no release and acquire" in found.stderr
+
+
+@pytest.mark.parametrize("options", MERGING.values(), ids=MERGING)
 def test_thread_sanitizer_finds_a_merge_without_order(options):
     for instruction in ("atom.acq_rel", "bar.sync"):
         name = "skip" if instruction == "bar.sync" else "no_fence"
