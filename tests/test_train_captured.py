@@ -275,6 +275,37 @@ def test_what_a_replay_would_not_run_is_no_graph(where, caplog):
     assert "before it is captured" in run.step.explain()
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_several_processes_are_no_graph(world, monkeypatch, caplog):
+    """One that is alone in its group is captured."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
+    plain, run, driver = pair()
+    with caplog.at_level(logging.WARNING, "resnet_fused.train"):
+        for step in range(5):
+            plain.take(step, rate=float32(0.05 / (step + 1)))
+            run.take(step)
+    same(plain, run)
+    assert (driver.captured, len(caplog.records)) == ((1, 0) if world == 1 else (0, 1))
+    assert ("several processes exchange gradients" in run.step.explain()) == (world == 2)
+
+
+def test_gradients_that_are_reduced_are_no_graph(tmp_path):
+    """By one process, too: DistributedDataParallel's collectives are there all the same."""
+    where = f"file://{tmp_path / 'meet'}"
+    torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+    try:
+        run = Run(CapturedStep)
+        run.step.model = nn.parallel.DistributedDataParallel(run.model)
+        driver = stand_in(run)
+        for step in range(5):
+            run.take(step)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert driver.captured == 0
+    assert "DistributedDataParallel reduces gradients" in run.step.explain()
+
+
 def test_an_optimizer_of_plain_numbers_is_no_graph():
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

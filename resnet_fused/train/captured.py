@@ -303,10 +303,8 @@ def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
     places = {p.device for group in optimizer.param_groups for p in group["params"]}
     if len(places) > 1:
         return f"the parameters are on {len(places)} devices"
-    distributed = torch.distributed
-    found = distributed.is_available() and distributed.is_initialized()
-    if found and distributed.get_world_size() > 1:
-        return "several processes exchange gradients"
+    if (who := _exchanges(model)) is not None:
+        return f"{who} gradients, and no collective has been tried in a graph"
     if has_global_hooks():
         return "global module hooks are registered, which a replay would not run"
     for name, module in model.named_modules():
@@ -317,6 +315,24 @@ def obstacle(model: nn.Module, optimizer: Optimizer) -> str | None:
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             return f"{name} has a hook, which a replay would not run"
     return None
+
+
+def _exchanges(model: nn.Module) -> str | None:
+    """Who exchanges gradients, with the verb, or None.
+
+    A graph with collectives needs more than a warm-up (NCCL's error handling off when the group is
+    made, DistributedDataParallel made on the side stream, 11 steps ahead; PyTorch's notes on CUDA
+    graphs), and ranks that capture at the same step or not at all: see docs/train.md.
+    """
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    if distributed.get_world_size() > 1:
+        return "several processes exchange"
+    # Alone it reduces all the same, by hooks that no module shows.
+    wrapper = nn.parallel.DistributedDataParallel
+    wraps = any(isinstance(module, wrapper) for module in model.modules())
+    return f"{wrapper.__name__} reduces" if wraps else None
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
