@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import _cuda_bn_rules
 import _cuda_fp8_rules
 from _cuda_cluster import by_cluster, cluster_of
+from _cuda_dgrad_rules import dgrad_by_tma, dgrad_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_stats_rules import measuring, summing
 from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
@@ -415,6 +416,7 @@ RULES = {
     "conv_bn_stats_kernel": lambda kernel: _convolution(kernel) | measuring(kernel, tile_of),
     "conv_bn_dgrad_kernel": lambda kernel: _convolution(kernel) | summing(kernel),
     "conv_dgrad_kernel": _convolution,
+    "conv_dgrad_tma_kernel": dgrad_by_tma,
     "conv_wgrad_kernel": _convolution,
     "conv_bn_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,
@@ -455,6 +457,8 @@ def short_name(mangled: str) -> str:
             f"{'' if by_tma.together else ' in turns'}"
             f"{' shared filters' if by_tma.sharing > 1 else ''}"
         )
+    elif dgrad := dgrad_of(mangled):
+        parts.append(f"128x{dgrad.channels} {dgrad.stages} stages")
     elif cluster := cluster_of(mangled):
         parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
     elif window := window_of(mangled):

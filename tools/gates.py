@@ -22,6 +22,7 @@ from pathlib import Path
 
 import toolchain
 from _cuda_cluster import cluster_of
+from _cuda_dgrad_rules import dgrad_of
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
 from _cuda_rules import Kernel, chain_tma_tile_of, short_name, tile_of, tma_tile_of
 from _cuda_stem_rules import stem_wgmma_tile_of
@@ -90,7 +91,7 @@ def row(kernel: Kernel) -> str:
     """A kernel's line of the table."""
     tile = tile_of(kernel.name)
     of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, stem_wgmma_tile_of, cluster_of
-    by_wgmma = next((found for find in of if (found := find(kernel.name))), None)
+    by_wgmma = next((found for find in (*of, dgrad_of) if (found := find(kernel.name))), None)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
     if by_wgmma:
         shared, blocks = by_wgmma.shared, 2 if cluster_of(kernel.name) else 1

@@ -87,6 +87,26 @@ RF_DEVICE void multiply_step(float (&d)[kRegisters], const uint32_t (&left)[kPro
   }
 }
 
+// A right tile [64 of the reduction][columns] as filters lie in memory: boxes of 64 columns behind
+// one another, in each of which a row of the reduction is a row of 128 bytes.
+constexpr int kAcrossBoxBytes = kStepElements * kStepRowBytes;
+constexpr ptx::MatrixLayout kAcrossLayout{ptx::Swizzle::k128Bytes, kAcrossBoxBytes,
+                                          8 * kStepRowBytes};
+static_assert(kAcrossLayout.valid());
+
+// d = left right or d += it, with the left side in registers as above.
+template <class T, int kRegisters>
+RF_DEVICE void multiply_across(float (&d)[kRegisters], const uint32_t (&left)[kProducts][4],
+                               ptx::SharedAddress right, bool accumulate) {
+  constexpr int kRows = kStepElements / kProducts;  // of the reduction, that an instruction takes
+  const auto b = ptx::matrix_descriptor(right, kAcrossLayout);
+#pragma unroll
+  for (int i = 0; i < kProducts; ++i) {
+    ptx::wgmma<ProductType<T>, ptx::Major::kMn>(d, left[i], b + i * kRows * kStepRowBytes,
+                                                accumulate || i > 0);
+  }
+}
+
 #endif
 
 }  // namespace resnet_fused

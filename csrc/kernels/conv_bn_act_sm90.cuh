@@ -12,6 +12,7 @@
 
 #include "../device/conv_types.h"
 #include "../device/pipeline.h"
+#include "../device/tap_steps.h"
 #include "../device/tma_conv.h"
 #include "../device/warpgroup_roles.h"
 #include "../device/warpgroup_shape.h"
@@ -24,93 +25,30 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// A ring of the shape's stages.
-template <class Shape>
-using RingOf = Ring<Shape::kStages, Shape::kSharing>;
-
-// The block's tile. Blocks that share filters walk over tiles as wide as theirs together; one that
-// begins behind the last pixel brings zeros and stores nothing, but takes part.
-template <class Shape>
-RF_DEVICE TmaTile own_tile(const TileWalk& walk) {
-  TmaTile tile = walk.tile();
-  if constexpr (Shape::kSharing > 1) {
-    tile.pixels = tile.pixels * Shape::kSharing + static_cast<int32_t>(ptx::cluster_rank());
-  }
-  return tile;
-}
-
-// The producer's way through the steps of its block's tiles, from the first tile's step `first` on.
+// The producer's way through the steps of its block's tiles, filters and pixels.
 template <class T, class Shape>
-class ConvSteps {
+class ConvSteps : public TapSteps<T, Shape> {
  public:
-  RF_DEVICE ConvSteps(const ConvTmaArguments& arguments, const TileWalk& walk, int32_t first = 0)
-      : arguments_(arguments), walk_(walk) {
-    constexpr int32_t kElements = kElementsOfStep<typename ConvTypes<T>::Operand>;
-    const Reduction& reduction = arguments.reduction;
-    if (first > 0) {
-      const int32_t of_tap = (reduction.channels + kElements - 1) / kElements;
-      const int32_t tap = first / of_tap;
-      column_ = {(first - tap * of_tap) * kElements, tap % reduction.taps_s,
-                 tap / reduction.taps_s};
-    }
-    enter();
-  }
-
-  RF_DEVICE bool done() const { return walk_.done(); }
-  RF_DEVICE void next() {
-    column_.c += kElementsOfStep<typename ConvTypes<T>::Operand>;
-    if (column_.c < arguments_.reduction.channels) return;
-    column_.c = 0;
-    if (++column_.s < arguments_.reduction.taps_s) return;
-    column_.s = 0;
-    if (++column_.r < arguments_.reduction.taps_r) return;
-    column_.r = 0;
-    walk_.next();
-    enter();
-  }
+  using TapSteps<T, Shape>::TapSteps;
 
   RF_DEVICE void load_filters(ptx::SharedAddress stage, ptx::SharedAddress full) const {
     const ptx::SharedAddress to = stage + Shape::kFiltersAt;
+    const Column& at = this->column_;
+    const ConvTmaArguments& told = this->arguments_;
+    const int32_t filter =
+        this->tile_.group * told.channels + this->tile_.channels * Shape::kChannels;
     if constexpr (Shape::kSharing > 1) {
       const uint32_t part = ptx::cluster_rank() * Shape::kFilterPart;
-      ptx::tma_load_multicast(
-          to + part * kStepRowBytes, &arguments_.weight,
-          {column_.c, column_.s, column_.r, filter_ + static_cast<int32_t>(part)}, full,
-          (1 << Shape::kSharing) - 1);
+      ptx::tma_load_multicast(to + part * kStepRowBytes, &told.weight,
+                              {at.c, at.s, at.r, filter + static_cast<int32_t>(part)}, full,
+                              (1 << Shape::kSharing) - 1);
     } else {
-      ptx::tma_load(to, &arguments_.weight, {column_.c, column_.s, column_.r, filter_}, full);
+      ptx::tma_load(to, &told.weight, {at.c, at.s, at.r, filter}, full);
     }
   }
   RF_DEVICE void load_pixels(ptx::SharedAddress stage, ptx::SharedAddress full) const {
-    const int32_t channel = channel_ + column_.c;
-    if (arguments_.dense) {
-      ptx::tma_load(stage + Shape::kPixelsAt, &arguments_.x, {channel, pixel_}, full);
-    } else {
-      // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
-      ptx::tma_load_im2col(stage + Shape::kPixelsAt, &arguments_.x, {channel, w_, h_, n_},
-                           {static_cast<uint16_t>(column_.s * arguments_.step_w),
-                            static_cast<uint16_t>(column_.r * arguments_.step_h)},
-                           full);
-    }
+    this->load_taps(&this->arguments_.x, stage + Shape::kPixelsAt, full);
   }
-
- private:
-  RF_DEVICE void enter() {
-    if (walk_.done()) return;
-    const TmaTile tile = own_tile<Shape>(walk_);
-    filter_ = tile.group * arguments_.channels + tile.channels * Shape::kChannels;
-    channel_ = tile.group * arguments_.reduction.channels;
-    pixel_ = tile.pixels * Shape::kPixels;
-    const Pixel first = pixel_of(pixel_, arguments_.grid);
-    n_ = first.n;
-    h_ = first.p * arguments_.stride_h + arguments_.origin_h;
-    w_ = first.q * arguments_.stride_w + arguments_.origin_w;
-  }
-
-  const ConvTmaArguments& arguments_;
-  TileWalk walk_;
-  Column column_{0, 0, 0};
-  int32_t filter_, channel_, pixel_, n_, h_, w_;
 };
 
 // One tile's sums. `begin` is called while the first step's products run, `asked` when those of the

@@ -19,19 +19,19 @@ static_assert(offsetof(ConvTmaArguments, out) == 384);
 static_assert(offsetof(ConvTmaArguments, scale) == 512);
 static_assert(offsetof(ConvTmaArguments, shift) == 520);
 
-namespace {
-
-bool is_dense(const RfConvBnAct& problem) {
+bool tma_is_dense(const RfConvBnAct& problem) {
   const bool single = problem.weight_size[2] == 1 && problem.weight_size[3] == 1 &&
                       problem.stride[0] == 1 && problem.stride[1] == 1 && problem.padding[0] == 0 &&
                       problem.padding[1] == 0;
   return single && pixel_step(problem.x_size, problem.x_stride).has_value();
 }
 
+namespace {
+
 TensorMapRequest x_request(const RfConvBnAct& problem, TensorElement element,
                            const TmaTileFacts& tile, const void* from, int64_t images) {
   const int64_t (&all)[4] = problem.x_size;
-  if (is_dense(problem)) {
+  if (tma_is_dense(problem)) {
     const int64_t pixel = *pixel_step(all, problem.x_stride, element_bytes(element));
     return rows_request(element, from, all[1], images * all[2] * all[3], pixel, tile.pixels);
   }
@@ -50,8 +50,14 @@ TensorMapRequest x_request(const RfConvBnAct& problem, TensorElement element,
 
 TensorMapRequest weight_request(const RfConvBnAct& problem, TensorElement element,
                                 const TmaTileFacts& tile) {
-  return taps_request(element, problem.weight, problem.weight_size, problem.weight_stride,
-                      tile.channels / tile.sharing);
+  const int64_t (&size)[4] = problem.weight_size;
+  const int64_t (&stride)[4] = problem.weight_stride;
+  if (!tile.across) {
+    return taps_request(element, problem.weight, size, stride, tile.channels / tile.sharing);
+  }
+  const int64_t lies[4] = {size[1] * problem.groups, size[0] / problem.groups, size[2], size[3]};
+  const int64_t steps[4] = {stride[1], stride[0], stride[2], stride[3]};
+  return taps_request(element, problem.weight, lies, steps, step_elements(element));
 }
 
 // Of out or the residual: groups are a dimension of their own, so that a box ends where its group
@@ -108,9 +114,16 @@ std::string shape_fault(const RfConvBnAct& problem, const TmaTypes& types) {
       return "stride: " + std::to_string(problem.stride[d]) + "; up to 8 is accepted";
     }
   }
-  if (problem.x_size[1] > 1 && problem.x_stride[1] != 1) return "x: its channels are not adjacent";
-  if (channels > 1 && problem.weight_stride[1] != 1) return "weight: its channels are not adjacent";
   return "";
+}
+
+std::string weight_fault(const RfConvBnAct& problem, TensorElement element,
+                         const TmaTileFacts& tile) {
+  const TensorMapRequest request = weight_request(problem, element, tile);
+  if (request.sizes[0] > 1 && problem.weight_stride[tile.across ? 0 : 1] != 1) {
+    return "weight: its channels are not adjacent";
+  }
+  return named("weight", tensor_map_fault(request));
 }
 
 }  // namespace
@@ -120,15 +133,23 @@ TmaTypes tma_types(const RfConvBnAct& problem) {
   return {element, element, element};
 }
 
+std::string tma_pixels_fault(const RfConvBnAct& problem, TensorElement element,
+                             const TmaTileFacts& tile, int64_t images, const char* pixels) {
+  if (problem.x_size[1] > 1 && problem.x_stride[1] != 1) {
+    return named(pixels, "its channels are not adjacent");
+  }
+  return named(pixels, tensor_map_fault(x_request(problem, element, tile, problem.x, images)));
+}
+
 std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
-                      int64_t images) {
+                      int64_t images, const char* pixels_name) {
   std::string found = shape_fault(problem, types);
   if (!found.empty()) return found;
   const OutputSize size = output_size(problem);
   const int64_t pixels = images * size.p * size.q;
-  found = named("x", tensor_map_fault(x_request(problem, types.operands, tile, problem.x, images)));
+  found = tma_pixels_fault(problem, types.operands, tile, images, pixels_name);
   if (!found.empty()) return found;
-  found = named("weight", tensor_map_fault(weight_request(problem, types.operands, tile)));
+  found = weight_fault(problem, types.operands, tile);
   if (!found.empty()) return found;
   found = output_fault("out", problem, types.out, tile, problem.out, problem.out_stride, pixels);
   if (!found.empty() || problem.residual == nullptr) return found;
@@ -166,7 +187,7 @@ ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTypes& types,
   made.floor = problem.relu != 0 ? 0.0f : -std::numeric_limits<float>::infinity();
   made.residual_factor = 1.0f;
   made.out_factor = 1.0f;
-  made.dense = is_dense(problem);
+  made.dense = tma_is_dense(problem);
   made.has_residual = problem.residual != nullptr;
   made.reverse = problem.reverse != 0;
   made.dependent = problem.flow.dependent != 0;
@@ -175,6 +196,12 @@ ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTypes& types,
 }
 
 }  // namespace
+
+int encode_tma_pixels(const RfConvBnAct& problem, TensorElement element, const TmaTileFacts& tile,
+                      int64_t first, int64_t images, ptx::TensorMap* map) {
+  const void* x = image_at(element, problem.x, problem.x_size[0], problem.x_stride[0], first);
+  return encode_tensor_map(x_request(problem, element, tile, x, images), map);
+}
 
 int tma_arguments(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
                   int64_t first, int64_t images, ConvTmaArguments* made) {
@@ -187,8 +214,7 @@ int tma_arguments(const RfConvBnAct& problem, const TmaTypes& types, const TmaTi
     return output_request(problem, element, tile, image_at(element, tensor, all, stride[0], first),
                           *pixel_step(shape.size, stride, element_bytes(element)), pixels);
   };
-  const void* x = image_at(types.operands, problem.x, all, problem.x_stride[0], first);
-  int error = encode_tensor_map(x_request(problem, types.operands, tile, x, images), &arguments.x);
+  int error = encode_tma_pixels(problem, types.operands, tile, first, images, &arguments.x);
   if (error == 0) {
     error = encode_tensor_map(weight_request(problem, types.operands, tile), &arguments.weight);
   }

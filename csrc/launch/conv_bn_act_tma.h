@@ -22,6 +22,9 @@ struct TmaTileFacts {
   int32_t stored_channels;
   int32_t shared_bytes;
   int32_t sharing;  // blocks of a cluster that share filters
+  // A step's filters are rows of the reduction, as they lie for the forward convolution, and not of
+  // the output's channels.
+  bool across = false;
 };
 template <class Shape>
 constexpr TmaTileFacts facts_of() {
@@ -53,9 +56,18 @@ struct TmaTypes {
 // Of a problem whose tensors are all alike, of 16 bits.
 TmaTypes tma_types(const RfConvBnAct& problem);
 
-// What keeps a problem from TMA, with the argument's name; empty if nothing does.
+// What keeps a problem from TMA, with the argument's name; empty if nothing does. pixels: x's name.
 std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
-                      int64_t images);
+                      int64_t images, const char* pixels = "x");
+// What keeps x alone from it.
+std::string tma_pixels_fault(const RfConvBnAct& problem, TensorElement element,
+                             const TmaTileFacts& tile, int64_t images, const char* pixels);
+
+// Whether x comes as a matrix of pixels: a 1x1 filter over all of them.
+bool tma_is_dense(const RfConvBnAct& problem);
+// x's map for images [first, first + images); 0 or a cudaError_t.
+int encode_tma_pixels(const RfConvBnAct& problem, TensorElement element, const TmaTileFacts& tile,
+                      int64_t first, int64_t images, ptx::TensorMap* map);
 
 // Predicted cycles of a launch over so many pixels.
 double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,

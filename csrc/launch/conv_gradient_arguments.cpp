@@ -1,5 +1,4 @@
-// Strides, phases and divisors of the gradients' launches, and the launch of each part of the
-// batch.
+// Strides, phases and divisors of the gradients' launches, and conv_wgrad's launch.
 #include "conv_gradient_arguments.h"
 
 #include <algorithm>
@@ -192,23 +191,6 @@ ConvWgradArguments conv_wgrad_arguments(const RfConvGradient& problem, const RfC
 }
 
 }  // namespace resnet_fused
-
-extern "C" int rf_conv_dgrad_cuda(const RfConvGradient* problem, const RfConvPlan* plan,
-                                  void* workspace, void* stream) {
-  using namespace resnet_fused;
-  if (plan->launches == 0) return 0;
-  const int64_t images = problem->x_size[0];
-  const RfConvConfiguration& tile = *rf_conv_dgrad_configuration(plan->configuration);
-  constexpr Launches<ConvDgradArguments> kLaunches{
-      launch_conv_dgrad_bfloat16, launch_conv_dgrad_float16, launch_conv_dgrad_float32};
-  for (int64_t first = 0; first < images; first += plan->images_a_launch) {
-    const int64_t part = std::min(plan->images_a_launch, images - first);
-    const auto arguments = conv_dgrad_arguments(*problem, *plan, tile, workspace, first, part);
-    const int error = kLaunches(problem->dtype, arguments, plan->configuration, stream);
-    if (error != 0) return error;
-  }
-  return 0;
-}
 
 extern "C" int rf_conv_wgrad_cuda(const RfConvGradient* problem, const RfConvPlan* plan,
                                   void* workspace, void* stream) {

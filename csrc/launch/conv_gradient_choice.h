@@ -165,6 +165,22 @@ struct GradientChooser {
     product.ends = 1;
     return product;
   }
+
+  // Of a configuration, by a product of one launch of so many images. What a table's kernels by
+  // other means are to an op stands in the place of these.
+  std::string unfit(const RfConvConfiguration& tile, const GradientProduct& product, int32_t /*of*/,
+                    int64_t /*images*/) const {
+    const char* found = resnet_fused::unfit(tile, product, gpu);
+    return found != nullptr ? found : "";
+  }
+  double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                int32_t /*of*/, int64_t /*images*/) const {
+    return cost(product, tile, splits, gpu);
+  }
+  int64_t blocks(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                 int32_t /*of*/, int64_t /*images*/) const {
+    return tiles_of(product, tile) * splits;
+  }
 };
 
 // Of gradients of an input, by phases of the stride.
@@ -236,16 +252,17 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
     refuse("an empty problem: nothing is launched");
     return 0;
   }
-  const char* against = nullptr;
+  std::string against, against_tma;
   for (int i = 0; i < choice.tiles(); ++i) {
     const RfConvConfiguration& tile = *choice.tile(i);
     if (configuration >= 0 && i != configuration) continue;
     int64_t images = problem.x_size[0];
     const GradientProduct product = choice.product(tile, &images);
-    const char* refusal = unfit(tile, product, choice.gpu);
-    if (refusal != nullptr) against = refusal;
+    const std::string refusal = choice.unfit(tile, product, i, std::max<int64_t>(images, 1));
+    std::string& said = tile.tma != 0 && configuration < 0 ? against_tma : against;
+    if (!refusal.empty()) said = refusal;
     // Narrow loads are for what is not wide, unless they are asked for.
-    if (refusal != nullptr || (configuration < 0 && product.wide && tile.wide == 0)) continue;
+    if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
     if (images < 1) {
       against = "more tiles or pixels than a launch can have";
       continue;
@@ -254,11 +271,15 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
     const int64_t tiles = tiles_of(product, tile);
     for (int64_t parts = 1; parts <= std::max<int64_t>(Choice::kMostSplits, splits); ++parts) {
       if (splits > 0 && parts != splits) continue;
+      if (tile.tma != 0 && parts > 1) {
+        if (splits > 0) said = "splits: only 1 is served by TMA";
+        continue;
+      }
       if (!has_work(steps, parts) || tiles * parts > kMost) {
         if (splits > 0) against = "its reduction has no such parts with work for each";
         continue;
       }
-      double cycles = cost(product, tile, parts, choice.gpu);
+      double cycles = choice.cycles(tile, product, parts, i, images);
       if (parts >= Choice::kLeastMerged) cycles += choice.merging(tile, product, parts);
       if (plan->launches > 0 && cycles >= plan->cycles) continue;
       *plan = RfConvPlan{i,
@@ -266,19 +287,22 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
                          choice.workspace(tile, tiles, parts, images),
                          divide_up(problem.x_size[0], images),
                          images,
-                         tiles * parts,
+                         choice.blocks(tile, product, parts, i, images),
                          cycles};
     }
   }
   if (plan->launches == 0) {
-    if (configuration < 0) return refuse("no configuration serves it: %s", against);
+    if (configuration < 0) return refuse("no configuration serves it: %s", against.c_str());
     return refuse("configuration %d (%s), %d splits: %s", configuration,
-                  choice.tile(configuration)->name, splits, against);
+                  choice.tile(configuration)->name, splits, against.c_str());
   }
-  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors",
+  // Of a GPU that has no TMA nothing is said.
+  const bool missed = choice.gpu.capability == 90 && !against_tma.empty();
+  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s%s",
          choice.tile(plan->configuration)->name, plan->splits,
          configuration < 0 ? "least predicted time" : "as asked for",
-         static_cast<Long>(plan->blocks), choice.gpu.multiprocessors);
+         static_cast<Long>(plan->blocks), choice.gpu.multiprocessors, missed ? "; no TMA: " : "",
+         missed ? against_tma.c_str() : "");
   return 0;
 }
 

@@ -1,0 +1,101 @@
+// What asks TMA for the pixels of a convolution's taps, step after step and tile after tile.
+#pragma once
+
+#include <cstdint>
+
+#include "../ptx/cluster.h"
+#include "../ptx/tma.h"
+#include "conv_types.h"
+#include "pipeline.h"
+#include "tma_conv.h"
+#include "warpgroup_shape.h"
+
+namespace resnet_fused {
+
+#if defined(RF_HAS_WGMMA)
+
+// A ring of the shape's stages.
+template <class Shape>
+using RingOf = Ring<Shape::kStages, Shape::kSharing>;
+
+// The block's tile. Blocks that share filters walk over tiles as wide as theirs together; one that
+// begins behind the last pixel brings zeros and stores nothing, but takes part.
+template <class Shape>
+RF_DEVICE TmaTile own_tile(const TileWalk& walk) {
+  TmaTile tile = walk.tile();
+  if constexpr (Shape::kSharing > 1) {
+    tile.pixels = tile.pixels * Shape::kSharing + static_cast<int32_t>(ptx::cluster_rank());
+  }
+  return tile;
+}
+
+// The producer's way through the steps of its block's tiles, from the first tile's step `first` on.
+template <class T, class Shape>
+class TapSteps {
+ public:
+  RF_DEVICE TapSteps(const ConvTmaArguments& arguments, const TileWalk& walk, int32_t first = 0)
+      : arguments_(arguments), walk_(walk) {
+    constexpr int32_t kElements = kElementsOfStep<typename ConvTypes<T>::Operand>;
+    const Reduction& reduction = arguments.reduction;
+    if (first > 0) {
+      const int32_t of_tap = (reduction.channels + kElements - 1) / kElements;
+      const int32_t tap = first / of_tap;
+      column_ = {(first - tap * of_tap) * kElements, tap % reduction.taps_s,
+                 tap / reduction.taps_s};
+    }
+    enter();
+  }
+
+  RF_DEVICE bool done() const { return walk_.done(); }
+  RF_DEVICE void next() {
+    column_.c += kElementsOfStep<typename ConvTypes<T>::Operand>;
+    if (column_.c < arguments_.reduction.channels) return;
+    column_.c = 0;
+    if (++column_.s < arguments_.reduction.taps_s) return;
+    column_.s = 0;
+    if (++column_.r < arguments_.reduction.taps_r) return;
+    column_.r = 0;
+    walk_.next();
+    enter();
+  }
+
+ protected:
+  // The tile's pixels as the step's tap sees them; `from` is mapped as x is.
+  RF_DEVICE void load_taps(const ptx::TensorMap* from, ptx::SharedAddress to,
+                           ptx::SharedAddress full) const {
+    const int32_t channel = channel_ + column_.c;
+    if (arguments_.dense) {
+      ptx::tma_load(to, from, {channel, pixel_}, full);
+    } else {
+      // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
+      ptx::tma_load_im2col(to, from, {channel, w_, h_, n_},
+                           {static_cast<uint16_t>(column_.s * arguments_.step_w),
+                            static_cast<uint16_t>(column_.r * arguments_.step_h)},
+                           full);
+    }
+  }
+
+  const ConvTmaArguments& arguments_;
+  TileWalk walk_;
+  Column column_{0, 0, 0};  // of the reduction: where the step begins
+  TmaTile tile_;
+  int32_t channel_;  // the group's first one, of the reduction
+
+ private:
+  RF_DEVICE void enter() {
+    if (walk_.done()) return;
+    tile_ = own_tile<Shape>(walk_);
+    channel_ = tile_.group * arguments_.reduction.channels;
+    pixel_ = tile_.pixels * Shape::kPixels;
+    const Pixel first = pixel_of(pixel_, arguments_.grid);
+    n_ = first.n;
+    h_ = first.p * arguments_.stride_h + arguments_.origin_h;
+    w_ = first.q * arguments_.stride_w + arguments_.origin_w;
+  }
+
+  int32_t pixel_, n_, h_, w_;
+};
+
+#endif
+
+}  // namespace resnet_fused

@@ -1,0 +1,21 @@
+// The launches of conv_dgrad for sm_90a, for one dtype; each dtype's .cu file makes its own.
+#pragma once
+
+#include "../kernels/conv_dgrad_sm90.cuh"
+#include "conv_dgrad_tma.h"
+#include "conv_dgrad_tma_tiles.h"
+#include "launch.h"
+
+namespace resnet_fused {
+
+template <class T>
+int launch_conv_dgrad_tma(const ConvDgradTmaArguments& arguments, int index, int32_t blocks,
+                          void* stream) {
+  return DgradTmaTiles::with(index, [&]<class Shape>() -> int {
+    return RF_LAUNCH((conv_dgrad_tma_kernel<T, Shape>), dim3(static_cast<uint32_t>(blocks)),
+                     dim3(kWarpgroupBlockThreads), Shape::kSharedBytes,
+                     static_cast<cudaStream_t>(stream), arguments);
+  });
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,63 @@
+"""tools/gates.py on conv_dgrad's kernel for sm_90a: what it catches in its machine code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.append(str(TOOLS))
+
+import _cuda_rules as rules  # noqa: E402  (it lies in tools/)
+from _cuda_dgrad_rules import dgrad_of  # noqa: E402  (likewise)
+
+NAME = (
+    "_ZN12resnet_fused21conv_dgrad_tma_kernelINS_8BFloat16ENS_13DgradTmaShapeILi128ELi4EEEEE"
+    "vNS_21ConvDgradTmaArgumentsE"
+)
+CODE = {
+    "HGMMA.64x128x16.F32.BF16": 8, "WARPGROUP.DEPBAR.LE": 3, "UTMALDG.2D": 2, "UTMALDG.4D": 1,
+    "UTMALDG.4D.IM2COL": 2, "UTMASTG.3D": 2, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 5,
+    "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1, "LDSM.16.M88.4": 24,
+    "LDG.E.64.CONSTANT": 16, "STSM.16.M88.4": 8,
+}  # fmt: skip
+
+
+def failures(name=NAME, arch="90a", registers=168, **code):
+    counts = CODE | {key.replace("_", "."): count for key, count in code.items()}
+    return rules.Kernel(name, arch, registers, instructions=counts).failures()
+
+
+def test_its_configuration_is_read_from_its_name():
+    tile = dgrad_of(NAME)
+    assert tile is not None and (tile.channels, tile.stages) == (128, 4)
+    # Stages of 2 x 16 KB and 16 KB, two staging tiles of 16 KB, eight barriers.
+    assert tile.shared == 4 * 49152 + 2 * 16384 + 64
+    assert rules.short_name(NAME) == "conv_dgrad_tma<BFloat16, 128x128 4 stages>"
+    assert dgrad_of("_ZN12resnet_fused17conv_dgrad_kernelI") is None
+
+
+@pytest.mark.parametrize(
+    ("planted", "words"),
+    [
+        ({"arch": "80"}, "it is built for nothing else"),
+        ({"registers": 160}, "160 registers, expected 168"),
+        ({"name": NAME.replace("Li4E", "Li5E")}, "bytes of shared memory, at most"),
+        ({"name": NAME.replace("DgradTmaShape", "Shape")}, "its name spells no configuration"),
+        ({"HGMMA_64x128x16_F32_BF16": 4}, "4 HGMMA"),
+        ({"WARPGROUP_DEPBAR_LE": 4}, "4 WARPGROUP"),
+        ({"UTMALDG_4D_IM2COL": 1}, "1 UTMALDG"),
+        ({"UTMASTG_3D": 1}, "1 UTMASTG.*, at least 2"),
+        ({"LDSM_16_M88_4": 16}, "16 LDSM"),
+        ({"LDG_E_64_CONSTANT": 8}, "8 LDG"),
+        ({"STL": 1}, "1 LDL or STL"),
+        ({"ACQBULK": 1}, "1 instructions for kernels that begin early, expected none"),
+    ],
+    ids=str,
+)
+def test_it_is_held_to_its_instructions(planted, words):
+    assert failures() == []
+    found = failures(**planted)
+    assert any(words in sentence for sentence in found), found
