@@ -31,6 +31,7 @@ WAYS = (
 FILES = {
     "conv_bn_act_sm90.cuh",
     "pipeline.h",
+    "tap_steps.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
 }
