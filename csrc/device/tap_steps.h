@@ -78,8 +78,8 @@ class TapSteps {
   const ConvTmaArguments& arguments_;
   TileWalk walk_;
   Column column_{0, 0, 0};  // of the reduction: where the step begins
-  TmaTile tile_;
-  int32_t channel_;  // the group's first one, of the reduction
+  TmaTile tile_{};
+  int32_t channel_ = 0;  // the group's first one, of the reduction
 
  private:
   RF_DEVICE void enter() {
@@ -93,7 +93,7 @@ class TapSteps {
     w_ = first.q * arguments_.stride_w + arguments_.origin_w;
   }
 
-  int32_t pixel_, n_, h_, w_;
+  int32_t pixel_ = 0, n_ = 0, h_ = 0, w_ = 0;
 };
 
 #endif
