@@ -59,39 +59,6 @@ _COMMON = (
     "csrc/device/operand_tile.h",
 )
 
-# Of convolutions by TMA and wgmma.
-_BY_TMA = (
-    "csrc/device/block_walk.h",
-    "csrc/device/conv_types.h",
-    "csrc/device/dependent.h",
-    "csrc/device/pair.h",
-    "csrc/device/pipeline.h",
-    "csrc/device/tma_conv.h",
-    "csrc/device/warpgroup_epilogue.h",
-    "csrc/device/warpgroup_roles.h",
-    "csrc/device/warpgroup_shape.h",
-    "csrc/device/warpgroup_tile.h",
-    "csrc/kernels/conv_bn_act_sm90.cuh",
-    "csrc/launch/conv_bn_act_tma.cpp",
-    "csrc/launch/conv_bn_act_tma.h",
-    "csrc/launch/conv_bn_act_tma_plan.cpp",
-    "csrc/launch/conv_tma_tiles.h",
-    "csrc/launch/e4m3_type.h",
-    "csrc/launch/tensor_map.cu",
-    "csrc/launch/tensor_map.h",
-    "csrc/launch/tensor_map_rules.cpp",
-    "csrc/launch/tma_request.h",
-    "csrc/ptx/cluster.h",
-    "csrc/ptx/matrix_descriptor.h",
-    "csrc/ptx/mbarrier.h",
-    "csrc/ptx/proxy.h",
-    "csrc/ptx/registers.h",
-    "csrc/ptx/tensor_map.h",
-    "csrc/ptx/tma.h",
-    "csrc/ptx/wgmma.h",
-    "csrc/ptx/wgmma_operands.h",
-)
-
 _ALL_GRADIENTS = (
     "csrc/bindings/conv_gradients.cpp",
     "csrc/bindings/conv_gradients.h",
@@ -121,6 +88,7 @@ _WGRADS = (
     "csrc/launch/conv_wgrad_merge.cuh",
 )
 
+# Of convolutions by TMA and wgmma.
 _BY_TMA = (
     "csrc/device/block_walk.h",
     "csrc/device/conv_types.h",
@@ -158,6 +126,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_act": (
         *_COMMON,
         *_BY_TMA,
+        "csrc/kernels/conv_bn_act_sm90.cuh",
         "csrc/bindings/conv_bn_act.cpp",
         "csrc/device/cluster_shape.h",
         "csrc/device/cluster_tile.h",
@@ -197,6 +166,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_act_fp8": (
         *(name for name in _SHARED if name not in _OF_MMA),
         *_BY_TMA,
+        "csrc/kernels/conv_bn_act_sm90.cuh",
         "csrc/bindings/conv_bn_act_fp8.cpp",
         "csrc/device/conv_window.h",
         "csrc/device/e4m3.h",
@@ -275,6 +245,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_stats": (
         *_COMMON,
         *_BY_TMA,
+        "csrc/kernels/conv_bn_act_sm90.cuh",
         "csrc/bindings/conv_bn_stats.cpp",
         "csrc/device/conv_loader.h",
         "csrc/device/gradient_epilogue.h",
