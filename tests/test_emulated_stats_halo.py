@@ -178,12 +178,13 @@ def test_no_bank_conflicts(dtype, prologue):
 
 
 @every_tile
-def test_pixels_come_and_are_turned_once_for_all_taps(index):
+@pytest.mark.parametrize("splits", [1, 3])
+def test_pixels_come_and_are_turned_once_for_all_taps(index, splits):
     """Of memory every byte once; asked of the cache: each tile's windows, and its filters."""
     case = image(1, 96, 24, 24, 128)
     x, norm, weight = operands(case, torch.bfloat16)
     tile = configurations()[index]
-    y, _, report = call(case, x, norm, weight, configuration=index, splits=1, counting=True)
+    y, _, report = call(case, x, norm, weight, configuration=index, splits=splits, counting=True)
     tensors = report["tensors"]
     for name, t in (("x", x), ("weight", weight)):
         assert tensors[name]["unique_bytes_read"] == t.nbytes
