@@ -228,7 +228,7 @@ def _calls(batch: int) -> list[str]:
 def text() -> str:
     """The tables as Markdown."""
     assumed = (
-        f"Assumed: the plans' cycles at {_chain_plan.CLOCK / 1e9:.2f} GHz, memory "
+        f"Assumed: the plans' cycles at {_chain_plan.CLOCK / 1e6:,.0f} MHz, memory "
         f"{MEMORY / 1e12:.2f} TB/s, tensor cores {TENSOR / 1e12:.0f} TFLOP/s, {LAUNCH * 1e6:.0f} "
         f"us a launch, {SMALL} small kernels a layer beside these. ResNet-50, 224x224, bfloat16."
     )

@@ -50,8 +50,8 @@ def test_plans_take_the_wish_and_say_why():
         asked = _cuda_plan.plan(bare if by_tma else made, H200, index, 1 if by_tma else 2)
         assert (asked.name, asked.splits) == (name, 1 if by_tma else 2)
         assert by_tma or asked.workspace_bytes > found.workspace_bytes
-    served = _cuda_plan.plan(bare, H200)
-    assert served.cycles < found.cycles
+    assert _cuda_plan.plan(bare, H200).cycles < found.cycles
+    served = _cuda_plan.plan(problem(256, 64, 56, 256, 1, prologue=False), H200)
     # This build may hold no machine code for sm_90a.
     assert served.name.startswith(_cuda_plan.TMA) or "no TMA: this build" in served.why
 

@@ -61,7 +61,8 @@ def test_the_forward_convolutions_are_those_of_the_other_prediction(tool):
     kinds = ((7, False), (1, False), (3, True), (1, True))
     other = sum(stats.row(nodes, *kind)[1] for kind in kinds)
     found = [one for one in tool.kernels(BATCH) if one.op == "conv_bn_stats"]
-    assert total(found, "us") / 1e3 == pytest.approx(other, rel=0.01)
+    # Here no kernel is faster than memory.
+    assert other <= total(found, "us") / 1e3 < 1.02 * other
 
 
 def test_calls_are_the_nodes(tool):
@@ -82,7 +83,7 @@ def test_what_the_page_says_in_words(tool):
     convolutions = [one for one in found if one.op in OPS]
     lost = total(found, "lost")
     reached = total(convolutions, "limit") / total(convolutions, "us")
-    assert lost > 0.9 * total(found, "limit")
+    assert 0.8 < lost / total(found, "limit") < 1
     assert total([one for one in found if one.kind == "3x3"], "lost") > lost / 2
     ones = {op: total([o for o in found if (o.op, o.kind) == (op, "1x1")], "lost") for op in OPS}
     assert min(ones["conv_bn_stats"], ones["conv_bn_dgrad"]) > ones["conv_bn_wgrad"]
