@@ -179,7 +179,7 @@ def test_layers_that_read_no_batch_norm_are_served_by_them():
     for case in cases.RESNET50_LAYERS:
         made = planned(dataclasses.replace(case, n=256), prologue=False)
         if name_of(made).startswith("halo_"):
-            assert (case.r, case.c) == (3, 64), case.name
+            assert case.r == 3 and case.c in (64, 512), case.name
             continue
         assert (name_of(made) in NAMES) == (case.c % 8 == 0), (case.name, made["why"])
         taken.add(name_of(made))
