@@ -3,7 +3,8 @@
 Each convolution takes what its own plan predicts for the configuration that it picks, each pass its
 bytes through memory; no kernel is faster than memory or the tensor cores at the rates of
 `predict_triton.py`, which is its limit here, and each has a launch. Both gradients of a 1x1
-convolution are kernels of their own. Needs the extension built with nvcc, which holds the plans.
+convolution come from one kernel where a node would take it. Needs the extension built with nvcc,
+which holds the plans.
 
     python benchmarks/predict_cuda_training.py            # the tables
     python benchmarks/predict_cuda_training.py --write    # into docs/measured_facts.md
@@ -31,8 +32,15 @@ from predict_triton import LAUNCH, MEMORY, PAGE, TENSOR
 from resnet_fused import models
 from resnet_fused.bench.nodes import Node, nodes
 from resnet_fused.cases import ConvCase
-from resnet_fused.ops import _chain_plan, _cuda_bn_dgrad, _cuda_plan, _cuda_stats, _cuda_wgrad
-from resnet_fused.roofline import Kernel, conv_bn_dgrad_cost
+from resnet_fused.ops import (
+    _chain_plan,
+    _cuda_bn_dgrad,
+    _cuda_grad1x1,
+    _cuda_plan,
+    _cuda_stats,
+    _cuda_wgrad,
+)
+from resnet_fused.roofline import Cost, Kernel, conv_bn_dgrad_cost, conv_bn_grad1x1_cost
 
 BEGIN, END = "<!-- cuda training: begin -->", "<!-- cuda training: end -->"
 ABOUT = (132, 232448, 233472, 90)
@@ -108,11 +116,24 @@ def _wgrad(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_pla
     return _cuda_wgrad.problem_of(*operands, _image(*case.weight_shape), geometry, real=False)
 
 
+def _grad1x1(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+    dz, x = _image(*case.output_shape), _image(*case.input_shape)
+    norm, addend = _vectors(4, case.c) if inner else None, x if added else None
+    operands = dz, dz, _vectors(3, case.k), x, norm, _image(*case.weight_shape), addend
+    return _cuda_grad1x1.problem_of(operands, x, 1, real=False)
+
+
 PROBLEMS: dict[str, Callable[..., _cuda_plan.Problem]] = {
     _cuda_stats.OP: _stats,
     _cuda_bn_dgrad.OP: _dgrad,
     _cuda_wgrad.OP: _wgrad,
+    _cuda_grad1x1.OP: _grad1x1,
 }
+ALONE: dict[str, Callable[..., Cost]] = {
+    _cuda_bn_dgrad.OP: conv_bn_dgrad_cost,
+    _cuda_grad1x1.OP: conv_bn_grad1x1_cost,
+}
+"""What a gradient of an input moves where no shortcut's is added to it."""
 
 
 def problem(node: Node, kernel: Kernel) -> _cuda_plan.Problem:
@@ -125,7 +146,8 @@ def problem(node: Node, kernel: Kernel) -> _cuda_plan.Problem:
     case, inner = node.cases[kernel.layer], node.inner(kernel.layer)
     geometry = (case.stride, case.padding, case.dilation, case.groups)
     # The shortcut's gradient, where the roofline counts it.
-    added = kernel.cost.bytes > conv_bn_dgrad_cost(case, DTYPE, masked=inner).bytes
+    alone = ALONE.get(kernel.op)
+    added = alone is not None and kernel.cost.bytes > alone(case, DTYPE, masked=inner).bytes
     return PROBLEMS[kernel.op](case, geometry, inner, added)
 
 
@@ -143,10 +165,16 @@ def _predicted(node: Node, kernel: Kernel) -> Predicted:
     return Predicted(kernel.op, kind, name, plan, us, memory, tensor, kernel.cost.bytes / 1e9)
 
 
+def merging(case: ConvCase, inner: bool) -> bool:
+    """Whether the CUDA kernel of both gradients is taken: as a node decides on this GPU."""
+    given = DTYPE, case.input_shape, case.k, ABOUT
+    return _cuda_grad1x1.choose(*given, masked=inner).merged
+
+
 @functools.cache
 def step(batch: int) -> tuple[Node, ...]:
-    """ResNet-50's nodes, both gradients of each convolution by kernels of their own."""
-    return tuple(nodes(models.resnet50(), (batch, 3, 224, 224), DTYPE))
+    """ResNet-50's nodes."""
+    return tuple(nodes(models.resnet50(), (batch, 3, 224, 224), DTYPE, merging=merging))
 
 
 @functools.cache
@@ -168,6 +196,12 @@ def step_us(batch: int) -> tuple[float, float]:
     layers = sum(one.op == _cuda_stats.OP for one in found)
     launches = 1e6 * LAUNCH * (len(found) + SMALL * layers)
     return sum(one.us for one in found) + launches, sum(one.limit for one in found) + launches
+
+
+def reached(batch: int) -> float:
+    """What part of their predicted time the convolutions' limits are."""
+    found = [one for one in kernels(batch) if one.kind]
+    return math.fsum(one.limit for one in found) / math.fsum(one.us for one in found)
 
 
 def _by(found: Iterable[Predicted], key: Callable[[Predicted], Any]) -> dict[Any, list[Predicted]]:
@@ -203,7 +237,9 @@ def _ops(batch: int) -> list[str]:
         "",
         f"Sum at batch {batch}, with launches and small kernels: {us / 1e3:.2f} ms, "
         f"{1e6 * batch / us:,.0f} images/s; at the limits {limit / 1e3:.2f} ms, "
-        f"{1e6 * batch / limit:,.0f} images/s. Without the classifier and the optimiser.",
+        f"{1e6 * batch / limit:,.0f} images/s. Without the classifier and the optimiser. The "
+        f"convolutions are predicted at {reached(batch):.2f} of their limit; passes are taken to "
+        "be at theirs.",
         "",
     ]
 

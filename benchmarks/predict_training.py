@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from predict_triton import CACHE, H200, LAUNCH, MEMORY, PAGE, TENSOR, efficiency
 
 from resnet_fused import models
-from resnet_fused.bench.nodes import Node, nodes, saved_bytes, traffic
+from resnet_fused.bench.nodes import Node, by_triton, nodes, saved_bytes, traffic
 from resnet_fused.cases import ConvCase
 from resnet_fused.roofline import Kernel, conv_bn_grad1x1_cost
 from resnet_fused.triton import _grad1x1, _tiles, _traffic
@@ -114,7 +114,8 @@ def seconds(node: Node, kernel: Kernel) -> tuple[float, float, float]:
 
 @functools.cache
 def _nodes(batch: int) -> list[Node]:
-    return nodes(models.resnet50(), (batch, 3, 224, 224), torch.bfloat16, limits=H200)
+    merging = by_triton(torch.bfloat16, H200)
+    return nodes(models.resnet50(), (batch, 3, 224, 224), torch.bfloat16, merging=merging)
 
 
 @functools.cache

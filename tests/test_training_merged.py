@@ -18,7 +18,7 @@ from training_nets import CASES, assert_same, build, norms, steps
 
 import resnet_fused as rf
 from resnet_fused import _tuned, backends, models, roofline
-from resnet_fused.bench.nodes import nodes, traffic
+from resnet_fused.bench.nodes import by_triton, nodes, traffic
 from resnet_fused.cases import ConvCase
 from resnet_fused.nn import _training_route
 from resnet_fused.ops import _grad1x1, _training
@@ -108,7 +108,7 @@ def test_a_node_takes_what_the_prediction_counts(pretend, batch, limits, merged,
     ran = pretend(limits)
     shape = (batch, 3, 224, 224)
     meta_step(models.resnet50, shape)
-    found = nodes(resnet50(), shape, BF16, limits=limits)
+    found = nodes(resnet50(), shape, BF16, merging=by_triton(BF16, limits))
     counted = collections.Counter(
         (kernel.op, node.cases[kernel.layer].weight_shape if "conv" in kernel.op else None)
         for node in found
@@ -149,7 +149,7 @@ def test_explain_says_which_way(pretend):
 def test_the_traffic_of_a_step_is_at_most_055_of_eagers():
     """472.5 MB an image: the passes of eager PyTorch, added up in `predict_training.py`."""
     for batch in (32, 256):
-        found = nodes(resnet50(), (batch, 3, 224, 224), BF16, limits=H200)
+        found = nodes(resnet50(), (batch, 3, 224, 224), BF16, merging=by_triton(BF16, H200))
         assert sum(traffic(found)) / batch / 472.5e6 <= 0.55
     two = nodes(resnet50(), (256, 3, 224, 224), BF16)
     assert sum(traffic(two)) / 256 / 472.5e6 > 0.55

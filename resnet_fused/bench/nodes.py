@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from resnet_fused.ops import _grad1x1
 from resnet_fused.roofline import Kernel, node_kernels
 from resnet_fused.triton import _grad1x1 as _rule
 from resnet_fused.triton import _tiles
+
+Merging = Callable[[ConvCase, bool], bool]
+"""Whether one kernel makes both gradients of a convolution that may read another of its node."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def nodes(
     *,
     folds: bool = True,
     parameter: torch.dtype | None = None,
-    limits: _tiles.Limits | None = None,
+    merging: Merging | None = None,
 ) -> list[Node]:
     """The nodes of a training step, in order of execution.
 
@@ -61,8 +64,8 @@ def nodes(
         dtype: of the activations.
         folds: whether BatchNorm is applied as kernels read.
         parameter: dtype of the weights; that of the activations by default.
-        limits: of the GPU whose kernels are taken: 1x1 convolutions have both gradients made by one
-            where the nodes would. None: always by two.
+        merging: which 1x1 convolutions of stride 1 have both gradients made by one kernel. None: no
+            one has.
     """
     cases = {layer.name: layer for layer in walk(module, shape)}
     fused = fuse(module)
@@ -75,12 +78,12 @@ def nodes(
             options["projection"] = cases[projection].case
         options["input_gradient"] = not cases[convs[0]].first
         every = [*convs, *([] if projection is None else [projection])]
-        if folds and limits is not None:
+        if folds and merging is not None:
             options["merged"] = [
                 index
                 for index, conv in enumerate(every)
                 if not cases[conv].first
-                and merges(cases[conv].case, dtype, limits, inner=0 < index < len(convs))
+                and merges(cases[conv].case, merging, inner=0 < index < len(convs))
             ]
         kernels = node_kernels(inner, dtype, folds=folds, parameter=parameter, **options)
         sizes = tuple(cases[conv].case for conv in every)
@@ -110,19 +113,31 @@ def nodes(
     return [found[name] for name in cases if name in found]
 
 
-def merges(case: ConvCase, dtype: torch.dtype, limits: _tiles.Limits, *, inner: bool) -> bool:
+def merges(case: ConvCase, merging: Merging, *, inner: bool) -> bool:
     """Whether a node has both gradients of a convolution made by one kernel.
 
     Args:
         case: its sizes.
-        dtype: of the activations.
-        limits: the GPU's.
+        merging: which 1x1 convolutions do.
         inner: whether it reads another one of its node.
     """
-    if not _grad1x1.fits_geometry(case.weight_shape, case.stride, case.padding, case.groups):
-        return False
-    sizes = case.n * case.h * case.w, case.k, case.c, dtype.itemsize
-    return _rule.choose(*sizes, limits, masked=inner).config is not None
+    fits = _grad1x1.fits_geometry(case.weight_shape, case.stride, case.padding, case.groups)
+    return fits and merging(case, inner)
+
+
+def by_triton(dtype: torch.dtype, limits: _tiles.Limits) -> Merging:
+    """What Triton's kernels merge on a GPU.
+
+    Args:
+        dtype: of the activations.
+        limits: the GPU's.
+    """
+
+    def merging(case: ConvCase, inner: bool) -> bool:
+        sizes = case.n * case.h * case.w, case.k, case.c, dtype.itemsize
+        return _rule.choose(*sizes, limits, masked=inner).config is not None
+
+    return merging
 
 
 def _pooled(pool: Any, case: ConvCase) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from resnet_fused.bench.ceilings import Ceilings
-from resnet_fused.bench.nodes import nodes
+from resnet_fused.bench.nodes import by_triton, nodes
 from resnet_fused.bench.work import Work
 from resnet_fused.roofline import Cost, model_cost
 from resnet_fused.triton import _limits
@@ -144,7 +144,9 @@ def least(work: Work, rates: Ceilings) -> dict[str, float]:
     assert module is not None
     shape, dtype = tuple(work.sets[0].x.shape), subject.torch_dtype
     on_gpu = subject.device == "cuda"
-    limits = _limits.limits(torch.device(subject.device)) if on_gpu else None
+    merging = None
+    if on_gpu:
+        merging = by_triton(dtype, _limits.limits(torch.device(subject.device)))
     weights = [p for p in module.parameters() if p.requires_grad]
     found = dict.fromkeys(GROUPS, 0.0)
 
@@ -153,9 +155,8 @@ def least(work: Work, rates: Ceilings) -> dict[str, float]:
         own = BOTH if group in (DGRAD, WGRAD) and not on_gpu else group
         found[own] += cost.seconds(rates.flops, rates.bandwidth)
 
-    for node in nodes(
-        module, shape, dtype, folds=on_gpu, parameter=subject.storage_dtype, limits=limits
-    ):
+    parameter = subject.storage_dtype
+    for node in nodes(module, shape, dtype, folds=on_gpu, parameter=parameter, merging=merging):
         for kernel in node.kernels:
             add(_OPS.get(kernel.op, NORM), kernel.cost)
     for layer in model_cost(module, shape, dtype=dtype).layers:
