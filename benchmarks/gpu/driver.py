@@ -17,6 +17,7 @@ from gpu import command, sanitizer
 from gpu.pool import ROOT
 
 NAME = "resnet_fused_driver"
+GRAD1X1 = ("--op", "conv_bn_grad1x1", "--r", "1", "--s", "1", "--padding", "0")
 TRAINING: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_stats", "--normed", "--splits", "2", "--c", "64"),
     ("--op", "conv_bn_stats", "--normed", "--c", "3", "--k", "5", "--layout", "nchw"),
@@ -25,6 +26,8 @@ TRAINING: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_dgrad", "--normed", "--c", "5", "--k", "3", "--layout", "nchw"),
     ("--op", "conv_bn_wgrad", "--affine", "--normed", "--splits", "2", "--float-weight"),
     ("--op", "conv_bn_wgrad", "--affine", "--c", "3", "--k", "5", "--layout", "nchw"),
+    (*GRAD1X1, "--affine", "--normed", "--addend", "1", "--float-weight", "--splits", "2"),
+    (*GRAD1X1, "--affine", "--addend", "2", "--c", "72", "--k", "40", "--dtype", "float16"),
     ("--op", "bn_add_act", "--residual", "--normed"),
     ("--op", "bn_add_act", "--residual", "--part", "8", "--layout", "nchw"),
     ("--op", "bn_add_act_backward", "--residual", "--normed", "--h", "40", "--w", "40"),

@@ -43,6 +43,14 @@ TIMED = {
     "conv_bn_wgrad": Timed(
         (*_sized(8, 64, 56), "--k", "64", "--affine", "--normed", "--data", "normals"), 3 * CONV * 2
     ),
+    # The expansion of the first stage: dz and y of 256 channels, x and its gradient of 64.
+    "conv_bn_grad1x1": Timed(
+        (
+            *(*_sized(8, 64, 56), "--k", "256", "--r", "1", "--s", "1", "--padding", "0"),
+            *("--affine", "--normed", "--data", "normals"),
+        ),
+        (2 * 4 * CONV + 2 * CONV) * 2,
+    ),
     "bn_add_act": Timed((*_sized(32, 256, 56), "--residual"), 3 * BLOCK * 2),
     "bn_add_act_backward": Timed((*_sized(32, 256, 56), "--residual"), 4 * BLOCK * 2),
     "bn_backward_apply": Timed(_sized(32, 256, 56), 3 * BLOCK * 2),
@@ -83,7 +91,7 @@ def time(device: str, op: str, bandwidth: float, program: str | None = None) -> 
     """
     timed = TIMED[op]
     real = (*timed.words, "--repeats", str(REPEATS))
-    words = real if is_cuda(device) else ("--n", "1", "--h", "8", "--w", "8")
+    words = real if is_cuda(device) else (*timed.words, "--n", "1", "--h", "8", "--w", "8")
     one = driver.called(("--op", op, *words), program, LIMIT_S)
     if not one["ok"]:
         return one

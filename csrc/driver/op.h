@@ -64,6 +64,8 @@ bool run_conv_bn_stats(const Arguments& arguments, Common& common, Json& json);
 bool run_conv_bn_dgrad(const Arguments& arguments, Common& common, Json& json);
 // dweight = sum over pixels of dy x, or of dy relu(scale x + shift) with --normed; float-weight
 bool run_conv_bn_wgrad(const Arguments& arguments, Common& common, Json& json);
+// Both, of a 1x1 convolution: what these two read, and what they judge.
+bool run_conv_bn_grad1x1(const Arguments& arguments, Common& common, Json& json);
 
 // Training's passes over activations of n, c, h, w; see csrc/kernels. They read act, layout and,
 // beside that:
