@@ -421,8 +421,9 @@ def short_name(mangled: str) -> str:
         parts.append(by_both)
     elif by_chain := chain_tma_tile_of(mangled):
         projected = f" projecting {by_chain.projected}" if by_chain.projected else ""
+        shared = " shared filters" if by_chain.sharing > 1 else ""
         parts.append(
-            f"{by_chain.inner} to {by_chain.following} {by_chain.stages} stages{projected}"
+            f"{by_chain.inner} to {by_chain.following} {by_chain.stages} stages{projected}{shared}"
         )
     elif chain := re.search(r"ChainShapeI" + 6 * r"Li(\d+)E", rest):
         m, following, warps, stages, _, front = chain.groups()
