@@ -65,7 +65,12 @@ class AffineOperand {
         coefficients_[i][row] = known ? ptx::load_global_read_only(from) : Floats{};
       }
     }
-    at_ = advanced(at_, Column{kStepElements, 0, 0}, reduction);
+    at_.c += kStepElements;
+    if (at_.c < reduction.channels) return;
+    at_.c = 0;
+    if (++at_.s < reduction.taps_s) return;
+    at_.s = 0;
+    ++at_.r;
   }
 
   // The step, of which dz's rows of this warpgroup begin at `dz` and y's at `y`.
