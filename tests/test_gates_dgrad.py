@@ -36,7 +36,9 @@ MORE = CODE | {
 
 
 def failures(name=NAME, arch="90a", registers=168, **code):
-    counts = (MORE if name == REDUCING else CODE) | {key.replace("_", "."): count for key, count in code.items()}
+    counts = (MORE if name == REDUCING else CODE) | {
+        key.replace("_", "."): count for key, count in code.items()
+    }
     return rules.Kernel(name, arch, registers, instructions=counts).failures()
 
 
