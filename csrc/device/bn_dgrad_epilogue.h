@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "../ptx/ptx.h"
+#include "addend_pixel.h"
 #include "bn_dgrad_geometry.h"
 #include "conv_epilogue.h"
 #include "dgrad_loader.h"
@@ -124,14 +125,10 @@ class BnDgradEpilogue {
       found.raw = load(static_cast<const T*>(arguments_.raw), pixel, arguments_.raw_strides);
     }
     if (arguments_.addend != nullptr) {
-      const Divisor& step = arguments_.addend_step;
-      const auto p = static_cast<int32_t>(quotient(static_cast<uint32_t>(pixel.p), step));
-      const auto q = static_cast<int32_t>(quotient(static_cast<uint32_t>(pixel.q), step));
-      const auto each = static_cast<int32_t>(step.value);
-      found.added = p * each == pixel.p && q * each == pixel.q;
+      found.added = to_addend(pixel, arguments_.addend_step);
       if (found.added) {
-        found.addend = load(static_cast<const T*>(arguments_.addend), Pixel{pixel.n, p, q},
-                            arguments_.addend_strides);
+        found.addend =
+            load(static_cast<const T*>(arguments_.addend), pixel, arguments_.addend_strides);
       }
     }
     return found;
