@@ -369,6 +369,7 @@ RULES = {
     "conv_bn_dgrad_kernel": lambda kernel: _convolution(kernel) | summing(kernel),
     "conv_dgrad_kernel": _convolution,
     "conv_dgrad_tma_kernel": dgrad_by_tma,
+    "conv_bn_dgrad_tma_kernel": dgrad_by_tma,
     "conv_wgrad_kernel": _convolution,
     "conv_bn_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,

@@ -150,14 +150,11 @@ RF_DEVICE void consume_gradients(const ConvDgradTmaArguments& arguments, const R
   store.end();
 }
 
-#endif
-
-// For any other architecture it is empty, and no plan chooses it.
-template <class T, class Shape>
-__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
-    conv_dgrad_tma_kernel(const __grid_constant__ ConvDgradTmaArguments arguments) {
-#if defined(RF_HAS_WGMMA)
-  const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
+// A block's life: barriers, a thread that asks, warpgroups that multiply. prepare(): what one
+// thread does beside; consume: of (ring, walk, which warpgroup, thread of it).
+template <class T, class Shape, class Prepare, class Consume>
+RF_DEVICE void run_gradients(const ConvDgradTmaArguments& arguments, ptx::SharedAddress shared,
+                             const Prepare& prepare, const Consume& consume) {
   const RingOf<Shape> ring{shared + Shape::kRingAt};
   const TileWalk walk(arguments.conv.tiles, arguments.conv.reverse,
                       static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(gridDim.x));
@@ -167,6 +164,7 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     ptx::tma_prefetch(&arguments.conv.out);
     if (arguments.masked) ptx::tma_prefetch(&arguments.y);
     ring.init(Shape::kReaders);
+    prepare();
     ptx::fence_mbarrier_init();
   }
   ptx::sync_threads();
@@ -178,7 +176,20 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
           steps.load(shared + at.stage * Shape::kStageBytes, ring.full(at));
         }
       },
-      [&](uint32_t consumer, uint32_t thread) {
+      [&](uint32_t consumer, uint32_t thread) { consume(ring, walk, consumer, thread); });
+}
+
+#endif
+
+// For any other architecture it is empty, and no plan chooses it.
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
+    conv_dgrad_tma_kernel(const __grid_constant__ ConvDgradTmaArguments arguments) {
+#if defined(RF_HAS_WGMMA)
+  const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
+  run_gradients<T, Shape>(
+      arguments, shared, [] {},
+      [&](const RingOf<Shape>& ring, const TileWalk& walk, uint32_t consumer, uint32_t thread) {
         consume_gradients<T, Shape>(arguments, ring, shared, walk, consumer, thread);
       });
 #endif
