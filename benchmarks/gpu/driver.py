@@ -58,11 +58,17 @@ CALLS: tuple[tuple[str, ...], ...] = (
 )
 """Small ones that take every way of loading, splitting and storing."""
 FP8 = ("--op", "conv_bn_act_fp8")
+WINDOWS_FP8 = (*FP8, "--c", "64", "--k", "64", "--configuration", "tma_win96x64_2w")
+CHAIN_FP8 = ("--op", "conv_chain_fp8", "--quantised")
 SM90A_CALLS: tuple[tuple[str, ...], ...] = (
     (*FP8, "--quantised", "--residual"),
-    (*FP8, "--quantised", "--residual", "--configuration", "tma_win96x64_2w"),
+    (*WINDOWS_FP8, "--quantised", "--residual"),
     (*FP8, "--residual", "--stride", "2", "--data", "normals"),
     (*FP8, "--quantised", "--r", "1", "--s", "1", "--padding", "0", "--c", "256", "--k", "144"),
+    (*CHAIN_FP8, "--c", "64", "--k", "256", "--next", "64"),
+    (*CHAIN_FP8, "--c", "48", "--k", "80", "--next", "48", "--projected", "48"),
+    (*CHAIN_FP8, "--c", "128", "--k", "208", "--next", "128", "--data", "normals"),
+    (*CHAIN_FP8, "--c", "64", "--k", "144", "--next", "112", "--out-stride", "2"),
 )
 """Those of kernels for sm_90a alone: elsewhere the driver has no plan for them."""
 

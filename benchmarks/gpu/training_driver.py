@@ -1,4 +1,4 @@
-"""Training's CUDA kernels by the driver, without torch: right, then how fast.
+"""Training's and e4m3's CUDA kernels by the driver, without torch: right, then how fast.
 
 compute-sanitizer goes over the same small calls where there is a driver (`driver.CALLS`).
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import torch
 
 from gpu import driver
 from gpu.device import is_cuda
@@ -63,15 +65,22 @@ TIMED = {
 """In bfloat16, with a cold L2."""
 
 
-def check(device: str, program: str | None = None) -> dict[str, Any]:
+CHECKED = {"training": driver.TRAINING, "sm90a": driver.SM90A_CALLS}
+"""Small calls by what they are of; the latter are for GPUs of capability 9.0 alone."""
+
+
+def check(device: str, program: str | None = None, of: str = "training") -> dict[str, Any]:
     """Every small call on integers and on random data, against double.
 
     Args:
         device: where; the driver itself knows whether it is emulated.
         program: the driver; None for one that is built.
+        of: a key of `CHECKED`.
     """
+    if of == "sm90a" and is_cuda(device) and torch.cuda.get_device_capability(device) != (9, 0):
+        return {"ok": None, "skipped": "the kernels of e4m3 are for GPUs of capability 9.0"}
     worst: dict[str, float] = {}
-    for words in driver.TRAINING:
+    for words in CHECKED[of]:
         for data in ("integers", "normals"):
             one = driver.called((*words, "--data", data), program, LIMIT_S)
             if not one["ok"]:
