@@ -36,6 +36,7 @@ FILES = {
     "merge_gradients.h",
     "pipeline.h",
     "tap_steps.h",
+    "turned_products.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
 }

@@ -21,6 +21,7 @@ from _cuda_stats_rules import (
     windows,
 )
 from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
+from _cuda_wgrad_rules import wgrad_by_tma, wgrad_of
 from _cuda_window import by_window, chain_by_stream, chain_by_window, chain_name, window_of
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
@@ -371,6 +372,7 @@ RULES = {
     "conv_dgrad_tma_kernel": dgrad_by_tma,
     "conv_bn_dgrad_tma_kernel": dgrad_by_tma,
     "conv_wgrad_kernel": _convolution,
+    "conv_wgrad_tma_kernel": wgrad_by_tma,
     "conv_bn_wgrad_kernel": _convolution,
     "conv_chain_kernel": _conv_chain,
     "conv_chain_stream_kernel": chain_by_stream,
@@ -414,6 +416,8 @@ def short_name(mangled: str) -> str:
         )
     elif dgrad := dgrad_of(mangled):
         parts.append(f"128x{dgrad.channels} {dgrad.stages} stages")
+    elif wgrad := wgrad_of(mangled):
+        parts.append(f"{wgrad.m}x{wgrad.n} {wgrad.stages} stages")
     elif cluster := cluster_of(mangled):
         parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
     elif window := window_of(mangled):

@@ -98,18 +98,7 @@ std::string shape_fault(const RfConvBnAct& problem, const TmaTypes& types) {
     return "groups: " + std::to_string(channels) + " channels of each; a multiple of " +
            std::to_string(step) + " is accepted";
   }
-  for (int d = 0; d < 2; ++d) {
-    // Corners of im2col have 8 bits, offsets too; before they are narrowed.
-    const int64_t reach = (problem.weight_size[2 + d] - 1) * problem.dilation[d];
-    if (reach > 255) return "dilation: taps " + std::to_string(reach) + " pixels apart; up to 255";
-    if (problem.padding[d] > 128) {
-      return "padding: " + std::to_string(problem.padding[d]) + "; up to 128 is accepted";
-    }
-    if (problem.stride[d] > 8) {
-      return "stride: " + std::to_string(problem.stride[d]) + "; up to 8 is accepted";
-    }
-  }
-  return "";
+  return tma_taps_fault(problem);
 }
 
 std::string weight_fault(const RfConvBnAct& problem, TensorElement element,
@@ -137,6 +126,21 @@ std::string tma_output_fault(const char* name, const RfConvBnAct& problem, Tenso
   if (!pixel) return named(name, "its pixels do not lie one behind the other");
   return named(name, tensor_map_fault(output_request(problem, element, tile, at, *pixel,
                                                      pixels_of(problem, images))));
+}
+
+std::string tma_taps_fault(const RfConvBnAct& problem) {
+  for (int d = 0; d < 2; ++d) {
+    // Corners of im2col have 8 bits, offsets too; before they are narrowed.
+    const int64_t reach = (problem.weight_size[2 + d] - 1) * problem.dilation[d];
+    if (reach > 255) return "dilation: taps " + std::to_string(reach) + " pixels apart; up to 255";
+    if (problem.padding[d] > 128) {
+      return "padding: " + std::to_string(problem.padding[d]) + "; up to 128 is accepted";
+    }
+    if (problem.stride[d] > 8) {
+      return "stride: " + std::to_string(problem.stride[d]) + "; up to 8 is accepted";
+    }
+  }
+  return "";
 }
 
 std::string tma_pixels_fault(const RfConvBnAct& problem, TensorElement element,

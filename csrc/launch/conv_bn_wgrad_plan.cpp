@@ -11,9 +11,10 @@ namespace {
 using BnWgradTable = GradientTable<BnWgradWideTiles, BnWgradNarrowTiles, false>;
 
 struct BnWgradChooser : WgradChooser<BnWgradTable> {
-  static constexpr int kLeastMerged = 1;  // every block leaves its sums
-
   const RfConvBnWgrad& read;
+
+  // Every block leaves its sums.
+  bool merges(const RfConvConfiguration& /*tile*/, int64_t /*splits*/) const { return true; }
 
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
     GradientProduct product = WgradChooser::product(tile, images);
@@ -21,10 +22,6 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
     product.turning = reads_y ? kBackwardInstructions : 0;
     product.turning_right = read.normed != 0 ? kNormInstructions : 0;
     return product;
-  }
-  int64_t workspace(const RfConvConfiguration& tile, int64_t tiles, int64_t splits,
-                    int64_t /*images*/) const {
-    return tiles * splits * tile.m * tile.n * 4;
   }
 };
 

@@ -72,19 +72,18 @@ _ALL_GRADIENTS = (
     "csrc/launch/conv_gradient_choice.h",
     "csrc/launch/conv_gradient_tiles.h",
     "csrc/launch/conv_gradients.h",
-    "csrc/launch/conv_wgrad_choice.h",
 )
 
 _GRADIENTS = (
     *_ALL_GRADIENTS,
     "csrc/device/gradient_epilogue.h",
-    "csrc/launch/conv_gradient_plan.cpp",
 )
 
 _WGRADS = (
     "csrc/device/wgrad_loader.h",
     "csrc/device/wgrad_parts.h",
     "csrc/kernels/conv_wgrad_merge_sm80.cuh",
+    "csrc/launch/conv_wgrad_choice.h",
     "csrc/launch/conv_wgrad_merge.cuh",
 )
 
@@ -209,6 +208,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/merge_gradients.h",
         "csrc/device/split_reduction.h",
         "csrc/device/tile_chunks.h",
+        "csrc/device/turned_products.h",
         "csrc/kernels/conv_bn_dgrad_sm80.cuh",
         "csrc/kernels/conv_bn_dgrad_sm90.cuh",
         "csrc/kernels/conv_dgrad_sm90.cuh",
@@ -330,6 +330,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/dgrad_tma.h",
         "csrc/device/masked_operand.h",
         "csrc/device/split_reduction.h",
+        "csrc/device/turned_products.h",
         "csrc/kernels/conv_dgrad_sm80.cuh",
         "csrc/kernels/conv_dgrad_sm90.cuh",
         "csrc/launch/conv_dgrad.cpp",
@@ -350,11 +351,23 @@ SOURCES: dict[str, tuple[str, ...]] = {
         *_COMMON,
         *_GRADIENTS,
         *_WGRADS,
+        *_BY_TMA,
+        "csrc/device/masked_channels.h",
+        "csrc/device/turned_products.h",
+        "csrc/device/wgrad_tma.h",
         "csrc/kernels/conv_wgrad_sm80.cuh",
+        "csrc/kernels/conv_wgrad_sm90.cuh",
+        "csrc/launch/conv_wgrad.cpp",
         "csrc/launch/conv_wgrad_bfloat16.cu",
         "csrc/launch/conv_wgrad_float16.cu",
         "csrc/launch/conv_wgrad_float32.cu",
         "csrc/launch/conv_wgrad_launch.cuh",
+        "csrc/launch/conv_wgrad_tma.cpp",
+        "csrc/launch/conv_wgrad_tma.h",
+        "csrc/launch/conv_wgrad_tma_bfloat16.cu",
+        "csrc/launch/conv_wgrad_tma_float16.cu",
+        "csrc/launch/conv_wgrad_tma_launch.cuh",
+        "csrc/launch/conv_wgrad_tma_tiles.h",
     ),
     "conv_chain_fp8": (
         *(name for name in _SHARED if name not in _OF_MMA),
