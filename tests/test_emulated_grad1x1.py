@@ -22,7 +22,10 @@ from resnet_fused.ops._training_checks_grad1x1 import cases_of
 
 pytestmark = pytest.mark.emulated
 
-NAMES = ("64x64_8w3s", "64x256_8w2s", "256x64_8w3s")
+NAMES = (
+    "64x64_8w3s", "64x256_8w2s", "256x64_8w3s",
+    "tma_64x64_6s", "tma_64x256_4s", "tma_256x64_4s", "tma_128x128_4s",
+)  # fmt: skip
 # Affine, norm, the addend's stride, parts.
 WAYS = ((True, True, 1, 2), (True, False, 2, 1), (False, True, 0, 3), (False, False, 3, 2))
 ODD = cases.ConvCase("odd", 3, 72, 7, 9, 40)
