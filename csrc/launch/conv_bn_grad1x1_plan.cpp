@@ -208,7 +208,8 @@ int32_t rf_conv_bn_grad1x1_plan(const RfConvBnGrad1x1* problem, const RfGpu* gpu
     const RfConvConfiguration& tile = entry.configuration;
     // Of TMA, what keeps the problem from those that could hold it.
     const bool other = tile.tma != 0 && configuration < 0;
-    std::string& said = other && size.filters <= tile.m ? against_tma : against;
+    if (other && size.filters > tile.m) continue;
+    std::string& said = other ? against_tma : against;
     if (const std::string refusal = unfit(i, *problem, size, *gpu); !refusal.empty()) {
       said = refusal;
       continue;
