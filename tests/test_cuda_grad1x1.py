@@ -218,6 +218,17 @@ def test_it_is_taken_where_it_is_predicted_faster():
 
 
 @needs_cuda_build
+def test_two_kernels_are_not_taken_to_be_faster_than_memory(monkeypatch):
+    plan = _cuda_plan.plan
+    monkeypatch.setattr(_cuda_plan, "plan", lambda *given: plan(*given)._replace(cycles=1.0))
+    _cuda_grad1x1.choose.cache_clear()
+    # Both read dz and y of 256 filters and x; one of them writes dx.
+    apart = chosen((256, 64, 56, 56), 256, masked=True).why.split()[-1]
+    _cuda_grad1x1.choose.cache_clear()
+    assert abs(int(apart) - (2 * 1024 + 3 * 128) * 256 * 56 * 56 / 22 / 132e3) < 2
+
+
+@needs_cuda_build
 @pytest.mark.parametrize("about", [H200, A100], ids=["H200", "A100"])
 def test_the_page_s_cycles_are_the_plans(about):
     """Of docs/training.md: K x C, thousands of cycles of one kernel and of two."""
