@@ -267,8 +267,10 @@ def test_a_node_s_way(asked, monkeypatch):
     assert asked().merged and "thousand cycles predicted" in asked().why
     assert "more filters" in asked(filters=264).why
     assert "float32" in asked(dtype=torch.float32).why
+    monkeypatch.setattr(_admitted, "names", lambda *_: frozenset({"256x64_8w3s"}))
+    assert not asked(x=(256, 256, 56, 56), filters=128).merged
     with _grad1x1.preferring("always"):
-        assert asked(x=(2, 256, 7, 7), filters=128).merged
+        assert asked(x=(256, 256, 56, 56), filters=128).merged
         assert not asked(filters=264).merged
     calls = []
     tuned = _tuned.Tuned(_grad1x1.TWO, 1, 1.2, 1.1, 1.3, "other")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ._cuda_pass_sources import of_pass, of_vectors
 from ._cuda_sources_fp8 import CONV_CHAIN_FP8
+from ._cuda_sources_grad1x1 import CONV_BN_GRAD1X1
 
 _SHARED = (
     "csrc/bindings/arguments.cpp",
@@ -235,44 +236,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_grad1x1": (
         *_COMMON,
         *(name for name in _BY_TMA if name not in _OF_TAPS),
-        "csrc/bindings/conv_bn_grad1x1.cpp",
-        "csrc/bindings/conv_gradients.cpp",
-        "csrc/bindings/conv_gradients.h",
-        "csrc/device/addend_pixel.h",
-        "csrc/device/bn_backward_operand.h",
-        "csrc/device/boxed_chunks.h",
-        "csrc/device/grad1x1_geometry.h",
-        "csrc/device/grad1x1_sums.h",
-        "csrc/device/grad1x1_tile.h",
-        "csrc/device/grad1x1_tma.h",
-        "csrc/device/gradient_geometry.h",
-        "csrc/device/gradient_mask.h",
-        "csrc/device/mn_major.h",
-        "csrc/device/normed_operand.h",
-        "csrc/device/thinned_addend.h",
-        "csrc/kernels/conv_bn_grad1x1_merge_sm80.cuh",
-        "csrc/kernels/conv_bn_grad1x1_sm80.cuh",
-        "csrc/kernels/conv_bn_grad1x1_sm90.cuh",
-        "csrc/launch/conv_bn_dgrad.h",
-        "csrc/launch/conv_bn_grad1x1.h",
-        "csrc/launch/conv_bn_grad1x1_arguments.cpp",
-        "csrc/launch/conv_bn_grad1x1_arguments.h",
-        "csrc/launch/conv_bn_grad1x1_bfloat16.cu",
-        "csrc/launch/conv_bn_grad1x1_float16.cu",
-        "csrc/launch/conv_bn_grad1x1_launch.cuh",
-        "csrc/launch/conv_bn_grad1x1_merge.cuh",
-        "csrc/launch/conv_bn_grad1x1_plan.cpp",
-        "csrc/launch/conv_bn_grad1x1_tiles.h",
-        "csrc/launch/conv_bn_grad1x1_tma.cpp",
-        "csrc/launch/conv_bn_grad1x1_tma.h",
-        "csrc/launch/conv_bn_grad1x1_tma_bfloat16.cu",
-        "csrc/launch/conv_bn_grad1x1_tma_float16.cu",
-        "csrc/launch/conv_bn_grad1x1_tma_launch.cuh",
-        "csrc/launch/conv_bn_grad1x1_tma_tiles.h",
-        "csrc/launch/conv_gradient_arguments.cpp",
-        "csrc/launch/conv_gradient_arguments.h",
-        "csrc/launch/conv_gradient_choice.h",
-        "csrc/launch/conv_gradients.h",
+        *CONV_BN_GRAD1X1,
     ),
     "conv_bn_stats": (
         *_COMMON,
