@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import emulated
 import mutants
@@ -26,21 +26,29 @@ SHALLOW = cases.ConvCase("grad1x1_shallow", 1, 8, 1, 1, 8)
 WHOLE, BARE, THINNED = (True, True, 1), (False, False, 0), (True, True, 2)
 
 
+Run = tuple[cases.ConvCase, int, torch.dtype, bool, tuple[bool, bool, int], int]
+"""Case, configuration, dtype, whether on integers, way, parts of the pixels."""
+
+
 def trials() -> Iterator[mutants.Trial]:
-    """On integers every bit, on noise the bound; a result in the operands' dtype and in float32."""
-    runs = [
-        (case, index, dtype, exact, way)
+    """Of the configurations for sm_80, in every way."""
+    runs: list[Run] = [
+        (case, index, dtype, exact, way, 2)
         for case, index in ((SMALL, 0), (TALL, 2))
         for dtype, exact, way in (
             (torch.bfloat16, True, WHOLE), (torch.float16, False, WHOLE),
             (torch.float16, True, BARE), (torch.bfloat16, True, THINNED),
         )
     ]  # fmt: skip
-    runs.append((SHALLOW, 0, torch.bfloat16, False, WHOLE))
-    for case, index, dtype, exact, way in runs:
+    runs.append((SHALLOW, 0, torch.bfloat16, False, WHOLE, 1))
+    return trials_of(runs)
+
+
+def trials_of(runs: Iterable[Run]) -> Iterator[mutants.Trial]:
+    """On integers every bit, on noise the bound; a result in the operands' dtype and in float32."""
+    for case, index, dtype, exact, way, parts in runs:
         given = _operands(case, dtype, exact, way)
         kept = dtype if way == BARE else torch.float32
-        parts = 1 if case is SHALLOW else 2
         for schedule in mutants.HOSTILE if exact else mutants.HOSTILE[-1:]:
             yield mutants.Trial(
                 f"{case.name} {dtype} {index} exact={exact} {way} {schedule}",

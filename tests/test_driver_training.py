@@ -19,6 +19,8 @@ GRADIENTS = ("conv_bn_dgrad", "conv_bn_wgrad")
 CONVOLUTIONS = ("conv_bn_stats", *GRADIENTS, "conv_bn_grad1x1")
 FLOATS = ("float32", "float16", "bfloat16")
 both = pytest.mark.parametrize("data", ["integers", "normals"])
+# The faults of the kernel by wgmma are tests/test_emulated_grad1x1_sm90_faults.py's.
+BY_MMA = ("--configuration", "64x64_8w3s")
 
 
 def small(op):
@@ -27,7 +29,8 @@ def small(op):
         return (*STATS, "--normed", "--splits", 1)
     if op in CONVOLUTIONS:
         added = ("--addend", 1) if op != "conv_bn_wgrad" else ()
-        return (*gradient(op), "--affine", "--normed", "--splits", 1, *added)
+        tile = BY_MMA if op == "conv_bn_grad1x1" else ()
+        return (*gradient(op), "--affine", "--normed", "--splits", 1, *added, *tile)
     return ("--op", op, *IMAGES, *(("--dtype", "float32") if op in VALUES else ()))
 
 
@@ -152,7 +155,8 @@ def test_a_shortcuts_gradient_is_added(dtype, options, data):
         (),
         ("--affine",),
         ("--normed", "--splits", 3, "--asynchrony", "lazy", "--order", "reverse"),
-        ("--affine", "--normed", "--addend", 1, "--configuration", "64x64_8w3s"),
+        ("--affine", "--normed", "--addend", 1, *BY_MMA),
+        ("--affine", "--normed", "--addend", 1, "--configuration", "tma_64x64_6s"),
         ("--affine", "--normed", "--addend", 2, "--c", 72, "--k", 40, "--splits", 2),
         ("--affine", "--k", 72, "--addend", 3, "--asynchrony", "random", "--order", "shuffled"),
         ("--affine", "--normed", "--rounding", "toward_zero"),
@@ -289,7 +293,9 @@ BY_TMA = (
 
 
 # Its blocks leave sums to a second kernel.
-BOTH = (*gradient("conv_bn_grad1x1"), "--affine", "--normed", "--addend", 1, "--splits", 3)
+BOTH = (
+    *gradient("conv_bn_grad1x1"), "--affine", "--normed", "--addend", 1, "--splits", 3, *BY_MMA,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("resident", [1, 2, 4])

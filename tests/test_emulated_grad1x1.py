@@ -22,7 +22,10 @@ from resnet_fused.ops._training_checks_grad1x1 import cases_of
 
 pytestmark = pytest.mark.emulated
 
-NAMES = ("64x64_8w3s", "64x256_8w2s", "256x64_8w3s")
+NAMES = (
+    "64x64_8w3s", "64x256_8w2s", "256x64_8w3s",
+    "tma_64x64_6s", "tma_64x256_4s", "tma_256x64_4s", "tma_128x128_4s",
+)  # fmt: skip
 # Affine, norm, the addend's stride, parts.
 WAYS = ((True, True, 1, 2), (True, False, 2, 1), (False, True, 0, 3), (False, False, 3, 2))
 ODD = cases.ConvCase("odd", 3, 72, 7, 9, 40)
@@ -236,27 +239,57 @@ def planned(*arguments, gpu=emulated.H200, configuration=-1, splits=0, **more):
 
 EXPANDING = cases.ConvCase("expanding", 256, 64, 56, 56, 256)
 REDUCING = cases.ConvCase("reducing", 256, 256, 56, 56, 64)
+WITHOUT_TMA = (*emulated.H200[:3], 80)
 
 
 def test_the_plan_follows_the_shape():
     assert tuple(tile["name"] for tile in configurations()) == NAMES
-    for case, name in ((EXPANDING, NAMES[2]), (REDUCING, NAMES[1])):
-        plan = planned(case)
-        assert (NAMES[plan["configuration"]], plan["splits"]) == (name, 132)
-        assert plan["workspace_bytes"] == 132 * 4 * (case.k * case.c + 2 * case.c)
-    # All blocks run at one time, two of the smallest on a multiprocessor.
-    first = planned(dataclasses.replace(REDUCING, c=64))
-    assert NAMES[first["configuration"]] == NAMES[0] and 132 < first["blocks"] <= 264
+    for gpu in (emulated.H200, WITHOUT_TMA):
+        tma = gpu is emulated.H200
+        for case, names in ((EXPANDING, (NAMES[5], NAMES[2])), (REDUCING, (NAMES[4], NAMES[1]))):
+            plan = planned(case, gpu=gpu)
+            assert (NAMES[plan["configuration"]], plan["splits"]) == (names[not tma], 132)
+            assert plan["workspace_bytes"] == 132 * 4 * (case.k * case.c + 2 * case.c)
+            assert "TMA" not in plan["why"]
+        # All blocks run at one time, two of the smallest of sm_80 on a multiprocessor.
+        first = planned(dataclasses.replace(REDUCING, c=64), gpu=gpu)
+        assert NAMES[first["configuration"]] == NAMES[3 if tma else 0]
+        assert 131 <= first["blocks"] <= 132 if tma else 132 < first["blocks"] <= 264
     # Those that share the pixels stand side by side.
-    wide = planned(dataclasses.replace(REDUCING, c=512), configuration=1)
-    assert wide["splits"] == 66 and wide["blocks"] == 132
+    for index in (1, 4):
+        wide = planned(dataclasses.replace(REDUCING, c=512), configuration=index)
+        assert wide["splits"] == 66 and wide["blocks"] == 132
+    next_stage = planned(dataclasses.replace(REDUCING, k=128))
+    assert (NAMES[next_stage["configuration"]], next_stage["splits"]) == (NAMES[6], 66)
     small = planned(dataclasses.replace(EXPANDING, n=1, h=7, w=7))
     assert small["splits"] == 2
 
 
-def test_what_is_turned_and_masked_costs_more():
-    bare = planned(EXPANDING, masked=False, y=0, coefficients=0)["cycles"]
-    assert bare < planned(EXPANDING, masked=False)["cycles"] < planned(EXPANDING)["cycles"]
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_read_and_turned_and_masked_costs_more(name):
+    filters, channels = map(int, name.removeprefix("tma_").split("_")[0].split("x"))
+    case = dataclasses.replace(EXPANDING, k=filters, c=channels)
+
+    def cycles(**more):
+        return planned(case, configuration=NAMES.index(name), **more)["cycles"]
+
+    bare = cycles(masked=False, y=0, coefficients=0)
+    if name.startswith("tma"):  # memory bounds it: what is masked is hidden
+        rows = (channels * 3136, 1, 56 * channels, channels)
+        added = cycles(masked=False, addend=4096, addend_stride=rows)
+        assert bare < cycles(masked=False) <= cycles() < added
+    else:
+        assert bare < cycles(masked=False) < cycles()
+
+
+def test_what_keeps_a_problem_from_tma_is_said():
+    still = {"dz_stride": (0, 1, 0, 0), "y_stride": (0, 1, 0, 0)}
+    plan = planned(EXPANDING, **still)
+    assert NAMES[plan["configuration"]] == NAMES[2] and "; no TMA: dz: " in plan["why"]
+    with pytest.raises(ValueError, match=r"\(tma_256x64_4s\), 0 parts: dz: "):
+        planned(EXPANDING, configuration=5, **still)
+    with pytest.raises(ValueError, match="TMA and wgmma are for GPUs of capability 9.0"):
+        planned(EXPANDING, gpu=WITHOUT_TMA, configuration=5)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +322,8 @@ def test_what_no_launch_takes_is_refused(changes, words):
 
 
 def test_wishes_that_nobody_can_fulfil_are_refused():
-    with pytest.raises(ValueError, match="there are 0 to 2"):
-        planned(EXPANDING, configuration=3)
+    with pytest.raises(ValueError, match="there are 0 to 6"):
+        planned(EXPANDING, configuration=7)
     with pytest.raises(ValueError, match="no such parts with work for each"):
         planned(dataclasses.replace(ODD), configuration=0, splits=7)
     with pytest.raises(ValueError, match="more filters than a block keeps"):

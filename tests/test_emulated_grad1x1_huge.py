@@ -19,6 +19,7 @@ PIXELS = cases.ConvCase("pixels", 40, 16, 1, 1, 16)
 IMAGES = cases.ConvCase("images", 3, 16, 4, 4, 16)
 
 
+@pytest.mark.parametrize("configuration", [0, 3])
 @pytest.mark.parametrize("bits", [31, 32])
 @pytest.mark.parametrize(
     ("case", "name", "dim"),
@@ -26,7 +27,7 @@ IMAGES = cases.ConvCase("images", 3, 16, 4, 4, 16)
     + [(PIXELS, "dweight", 1), (IMAGES, "addend", 0), (IMAGES, "addend", 2), (IMAGES, "addend", 3)],
     ids=str,
 )
-def test_strides_beyond(case, name, dim, bits):
+def test_strides_beyond(case, name, dim, bits, configuration):
     step = 2 if case is IMAGES else 1
     o = exact(case, torch.float16, step=step)
     inputs = {
@@ -42,11 +43,12 @@ def test_strides_beyond(case, name, dim, bits):
     tensors[name] = far_apart(tensors[name], dim, 2**bits)
     module = emulated.load()
     problem = emulated_grad1x1.problem_of(tensors, step)
-    plan = module.conv_bn_grad1x1_plan(problem, emulated.H200, 0, 2)
+    wish = (configuration, 2 if configuration == 0 else 1)
+    plan = module.conv_bn_grad1x1_plan(problem, emulated.H200, *wish)
     workspace = empty(plan["workspace_bytes"] // 4 + 1, torch.float32)
     written = {key: tensors[key] for key in results} | {"workspace": workspace}
     module.conv_bn_grad1x1(
         emulated.settings(("huge",), {key: tensors[key] for key in inputs}, written), problem,
-        emulated.H200, 0, 2, workspace.data_ptr(),
+        emulated.H200, *wish, workspace.data_ptr(),
     )  # fmt: skip
     require(case, o, [tensors[key] for key in results], step)

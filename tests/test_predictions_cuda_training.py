@@ -44,7 +44,14 @@ def test_every_kernel_of_the_step_is_there(tool):
     found = tool.kernels(BATCH)
     of = {op: [one for one in found if one.op == op] for op in {one.op for one in found}}
     counts = [len(of[op]) for op in (*OPS, "bn_add_act", "bn_add_act_backward")]
-    assert counts == [53, 48, 49, 4, 16, 16]  # of 52 layers with both gradients, 4 have one kernel
+    assert counts == [
+        53,
+        41,
+        42,
+        11,
+        16,
+        16,
+    ]  # of 52 layers with both gradients, 11 have one kernel
     assert len(of) == 8  # and the stem's pooling
     for one in found:
         assert one.us >= one.limit == max(one.memory, one.tensor) > 0
@@ -76,9 +83,11 @@ def test_what_is_merged_is_what_the_docs_say(tool):
         for k in n.kernels
         if k.op == "conv_bn_grad1x1"
     }
-    # docs/training.md: the expansions of the first stage, and its projection.
+    # docs/training.md: all 1x1 layers of the first stage, and the reductions of the second one.
     expansions = {(f"layer1.{block}.conv3", True) for block in range(3)}
-    assert merged == expansions | {("layer1.0.downsample.0", False)}
+    reductions = {(f"layer1.{block}.conv1", False) for block in range(3)}
+    reductions |= {(f"layer2.{block}.conv1", False) for block in range(4)}
+    assert merged == expansions | reductions | {("layer1.0.downsample.0", False)}
 
 
 def test_the_forward_convolutions_are_those_of_the_other_prediction(tool):

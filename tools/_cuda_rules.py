@@ -12,6 +12,7 @@ from _cuda_chain_rules import chain_by_tma, chain_tma_tile_of, is_e4m3_chain
 from _cuda_cluster import by_cluster, cluster_of
 from _cuda_dgrad_rules import dgrad_by_tma, dgrad_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
+from _cuda_grad1x1_rules import grad1x1_by_tma, grad1x1_tile_of
 from _cuda_stats_rules import (
     MEASURED_BY_TMA,
     grad1x1_name,
@@ -360,6 +361,7 @@ RULES = {
     "conv_wgrad_merge_kernel": functools.partial(_at_most, 64),
     "conv_bn_grad1x1_merge_kernel": functools.partial(_at_most, 64),
     "conv_bn_grad1x1_kernel": merged_gradients,
+    "conv_bn_grad1x1_tma_kernel": grad1x1_by_tma,
     "conv_bn_act_kernel": _convolution,
     "conv_bn_act_tma_kernel": _convolution_by_tma,
     "conv_bn_stats_tma_kernel": _convolution_by_tma,
@@ -442,6 +444,9 @@ def short_name(mangled: str) -> str:
         parts += ["wide"] if "Lb1E" in rest else []
     elif merged := grad1x1_name(mangled):
         parts.append(merged)
+    elif merged_by_tma := grad1x1_tile_of(mangled):
+        tile = merged_by_tma
+        parts.append(f"{tile.filters}x{tile.channels} {tile.stages} stages")
     elif (by_pass := _cuda_bn_rules.name_of(mangled)) is not None:
         parts += by_pass
     elif residual := re.search(r"Lb([01])E(?:.*?AxisE([01]))?", rest):

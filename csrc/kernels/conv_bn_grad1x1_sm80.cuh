@@ -11,13 +11,13 @@
 
 #include <cstdint>
 
-#include "../device/addend_pixel.h"
 #include "../device/bn_backward_operand.h"
 #include "../device/conv_epilogue.h"
 #include "../device/grad1x1_geometry.h"
 #include "../device/grad1x1_tile.h"
 #include "../device/matrix_unit.h"
 #include "../device/normed_operand.h"
+#include "../device/thinned_addend.h"
 #include "../device/vector.h"
 
 namespace resnet_fused {
@@ -195,19 +195,10 @@ class Grad1x1Block {
     }
   }
 
-  // Where the addend of pixel m lies; null: it has none.
-  RF_DEVICE const T* addend_of(int32_t m) const {
-    if (m >= end_) return nullptr;
-    Pixel at = pixel_of(m, arguments_.grid);
-    if (!to_addend(at, arguments_.addend_step)) return nullptr;
-    return static_cast<const T*>(arguments_.addend) + first_channel_ +
-           resnet_fused::offset_of(at, arguments_.addend_strides);
-  }
-
   RF_DEVICE void load_addend(Pairs& addend, int32_t first) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const T* from = addend_of(first + pixel(i));
+      const T* from = addend_of<T>(arguments_, first + pixel(i), end_, first_channel_);
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
         if (from == nullptr || channel(j) >= columns_) continue;

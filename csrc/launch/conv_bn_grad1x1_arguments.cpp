@@ -1,6 +1,7 @@
 // How the operands of conv_bn_grad1x1 lie, what its blocks leave, and the launch.
 #include "conv_bn_grad1x1_arguments.h"
 
+#include "conv_bn_grad1x1_tma.h"
 #include "conv_strides.h"
 
 namespace resnet_fused {
@@ -144,6 +145,9 @@ extern "C" int rf_conv_bn_grad1x1_cuda(const RfConvBnGrad1x1* problem, const RfC
                                        void* workspace, void* stream) {
   using namespace resnet_fused;
   if (plan->launches == 0) return 0;
+  if (rf_conv_bn_grad1x1_configuration(plan->configuration)->tma != 0) {
+    return run_conv_bn_grad1x1_tma(*problem, *plan, workspace, stream);
+  }
   const auto launch = static_cast<DataType>(problem->image.conv.dtype) == DataType::kFloat16
                           ? launch_conv_bn_grad1x1_float16
                           : launch_conv_bn_grad1x1_bfloat16;

@@ -5,8 +5,10 @@
 #include <string>
 
 #include "conv_bn_grad1x1_arguments.h"
-#include "conv_bn_grad1x1_tiles.h"
+#include "conv_bn_grad1x1_tma.h"
+#include "conv_bn_grad1x1_tma_tiles.h"
 #include "conv_gradient_choice.h"
+#include "tma_request.h"
 
 namespace resnet_fused {
 namespace {
@@ -48,11 +50,19 @@ Entry entry() {
   return made;
 }
 
-const std::array<Entry, Grad1x1Tiles::kSize>& table() {
-  static const std::array<Entry, Grad1x1Tiles::kSize> made = [] {
-    std::array<Entry, Grad1x1Tiles::kSize> entries;
-    for (int i = 0; i < Grad1x1Tiles::kSize; ++i) {
+constexpr int32_t kCount = kFirstGrad1x1Tma + Grad1x1TmaTiles::kSize;
+
+// By mma.sync, and behind those by wgmma, whose costs are told elsewhere.
+const std::array<Entry, kCount>& table() {
+  static const std::array<Entry, kCount> made = [] {
+    std::array<Entry, kCount> entries{};
+    for (int i = 0; i < kFirstGrad1x1Tma; ++i) {
       Grad1x1Tiles::with(i, [&]<class Shape>() { entries[i] = entry<Shape>(); });
+    }
+    for (int i = 0; i < Grad1x1TmaTiles::kSize; ++i) {
+      Entry& made_by_tma = entries[kFirstGrad1x1Tma + i];
+      made_by_tma.name = grad1x1_tma_name(i);
+      made_by_tma.configuration = grad1x1_tma_configuration(i);
     }
     return entries;
   }();
@@ -143,11 +153,16 @@ int32_t check(const RfConvBnGrad1x1& problem, const Refusal& refuse) {
   return 0;
 }
 
-// What keeps a configuration from a problem; null if nothing.
-const char* unfit(const RfConvConfiguration& tile, const Size& size, const RfGpu& gpu) {
+// What keeps a configuration from a problem; empty if nothing does.
+std::string unfit(int32_t index, const RfConvBnGrad1x1& problem, const Size& size,
+                  const RfGpu& gpu) {
+  const RfConvConfiguration& tile = table()[index].configuration;
   if (size.filters > tile.m) return "more filters than a block keeps";
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
-  return nullptr;
+  if (tile.tma == 0) return "";
+  if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+  if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+  return grad1x1_tma_fault(problem, index - kFirstGrad1x1Tma);
 }
 
 }  // namespace
@@ -155,7 +170,7 @@ const char* unfit(const RfConvConfiguration& tile, const Size& size, const RfGpu
 
 extern "C" {
 
-int32_t rf_conv_bn_grad1x1_configurations(void) { return resnet_fused::Grad1x1Tiles::kSize; }
+int32_t rf_conv_bn_grad1x1_configurations(void) { return resnet_fused::kCount; }
 
 const RfConvConfiguration* rf_conv_bn_grad1x1_configuration(int32_t index) {
   return resnet_fused::configuration_at<resnet_fused::table>(index);
@@ -166,7 +181,6 @@ int32_t rf_conv_bn_grad1x1_plan(const RfConvBnGrad1x1* problem, const RfGpu* gpu
                                 size_t why_bytes) {
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
-  constexpr int32_t kCount = Grad1x1Tiles::kSize;
   if (check(*problem, refuse) != 0 || check_wish(*gpu, configuration, kCount, refuse) != 0) {
     return 1;
   }
@@ -187,13 +201,17 @@ int32_t rf_conv_bn_grad1x1_plan(const RfConvBnGrad1x1* problem, const RfGpu* gpu
   if (size.pixels > kMost || size.channels > kMost / (size.filters + 2)) {
     return refuse("more pixels or weights than a launch can have");
   }
-  const char* against = nullptr;
+  std::string against, against_tma;
   for (int32_t i = 0; i < kCount; ++i) {
     if (configuration >= 0 && i != configuration) continue;
     const Entry& entry = table()[i];
     const RfConvConfiguration& tile = entry.configuration;
-    if (const char* refusal = unfit(tile, size, *gpu)) {
-      against = refusal;
+    // Of TMA, what keeps the problem from those that could hold it.
+    const bool other = tile.tma != 0 && configuration < 0;
+    if (other && size.filters > tile.m) continue;
+    std::string& said = other ? against_tma : against;
+    if (const std::string refusal = unfit(i, *problem, size, *gpu); !refusal.empty()) {
+      said = refusal;
       continue;
     }
     const int64_t steps = size.steps(tile);
@@ -204,10 +222,12 @@ int32_t rf_conv_bn_grad1x1_plan(const RfConvBnGrad1x1* problem, const RfGpu* gpu
     for (int64_t parts = 1; parts <= std::max<int64_t>(most, splits); ++parts) {
       if (splits > 0 && parts != splits) continue;
       if (!has_work(steps, parts) || parts * columns > kMost) {
-        if (splits > 0) against = "its pixels have no such parts with work for each";
+        if (splits > 0) said = "its pixels have no such parts with work for each";
         continue;
       }
-      const double cycles = cycles_of(image, entry, parts, *gpu);
+      const double cycles = tile.tma != 0
+                                ? grad1x1_tma_cost(*problem, i - kFirstGrad1x1Tma, parts, *gpu)
+                                : cycles_of(image, entry, parts, *gpu);
       if (plan->launches > 0 && cycles >= plan->cycles) continue;
       *plan = RfConvPlan{i,
                          static_cast<int32_t>(parts),
@@ -219,14 +239,18 @@ int32_t rf_conv_bn_grad1x1_plan(const RfConvBnGrad1x1* problem, const RfGpu* gpu
     }
   }
   if (plan->launches == 0) {
-    if (configuration < 0) return refuse("no configuration serves it: %s", against);
+    if (configuration < 0) return refuse("no configuration serves it: %s", against.c_str());
     return refuse("configuration %d (%s), %d parts: %s", configuration,
-                  table()[configuration].name.c_str(), splits, against);
+                  table()[configuration].name.c_str(), splits, against.c_str());
   }
-  refuse("%s, %d parts: %s, %lld blocks on %d multiprocessors",
+  // Of a GPU that has no TMA nothing is said.
+  const bool missed = gpu->capability == 90 &&
+                      table()[plan->configuration].configuration.tma == 0 && !against_tma.empty();
+  refuse("%s, %d parts: %s, %lld blocks on %d multiprocessors%s%s",
          table()[plan->configuration].name.c_str(), plan->splits,
          configuration < 0 ? "least predicted time" : "as asked for",
-         static_cast<Long>(plan->blocks), gpu->multiprocessors);
+         static_cast<Long>(plan->blocks), gpu->multiprocessors, missed ? "; no TMA: " : "",
+         missed ? against_tma.c_str() : "");
   return 0;
 }
 

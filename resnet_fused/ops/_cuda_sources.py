@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ._cuda_pass_sources import of_pass, of_vectors
 from ._cuda_sources_fp8 import CONV_CHAIN_FP8
+from ._cuda_sources_grad1x1 import CONV_BN_GRAD1X1
 
 _SHARED = (
     "csrc/bindings/arguments.cpp",
@@ -120,6 +121,8 @@ _BY_TMA = (
     "csrc/ptx/wgmma_operands.h",
 )
 
+_OF_TAPS = frozenset({"csrc/device/conv_types.h", "csrc/device/tap_steps.h"})
+
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "conv_bn_act": (
@@ -232,33 +235,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "conv_bn_grad1x1": (
         *_COMMON,
-        "csrc/bindings/conv_bn_grad1x1.cpp",
-        "csrc/bindings/conv_gradients.cpp",
-        "csrc/bindings/conv_gradients.h",
-        "csrc/device/addend_pixel.h",
-        "csrc/device/bn_backward_operand.h",
-        "csrc/device/grad1x1_geometry.h",
-        "csrc/device/grad1x1_tile.h",
-        "csrc/device/gradient_geometry.h",
-        "csrc/device/gradient_mask.h",
-        "csrc/device/mn_major.h",
-        "csrc/device/normed_operand.h",
-        "csrc/device/pair.h",
-        "csrc/kernels/conv_bn_grad1x1_merge_sm80.cuh",
-        "csrc/kernels/conv_bn_grad1x1_sm80.cuh",
-        "csrc/launch/conv_bn_dgrad.h",
-        "csrc/launch/conv_bn_grad1x1.h",
-        "csrc/launch/conv_bn_grad1x1_arguments.cpp",
-        "csrc/launch/conv_bn_grad1x1_arguments.h",
-        "csrc/launch/conv_bn_grad1x1_bfloat16.cu",
-        "csrc/launch/conv_bn_grad1x1_float16.cu",
-        "csrc/launch/conv_bn_grad1x1_launch.cuh",
-        "csrc/launch/conv_bn_grad1x1_plan.cpp",
-        "csrc/launch/conv_bn_grad1x1_tiles.h",
-        "csrc/launch/conv_gradient_arguments.cpp",
-        "csrc/launch/conv_gradient_arguments.h",
-        "csrc/launch/conv_gradient_choice.h",
-        "csrc/launch/conv_gradients.h",
+        *(name for name in _BY_TMA if name not in _OF_TAPS),
+        *CONV_BN_GRAD1X1,
     ),
     "conv_bn_stats": (
         *_COMMON,

@@ -5,6 +5,8 @@ On integers and powers of two whose products and sums are exact: every bit is kn
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from ..cases import ConvCase
@@ -20,9 +22,9 @@ def cases_of(configuration: str) -> tuple[ConvCase, ...]:
     """Shapes that a configuration takes: whole tiles, and sizes that leave each one overhanging.
 
     Args:
-        configuration: one of `CONFIGURATIONS`.
+        configuration: one of `CONFIGURATIONS`, or of the CUDA kernel's.
     """
-    filters, channels = (int(size) for size in configuration.split("_")[0].split("x"))
+    filters, channels = map(int, re.findall(r"(\d+)x(\d+)", configuration)[0])
     return (
         ConvCase("whole", 3, channels, 8, 8, filters),
         ConvCase("odd", 3, 2 * channels - 8, 7, 9, filters - 8),

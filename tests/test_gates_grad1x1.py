@@ -1,0 +1,76 @@
+"""tools/gates.py on conv_bn_grad1x1's kernel for sm_90a: what it catches in its machine code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.append(str(TOOLS))
+
+import _cuda_rules as rules  # noqa: E402  (it lies in tools/)
+from _cuda_grad1x1_rules import grad1x1_tile_of  # noqa: E402  (likewise)
+
+NAME = (
+    "_ZN12resnet_fused26conv_bn_grad1x1_tma_kernelINS_8BFloat16ENS_15Grad1x1TmaShapeI"
+    "Li256ELi64ELi32ELi4EEEEEvNS_19Grad1x1TmaArgumentsE"
+)
+CODE = {
+    "HGMMA.64x32x16.F32.BF16": 16, "HGMMA.64x256x16.F32.BF16": 2, "WARPGROUP.DEPBAR.LE": 2,
+    "UTMALDG.2D": 11, "UTMASTG.2D": 1, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4,
+    "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1, "LDSM.16.MT88.4": 6,
+    "STSM.16.MT88.4": 2, "LDS.128": 8, "STS.128": 4, "LDGSTS.E.BYPASS.128": 2, "SHFL.BFLY": 8,
+}  # fmt: skip
+
+
+def failures(name=NAME, arch="90a", registers=168, **code):
+    counts = CODE | {key.replace("_", "."): count for key, count in code.items()}
+    return rules.Kernel(name, arch, registers, instructions=counts).failures()
+
+
+def test_its_configuration_is_read_from_its_name():
+    tile = grad1x1_tile_of(NAME)
+    assert tile is not None
+    assert (tile.filters, tile.channels, tile.pixels, tile.stages) == (256, 64, 32, 4)
+    # Stages of 2 x 16 KB and 2 x 4 KB, 32 KB of weights, two staging tiles, nine barriers.
+    assert tile.shared == 4 * 40960 + 32768 + 2 * 4096 + 72
+    assert rules.short_name(NAME) == "conv_bn_grad1x1_tma<BFloat16, 256x64 4 stages>"
+    assert grad1x1_tile_of("_ZN12resnet_fused22conv_bn_grad1x1_kernelI") is None
+
+
+def test_products_of_one_shape_are_counted_together():
+    name = NAME.replace("Li256ELi64ELi32ELi4E", "Li64ELi64ELi64ELi6E")
+    code = {"HGMMA_64x64x16_F32_BF16": 8, "LDSM_16_MT88_4": 12, "STSM_16_MT88_4": 4}
+    assert failures(name=name, **code) == []
+    found = failures(name=name, **code | {"HGMMA_64x64x16_F32_BF16": 7})
+    assert len(found) == 1 and "7 HGMMA" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("planted", "words"),
+    [
+        ({"arch": "80"}, "it is built for nothing else"),
+        ({"registers": 160}, "160 registers, expected 168"),
+        ({"name": NAME.replace("Li4E", "Li6E")}, "bytes of shared memory, at most"),
+        ({"name": NAME.replace("TmaShape", "Shape")}, "its name spells no configuration"),
+        ({"HGMMA_64x32x16_F32_BF16": 15}, "15 HGMMA"),
+        ({"HGMMA_64x256x16_F32_BF16": 1}, "1 HGMMA"),
+        ({"WARPGROUP_DEPBAR_LE": 3}, "3 WARPGROUP"),
+        ({"UTMALDG_2D": 4}, "4 UTMALDG"),
+        ({"UTMASTG_2D": 0}, "0 UTMASTG"),
+        ({"LDSM_16_MT88_4": 5}, "5 LDSM"),
+        ({"STSM_16_MT88_4": 1}, "1 STSM"),
+        ({"LDS_128": 1}, "1 LDS"),
+        ({"LDGSTS_E_BYPASS_128": 0}, "0 LDGSTS"),
+        ({"SHFL_BFLY": 7}, "7 SHFL"),
+        ({"STL": 1}, "1 LDL or STL"),
+        ({"ACQBULK": 1}, "1 instructions for kernels that begin early, expected none"),
+    ],
+    ids=str,
+)
+def test_it_is_held_to_its_instructions(planted, words):
+    assert failures() == []
+    found = failures(**planted)
+    assert any(words in sentence for sentence in found), found
