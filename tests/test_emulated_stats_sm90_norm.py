@@ -134,15 +134,16 @@ def test_channels_and_addresses_that_threads_cannot_load():
 
 
 def test_which_layers_they_serve():
-    """At batch 256 all but the 3x3 of 64 and 512 channels, which stay in windows by mma.sync."""
+    """At batch 256 all but three 3x3 of stride 1, which stay in windows by mma.sync."""
     taken = set()
     for case in cases.RESNET50_LAYERS:
         made = planned(dataclasses.replace(case, n=256))
-        if case.c % 8 == 0:
-            assert "no TMA" not in made["why"]
-            windows = case.r == 3 and case.stride == (1, 1) and case.c in (64, 512)
-            assert (name_of(made) in NAMES) != windows, (case.name, made["why"])
-            taken.add(name_of(made))
+        if case.c % 8 != 0:
+            continue
+        assert "no TMA" not in made["why"]
+        windows = case.r == 3 and case.stride == (1, 1) and case.c != 128
+        assert (name_of(made) in NAMES) != windows, (case.name, made["why"])
+        taken.add(name_of(made))
     assert len(taken & set(NAMES)) >= 2, taken
 
 
