@@ -50,7 +50,7 @@ HARMLESS |= {
     (name, "ptx::sync_warp();", "bar.warp.sync", "skip"): (
         "the warp meets again behind what one of its lanes did"
     )
-    for name in ("walk_moments.h", "warpgroup_epilogue.h", "transform_ring.h")
+    for name in ("walk_moments.h", "warpgroup_epilogue.h")
 }
 
 
