@@ -310,7 +310,9 @@ def test_the_plan_follows_the_shape():
 def test_what_is_read_through_a_batch_norm_costs_more():
     for case in (LAYER1, LAYER4):
         for gpu in (emulated.A100, emulated.H200):
-            normed, plain = (planned(case, gpu=gpu, prologue=one)["cycles"] for one in (True, False))
+            normed, plain = (
+                planned(case, gpu=gpu, prologue=one)["cycles"] for one in (True, False)
+            )
             # By TMA it may be that L2 takes longer than those who transform.
             assert normed > plain or (gpu is emulated.H200 and case is LAYER4 and normed == plain)
 

@@ -1,5 +1,5 @@
-"""conv_bn_stats by TMA and wgmma that reads through a BatchNorm, emulated: its pixels are transformed
-in shared memory, between what TMA has brought and the products."""
+"""conv_bn_stats by TMA and wgmma behind a BatchNorm, emulated: pixels are transformed in shared
+memory, between TMA and the products."""
 
 from __future__ import annotations
 

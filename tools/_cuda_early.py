@@ -70,7 +70,7 @@ RULES = {
     "conv_bn_act_tma_kernel": Rule(
         frozenset({0x270, 0x278}), frozenset(), True, frozenset({0x70 + 128})
     ),
-    # The same arguments, and behind them the norm's scale and shift, and what parts leave: arrivals,
+    # The same arguments; behind them the norm's scale and shift, and what parts leave: arrivals,
     # moments, merged ones, stats.
     "conv_bn_stats_tma_kernel": Rule(
         frozenset(),
