@@ -195,7 +195,6 @@ def test_blocks_keep_to_their_channels():
 
 
 REFUSED = [
-    (LAYER1, {"prologue": True}, "norm: a convolution that reads through a BatchNorm"),
     (LAYER1, {"dtype": torch.float32}, "dtype: float32 is not served"),
     (LAYER1, {"y": 4098}, "out: address is "),
     (dataclasses.replace(LAYER1, c=12), {}, "x: strides"),

@@ -138,15 +138,18 @@ STATS_CODE = {
 }  # fmt: skip
 
 
+def stats_failures(name, counts):
+    early = rules.Early(waits=1, triggers=1, constants=1)
+    return rules.Kernel(name, "90a", 168, instructions=counts, early=early).failures()
+
+
 def test_statistics_by_tma_are_held_to_their_instructions():
     name = rules.short_name(STATS_BY_TMA)
     assert name == "conv_bn_stats_tma<BFloat16, channels left 256x128 3 stages>"
 
     def failures(**code):
         counts = STATS_CODE | {key.replace("_", "."): count for key, count in code.items()}
-        early = rules.Early(waits=1, triggers=1, constants=1)
-        kernel = rules.Kernel(STATS_BY_TMA, "90a", 168, instructions=counts, early=early)
-        return kernel.failures()
+        return stats_failures(STATS_BY_TMA, counts)
 
     assert failures() == []
     for planted, words in (
@@ -158,4 +161,25 @@ def test_statistics_by_tma_are_held_to_their_instructions():
         ({"UTMASTG_3D": 0}, "0 UTMASTG"),
     ):
         (failure,) = failures(**planted)
+        assert words in failure
+
+
+def test_what_is_transformed_is_held_to_whole_units_and_pairs():
+    shape = STATS_BY_TMA[STATS_BY_TMA.index("NS_14WarpgroupShape") : STATS_BY_TMA.index("EvNS_21")]
+    name = STATS_BY_TMA.replace(shape, f"NS_14TransformShapeI{shape}E")
+    assert rules.short_name(name).endswith("3 stages transformed>")
+    code = STATS_CODE | {
+        "LDS.128": 4, "STS.128": 4, "HMNMX2.BF16_V2.NAN": 8, "LDG.E.128.CONSTANT": 4,
+        "FENCE.VIEW.ASYNC.S": 3, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 8,
+    }  # fmt: skip
+    assert stats_failures(name, code) == []
+    for planted, words in (
+        ({"LDS.128": 3}, "3 LDS"),
+        ({"STS.128": 3}, "3 STS"),
+        ({"HMNMX2.BF16_V2.NAN": 7}, "7 HMNMX2"),
+        ({"LDG.E.128.CONSTANT": 3}, "3 LDG"),
+        ({"FENCE.VIEW.ASYNC.S": 2}, "2 FENCE"),
+        ({"SYNCS.PHASECHK.TRANS64.TRYWAIT": 7}, "7 SYNCS"),
+    ):
+        (failure,) = stats_failures(name, code | planted)
         assert words in failure

@@ -70,9 +70,13 @@ RULES = {
     "conv_bn_act_tma_kernel": Rule(
         frozenset({0x270, 0x278}), frozenset(), True, frozenset({0x70 + 128})
     ),
-    # The same arguments, and behind them what parts leave: arrivals, moments, merged ones, stats.
+    # The same arguments; behind them the norm's scale and shift, and what parts leave: arrivals,
+    # moments, merged ones, stats.
     "conv_bn_stats_tma_kernel": Rule(
-        frozenset(), frozenset(range(0x70 + 800, 0x70 + 832, 8)), True, frozenset({0x70 + 128})
+        frozenset(),
+        frozenset({0x70 + 768, 0x70 + 776, *range(0x70 + 824, 0x70 + 856, 8)}),
+        True,
+        frozenset({0x70 + 128}),
     ),
     # The same arguments, and behind them residual and out.
     "conv_bn_act_cluster_kernel": Rule(

@@ -15,6 +15,8 @@ from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_grad1x1_rules import grad1x1_by_tma, grad1x1_tile_of
 from _cuda_stats_rules import (
     MEASURED_BY_TMA,
+    TRANSFORMED,
+    TRANSFORMED_BY_TMA,
     grad1x1_name,
     measuring,
     merged_gradients,
@@ -263,6 +265,8 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
     }
     if "conv_bn_stats_" in kernel.name:  # of a shortcut nothing
         counts |= {"UTMALDG.*": 4, r"STSM\b.*": staged, r"LDSM\b.*": 0, **MEASURED_BY_TMA}
+    if TRANSFORMED in kernel.name:
+        counts |= TRANSFORMED_BY_TMA
     if tile.sharing > 1:  # filters come to all; barriers when it begins and ends
         counts |= {r"UTMALDG\.4D\.MULTICAST": 2, "UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
     return _by_tma(kernel, tile, rf"HGMMA\.64x{tile.columns}x16\.F32.*", counts)
@@ -270,7 +274,7 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
 
 def _by_tma(kernel: Kernel, tile: TmaTile, product: str, counts: dict[str, int]) -> dict[str, bool]:
     """What all types have in common; counts: instructions as patterns, at least so many."""
-    counts = counts | {"SYNCS.*TRYWAIT": 4, "USETMAXREG.*": 2}
+    counts = {"SYNCS.*TRYWAIT": 4, "USETMAXREG.*": 2} | counts
     products = kernel.count(product)
     unit = product[: product.index("GMMA") + 4]
     return {
@@ -415,6 +419,7 @@ def short_name(mangled: str) -> str:
             f"{by_tma.pixels}x{by_tma.channels} {by_tma.stages} stages"
             f"{'' if by_tma.together else ' in turns'}"
             f"{' shared filters' if by_tma.sharing > 1 else ''}"
+            f"{' transformed' if TRANSFORMED in mangled else ''}"
         )
     elif dgrad := dgrad_of(mangled):
         parts.append(f"128x{dgrad.channels} {dgrad.stages} stages")

@@ -21,6 +21,18 @@ def windows(pixels: int) -> int:
 # chunks; what tiles leave, added up in float64.
 MEASURED_BY_TMA = {r"SHFL\.BFLY.*": 2 * 2 * 2, r"ATOM.*STRONG\.GPU.*": 2, "DFMA.*": 4}
 
+# csrc/device/transform_ring.h: two units of 16 bytes side by side, of four pairs each, which the
+# ReLU takes together; scale and shift of eight channels; a fence, and two waits more.
+TRANSFORMED = "TransformShape"
+TRANSFORMED_BY_TMA = {
+    r"LDS\.128": 2 + 2,
+    r"STS\.128": 2 + 2,
+    r"HMNMX2\.(BF16_V2\.)?NAN.*": 2 * 4,
+    r"LDG\b.*\.128\.CONSTANT": 2 * 2,
+    "FENCE.VIEW.ASYNC.*": 2 + 1,
+    "SYNCS.*TRYWAIT": 6 + 2,
+}
+
 
 def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
     """The gates of the statistics, as sentences.

@@ -86,6 +86,14 @@ struct Ring {
   }
 };
 
+// A ring of the shape's stages.
+template <class Shape>
+struct RingType {
+  using type = Ring<Shape::kStages, Shape::kSharing>;
+};
+template <class Shape>
+using RingOf = typename RingType<Shape>::type;
+
 // Two warpgroups that read steps in turns: each comes when the other one has waited for all of its
 // steps, which leaves the tensor cores to one at a time.
 class Turns {

@@ -34,6 +34,7 @@ struct WalkedParts {
 
 struct ConvStatsTmaArguments {
   ConvTmaArguments conv;  // out is y; there is no residual, scale or shift
+  NormedImages norm;      // of the layer before
   WalkedParts measured;
   int32_t groups;
   int32_t columns;        // of 64 channels, in a group

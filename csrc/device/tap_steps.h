@@ -14,10 +14,6 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// A ring of the shape's stages.
-template <class Shape>
-using RingOf = Ring<Shape::kStages, Shape::kSharing>;
-
 // The block's tile. Blocks that share filters walk over tiles as wide as theirs together; one that
 // begins behind the last pixel brings zeros and stores nothing, but takes part.
 template <class Shape>

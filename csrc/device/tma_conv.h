@@ -62,6 +62,15 @@ struct ConvTmaArguments {
   bool follows;    // this one may: for the launch, the kernel waits either way
 };
 
+// The layer before, where a convolution reads through its BatchNorm and ReLU. Scale and shift lie
+// at multiples of 16 bytes, and channels come in multiples of eight.
+struct NormedImages {
+  const float* scale;  // [channels of all groups]; null: pixels are read as they are
+  const float* shift;  // likewise
+  int32_t height;      // of an image
+  int32_t width;
+};
+
 // The tiles of one block, one after the other.
 class TileWalk : public BlockWalk {
  public:

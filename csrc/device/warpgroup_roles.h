@@ -12,28 +12,38 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_REGISTER_LIMITS)
 
-// Behind the barriers' making: one thread of the first warpgroup produces; each of the others, with
-// the registers that the first one has no need of, consumes. consume: of (which of them, thread of
-// the warpgroup).
-template <class Produce, class Consume>
-RF_DEVICE void take_roles(const Produce& produce, const Consume& consume) {
+// The role of the first warpgroup's other warps where nothing is transformed.
+struct Idle {
+  template <class... Arguments>
+  RF_DEVICE void operator()(const Arguments&...) const {}
+};
+
+// Behind the barriers' making: one thread of the first warpgroup produces, and with kTransforms its
+// other warps transform; each of the other warpgroups, with the registers that the first one has no
+// need of, consumes. consume: of (which of them, thread of the warpgroup); transform: of the thread
+// among those that do.
+template <bool kTransforms = false, class Produce, class Consume, class Transform = Idle>
+RF_DEVICE void take_roles(const Produce& produce, const Consume& consume,
+                          const Transform& transform = {}) {
   const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
   if (warpgroup == 0) {
-    ptx::decrease_registers<kProducerRegisters>();
+    ptx::decrease_registers<kTransforms ? kTransformRegisters : kProducerRegisters>();
     if (threadIdx.x == 0) produce();
+    if (kTransforms && threadIdx.x >= 32) transform(threadIdx.x - 32);
   } else {
-    ptx::increase_registers<kConsumerRegisters>();
+    ptx::increase_registers<kTransforms ? kTransformConsumerRegisters : kConsumerRegisters>();
     consume(warpgroup - 1, threadIdx.x % kWarpgroupThreads);
   }
 }
 
 // The same behind what may come before the kernel ahead has ended.
-template <class Produce, class Consume>
-RF_DEVICE void run_roles(bool dependent, const Produce& produce,
-                         const Consume& consume RF_SITE_PARAMETER) {
+template <bool kTransforms = false, class Produce, class Consume, class Transform = Idle>
+RF_DEVICE void run_roles(
+    bool dependent, const Produce& produce, const Consume& consume,
+    const Transform& transform = {} RF_SITE_PARAMETER) {
   ptx::sync_threads(RF_SITE_LAST);
   wait_for_ahead(dependent RF_SITE);
-  take_roles(produce, consume);
+  take_roles<kTransforms>(produce, consume, transform);
 }
 
 #endif

@@ -31,7 +31,10 @@ constexpr int kWarpgroupBlockThreads = (1 + kConsumers) * kWarpgroupThreads;
 // A launch gives every thread 168; the producer gives some back (PTX ISA, setmaxnreg).
 constexpr int kProducerRegisters = 40;
 constexpr int kConsumerRegisters = 232;
-constexpr int kMostSharedBytes = 227 * 1024;  // of a block on sm_90
+// Where the producer's warpgroup transforms what has landed.
+constexpr int kTransformRegisters = 56;
+constexpr int kTransformConsumerRegisters = 224;  // of a consumer
+constexpr int kMostSharedBytes = 227 * 1024;      // of a block on sm_90
 
 constexpr int kBarrierBytes = 8;
 // Of a ring: a full and an empty one for each stage.
@@ -49,6 +52,7 @@ struct WarpgroupShape {
   static constexpr int kChannels = kChannels_;
   static constexpr int kStages = kStages_;
   static constexpr int kSharing = kSharing_;
+  static constexpr bool kTransforms = false;  // what has landed, before it is multiplied
 
   static constexpr int kLeft = kPixelsLeft ? kPixels : kChannels;     // rows: the products' m
   static constexpr int kColumns = kPixelsLeft ? kChannels : kPixels;  // and n

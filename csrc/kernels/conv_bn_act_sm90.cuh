@@ -197,19 +197,24 @@ RF_DEVICE void consume(const ConvTmaArguments& arguments, const RingOf<Shape>& r
 }
 
 // A block, from its barriers to its last tile. consumes: of (ring, shared memory, walk, which of
-// the consumers, thread of it).
-template <class T, class Shape, class Consume>
-RF_DEVICE void run_convolution(const ConvTmaArguments& arguments, const Consume& consumes) {
+// the consumers, thread of it). transforms: of (ring, shared memory, walk, thread), where the shape
+// transforms.
+template <class T, class Shape, class Consume, class Transform = Idle>
+RF_DEVICE void run_convolution(const ConvTmaArguments& arguments, const Consume& consumes,
+                               const Transform& transforms = {}) {
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const RingOf<Shape> ring{shared + Shape::kRingAt};
   const auto full_of = [&](const RingPlace<Shape::kStages>& at) { return ring.full(at); };
   const auto stage_of = [&](const RingPlace<Shape::kStages>& at) {
     return shared + at.stage * Shape::kStageBytes;
   };
-  const TileWalk walk(arguments.tiles, arguments.reverse,
-                      static_cast<int32_t>(blockIdx.x / Shape::kSharing),
-                      static_cast<int32_t>(gridDim.x / Shape::kSharing));
-  ConvSteps<T, Shape> steps(arguments, walk);
+  // Each role makes its own: of one for all ptxas would keep registers in all of them.
+  const auto walk = [&] {
+    return TileWalk(arguments.tiles, arguments.reverse,
+                    static_cast<int32_t>(blockIdx.x / Shape::kSharing),
+                    static_cast<int32_t>(gridDim.x / Shape::kSharing));
+  };
+  ConvSteps<T, Shape> steps(arguments, walk());
   RingPlace<Shape::kStages> at;
   int early = 0;  // steps whose filters have been asked for
   if (threadIdx.x == 0) {
@@ -236,20 +241,22 @@ RF_DEVICE void run_convolution(const ConvTmaArguments& arguments, const Consume&
       place.next();
     }
   }
-  run_roles(
-      arguments.dependent,
-      [&] {
-        for (; !steps.done(); steps.next(), at.next()) {
-          if (early > 0) {
-            --early;
-          } else {
-            ring.acquire(at, Shape::kStageBytes);
-            steps.load_filters(stage_of(at), full_of(at));
-          }
-          steps.load_pixels(stage_of(at), full_of(at));
-        }
-      },
-      [&](uint32_t consumer, uint32_t thread) { consumes(ring, shared, walk, consumer, thread); });
+  const auto produce = [&] {
+    for (; !steps.done(); steps.next(), at.next()) {
+      if (early > 0) {
+        --early;
+      } else {
+        ring.acquire(at, Shape::kStageBytes);
+        steps.load_filters(stage_of(at), full_of(at));
+      }
+      steps.load_pixels(stage_of(at), full_of(at));
+    }
+  };
+  const auto consume = [&](uint32_t consumer, uint32_t thread) {
+    consumes(ring, shared, walk(), consumer, thread);
+  };
+  const auto transform = [&](uint32_t thread) { transforms(ring, shared, walk(), thread); };
+  run_roles<Shape::kTransforms>(arguments.dependent, produce, consume, transform);
   // None ends while others tell it what they have read.
   if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
 }

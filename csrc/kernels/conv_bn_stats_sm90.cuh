@@ -1,5 +1,6 @@
 // conv_bn_stats on the GPU, for sm_90a: the convolution of conv_bn_act_sm90.cuh, whose raw output
-// is stored and measured.
+// is stored and measured, and whose pixels may be read through the BatchNorm and ReLU of the layer
+// before.
 //
 // A block's tiles are all of the same channels: the grid is a multiple of the tiles of channels. So
 // each consumer leaves one part of its channels' statistics behind its last tile, and the last one
@@ -8,6 +9,7 @@
 
 #include <cstdint>
 
+#include "../device/normed_steps.h"
 #include "../device/walk_moments.h"
 #include "conv_bn_act_sm90.cuh"
 
@@ -44,19 +46,41 @@ RF_DEVICE void consume_measured(const ConvStatsTmaArguments& arguments, const Ri
   if (exists(first)) moments.leave(arguments, first, first.pixel / Shape::kPixels);
 }
 
+// The pixels of a block's tiles, step after step.
+template <class T, class Shape>
+RF_DEVICE void transform_steps(const ConvStatsTmaArguments& arguments, const RingOf<Shape>& ring,
+                               ptx::SharedAddress shared, const TileWalk& walk, uint32_t thread) {
+  RingPlace<Shape::kStages> at;
+  NormedSteps<T, Shape> steps(arguments.conv, arguments.norm, walk, thread);
+  for (; !steps.done(); steps.next(), at.next()) {
+    steps.prepare();
+    ring.wait_raw(at);
+    steps.transform(shared + at.stage * Shape::kStageBytes);
+    ring.transformed(at);
+  }
+}
+
 #endif
 
-// For any other architecture it is empty, and no plan chooses it.
+// For any other architecture it is empty, and no plan chooses it. Shape: a WarpgroupShape, or a
+// TransformShape of one where a norm is read through.
 template <class T, class Shape>
 __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     conv_bn_stats_tma_kernel(const __grid_constant__ ConvStatsTmaArguments arguments) {
 #if defined(RF_HAS_WGMMA)
   static_assert(!Shape::kPixelsLeft, "a warpgroup has all pixels of a channel");
-  run_convolution<T, Shape>(
-      arguments.conv, [&](const RingOf<Shape>& ring, ptx::SharedAddress shared,
-                          const TileWalk& walk, uint32_t consumer, uint32_t thread) {
-        consume_measured<T, Shape>(arguments, ring, shared, walk, consumer, thread);
-      });
+  const auto consume = [&](const RingOf<Shape>& ring, ptx::SharedAddress shared,
+                           const TileWalk& walk, uint32_t consumer, uint32_t thread) {
+    consume_measured<T, Shape>(arguments, ring, shared, walk, consumer, thread);
+  };
+  if constexpr (Shape::kTransforms) {
+    run_convolution<T, Shape>(
+        arguments.conv, consume,
+        [&](const RingOf<Shape>& ring, ptx::SharedAddress shared, const TileWalk& walk,
+            uint32_t thread) { transform_steps<T, Shape>(arguments, ring, shared, walk, thread); });
+  } else {
+    run_convolution<T, Shape>(arguments.conv, consume);
+  }
 #endif
 }
 

@@ -81,9 +81,15 @@ bool tma_is_dense(const RfConvBnAct& problem);
 int encode_tma_pixels(const RfConvBnAct& problem, TensorElement element, const TmaTileFacts& tile,
                       int64_t first, int64_t images, ptx::TensorMap* map);
 
+// What a step takes where its pixels are transformed: bytes of shared memory's traffic, and cycles
+// of those who do it.
+struct StepTransform {
+  double bytes;
+  double cycles;
+};
 // Predicted cycles of a launch over so many pixels.
 double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
-                int64_t pixels, const RfGpu& gpu);
+                int64_t pixels, const RfGpu& gpu, const StepTransform& transform = {});
 
 // The arguments of a launch of images [first, first + images), of which tma_fault finds nothing; 0
 // or a cudaError_t.

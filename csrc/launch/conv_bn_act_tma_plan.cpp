@@ -58,7 +58,7 @@ RfConvConfiguration tma_configuration(const TmaTileFacts& tile) {
 // stop, run beside the products and the stores of other tiles; products of warpgroups that work
 // together wait for their epilogue, those in turns do not.
 double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
-                int64_t pixels, const RfGpu& gpu) {
+                int64_t pixels, const RfGpu& gpu, const StepTransform& transform) {
   const int64_t clusters = tma_blocks(problem, tile, pixels, gpu) / tile.sharing;
   const auto each = static_cast<double>(divide_up(tma_tiles(problem, tile, pixels), clusters));
   const int64_t step = kStepRowBytes / element_bytes(types.operands);
@@ -76,7 +76,8 @@ double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTile
   const double matrix = area * kStepElements / kWarpgroupUnit;
   const bool exposed = types.operands == TensorElement::kUint8 && !tile.together;
   const double adds = exposed ? area / kInstructions + kDrain : 0;
-  const double multiply = steps * (std::max(matrix, (read + written) / kSharedLines) + adds);
+  const double lines = (read + written + transform.bytes) / kSharedLines;
+  const double multiply = steps * (std::max({matrix, lines, transform.cycles}) + adds);
   const double asked = tile.pixels + static_cast<double>(tile.channels) / tile.sharing;
   const double load = steps * asked * kStepRowBytes / kCacheBytes;
   const auto moved = static_cast<double>(

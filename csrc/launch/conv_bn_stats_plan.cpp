@@ -222,6 +222,7 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
   Product product = product_of(*problem);
   std::string against, against_tma, against_windows;
   bool in_windows = !product.windows;  // or nothing is missed
+  bool by_tma = false;
   for (int i = 0; i < kTiles; ++i) {
     const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(i);
     if (configuration >= 0 && i != configuration) continue;
@@ -229,6 +230,7 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
     if (refusal.empty() && tile.tma != 0 && splits > 1) refusal = "splits: only 1 is served by TMA";
     if (refusal.empty()) {
       in_windows = in_windows || tile.window != 0;
+      by_tma = by_tma || tile.tma != 0;
     } else if (configuration >= 0) {
       against = refusal;
     } else {
@@ -275,7 +277,8 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
   std::string missed;
   if (!in_windows && !against_windows.empty()) missed += "; no windows: " + against_windows;
   // Of a GPU that has no TMA nothing is said.
-  if (gpu->capability == 90 && !against_tma.empty()) missed += "; no TMA: " + against_tma;
+  if (gpu->capability == 90 && !by_tma && !against_tma.empty())
+    missed += "; no TMA: " + against_tma;
   refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s",
          rf_conv_bn_stats_configuration(plan->configuration)->name, plan->splits,
          configuration < 0 ? "least predicted time" : "as asked for",

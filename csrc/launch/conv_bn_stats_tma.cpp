@@ -13,13 +13,19 @@ namespace resnet_fused {
 
 // tools/_cuda_early.py knows what a kernel's parameters point to by these places.
 static_assert(offsetof(ConvStatsTmaArguments, conv) == 0);
-static_assert(offsetof(ConvStatsTmaArguments, arrivals) == 800);
-static_assert(offsetof(ConvStatsTmaArguments, stats) == 824);
+static_assert(offsetof(ConvStatsTmaArguments, norm) == 768);
+static_assert(offsetof(ConvStatsTmaArguments, arrivals) == 824);
+static_assert(offsetof(ConvStatsTmaArguments, stats) == 848);
 
 namespace {
 
 // Instructions to round, add, subtract and square an element of the result.
 constexpr double kMeasureInstructions = 8;
+// Likewise to load, widen, multiply, add, round, compare and store one that is transformed; and
+// those of single threads that three warps issue in a cycle, at two thirds of one a warp.
+constexpr double kTransformInstructions = 4.5;
+constexpr double kTransformInstructionsACycle = 64;
+constexpr int64_t kNormedChannels = 8;  // that a thread transforms at a time
 
 int64_t all_pixels(const RfConvBnAct& conv) {
   const OutputSize size = output_size(conv);
@@ -78,8 +84,14 @@ TmaTileFacts stats_tma_tile(int index) {
 
 std::string stats_tma_fault(const RfConvBnStats& problem, const TmaTileFacts& tile) {
   const RfConvBnAct& conv = problem.conv;
-  if (problem.normed != 0)
-    return "norm: a convolution that reads through a BatchNorm is not served";
+  if (problem.normed != 0) {
+    if (conv.x_size[1] % kNormedChannels != 0) {
+      return "norm: " + std::to_string(conv.x_size[1]) + " channels; a multiple of " +
+             std::to_string(kNormedChannels) + " is accepted";
+    }
+    if (tile.sharing > 1) return "norm: not read through by blocks that share filters";
+    if (!is_aligned(problem.norm)) return "norm: address is not a multiple of 16";
+  }
   if (all_pixels(conv) > kMost - tile.pixels) {
     return "batch: more pixels than a launch counts, and statistics meet in one";
   }
@@ -101,8 +113,14 @@ double stats_tma_cost(const RfConvBnStats& problem, const TmaTileFacts& tile, co
   const auto each = static_cast<double>(divide_up(tma_tiles(conv, tile, pixels), clusters));
   const double area = static_cast<double>(tile.pixels) * tile.channels;
   const double measuring = area * kMeasureInstructions / kInstructions;
+  StepTransform transform{};
+  if (problem.normed != 0) {
+    const double elements = static_cast<double>(tile.pixels) * kStepElements;
+    transform = {2 * elements * kTmaElementBytes,
+                 elements * kTransformInstructions / kTransformInstructionsACycle};
+  }
   const double chunk = kChunkTiles * kWarpgroupRows * double{sizeof(Moments)} / kCacheBytes;
-  return kMeeting + tma_cost(conv, tma_types(conv), tile, pixels, limited) +
+  return kMeeting + tma_cost(conv, tma_types(conv), tile, pixels, limited, transform) +
          (tile.together ? each : 1) * measuring + chunk + 4 * kLatency;
 }
 
@@ -119,6 +137,10 @@ int run_conv_bn_stats_tma(const RfConvBnStats& problem, const RfConvPlan& plan, 
   const int error = tma_arguments(conv, tma_types(conv), tile, 0, conv.x_size[0], &made.conv);
   if (error != 0) return error;
   const TmaStatsLayout layout = layout_of(conv, tile, plan.blocks);
+  if (problem.normed != 0) {
+    const auto* scale = static_cast<const float*>(problem.norm);
+    made.norm = {scale, scale + conv.x_size[1], narrowed(conv.x_size[2]), narrowed(conv.x_size[3])};
+  }
   made.measured = layout.measured;
   made.groups = conv.groups;
   made.columns = narrowed(divide_up(group_channels(conv), kWarpgroupRows));

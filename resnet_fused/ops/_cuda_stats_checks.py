@@ -17,7 +17,11 @@ from ._cuda_checks import DTYPES, _names, by_the_extension, place_of
 from ._selfchecks import CONV_CASES, GUARD, channels_last, guarded, require_exact
 from ._training_checks_stats import exact_operands, require_stats
 
-NORMED = {"3x3": ((1, True), (2, True), (1, False)), "groups": ((1, True),)}
+NORMED = {
+    "3x3": ((1, True), (2, True), (1, False)),
+    "1x1_stride2": ((1, False), (1, True)),
+    "groups": ((1, True),),
+}
 """Splits, and whether x is read through a BatchNorm, of cases by name. The stem and a block's first
 convolutions read an activation as it is, in one part."""
 
