@@ -65,6 +65,7 @@ _ALL_GRADIENTS = (
     "csrc/device/conv_loader.h",
     "csrc/device/gradient_geometry.h",
     "csrc/device/gradient_mask.h",
+    "csrc/device/halo_shape.h",
     "csrc/device/mn_major.h",
     "csrc/device/mn_major_loader.h",
     "csrc/launch/conv_gradient_arguments.cpp",
@@ -72,6 +73,7 @@ _ALL_GRADIENTS = (
     "csrc/launch/conv_gradient_choice.h",
     "csrc/launch/conv_gradient_tiles.h",
     "csrc/launch/conv_gradients.h",
+    "csrc/launch/conv_halo.h",
 )
 
 _GRADIENTS = (
@@ -194,6 +196,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/bindings/conv_bn_dgrad.cpp",
         "csrc/device/addend_pixel.h",
         "csrc/device/affine_dgrad_loader.h",
+        "csrc/device/affine_halo.h",
         "csrc/device/affine_operand.h",
         "csrc/device/bn_backward_operand.h",
         "csrc/device/bn_dgrad_epilogue.h",
@@ -203,6 +206,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/dgrad_loader.h",
         "csrc/device/dgrad_product.h",
         "csrc/device/dgrad_tma.h",
+        "csrc/device/halo_loader.h",
         "csrc/device/masked_operand.h",
         "csrc/device/merge_chunks.h",
         "csrc/device/merge_gradients.h",
@@ -241,6 +245,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/grad1x1_tile.h",
         "csrc/device/gradient_geometry.h",
         "csrc/device/gradient_mask.h",
+        "csrc/device/halo_shape.h",
         "csrc/device/mn_major.h",
         "csrc/device/normed_operand.h",
         "csrc/device/pair.h",
@@ -259,6 +264,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_gradient_arguments.h",
         "csrc/launch/conv_gradient_choice.h",
         "csrc/launch/conv_gradients.h",
+        "csrc/launch/conv_halo.h",
     ),
     "conv_bn_stats": (
         *_COMMON,
@@ -272,6 +278,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/halo_shape.h",
         "csrc/device/merge_chunks.h",
         "csrc/device/merge_moments.h",
+        "csrc/device/normed_halo.h",
         "csrc/device/normed_loader.h",
         "csrc/device/normed_operand.h",
         "csrc/device/split_reduction.h",
@@ -297,6 +304,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_stats_tma_float16.cu",
         "csrc/launch/conv_bn_stats_tma_launch.cuh",
         "csrc/launch/conv_bn_stats_tma_tiles.h",
+        "csrc/launch/conv_halo.h",
         "csrc/launch/conv_operands.cpp",
     ),
     "conv_bn_wgrad": (
