@@ -130,7 +130,8 @@ class Tile:
     def shared(self) -> int:
         """Bytes of a block: every stage of every operand, windows of 56 pixels a row.
 
-        A gradient, which has three windows, is put together in float32 where all that lay."""
+        A gradient, which has three windows, is put together in float32 where all that lay.
+        """
         if self.window:
             totals = self.m * self.n * 4 if self.window > 2 else 0
             operands = self.stages * self.n + windows(self.m, self.window)

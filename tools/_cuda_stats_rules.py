@@ -44,8 +44,10 @@ def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
 
 
 def _copied(tile: Any, operands: int) -> dict[str, int]:
-    """Copies of a kernel by windows: filters ahead of the loop and in it; a window of each operand
-    before both, and one in each."""
+    """Copies of a kernel by windows.
+
+    Filters ahead of the loop and in it; a window of each operand before both, and one in each.
+    """
     if not tile.window:
         return {}
     return {r"LDGSTS\b.*\.128\b.*": 2 * 4 * tile.n // tile.threads + 3 * operands}
