@@ -439,7 +439,7 @@ def plan_index(made, index, splits):
     tile, size = configurations()[index], first.element_size()
     groups = made.geometry[4]
     wide = all(c * size % 16 == 0 for c in (first.shape[1] // groups, weight.shape[1]))
-    run = [*weight.shape[2:], *itertools.chain(*made.geometry[:3])] == [3, 3, 1, 1, 1, 1, 1, 1]
+    run = [*weight.shape[2:], *itertools.chain(*made.geometry[1:4])] == [3, 3, 1, 1, 1, 1, 1, 1]
     serves = fits(tile, first.dtype) and (wide or not tile["wide"]) and (run or not tile["window"])
     return index if serves else -1
 

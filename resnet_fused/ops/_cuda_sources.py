@@ -59,27 +59,29 @@ _COMMON = (
     "csrc/device/operand_tile.h",
 )
 
-_ALL_GRADIENTS = (
+# Of every gradient.
+_OF_GRADIENTS = (
     "csrc/bindings/conv_gradients.cpp",
     "csrc/bindings/conv_gradients.h",
-    "csrc/device/conv_loader.h",
     "csrc/device/gradient_geometry.h",
     "csrc/device/gradient_mask.h",
     "csrc/device/halo_shape.h",
     "csrc/device/mn_major.h",
-    "csrc/device/mn_major_loader.h",
     "csrc/launch/conv_gradient_arguments.cpp",
     "csrc/launch/conv_gradient_arguments.h",
     "csrc/launch/conv_gradient_choice.h",
-    "csrc/launch/conv_gradient_tiles.h",
     "csrc/launch/conv_gradients.h",
     "csrc/launch/conv_halo.h",
 )
 
-_GRADIENTS = (
-    *_ALL_GRADIENTS,
-    "csrc/device/gradient_epilogue.h",
+_ALL_GRADIENTS = (
+    *_OF_GRADIENTS,
+    "csrc/device/conv_loader.h",
+    "csrc/device/mn_major_loader.h",
+    "csrc/launch/conv_gradient_tiles.h",
 )
+
+_GRADIENTS = (*_ALL_GRADIENTS, "csrc/device/gradient_epilogue.h")
 
 _WGRADS = (
     "csrc/device/wgrad_loader.h",
@@ -236,17 +238,12 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "conv_bn_grad1x1": (
         *_COMMON,
+        *_OF_GRADIENTS,
         "csrc/bindings/conv_bn_grad1x1.cpp",
-        "csrc/bindings/conv_gradients.cpp",
-        "csrc/bindings/conv_gradients.h",
         "csrc/device/addend_pixel.h",
         "csrc/device/bn_backward_operand.h",
         "csrc/device/grad1x1_geometry.h",
         "csrc/device/grad1x1_tile.h",
-        "csrc/device/gradient_geometry.h",
-        "csrc/device/gradient_mask.h",
-        "csrc/device/halo_shape.h",
-        "csrc/device/mn_major.h",
         "csrc/device/normed_operand.h",
         "csrc/device/pair.h",
         "csrc/kernels/conv_bn_grad1x1_merge_sm80.cuh",
@@ -260,11 +257,6 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_grad1x1_launch.cuh",
         "csrc/launch/conv_bn_grad1x1_plan.cpp",
         "csrc/launch/conv_bn_grad1x1_tiles.h",
-        "csrc/launch/conv_gradient_arguments.cpp",
-        "csrc/launch/conv_gradient_arguments.h",
-        "csrc/launch/conv_gradient_choice.h",
-        "csrc/launch/conv_gradients.h",
-        "csrc/launch/conv_halo.h",
     ),
     "conv_bn_stats": (
         *_COMMON,
