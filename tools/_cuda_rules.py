@@ -159,8 +159,8 @@ def tile_of(mangled: str) -> Tile | None:
     if shape is None or width is None:
         return None
     masked, *sizes, windows_of = shape.groups()
-    wide = width.group(1) == "0"
-    return Tile(*map(int, sizes), masked is not None, wide, int(windows_of or 0))
+    wide, window = width.group(1) == "0", int(windows_of or 0)
+    return Tile(*map(int, sizes), masked=masked is not None, wide=wide, window=window)
 
 
 def _convolution(kernel: Kernel) -> dict[str, bool]:
