@@ -34,18 +34,19 @@ SHALLOW = cases.ConvCase("dgrad_shallow", 1, 24, 8, 8, 24, groups=24)
 def trials() -> Iterator[Trial]:
     """Every way through the kernel: wide and narrow, split, in phases, in chunks, on noise."""
     tiles = emulated_shapes.tiles(OP)
-    wide, narrow = (
-        max(i for i, t in enumerate(tiles) if (t["tma"], t["wide"]) == (False, w))
-        for w in (True, False)
+    wide, narrow, window = (
+        max(i for i, t in enumerate(tiles) if (t["tma"], t["wide"], t["window"]) == (False, *kind))
+        for kind in ((True, False), (False, False), (True, True))
     )
     dtypes = (torch.bfloat16, torch.float32)
     runs = [
         (case, index, dtype, splits, exact, True)
         for (case, index), dtype, splits, exact in itertools.product(
-            ((WIDE, wide), (ODD, narrow)), dtypes, (1, 2), (True, False)
+            ((WIDE, wide), (ODD, narrow), (WIDE, window)), dtypes, (1, 2), (True, False)
         )
     ]
-    runs += [(case, wide, torch.bfloat16, 1, True, False) for case in (WIDE, STRIDED)]
+    plain = ((WIDE, wide), (STRIDED, wide), (WIDE, window))
+    runs += [(case, index, torch.bfloat16, 1, True, False) for case, index in plain]
     runs += [(STRIDED, index, torch.float16, 1, True, True) for index in (wide, narrow)]
     runs.append((CHUNKS, narrow, torch.bfloat16, 1, True, True))
     runs.append((SHALLOW, narrow, torch.float32, 1, False, False))

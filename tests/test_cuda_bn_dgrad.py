@@ -40,7 +40,7 @@ def problem(n: int, c: int, size: int, k: int, taps: int, *, plain: bool = False
 @needs_cuda_build
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 6
+    assert len(set(names)) == len(names) == 9
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names
 
@@ -49,7 +49,7 @@ def test_configurations_have_names_of_their_own():
 def test_plans_take_the_wish_and_say_why():
     made = problem(256, 64, 56, 64, 3)
     found = _cuda_plan.plan(made, H200)
-    assert found.name == "tma_p128x64_4s" and "least predicted time" in found.why
+    assert found.name == "halo_128x64_4w4s" and "least predicted time" in found.why
     for index, name in enumerate(_cuda_plan.configurations(OP)):
         asked = _cuda_plan.plan(made, H200, index, 2)
         if name.startswith("tma_"):

@@ -141,6 +141,18 @@ def test_gradients_are_right(op, dtype, options, data):
         ("--addend", 2, "--affine", "--normed"),
         ("--addend", 2, "--affine", "--r", 1, "--s", 1, "--padding", 0, "--stride", 2),
         ("--addend", 3, "--c", 5, "--layout", "nchw"),
+        (
+            "--addend",
+            1,
+            "--affine",
+            "--normed",
+            "--k",
+            72,
+            "--splits",
+            2,
+            "--configuration",
+            "halo_64x64_4w4s",
+        ),
     ],
 )
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -276,6 +288,10 @@ MERGING = {
     "conv_bn_dgrad": (
         *gradient("conv_bn_dgrad"), "--c", 8, "--k", 8, "--splits", 2, "--affine", "--normed",
         "--configuration", "64x64_4w3s",
+    ),
+    "conv_bn_dgrad by windows": (
+        *gradient("conv_bn_dgrad"), "--c", 8, "--k", 40, "--splits", 2, "--affine", "--normed",
+        "--configuration", "halo_64x64_4w4s",
     ),
     "halo": (
         *STATS, "--c", 40, "--k", 8, "--splits", 2, "--configuration", "halo_64x64_4w4s",

@@ -255,6 +255,8 @@ def test_the_layers_of_resnet50_are_served_by_them_at_a_full_batch():
         made = planned(dataclasses.replace(case, n=256))
         if case.c % 8 or case.stride != (1, 1):
             assert made["configuration"] not in tiles() and "no TMA: " in made["why"]
+        elif (case.r, case.s) == (3, 3):
+            assert made["why"].startswith("halo_"), made["why"]
         else:
             assert made["configuration"] in tiles(), (case.name, made["why"])
             taken.add(tiles()[made["configuration"]]["name"])

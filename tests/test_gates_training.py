@@ -97,7 +97,7 @@ def test_merged_gradients_are_held_to_both_products():
 
 HALO = (
     "_ZN12resnet_fused20conv_bn_stats_kernelINS_8BFloat16ENS_9HaloShapeILi128ELi64ELi2ELi2ELi4ELi3E"
-    "EELNS_9LoadWidthE0ELNS_11StatsSourceE2EEEvNS_20ConvBnStatsArgumentsE"
+    "Li2EEELNS_9LoadWidthE0ELNS_11StatsSourceE2EEEvNS_20ConvBnStatsArgumentsE"
 )
 HALO_CODE = {
     "HMMA.16816.F32.BF16": 32, "LDGSTS.E.BYPASS.LTC128B.128": 7, "LDSM.16.M88.4": 12,
@@ -124,6 +124,32 @@ def test_windows_are_held_to_registers_shared_memory_and_copies():
         given = {"name": HALO, "arch": "80", "registers": 168, "instructions": dict(HALO_CODE)}
         (failure,) = rules.Kernel(**given | changes).failures()
         assert said in failure
+
+
+GRADIENT = (
+    "_ZN12resnet_fused20conv_bn_dgrad_kernelINS_8BFloat16ENS_9HaloShapeILi128ELi{n}ELi2ELi2ELi4ELi2E"
+    "Li3EEELNS_9LoadWidthE0EEEvNS_20ConvBnDgradArgumentsE"
+)
+GRADIENT_CODE = {
+    "HMMA.16816.F32.BF16": 32, "LDGSTS.E.BYPASS.LTC128B.128": 10, "LDSM.16.MT88.4": 12,
+    "ATOM.E.INC.STRONG.GPU": 5, "DADD": 8, "LDG.E.128.CONSTANT": 8, "STG.E.128": 4,
+}  # fmt: skip
+
+
+def test_a_gradients_windows_are_held_to_y_and_totals_too():
+    name = GRADIENT.format(n=64)
+    assert rules.Kernel(name, "80", 255, instructions=dict(GRADIENT_CODE)).failures() == []
+    assert rules.short_name(name) == "conv_bn_dgrad<BFloat16, halo 128x64 4 warps 4 stages>"
+    few = GRADIENT_CODE | {"LDGSTS.E.BYPASS.LTC128B.128": 9}
+    (failure,) = rules.Kernel(name, "80", 255, instructions=few).failures()
+    assert "at least 10" in failure
+    tile = rules.tile_of(name)
+    assert tile is not None and tile.shared == 4 * 64 * 64 + 128 + 3 * (128 + 2 * 57) * 64
+    broad = rules.tile_of(GRADIENT.format(n=128))
+    assert broad is not None
+    assert broad.shared == 4 * 128 * 64 + 128 + 3 * (128 + 2 * 57) * 64 > 128 * 128 * 4
+    other = rules.tile_of(name.replace("Li128ELi64ELi2ELi2ELi4E", "Li128ELi256ELi2ELi2ELi3E"))
+    assert other is not None and other.shared == 128 * 256 * 4
 
 
 STATS_BY_TMA = (

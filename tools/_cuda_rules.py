@@ -122,7 +122,7 @@ class Tile:
     blocks: int
     masked: bool  # a third operand is staged: where the gradient passes
     wide: bool
-    window: bool = False  # stages hold filters alone; pixels of all taps lie beside them
+    window: int = 0  # stages hold filters alone; so many windows of all taps lie beside them
 
     @property
     def threads(self) -> int:
@@ -131,9 +131,14 @@ class Tile:
 
     @property
     def shared(self) -> int:
-        """Bytes of a block: every stage of every operand, windows of 56 pixels a row."""
+        """Bytes of a block: every stage of every operand, windows of 56 pixels a row.
+
+        A gradient, which has three windows, is put together in float32 where all that lay.
+        """
         if self.window:
-            return (self.stages * self.n + windows(self.m)) * STEP_BYTES
+            totals = self.m * self.n * 4 if self.window > 2 else 0
+            operands = self.stages * self.n + windows(self.m, self.window)
+            return max(operands * STEP_BYTES, totals)
         rows = self.m + self.n + (self.m if self.masked else 0)
         return self.stages * rows * STEP_BYTES
 
@@ -151,13 +156,14 @@ class Tile:
 @functools.cache
 def tile_of(mangled: str) -> Tile | None:
     """The configuration in a kernel's mangled name, or None."""
-    shape = re.search(r"(MaskedShapeI.*?)?(Tile|Halo)ShapeI" + 6 * r"Li(\d+)E" + "E", mangled)
+    numbers = 6 * r"Li(\d+)E" + r"(?:Li(\d+)E)?E"
+    shape = re.search(r"(MaskedShapeI.*?)?(?:Tile|Halo)ShapeI" + numbers, mangled)
     width = re.search(r"LoadWidthE([01])E", mangled)
     if shape is None or width is None:
         return None
-    masked, kind, *numbers = shape.groups()
-    wide, window = width.group(1) == "0", kind == "Halo"
-    return Tile(*map(int, numbers), masked=masked is not None, wide=wide, window=window)
+    masked, *sizes, windows_of = shape.groups()
+    wide, window = width.group(1) == "0", int(windows_of or 0)
+    return Tile(*map(int, sizes), masked=masked is not None, wide=wide, window=window)
 
 
 def _convolution(kernel: Kernel) -> dict[str, bool]:
@@ -373,7 +379,7 @@ RULES = {
     "conv_bn_act_cluster_kernel": by_cluster,
     "network_kernel": _network,
     "conv_bn_stats_kernel": lambda kernel: _convolution(kernel) | measuring(kernel, tile_of),
-    "conv_bn_dgrad_kernel": lambda kernel: _convolution(kernel) | summing(kernel),
+    "conv_bn_dgrad_kernel": lambda kernel: _convolution(kernel) | summing(kernel, tile_of),
     "conv_dgrad_kernel": _convolution,
     "conv_dgrad_tma_kernel": dgrad_by_tma,
     "conv_bn_dgrad_tma_kernel": dgrad_by_tma,

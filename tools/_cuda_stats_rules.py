@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 # csrc/device/halo_shape.h.
-WINDOWS, ZERO_ROWS = 2, 2
+ZERO_ROWS = 2
 WIDTH = 56  # of the images that they are made for
 
 
-def windows(pixels: int) -> int:
+def windows(pixels: int, count: int) -> int:
     """Rows of shared memory for the pixels of all nine taps: the tile's, and those around it."""
-    return ZERO_ROWS + WINDOWS * (pixels + 2 * (WIDTH + 1))
+    return ZERO_ROWS + count * (pixels + 2 * (WIDTH + 1))
 
 
 # Two channels a thread, each in two sums of two shuffles; arrivals of a chunk of parts, and of the
@@ -52,18 +52,29 @@ def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
         r"ATOM.*STRONG\.GPU.*": 2,
         "DFMA.*": 2,
     }
-    if tile.window:
-        # Filters ahead of the loop and in it; a window before both, and one in each.
-        least[r"LDGSTS\b.*\.128\b.*"] = 2 * 4 * tile.n // tile.threads + 3
-    return _at_least(kernel, least)
+    return _at_least(kernel, least | _copied(tile, 1))
 
 
-def summing(kernel: Any) -> dict[str, bool]:
+def _copied(tile: Any, operands: int) -> dict[str, int]:
+    """Copies of a kernel by windows.
+
+    Filters ahead of the loop and in it; a window of each operand before both, and one in each.
+    """
+    if not tile.window:
+        return {}
+    return {r"LDGSTS\b.*\.128\b.*": 2 * 4 * tile.n // tile.threads + 3 * operands}
+
+
+def summing(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
     """The gates of conv_bn_dgrad's reductions, as sentences.
 
     Args:
         kernel: a `_cuda_rules.Kernel`.
+        tile_of: the configuration in a mangled name, or None.
     """
+    tile = tile_of(kernel.name)
+    if tile is None:
+        return {}
     # Its end is there twice: for 16 bytes at a time, and for elements. Raw and addend of four rows
     # are under way in the first one.
     least = {
@@ -72,7 +83,7 @@ def summing(kernel: Any) -> dict[str, bool]:
         r"LDG\b.*\.128\b.*": 2 * 4,
         r"STG\b.*\.128\b.*": 4,
     }
-    return _at_least(kernel, least)
+    return _at_least(kernel, least | _copied(tile, 2))
 
 
 @functools.cache

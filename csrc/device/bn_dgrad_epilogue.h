@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../ptx/ptx.h"
 #include "addend_pixel.h"
@@ -14,6 +15,7 @@
 #include "conv_epilogue.h"
 #include "dgrad_loader.h"
 #include "gradient_mask.h"
+#include "halo_shape.h"
 #include "vector.h"
 
 namespace resnet_fused {
@@ -21,9 +23,20 @@ namespace resnet_fused {
 // Of shared memory, at the ring's end: where a block learns whether it is the last one.
 constexpr int kScratchBytes = 16;
 
+// Where a tile's totals are put together: in the ring, or, where its stages hold filters alone,
+// over the windows behind it, too.
+template <class Shape>
+struct RingAndWindows : Shape {
+  static constexpr int kStages = 1;
+  static constexpr int kStageBytes = Shape::kM * Shape::kN * static_cast<int>(sizeof(float));
+};
+template <class Shape>
+using TotalsTile =
+    OutputTile<float, std::conditional_t<(kWindowsOf<Shape> > 0), RingAndWindows<Shape>, Shape>>;
+
 template <class T, class Shape, int kUnit>
 class BnDgradEpilogue {
-  using Totals = OutputTile<float, Shape>;
+  using Totals = TotalsTile<Shape>;
   using Stored = Unit<T, kUnit>;
   static constexpr int kUnits = Shape::kN / kUnit;         // of a row
   static constexpr int kLanes = Shape::kThreads / kUnits;  // threads of a unit's column

@@ -10,9 +10,9 @@
 
 namespace resnet_fused {
 
-// Puts the tile together in the ring, which nobody uses any more. factor(row): of the tile.
-template <class T, class Shape, class FactorOf>
-RF_DEVICE void put_rows(const OutputTile<T, Shape>& tile, const Sums<Shape>& sums,
+// Puts the tile together in shared memory that nobody uses any more. factor(row): of the tile.
+template <class T, class Stages, class Shape, class FactorOf>
+RF_DEVICE void put_rows(const OutputTile<T, Stages>& tile, const Sums<Shape>& sums,
                         const Place<Shape>& place, const FactorOf& factor_of) {
 #pragma unroll
   for (int i = 0; i < 2 * Shape::kBlocksM; ++i) {

@@ -1,5 +1,6 @@
-// A 3x3 convolution's operands, of stride, padding and dilation 1, whose pixels come once for all
-// nine taps, and are read through the BatchNorm and ReLU of the layer before once for all of them.
+// The operands of a 3x3 convolution, or of its input's gradient, of stride, padding and dilation 1,
+// whose pixels come once for all nine taps, and are turned once for all of them: read through the
+// BatchNorm and ReLU of the layer before, or through the backward of the one behind.
 //
 // The pixels of a tile follow one another through rows and images, and tap (r, s) of each lies
 // (r - 1) Q + s - 1 further in that order. So the pixels that a tile's taps read are one run: its
@@ -10,20 +11,33 @@
 
 #include <cstdint>
 
-#include "conv_loader.h"
+#include "conv_geometry.h"
+#include "gradient_mask.h"
 #include "halo_shape.h"
 #include "main_loop.h"
-#include "normed_operand.h"
-#include "stats_geometry.h"
 #include "vector.h"
 
 namespace resnet_fused {
 
-template <class T, class Shape>
+// The channels' vectors of a unit, which are adjacent and aligned.
+template <int kCount>
+RF_DEVICE void load_channels(float (&values)[kCount], const float* from) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += kVectorLength<float>) {
+    const auto part = load_vector(from + i);
+#pragma unroll
+    for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
+  }
+}
+
+// Operands: whose pixels and filters these are. `grid()`, `height()`, `width()`, of the pixels;
+// `channels()` of the reduction. `issue_filters(stage, c, r, s)`: those of the slice from channel c
+// on, of the tap that a window is entered for at (r, s). `copy(at, beside, pixel, c, known)`: 16
+// bytes of a pixel's channels to `at`, and what they are to be turned with to `beside`, of a window
+// of its own. `turns()`; `coefficients(c)`, and `turn(unit, beside, coefficients)`.
+template <class T, class Shape, class Operands>
 class HaloLoader {
-  using Right = RowLoader<T, Shape, LoadWidth::kWide, Shape::kN>;
   static constexpr int kUnit = kChunkBytes / static_cast<int>(sizeof(T));
-  static constexpr int kSlice = Shape::kStepBytes / static_cast<int>(sizeof(T));  // channels
   static constexpr int kRowStep = Shape::kThreads / kLoadLanes;
   static constexpr int kAhead = Shape::kStages - 1;
   static constexpr int kBits = 2 * kHaloSide;  // of a row: its rows of taps, its columns of taps
@@ -32,24 +46,19 @@ class HaloLoader {
   static_assert(kHaloRowBytes == KMajor::kRowBytes);
 
  public:
-  // `slices` of the channels from slice `first` on. shared: halo_bytes, at a multiple of a line.
-  RF_DEVICE HaloLoader(const ConvBnStatsArguments& arguments, const Tile& tile, int32_t first,
-                       int32_t slices, ptx::SharedAddress shared, const Place<Shape>& place)
-      : arguments_(arguments),
-        right_(place.thread),
+  static constexpr int kSlice = Shape::kStepBytes / static_cast<int>(sizeof(T));  // channels
+
+  // `slices` of the channels from slice `first` on, for the tile from pixel `m` on. shared:
+  // halo_bytes, at a multiple of a line.
+  RF_DEVICE HaloLoader(const Operands& operands, int32_t m, int32_t first, int32_t slices,
+                       ptx::SharedAddress shared, const Place<Shape>& place)
+      : operands_(operands),
         zeros_(shared),
         thread_(place.thread),
-        first_pixel_(tile.m * Shape::kM - arguments.operands.image.width - 1),
-        first_channel_(tile.group * arguments.operands.reduction.channels),
+        first_pixel_(m - operands.width() - 1),
         wanted_(first * kSlice),
         landed_(wanted_),
         end_((first + slices) * kSlice) {
-    const ConvOperands& operands = arguments.operands;
-    const int32_t n = tile.n * Shape::kN + row_of_thread();
-    filters_left_ = operands.filters - n;
-    filter_ = static_cast<int32_t>((static_cast<int64_t>(tile.group) * operands.filters + n) *
-                                   operands.filter_stride);
-    x_ = static_cast<const T*>(operands.x) + tile.group * operands.image.group_stride;
     // As KMajorFragments has it: matrices 0-3 are (rows 0-7, chunk 0), (8-15, 0), (0-7, 1), (8-15,
     // 1).
     const uint32_t matrix = place.lane / 8;
@@ -57,15 +66,14 @@ class HaloLoader {
     lane_chunk_ = matrix / 2;
 #pragma unroll
     for (int i = 0; i < Shape::kBlocksM; ++i) {
-      const int32_t m = tile.m * Shape::kM + static_cast<int32_t>(lane_row_) + i * 16;
-      const bool known = m < operands.grid.pixels;
-      const Pixel pixel = pixel_of(known ? m : 0, operands.grid);
+      // Behind the last pixel: of which nobody stores what comes.
+      const Pixel pixel = pixel_of(m + static_cast<int32_t>(lane_row_) + i * 16, operands.grid());
       uint32_t taps = (1u << kBits) - 1;
       if (pixel.p == 0) taps &= ~1u;
-      if (pixel.p == operands.image.height - 1) taps &= ~4u;
+      if (pixel.p == operands.height() - 1) taps &= ~4u;
       if (pixel.q == 0) taps &= ~8u;
-      if (pixel.q == operands.image.width - 1) taps &= ~32u;
-      inside_ |= (known ? taps : 0u) << kBits * i;
+      if (pixel.q == operands.width() - 1) taps &= ~32u;
+      inside_ |= taps << kBits * i;
     }
   }
 
@@ -78,18 +86,8 @@ class HaloLoader {
   }
 
   RF_DEVICE void issue(ptx::SharedAddress stage) {
-    const ConvOperands& operands = arguments_.operands;
-    const int32_t c = wanted_ + lane() * kUnit;
-    const int32_t column = c / kUnit + wanted_r_ * static_cast<int32_t>(operands.filter_columns.r) +
-                           wanted_s_ * static_cast<int32_t>(operands.filter_columns.s);
-    const bool known = c < operands.reduction.channels;
-    right_.issue(stage, 0, [&](int i, int) {
-      const int32_t row = i * kRowStep * static_cast<int32_t>(operands.filter_stride);
-      const auto* from =
-          static_cast<const T*>(operands.weight) + (filter_ + row + column) * int64_t{kUnit};
-      return Source<T>{from, known && i * kRowStep < filters_left_};
-    });
-    // By now the taps of the slice before are done with.
+    operands_.issue_filters(stage, wanted_, wanted_r_, wanted_s_);
+    // By now the taps of the slice before are done with, and this one's window is turned.
     if (wanted_r_ * kHaloSide + wanted_s_ == kAhead && wanted_ + kSlice < end_) {
       copy_window(wanted_ + kSlice, 1 - wanted_window_);
     }
@@ -106,9 +104,9 @@ class HaloLoader {
   RF_DEVICE void arrived(ptx::SharedAddress) {
     const ptx::SharedAddress window = window_at(landed_window_);
     const bool first = landed_r_ == 0 && landed_s_ == 0;
-    if (first && arguments_.scale != nullptr) turn(window);
-    const int32_t width = arguments_.operands.image.width;
-    const uint32_t row = lane_row_ + static_cast<uint32_t>(landed_r_ * width + landed_s_);
+    if (first && operands_.turns()) turn(window);
+    const uint32_t row =
+        lane_row_ + static_cast<uint32_t>(landed_r_ * operands_.width() + landed_s_);
     place_ = window + KMajor::offset(row, lane_chunk_);
     tap_ = 1u << landed_r_ | 1u << (kHaloSide + landed_s_);
     if (++landed_s_ < kHaloSide) return;
@@ -131,7 +129,7 @@ class HaloLoader {
   RF_DEVICE int32_t lane() const { return static_cast<int32_t>(thread_ % kLoadLanes); }
   RF_DEVICE int32_t row_of_thread() const { return static_cast<int32_t>(thread_ / kLoadLanes); }
   RF_DEVICE uint32_t rows() const {
-    return static_cast<uint32_t>(halo_rows(Shape::kM, arguments_.operands.image.width));
+    return static_cast<uint32_t>(halo_rows(Shape::kM, operands_.width()));
   }
   RF_DEVICE ptx::SharedAddress window_at(uint32_t window) const {
     return zeros_ + kHaloZeroBytes + window * rows() * KMajor::kRowBytes;
@@ -140,60 +138,46 @@ class HaloLoader {
     return window + KMajor::offset(static_cast<uint32_t>(row), static_cast<uint32_t>(lane()));
   }
 
+  // What lies in the window of what those in use are turned with.
+  RF_DEVICE ptx::SharedAddress beside(int32_t row) const {
+    return unit_at(window_at(kHaloWindows), row);
+  }
+
   // Pixels ahead of the first image or behind the last one, and channels that a slice has too many
   // of, are zeros: no tap reads the former, and filters of the latter are zeros, too. Numbers of
   // pixels stay below 2^31: a launch leaves 4096 beyond its own, and no window fits so long a row.
   RF_DEVICE void copy_window(int32_t first_channel, uint32_t window) const {
-    const ConvOperands& operands = arguments_.operands;
-    const ImageGather& image = operands.image;
     const int32_t c = first_channel + lane() * kUnit;
-    const bool inside = c < operands.reduction.channels;
+    const bool inside = c < operands_.channels();
     const ptx::SharedAddress at = window_at(window);
 #pragma unroll 1
     for (int32_t row = row_of_thread(); row < static_cast<int32_t>(rows()); row += kRowStep) {
       const int32_t m = first_pixel_ + row;
-      const Pixel pixel = pixel_of(m < 0 ? 0 : m, operands.grid);
-      const int64_t offset =
-          pixel.n * image.image_stride + pixel.p * image.row_stride + pixel.q * image.pixel_stride;
-      ptx::cp_async<kChunkBytes>(unit_at(at, row), x_ + offset * kUnit + c,
-                                 m >= 0 && m < operands.grid.pixels && inside);
+      const Pixel pixel = pixel_of(m < 0 ? 0 : m, operands_.grid());
+      operands_.copy(unit_at(at, row), beside(row), pixel, c,
+                     m >= 0 && m < operands_.grid().pixels && inside);
     }
   }
 
   // Each thread what it has copied itself.
   RF_DEVICE void turn(ptx::SharedAddress window) const {
     const int32_t c = landed_ + lane() * kUnit;
-    if (c >= arguments_.operands.reduction.channels) return;
-    float scale[kUnit], shift[kUnit];
-    load(scale, arguments_.scale + first_channel_ + c);
-    load(shift, arguments_.shift + first_channel_ + c);
+    if (c >= operands_.channels()) return;
+    const auto coefficients = operands_.coefficients(c);
 #pragma unroll 2
     for (int32_t row = row_of_thread(); row < static_cast<int32_t>(rows()); row += kRowStep) {
       const ptx::SharedAddress at = unit_at(window, row);
       auto unit = ptx::load_shared<PixelUnit>(at);
-      normalise(unit, scale, shift);
+      operands_.turn(unit, beside(row), coefficients);
       ptx::store_shared(at, unit);
     }
   }
-  static RF_DEVICE void load(float (&values)[kUnit], const float* from) {
-#pragma unroll
-    for (int i = 0; i < kUnit; i += kVectorLength<float>) {
-      const auto part = load_vector(from + i);
-#pragma unroll
-      for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
-    }
-  }
 
-  const ConvBnStatsArguments& arguments_;
-  Right right_;
+  Operands operands_;
   ptx::SharedAddress zeros_;  // behind them the windows
   uint32_t thread_;
-  int32_t first_pixel_;    // of a window's first row
-  int32_t first_channel_;  // of the group
-  const T* x_;             // the group's first channel of pixel (0, 0, 0)
-  int32_t filter_;         // 16 bytes from the weights' first
-  int32_t filters_left_;   // rows that exist from this thread's first one on
-  int32_t wanted_;         // first channel of the slice that is asked for next, and its tap
+  int32_t first_pixel_;  // of a window's first row
+  int32_t wanted_;       // first channel of the slice that is asked for next, and its tap
   int32_t wanted_r_ = 0;
   int32_t wanted_s_ = 0;
   uint32_t wanted_window_ = 0;
@@ -210,9 +194,9 @@ class HaloLoader {
 };
 
 // A warp's fragments of the window, in the place of a KMajorFragments of pixels.
-template <class T, class Shape>
+template <class Loader, class Shape>
 struct HaloFragments {
-  const HaloLoader<T, Shape>& loader;
+  const Loader& loader;
 
   RF_DEVICE void load(uint32_t (&fragments)[Shape::kBlocksM][4], ptx::SharedAddress,
                       int slice RF_SITE_PARAMETER) const {

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "../device/affine_dgrad_loader.h"
+#include "../device/affine_halo.h"
 #include "../device/bn_dgrad_epilogue.h"
 #include "../device/bn_dgrad_geometry.h"
 #include "../device/dgrad_product.h"
@@ -49,6 +50,32 @@ RF_DEVICE void finish_gradients(const ConvBnDgradArguments& arguments, const Til
       row, ring, ring + Shape::kRingBytes - kScratchBytes, thread);
 }
 
+// Adds this block's part of the reduction to `sums`: tap by tap, or slice by slice of the channels
+// of all taps.
+template <class T, class Shape, LoadWidth kWidth>
+RF_DEVICE void add_affine_gradients(Sums<Shape>& sums, const ConvDgradArguments& arguments,
+                                    const Tile& tile, ptx::SharedAddress ring) {
+  const auto where = DgradPlace::of<Shape>(tile, arguments);
+  const auto place = Place<Shape>::mine();
+  if constexpr (kWindowsOf<Shape> > 0) {
+    using Loader = HaloLoader<T, Shape, AffineHalo<T, Shape>>;
+    const int slices = (arguments.channels_out + Loader::kSlice - 1) / Loader::kSlice;
+    const int each = (slices + arguments.tiles.splits - 1) / arguments.tiles.splits;
+    const int first = tile.split * each;
+    const int mine = slices - first < each ? slices - first : each;
+    Loader loader({arguments, where, place.thread}, where.m, first, mine, ring + Shape::kRingBytes,
+                  place);
+    const HaloFragments<Loader, Shape> left{loader};
+    const MnMajorFragments<T, Side::kRight, Shape::kBlocksN, Shape::kN> right(place.column,
+                                                                              place.lane);
+    loader.begin();
+    run_main_loop<T>(sums, ring, mine * kHaloTaps, left, right, loader, [](int) {});
+  } else {
+    add_gradients<T, Shape, kWidth, AffineDgradLoader<T, Shape, kWidth>>(sums, arguments, where,
+                                                                         tile.split, ring, place);
+  }
+}
+
 template <class T, class Shape, LoadWidth kWidth>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     conv_bn_dgrad_kernel(const __grid_constant__ ConvBnDgradArguments arguments) {
@@ -62,12 +89,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   };
   Sums<Shape> sums;
   sums.clear();
-  {
-    const Tile tile = find_tile();
-    const auto where = DgradPlace::of<Shape>(tile, arguments.conv);
-    add_gradients<T, Shape, kWidth, AffineDgradLoader<T, Shape, kWidth>>(
-        sums, arguments.conv, where, tile.split, ring, Place<Shape>::mine());
-  }
+  add_affine_gradients<T, Shape, kWidth>(sums, arguments.conv, find_tile(), ring);
   uint32_t thread = threadIdx.x;
   ptx::keep(thread);
   if (arguments.conv.tiles.splits > 1) {
@@ -77,7 +99,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       return;
     }
   }
-  put_rows(OutputTile<float, Shape>{ring, 0}, sums, Place<Shape>::of(thread),
+  put_rows(TotalsTile<Shape>{ring, 0}, sums, Place<Shape>::of(thread),
            [](uint32_t) { return 1.0f; });
   ptx::sync_threads();
   if (arguments.conv.wide_dx) {

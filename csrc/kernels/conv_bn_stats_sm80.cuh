@@ -13,9 +13,9 @@
 
 #include "../device/conv_loader.h"
 #include "../device/gradient_epilogue.h"
-#include "../device/halo_loader.h"
 #include "../device/main_loop.h"
 #include "../device/merge_moments.h"
+#include "../device/normed_halo.h"
 #include "../device/normed_loader.h"
 #include "../device/split_reduction.h"
 #include "../device/stats_epilogue.h"
@@ -37,9 +37,10 @@ RF_DEVICE void add_products(Sums<Shape>& sums, const ConvBnStatsArguments& argum
   const int steps = left_over < arguments.steps_each ? left_over : arguments.steps_each;
   const KMajorFragments<Side::kRight, Shape::kBlocksN> right(place.column, place.lane);
   if constexpr (kSource == StatsSource::kHalo) {
-    HaloLoader<T, Shape> loader(arguments, tile, first, steps, ring + kStatsSharedBytes<Shape>,
-                                place);
-    const HaloFragments<T, Shape> left{loader};
+    using Loader = HaloLoader<T, Shape, NormedHalo<T, Shape>>;
+    Loader loader({arguments, tile, place.thread}, tile.m * Shape::kM, first, steps,
+                  ring + kStatsSharedBytes<Shape>, place);
+    const HaloFragments<Loader, Shape> left{loader};
     loader.begin();
     run_main_loop<T>(sums, ring, steps * kHaloTaps, left, right, loader, [](int) {});
   } else {

@@ -18,8 +18,12 @@ int launch_conv_bn_dgrad(const ConvBnDgradArguments& arguments, int configuratio
     } else {
       const dim3 grid(static_cast<uint32_t>(tiles.tiles_m) * static_cast<uint32_t>(tiles.tiles_n) *
                       static_cast<uint32_t>(tiles.groups) * static_cast<uint32_t>(tiles.splits));
+      const int64_t shared = kWindowsOf<Shape> == 0
+                                 ? Shape::kRingBytes
+                                 : halo_staged_bytes(Shape::kRingBytes, Shape::kM, Shape::kN,
+                                                     arguments.conv.w.size, kWindowsOf<Shape>);
       return RF_LAUNCH((conv_bn_dgrad_kernel<T, Shape, kWidth>), grid, dim3(Shape::kThreads),
-                       Shape::kRingBytes, cuda_stream, arguments);
+                       static_cast<uint32_t>(shared), cuda_stream, arguments);
     }
   };
   if (arguments.cleared_bytes > 0) {

@@ -14,7 +14,9 @@ int start_conv_bn_stats(const ConvBnStatsArguments& arguments, cudaStream_t stre
   const dim3 grid(static_cast<uint32_t>(tiles.tiles_m) * static_cast<uint32_t>(tiles.tiles_n) *
                   static_cast<uint32_t>(tiles.groups) * static_cast<uint32_t>(tiles.splits));
   const int64_t windows =
-      kSource == StatsSource::kHalo ? halo_bytes(Shape::kM, arguments.operands.image.width) : 0;
+      kSource == StatsSource::kHalo
+          ? halo_bytes(Shape::kM, arguments.operands.image.width, kWindowsOf<Shape>)
+          : 0;
   return RF_LAUNCH((conv_bn_stats_kernel<T, Shape, kWidth, kSource>), grid, dim3(Shape::kThreads),
                    kStatsSharedBytes<Shape> + static_cast<uint32_t>(windows), stream, arguments);
 }

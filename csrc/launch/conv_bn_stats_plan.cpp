@@ -8,6 +8,7 @@
 #include "conv_bn_stats_arguments.h"
 #include "conv_bn_stats_tiles.h"
 #include "conv_bn_stats_tma.h"
+#include "conv_halo.h"
 #include "conv_plan.h"
 #include "tma_request.h"
 
@@ -32,12 +33,12 @@ struct Entry {
 };
 
 template <class Shape>
-Entry entry(const char* kind, bool wide, bool window) {
+Entry entry(const char* kind, bool wide) {
   return {kind + std::to_string(Shape::kM) + "x" + std::to_string(Shape::kN) + "_" +
               std::to_string(Shape::kThreads / 32) + "w" + std::to_string(Shape::kStages) + "s",
           {nullptr, wide, Shape::kM, Shape::kN, Shape::kWarpsM, Shape::kWarpsN, Shape::kStages,
            Shape::kBlocks, Shape::kStepBytes, kStatsSharedBytes<Shape>, kOutputFits<float, Shape>,
-           0, window}};
+           0, kWindowsOf<Shape>}};
 }
 
 Entry tma_entry(int index) {
@@ -51,15 +52,13 @@ const std::array<Entry, kTiles>& table() {
     for (int i = kFirstStatsTma; i < kTiles; ++i) entries[i] = tma_entry(i - kFirstStatsTma);
     for (int i = 0; i < kFirstStatsTma; ++i) {
       if (i < kFirstNarrowStats) {
-        entries[i] =
-            StatsWideTiles::with(i, []<class Shape>() { return entry<Shape>("", true, false); });
+        entries[i] = StatsWideTiles::with(i, []<class Shape>() { return entry<Shape>("", true); });
       } else if (i < kFirstHaloStats) {
-        entries[i] = StatsNarrowTiles::with(i - kFirstNarrowStats, []<class Shape>() {
-          return entry<Shape>("narrow_", false, false);
-        });
+        entries[i] = StatsNarrowTiles::with(
+            i - kFirstNarrowStats, []<class Shape>() { return entry<Shape>("narrow_", false); });
       } else {
         entries[i] = StatsHaloTiles::with(
-            i - kFirstHaloStats, []<class Shape>() { return entry<Shape>("halo_", true, true); });
+            i - kFirstHaloStats, []<class Shape>() { return entry<Shape>("halo_", true); });
       }
     }
     return entries;
@@ -87,7 +86,8 @@ int64_t steps_of(const Product& product, const RfConvConfiguration& tile) {
 }
 // Of a block: with its windows.
 int64_t shared_bytes(const Product& product, const RfConvConfiguration& tile) {
-  return tile.shared_bytes + (tile.window != 0 ? halo_bytes(tile.m, product.width) : 0);
+  if (tile.window == 0) return tile.shared_bytes;
+  return tile.shared_bytes + halo_bytes(tile.m, product.width, tile.window);
 }
 int64_t tiles_of(const Product& product, const RfConvConfiguration& tile) {
   return divide_up(product.pixels, tile.m) * divide_up(product.channels, tile.n) * product.groups;
@@ -151,9 +151,7 @@ std::string unfit(int index, const RfConvBnStats& problem, const Product& produc
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
     return stats_tma_fault(problem, stats_tma_tile(index - kFirstStatsTma));
   }
-  if (tile.window != 0 && !product.windows) {
-    return "windows are for filters of 3x3, stride, padding and dilation 1";
-  }
+  if (tile.window != 0 && !product.windows) return kNoWindows;
   if (shared_bytes(product, tile) > gpu.shared_per_block) {
     return "too much shared memory for this GPU";
   }
@@ -184,11 +182,7 @@ Product product_of(const RfConvBnStats& problem) {
   product.bytes = bytes_of(conv.dtype);
   product.wide = stats_read_wide(problem);
   product.normed = problem.normed != 0;
-  const auto all = [](const int64_t (&values)[2], int64_t value) {
-    return values[0] == value && values[1] == value;
-  };
-  product.windows = conv.weight_size[2] == kHaloSide && conv.weight_size[3] == kHaloSide &&
-                    all(conv.stride, 1) && all(conv.padding, 1) && all(conv.dilation, 1);
+  product.windows = taps_are_one_run(conv);
   product.width = conv.x_size[3];
   return product;
 }

@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <string>
 
 #include "conv_gradient_arguments.h"
+#include "conv_halo.h"
 #include "conv_plan.h"
 
 namespace resnet_fused {
@@ -46,7 +48,8 @@ struct GradientTable {
     for (int i = 0; i < kSize; ++i) {
       const bool wide = i < WideTiles::kSize;
       const auto fill = [&]<class Shape>() {
-        names_[i] = std::string(wide ? "" : "narrow_") + std::to_string(Shape::kM) + "x" +
+        const char* kind = kWindowsOf<Shape> > 0 ? "halo_" : wide ? "" : "narrow_";
+        names_[i] = std::string(kind) + std::to_string(Shape::kM) + "x" +
                     std::to_string(Shape::kN) + "_" + std::to_string(Shape::kThreads / 32) + "w" +
                     std::to_string(Shape::kStages) + "s";
         entries_[i] = {names_[i].c_str(),
@@ -59,7 +62,10 @@ struct GradientTable {
                        Shape::kBlocks,
                        Shape::kStepBytes,
                        Shape::kRingBytes,
-                       (!kStaged || kOutputFits<float, Shape>) && Shape::kN <= kFloatColumns};
+                       (!kStaged || kWindowsOf<Shape> > 0 || kOutputFits<float, Shape>) &&
+                           Shape::kN <= kFloatColumns,
+                       0,
+                       kWindowsOf<Shape>};
       };
       if (wide) {
         WideTiles::with(i, fill);
@@ -86,28 +92,41 @@ struct GradientProduct {
   double turning_right;  // likewise of the right side, which is one operand
   double ends;       // elements that a tile reads and writes at its end, for each of the result's
   double finishing;  // instructions that each of these takes beside its rounding
+  bool windows;      // the taps of its pixels are one run of pixels
+  int64_t width;     // of a row of pixels
 };
 
 inline int64_t tiles_of(const GradientProduct& product, const RfConvConfiguration& tile) {
   return divide_up(product.rows, tile.m) * divide_up(product.columns, tile.n) * product.copies;
 }
 
+// Of a block: with its windows.
+inline int64_t shared_bytes(const GradientProduct& product, const RfConvConfiguration& tile) {
+  if (tile.window == 0) return tile.shared_bytes;
+  return halo_staged_bytes(tile.shared_bytes, tile.m, tile.n, product.width, tile.window);
+}
+
 // Cycles of one launch, predicted: the blocks of the busiest multiprocessor, each step of each at
 // its limit. See conv_bn_act_plan.cpp; here dy is read, turned and written back in shared memory,
-// and y comes beside it.
+// and y comes beside it; in windows for all taps of a slice of channels.
 inline double cost(const GradientProduct& product, const RfConvConfiguration& tile, int64_t splits,
                    const RfGpu& gpu) {
   const double busy =
       static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
   const double bytes = static_cast<double>(product.bytes);
+  const int taps = tile.window != 0 ? kHaloTaps : 1;
+  const double depth = product.depth / taps * bytes / tile.step_bytes;
+  const auto parts = static_cast<double>(splits);
   const double steps =
-      std::max(1.0, product.depth * bytes / tile.step_bytes) / static_cast<double>(splits);
+      tile.window != 0 ? taps * std::ceil(depth / parts) : std::max(1.0, depth) / parts;
   const double resident =
       std::min({busy, static_cast<double>(tile.blocks),
                 std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor /
-                                                  (tile.shared_bytes + 1024)))});
+                                                  (shared_bytes(product, tile) + 1024)))});
   const double area = static_cast<double>(tile.m) * tile.n;
-  const double left = static_cast<double>(tile.m) * tile.step_bytes;
+  // Of pixels, that a step brings; a window is there for all of its taps.
+  const int64_t rows = tile.window != 0 ? halo_rows(tile.m, product.width) : tile.m;
+  const double left = static_cast<double>(rows) * tile.step_bytes / taps;
   const double right = static_cast<double>(tile.n) * tile.step_bytes;
   const double asked = left * product.operands + right;
   const double turned = (product.turning > 0 ? left * (product.operands + 1) : 0) +
@@ -122,7 +141,7 @@ inline double cost(const GradientProduct& product, const RfConvConfiguration& ti
   const double turning =
       (left * product.turning + right * product.turning_right) / bytes / kInstructions;
   // While a block turns what has landed, only its neighbours multiply.
-  const double pause = turning > 0 ? (turning + kTurnLatency) / resident : 0;
+  const double pause = turning > 0 ? (turning + kTurnLatency / taps) / resident : 0;
   const double step = std::max({matrix, shared, cache, latency, narrow + turning}) + pause;
   const double work = steps * step + area * product.finishing / kInstructions;
   const double ends = area * bytes * product.ends / kMemoryBytes;
@@ -150,7 +169,10 @@ inline int32_t check_products(const RfConvGradient& problem, const Refusal& refu
 // What keeps a configuration from a product; null if nothing.
 inline const char* unfit(const RfConvConfiguration& tile, const GradientProduct& product,
                          const RfGpu& gpu) {
-  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  if (tile.window != 0 && !product.windows) return kNoWindows;
+  if (shared_bytes(product, tile) > gpu.shared_per_block) {
+    return "too much shared memory for this GPU";
+  }
   if (product.bytes == 4 && tile.float32 == 0) return "it does not serve float32";
   if (tile.wide != 0 && !product.wide) return "its operands cannot be read 16 bytes at a time";
   return nullptr;
@@ -178,6 +200,8 @@ struct GradientChooser {
     product.operands = reads_y ? 2 : 1;
     product.turning = kMaskInstructions;
     product.ends = 1;
+    product.windows = taps_are_one_run(problem);
+    product.width = problem.x_size[3];
     return product;
   }
 
@@ -232,7 +256,8 @@ struct DgradChooser : GradientChooser {
       const PhasedAxis axis = phased_axis(problem, d);
       return divide_up(axis.taps, axis.tap_step);
     };
-    const int64_t depth = problem.weight_size[0] / problem.groups * taps(0) * taps(1);
+    const int64_t channels = problem.weight_size[0] / problem.groups;
+    const int64_t depth = tile.window != 0 ? channels : channels * taps(0) * taps(1);
     return divide_up(depth * product.bytes, tile.step_bytes);
   }
   double merging(const RfConvConfiguration& tile, const GradientProduct& product,
@@ -269,15 +294,20 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
     refuse("an empty problem: nothing is launched");
     return 0;
   }
-  std::string against, against_tma;
+  std::string against, against_tma, against_windows;
+  bool in_windows = !taps_are_one_run(problem);  // or nothing is missed
   for (int i = 0; i < choice.tiles(); ++i) {
     const RfConvConfiguration& tile = *choice.tile(i);
     if (configuration >= 0 && i != configuration) continue;
     int64_t images = problem.x_size[0];
     const GradientProduct product = choice.product(tile, &images);
     const std::string refusal = choice.unfit(tile, product, i, std::max<int64_t>(images, 1));
-    std::string& said = tile.tma != 0 && configuration < 0 ? against_tma : against;
+    std::string& said = configuration >= 0 ? against
+                        : tile.tma != 0    ? against_tma
+                        : tile.window != 0 ? against_windows
+                                           : against;
     if (!refusal.empty()) said = refusal;
+    in_windows = in_windows || (refusal.empty() && tile.window != 0);
     // Narrow loads are for what is not wide, unless they are asked for.
     if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
     if (images < 1) {
@@ -313,13 +343,14 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
     return refuse("configuration %d (%s), %d splits: %s", configuration,
                   choice.tile(configuration)->name, splits, against.c_str());
   }
+  std::string missed;
+  if (!in_windows && !against_windows.empty()) missed += "; no windows: " + against_windows;
   // Of a GPU that has no TMA nothing is said.
-  const bool missed = choice.gpu.capability == 90 && !against_tma.empty();
-  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s%s",
+  if (choice.gpu.capability == 90 && !against_tma.empty()) missed += "; no TMA: " + against_tma;
+  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s",
          choice.tile(plan->configuration)->name, plan->splits,
          configuration < 0 ? "least predicted time" : "as asked for",
-         static_cast<Long>(plan->blocks), choice.gpu.multiprocessors, missed ? "; no TMA: " : "",
-         missed ? against_tma.c_str() : "");
+         static_cast<Long>(plan->blocks), choice.gpu.multiprocessors, missed.c_str());
   return 0;
 }
 

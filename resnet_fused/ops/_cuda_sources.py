@@ -60,25 +60,29 @@ _COMMON = (
     "csrc/device/operand_tile.h",
 )
 
-_ALL_GRADIENTS = (
+# Of every gradient.
+_OF_GRADIENTS = (
     "csrc/bindings/conv_gradients.cpp",
     "csrc/bindings/conv_gradients.h",
-    "csrc/device/conv_loader.h",
     "csrc/device/gradient_geometry.h",
     "csrc/device/gradient_mask.h",
+    "csrc/device/halo_shape.h",
     "csrc/device/mn_major.h",
-    "csrc/device/mn_major_loader.h",
     "csrc/launch/conv_gradient_arguments.cpp",
     "csrc/launch/conv_gradient_arguments.h",
     "csrc/launch/conv_gradient_choice.h",
-    "csrc/launch/conv_gradient_tiles.h",
     "csrc/launch/conv_gradients.h",
+    "csrc/launch/conv_halo.h",
 )
 
-_GRADIENTS = (
-    *_ALL_GRADIENTS,
-    "csrc/device/gradient_epilogue.h",
+_ALL_GRADIENTS = (
+    *_OF_GRADIENTS,
+    "csrc/device/conv_loader.h",
+    "csrc/device/mn_major_loader.h",
+    "csrc/launch/conv_gradient_tiles.h",
 )
+
+_GRADIENTS = (*_ALL_GRADIENTS, "csrc/device/gradient_epilogue.h")
 
 _WGRADS = (
     "csrc/device/wgrad_loader.h",
@@ -197,6 +201,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/bindings/conv_bn_dgrad.cpp",
         "csrc/device/addend_pixel.h",
         "csrc/device/affine_dgrad_loader.h",
+        "csrc/device/affine_halo.h",
         "csrc/device/affine_operand.h",
         "csrc/device/bn_backward_operand.h",
         "csrc/device/bn_dgrad_epilogue.h",
@@ -206,6 +211,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/dgrad_loader.h",
         "csrc/device/dgrad_product.h",
         "csrc/device/dgrad_tma.h",
+        "csrc/device/halo_loader.h",
         "csrc/device/masked_operand.h",
         "csrc/device/merge_chunks.h",
         "csrc/device/merge_gradients.h",
@@ -235,6 +241,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "conv_bn_grad1x1": (
         *_COMMON,
+        *_OF_GRADIENTS,
         *(name for name in _BY_TMA if name not in _OF_TAPS),
         *CONV_BN_GRAD1X1,
     ),
@@ -250,6 +257,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/halo_shape.h",
         "csrc/device/merge_chunks.h",
         "csrc/device/merge_moments.h",
+        "csrc/device/normed_halo.h",
         "csrc/device/normed_loader.h",
         "csrc/device/normed_operand.h",
         "csrc/device/normed_steps.h",
@@ -277,6 +285,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_stats_tma_float16.cu",
         "csrc/launch/conv_bn_stats_tma_launch.cuh",
         "csrc/launch/conv_bn_stats_tma_tiles.h",
+        "csrc/launch/conv_halo.h",
         "csrc/launch/conv_operands.cpp",
     ),
     "conv_bn_wgrad": (

@@ -1,11 +1,9 @@
-"""Of `_cuda_sources`: what `conv_bn_grad1x1` has beside what convolutions by TMA share."""
+"""Of `_cuda_sources`: what `conv_bn_grad1x1` has beside what gradients and convolutions by TMA share."""
 
 from __future__ import annotations
 
 CONV_BN_GRAD1X1 = (
     "csrc/bindings/conv_bn_grad1x1.cpp",
-    "csrc/bindings/conv_gradients.cpp",
-    "csrc/bindings/conv_gradients.h",
     "csrc/device/addend_pixel.h",
     "csrc/device/bn_backward_operand.h",
     "csrc/device/boxed_chunks.h",
@@ -13,9 +11,6 @@ CONV_BN_GRAD1X1 = (
     "csrc/device/grad1x1_sums.h",
     "csrc/device/grad1x1_tile.h",
     "csrc/device/grad1x1_tma.h",
-    "csrc/device/gradient_geometry.h",
-    "csrc/device/gradient_mask.h",
-    "csrc/device/mn_major.h",
     "csrc/device/normed_operand.h",
     "csrc/device/thinned_addend.h",
     "csrc/kernels/conv_bn_grad1x1_merge_sm80.cuh",
@@ -37,8 +32,4 @@ CONV_BN_GRAD1X1 = (
     "csrc/launch/conv_bn_grad1x1_tma_float16.cu",
     "csrc/launch/conv_bn_grad1x1_tma_launch.cuh",
     "csrc/launch/conv_bn_grad1x1_tma_tiles.h",
-    "csrc/launch/conv_gradient_arguments.cpp",
-    "csrc/launch/conv_gradient_arguments.h",
-    "csrc/launch/conv_gradient_choice.h",
-    "csrc/launch/conv_gradients.h",
 )
