@@ -42,6 +42,7 @@ def test_conv_chain_is_right(dtype, options, data):
         ("--out-stride", 2, "--asynchrony", "lazy", "--order", "reverse"),
         ("--k", 144, "--next", 112, "--act", "none"),
         ("--c", 128, "--next", 16, "--configuration", "tma_128x128_6s_k128"),
+        ("--n", 4, "--c", 112, "--configuration", "tma_128x128_6s_k128_2c", "--early"),
         ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
     ],
 )
@@ -81,7 +82,14 @@ def test_wrong_numbers_of_a_chain_in_e4m3_are_counted(instruction, name, options
     assert record["worst"] is None or record["worst"] > 1
 
 
-@pytest.mark.parametrize("options", [(), ("--projected", 48), ("--out-stride", 2)], ids=str)
+SHARED = ("--c", 128, "--configuration", "tma_128x128_6s_k128_2c")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--projected", 48), ("--out-stride", 2), SHARED],
+    ids=["chain", "projects", "even", "shared"],
+)
 @pytest.mark.parametrize("variant", ["asan", "tsan"])
 def test_sanitizers_are_content_with_chains_in_e4m3(options, variant):
     found = run(*CHAIN_FP8, "--k", 80, *options, variant=variant, timeout=170)
@@ -113,7 +121,10 @@ def test_thread_sanitizer_finds_a_chains_missing_barrier():
             "144 channels of x, at most 128 fit",
         ),
         (("--layout", "nchw"), "error: no plan: x cannot be moved 16 bytes at a time"),
-        (("--projected", 16, "--stride", 2), "a projection of stride 2"),
+        (
+            ("--projected", 16, "--stride", 2, "--configuration", "tma_128x64_6s_k64_d64"),
+            "a projection of stride 2",
+        ),
     ],
 )
 def test_what_no_chain_in_e4m3_takes_is_named(options, message):

@@ -12,6 +12,7 @@ CHAIN = (
     "_ZN12resnet_fused21conv_chain_tma_kernelINS_10Float8E4M3ENS_13ChainTmaShape"
     "ILi64ELi128ELi8ELi0ELi1ELi1EEEEEvNS_17ChainTmaArgumentsE"
 )
+SHARES = CHAIN.replace("Li1ELi1E", "Li1ELi2E")
 PROJECTS = CHAIN.replace("Li128ELi8ELi0E", "Li64ELi6ELi64E")
 CODE = {
     "QGMMA.64x64x32.F32.E4M3.E4M3": 2, "QGMMA.64x128x32.F32.E4M3.E4M3": 2, "UTMALDG.4D": 8,
@@ -50,6 +51,17 @@ def test_chains_in_e4m3_are_held_to_their_instructions():
     ):
         said = failures(**planted)
         assert any(words in one for one in said), (planted, said)
+
+
+def test_filters_that_two_blocks_share():
+    """Of every box a block asks for one half."""
+    shares = {"UTMALDG.4D": 0, "UTMALDG.4D.MULTICAST": 4, "UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
+    assert failures(SHARES, code=shares) == []
+    assert rules.short_name(SHARES) == "conv_chain_tma<E4M3, 64 to 128 8 stages shared filters>"
+    for opcode, count in shares.items():
+        if count > 0:
+            said = failures(SHARES, code=shares | {opcode: count - 1})
+            assert said and all(f"{count - 1} " in one or "UTMALDG.*" in one for one in said), said
 
 
 def test_their_names():

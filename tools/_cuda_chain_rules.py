@@ -70,16 +70,19 @@ def chain_by_tma(kernel: Kernel) -> dict[str, bool]:
     found = {n: kernel.count(_product(n, narrow)) for n in wanted}
     unit = "QGMMA" if narrow else "HGMMA"
     boxes = tile.following // STEP
+    # Of e4m3 a box of filters is two requests, one of each of two blocks.
+    requests = 2 if narrow and tile.sharing == 1 else 1
     counts = {
         # Filters before the wait and behind it; what a tile reads; the shortcut.
-        "UTMALDG.*": 2 * 2 * (2 if narrow else 1) + 2,
+        "UTMALDG.*": 2 * 2 * requests + 2,
         "UTMASTG.*": 1 + boxes,
         "SYNCS.*TRYWAIT": 4,
         "USETMAXREG.*": 2,
         **(_bytes(tile, boxes) if narrow else _halves(tile, boxes)),
     }
     if tile.sharing > 1:  # filters come to both; barriers when it begins and ends
-        counts |= {r"UTMALDG\.2D\.MULTICAST": 2 * 2, "UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
+        box = rf"UTMALDG\.{4 if narrow else 2}D\.MULTICAST"
+        counts |= {box: 2 * 2, "UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
         f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,

@@ -69,6 +69,7 @@ SM90A_CALLS: tuple[tuple[str, ...], ...] = (
     (*CHAIN_FP8, "--c", "48", "--k", "80", "--next", "48", "--projected", "48"),
     (*CHAIN_FP8, "--c", "128", "--k", "208", "--next", "128", "--data", "normals"),
     (*CHAIN_FP8, "--c", "64", "--k", "144", "--next", "112", "--out-stride", "2"),
+    (*CHAIN_FP8, "--c", "112", "--k", "208", "--configuration", "tma_128x128_6s_k128_2c"),
 )
 """Those of kernels for sm_90a alone: elsewhere the driver has no plan for them."""
 

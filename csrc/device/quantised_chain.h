@@ -52,6 +52,7 @@ struct ChainTypes<Float8E4M3> {
   using Act = ScaledBnAct;
   static constexpr int kRowBytes = kStepElements;
   static constexpr int kWords = 2;
+  static constexpr int kPairsOfFour = 2;  // a request brings every second pair of filters
   using Words = uint32_t[kWords];
   using Operand = uint32_t[kRowBytes / kProductBytes][4];
   // 128 products, as conv_bn_act_fp8 adds them up: the same bits.
@@ -80,16 +81,24 @@ struct ChainTypes<Float8E4M3> {
     return widen_e4m3_pair(narrow_e4m3_pair(y.low, y.high));
   }
 
-  // The map's dimensions: channels, two filters, two of such pairs, fours.
+  // The map's dimensions: channels, two filters, two of such pairs, fours. Of two blocks each
+  // brings one half's pairs to both.
   template <int kFilters, int kSharing>
   static RF_DEVICE void load_filters(ptx::SharedAddress to, const ptx::TensorMap* map,
                                      int32_t channel, int32_t first,
                                      ptx::SharedAddress barrier RF_SITE_PARAMETER) {
-    static_assert(kSharing == 1, "each block brings its own");
+    static_assert(kSharing == 1 || kSharing == kPairsOfFour, "a half each");
+    constexpr int kHalfBytes = kFilters / kPairsOfFour * kRowBytes;
+    if constexpr (kSharing > 1) {
+      const uint32_t half = ptx::cluster_rank();
+      ptx::tma_load_multicast(to + half * kHalfBytes, map,
+                              {channel, 0, static_cast<int32_t>(half), first / 4}, barrier,
+                              static_cast<uint16_t>((1 << kSharing) - 1) RF_SITE);
+    } else {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      ptx::tma_load(to + half * (kFilters / 2 * kRowBytes), map, {channel, 0, half, first / 4},
-                    barrier RF_SITE);
+      for (int half = 0; half < kPairsOfFour; ++half) {
+        ptx::tma_load(to + half * kHalfBytes, map, {channel, 0, half, first / 4}, barrier RF_SITE);
+      }
     }
   }
 };

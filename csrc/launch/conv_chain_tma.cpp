@@ -60,13 +60,14 @@ std::optional<TensorMapRequest> request_of(const RfConvChain& problem, const Row
                       rows.box, kStepElements);
 }
 
-// Filters over `channels`, `stride` apart; boxes of 64 channels of `box` filters. Of e4m3 every
-// second pair of them, twice as quantised_chain.h says: {channels, 2, 2, filters / 4}.
+// Filters over `channels`, `stride` apart; boxes of 64 channels of those of a step, `box` of them,
+// that one of `sharing` blocks asks for. Of e4m3 a box is every second pair of all, as
+// quantised_chain.h says: {channels, 2, 2, filters / 4}.
 TensorMapRequest filters_request(const RfConvChain& problem, const void* weight, int64_t channels,
-                                 int64_t filters, int64_t stride, int32_t box) {
+                                 int64_t filters, int64_t stride, int32_t box, int32_t sharing) {
   const TensorElement element = element_of(problem.dtype);
   TensorMapRequest request =
-      rows_request(element, weight, channels, filters, stride, box, kStepElements);
+      rows_request(element, weight, channels, filters, stride, box / sharing, kStepElements);
   if (problem.dtype == kFloat8E4M3) {
     const int64_t row = request.strides[0];
     request.rank = 4;
@@ -77,17 +78,14 @@ TensorMapRequest filters_request(const RfConvChain& problem, const void* weight,
   return request;
 }
 
-// Of a step's filters, those that a block asks for.
-int32_t part_of_step(const ChainTmaFacts& tile) { return kStepElements / tile.sharing; }
-
 TensorMapRequest weight_request(const RfConvChain& problem, const ChainTmaFacts& tile) {
   return filters_request(problem, problem.weight, problem.x_size[1], problem.channels,
-                         problem.weight_stride[0], part_of_step(tile));
+                         problem.weight_stride[0], kStepElements, tile.sharing);
 }
 
 TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaFacts& tile) {
   return filters_request(problem, problem.next_weight, problem.channels, problem.next_channels,
-                         problem.next_weight_stride[0], tile.next / tile.sharing);
+                         problem.next_weight_stride[0], tile.next, tile.sharing);
 }
 
 // What a tile can't do; the kernel for sm_80 serves it.
@@ -106,9 +104,10 @@ std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
 
 }  // namespace
 
-TensorMapRequest projection_request(const RfConvChain& problem, int32_t box) {
+TensorMapRequest projection_request(const RfConvChain& problem, int32_t sharing) {
   return filters_request(problem, problem.projection_weight, problem.projected_channels,
-                         problem.channels, problem.projection_weight_stride[0], box);
+                         problem.channels, problem.projection_weight_stride[0], kStepElements,
+                         sharing);
 }
 
 std::string projection_fault(const RfConvChain& problem, int32_t room) {
@@ -189,7 +188,7 @@ std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& til
     return named("weight", found);
   }
   if (problem.projects != 0) {
-    found = tensor_map_fault(projection_request(problem, part_of_step(tile)));
+    found = tensor_map_fault(projection_request(problem, tile.sharing));
     if (!found.empty()) return named("projection_weight", found);
   }
   return named("next_weight", tensor_map_fault(next_weight_request(problem, tile)));
@@ -250,7 +249,7 @@ int chain_tma_arguments(const RfConvChain& problem, const ChainTmaFacts& tile, i
   int error = encode_tensor_map(weight_request(problem, tile), &made.weight);
   if (error == 0) error = encode_tensor_map(next_weight_request(problem, tile), &made.next);
   if (error == 0 && problem.projects != 0) {
-    error = encode_tensor_map(projection_request(problem, part_of_step(tile)), &made.projection);
+    error = encode_tensor_map(projection_request(problem, tile.sharing), &made.projection);
   }
   for (size_t i = 0; i < rows.size() && error == 0; ++i) {
     if (!rows[i].mapped) continue;

@@ -76,8 +76,8 @@ ChainResult chain_out(const RfConvChain& problem, int64_t first);
 // empty if nothing does.
 std::string projection_fault(const RfConvChain& problem, int32_t room);
 
-// The projection's filters, in boxes of so many.
-TensorMapRequest projection_request(const RfConvChain& problem, int32_t box);
+// The projection's filters, in boxes of what one of so many blocks asks for.
+TensorMapRequest projection_request(const RfConvChain& problem, int32_t sharing = 1);
 
 // "72 channels of x, at most 64 fit".
 std::string too_many(const char* what, int64_t given, int64_t most);

@@ -28,11 +28,12 @@ def cases_of(configuration: str) -> tuple[ChainCase, ...]:
 
     Args:
         configuration: "tma_128x64_8s_k64", pixels and channels of next, and channels of x; behind
-            it "_d64", of a projection, where it is made for one.
+            it "_d64", of a projection, where it is made for one, and "_2c", blocks that share
+            filters.
     """
     _, tile, _, inner, *more = configuration.split("_")
     room, k = int(tile.split("x")[1]), int(inner[1:])
-    d = int(more[0][1:]) if more else 0
+    d = next((int(word[1:]) for word in more if word[0] == "d"), 0)
     cut = d - 16 if d else 0
     return (
         ChainCase("whole", 3, k, 8, 16, 128, room, d),
