@@ -386,6 +386,7 @@ RULES = {
     "conv_wgrad_kernel": _convolution,
     "conv_wgrad_tma_kernel": wgrad_by_tma,
     "conv_bn_wgrad_kernel": _convolution,
+    "conv_bn_wgrad_tma_kernel": wgrad_by_tma,
     "conv_chain_kernel": _conv_chain,
     "conv_chain_stream_kernel": chain_by_stream,
     "conv_chain_tma_kernel": chain_by_tma,

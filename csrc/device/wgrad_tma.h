@@ -28,6 +28,14 @@ struct ConvWgradTmaArguments {
   bool masked;    // y is read
 };
 
+// conv_bn_wgrad's: dy is dz, the gradient behind the BatchNorm, and y what it has normalised.
+struct ConvBnWgradTmaArguments {
+  ConvWgradTmaArguments wgrad;
+  const float* coefficients;  // [3, K] a, b, c; null: dz is what is multiplied
+  int32_t filters;            // K
+  bool float_dweight;         // whatever the operands are
+};
+
 // Output channels on the left, of 64 or 128: the warpgroups lie along the columns, or along the
 // channels. Columns, boxes of 64 input channels of one tap, on the right.
 template <int kM_, int kN_, int kStages_>

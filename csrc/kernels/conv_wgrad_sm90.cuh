@@ -99,15 +99,15 @@ class WgradSteps {
   Column first_column_;    // of the tile
 };
 
-template <class T, class Shape>
+template <class T, class Shape, class MakeLeft>
 RF_DEVICE void consume_wgrad(const ConvWgradTmaArguments& arguments, const RingOf<Shape>& ring,
                              ptx::SharedAddress shared, const Tile& tile, const WgradPart& part,
-                             uint32_t consumer, uint32_t thread) {
+                             uint32_t consumer, uint32_t thread, const MakeLeft& make_left) {
   const uint32_t row = consumer % Shape::kAlongM;
   const uint32_t column = consumer / Shape::kAlongM;
   const StagePlaces places{row * Shape::kBoxBytes, Shape::kMaskAt + row * Shape::kBoxBytes,
                            Shape::kRightAt + column * Shape::kColumns * kStepRowBytes};
-  MaskedChannels<T> left(arguments.masked, thread);
+  auto left = make_left(tile, part, row * kWarpgroupRows, thread);
   RingPlace<Shape::kStages> at;
   float d[Shape::kColumns / 2];
   clear(d);
@@ -117,13 +117,10 @@ RF_DEVICE void consume_wgrad(const ConvWgradTmaArguments& arguments, const RingO
       [&](int i) { return Vector<float>{{d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]}}; });
 }
 
-#endif
-
-// For any other architecture it is empty, and no plan chooses it.
-template <class T, class Shape>
-__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
-    conv_wgrad_tma_kernel(const __grid_constant__ ConvWgradTmaArguments arguments) {
-#if defined(RF_HAS_WGMMA)
+// A block's life. make_left: the left operand, of (tile, part, the warpgroup's first row of the
+// tile, thread of it).
+template <class T, class Shape, class MakeLeft>
+RF_DEVICE void run_wgrad(const ConvWgradTmaArguments& arguments, const MakeLeft& make_left) {
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const RingOf<Shape> ring{shared + Shape::kRingAt};
   const Tile tile = tile_of(blockIdx.x, arguments.product.tiles);
@@ -146,8 +143,21 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
         }
       },
       [&](uint32_t consumer, uint32_t thread) {
-        consume_wgrad<T, Shape>(arguments, ring, shared, tile, part, consumer, thread);
+        consume_wgrad<T, Shape>(arguments, ring, shared, tile, part, consumer, thread, make_left);
       });
+}
+
+#endif
+
+// For any other architecture it is empty, and no plan chooses it.
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
+    conv_wgrad_tma_kernel(const __grid_constant__ ConvWgradTmaArguments arguments) {
+#if defined(RF_HAS_WGMMA)
+  run_wgrad<T, Shape>(arguments,
+                      [&](const Tile&, const WgradPart&, uint32_t /*row*/, uint32_t thread) {
+                        return MaskedChannels<T>(arguments.masked, thread);
+                      });
 #endif
 }
 

@@ -1,6 +1,7 @@
 // What conv_bn_wgrad's kernels are told beside conv_wgrad's operands, and their launch.
 #include "conv_bn_wgrad_arguments.h"
 
+#include "conv_bn_wgrad_tiles.h"
 #include "conv_strides.h"
 
 namespace resnet_fused {
@@ -24,12 +25,37 @@ ConvBnWgradArguments conv_bn_wgrad_arguments(const RfConvBnWgrad& problem, const
   return arguments;
 }
 
+namespace {
+
+int run_by_tma(const RfConvBnWgrad& problem, const RfConvPlan& plan,
+               const RfConvConfiguration& tile, void* workspace, void* stream) {
+  const RfConvGradient& product = problem.product;
+  ConvBnWgradTmaArguments arguments{};
+  const int error =
+      wgrad_tma_arguments(product, problem.affine != 0, plan, tile, workspace, &arguments.wgrad);
+  if (error != 0) return error;
+  if (problem.affine != 0) arguments.coefficients = static_cast<const float*>(problem.coefficients);
+  arguments.filters = narrowed(product.weight_size[0]);
+  arguments.float_dweight = static_cast<DataType>(problem.weight_dtype) == DataType::kFloat32;
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+  constexpr int kFirst = BnWgradWideTiles::kSize + BnWgradNarrowTiles::kSize;
+  const bool half = static_cast<DataType>(product.dtype) == DataType::kFloat16;
+  const auto launch = half ? launch_conv_bn_wgrad_tma_float16 : launch_conv_bn_wgrad_tma_bfloat16;
+  return launch(arguments, plan.configuration - kFirst, stream);
+#else
+  return static_cast<void>(stream), kNoKernelImage;
+#endif
+}
+
+}  // namespace
 }  // namespace resnet_fused
 
 extern "C" int rf_conv_bn_wgrad_cuda(const RfConvBnWgrad* problem, const RfConvPlan* plan,
                                      void* workspace, void* stream) {
   using namespace resnet_fused;
   if (plan->launches == 0) return 0;
+  const RfConvConfiguration& tile = *rf_conv_bn_wgrad_configuration(plan->configuration);
+  if (tile.tma != 0) return run_by_tma(*problem, *plan, tile, workspace, stream);
   constexpr Launches<ConvBnWgradArguments> kLaunches{
       launch_conv_bn_wgrad_bfloat16, launch_conv_bn_wgrad_float16, launch_conv_bn_wgrad_float32};
   return kLaunches(problem->product.dtype, conv_bn_wgrad_arguments(*problem, *plan, workspace),

@@ -6,6 +6,7 @@
 
 #include "conv_bn_wgrad.h"
 #include "conv_gradient_arguments.h"
+#include "wgrad_tma.h"
 
 namespace resnet_fused {
 
@@ -14,6 +15,12 @@ bool bn_wgrad_reads_wide(const RfConvBnWgrad& problem);
 
 ConvBnWgradArguments conv_bn_wgrad_arguments(const RfConvBnWgrad& problem, const RfConvPlan& plan,
                                              void* workspace);
+
+// For sm_90a; index: in WgradTmaTiles.
+int launch_conv_bn_wgrad_tma_bfloat16(const ConvBnWgradTmaArguments& arguments, int index,
+                                      void* stream);
+int launch_conv_bn_wgrad_tma_float16(const ConvBnWgradTmaArguments& arguments, int index,
+                                     void* stream);
 
 // The launches of one dtype, each in a file of its own to be compiled side by side.
 int launch_conv_bn_wgrad_bfloat16(const ConvBnWgradArguments& arguments, int configuration,

@@ -13,8 +13,18 @@ using BnWgradTable = GradientTable<BnWgradWideTiles, BnWgradNarrowTiles, false>;
 struct BnWgradChooser : WgradChooser<BnWgradTable> {
   const RfConvBnWgrad& read;
 
+  std::string unfit(const RfConvConfiguration& tile, const GradientProduct& product, int32_t index,
+                    int64_t images) const {
+    if (tile.tma == 0) return GradientChooser::unfit(tile, product, index, images);
+    const std::string found = unfit_for_tma("dz");
+    return found.empty() && read.normed != 0 ? "norm: the input is not read as it is" : found;
+  }
   // Every block leaves its sums.
   bool merges(const RfConvConfiguration& /*tile*/, int64_t /*splits*/) const { return true; }
+  int64_t workspace(const RfConvConfiguration& tile, int64_t tiles, int64_t splits,
+                    int64_t /*images*/) const {
+    return parts_bytes(tile, tiles * splits);
+  }
 
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
     GradientProduct product = WgradChooser::product(tile, images);
@@ -30,10 +40,10 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
 
 extern "C" {
 
-int32_t rf_conv_bn_wgrad_configurations(void) { return resnet_fused::BnWgradTable::kSize; }
+int32_t rf_conv_bn_wgrad_configurations(void) { return resnet_fused::BnWgradChooser::tiles(); }
 
 const RfConvConfiguration* rf_conv_bn_wgrad_configuration(int32_t index) {
-  return resnet_fused::BnWgradTable::at(index);
+  return resnet_fused::BnWgradChooser::tile(index);
 }
 
 int32_t rf_conv_bn_wgrad_plan(const RfConvBnWgrad* problem, const RfGpu* gpu, int32_t configuration,

@@ -3,16 +3,22 @@
 #pragma once
 
 #include "conv_gradient_choice.h"
+#include "tma_request.h"
+#include "wgrad_tma.h"
 
 namespace resnet_fused {
 
+// Table: of an op's configurations by mma.sync, behind which those by wgmma come.
 template <class Table>
 struct WgradChooser : GradientChooser {
   // A result of one tile still fills the largest GPUs twice.
   static constexpr int kMostSplits = 512;
+  static constexpr bool kSplitsByTma = true;
 
-  static const RfConvConfiguration* tile(int32_t index) { return Table::at(index); }
-  static int32_t tiles() { return Table::kSize; }
+  static const RfConvConfiguration* tile(int32_t index) {
+    return index < Table::kSize ? Table::at(index) : wgrad_tma_configuration(index - Table::kSize);
+  }
+  static int32_t tiles() { return Table::kSize + wgrad_tma_configurations(); }
 
   // The sums run over all images, so a launch cannot leave any out.
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
@@ -29,6 +35,20 @@ struct WgradChooser : GradientChooser {
   int64_t steps(const GradientProduct& product, const RfConvConfiguration& tile) const {
     return divide_up(static_cast<int64_t>(product.depth) * product.bytes, tile.step_bytes);
   }
+  std::string unfit(const RfConvConfiguration& tile, const GradientProduct& product, int32_t index,
+                    int64_t images) const {
+    if (tile.tma == 0) return GradientChooser::unfit(tile, product, index, images);
+    return unfit_for_tma("dy");
+  }
+  double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                int32_t index, int64_t images) const {
+    if (tile.tma == 0) return GradientChooser::cycles(tile, product, splits, index, images);
+    return wgrad_tma_cost(product, tile, splits, gpu);
+  }
+  // By wgmma every block leaves its sums.
+  bool merges(const RfConvConfiguration& tile, int64_t splits) const {
+    return tile.tma != 0 || splits > 1;
+  }
   double merging(const RfConvConfiguration& tile, const GradientProduct& product,
                  int64_t splits) const {
     return left_and_merged(tile, static_cast<double>(tiles_of(product, tile) * splits), gpu);
@@ -36,7 +56,18 @@ struct WgradChooser : GradientChooser {
   // Of the parts' sums, where they meet in memory.
   int64_t workspace(const RfConvConfiguration& tile, int64_t tiles, int64_t splits,
                     int64_t /*images*/) const {
-    return tiles * splits * tile.m * tile.n * 4;
+    return merges(tile, splits) ? parts_bytes(tile, tiles * splits) : 0;
+  }
+
+ protected:
+  // What keeps the problem from all configurations by TMA. gradient: dy's name.
+  std::string unfit_for_tma(const char* gradient) const {
+    if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+    if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+    return wgrad_tma_fault(problem, reads_y, gradient);
+  }
+  static int64_t parts_bytes(const RfConvConfiguration& tile, int64_t parts) {
+    return parts * tile.m * tile.n * 4;
   }
 };
 

@@ -3,9 +3,9 @@
 
 #include "../kernels/conv_wgrad_sm90.cuh"
 #include "conv_wgrad_merge.cuh"
-#include "conv_wgrad_tma.h"
-#include "conv_wgrad_tma_tiles.h"
 #include "launch.h"
+#include "wgrad_tma.h"
+#include "wgrad_tma_tiles.h"
 
 namespace resnet_fused {
 

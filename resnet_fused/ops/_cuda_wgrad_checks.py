@@ -16,8 +16,12 @@ from ._cuda_checks import DTYPES, _names, by_the_extension, place_of
 from ._selfchecks import CONV_CASES, channels_last, guarded, require_exact
 from ._training_checks_wgrad import exact_operands, expected_wgrad
 
-SPLITS = (1, 3)
-"""Of the case "3x3"; the other ones are not split."""
+NORMED = {
+    "3x3": ((1, True), (3, True), (1, False), (3, False)),
+    "groups": ((1, True), (1, False)),
+}
+"""Splits, and whether x is read through a BatchNorm, of cases by name. The stem and projections
+read an activation as it is, in one part."""
 
 conv_bn_wgrad_configurations = functools.partial(_names, _cuda_wgrad.OP)
 
@@ -49,15 +53,14 @@ def check(
     for case in CONV_CASES:
         geometry = (case.stride, case.padding, case.dilation, case.groups)
         for dtype in DTYPES:
-            # The stem and projections read an activation as it is.
-            norm = case.name in ("3x3", "groups")
-            operands = exact_operands(case, dtype, generator, norm=norm)
-            expected = expected_wgrad(operands, case)
-            dz, y, x = (channels_last(t, device) for t in (operands.dz, operands.y, operands.x))
-            rows, below = (
-                None if t is None else t.to(device) for t in (operands.coefficients, operands.norm)
-            )
-            for splits in SPLITS if case.name == "3x3" else (1,):
+            for splits, normed in NORMED.get(case.name, ((1, False),)):
+                operands = exact_operands(case, dtype, generator, norm=normed)
+                expected = expected_wgrad(operands, case)
+                dz, y, x = (channels_last(t, device) for t in (operands.dz, operands.y, operands.x))
+                rows, below = (
+                    None if t is None else t.to(device)
+                    for t in (operands.coefficients, operands.norm)
+                )
                 kept = torch.float32 if splits > 1 else dtype
                 buffer, dweight = guarded(case.weight_shape, kept, device)
                 given = (dz, y, rows, x, below, dweight)
@@ -65,7 +68,7 @@ def check(
                 if plan(problem, index, splits) < 0:
                     continue  # it is never used for this
                 launch(*given, *geometry, wish=(index, splits))
-                what = f"{case.name}, {dtype}, {configuration}/{splits}"
+                what = f"{case.name}, {dtype}, {normed}, {configuration}/{splits}"
                 require_exact(what, buffer, dweight, expected.to(kept))
                 count += 1
     if count == 0:

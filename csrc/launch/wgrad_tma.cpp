@@ -1,14 +1,14 @@
-// The table of conv_wgrad's configurations for sm_90a, what they do not take, how long they are
-// predicted to take, and the way from a problem to a launch. None of the rates has been measured by
-// this project on a GPU; only their proportions matter.
-#include "conv_wgrad_tma.h"
+// The table of configurations of a weight's gradient for sm_90a, what they do not take, how long
+// they are predicted to take, and the way from a problem to a launch. None of the rates has been
+// measured by this project on a GPU; only their proportions matter.
+#include "wgrad_tma.h"
 
 #include <algorithm>
 #include <vector>
 
 #include "conv_bn_act_tma.h"
-#include "conv_wgrad_tma_tiles.h"
 #include "tma_request.h"
+#include "wgrad_tma_tiles.h"
 
 namespace resnet_fused {
 
@@ -16,9 +16,9 @@ namespace {
 
 constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
 constexpr double kSharedLines = 128;            // bytes a cycle, for products, TMA and loads
-// Instructions that two elements of dy take until they are an operand: to be loaded with y's,
-// widened, compared and cut off.
-constexpr double kMaskedPair = 8;
+// Instructions that two elements of dy take until they are an operand: to be loaded with y's and
+// widened, and to be compared and cut off, or multiplied, added and packed.
+constexpr double kTurnInstructions = 10;
 
 struct Entry {
   std::string name;
@@ -89,7 +89,7 @@ const RfConvConfiguration* wgrad_tma_configuration(int32_t index) {
   return configuration_at<table>(index);
 }
 
-std::string wgrad_tma_fault(const RfConvGradient& problem) {
+std::string wgrad_tma_fault(const RfConvGradient& problem, bool reads_y, const char* gradient) {
   const RfConvBnAct x = reading_x(problem);
   const TensorElement element = element_of(problem.dtype);
   if (element == TensorElement::kFloat32) return kNoTf32;
@@ -99,12 +99,12 @@ std::string wgrad_tma_fault(const RfConvGradient& problem) {
   };
   check(x, "x");
   const RfConvBnAct dy = reading_output(problem, problem.dy, problem.dy_stride);
-  check(dy, "dy");
-  if (problem.y == nullptr) return found;
+  check(dy, gradient);
+  if (!reads_y) return found;
   const RfConvBnAct y = reading_output(problem, problem.y, problem.y_stride);
   check(y, "y");
   if (found.empty() && tma_is_dense(dy) != tma_is_dense(y)) {
-    return "y: its pixels do not lie as dy's do";
+    return std::string("y: its pixels do not lie as ") + gradient + "'s do";
   }
   return found;
 }
@@ -125,22 +125,19 @@ double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration&
   const double read = left * halves + right * kConsumers / halves;
   const double shared = (left + right + read) / kSharedLines;
   const double turned = halves * tile.m * kStepElements / 2;
-  const double turning = turned * (product.operands > 1 ? kMaskedPair : 1) / kInstructions;
+  const double turning = turned * (product.operands > 1 ? kTurnInstructions : 1) / kInstructions;
   const double load = (left + right * filled) / kCacheBytes;
   const double latency = kLatency / (tile.stages - 1);
   return busy * (steps * std::max({matrix, shared, turning, load, latency}) + 2 * kLatency);
 }
 
-int run_conv_wgrad_tma(const RfConvGradient& problem, const RfConvPlan& plan,
-                       const RfConvConfiguration& tile, void* workspace, void* stream) {
+int wgrad_tma_arguments(const RfConvGradient& problem, bool reads_y, const RfConvPlan& plan,
+                        const RfConvConfiguration& tile, void* workspace,
+                        ConvWgradTmaArguments* made) {
   const RfConvBnAct x = reading_x(problem);
   const RfConvBnAct dy = reading_output(problem, problem.dy, problem.dy_stride);
-  const RfConvBnAct y = reading_output(problem, problem.y, problem.y_stride);
   const OutputSize size = output_size(problem);
-  const auto encode = [&](const RfConvBnAct& read, ptx::TensorMap* map) {
-    return encode_tma_pixels(read, element_of(problem.dtype), kBoxes, 0, read.x_size[0], map);
-  };
-  ConvWgradTmaArguments arguments{};
+  ConvWgradTmaArguments& arguments = *made;
   arguments.product = wgrad_product(problem, plan, tile, workspace);
   arguments.grid = {narrowed(problem.x_size[0] * size.p * size.q), make_divisor(narrowed(size.q)),
                     make_divisor(narrowed(size.p))};
@@ -153,20 +150,14 @@ int run_conv_wgrad_tma(const RfConvGradient& problem, const RfConvPlan& plan,
   arguments.step_w = narrowed(problem.dilation[1]);
   arguments.dense_x = tma_is_dense(x);
   arguments.dense_dy = tma_is_dense(dy);
-  arguments.masked = problem.y != nullptr;
+  arguments.masked = reads_y;
+  const auto encode = [&](const RfConvBnAct& read, ptx::TensorMap* map) {
+    return encode_tma_pixels(read, element_of(problem.dtype), kBoxes, 0, read.x_size[0], map);
+  };
   int error = encode(x, &arguments.x);
   if (error == 0) error = encode(dy, &arguments.dy);
-  if (error == 0 && arguments.masked) error = encode(y, &arguments.y);
-  if (error != 0) return error;
-  const int index = plan.configuration - kFirstWgradTma;
-#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
-  const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
-  const auto launch = half ? launch_conv_wgrad_tma_float16 : launch_conv_wgrad_tma_bfloat16;
-  return launch(arguments, index, stream);
-#else
-  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
-  return static_cast<void>(index), static_cast<void>(stream), kNoKernelImage;
-#endif
+  if (error != 0 || !reads_y) return error;
+  return encode(reading_output(problem, problem.y, problem.y_stride), &arguments.y);
 }
 
 }  // namespace resnet_fused

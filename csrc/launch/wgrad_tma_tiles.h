@@ -1,8 +1,8 @@
-// The tiles of conv_wgrad for sm_90a. Their indices follow those for sm_80.
+// The tiles of a weight's gradient for sm_90a. Their indices follow those of an op for sm_80.
 #pragma once
 
 #include "../device/wgrad_tma.h"
-#include "conv_gradient_tiles.h"
+#include "conv_tiles.h"
 
 namespace resnet_fused {
 
@@ -14,7 +14,5 @@ using WgradTmaTiles = TileList<  //
     WgradTmaShape<64, 384, 3>,   // 64 output channels: 3x3
     WgradTmaShape<64, 256, 4>,   // 1x1
     WgradTmaShape<64, 128, 6>>;  // 1x1 of 64 input channels
-
-constexpr int kFirstWgradTma = WgradWideTiles::kSize + WgradNarrowTiles::kSize;
 
 }  // namespace resnet_fused

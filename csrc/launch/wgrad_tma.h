@@ -1,0 +1,37 @@
+// A weight's gradient for sm_90a: what the plans, the arguments and the launches of conv_wgrad and
+// conv_bn_wgrad share. Inside of this room.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../device/wgrad_tma.h"
+#include "conv_gradient_choice.h"
+
+namespace resnet_fused {
+
+int32_t wgrad_tma_configurations();
+// Null for an index that there is not; index: in WgradTmaTiles.
+const RfConvConfiguration* wgrad_tma_configuration(int32_t index);
+
+// What keeps a problem from it, with the argument's name; empty if nothing does. reads_y: y is an
+// operand. gradient: dy's name.
+std::string wgrad_tma_fault(const RfConvGradient& problem, bool reads_y, const char* gradient);
+
+// cudaErrorNoKernelImageForDevice, for a build without sm_90a, whose plans choose none of it.
+constexpr int kNoKernelImage = 209;
+
+// Predicted cycles of so many splits, without what their sums take in memory.
+double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration& tile,
+                      int64_t splits, const RfGpu& gpu);
+
+// The arguments of what wgrad_tma_fault finds nothing of; 0 or a cudaError_t.
+int wgrad_tma_arguments(const RfConvGradient& problem, bool reads_y, const RfConvPlan& plan,
+                        const RfConvConfiguration& tile, void* workspace,
+                        ConvWgradTmaArguments* made);
+
+// conv_wgrad's launches of one dtype; index: in WgradTmaTiles.
+int launch_conv_wgrad_tma_bfloat16(const ConvWgradTmaArguments& arguments, int index, void* stream);
+int launch_conv_wgrad_tma_float16(const ConvWgradTmaArguments& arguments, int index, void* stream);
+
+}  // namespace resnet_fused

@@ -1,0 +1,78 @@
+"""Every fault that the emulator can plant in conv_bn_wgrad by TMA and wgmma is noticed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import emulated
+import emulated_shapes
+import mutants
+import mutants_wgrad
+import pytest
+import torch
+from mutants import Mutant, Trial
+
+from resnet_fused import numerics
+from resnet_fused.cases import ConvCase
+from resnet_fused.ops._library import overload
+from resnet_fused.ops._training_checks_wgrad import expected_wgrad
+
+pytestmark = pytest.mark.emulated
+
+CHUNKS = 3
+OP = "conv_bn_wgrad"
+# (configuration, case): two parts of more steps than stages, the last of which are cut; both ways
+# to come by pixels; warpgroups along the columns, and along the output channels.
+WAYS = (
+    ("tma_64x128_6s", ConvCase("taps", 4, 72, 26, 24, 72, 3, 3, (2, 1), (1, 1))),
+    ("tma_128x64_5s", ConvCase("dense", 3, 72, 17, 17, 136)),
+)
+FILES = {
+    "affine_channels.h",
+    "conv_wgrad_merge_sm80.cuh",
+    "conv_wgrad_sm90.cuh",
+    "pipeline.h",
+    "turned_products.h",
+    "warpgroup_epilogue.h",
+    "warpgroup_tile.h",
+    "wgrad_parts.h",
+}
+
+
+def trials() -> Iterator[Trial]:
+    """On integers every bit under hostile schedules, on noise the bound."""
+    index = {tile["name"]: i for i, tile in enumerate(emulated_shapes.tiles(OP))}
+    for (name, case), exact in ((way, exact) for way in WAYS for exact in (True, False)):
+        dtype = torch.bfloat16 if exact else torch.float16
+        given = mutants_wgrad.operands(case, dtype, "nhwc", exact=exact, affine=True, norm=False)
+        weight = torch.zeros(case.weight_shape)
+        if exact:
+            wrong = mutants._bits(expected_wgrad(given, case).float())
+        else:
+            oracle = numerics.conv_bn_wgrad_oracle(*given, weight, **case.geometry)
+            bound = numerics.conv_bn_wgrad_bound(*given, weight, oracle, **case.geometry)
+            wrong = mutants._bound(oracle, bound)
+        for schedule in mutants.HOSTILE if exact else mutants.HOSTILE[-1:]:
+            call = functools.partial(
+                overload(OP, emulated.NAME), *given, weight,
+                *emulated_shapes.geometry_args(case)[:4],
+            )  # fmt: skip
+            settings = {"schedule": schedule, "configuration": index[name], "splits": 2}
+            yield Trial(f"{name} {case.name} {exact=} {schedule}", call, given, wrong, settings)
+
+
+@functools.cache
+def found() -> dict[Mutant, list[Trial]]:
+    """Every mutant, with the trials that reach it. Clean runs pass."""
+    return mutants.reached(trials())
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_fault_is_noticed(chunk):
+    mutants.check(found(), (), chunk, CHUNKS)
+
+
+def test_every_file_takes_part():
+    assert {key[0] for key in (mutant.key for mutant in found())} == FILES
+    assert len(found()) > 50
