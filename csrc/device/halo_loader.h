@@ -165,22 +165,14 @@ class HaloLoader {
     const int32_t c = landed_ + lane() * kUnit;
     if (c >= arguments_.operands.reduction.channels) return;
     float scale[kUnit], shift[kUnit];
-    load(scale, arguments_.scale + first_channel_ + c);
-    load(shift, arguments_.shift + first_channel_ + c);
+    load_channels(scale, arguments_.scale + first_channel_ + c);
+    load_channels(shift, arguments_.shift + first_channel_ + c);
 #pragma unroll 2
     for (int32_t row = row_of_thread(); row < static_cast<int32_t>(rows()); row += kRowStep) {
       const ptx::SharedAddress at = unit_at(window, row);
       auto unit = ptx::load_shared<PixelUnit>(at);
       normalise(unit, scale, shift);
       ptx::store_shared(at, unit);
-    }
-  }
-  static RF_DEVICE void load(float (&values)[kUnit], const float* from) {
-#pragma unroll
-    for (int i = 0; i < kUnit; i += kVectorLength<float>) {
-      const auto part = load_vector(from + i);
-#pragma unroll
-      for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
     }
   }
 
