@@ -6,6 +6,7 @@ import os
 import re
 
 import emulated
+import emulated_block_end  # noqa: F401  (likewise)
 import emulated_bn_dgrad  # noqa: F401  (it enters itself)
 import emulated_finalize  # noqa: F401  (likewise)
 import emulated_fp8  # noqa: F401

@@ -51,9 +51,9 @@ for op in TRAINING:
     EXPECTED[op, "cpu"] = set(DTYPES)
     if not op.startswith("conv"):
         EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
-for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_grad1x1"):
-    EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
 MERGED = ("bn_add_act_conv_stats", "conv_bn_grad1x1")
+for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", *MERGED):
+    EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
 for op in MERGED:
     EXPECTED[op, "reference"] = set(DTYPES)
     EXPECTED[op, "triton"] = set()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import emulated
 import mutants
-import mutants_bn_dgrad  # noqa: F401  (it enters itself)
+import mutants_block_end  # noqa: F401  (it enters itself)
+import mutants_bn_dgrad  # noqa: F401  (likewise)
 import mutants_grad1x1  # noqa: F401  (likewise)
 import mutants_training  # noqa: F401  (likewise)
 import mutants_wgrad  # noqa: F401  (likewise)
@@ -40,11 +41,17 @@ HARMLESS: dict[tuple[str, str, str, str, str], str] = (
     }
     | {
         (op, "split_reduction.h", FENCE, "fence.acq_rel", "no_fence"): TWICE
-        for op in ("conv_bn_act", "conv_bn_dgrad", "conv_bn_stats", "conv_dgrad")
+        for op in (
+            "bn_add_act_conv_stats",
+            "conv_bn_act",
+            "conv_bn_dgrad",
+            "conv_bn_stats",
+            "conv_dgrad",
+        )
     }
     | {
         (op, "merge_chunks.h", FENCE, "fence.acq_rel", "no_fence"): TWICE
-        for op in ("conv_bn_dgrad", "conv_bn_stats")
+        for op in ("bn_add_act_conv_stats", "conv_bn_dgrad", "conv_bn_stats")
     }
 )
 

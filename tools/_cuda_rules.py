@@ -14,9 +14,11 @@ from _cuda_dgrad_rules import dgrad_by_tma, dgrad_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_grad1x1_rules import grad1x1_by_tma, grad1x1_tile_of
 from _cuda_stats_rules import (
+    BLOCK_END,
     MEASURED_BY_TMA,
     TRANSFORMED,
     TRANSFORMED_BY_TMA,
+    ending,
     grad1x1_name,
     measuring,
     merged_gradients,
@@ -159,10 +161,11 @@ def tile_of(mangled: str) -> Tile | None:
     numbers = 6 * r"Li(\d+)E" + r"(?:Li(\d+)E)?E"
     shape = re.search(r"(MaskedShapeI.*?)?(?:Tile|Halo)ShapeI" + numbers, mangled)
     width = re.search(r"LoadWidthE([01])E", mangled)
-    if shape is None or width is None:
+    # Kernels of a block's end read 16 bytes at a time, whatever they are made for.
+    if shape is None or (width is None and BLOCK_END not in mangled):
         return None
     masked, *sizes, windows_of = shape.groups()
-    wide, window = width.group(1) == "0", int(windows_of or 0)
+    wide, window = width is None or width.group(1) == "0", int(windows_of or 0)
     return Tile(*map(int, sizes), masked=masked is not None, wide=wide, window=window)
 
 
@@ -379,6 +382,7 @@ RULES = {
     "conv_bn_act_cluster_kernel": by_cluster,
     "network_kernel": _network,
     "conv_bn_stats_kernel": lambda kernel: _convolution(kernel) | measuring(kernel, tile_of),
+    BLOCK_END: lambda kernel: _convolution(kernel) | ending(kernel, tile_of),
     "conv_bn_dgrad_kernel": lambda kernel: _convolution(kernel) | summing(kernel, tile_of),
     "conv_dgrad_kernel": _convolution,
     "conv_dgrad_tma_kernel": dgrad_by_tma,
@@ -420,6 +424,7 @@ def short_name(mangled: str) -> str:
             f"{'halo ' if tile.window else '' if tile.wide else 'narrow '}{tile.m}x{tile.n} "
             f"{tile.threads // 32} warps {tile.stages} stages"
         )
+        parts += ["projected"] if BLOCK_END in mangled and "Lb1E" in rest else []
     elif by_tma := tma_tile_of(mangled):
         parts.append(
             f"{'pixels' if by_tma.pixels_left else 'channels'} left "

@@ -55,6 +55,33 @@ def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
     return _at_least(kernel, least | _copied(tile, 1))
 
 
+BLOCK_END = "bn_add_act_conv_stats_kernel"
+
+
+def ending(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
+    """The gates of a block's end within the convolution behind it, as sentences.
+
+    Args:
+        kernel: a `_cuda_rules.Kernel`.
+        tile_of: as of `measuring`.
+    """
+    tile = tile_of(kernel.name)
+    if tile is None:
+        return {}
+    rows = tile.m * 4 // tile.threads  # of 16 bytes, a thread's in a step
+    filters = tile.n * 4 // tile.threads
+    projected = "Lb1E" in kernel.name
+    least = {
+        # y, the shortcut and filters, ahead of the loop and in it.
+        r"LDGSTS\b.*\.128\b.*": 2 * (2 * rows + filters),
+        # What is made ahead of the loop and in it, and then z.
+        r"STG\b.*\.128\b.*": 2 * rows + 1,
+        # A scale and a shift of each channel of 16 bytes, of each BatchNorm.
+        r"LDG\b.*\.128\b.*": 2 * 2 * (2 if projected else 1),
+    }
+    return measuring(kernel, tile_of) | _at_least(kernel, least)
+
+
 def _copied(tile: Any, operands: int) -> dict[str, int]:
     """Copies of a kernel by windows.
 

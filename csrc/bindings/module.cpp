@@ -9,6 +9,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused, library) {
   resnet_fused::define_bn_finalize(library);
   resnet_fused::define_bn_training(library);
 #if defined(RF_WITH_CUDA)
+  resnet_fused::define_bn_add_act_conv_stats(library);
   resnet_fused::define_conv_bn_act(library);
   resnet_fused::define_conv_bn_act_fp8(library);
   resnet_fused::define_conv_bn_dgrad(library);

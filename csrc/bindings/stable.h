@@ -36,6 +36,7 @@ Tensor workspace_on(int device, int64_t bytes);
 void define_bn_act(torch::stable::detail::StableLibrary& library);
 void define_bn_finalize(torch::stable::detail::StableLibrary& library);
 void define_bn_training(torch::stable::detail::StableLibrary& library);
+void define_bn_add_act_conv_stats(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_act(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_act_fp8(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_dgrad(torch::stable::detail::StableLibrary& library);

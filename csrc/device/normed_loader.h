@@ -74,12 +74,7 @@ class NormedLoader : public ConvLoader<T, Shape, kWidth> {
   RF_DEVICE void load(float (&values)[Pattern::kUnit], const float* from,
                       const Column& behind) const {
     if constexpr (kWidth == LoadWidth::kWide) {
-#pragma unroll
-      for (int i = 0; i < Pattern::kUnit; i += kVectorLength<float>) {
-        const auto part = load_vector(from + first_channel_ + landed_.c + i);
-#pragma unroll
-        for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
-      }
+      load_channels(values, from + first_channel_ + landed_.c);
     } else {
       values[0] = ptx::load_global_read_only(from + first_channel_ + landed_.c);
       if constexpr (Pattern::kUnit == 2) {

@@ -8,26 +8,44 @@
 #include "bn_act.h"
 #include "gradient_mask.h"
 #include "pair.h"
+#include "vector.h"
 
 namespace resnet_fused {
+
+// Values of the channels of a unit, side by side at a multiple of 16 bytes.
+template <int kCount>
+RF_DEVICE void load_channels(float (&values)[kCount], const float* from RF_SITE_PARAMETER) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += kVectorLength<float>) {
+    const auto part = load_vector(from + i RF_SITE);
+#pragma unroll
+    for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
+  }
+}
+
+// value(i), in float32, of each element; neighbours are rounded together.
+template <class T, int kCount, class Value>
+RF_DEVICE Unit<T, kCount> rounded(const Value& value) {
+  if constexpr (sizeof(T) == 2) {
+    Unit<uint32_t, kCount / 2> words;
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) {
+      words.value[i / 2] = narrow_pair<T>(value(i), value(i + 1));
+    }
+    return __builtin_bit_cast(Unit<T, kCount>, words);
+  } else {
+    Unit<T, kCount> unit;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) unit.value[i] = value(i);
+    return unit;
+  }
+}
 
 template <class T, int kCount>
 RF_DEVICE void normalise(Unit<T, kCount>& unit, const float (&scale)[kCount],
                          const float (&shift)[kCount]) {
   const BnAct<float> op{0.0f};
-  if constexpr (sizeof(T) == 2) {
-    using Words = Unit<uint32_t, kCount / 2>;
-    Words words;
-#pragma unroll
-    for (int i = 0; i < kCount; i += 2) {
-      words.value[i / 2] = narrow_pair<T>(op(widen(unit.value[i]), scale[i], shift[i]),
-                                          op(widen(unit.value[i + 1]), scale[i + 1], shift[i + 1]));
-    }
-    unit = __builtin_bit_cast(Unit<T, kCount>, words);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) unit.value[i] = op(unit.value[i], scale[i], shift[i]);
-  }
+  unit = rounded<T, kCount>([&](int i) { return op(widen(unit.value[i]), scale[i], shift[i]); });
 }
 
 // The same of pairs of 16 bits as words, which no half is taken out of and put back into: half as

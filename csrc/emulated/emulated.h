@@ -56,6 +56,7 @@ T* pointer(uintptr_t address) {
 }
 
 void define_bn_act(py::module_& module);
+void define_bn_add_act_conv_stats(py::module_& module);
 void define_bn_finalize(py::module_& module);
 void define_bn_training(py::module_& module);
 void define_conv_bn_act(py::module_& module);

@@ -156,6 +156,7 @@ PYBIND11_MODULE(_emulated, module) {
       .def_readwrite("tensors", &Settings::tensors)
       .def_readwrite("constants", &Settings::constants);
   emulated::define_bn_act(module);
+  emulated::define_bn_add_act_conv_stats(module);
   emulated::define_bn_finalize(module);
   emulated::define_bn_training(module);
   emulated::define_conv_bn_act(module);

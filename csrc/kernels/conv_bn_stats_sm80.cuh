@@ -12,13 +12,10 @@
 #include <cstdint>
 
 #include "../device/conv_loader.h"
-#include "../device/gradient_epilogue.h"
 #include "../device/main_loop.h"
-#include "../device/merge_moments.h"
 #include "../device/normed_halo.h"
 #include "../device/normed_loader.h"
-#include "../device/split_reduction.h"
-#include "../device/stats_epilogue.h"
+#include "../device/stats_finish.h"
 #include "../device/stats_geometry.h"
 
 namespace resnet_fused {
@@ -65,57 +62,10 @@ template <class T, class Shape, LoadWidth kWidth, StatsSource kSource>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     conv_bn_stats_kernel(const __grid_constant__ ConvBnStatsArguments arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
-  // The tile is found anew wherever it is needed: from one such place to the next it would take
-  // registers that there are none of.
-  const auto find_tile = [&] {
-    uint32_t block = blockIdx.x;
-    ptx::keep(block);
-    return tile_of(block, arguments.tiles);
-  };
   Sums<Shape> sums;
   sums.clear();
-  add_products<T, Shape, kWidth, kSource>(sums, arguments, find_tile(), ring);
-  uint32_t thread = threadIdx.x;
-  ptx::keep(thread);
-  if (arguments.tiles.splits > 1) {
-    const Tile part = find_tile();
-    if (!merge_splits(sums, arguments.workspace, part.index, part.split, arguments.tiles.splits,
-                      ring, thread)) {
-      return;
-    }
-  }
-  const Tile tile = find_tile();
-  const auto place = Place<Shape>::of(thread);
-  const OutputTile<T, Shape> output{ring, 0};
-  const BandMoments<Shape> bands{ring + Shape::kRingBytes};
-  const int32_t first_pixel = tile.m * Shape::kM;
-  const int32_t pixels_left = arguments.operands.grid.pixels - first_pixel;
-  const int32_t rows = pixels_left < Shape::kM ? pixels_left : Shape::kM;
-  const int32_t first_column = tile.n * Shape::kN;
-  const int32_t columns = arguments.channels - first_column;
-  const int32_t channel = tile.group * arguments.channels + first_column;
-  put_measured(output, bands, sums, place, rows);
-  ptx::sync_threads();
-  store_rows(output, arguments.wide_y, arguments.pixels_lie_together, place.thread,
-             [&](uint32_t row, uint32_t column) -> T* {
-               if (static_cast<int32_t>(row) >= rows || static_cast<int32_t>(column) >= columns) {
-                 return nullptr;
-               }
-               const Pixel pixel =
-                   pixel_of(first_pixel + static_cast<int32_t>(row), arguments.operands.grid);
-               return static_cast<T*>(arguments.y) + offset_of(pixel, arguments.y_strides) +
-                      (channel + static_cast<int64_t>(column)) * arguments.y_strides.k;
-             });
-  const int32_t measured = arguments.measured.first_tile + tile.m;
-  if (place.thread < Shape::kN && static_cast<int32_t>(place.thread) < columns) {
-    const int64_t filters = int64_t{arguments.channels} * arguments.tiles.groups;
-    ptx::store_global(arguments.moments + measured * filters + channel + place.thread,
-                      moments_of_column(bands, place.thread, rows));
-  }
-  merge_moments<Shape>(
-      arguments,
-      {static_cast<uint32_t>(tile.group * arguments.tiles.tiles_n + tile.n), channel, columns},
-      measured, ring, bands.first, place.thread);
+  add_products<T, Shape, kWidth, kSource>(sums, arguments, tile_of_block(arguments), ring);
+  finish_stats<T>(sums, arguments, ring);
 }
 
 }  // namespace resnet_fused

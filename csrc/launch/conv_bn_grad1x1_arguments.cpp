@@ -3,40 +3,12 @@
 
 #include "conv_bn_grad1x1_tma.h"
 #include "conv_strides.h"
+#include "pixel_rows.h"
 
 namespace resnet_fused {
 namespace {
 
 constexpr int64_t kBytes = 2;  // of an element
-
-// Elements from one pixel to the next, where all of a batch lie one behind the other; else -1.
-int64_t pixel_step(const int64_t (&size)[4], const int64_t (&stride)[4]) {
-  int64_t step = 0;
-  int64_t apart = 0;  // of neighbours along the dimension, counted in pixels
-  constexpr int kInner[] = {3, 2, 0};
-  for (const int d : kInner) {
-    if (size[d] > 1) {
-      if (apart == 0) {
-        step = stride[d];
-        apart = 1;
-      }
-      if (stride[d] != step * apart) return -1;
-    }
-    if (apart > 0) apart *= size[d];
-  }
-  return step;
-}
-
-struct Rows {
-  const char* name;
-  const void* pointer;
-  const int64_t (&size)[4];
-  const int64_t (&stride)[4];
-
-  bool readable() const {
-    return is_wide(pointer, used(size, stride), size[1], kBytes) && pixel_step(size, stride) >= 0;
-  }
-};
 
 // Of dz and y.
 void output_shape(const RfConvGradient& conv, int64_t (&size)[4]) {
@@ -60,13 +32,14 @@ const char* askew(const RfConvBnGrad1x1& problem) {
   const RfConvGradient& conv = image.conv;
   int64_t above[4];
   output_shape(conv, above);
-  const Rows always[] = {{"dz", conv.dy, above, conv.dy_stride},
-                         {"x", image.raw, conv.x_size, image.raw_stride},
-                         {"the result", conv.x, conv.x_size, conv.x_stride}};
-  for (const Rows& rows : always) {
-    if (!rows.readable()) return rows.name;
+  const PixelRows always[] = {{"dz", conv.dy, above, conv.dy_stride},
+                              {"x", image.raw, conv.x_size, image.raw_stride},
+                              {"the result", conv.x, conv.x_size, conv.x_stride}};
+  for (const PixelRows& rows : always) {
+    if (!rows.readable(kBytes)) return rows.name;
   }
-  if (image.affine != 0 && !Rows{"y", conv.y, above, conv.y_stride}.readable()) return "y";
+  if (image.affine != 0 && !PixelRows{"y", conv.y, above, conv.y_stride}.readable(kBytes))
+    return "y";
   const Strides weight = used(conv.weight_size, conv.weight_stride);
   if (!is_wide(conv.weight, weight, conv.weight_size[1], kBytes)) return "weight";
   if (image.added != 0) {

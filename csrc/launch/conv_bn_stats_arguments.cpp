@@ -1,9 +1,6 @@
-// The workspace, strides and divisors of conv_bn_stats, and the launch of each part of the batch.
+// The workspace, strides and divisors of conv_bn_stats.
 #include "conv_bn_stats_arguments.h"
 
-#include <algorithm>
-
-#include "conv_bn_stats_tma.h"
 #include "conv_strides.h"
 
 namespace resnet_fused {
@@ -45,9 +42,10 @@ StatsLayout stats_layout(const RfConvBnStats& problem, const RfConvConfiguration
   return layout;
 }
 
-ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem, const RfConvPlan& plan,
-                                             void* workspace, int64_t first, int64_t images) {
-  const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(plan.configuration);
+ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem,
+                                             const RfConvConfiguration& tile,
+                                             const RfConvPlan& plan, void* workspace, int64_t first,
+                                             int64_t images) {
   const RfConvBnAct& conv = problem.conv;
   const int64_t bytes = bytes_of(conv.dtype);
   const OutputSize size = output_size(conv);
@@ -92,23 +90,3 @@ ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem, const
 }
 
 }  // namespace resnet_fused
-
-extern "C" int rf_conv_bn_stats_cuda(const RfConvBnStats* problem, const RfConvPlan* plan,
-                                     void* workspace, void* stream) {
-  using namespace resnet_fused;
-  constexpr Launches<ConvBnStatsArguments> kLaunches{
-      launch_conv_bn_stats_bfloat16, launch_conv_bn_stats_float16, launch_conv_bn_stats_float32};
-  const int64_t images = problem->conv.x_size[0];
-  if (plan->launches > 0 && rf_conv_bn_stats_configuration(plan->configuration)->tma != 0) {
-    return run_conv_bn_stats_tma(*problem, *plan, workspace, stream);
-  }
-  for (int64_t i = 0; i < plan->launches; ++i) {
-    const int64_t first = i * plan->images_a_launch;
-    const int64_t count = std::min(plan->images_a_launch, images - first);
-    const int error = kLaunches(problem->conv.dtype,
-                                conv_bn_stats_arguments(*problem, *plan, workspace, first, count),
-                                plan->configuration, stream);
-    if (error != 0) return error;
-  }
-  return 0;
-}

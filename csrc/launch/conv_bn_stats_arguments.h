@@ -26,9 +26,12 @@ struct StatsLayout {
 StatsLayout stats_layout(const RfConvBnStats& problem, const RfConvConfiguration& tile,
                          int32_t splits, int64_t images_a_launch);
 
-// The arguments for images [first, first + images), which begin a launch of the plan's.
-ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem, const RfConvPlan& plan,
-                                             void* workspace, int64_t first, int64_t images);
+// The arguments for images [first, first + images), which begin a launch of the plan's, by a tile
+// of conv_bn_stats or of bn_add_act_conv_stats.
+ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem,
+                                             const RfConvConfiguration& tile,
+                                             const RfConvPlan& plan, void* workspace, int64_t first,
+                                             int64_t images);
 
 // The launches of one dtype, each in a file of its own to be compiled side by side.
 int launch_conv_bn_stats_bfloat16(const ConvBnStatsArguments& arguments, int configuration,

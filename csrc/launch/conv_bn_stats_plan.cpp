@@ -10,21 +10,12 @@
 #include "conv_bn_stats_tma.h"
 #include "conv_halo.h"
 #include "conv_plan.h"
+#include "conv_stats_rates.h"
 #include "tma_request.h"
 
 namespace resnet_fused {
 namespace {
 
-// Instructions to widen, multiply, add and pack an element that is read through a BatchNorm.
-constexpr double kTurnInstructions = 3.5;
-// Cycles that a block waits in a step's turning: loads, a store, the barrier.
-constexpr double kTurnLatency = 100;
-// Instructions to round, add and square an element of the result.
-constexpr double kMeasureInstructions = 8;
-// Cycles of the shuffles of a column's band of rows: 8 lanes, 6 of them, 32 lanes a cycle.
-constexpr double kShuffleCycles = 1.5;
-// Beyond, the parts of these networks' reductions are a step or two long.
-constexpr int kMostSplits = 32;
 constexpr int kTiles = kFirstStatsTma + StatsTmaTiles::kSize;
 
 struct Entry {
@@ -103,7 +94,6 @@ double cost(const Product& product, const RfConvConfiguration& tile, int64_t spl
   const int taps = tile.window != 0 ? kHaloTaps : 1;
   const double steps = taps * static_cast<double>(divide_up(steps_of(product, tile), splits));
   const double resident = resident_blocks(tile, shared_bytes(product, tile), busy, gpu);
-  const double area = static_cast<double>(tile.m) * tile.n;
   const double bytes = static_cast<double>(product.bytes);
   // Of pixels, that a step brings; a window is there for all of its taps.
   const int64_t rows = tile.window != 0 ? halo_rows(tile.m, product.width) : tile.m;
@@ -117,18 +107,7 @@ double cost(const Product& product, const RfConvConfiguration& tile, int64_t spl
     pause = (step_work.turning + kTurnLatency / taps) / resident;
   }
   const double step = step_cycles(tile, step_work, product.bytes, resident) + pause;
-  const double measuring =
-      area * kMeasureInstructions / kInstructions + tile.warps_m * tile.n * kShuffleCycles;
-  // Of each chunk's tiles one merges them all.
-  const double merging = tile.n * double{sizeof(Moments)} / kCacheBytes + kLatency / kChunkTiles;
-  const double work = steps * step + measuring + merging;
-  const double ends = area * bytes / kMemoryBytes;
-  double total = kMeeting + blocks_cycles(busy, resident, work, ends);
-  if (splits > 1) {
-    const double part = area * 4 / kCacheBytes;
-    total += (busy + static_cast<double>(splits)) * part;
-  }
-  return total;
+  return ended_cycles(tile, product.bytes, splits, busy, resident, steps * step);
 }
 
 // So many images that neither pixels nor blocks need more than 31 bits, nor wide offsets; 0: one is
@@ -245,7 +224,7 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
     product.pixels = together * size.p * size.q;
     const int64_t steps = steps_of(product, tile);
     const int64_t tiles = tiles_of(product, tile);
-    for (int64_t parts = 1; parts <= std::max<int64_t>(kMostSplits, splits); ++parts) {
+    for (int64_t parts = 1; parts <= std::max<int64_t>(kMostStatsSplits, splits); ++parts) {
       if (splits > 0 && parts != splits) continue;
       if (!has_work(steps, parts) || tiles * parts > kMost) {
         if (splits > 0) against = "its reduction has no such parts with work for each";

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .. import backends
 from ..triton import _block_end, _limits, _tiles
 from ..triton._launch import precision
-from . import _triton
+from . import _cuda_block_end, _triton
 from ._grad1x1 import fits_geometry
 from ._words import Word
 
 OP = "bn_add_act_conv_stats"
 ENVIRONMENT = "RESNET_FUSED_BLOCK_END"
+FOLDING = ("triton", "cuda")
+"""Implementations that make both in one kernel."""
 
 
 class Way(NamedTuple):
@@ -48,16 +49,43 @@ def possible(folds: bool) -> bool:
     return folds or backends.requested()[0] == "reference"
 
 
-def unfit(y: Tensor, weight: Tensor, projected: bool) -> str | None:
-    """Why no admitted configuration of the Triton kernel takes a call, or None.
+def refusal(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    out: Sequence[int],
+    weight: Sequence[int],
+    projected: bool,
+) -> str | None:
+    """Why no admitted configuration of a kernel takes a call, or None.
 
     Args:
-        y: [N, C, H, W].
-        weight: [K, C, 1, 1].
+        name: of `FOLDING`.
+        device: of the tensors.
+        dtype: of the activations.
+        out: shape of the block's output, [N, C, H, W].
+        weight: of the weights of the convolution behind it, [K, C, 1, 1].
         projected: whether the shortcut has a BatchNorm of its own.
     """
-    product = product_of(y.device, y.dtype, y.shape, weight.shape, projected)
-    return _block_end.unfit(product, _limits.limits(y.device), _triton.allowed(OP, y.device))
+    if name == "cuda":
+        return _cuda_block_end.refusal(device, dtype, out, weight[0], projected)
+    product = product_of(device, dtype, out, weight, projected)
+    return _block_end.unfit(product, _limits.limits(device), _triton.allowed(OP, device))
+
+
+def _verdict(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    out: Sequence[int],
+    weight: Sequence[int],
+    projected: bool,
+) -> tuple[bool, str]:
+    """Whether a kernel of `FOLDING` is the better way by arithmetic, and why."""
+    if name == "cuda":
+        return _cuda_block_end.verdict(device, dtype, out, weight[0], projected)
+    product = product_of(device, dtype, out, weight, projected)
+    return _block_end.choose(product, _limits.limits(device), _triton.allowed(OP, device))
 
 
 def product_of(
@@ -88,7 +116,8 @@ def way(
     """Which way two blocks in a row take.
 
     The user's word comes first (`ENVIRONMENT`), then which of both is predicted to be faster
-    (`triton._block_end.choose`). Who asks for the reference by name gets that of the one op.
+    (`triton._block_end.choose`, `_cuda_block_end.choose`). Who asks for the reference by name gets
+    that of the one op.
 
     Args:
         device: of the tensors.
@@ -111,12 +140,12 @@ def way(
     if word == "never":
         return Way(False, f"{ENVIRONMENT} is {word}")
     choice = backends.choose(backends.Call(OP, device.type, dtype, index=device.index))
-    if choice.implementation.name != "triton":
-        reasons = [reason for name, reason in choice.refused if name == "triton"]
-        return Way(False, "; ".join(reasons) or choice.why)
-    product = product_of(device, dtype, out, weight, projected)
-    given = product, _limits.limits(device), _triton.allowed(OP, device)
+    name = choice.implementation.name
+    if name not in FOLDING:
+        reasons = [reason for other, reason in choice.refused if other in FOLDING]
+        return Way(False, "; ".join(dict.fromkeys(reasons)) or choice.why)
+    given = name, device, dtype, tuple(out), tuple(weight), projected
     if word == "always":
-        reason = _block_end.unfit(*given)
+        reason = refusal(*given)
         return Way(reason is None, reason or f"{ENVIRONMENT} is {word}")
-    return Way(*_block_end.choose(*given))
+    return Way(*_verdict(*given))

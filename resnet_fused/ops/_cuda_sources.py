@@ -8,6 +8,7 @@ from __future__ import annotations
 from ._cuda_pass_sources import of_pass, of_vectors
 from ._cuda_sources_fp8 import CONV_CHAIN_FP8
 from ._cuda_sources_grad1x1 import CONV_BN_GRAD1X1
+from ._cuda_sources_measured import BLOCK_END, MEASURING
 
 _SHARED = (
     "csrc/bindings/arguments.cpp",
@@ -251,35 +252,26 @@ SOURCES: dict[str, tuple[str, ...]] = {
         *_OF_GRADIENTS,
         *(name for name in _BY_TMA if name not in _OF_TAPS),
         *CONV_BN_GRAD1X1,
+        "csrc/launch/pixel_rows.h",
     ),
+    "bn_add_act_conv_stats": (*_COMMON, *MEASURING, *BLOCK_END),
     "conv_bn_stats": (
         *_COMMON,
         *_BY_TMA,
+        *MEASURING,
         "csrc/kernels/conv_bn_act_sm90.cuh",
         "csrc/bindings/conv_bn_stats.cpp",
-        "csrc/device/conv_loader.h",
-        "csrc/device/gradient_epilogue.h",
-        "csrc/device/gradient_mask.h",
         "csrc/device/halo_loader.h",
         "csrc/device/halo_shape.h",
-        "csrc/device/merge_chunks.h",
-        "csrc/device/merge_moments.h",
         "csrc/device/normed_halo.h",
         "csrc/device/normed_loader.h",
-        "csrc/device/normed_operand.h",
         "csrc/device/normed_steps.h",
-        "csrc/device/split_reduction.h",
-        "csrc/device/stats_epilogue.h",
-        "csrc/device/stats_geometry.h",
         "csrc/device/stats_walk.h",
-        "csrc/device/tile_chunks.h",
         "csrc/device/transform_ring.h",
         "csrc/device/walk_moments.h",
         "csrc/kernels/conv_bn_stats_sm80.cuh",
         "csrc/kernels/conv_bn_stats_sm90.cuh",
-        "csrc/launch/conv_bn_stats.h",
-        "csrc/launch/conv_bn_stats_arguments.cpp",
-        "csrc/launch/conv_bn_stats_arguments.h",
+        "csrc/launch/conv_bn_stats.cpp",
         "csrc/launch/conv_bn_stats_bfloat16.cu",
         "csrc/launch/conv_bn_stats_float16.cu",
         "csrc/launch/conv_bn_stats_float32.cu",
@@ -293,7 +285,6 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_stats_tma_launch.cuh",
         "csrc/launch/conv_bn_stats_tma_tiles.h",
         "csrc/launch/conv_halo.h",
-        "csrc/launch/conv_operands.cpp",
     ),
     "conv_bn_wgrad": (
         *_SHARED,

@@ -1,4 +1,4 @@
-"""Of `_cuda_sources`: what `conv_bn_grad1x1` has beside what gradients and convolutions by TMA share."""
+"""Of `_cuda_sources`: `conv_bn_grad1x1` beside what gradients and convolutions by TMA share."""
 
 from __future__ import annotations
 

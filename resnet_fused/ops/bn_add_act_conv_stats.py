@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autocast, _block_end, _checks, _training
+from . import _autocast, _block_end, _checks, _cuda_block_end, _training
 from ._grad1x1 import GEOMETRY
 from ._library import overload
 from .bn_add_act import _reference as end_reference
@@ -41,6 +41,9 @@ _training.enter(
     _reference,
     "a block's end made as the 1x1 convolution behind it reads, statistics in its epilogue",
     triton="_training_checks_block_end",
+    cuda=True,
+    cuda_launch=_cuda_block_end.launch,
+    cuda_checks=_cuda_block_end.CHECKS,
 )
 
 
@@ -95,8 +98,10 @@ def bn_add_act_conv_stats(
     derived = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
     if not derived and not torch.compiler.is_compiling():
         chosen = _training.choice(op, y).implementation.name
-        reason = _block_end.unfit(y, weight, residual_norm is not None)
-        if chosen == "triton" and reason is None:
+        shapes = y.shape, weight.shape
+        if chosen in _block_end.FOLDING and not _block_end.refusal(
+            chosen, y.device, y.dtype, *shapes, residual_norm is not None
+        ):
             return overload(op, chosen)(*arguments)
     out = bn_add_act(y, norm, residual, residual_norm)
     return out, *conv_bn_stats(out, weight)

@@ -26,6 +26,12 @@ MOST, MOST_PROJECTED, MOST_ELSEWHERE = 128, 64, 32
 """Sums that a thread may keep, found by compiling: a second BatchNorm's values need registers, and
 but for sm_90, whose tensor cores read shared memory, so do the operands."""
 
+MOST_RAGGED = 16
+"""Likewise but for sm_90, of a projection whose channels fill no step: masks take registers."""
+
+THREEFOLD_UNTIL = 120
+"""Capability from which float32 in three products of TF32 spills at any tile, found likewise."""
+
 SUM = 4
 """Bytes of a partial sum: float32."""
 
@@ -51,12 +57,17 @@ def product_of(
         projected: whether the shortcut has a BatchNorm of its own.
         capability: of the GPU, times ten.
     """
-    sums = MOST_PROJECTED if projected else MOST
-    return _tiles.Product(
+    product = _tiles.Product(
         rows=pixels, columns=filters, copies=1, depth=channels, taps=1, itemsize=itemsize,
         precision=precision, gathered=READ, ragged=not is_whole(channels, filters),
-        most=sums if capability == 90 else MOST_ELSEWHERE,
+        most=MOST_PROJECTED if projected else MOST,
     )  # fmt: skip
+    if capability == 90:
+        return product
+    most = MOST_RAGGED if projected and channels % product.step else MOST_ELSEWHERE
+    if precision == "tf32x3" and capability >= THREEFOLD_UNTIL:
+        most = 0
+    return dataclasses.replace(product, most=most)
 
 
 def is_whole(channels: int, filters: int) -> bool:
