@@ -40,6 +40,24 @@ CASES = (
     ConvCase("many", 2, 64, 18, 15, 64),
     ConvCase("pixel", 1, 8, 1, 1, 16),
 )
+STRIDED = (
+    # Phases of 1, 2, 2 and 4 taps; those of odd rows and columns have a row and a column less.
+    ConvCase("3x3_by_2", 1, 72, 9, 11, 64, 3, 3, (2, 2), (1, 1)),
+    # Several runs of tiles where there are two blocks, the last one cut.
+    ConvCase("many_by_2", 2, 64, 26, 24, 64, 3, 3, (2, 2), (1, 1)),
+    # Three phases that no tap meets; the other one's dy lies as a matrix of pixels.
+    ConvCase("1x1_by_2", 2, 136, 8, 10, 72, stride=(2, 2)),
+    ConvCase("1x1_by_2_padded", 1, 16, 7, 6, 24, stride=(2, 2), padding=(1, 1)),
+    ConvCase("3x3_by_2x1", 1, 16, 8, 9, 24, 3, 3, (2, 1), (1, 1), act="none"),
+    ConvCase("4x5_by_2", 1, 24, 9, 8, 16, 4, 5, (2, 2), (0, 2), act="none"),
+    # Taps of one phase alone.
+    ConvCase("3x3_dilated_by_2", 1, 16, 9, 9, 16, 3, 3, (2, 2), (2, 2), (2, 2)),
+    ConvCase("3x3_dilated_3_by_2", 1, 16, 11, 9, 16, 3, 3, (2, 2), (3, 3), (3, 3)),
+    ConvCase("groups_by_2", 1, 128, 7, 6, 128, 3, 3, (2, 2), (1, 1), groups=2),
+    # Phases without pixels.
+    ConvCase("row_by_2", 3, 8, 1, 5, 16, 1, 3, (2, 2), (0, 1)),
+    ConvCase("pixel_by_2", 2, 8, 1, 1, 16, stride=(2, 2)),
+)
 
 
 @functools.cache

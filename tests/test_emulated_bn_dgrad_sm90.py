@@ -9,6 +9,7 @@ import emulated
 import emulated_bn_dgrad
 import pytest
 import torch
+from dgrad_by_tma import STRIDED
 from emulated import Schedule
 from emulated_shapes import lay_out
 from test_emulated_bn_dgrad import WAYS, call, operands, problem, require
@@ -37,7 +38,8 @@ CASES = (
     ConvCase("many", 2, 64, 18, 15, 64),
     ConvCase("pixel", 1, 8, 1, 1, 16),
 )
-NAMED = {case.name: case for case in CASES}
+ALL = (*CASES, *STRIDED)
+NAMED = {case.name: case for case in ALL}
 # Three chunks of the rows of 64 pixels, the last of which is cut.
 CHUNKS = ConvCase("chunks", 6, 8, 38, 37, 8)
 
@@ -71,10 +73,10 @@ def test_each_configuration_has_a_test_and_fits():
 
 @every
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_every_bit_is_right(place, case, way):
     """On integers; dtype, schedule and the number of blocks change from case to case."""
-    number = (CASES.index(case) * len(WAYS) + list(WAYS).index(way)) * CONFIGURATIONS + place
+    number = (ALL.index(case) * len(WAYS) + list(WAYS).index(way)) * CONFIGURATIONS + place
     given = operands(case, DTYPES[number // 2 % 2], **WAYS[way])
     schedule = dataclasses.replace(emulated.SCHEDULES[number % 9], seed=number)
     dx, sums, report = call(
@@ -88,7 +90,11 @@ def test_every_bit_is_right(place, case, way):
 @every
 @pytest.mark.parametrize("rounding", ["nearest", "toward_zero"])
 def test_noise_is_within_its_bound(place, rounding):
-    for dtype, name in ((torch.bfloat16, "3x3"), (torch.float16, "1x1")):
+    for dtype, name in (
+        (torch.bfloat16, "3x3"),
+        (torch.float16, "1x1"),
+        (torch.float16, "3x3_by_2"),
+    ):
         case = NAMED[name]
         given = operands(case, dtype, exact=False)
         schedule = Schedule("random", "shuffled", rounding, seed=place)
@@ -102,6 +108,18 @@ def test_noise_is_within_its_bound(place, rounding):
         wanted = numerics.reductions_oracle(dx, below)
         found = numerics.check_bound(sums, wanted, numerics.reductions_bound(dx, below))
         assert found.ok, (name, str(found))
+
+
+@every
+@pytest.mark.parametrize("name", ["3x3_by_2", "1x1_by_2", "pixel_by_2"])
+def test_an_addend_of_one_phase(place, name):
+    """At every other pixel, as a projection by the same stride leaves it."""
+    case = NAMED[name]
+    for dtype, way in zip(DTYPES, ("all", "addend"), strict=True):
+        given = operands(case, dtype, **(WAYS[way] | {"addend": 2}))
+        schedule = Schedule("lazy", "reverse")
+        found = call(case, given, 2, configuration=index_of(place), splits=1, schedule=schedule)
+        require(case, given, *found[:2], 2)
 
 
 @every
@@ -218,8 +236,8 @@ SIMPLE = ConvCase("simple", 1, 64, 7, 7, 64, 3, 3, (1, 1), (1, 1))
     ("changes", "said"),
     [
         ({"dtype": torch.float32}, "dtype: float32 is not served"),
-        ({"stride": (2, 2)}, "stride: 2 x 2; 1 x 1 is accepted"),
-        ({"addend_step": 2}, "addend: every 2-th pixel; every one is accepted"),
+        ({"stride": (3, 3)}, "stride: 3 x 3; up to 2 x 2 is accepted"),
+        ({"addend_step": 2}, "addend: every 2-th pixel; every one is accepted, or those of the s"),
         ({"dz": 4098}, "dz: address is "),
         ({"y": 4098}, "y: address is "),
         ({"addend": 4098}, "addend: address is "),
@@ -253,7 +271,7 @@ def test_the_layers_of_resnet50_are_served_by_them_at_a_full_batch():
     taken = set()
     for case in cases.RESNET50_LAYERS:
         made = planned(dataclasses.replace(case, n=256))
-        if case.c % 8 or case.stride != (1, 1):
+        if case.c % 8:
             assert made["configuration"] not in tiles() and "no TMA: " in made["why"]
         elif (case.r, case.s) == (3, 3):
             assert made["why"].startswith("halo_"), made["why"]

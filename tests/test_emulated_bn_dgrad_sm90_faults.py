@@ -21,11 +21,13 @@ ONE = (1, *emulated.H200[1:])
 """One block takes all tiles, so that every place of the ring is used again."""
 CHUNKED = ConvCase("chunks", 1, 8, 66, 67, 8)
 # (configuration, case, all of the op or nothing that may be left out, on noise too): more steps
-# than stages, three tiles and more; with the two ways to come by pixels; one chunk more than one.
+# than stages, three tiles and more; with the two ways to come by pixels, and to go; one chunk more
+# than one.
 WAYS = (
     ("tma_p128x64_4s", ConvCase("taps", 2, 72, 12, 12, 40, 3, 3, (1, 1), (1, 1)), True, True),
     ("tma_p128x128_3s", ConvCase("dense", 3, 136, 12, 12, 136), True, True),
     ("tma_p128x64_4s", ConvCase("plain", 3, 72, 12, 11, 72), False, False),
+    ("tma_p128x64_4s", ConvCase("by_2", 2, 72, 13, 12, 40, 3, 3, (2, 2), (1, 1)), True, True),
     ("tma_p128x64_4s", CHUNKED, True, False),
 )
 FILES = {
@@ -34,6 +36,7 @@ FILES = {
     "conv_dgrad_sm90.cuh",
     "merge_chunks.h",
     "merge_gradients.h",
+    "phase_place.h",
     "pipeline.h",
     "tap_steps.h",
     "turned_products.h",
@@ -63,7 +66,7 @@ def trials() -> list[Trial]:
             given = mutants_bn_dgrad._operands(case, dtype, exact, full, "nhwc")
             call = functools.partial(
                 overload(mutants_bn_dgrad.OP, emulated.NAME), *given, list(case.input_shape), True,
-                1, *emulated_shapes.geometry_args(case)[:4],
+                case.stride[1], *emulated_shapes.geometry_args(case)[:4],
             )  # fmt: skip
             for schedule in HOSTILE if exact else HOSTILE[-1:]:
                 settings = {

@@ -13,6 +13,7 @@ from dgrad_by_tma import (
     CASES,
     DTYPES,
     FEW,
+    STRIDED,
     expected,
     layer,
     operands,
@@ -33,7 +34,8 @@ pytestmark = pytest.mark.emulated
 
 CONFIGURATIONS = 3
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
-NAMED = {case.name: case for case in CASES}
+ALL = (*CASES, *STRIDED)
+NAMED = {case.name: case for case in ALL}
 
 
 def index_of(place: int) -> int:
@@ -48,10 +50,10 @@ def test_each_configuration_has_a_test_and_fits():
 
 
 @every
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_every_bit_is_right(place, case):
     """On integers; dtype, schedule and the number of blocks change from case to case."""
-    number = CASES.index(case) * CONFIGURATIONS + place
+    number = ALL.index(case) * CONFIGURATIONS + place
     given = operands(case, DTYPES[number % 2])
     schedule = dataclasses.replace(emulated.SCHEDULES[number % 9], seed=number)
     few = number % 3 != 0
@@ -66,7 +68,7 @@ def test_every_bit_is_right(place, case):
 @every
 @pytest.mark.parametrize("rounding", ["nearest", "toward_zero"])
 def test_noise_is_within_the_bound(place, rounding):
-    for dtype, name in itertools.product(DTYPES, ("3x3", "3x3_wide", "1x1")):
+    for dtype, name in itertools.product(DTYPES, ("3x3", "3x3_wide", "1x1", "3x3_by_2")):
         given = operands(NAMED[name], dtype, exact=False)
         schedule = Schedule("random", "shuffled", rounding, seed=place)
         dx, _ = run(NAMED[name], given, index_of(place), schedule=schedule)
@@ -142,6 +144,7 @@ def test_a_group_knows_nothing_of_its_neighbour(place):
 LAYERS = (
     ConvCase("layer1.conv3", 1, 64, 16, 16, 256),
     ConvCase("layer2.conv2", 1, 128, 8, 12, 128, 3, 3, (1, 1), (1, 1)),
+    ConvCase("layer2.0.conv2", 1, 128, 16, 24, 128, 3, 3, (2, 2), (1, 1)),
 )
 
 
@@ -160,11 +163,13 @@ def test_what_it_costs(place, case, masked):
     tensors = report["tensors"].values()
     assert sum(t["unique_bytes_read"] for t in tensors) == read
     assert sum(t["unique_bytes_written"] for t in tensors) == dx.nbytes
-    # Pixels as often as there are taps and tiles of channels, filters for each tile.
+    # Pixels as often as there are taps and tiles of channels, in whichever phase; filters for each
+    # tile of pixels, those of all phases once.
     tile = tiles()[index_of(place)]
     copies = [s for s in report["sites"] if s["instruction"].startswith("cp.async.bulk.tensor")]
     loaded = sum(site["counters"]["global_load_bytes_asked"] for site in copies)
-    columns, rows = -(-case.c // tile["n"]), -(-case.n * case.h * case.w // tile["m"])
+    of_phase = case.n * case.h * case.w // (case.stride[0] * case.stride[1])
+    columns, rows = -(-case.c // tile["n"]), -(-of_phase // tile["m"])
     pixels = dy.nbytes * (2 if masked else 1) * case.r * case.s * columns
     assert 0.8 * pixels <= loaded - weight.nbytes * rows <= pixels
     assert report["counters"]["global_store_bytes_asked"] == dx.nbytes
@@ -199,7 +204,12 @@ FAR = ConvCase("far", 1, 8, 3, 300, 8, 3, 3, padding=(1, 1))
         (FAR, {"dtype": "float32"}, "dtype: float32 is not served"),
         (FAR, {"dilation": (1, 128)}, "dilation: taps 256 pixels apart"),
         (FAR, {"padding": (1, 140)}, r"dy: lower\[0\] is 138; -128 to 127 is accepted"),
-        (FAR, {"stride": (1, 2)}, "stride: 1 x 2; 1 x 1 is accepted"),
+        (FAR, {"stride": (1, 3)}, "stride: 1 x 3; up to 2 x 2 is accepted"),
+        (
+            ConvCase("c", 1, 48, 5, 5, 128, stride=(2, 2), groups=2),
+            {},
+            "groups: 24 input channels of each; by a stride a multiple of 64 is accepted",
+        ),
         (FAR, {"scale": 4}, "scale: its address is no multiple of 8"),
         (ConvCase("k", 1, 16, 5, 5, 12), {}, "dy: strides"),
         (ConvCase("c", 1, 20, 5, 5, 16), {}, "weight: strides|out: strides"),
@@ -273,7 +283,7 @@ def test_the_layers_of_resnet50_are_served_by_them_at_a_full_batch():
     taken = set()
     for case in cases.RESNET50_LAYERS:
         made = planned(layer(case, 256))
-        if case.c % 8 or case.stride != (1, 1):
+        if case.c % 8:
             assert made["configuration"] not in tiles() and "no TMA: " in made["why"]
         else:
             assert made["configuration"] in tiles(), (case.name, made["why"])

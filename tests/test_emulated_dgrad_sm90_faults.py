@@ -23,11 +23,13 @@ WAYS = (
     ("tma_p128x64_5s", ConvCase("taps", 2, 72, 12, 12, 40, 3, 3, (1, 1), (1, 1))),
     ("tma_p128x128_4s", ConvCase("dense", 3, 136, 12, 12, 136)),
     ("tma_p128x64_5s", ConvCase("plain", 3, 72, 12, 11, 72, act="none")),
+    ("tma_p128x64_5s", ConvCase("by_2", 2, 72, 13, 12, 40, 3, 3, (2, 2), (1, 1))),
 )
 # What the maps, the plan and the launch do is the host's; here is what the kernel is made of.
 FILES = {
     "conv_dgrad_sm90.cuh",
     "masked_operand.h",
+    "phase_place.h",
     "pipeline.h",
     "tap_steps.h",
     "turned_products.h",

@@ -19,7 +19,8 @@ NAME = (
 )
 CODE = {
     "HGMMA.64x128x16.F32.BF16": 8, "WARPGROUP.DEPBAR.LE": 3, "UTMALDG.2D": 2, "UTMALDG.4D": 1,
-    "UTMALDG.4D.IM2COL": 2, "UTMASTG.3D": 2, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 5,
+    "UTMALDG.4D.IM2COL": 2, "UTMASTG.3D": 2, "UTMASTG.4D.IM2COL": 2,
+    "SYNCS.PHASECHK.TRANS64.TRYWAIT": 5,
     "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1, "LDSM.16.M88.4": 24,
     "LDG.E.64.CONSTANT": 16, "STSM.16.M88.4": 8,
 }  # fmt: skip
@@ -30,8 +31,8 @@ REDUCING = (
     "vNS_23ConvBnDgradTmaArgumentsE"
 )
 MORE = CODE | {
-    "UTMALDG.3D": 4, "LDSM.16.M88.4": 48, "LDG.E.64.CONSTANT": 48, "STSM.16.M88.4": 32,
-    "ATOMG.E.ADD.STRONG.GPU": 2,
+    "UTMALDG.3D": 8, "UTMALDG.4D.IM2COL": 10, "LDSM.16.M88.4": 48, "LDG.E.64.CONSTANT": 48,
+    "STSM.16.M88.4": 32, "ATOMG.E.ADD.STRONG.GPU": 2,
 }  # fmt: skip
 
 
@@ -61,7 +62,8 @@ def test_its_configuration_is_read_from_its_name():
         ({"HGMMA_64x128x16_F32_BF16": 4}, "4 HGMMA"),
         ({"WARPGROUP_DEPBAR_LE": 4}, "4 WARPGROUP"),
         ({"UTMALDG_4D_IM2COL": 1}, "1 UTMALDG"),
-        ({"UTMASTG_3D": 1}, "1 UTMASTG.*, at least 2"),
+        ({"UTMASTG_3D": 1}, r"1 UTMASTG\.3D, at least 2"),
+        ({"UTMASTG_4D_IM2COL": 1}, r"1 UTMASTG\.4D\.IM2COL, at least 2"),
         ({"LDSM_16_M88_4": 16}, "16 LDSM"),
         ({"LDG_E_64_CONSTANT": 8}, "8 LDG"),
         ({"STL": 1}, "1 LDL or STL"),
@@ -78,7 +80,8 @@ def test_it_is_held_to_its_instructions(planted, words):
 @pytest.mark.parametrize(
     ("planted", "words"),
     [
-        ({"UTMALDG_3D": 3}, "8 UTMALDG.*, at least 9"),
+        ({"UTMALDG_3D": 3}, r"3 UTMALDG\.3D, at least 4"),
+        ({"UTMALDG_4D_IM2COL": 5}, r"5 UTMALDG\.4D\.IM2COL, at least 6"),
         ({"LDSM_16_M88_4": 47}, "47 LDSM"),
         ({"STSM_16_M88_4": 24}, "24 STSM"),
         ({"ATOMG_E_ADD_STRONG_GPU": 1}, "1 ATOMG"),

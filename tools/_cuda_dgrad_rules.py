@@ -64,7 +64,9 @@ def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
         # dy and y, each by both ways, and filters.
         "UTMALDG.*": 5,
         r"UTMALDG\.4D\.IM2COL": 2,
-        "UTMASTG.*": boxes,
+        # dx where pixels lie one behind the other, and where a phase's lie apart.
+        r"UTMASTG\.3D": boxes,
+        r"UTMASTG\.4D\.IM2COL": boxes,
         "SYNCS.*TRYWAIT": 3,
         "USETMAXREG.*": 2,
         # dy, and with y both; scales in pairs; sums in 16 columns.
@@ -74,7 +76,9 @@ def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
     }
     if tile.reduces:
         least |= {
-            "UTMALDG.*": 5 + 2 * boxes,  # the shortcut and raw
+            # The shortcut and raw, likewise.
+            r"UTMALDG\.3D": 2 * boxes,
+            r"UTMALDG\.4D\.IM2COL": 2 + 2 * boxes,
             r"LDSM\b.*": STEPS * 2 * STEP_PRODUCTS + 4 * boxes * 4,
             r"LDG\.E\.64.*": STEPS * 2 * STEP_PRODUCTS * 3,
             r"STSM\b.*": 4 * 4 * boxes,  # with and without each

@@ -31,8 +31,8 @@ class AffineOperand {
       : arguments_(arguments), thread_(thread) {}
 
   // A warpgroup's tile begins.
-  RF_DEVICE void start(const OutputPlace& place) {
-    const ConvTmaArguments& conv = arguments_.dgrad.conv;
+  RF_DEVICE void start(const ConvTmaArguments& conv, const OutputPlace& place) {
+    conv_ = &conv;
     rows_ = conv.scale + place.group * conv.reduction.channels;
     at_ = {0, 0, 0};
 #pragma unroll
@@ -46,7 +46,7 @@ class AffineOperand {
 
   // Fetches the next step's coefficients, while it may still be on its way.
   RF_DEVICE void prepare() {
-    const ConvTmaArguments& conv = arguments_.dgrad.conv;
+    const ConvTmaArguments& conv = *conv_;
     const Reduction& reduction = conv.reduction;
     if (!arguments_.dgrad.masked) return;
 #pragma unroll
@@ -104,9 +104,10 @@ class AffineOperand {
  private:
   const ConvBnDgradTmaArguments& arguments_;
   uint32_t thread_;
-  const float* rows_;  // A, of the group
-  Column at_;          // of the step that is fetched next
-  int32_t h_[2];       // of dz, where the first tap of rows g and g + 8 lies
+  const ConvTmaArguments* conv_;  // of the tile
+  const float* rows_;             // A, of the group
+  Column at_;                     // of the step that is fetched next
+  int32_t h_[2];                  // of dz, where the first tap of rows g and g + 8 lies
   int32_t w_[2];
   bool inside_[2];
   Floats coefficients_[2 * kProducts][3];

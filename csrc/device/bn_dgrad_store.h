@@ -15,6 +15,7 @@
 #include "bn_dgrad_tma.h"
 #include "gradient_mask.h"
 #include "merge_gradients.h"
+#include "phase_place.h"
 #include "tile_shape.h"
 #include "warpgroup_epilogue.h"
 
@@ -68,8 +69,8 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
   }
 
   // While the products run: fetches scale and shift, asks for the shortcut and for raw.
-  RF_DEVICE void begin(const OutputPlace& place) {
-    const ConvTmaArguments& conv = arguments_.dgrad.conv;
+  RF_DEVICE void begin(int32_t phase, const PhasePlace& place) {
+    const ConvTmaArguments& conv = of(phase);
     const float* const norm = arguments_.norm + place.group * conv.channels;
     Base::begin(
         {norm, norm + arguments_.reduction.channels, arguments_.reduced ? conv.channels : 0},
@@ -77,17 +78,16 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
     if (arguments_.reduced && this->thread_ == 0) {
       ptx::mbarrier_arrive_expect_tx(raw_barrier(), Staged::kBytes);
       for (int i = 0; i < Staged::kBoxes; ++i) {
-        ptx::tma_load(raw_.box(i), &arguments_.raw,
-                      {place.channel + i * Staged::kBoxChannels, place.group, place.pixel},
-                      raw_barrier());
+        load_box(raw_.box(i), &arguments_.raw[phase], place, i * Staged::kBoxChannels,
+                 raw_barrier());
       }
     }
     ptx::sync_warp();
   }
 
-  RF_DEVICE void finish(const float (&d)[kColumns / 2], const TmaTile& tile,
-                        const OutputPlace& place) {
-    const ConvTmaArguments& conv = arguments_.dgrad.conv;
+  RF_DEVICE void finish(const float (&d)[kColumns / 2], int32_t phase, const TmaTile& tile,
+                        const PhasePlace& place) {
+    const ConvTmaArguments& conv = of(phase);
     this->wait_for_vectors();
     if (conv.has_residual) this->wait_for_residual();
     if (arguments_.reduced) {
@@ -98,10 +98,13 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
       conv.has_residual ? put<true, false>(d) : put<false, false>(d);
     }
     this->send(this->staged_, &conv.out, place, conv.channels);
-    if (arguments_.reduced) measure(tile, place);
+    if (arguments_.reduced) measure(phase, tile, place);
   }
 
  private:
+  RF_DEVICE const ConvTmaArguments& of(int32_t phase) const {
+    return arguments_.dgrad.phases[phase].conv;
+  }
   RF_DEVICE ptx::SharedAddress raw_barrier() const { return this->own_.residual + kBarrierBytes; }
 
   static RF_DEVICE float half_of(uint32_t word, int half) {
@@ -149,11 +152,11 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
 
   // The sums of this tile's channels, of what has been stored of them, and the meeting with other
   // tiles'.
-  RF_DEVICE void measure(const TmaTile& tile, const OutputPlace& place) {
-    const ConvTmaArguments& conv = arguments_.dgrad.conv;
+  RF_DEVICE void measure(int32_t phase, const TmaTile& tile, const PhasePlace& place) {
+    const ConvTmaArguments& conv = of(phase);
     const GradientReduction& reduction = arguments_.reduction;
     const uint32_t unit = this->thread_ % kUnits, lane = this->thread_ / kUnits;
-    const int32_t first = place.group * conv.channels + place.channel;
+    const int32_t first = place.in_all;
     const int32_t columns = conv.channels - place.channel;
     put_sums(first + static_cast<int32_t>(unit * kUnit),
              columns - static_cast<int32_t>(unit * kUnit), conv.grid.pixels - place.pixel, unit,
@@ -162,7 +165,8 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
     const uint32_t piece = this->thread_ / (kUnits * kPiece);
     const auto column = static_cast<int32_t>(this->thread_ / kPiece % kUnits * kUnit +
                                              piece * kPiece + this->thread_ % kPiece);
-    const int32_t row = reduction.first_row + tile.pixels * kConsumers + consumer_;
+    const int32_t row = reduction.first_row +
+                        (tile.pixels * arguments_.dgrad.count + phase) * kConsumers + consumer_;
     if (this->thread_ < kColumns && column < columns) {
       ptx::store_global(reduction.partial + row * reduction.channels + first + column,
                         sums_of_column(piece));

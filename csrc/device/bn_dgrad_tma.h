@@ -10,15 +10,16 @@
 namespace resnet_fused {
 
 struct ConvBnDgradTmaArguments {
-  // dy is dz; scale is [3, K] A, B, C, and y is read with them; residual is what is added.
+  // dy is dz; scale is [3, K] A, B, C, and y is read with them; residual is what is added, mapped
+  // as dx is.
   ConvDgradTmaArguments dgrad;
-  ptx::TensorMap raw;  // mapped as dx is
-  const float* norm;   // [4, C]: scale, shift, mean
-  bool reduced;        // raw and norm are read, and sums are taken
-  int32_t filters;     // K, of all groups
-  uint32_t height;     // of dz
+  ptx::TensorMap raw[kMostPhases];  // likewise
+  const float* norm;                // [4, C]: scale, shift, mean
+  bool reduced;                     // raw and norm are read, and sums are taken
+  int32_t filters;                  // K, of all groups
+  uint32_t height;                  // of dz
   uint32_t width;
-  GradientReduction reduction;  // a row of tiles is a warpgroup's
+  GradientReduction reduction;  // a row of tiles is a warpgroup's, phase after phase
 };
 
 // conv_dgrad's, and behind its staging tiles those of raw, the sums of threads, scale and shift.

@@ -19,17 +19,6 @@
 
 namespace resnet_fused {
 
-// The channels' vectors of a unit, which are adjacent and aligned.
-template <int kCount>
-RF_DEVICE void load_channels(float (&values)[kCount], const float* from) {
-#pragma unroll
-  for (int i = 0; i < kCount; i += kVectorLength<float>) {
-    const auto part = load_vector(from + i);
-#pragma unroll
-    for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
-  }
-}
-
 // Operands: whose pixels and filters these are. `grid()`, `height()`, `width()`, of the pixels;
 // `channels()` of the reduction. `issue_filters(stage, c, r, s)`: those of the slice from channel c
 // on, of the tap that a window is entered for at (r, s). `copy(at, beside, pixel, c, known)`: 16

@@ -12,17 +12,6 @@
 
 namespace resnet_fused {
 
-// Values of the channels of a unit, side by side at a multiple of 16 bytes.
-template <int kCount>
-RF_DEVICE void load_channels(float (&values)[kCount], const float* from RF_SITE_PARAMETER) {
-#pragma unroll
-  for (int i = 0; i < kCount; i += kVectorLength<float>) {
-    const auto part = load_vector(from + i RF_SITE);
-#pragma unroll
-    for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
-  }
-}
-
 // value(i), in float32, of each element; neighbours are rounded together.
 template <class T, int kCount, class Value>
 RF_DEVICE Unit<T, kCount> rounded(const Value& value) {

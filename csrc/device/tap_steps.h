@@ -16,8 +16,8 @@ namespace resnet_fused {
 
 // The block's tile. Blocks that share filters walk over tiles as wide as theirs together; one that
 // begins behind the last pixel brings zeros and stores nothing, but takes part.
-template <class Shape>
-RF_DEVICE TmaTile own_tile(const TileWalk& walk) {
+template <class Shape, class Walk>
+RF_DEVICE TmaTile own_tile(const Walk& walk) {
   TmaTile tile = walk.tile();
   if constexpr (Shape::kSharing > 1) {
     tile.pixels = tile.pixels * Shape::kSharing + static_cast<int32_t>(ptx::cluster_rank());
@@ -26,11 +26,12 @@ RF_DEVICE TmaTile own_tile(const TileWalk& walk) {
 }
 
 // The producer's way through the steps of its block's tiles, from the first tile's step `first` on.
-template <class T, class Shape>
+// A walk over several convolutions names each tile's own; it may have no steps.
+template <class T, class Shape, class Walk = TileWalk>
 class TapSteps {
  public:
-  RF_DEVICE TapSteps(const ConvTmaArguments& arguments, const TileWalk& walk, int32_t first = 0)
-      : arguments_(arguments), walk_(walk) {
+  RF_DEVICE TapSteps(const ConvTmaArguments& arguments, const Walk& walk, int32_t first = 0)
+      : arguments_(&arguments), walk_(walk) {
     constexpr int32_t kElements = kElementsOfStep<typename ConvTypes<T>::Operand>;
     const Reduction& reduction = arguments.reduction;
     if (first > 0) {
@@ -45,11 +46,11 @@ class TapSteps {
   RF_DEVICE bool done() const { return walk_.done(); }
   RF_DEVICE void next() {
     column_.c += kElementsOfStep<typename ConvTypes<T>::Operand>;
-    if (column_.c < arguments_.reduction.channels) return;
+    if (column_.c < arguments_->reduction.channels) return;
     column_.c = 0;
-    if (++column_.s < arguments_.reduction.taps_s) return;
+    if (++column_.s < arguments_->reduction.taps_s) return;
     column_.s = 0;
-    if (++column_.r < arguments_.reduction.taps_r) return;
+    if (++column_.r < arguments_->reduction.taps_r) return;
     column_.r = 0;
     walk_.next();
     enter();
@@ -60,33 +61,37 @@ class TapSteps {
   RF_DEVICE void load_taps(const ptx::TensorMap* from, ptx::SharedAddress to,
                            ptx::SharedAddress full) const {
     const int32_t channel = channel_ + column_.c;
-    if (arguments_.dense) {
+    if (arguments_->dense) {
       ptx::tma_load(to, from, {channel, pixel_}, full);
     } else {
       // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
       ptx::tma_load_im2col(to, from, {channel, w_, h_, n_},
-                           {static_cast<uint16_t>(column_.s * arguments_.step_w),
-                            static_cast<uint16_t>(column_.r * arguments_.step_h)},
+                           {static_cast<uint16_t>(column_.s * arguments_->step_w),
+                            static_cast<uint16_t>(column_.r * arguments_->step_h)},
                            full);
     }
   }
 
-  const ConvTmaArguments& arguments_;
-  TileWalk walk_;
+  const ConvTmaArguments* arguments_;  // of the tile
+  Walk walk_;
   Column column_{0, 0, 0};  // of the reduction: where the step begins
   TmaTile tile_{};
   int32_t channel_ = 0;  // the group's first one, of the reduction
 
  private:
   RF_DEVICE void enter() {
+    if constexpr (requires { walk_.convolution(); }) {
+      while (!walk_.done() && walk_.convolution().steps == 0) walk_.next();
+      if (!walk_.done()) arguments_ = &walk_.convolution();
+    }
     if (walk_.done()) return;
     tile_ = own_tile<Shape>(walk_);
-    channel_ = tile_.group * arguments_.reduction.channels;
+    channel_ = tile_.group * arguments_->reduction.channels;
     pixel_ = tile_.pixels * Shape::kPixels;
-    const Pixel first = pixel_of(pixel_, arguments_.grid);
+    const Pixel first = pixel_of(pixel_, arguments_->grid);
     n_ = first.n;
-    h_ = first.p * arguments_.stride_h + arguments_.origin_h;
-    w_ = first.q * arguments_.stride_w + arguments_.origin_w;
+    h_ = first.p * arguments_->stride_h + arguments_->origin_h;
+    w_ = first.q * arguments_->stride_w + arguments_->origin_w;
   }
 
   int32_t pixel_ = 0, n_ = 0, h_ = 0, w_ = 0;

@@ -24,6 +24,17 @@ RF_DEVICE Vector<T> load_vector(const T* address RF_SITE_PARAMETER) {
   return ptx::load_global_read_only(reinterpret_cast<const Vector<T>*>(address) RF_SITE);
 }
 
+// Values of the channels of a unit, side by side at a multiple of 16 bytes.
+template <int kCount>
+RF_DEVICE void load_channels(float (&values)[kCount], const float* from RF_SITE_PARAMETER) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += kVectorLength<float>) {
+    const auto part = load_vector(from + i RF_SITE);
+#pragma unroll
+    for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
+  }
+}
+
 template <class T>
 RF_DEVICE void store_vector(T* address, const Vector<T>& value RF_SITE_PARAMETER) {
   ptx::store_global(reinterpret_cast<Vector<T>*>(address), value RF_SITE);

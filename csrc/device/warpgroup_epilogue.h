@@ -43,6 +43,16 @@ struct ChannelVectors {
 
 #if defined(RF_HAS_WGMMA)
 
+// A box of what lies as the output does, `channel` channels behind the place's first one.
+RF_DEVICE void load_box(ptx::SharedAddress to, const ptx::TensorMap* from, const OutputPlace& place,
+                        int32_t channel, ptx::SharedAddress barrier) {
+  ptx::tma_load(to, from, {place.channel + channel, place.group, place.pixel}, barrier);
+}
+RF_DEVICE void store_box(const ptx::TensorMap* to, const OutputPlace& place, int32_t channel,
+                         ptx::SharedAddress from) {
+  ptx::tma_store(to, {place.channel + channel, place.group, place.pixel}, from);
+}
+
 // 64 rows by kColumns columns of sums as they lie in the staging, and a thread's places in it.
 template <Orientation kOrientation, int kColumns>
 class StagedTile {
@@ -127,18 +137,17 @@ class StagedEpilogue {
       : staged_(own.staging, thread), own_(own), thread_(thread) {}
 
   // While the products run: fetches scale and shift, and, once the last store has read the staging,
-  // asks for the shortcut {channel, group, pixel}; null for none.
+  // asks for the shortcut; null for none. Place: an OutputPlace, or what has boxes of its own.
+  template <class Place>
   RF_DEVICE void begin(const ChannelVectors& vectors, const ptx::TensorMap* residual,
-                       const OutputPlace& place) {
+                       const Place& place) {
     fetch(vectors, place.channel);
     if (thread_ == 0) {
       ptx::bulk_wait_group_read<0>();
       if (residual != nullptr) {
         ptx::mbarrier_arrive_expect_tx(own_.residual, kShortcutBytes);
         for (int i = 0; i < Staged::kBoxes; ++i) {
-          ptx::tma_load(staged_.box(i), residual,
-                        {place.channel + i * Staged::kBoxChannels, place.group, place.pixel},
-                        own_.residual);
+          load_box(staged_.box(i), residual, place, i * Staged::kBoxChannels, own_.residual);
         }
       }
     }
@@ -175,16 +184,16 @@ class StagedEpilogue {
   }
 
   // Stores the staging, as far as it lies in `out`. channels: of a group.
-  template <class Stored>
-  RF_DEVICE void send(const Stored& stored, const ptx::TensorMap* out, const OutputPlace& place,
+  template <class Stored, class Place>
+  RF_DEVICE void send(const Stored& stored, const ptx::TensorMap* out, const Place& place,
                       int32_t channels) const {
     ptx::fence_proxy_async_shared();
     meet();
     if (thread_ == 0) {
       for (int i = 0; i < Stored::kBoxes; ++i) {
-        const int32_t channel = place.channel + i * Stored::kBoxChannels;
-        if (channel >= channels) break;
-        ptx::tma_store(out, {channel, place.group, place.pixel}, stored.box(i));
+        const int32_t channel = i * Stored::kBoxChannels;
+        if (place.channel + channel >= channels) break;
+        store_box(out, place, channel, stored.box(i));
       }
       ptx::bulk_commit_group();
     }

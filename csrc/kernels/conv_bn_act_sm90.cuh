@@ -34,7 +34,7 @@ class ConvSteps : public TapSteps<T, Shape> {
   RF_DEVICE void load_filters(ptx::SharedAddress stage, ptx::SharedAddress full) const {
     const ptx::SharedAddress to = stage + Shape::kFiltersAt;
     const Column& at = this->column_;
-    const ConvTmaArguments& told = this->arguments_;
+    const ConvTmaArguments& told = *this->arguments_;
     const int32_t filter =
         this->tile_.group * told.channels + this->tile_.channels * Shape::kChannels;
     if constexpr (Shape::kSharing > 1) {
@@ -47,7 +47,7 @@ class ConvSteps : public TapSteps<T, Shape> {
     }
   }
   RF_DEVICE void load_pixels(ptx::SharedAddress stage, ptx::SharedAddress full) const {
-    this->load_taps(&this->arguments_.x, stage + Shape::kPixelsAt, full);
+    this->load_taps(&this->arguments_->x, stage + Shape::kPixelsAt, full);
   }
 };
 

@@ -1,5 +1,5 @@
 // conv_bn_dgrad on the GPU, for sm_90a: the gradient of the input of a convolution between two
-// BatchNorms by wgmma, fed by TMA, where the stride is 1.
+// BatchNorms by wgmma, fed by TMA.
 //
 //     dy = A dz + (B y + C)                              as it arrives; 0 outside of the output
 //     dx[m, c] = sum over e of dy[m, e] * filter[e, c] [+ addend]     where h passed the ReLU
@@ -23,22 +23,20 @@ namespace resnet_fused {
 template <class T, class Shape>
 RF_DEVICE void consume_bn_gradients(const ConvBnDgradTmaArguments& arguments,
                                     const RingOf<Shape>& ring, ptx::SharedAddress shared,
-                                    TileWalk walk, uint32_t consumer, uint32_t thread) {
-  const ConvTmaArguments& conv = arguments.dgrad.conv;
+                                    PhasedWalk walk, uint32_t consumer, uint32_t thread) {
   BnDgradStore<T, Shape> store(arguments, shared, consumer, thread);
   AffineOperand<T> left(arguments, thread);
   const uint32_t row = consumer * kWarpgroupRows;
   RingPlace<Shape::kStages> at;
   float d[Shape::kColumns / 2];
-  clear(d);
   for (; !walk.done(); walk.next()) {
     const TmaTile tile = walk.tile();
-    const OutputPlace place{tile.channels * Shape::kChannels, tile.group,
-                            tile.pixels * Shape::kPixels + static_cast<int32_t>(row)};
-    left.start(place);
+    const PhasePlace place = place_of<Shape>(walk, row, arguments.dgrad.apart);
+    const ConvTmaArguments& conv = walk.convolution();
+    left.start(conv, place);
     sum_turned<T, Shape>(d, ring, at, shared, row * kStepRowBytes, conv.steps, thread % 32 == 0,
-                         left, [&] { store.begin(place); });
-    store.finish(d, tile, place);
+                         left, [&] { store.begin(walk.phase(), place); });
+    store.finish(d, walk.phase(), tile, place);
   }
   store.end();
 }
@@ -52,13 +50,16 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const auto prepare = [&] {
-    if (arguments.dgrad.conv.has_residual) ptx::tma_prefetch(&arguments.dgrad.conv.residual);
-    if (arguments.reduced) ptx::tma_prefetch(&arguments.raw);
+    for (int i = 0; i < arguments.dgrad.count; ++i) {
+      const ConvTmaArguments& conv = arguments.dgrad.phases[i].conv;
+      if (conv.has_residual) ptx::tma_prefetch(&conv.residual);
+      if (arguments.reduced) ptx::tma_prefetch(&arguments.raw[i]);
+    }
     BnDgradStore<T, Shape>::init(shared);
   };
   run_gradients<T, Shape>(
       arguments.dgrad, shared, prepare,
-      [&](const RingOf<Shape>& ring, const TileWalk& walk, uint32_t consumer, uint32_t thread) {
+      [&](const RingOf<Shape>& ring, const PhasedWalk& walk, uint32_t consumer, uint32_t thread) {
         consume_bn_gradients<T, Shape>(arguments, ring, shared, walk, consumer, thread);
       });
 #endif

@@ -1,9 +1,9 @@
-// conv_dgrad on the GPU, for sm_90a: the gradient of a convolution's input by wgmma, fed by TMA,
-// where the stride is 1.
+// conv_dgrad on the GPU, for sm_90a: the gradient of a convolution's input by wgmma, fed by TMA.
 //
 //     dx[m, c] = sum over e of (scale * dz)[m, e] * filter[e, c]
 //
-// M: input pixels, N: input channels of a group, reduction: taps and output channels of the group.
+// M: input pixels of one phase of the stride, N: input channels of a group, reduction: the phase's
+// taps and the group's output channels.
 // A block stays for many tiles. One thread asks for steps of 64 channels of one tap: of dy, of y,
 // whose zeros beside the image let nothing pass, and of the filters, which are read across. Two
 // warpgroups turn dy in registers, each its 64 rows, and multiply; while one turns a step the
@@ -15,6 +15,7 @@
 #include "../device/dgrad_tma.h"
 #include "../device/masked_operand.h"
 #include "../device/pair.h"
+#include "../device/phase_place.h"
 #include "../device/tap_steps.h"
 #include "../device/turned_products.h"
 #include "../device/warpgroup_epilogue.h"
@@ -30,32 +31,32 @@ namespace resnet_fused {
 // The producer's way through the steps of its block's tiles. The first tap of dy's walk meets the
 // filter's last one.
 template <class T, class Shape>
-class DgradSteps : public TapSteps<T, Shape> {
+class DgradSteps : public TapSteps<T, Shape, PhasedWalk> {
  public:
-  RF_DEVICE DgradSteps(const ConvDgradTmaArguments& arguments, const TileWalk& walk)
-      : TapSteps<T, Shape>(arguments.conv, walk), whole_(arguments) {}
+  RF_DEVICE DgradSteps(const ConvDgradTmaArguments& arguments, const PhasedWalk& walk)
+      : TapSteps<T, Shape, PhasedWalk>(arguments.phases[0].conv, walk), masked_(arguments.masked) {}
 
   RF_DEVICE uint32_t bytes() const {
-    return Shape::kStageBytes - (whole_.masked ? 0 : Shape::kPixelBytes);
+    return Shape::kStageBytes - (masked_ ? 0 : Shape::kPixelBytes);
   }
 
   RF_DEVICE void load(ptx::SharedAddress stage, ptx::SharedAddress full) const {
     const Column& at = this->column_;
-    const Reduction& taps = this->arguments_.reduction;
-    this->load_taps(&this->arguments_.x, stage + Shape::kPixelsAt, full);
-    if (whole_.masked) this->load_taps(&whole_.y, stage + Shape::kMaskAt, full);
+    const DgradPhase& phase = this->walk_.told();
+    this->load_taps(&phase.conv.x, stage + Shape::kPixelsAt, full);
+    if (masked_) this->load_taps(&phase.y, stage + Shape::kMaskAt, full);
+    const int32_t r = phase.taps_h.last - at.r * phase.taps_h.step;
+    const int32_t s = phase.taps_w.last - at.s * phase.taps_w.step;
     const int32_t first = this->tile_.channels * Shape::kChannels;
 #pragma unroll 1
     for (int i = 0; i < Shape::kChannels / kStepElements; ++i) {
-      ptx::tma_load(stage + Shape::kFiltersAt + i * kAcrossBoxBytes, &this->arguments_.weight,
-                    {first + i * kStepElements, taps.taps_s - 1 - at.s, taps.taps_r - 1 - at.r,
-                     this->channel_ + at.c},
-                    full);
+      ptx::tma_load(stage + Shape::kFiltersAt + i * kAcrossBoxBytes, &phase.conv.weight,
+                    {first + i * kStepElements, s, r, this->channel_ + at.c}, full);
     }
   }
 
  private:
-  const ConvDgradTmaArguments& whole_;
+  bool masked_;
 };
 
 // A warpgroup's sums, rounded once, into dx.
@@ -72,7 +73,7 @@ class DgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, kC
   RF_DEVICE void begin() const { this->end(); }
 
   RF_DEVICE void finish(const float (&d)[kColumns / 2], const ptx::TensorMap* out,
-                        const OutputPlace& place, int32_t channels) const {
+                        const PhasePlace& place, int32_t channels) const {
     this->meet();
 #pragma unroll
     for (int i = 0; i < kColumns / 16; ++i) {
@@ -88,33 +89,47 @@ class DgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, kC
 };
 
 // One tile's sums, see turned_products.h; rows: bytes from the tile's first row to the warpgroup's.
+// Without steps they are zeros.
 template <class T, class Shape, class Operand, class Begin>
 RF_DEVICE void sum_turned(float (&d)[Shape::kColumns / 2], const RingOf<Shape>& ring,
                           RingPlace<Shape::kStages>& at, ptx::SharedAddress shared, uint32_t rows,
                           int steps, bool releases, Operand& left, const Begin& begin) {
+  clear(d);
+  ptx::wgmma_pin(d);
+  if (steps == 0) {
+    begin();
+    return;
+  }
   const StagePlaces places{Shape::kPixelsAt + rows, Shape::kMaskAt + rows, Shape::kFiltersAt};
   sum_products<T, Shape>(d, ring, at, shared, places, steps, releases, left, begin);
 }
 
+// A warpgroup's rows of the walk's tile begin at `row`.
+template <class Shape>
+RF_DEVICE PhasePlace place_of(const PhasedWalk& walk, uint32_t row, bool apart) {
+  const TmaTile tile = walk.tile();
+  return phase_place({tile.channels * Shape::kChannels, tile.group,
+                      tile.pixels * Shape::kPixels + static_cast<int32_t>(row)},
+                     walk.convolution(), apart);
+}
+
 template <class T, class Shape>
 RF_DEVICE void consume_gradients(const ConvDgradTmaArguments& arguments, const RingOf<Shape>& ring,
-                                 ptx::SharedAddress shared, TileWalk walk, uint32_t consumer,
+                                 ptx::SharedAddress shared, PhasedWalk walk, uint32_t consumer,
                                  uint32_t thread) {
-  const ConvTmaArguments& conv = arguments.conv;
   DgradStore<T, Shape::kColumns> store(
       {shared + Shape::kStagingAt + consumer * Shape::kStagingBytes, 0, 0,
        static_cast<int>(1 + consumer)},
       thread);
-  MaskedOperand<T> left(conv.scale, conv.reduction.channels, arguments.masked, thread);
+  const ConvTmaArguments& all = arguments.phases[0].conv;
+  MaskedOperand<T> left(all.scale, all.reduction.channels, arguments.masked, thread);
   const uint32_t row = consumer * kWarpgroupRows;
   RingPlace<Shape::kStages> at;
   float d[Shape::kColumns / 2];
-  clear(d);
   for (; !walk.done(); walk.next()) {
-    const TmaTile tile = walk.tile();
-    const OutputPlace place{tile.channels * Shape::kChannels, tile.group,
-                            tile.pixels * Shape::kPixels + static_cast<int32_t>(row)};
-    left.start(tile.group);
+    const ConvTmaArguments& conv = walk.convolution();
+    const PhasePlace place = place_of<Shape>(walk, row, arguments.apart);
+    left.start(place.group);
     sum_turned<T, Shape>(d, ring, at, shared, row * kStepRowBytes, conv.steps, thread % 32 == 0,
                          left, [&] { store.begin(); });
     store.finish(d, &conv.out, place, conv.channels);
@@ -128,13 +143,17 @@ template <class T, class Shape, class Prepare, class Consume>
 RF_DEVICE void run_gradients(const ConvDgradTmaArguments& arguments, ptx::SharedAddress shared,
                              const Prepare& prepare, const Consume& consume) {
   const RingOf<Shape> ring{shared + Shape::kRingAt};
-  const TileWalk walk(arguments.conv.tiles, arguments.conv.reverse,
-                      static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(gridDim.x));
+  const PhasedWalk walk(arguments, static_cast<int32_t>(blockIdx.x),
+                        static_cast<int32_t>(gridDim.x));
   if (threadIdx.x == 0) {
-    ptx::tma_prefetch(&arguments.conv.weight);
-    ptx::tma_prefetch(&arguments.conv.x);
-    ptx::tma_prefetch(&arguments.conv.out);
-    if (arguments.masked) ptx::tma_prefetch(&arguments.y);
+    ptx::tma_prefetch(&arguments.phases[0].conv.weight);
+    for (int i = 0; i < arguments.count; ++i) {
+      const DgradPhase& phase = arguments.phases[i];
+      ptx::tma_prefetch(&phase.conv.out);
+      if (phase.conv.steps == 0) continue;
+      ptx::tma_prefetch(&phase.conv.x);
+      if (arguments.masked) ptx::tma_prefetch(&phase.y);
+    }
     ring.init(Shape::kReaders);
     prepare();
     ptx::fence_mbarrier_init();
@@ -161,7 +180,7 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   run_gradients<T, Shape>(
       arguments, shared, [] {},
-      [&](const RingOf<Shape>& ring, const TileWalk& walk, uint32_t consumer, uint32_t thread) {
+      [&](const RingOf<Shape>& ring, const PhasedWalk& walk, uint32_t consumer, uint32_t thread) {
         consume_gradients<T, Shape>(arguments, ring, shared, walk, consumer, thread);
       });
 #endif

@@ -89,8 +89,10 @@ int64_t pixels_of(const RfConvBnAct& problem, int64_t images) {
   return images * size.p * size.q;
 }
 
+}  // namespace
+
 // What the tensor maps' rules do not cover.
-std::string shape_fault(const RfConvBnAct& problem, const TmaTypes& types) {
+std::string tma_shape_fault(const RfConvBnAct& problem, const TmaTypes& types) {
   if (types.operands == TensorElement::kFloat32) return kNoTf32;
   const int64_t channels = problem.weight_size[1];
   const int32_t step = step_elements(types.operands);
@@ -101,16 +103,14 @@ std::string shape_fault(const RfConvBnAct& problem, const TmaTypes& types) {
   return tma_taps_fault(problem);
 }
 
-std::string weight_fault(const RfConvBnAct& problem, TensorElement element,
-                         const TmaTileFacts& tile) {
+std::string tma_weight_fault(const RfConvBnAct& problem, TensorElement element,
+                             const TmaTileFacts& tile) {
   const TensorMapRequest request = weight_request(problem, element, tile);
   if (request.sizes[0] > 1 && problem.weight_stride[tile.across ? 0 : 1] != 1) {
     return "weight: its channels are not adjacent";
   }
   return named("weight", tensor_map_fault(request));
 }
-
-}  // namespace
 
 TmaTypes tma_types(const RfConvBnAct& problem) {
   const TensorElement element = element_of(problem.dtype);
@@ -153,11 +153,11 @@ std::string tma_pixels_fault(const RfConvBnAct& problem, TensorElement element,
 
 std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
                       int64_t images, const char* pixels_name) {
-  std::string found = shape_fault(problem, types);
+  std::string found = tma_shape_fault(problem, types);
   if (!found.empty()) return found;
   found = tma_pixels_fault(problem, types.operands, tile, images, pixels_name);
   if (!found.empty()) return found;
-  found = weight_fault(problem, types.operands, tile);
+  found = tma_weight_fault(problem, types.operands, tile);
   if (!found.empty()) return found;
   found =
       tma_output_fault("out", problem, types.out, tile, problem.out, problem.out_stride, images);
@@ -168,14 +168,8 @@ std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const T
 
 namespace {
 
-// Everything but the maps.
-ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTypes& types,
-                              const TmaTileFacts& tile, int64_t images) {
-  const OutputSize size = output_size(problem);
-  const int64_t pixels = images * size.p * size.q;
-  const int64_t channels = problem.weight_size[0] / problem.groups;
-  const int64_t of_group = divide_up(channels, tile.channels);
-  const int64_t of_pixels = of_group * problem.groups;
+// Everything but the maps and what depends on the number of pixels.
+ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTypes& types) {
   ConvTmaArguments made{};
   made.scale = static_cast<const float*>(problem.scale);
   made.shift = static_cast<const float*>(problem.shift);
@@ -183,10 +177,7 @@ ConvTmaArguments arguments_of(const RfConvBnAct& problem, const TmaTypes& types,
                     narrowed(problem.weight_size[2])};
   made.steps = narrowed(divide_up(problem.weight_size[1], step_elements(types.operands)) *
                         problem.weight_size[2] * problem.weight_size[3]);
-  made.channels = narrowed(channels);
-  made.grid = {narrowed(pixels), make_divisor(narrowed(size.q)), make_divisor(narrowed(size.p))};
-  made.tiles = {narrowed(tma_tiles(problem, tile, pixels)), make_divisor(narrowed(of_pixels)),
-                make_divisor(narrowed(of_group))};
+  made.channels = narrowed(problem.weight_size[0] / problem.groups);
   made.stride_h = narrowed(problem.stride[0]);
   made.stride_w = narrowed(problem.stride[1]);
   made.origin_h = narrowed(-problem.padding[0]);
@@ -222,13 +213,29 @@ int encode_tma_output(const RfConvBnAct& problem, TensorElement element, const T
       output_request(problem, element, tile, from, pixel, pixels_of(problem, images)), map);
 }
 
+int tma_common_arguments(const RfConvBnAct& problem, const TmaTypes& types,
+                         const TmaTileFacts& tile, ConvTmaArguments* made) {
+  *made = arguments_of(problem, types);
+  return encode_tensor_map(weight_request(problem, types.operands, tile), &made->weight);
+}
+
+void tma_set_pixels(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t images,
+                    const OutputSize& size, ConvTmaArguments* made) {
+  const int64_t pixels = images * size.p * size.q;
+  const int64_t of_group = divide_up(problem.weight_size[0] / problem.groups, tile.channels);
+  made->grid = {narrowed(pixels), make_divisor(narrowed(size.q)), make_divisor(narrowed(size.p))};
+  made->tiles = {narrowed(tma_tiles(problem, tile, pixels)),
+                 make_divisor(narrowed(of_group * problem.groups)),
+                 make_divisor(narrowed(of_group))};
+}
+
 int tma_arguments(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
                   int64_t first, int64_t images, ConvTmaArguments* made) {
   ConvTmaArguments& arguments = *made;
-  arguments = arguments_of(problem, types, tile, images);
-  int error = encode_tma_pixels(problem, types.operands, tile, first, images, &arguments.x);
+  int error = tma_common_arguments(problem, types, tile, made);
+  tma_set_pixels(problem, tile, images, output_size(problem), made);
   if (error == 0) {
-    error = encode_tensor_map(weight_request(problem, types.operands, tile), &arguments.weight);
+    error = encode_tma_pixels(problem, types.operands, tile, first, images, &arguments.x);
   }
   if (error == 0) {
     error = encode_tma_output(problem, types.out, tile, problem.out, problem.out_stride, first,

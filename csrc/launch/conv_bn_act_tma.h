@@ -6,6 +6,7 @@
 
 #include "../device/tma_conv.h"
 #include "conv_bn_act.h"
+#include "conv_strides.h"
 #include "conv_tma_tiles.h"
 #include "tensor_map.h"
 
@@ -59,6 +60,10 @@ TmaTypes tma_types(const RfConvBnAct& problem);
 // What keeps a problem from TMA, with the argument's name; empty if nothing does. pixels: x's name.
 std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
                       int64_t images, const char* pixels = "x");
+// What keeps sizes alone from it, and what keeps the weight.
+std::string tma_shape_fault(const RfConvBnAct& problem, const TmaTypes& types);
+std::string tma_weight_fault(const RfConvBnAct& problem, TensorElement element,
+                             const TmaTileFacts& tile);
 // What keeps x alone from it.
 std::string tma_pixels_fault(const RfConvBnAct& problem, TensorElement element,
                              const TmaTileFacts& tile, int64_t images, const char* pixels);
@@ -91,6 +96,12 @@ struct StepTransform {
 double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
                 int64_t pixels, const RfGpu& gpu, const StepTransform& transform = {});
 
+// Everything but the maps of x and of what lies as the output does, and but the pixels: for so many
+// images of an output's size.
+int tma_common_arguments(const RfConvBnAct& problem, const TmaTypes& types,
+                         const TmaTileFacts& tile, ConvTmaArguments* made);
+void tma_set_pixels(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t images,
+                    const OutputSize& size, ConvTmaArguments* made);
 // The arguments of a launch of images [first, first + images), of which tma_fault finds nothing; 0
 // or a cudaError_t.
 int tma_arguments(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,

@@ -13,7 +13,8 @@ BnDgradLayout bn_dgrad_layout(const RfConvBnDgrad& problem, const RfConvConfigur
                               int32_t splits, int64_t images_a_launch) {
   const RfConvGradient& conv = problem.conv;
   const PhaseSize phase = phase_size(conv);
-  const int64_t phases = conv.stride[0] * conv.stride[1];
+  const int64_t phases = tile.tma != 0 ? static_cast<int64_t>(phases_of(conv).size())
+                                       : conv.stride[0] * conv.stride[1];
   const int64_t channels = conv.x_size[1];
   const int64_t columns = divide_up(channels / conv.groups, tile.n) * conv.groups;
   const int64_t images = conv.x_size[0];

@@ -15,19 +15,19 @@ std::string bn_dgrad_tma_fault(const RfConvBnDgrad& problem, const TmaTileFacts&
   const RfConvGradient& conv = problem.conv;
   std::string found = dgrad_tma_fault(conv, tile, kNames, problem.affine != 0, images);
   if (!found.empty()) return found;
-  const RfConvBnAct made = convolution_of(conv);
-  const TensorElement element = element_of(conv.dtype);
   if (problem.added != 0) {
-    if (problem.addend_step != 1) {
-      return "addend: every " + std::to_string(problem.addend_step) +
-             "-th pixel; every one is accepted";
+    const int64_t step = problem.addend_step;
+    const bool of_a_phase = step == conv.stride[0] && step == conv.stride[1];
+    if (step != 1 && !of_a_phase) {
+      return "addend: every " + std::to_string(step) +
+             "-th pixel; every one is accepted, or those of the stride";
     }
-    found = tma_output_fault("addend", made, element, tile, problem.addend, problem.addend_stride,
-                             images);
+    found = dgrad_tma_output_fault("addend", conv, tile, {problem.addend, problem.addend_stride},
+                                   images, step);
     if (!found.empty()) return found;
   }
   if (problem.reduced == 0) return "";
-  return tma_output_fault("raw", made, element, tile, problem.raw, problem.raw_stride, images);
+  return dgrad_tma_output_fault("raw", conv, tile, {problem.raw, problem.raw_stride}, images);
 }
 
 int run_conv_bn_dgrad_tma(const RfConvBnDgrad& problem, const RfConvPlan& plan, void* workspace,
@@ -35,31 +35,39 @@ int run_conv_bn_dgrad_tma(const RfConvBnDgrad& problem, const RfConvPlan& plan, 
   const int index = plan.configuration - kFirstBnDgradTma;
   const TmaTileFacts tile = dgrad_tma_tile<BnDgradTmaTiles>(index);
   const RfConvGradient& conv = problem.conv;
-  const RfConvBnAct made = convolution_of(conv);
-  const TensorElement element = element_of(conv.dtype);
   const BnDgradLayout layout =
       bn_dgrad_layout(problem, *rf_conv_bn_dgrad_configuration(plan.configuration), plan.splits,
                       plan.images_a_launch);
   ConvBnDgradTmaArguments arguments{};
-  int error = dgrad_tma_arguments(conv, tile, problem.affine != 0, first, images, &arguments.dgrad);
-  arguments.dgrad.conv.has_residual = problem.added != 0;
-  if (error == 0 && problem.added != 0) {
-    error = encode_tma_output(made, element, tile, problem.addend, problem.addend_stride, first,
-                              images, &arguments.dgrad.conv.residual);
-  }
-  if (error == 0 && problem.reduced != 0) {
-    error = encode_tma_output(made, element, tile, problem.raw, problem.raw_stride, first, images,
-                              &arguments.raw);
+  int error = dgrad_tma_arguments(conv, tile, problem.affine != 0, first, images, plan.blocks,
+                                  &arguments.dgrad);
+  const std::vector<DgradPhaseFacts> phases = phases_of(conv);
+  const int64_t step = problem.addend_step;
+  for (int i = 0; i < arguments.dgrad.count && error == 0; ++i) {
+    const DgradPhaseFacts& phase = phases[i];
+    ConvTmaArguments& told = arguments.dgrad.phases[i].conv;
+    // Of every other pixel one phase has all.
+    told.has_residual =
+        problem.added != 0 && phase.h.index % step == 0 && phase.w.index % step == 0;
+    if (told.has_residual) {
+      error = encode_dgrad_output(conv, phase, tile, {problem.addend, problem.addend_stride}, first,
+                                  images, &told.residual, step);
+    }
+    if (error == 0 && problem.reduced != 0) {
+      error = encode_dgrad_output(conv, phase, tile, {problem.raw, problem.raw_stride}, first,
+                                  images, &arguments.raw[i]);
+    }
   }
   if (error != 0) return error;
   arguments.norm = static_cast<const float*>(problem.norm);
   arguments.reduced = problem.reduced != 0;
   arguments.filters = narrowed(conv.weight_size[0]);
-  arguments.height = static_cast<uint32_t>(made.x_size[2]);
-  arguments.width = static_cast<uint32_t>(made.x_size[3]);
+  const OutputSize size = output_size(conv);
+  arguments.height = static_cast<uint32_t>(size.p);
+  arguments.width = static_cast<uint32_t>(size.q);
   arguments.reduction = gradient_reduction(problem, layout, plan, workspace, first);
   const ClearedCounters counters{workspace, first == 0 ? layout.counted : 0};
-  const int32_t blocks = tma_blocks(arguments.dgrad.conv, tile, plan);
+  const int32_t blocks = dgrad_tma_grid(arguments.dgrad, plan);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(conv.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_bn_dgrad_tma_float16 : launch_conv_bn_dgrad_tma_bfloat16;

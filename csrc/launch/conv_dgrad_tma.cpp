@@ -11,10 +11,10 @@ int run_conv_dgrad_tma(const RfConvGradient& problem, const RfConvPlan& plan, in
   const int index = plan.configuration - kFirstDgradTma;
   const TmaTileFacts tile = dgrad_tma_tile<DgradTmaTiles>(index);
   ConvDgradTmaArguments arguments{};
-  const int error =
-      dgrad_tma_arguments(problem, tile, problem.y != nullptr, first, images, &arguments);
+  const int error = dgrad_tma_arguments(problem, tile, problem.y != nullptr, first, images,
+                                        plan.blocks, &arguments);
   if (error != 0) return error;
-  const int32_t blocks = tma_blocks(arguments.conv, tile, plan);
+  const int32_t blocks = dgrad_tma_grid(arguments, plan);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_dgrad_tma_float16 : launch_conv_dgrad_tma_bfloat16;

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 
+#include "conv_gradient_arguments.h"
 #include "conv_plan.h"
+#include "conv_strides.h"
 #include "tma_request.h"
 
 namespace resnet_fused {
@@ -15,12 +17,23 @@ constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multipr
 constexpr double kResults = 36;                 // that the epilogue makes in a cycle
 constexpr double kSharedLines = 128;            // bytes a cycle, for products, TMA and epilogue
 
-// The same of y, which is read as dy is.
-RfConvBnAct beside_of(const RfConvGradient& problem) {
-  RfConvBnAct made = convolution_of(problem);
-  made.x = problem.y;
-  std::copy_n(problem.y_stride, 4, made.x_stride);
-  return made;
+int64_t tiles_of_phase(const RfConvGradient& problem, const TmaTileFacts& tile, int64_t images) {
+  const PhaseSize size = phase_size(problem);
+  return tma_tiles(convolution_of(problem), tile, images * size.rows * size.columns);
+}
+
+PhasedTiles phased_tiles(int64_t each, int64_t phases, int64_t of_pixels, int64_t blocks) {
+  const int64_t run = std::min(each, divide_up(blocks, of_pixels) * of_pixels);
+  const int64_t last = each % run;
+  return {narrowed(each * phases), narrowed(each / run), make_divisor(narrowed(run * phases)),
+          make_divisor(narrowed(run)), make_divisor(narrowed(last > 0 ? last : run))};
+}
+
+// Where a tensor's image `first` lies.
+Placed from_image(const RfConvGradient& problem, const Placed& tensor, int64_t first) {
+  return {
+      image_at(element_of(problem.dtype), tensor.at, problem.x_size[0], tensor.stride[0], first),
+      tensor.stride};
 }
 
 }  // namespace
@@ -53,15 +66,73 @@ RfConvBnAct convolution_of(const RfConvGradient& problem) {
   return made;
 }
 
+std::string dgrad_tma_output_fault(const char* name, const RfConvGradient& problem,
+                                   const TmaTileFacts& tile, const Placed& tensor, int64_t images,
+                                   int64_t step) {
+  const TensorElement element = element_of(problem.dtype);
+  if (!lies_apart(problem)) {
+    return tma_output_fault(name, convolution_of(problem), element, tile, tensor.at, tensor.stride,
+                            images);
+  }
+  if (problem.x_size[1] > 1 && tensor.stride[1] != 1) {
+    return named(name, "its channels are not adjacent");
+  }
+  std::string found;
+  for (const DgradPhaseFacts& phase : phases_of(problem)) {
+    if (phase.h.index % step != 0 || phase.w.index % step != 0) continue;
+    found = tensor_map_fault(phase_pixels_request(problem, phase, tile, tensor, images, step));
+    if (!found.empty()) break;
+  }
+  return named(name, found);
+}
+
+int encode_dgrad_output(const RfConvGradient& problem, const DgradPhaseFacts& phase,
+                        const TmaTileFacts& tile, const Placed& tensor, int64_t first,
+                        int64_t images, ptx::TensorMap* map, int64_t step) {
+  if (!lies_apart(problem)) {
+    return encode_tma_output(convolution_of(problem), element_of(problem.dtype), tile, tensor.at,
+                             tensor.stride, first, images, map);
+  }
+  return encode_tensor_map(
+      phase_pixels_request(problem, phase, tile, from_image(problem, tensor, first), images, step),
+      map);
+}
+
 std::string dgrad_tma_fault(const RfConvGradient& problem, const TmaTileFacts& tile,
                             const DgradNames& names, bool reads_y, int64_t images) {
-  if (problem.stride[0] != 1 || problem.stride[1] != 1) {
+  if (problem.stride[0] > 2 || problem.stride[1] > 2) {
     return "stride: " + std::to_string(problem.stride[0]) + " x " +
-           std::to_string(problem.stride[1]) + "; 1 x 1 is accepted";
+           std::to_string(problem.stride[1]) + "; up to 2 x 2 is accepted";
   }
   const RfConvBnAct made = convolution_of(problem);
-  const TmaTypes types = tma_types(made);
-  std::string found = tma_fault(made, types, tile, images, names.dy);
+  std::string found = tma_shape_fault(made, tma_types(made));
+  if (!found.empty()) return found;
+  // A box of an im2col map does not end where its group does.
+  const int64_t channels = problem.weight_size[1];
+  if (lies_apart(problem) && problem.groups > 1 && channels % kStepElements != 0) {
+    return "groups: " + std::to_string(channels) +
+           " input channels of each; by a stride a multiple of " + std::to_string(kStepElements) +
+           " is accepted";
+  }
+  const std::vector<DgradPhaseFacts> phases = phases_of(problem);
+  const auto walk_fault = [&](const char* name, const Placed& tensor) -> std::string {
+    if (problem.weight_size[0] > 1 && tensor.stride[1] != 1) {
+      return named(name, "its channels are not adjacent");
+    }
+    for (const DgradPhaseFacts& phase : phases) {
+      if (phase.taps() == 0) continue;
+      const std::string fault =
+          tensor_map_fault(phase_walk_request(problem, phase, tile, tensor, images));
+      if (!fault.empty()) return named(name, fault);
+    }
+    return "";
+  };
+  const Placed dy{problem.dy, problem.dy_stride}, y{problem.y, problem.y_stride};
+  found = walk_fault(names.dy, dy);
+  if (found.empty()) found = tma_weight_fault(made, element_of(problem.dtype), tile);
+  if (found.empty()) {
+    found = dgrad_tma_output_fault("out", problem, tile, {problem.x, problem.x_stride}, images);
+  }
   if (!found.empty()) return found;
   // Per-channel values come two at a time.
   if (made.weight_size[1] % 2 != 0) return "weight: an odd number of filters";
@@ -69,22 +140,22 @@ std::string dgrad_tma_fault(const RfConvGradient& problem, const TmaTileFacts& t
     return named(names.vectors, "its address is no multiple of 8");
   }
   if (!reads_y) return "";
-  const RfConvBnAct beside = beside_of(problem);
-  found = tma_pixels_fault(beside, types.operands, tile, images, "y");
-  if (found.empty() && tma_is_dense(made) != tma_is_dense(beside)) {
-    return "y: its pixels do not lie as " + std::string(names.dy) + "'s do";
+  found = walk_fault("y", y);
+  if (!found.empty()) return found;
+  for (const DgradPhaseFacts& phase : phases) {
+    if (phase_is_dense(problem, phase, dy) != phase_is_dense(problem, phase, y)) {
+      return "y: its pixels do not lie as " + std::string(names.dy) + "'s do";
+    }
   }
-  return found;
+  return "";
 }
 
+// Tiles of the phases ahead have most taps, so that the first block has most tiles of each number
+// of taps, and is the last one to end.
 double dgrad_tma_cost(const RfConvGradient& problem, const TmaTileFacts& tile,
                       const DgradWork& work, int64_t images, const RfGpu& gpu) {
-  const RfConvBnAct made = convolution_of(problem);
-  const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
-  const int64_t blocks = tma_blocks(made, tile, pixels, gpu);
-  const auto each = static_cast<double>(divide_up(tma_tiles(made, tile, pixels), blocks));
-  const auto steps = static_cast<double>(divide_up(made.weight_size[1], kStepElements) *
-                                         made.weight_size[2] * made.weight_size[3]);
+  const int64_t each = tiles_of_phase(problem, tile, images);
+  const int64_t blocks = dgrad_tma_blocks(problem, tile, images, gpu);
   const double area = static_cast<double>(tile.pixels) * tile.channels;
   const double left = (work.reads_y ? 2.0 : 1.0) * tile.pixels * kStepRowBytes;
   const double right = static_cast<double>(tile.channels) * kStepRowBytes;
@@ -92,27 +163,70 @@ double dgrad_tma_cost(const RfConvGradient& problem, const TmaTileFacts& tile,
   // What has come is read once, but filters by each of the warpgroups.
   const double shared = (2 * left + (1 + kConsumers) * right) / kSharedLines;
   const double turning = tile.pixels * kStepElements / 2 * work.turning / kInstructions;
-  const double multiply = steps * std::max({matrix, shared, turning});
-  const double load = steps * (left + right) / kCacheBytes;
   const double results = area / kResults + area * work.finishing / kInstructions;
   const double ends = area * work.ends * kTmaElementBytes / kMemoryBytes;
-  return each * std::max({multiply + results, load, ends}) + results + 2 * kLatency;
+  const int64_t of_tap = divide_up(problem.weight_size[0] / problem.groups, kStepElements);
+  double cycles = 0;
+  int64_t ahead = 0;
+  for (const DgradPhaseFacts& phase : phases_of(problem)) {
+    const auto steps = static_cast<double>(of_tap * phase.taps());
+    const double multiply = steps * std::max({matrix, shared, turning});
+    const double load = steps * (left + right) / kCacheBytes;
+    const int64_t tiles = divide_up(ahead + each, blocks) - divide_up(ahead, blocks);
+    cycles += static_cast<double>(tiles) * std::max({multiply + results, load, ends});
+    ahead += each;
+  }
+  return cycles + results + 2 * kLatency;
 }
 
 int64_t dgrad_tma_blocks(const RfConvGradient& problem, const TmaTileFacts& tile, int64_t images,
                          const RfGpu& gpu) {
-  return tma_blocks(convolution_of(problem), tile, images * problem.x_size[2] * problem.x_size[3],
-                    gpu);
+  const auto phases = static_cast<int64_t>(phases_of(problem).size());
+  return std::min<int64_t>(tiles_of_phase(problem, tile, images) * phases, gpu.multiprocessors);
 }
 
 int dgrad_tma_arguments(const RfConvGradient& problem, const TmaTileFacts& tile, bool reads_y,
-                        int64_t first, int64_t images, ConvDgradTmaArguments* made) {
+                        int64_t first, int64_t images, int64_t blocks,
+                        ConvDgradTmaArguments* made) {
   const RfConvBnAct conv = convolution_of(problem);
-  const TmaTypes types = tma_types(conv);
+  const std::vector<DgradPhaseFacts> phases = phases_of(problem);
+  ConvTmaArguments common;
+  int error = tma_common_arguments(conv, tma_types(conv), tile, &common);
+  const Placed dy{problem.dy, problem.dy_stride}, y{problem.y, problem.y_stride};
+  const auto encode_walk = [&](const DgradPhaseFacts& phase, const Placed& tensor,
+                               ptx::TensorMap* map) {
+    if (error != 0) return;
+    const Placed from = from_image(problem, tensor, first);
+    error = encode_tensor_map(phase_walk_request(problem, phase, tile, from, images), map);
+  };
+  made->count = narrowed(static_cast<int64_t>(phases.size()));
   made->masked = reads_y;
-  const int error = tma_arguments(conv, types, tile, first, images, &made->conv);
-  if (error != 0 || !reads_y) return error;
-  return encode_tma_pixels(beside_of(problem), types.operands, tile, first, images, &made->y);
+  made->apart = lies_apart(problem);
+  for (int i = 0; i < made->count && error == 0; ++i) {
+    const DgradPhaseFacts& facts = phases[i];
+    DgradPhase& phase = made->phases[i];
+    phase.conv = common;
+    tma_set_pixels(conv, tile, images, facts.size(), &phase.conv);
+    phase.conv.reduction.taps_s = facts.w.taps;
+    phase.conv.reduction.taps_r = facts.h.taps;
+    phase.conv.steps = narrowed(divide_up(conv.weight_size[1], kStepElements) * facts.taps());
+    phase.conv.origin_h = facts.h.origin;
+    phase.conv.origin_w = facts.w.origin;
+    phase.conv.step_h = facts.h.step;
+    phase.conv.step_w = facts.w.step;
+    phase.conv.dense = phase_is_dense(problem, facts, dy);
+    phase.taps_h = facts.h.filter;
+    phase.taps_w = facts.w.filter;
+    if (facts.taps() > 0) encode_walk(facts, dy, &phase.conv.x);
+    if (facts.taps() > 0 && reads_y) encode_walk(facts, y, &phase.y);
+    if (error == 0) {
+      error = encode_dgrad_output(problem, facts, tile, {problem.x, problem.x_stride}, first,
+                                  images, &phase.conv.out);
+    }
+  }
+  made->tiles = phased_tiles(tiles_of_phase(problem, tile, images), made->count,
+                             int64_t{made->phases[0].conv.tiles.of_pixels.value}, blocks);
+  return error;
 }
 
 }  // namespace resnet_fused

@@ -1,10 +1,11 @@
 // Gradients of an input for sm_90a: what the plans, arguments and launches of conv_dgrad and
 // conv_bn_dgrad share. Inside of this room.
 //
-// By a stride of 1 the gradient of an input is a convolution itself, so that all but the filters'
-// boxes and what is read beside dy is conv_bn_act's (conv_bn_act_tma.h).
+// The gradient of a phase of the stride is a convolution itself, so that filters and what is stored
+// without gaps are conv_bn_act's (conv_bn_act_tma.h); dgrad_phases.h has the rest.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "../device/dgrad_tma.h"
 #include "conv_bn_act_tma.h"
 #include "conv_gradients.h"
+#include "dgrad_phases.h"
 
 namespace resnet_fused {
 
@@ -42,8 +44,9 @@ const std::vector<DgradTmaEntry>& dgrad_tma_table() {
   return made;
 }
 
-// The convolution of dy that a gradient by a stride of 1 is. Weight keeps its memory: channels have
-// changed sides in sizes and strides, and taps are walked backwards.
+// The convolution of dy by a stride of 1 that a gradient is, of one phase with all of the filter's
+// taps. Weight keeps its memory: channels have changed sides in sizes and strides, and taps are
+// walked backwards.
 RfConvBnAct convolution_of(const RfConvGradient& problem);
 
 // What an op's kernel does beside the products.
@@ -69,9 +72,23 @@ double dgrad_tma_cost(const RfConvGradient& problem, const TmaTileFacts& tile,
 int64_t dgrad_tma_blocks(const RfConvGradient& problem, const TmaTileFacts& tile, int64_t images,
                          const RfGpu& gpu);
 
+// What keeps a tensor that lies as dx does from it; `step`: there is but every so many-th pixel.
+std::string dgrad_tma_output_fault(const char* name, const RfConvGradient& problem,
+                                   const TmaTileFacts& tile, const Placed& tensor, int64_t images,
+                                   int64_t step = 1);
+// The map of a phase's part of images [first, first + images); 0 or a cudaError_t.
+int encode_dgrad_output(const RfConvGradient& problem, const DgradPhaseFacts& phase,
+                        const TmaTileFacts& tile, const Placed& tensor, int64_t first,
+                        int64_t images, ptx::TensorMap* map, int64_t step = 1);
+
 // The arguments of a launch of images [first, first + images), of which dgrad_tma_fault finds
-// nothing; 0 or a cudaError_t.
+// nothing, by so many blocks at most; 0 or a cudaError_t.
 int dgrad_tma_arguments(const RfConvGradient& problem, const TmaTileFacts& tile, bool reads_y,
-                        int64_t first, int64_t images, ConvDgradTmaArguments* made);
+                        int64_t first, int64_t images, int64_t blocks, ConvDgradTmaArguments* made);
+
+// The blocks of that launch.
+inline int32_t dgrad_tma_grid(const ConvDgradTmaArguments& arguments, const RfConvPlan& plan) {
+  return static_cast<int32_t>(std::min(int64_t{arguments.tiles.count}, plan.blocks));
+}
 
 }  // namespace resnet_fused
