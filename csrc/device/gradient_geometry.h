@@ -95,7 +95,8 @@ struct ConvWgradArguments {
   int64_t dy_k;          // elements, from one output channel to the next
   int64_t y_k;
   Reduction pixels;   // Q, P, N: a reduction element is an output pixel
-  Reduction columns;  // C / groups, S, R: N of the product
+  Reduction columns;  // N of the product: C / groups, S, R, or more, of which there are
+  Reduction filter;   // C / groups, S, R
   ColumnStrides dweight_columns;
   int64_t dweight_k;
   int32_t height;
@@ -124,6 +125,7 @@ struct ConvBnWgradArguments {
   const float* norm;          // [4, C], of which scale and shift are read; null: x is
   int32_t filters;            // K
   int32_t channels;           // C
+  int32_t out_width;          // Q, where rows of pixels are counted in whole steps
   bool float_dweight;         // whatever the operands are
 };
 

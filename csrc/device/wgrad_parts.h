@@ -17,9 +17,12 @@ template <class T>
 RF_DEVICE T* dweight_at(const ConvWgradArguments& arguments, int32_t group, int32_t row,
                         int32_t column) {
   if (row >= arguments.channels_out || column >= arguments.columns_each) return nullptr;
+  const Column at = column_of(column, arguments.columns);
+  const Reduction& filter = arguments.filter;
+  if (at.c >= filter.channels || at.s >= filter.taps_s || at.r >= filter.taps_r) return nullptr;
   const int64_t k = group * arguments.channels_out + row;
   return static_cast<T*>(arguments.dweight) + k * arguments.dweight_k +
-         offset_of(column_of(column, arguments.columns), arguments.dweight_columns);
+         offset_of(at, arguments.dweight_columns);
 }
 
 RF_DEVICE float scale_of(const ConvWgradArguments& arguments, int32_t group, int32_t row) {

@@ -4,6 +4,43 @@
 #include "conv_strides.h"
 
 namespace resnet_fused {
+namespace {
+
+// Rows of steps, and columns of the taps that the image's rows have in shared memory.
+void count_by_rows(ConvBnWgradArguments& arguments, const RfConvGradient& problem,
+                   const RfConvConfiguration& tile, int64_t splits) {
+  ConvWgradArguments& product = arguments.product;
+  arguments.out_width = product.pixels.channels;
+  const int64_t row = image_pixels(product.pixels.channels);
+  product.pixels.channels = narrowed(row);
+  const int64_t steps = problem.x_size[0] * product.pixels.taps_s * (row / kImagePixels);
+  product.steps = narrowed(steps);
+  product.steps_each = narrowed(divide_up(steps, splits));
+  product.columns = {kImageChannels, kImageTaps, kImageTapRows};
+  product.columns_each = tile.n;
+  product.tiles.tiles_n = 1;
+  product.x_pixels.r = problem.x_stride[0];  // elements
+}
+
+}  // namespace
+
+const char* image_fault(const RfConvBnWgrad& problem) {
+  const RfConvGradient& product = problem.product;
+  if (bytes_of(product.dtype) != 2) return "an image is read by rows in 16 bits";
+  if (problem.normed != 0) return "an image is not read through a BatchNorm";
+  if (product.groups != 1 || product.weight_size[1] > kImageChannels ||
+      product.weight_size[2] > kImageTapRows || product.weight_size[3] > kImageTaps) {
+    return "an image has up to 4 channels, in one group, and filters of up to 7 x 8";
+  }
+  if (product.stride[1] != kImageStride || product.dilation[1] != 1) {
+    return "an image is read by rows with a stride of 2 and a dilation of 1 along them";
+  }
+  if (!wgrad_reads_gradients_wide(product, problem.affine != 0) ||
+      !is_aligned(problem.coefficients)) {
+    return "its gradients cannot be read 16 bytes at a time";
+  }
+  return nullptr;
+}
 
 bool bn_wgrad_reads_wide(const RfConvBnWgrad& problem) {
   return wgrad_reads_wide(problem.product, problem.affine != 0) &&
@@ -20,6 +57,7 @@ ConvBnWgradArguments conv_bn_wgrad_arguments(const RfConvBnWgrad& problem, const
   if (problem.normed != 0) arguments.norm = static_cast<const float*>(problem.norm);
   arguments.filters = narrowed(product.weight_size[0]);
   arguments.channels = narrowed(product.x_size[1]);
+  if (tile.image != 0) count_by_rows(arguments, product, tile, plan.splits);
   arguments.float_dweight = static_cast<DataType>(problem.weight_dtype) == DataType::kFloat32;
   return arguments;
 }

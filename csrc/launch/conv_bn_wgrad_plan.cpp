@@ -8,7 +8,12 @@
 namespace resnet_fused {
 namespace {
 
-using BnWgradTable = GradientTable<BnWgradWideTiles, BnWgradNarrowTiles, false>;
+using BnWgradTable =
+    GradientTable<BnWgradWideTiles, BnWgradNarrowTiles, false, 256, BnWgradImageTiles>;
+
+// Instructions that an element of an image takes: it is loaded once a step, and a pixel's bounds
+// and address serve all of its channels.
+constexpr double kImageInstructions = 5;
 
 struct BnWgradChooser : WgradChooser<BnWgradTable> {
   static constexpr int kLeastMerged = 1;  // every block leaves its sums
@@ -17,10 +22,41 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
 
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
     GradientProduct product = WgradChooser::product(tile, images);
+    if (tile.image != 0) {
+      const OutputSize size = output_size(problem);
+      const int64_t pixels = image_pixels(size.q) * size.p;
+      product.columns = tile.n;
+      product.depth = static_cast<double>(*images * pixels);
+      if (*images > kMost / std::max<int64_t>(pixels, 1)) *images = 0;
+    }
     product.wide = bn_wgrad_reads_wide(read);
     product.turning = reads_y ? kBackwardInstructions : 0;
     product.turning_right = read.normed != 0 ? kNormInstructions : 0;
     return product;
+  }
+  std::string unfit(const RfConvConfiguration& tile, const GradientProduct& product, int32_t of,
+                    int64_t images) const {
+    if (tile.image == 0) return WgradChooser::unfit(tile, product, of, images);
+    const char* fault = image_fault(read);
+    if (fault != nullptr) return fault;
+    return tile.shared_bytes > gpu.shared_per_block ? "too much shared memory for this GPU" : "";
+  }
+  double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                int32_t of, int64_t images) const {
+    if (tile.image == 0) return WgradChooser::cycles(tile, product, splits, of, images);
+    const auto busy =
+        static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
+    const double resident = resident_blocks(tile, tile.shared_bytes, busy, gpu);
+    const double gradients = static_cast<double>(tile.m) * tile.step_bytes;
+    const double rows = kImageChunks * kChunkBytes;
+    const double turning = gradients / 2 * product.turning / kInstructions;
+    const StepWork work{gradients * product.operands + rows,
+                        product.turning > 0 ? gradients * (product.operands + 1) : 0,
+                        turning + rows / 2 * kImageInstructions / kInstructions};
+    const double pause = turning > 0 ? (turning + kTurnLatency) / resident : 0;
+    const double steps = product.depth / kImagePixels / static_cast<double>(splits);
+    const double step = step_cycles(tile, work, product.bytes, resident) + pause;
+    return blocks_cycles(busy, resident, steps * step, 0);
   }
   int64_t workspace(const RfConvConfiguration& tile, int64_t tiles, int64_t splits,
                     int64_t /*images*/) const {
