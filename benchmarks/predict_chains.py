@@ -28,9 +28,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "chains.md"
 BEGIN, END = "<!-- predictions: begin -->", "<!-- predictions: end -->"
 CUDA_BEGIN, CUDA_END = "<!-- cuda: begin -->", "<!-- cuda: end -->"
+SM90_BEGIN, SM90_END = "<!-- sm_90a: begin -->", "<!-- sm_90a: end -->"
 BATCHES = (1, 32, 256)
 ABOUT = (132, 232448, 233472)
 """An H200's multiprocessors, bytes of shared memory of a block and of a multiprocessor."""
+WITH_TMA = (*ABOUT, 90)
 H200 = _tiles.Limits(132, 232448, 90, "NVIDIA H200")
 
 MEMORY = 4.3e12  # bytes/s: a device copy
@@ -75,8 +77,21 @@ def chains() -> list[str]:
     return lines
 
 
-def cuda_chains() -> list[str]:
+def wide_chains() -> list[ChainCase]:
+    """Of the first stage where the narrow width is 128: Wide ResNet's and ResNeXt's."""
+    sizes = (("identity", 128, 1), ("last", 256, 2))
+    return [
+        ChainCase(f"128 wide, {name}", 1, 128, 56, 56, 256, m, out_stride=stride)
+        for name, m, stride in sizes
+    ]
+
+
+def cuda_chains(cases: list[ChainCase], about: tuple[int, ...]) -> list[str]:
     """Likewise of the CUDA kernels; needs the extension, which holds their model.
+
+    Args:
+        cases: the chains.
+        about: the GPU's numbers, as of `_cuda_plan.gpu`.
 
     Raises:
         RuntimeError: the extension was built without them.
@@ -87,11 +102,11 @@ def cuda_chains() -> list[str]:
         "| chain | " + " | ".join(f"batch {b}: chain | parts" for b in BATCHES) + " |",
         "| --- " * (1 + 2 * len(BATCHES)) + "|",
     ]
-    for case in with_fronts(128):
+    for case in cases:
         cells = []
         for batch in BATCHES:
             sized = dataclasses.replace(case, n=batch)
-            found = _chain_plan.predict_cuda(sized, torch.bfloat16, ABOUT)
+            found = _chain_plan.predict_cuda(sized, torch.bfloat16, about)
             if isinstance(found, str):
                 cells += ["-", "-"]
                 continue
@@ -198,13 +213,23 @@ def text() -> str:
     )  # fmt: skip
 
 
+def cuda_tables() -> list[tuple[str, list[ChainCase], tuple[int, ...], str]]:
+    """The tables of the CUDA kernels: where each begins, its chains, the GPU, where it ends."""
+    cases = with_fronts(128)
+    return [
+        (CUDA_BEGIN, cases, ABOUT, CUDA_END),
+        (SM90_BEGIN, [*cases, *wide_chains()], WITH_TMA, SM90_END),
+    ]
+
+
 @click.command()
 @click.option("--write", is_flag=True, help="Into docs/chains.md.")
 def main(write: bool) -> None:
     """Predict chains of convolutions, and cuts that were not built."""
     found = [(BEGIN, text(), END)]
     if _cuda_plan.exists("conv_chain"):
-        found.append((CUDA_BEGIN, "\n".join(cuda_chains()), CUDA_END))
+        for begin, cases, about, end in cuda_tables():
+            found.append((begin, "\n".join(cuda_chains(cases, about)), end))
     for begin, said, end in found:
         click.echo(said)
         if write:

@@ -1,4 +1,7 @@
-"""conv_dgrad by TMA and wgmma, emulated: its configurations, shapes that try them, one call."""
+"""conv_dgrad by TMA and wgmma, emulated: its configurations, shapes that try them, one call.
+
+Of functions that take an op the same for conv_wgrad, whose shapes are in wgrad_by_tma.py.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,9 @@ CASES = (
 
 
 @functools.cache
-def tiles() -> dict[int, dict]:
+def tiles(op: str = OP) -> dict[int, dict]:
     """The configurations by TMA, by index."""
-    return {i: tile for i, tile in enumerate(emulated_shapes.tiles(OP)) if tile["tma"]}
+    return {i: tile for i, tile in enumerate(emulated_shapes.tiles(op)) if tile["tma"]}
 
 
 def operands(
@@ -55,14 +58,14 @@ def operands(
 
 
 def run(
-    case: ConvCase, given: tuple[Tensor | None, ...], index: int, **settings: Any
+    case: ConvCase, given: tuple[Tensor | None, ...], index: int, op: str = OP, **settings: Any
 ) -> tuple[Tensor, dict]:
     """The gradient by a configuration and its report; settings are those of `emulated.using`."""
     settings = {"schedule": Schedule(), "splits": 1, "configuration": index, **settings}
     with emulated.using(**settings) as runs:
-        dx = emulated_shapes.call(OP, case, given)
+        made = emulated_shapes.call(op, case, given)
     assert runs.reports[-1]["plan"]["configuration"] == index
-    return dx, runs.reports[-1]
+    return made, runs.reports[-1]
 
 
 def problem(given: dict[str, Tensor | None], case: ConvCase, **changes: Any) -> Any:
@@ -97,28 +100,38 @@ def layer(case: ConvCase, batch: int) -> Any:
 
 
 def planned(
-    made: Any, index: int = -1, splits: int = 0, gpu: tuple[int, ...] = emulated.H200
+    made: Any,
+    index: int = -1,
+    splits: int = 0,
+    gpu: tuple[int, ...] = emulated.H200,
+    op: str = OP,
 ) -> dict[str, Any]:
     """What would be launched; ValueError says why nothing can be."""
-    return getattr(emulated.load(), f"{OP}_plan")(made, gpu, index, splits)
+    return getattr(emulated.load(), f"{op}_plan")(made, gpu, index, splits)
 
 
 def expected(
-    case: ConvCase, given: tuple[Tensor | None, ...], rounding: str = "nearest"
+    case: ConvCase, given: tuple[Tensor | None, ...], rounding: str = "nearest", op: str = OP
 ) -> tuple[Tensor, Tensor]:
     """The oracle, and how far each element may be from it."""
     accumulation = "nearest" if rounding == "nearest" else "truncate"
-    return emulated_shapes.expected(OP, case, given, accumulation)
+    return emulated_shapes.expected(op, case, given, accumulation)
 
 
-def wrong(case: ConvCase, given: tuple[Tensor | None, ...], dx: Tensor) -> str | None:
+def wrong(
+    case: ConvCase, given: tuple[Tensor | None, ...], made: Tensor, op: str = OP
+) -> str | None:
     """What is wrong with an exact result, or None."""
-    bad = int((dx != expected(case, given)[0].to(dx.dtype)).sum())
-    return f"{bad} of {dx.numel()} elements differ" if bad else None
+    bad = int((made != expected(case, given, op=op)[0].to(made.dtype)).sum())
+    return f"{bad} of {made.numel()} elements differ" if bad else None
 
 
 def trials(
-    ways: Iterable[tuple[str, ConvCase]], noisy: Collection[str], gpu: tuple[int, ...]
+    ways: Iterable[tuple[str, ConvCase]],
+    noisy: Collection[str],
+    gpu: tuple[int, ...],
+    splits: int = 1,
+    op: str = OP,
 ) -> list[Trial]:
     """Calls that notice faults: on integers under hostile schedules, and some on noise.
 
@@ -126,20 +139,23 @@ def trials(
         ways: names of configurations, and what they are tried on.
         noisy: names of the cases that are run on noise too.
         gpu: what the grid is chosen for.
+        splits: of the reduction.
+        op: whose configurations they are.
     """
     made = []
-    index = {tile["name"]: i for i, tile in tiles().items()}
+    index = {tile["name"]: i for i, tile in tiles(op).items()}
     for name, case in ways:
         for exact in (True, False) if case.name in noisy else (True,):
             dtype = DTYPES[0] if exact else DTYPES[1]
             given = operands(case, dtype, exact=exact)
-            oracle, bound = expected(case, given)
+            oracle, bound = expected(case, given, op=op)
             judged = mutants._bits(oracle.to(dtype)) if exact else mutants._bound(oracle, bound)
             for schedule in HOSTILE if exact else HOSTILE[-1:]:
                 settings = {
-                    "schedule": schedule, "configuration": index[name], "splits": 1, "gpu": gpu,
+                    "schedule": schedule, "configuration": index[name], "splits": splits,
+                    "gpu": gpu,
                 }  # fmt: skip
-                call = functools.partial(emulated_shapes.call, OP, case, given)
+                call = functools.partial(emulated_shapes.call, op, case, given)
                 label = f"{name} {case.name} exact={exact} {schedule}"
                 made.append(Trial(label, call, given, judged, settings))
     return made

@@ -34,7 +34,10 @@ SHALLOW = cases.ConvCase("dgrad_shallow", 1, 24, 8, 8, 24, groups=24)
 def trials() -> Iterator[Trial]:
     """Every way through the kernel: wide and narrow, split, in phases, in chunks, on noise."""
     tiles = emulated_shapes.tiles(OP)
-    wide, narrow = (max(i for i, t in enumerate(tiles) if t["wide"] == w) for w in (True, False))
+    wide, narrow = (
+        max(i for i, t in enumerate(tiles) if (t["tma"], t["wide"]) == (False, w))
+        for w in (True, False)
+    )
     dtypes = (torch.bfloat16, torch.float32)
     runs = [
         (case, index, dtype, splits, exact, True)

@@ -40,7 +40,7 @@ def problem(n: int, c: int, size: int, k: int, taps: int, *, plain: bool = False
 @needs_cuda_build
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 4
+    assert len(set(names)) == len(names) == 6
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names
 
@@ -49,9 +49,12 @@ def test_configurations_have_names_of_their_own():
 def test_plans_take_the_wish_and_say_why():
     made = problem(256, 64, 56, 64, 3)
     found = _cuda_plan.plan(made, H200)
-    assert found.name == "128x64_4w3s" and "least predicted time" in found.why
+    assert found.name == "tma_p128x64_4s" and "least predicted time" in found.why
     for index, name in enumerate(_cuda_plan.configurations(OP)):
         asked = _cuda_plan.plan(made, H200, index, 2)
+        if name.startswith("tma_"):
+            assert asked.configuration == -1 and "splits: only 1 is served by TMA" in asked.why
+            continue
         assert (asked.name, asked.splits) == (name, 2)
         assert asked.workspace_bytes > found.workspace_bytes
     # A plan reads no memory: what is on no device counts all the same.

@@ -59,7 +59,7 @@ def by_emulator(*arguments, wish=None):
 @needs_kernel
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 21
+    assert len(set(names)) == len(names) == 24
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names == checks.conv_chain_configurations()
 
@@ -88,7 +88,7 @@ def test_predictions_are_in_the_launches_own_cycles():
     assert not isinstance(left, str) and left.config == "64x64_4w3s"
     nothing = _chain_plan.predict_cuda(layer1, torch.bfloat16, without_tma, frozenset())
     by_tma = _chain_plan.predict_cuda(first, torch.bfloat16, emulated.H200)
-    assert not isinstance(by_tma, str) and by_tma.config == "tma_128x64_3s_k64_d64"
+    assert not isinstance(by_tma, str) and by_tma.config == "tma_128x64_3s_k64_d64_2c"
     assert by_tma.chain < other.chain
     # In the second stage two blocks share the filters.
     layer2 = next(case for case in RESNET50_CHAINS if case.name == "layer2")
@@ -98,8 +98,10 @@ def test_predictions_are_in_the_launches_own_cycles():
         )
         for front in (0, 128)
     ]
-    assert [one.config for one in cut] == ["tma_128x128_3s_k128", "tma_win128x128_7s_front128_2c"]
-    assert cut[1].gain > cut[0].gain + 30
+    assert [one.config for one in cut] == [
+        "tma_128x128_3s_k128_2c", "tma_win128x128_7s_front128_2c",
+    ]  # fmt: skip
+    assert cut[1].gain > cut[0].gain + 10
     assert nothing == "no admitted configuration serves it: none was admitted"
 
 

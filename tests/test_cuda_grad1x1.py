@@ -199,9 +199,13 @@ def test_it_is_taken_where_it_is_predicted_faster():
     merged, apart = (float(word) for word in expanding.why.split() if word.isdigit())
     assert 1.2 < apart / merged < 1.8
     # A near tie goes to two kernels.
-    reducing = chosen((256, 256, 56, 56), 64)
+    reducing = _cuda_grad1x1.choose(BF16, (256, 256, 56, 56), 64, A100)
     merged, apart = (float(word) for word in reducing.why.split() if word.isdigit())
     assert not reducing.merged and _cuda_grad1x1.WORTH < merged / apart < 1
+    # By wgmma two kernels are ahead.
+    reducing = chosen((256, 256, 56, 56), 64)
+    merged, apart = (float(word) for word in reducing.why.split() if word.isdigit())
+    assert not reducing.merged and merged > apart
     # Blocks that share the pixels read dz and y again.
     assert not chosen((256, 256, 56, 56), 128).merged
     assert chosen((256, 64, 56, 56), 264).why.endswith("more filters than a block keeps")

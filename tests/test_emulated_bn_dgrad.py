@@ -36,8 +36,13 @@ WAYS = {
 """What of the op takes part."""
 
 
-def configurations() -> list[dict]:
+def table() -> list[dict]:
     return emulated.load().conv_bn_dgrad_configurations()
+
+
+def configurations() -> list[dict]:
+    """Those that any GPU runs; test_emulated_bn_dgrad_sm90.py has the others, which follow them."""
+    return [tile for tile in table() if not tile["tma"]]
 
 
 def operands(case, dtype, *, exact=True, layout=torch.channels_last, **way):
@@ -327,7 +332,7 @@ def problem(case, dtype=torch.bfloat16, way="all", address=4096, **changes):
     return emulated.load().ConvBnDgrad(**(values | changes))
 
 
-def planned(*arguments, gpu=emulated.H200, configuration=-1, splits=0, **more):
+def planned(*arguments, gpu=emulated.H200[:3], configuration=-1, splits=0, **more):
     return emulated.load().conv_bn_dgrad_plan(
         problem(*arguments, **more), gpu, configuration, splits
     )
@@ -395,7 +400,7 @@ def test_every_layer_of_resnet50_has_a_plan_that_fits(gpu):
     for layer in cases.RESNET50_LAYERS:
         for dtype in DTYPES:
             made = planned(layer, dtype, gpu=gpu)
-            tile = configurations()[made["configuration"]]
+            tile = table()[made["configuration"]]
             assert tile["shared_bytes"] <= gpu[1]
             assert tile["blocks"] * tile["warps"] <= 16, "255 registers a thread, 64 K each"
             assert made["blocks"] > 0

@@ -22,7 +22,8 @@ from resnet_fused.ops import _cuda_chain_checks as checks
 pytestmark = pytest.mark.emulated
 
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
-CONFIGURATIONS = 4
+CONFIGURATIONS = 7
+PLAIN, PROJECTING, SHARING, ALL = 0, 3, 5, 6  # places; of SHARING and ALL two blocks share filters
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
 ONE, TWO = ((count, *emulated.H200[1:]) for count in (1, 2))
 """So few multiprocessors that blocks stay for several tiles."""
@@ -60,6 +61,16 @@ def filling(case: ChainCase, place: int) -> ChainCase:
     return dataclasses.replace(case, k=case.k + more, m=case.m + wide, projected=projected)
 
 
+def sharing(place: int) -> int:
+    """Blocks of a cluster."""
+    return 2 if tiles()[index_of(place)]["name"].endswith("_2c") else 1
+
+
+def tiles_of(case: ChainCase, place: int) -> int:
+    """As many for each block of a cluster."""
+    return -(-case.pixels // (128 * sharing(place))) * sharing(place)
+
+
 def run(place, case, operands, **settings):
     return emulated_chains.run(operands, case, configuration=index_of(place), **settings)
 
@@ -87,7 +98,8 @@ def test_every_bit_is_right(place, case):
         resident_blocks=2,
     )
     assert not wrong(got, operands, case)
-    assert report["plan"]["blocks"] == min((1, 2, 132)[number % 3], -(-case.pixels // 128))
+    most = (sharing(place), 2, 132)[number % 3]
+    assert report["plan"]["blocks"] == min(most, tiles_of(case, place))
 
 
 @every
@@ -134,14 +146,18 @@ def test_what_it_costs(place, out_stride):
     assert tensors["out"]["unique_bytes_read"] == 0
     counted = report["counters"]
     assert counted["global_store_sectors"] * 32 == counted["global_store_bytes_asked"]
-    # Activations once; filters for each of the two tiles.
-    asked = sum(
-        t.numel() * t.element_size() * (2 if "weight" in name else 1)
-        for name, t in operands._asdict().items()
-        if t is not None and t.dim() == 4
-    )
-    copies = [s for s in report["sites"] if s["instruction"] == "cp.async.bulk.tensor.tile"]
-    assert sum(site["counters"]["global_load_bytes_asked"] for site in copies) == asked
+    # Activations once; filters for each of the two tiles, or for both at once.
+    copy, together = "cp.async.bulk.tensor.tile", sharing(place) > 1
+    asked = dict.fromkeys((copy, copy + ".multicast"), 0)
+    for name, t in operands._asdict().items():
+        if t is not None and t.dim() == 4:
+            filters = "weight" in name
+            kind = copy + ".multicast" if filters and together else copy
+            times = 2 if filters and not together else 1
+            asked[kind] += t.numel() * t.element_size() * times
+    for kind, wanted in asked.items():
+        sites = [site for site in report["sites"] if site["instruction"] == kind]
+        assert sum(site["counters"]["global_load_bytes_asked"] for site in sites) == wanted, kind
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -154,25 +170,43 @@ def test_where_the_walk_begins(reverse):
     assert torch.equal(there, (3 - tile if reverse else tile) % 2 == 0)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_where_the_walk_of_clusters_begins(reverse):
+    """Of two clusters the first one has every other pair of tiles; of the last pair's second tile
+    there is nothing."""
+    case = dataclasses.replace(filling(MANY, SHARING), n=4)
+    operands = operands_of(case, DTYPES[0])
+    four = (4, *emulated.H200[1:])
+    (out, _), report = run(SHARING, case, operands, gpu=four, reverse=reverse, blocks=(0, 1))
+    assert report["plan"]["blocks"] == 4 and tiles_of(case, SHARING) == 6
+    there = ~out.permute(0, 2, 3, 1).reshape(case.pixels, -1).isnan().any(1)
+    pair = torch.arange(case.pixels) // 256
+    assert pair[-1] == 2 and case.pixels < 5 * 128
+    assert torch.equal(there, (2 - pair if reverse else pair) % 2 == 0)
+
+
+@pytest.mark.parametrize("place", [PLAIN, SHARING])
 @pytest.mark.parametrize("name", ["x", "weight", "residual", "next_weight", "scale", "next_shift"])
-def test_nan_and_inf_come_through(name):
+def test_nan_and_inf_come_through(name, place):
     operands = operands_of(ODD, torch.bfloat16, exact=False)
     t = getattr(operands, name)
     flat = t.view(-1) if t.dim() == 1 else t.permute(0, 2, 3, 1).reshape(-1)
     flat[3], flat[7] = float("nan"), float("inf")
     if t.dim() == 4:
         t.copy_(flat.view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2))
-    got, _ = run(0, ODD, operands)
+    got, _ = run(place, ODD, operands)
     for y, expected in zip(got, numerics.conv_chain_oracle(operands), strict=True):
         assert torch.equal(y.isnan(), expected.isnan())
         assert torch.equal(y.isinf(), expected.isinf())
 
 
-def test_it_may_begin_early():
+@pytest.mark.parametrize("place", [PLAIN, ALL])
+def test_it_may_begin_early(place):
     """Before its wait it reads constants alone, and it lets the next kernel begin."""
-    operands = operands_of(MANY, DTYPES[1])
-    got, _ = run(0, MANY, operands, gpu=TWO, flow=(True, True))
-    assert not wrong(got, operands, MANY)
+    case = filling(MANY, place)
+    operands = operands_of(case, DTYPES[1])
+    got, _ = run(place, case, operands, gpu=TWO, resident_blocks=2, flow=(True, True))
+    assert not wrong(got, operands, case)
 
 
 # Plans
@@ -189,10 +223,12 @@ def test_refusals_say_why():
         assert "for GPUs of capability 9.0" in refusal(ODD, gpu=gpu)
     changed = functools.partial(dataclasses.replace, ODD)
     assert "it takes no projection" in refusal(changed(projected=8))
-    assert "it is made for a projection" in refusal(ODD, place=3)
-    assert "72 channels of the projection, at most 64" in refusal(changed(projected=72), place=3)
+    assert "it is made for a projection" in refusal(ODD, place=PROJECTING)
+    assert "72 channels of the projection, at most 64" in refusal(
+        changed(projected=72), place=PROJECTING
+    )
     strided = changed(projected=8, projection_stride=2)
-    assert "a projection of stride 2" in refusal(strided, place=3)
+    assert "a projection of stride 2" in refusal(strided, place=PROJECTING)
     assert "it takes no 3x3 convolution in front" in refusal(changed(front=8))
     assert "no next convolution" in refusal(changed(m=0))
     assert "72 channels of x, at most 64 fit" in refusal(changed(k=72))
@@ -223,9 +259,9 @@ def test_the_choice():
         assert ("no TMA: " in made["why"]) != by_tma
         assert made["blocks"] == 132 or not by_tma
     assert chosen["layer1"] == "tma_128x64_4s_k64"
-    assert chosen["layer1_first"] == "tma_128x64_3s_k64_d64"
-    assert chosen["layer1_last"] == "tma_128x128_4s_k64"
-    assert chosen["layer2"] == "tma_128x128_3s_k128"
+    assert chosen["layer1_first"] == "tma_128x64_3s_k64_d64_2c"
+    assert chosen["layer1_last"] == "tma_128x128_4s_k64_2c"
+    assert chosen["layer2"] == "tma_128x128_3s_k128_2c"
     for gpu in (emulated.A100, emulated.H200[:3]):
         made = plan(dataclasses.replace(RESNET50_CHAINS[1], n=256), gpu=gpu)
         assert not names[made["configuration"]].startswith("tma_") and "TMA" not in made["why"]
@@ -254,6 +290,9 @@ FAULTY = (
     (2, dataclasses.replace(MANY, k=104, m=104)),
     (3, dataclasses.replace(MANY, projected=40)),
     (0, THINNED),
+    # Pairs of tiles, of which the last one is half.
+    (SHARING, dataclasses.replace(MANY, n=4, k=104, m=104)),
+    (ALL, dataclasses.replace(THINNED, projected=40)),
 )
 
 
@@ -278,5 +317,7 @@ def test_the_faults_are_of_every_kind():
         ("fence.mbarrier_init", "no_fence"), ("mbarrier.arrive.expect_tx", "wrong_bytes"),
         ("wgmma.wait_group", "wait_one_fewer"), ("cp.async.bulk.wait_group.read", "skip"),
         ("griddepcontrol.wait", "skip"), ("ldmatrix.x4", "swap_operands"), ("bar.sync", "skip"),
+        ("cp.async.bulk.tensor.tile.multicast", "row_off"), ("barrier.cluster.arrive", "skip"),
+        ("mbarrier.arrive.relaxed.cluster", "skip"), ("mapa", "wrong_lane"),
     ):  # fmt: skip
         assert wanted in planted, sorted(planted)

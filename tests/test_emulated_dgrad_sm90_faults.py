@@ -30,6 +30,7 @@ FILES = {
     "masked_operand.h",
     "pipeline.h",
     "tap_steps.h",
+    "turned_products.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
 }

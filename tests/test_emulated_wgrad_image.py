@@ -1,4 +1,4 @@
-"""conv_bn_wgrad of an image of a few channels in CUDA, emulated: the kernel that reads it by rows."""
+"""conv_bn_wgrad of an image in CUDA, emulated: the kernel that reads it by rows."""
 
 from __future__ import annotations
 

@@ -301,8 +301,9 @@ def test_a_chain_with_a_convolution_in_front_is_held_to_that_too():
 
 CHAIN_TMA = (
     "_ZN12resnet_fused21conv_chain_tma_kernelINS_8BFloat16ENS_13ChainTmaShape"
-    "ILi64ELi128ELi4ELi0ELi2EEEEEvNS_17ChainTmaArgumentsE"
+    "ILi64ELi128ELi4ELi0ELi2ELi1EEEEEvNS_17ChainTmaArgumentsE"
 )
+CHAIN_SHARES = CHAIN_TMA.replace("Li2ELi1E", "Li2ELi2E")
 CHAIN_PROJECTS = CHAIN_TMA.replace("Li128ELi4ELi0E", "Li64ELi3ELi64E")
 CHAIN_TMA_CODE = {
     "HGMMA.64x64x16.F32.BF16": 4, "HGMMA.64x128x16.F32.BF16": 4, "UTMALDG.2D": 6, "UTMASTG.2D": 3,
@@ -340,6 +341,17 @@ def test_a_chain_for_sm_90a_is_held_to_its_instructions():
             planted,
             chain_by_tma(**planted),
         )
+
+
+def test_a_chain_whose_filters_two_blocks_share():
+    shares = {"UTMALDG_2D_MULTICAST": 4, "UCGABAR_ARV": 2, "UCGABAR_WAIT": 2}
+    assert chain_by_tma(CHAIN_SHARES, **shares) == []
+    assert rules.short_name(CHAIN_SHARES) == (
+        "conv_chain_tma<BFloat16, 64 to 128 4 stages shared filters>"
+    )
+    for opcode, count in shares.items():
+        (said,) = chain_by_tma(CHAIN_SHARES, **shares | {opcode: count - 1})
+        assert f"{count - 1} {opcode.split('_')[0]}" in said, said
 
 
 STEM_WGMMA = (

@@ -10,7 +10,7 @@ import _cuda_rules as rules
 
 CHAIN = (
     "_ZN12resnet_fused21conv_chain_tma_kernelINS_10Float8E4M3ENS_13ChainTmaShape"
-    "ILi64ELi128ELi8ELi0ELi1EEEEEvNS_17ChainTmaArgumentsE"
+    "ILi64ELi128ELi8ELi0ELi1ELi1EEEEEvNS_17ChainTmaArgumentsE"
 )
 PROJECTS = CHAIN.replace("Li128ELi8ELi0E", "Li64ELi6ELi64E")
 CODE = {

@@ -25,8 +25,20 @@ CODE = {
 }  # fmt: skip
 
 
+REDUCING = (
+    "_ZN12resnet_fused24conv_bn_dgrad_tma_kernelINS_8BFloat16ENS_15BnDgradTmaShapeILi128ELi3EEEEE"
+    "vNS_23ConvBnDgradTmaArgumentsE"
+)
+MORE = CODE | {
+    "UTMALDG.3D": 4, "LDSM.16.M88.4": 48, "LDG.E.64.CONSTANT": 48, "STSM.16.M88.4": 32,
+    "ATOMG.E.ADD.STRONG.GPU": 2,
+}  # fmt: skip
+
+
 def failures(name=NAME, arch="90a", registers=168, **code):
-    counts = CODE | {key.replace("_", "."): count for key, count in code.items()}
+    counts = (MORE if name == REDUCING else CODE) | {
+        key.replace("_", "."): count for key, count in code.items()
+    }
     return rules.Kernel(name, arch, registers, instructions=counts).failures()
 
 
@@ -61,3 +73,22 @@ def test_it_is_held_to_its_instructions(planted, words):
     assert failures() == []
     found = failures(**planted)
     assert any(words in sentence for sentence in found), found
+
+
+@pytest.mark.parametrize(
+    ("planted", "words"),
+    [
+        ({"UTMALDG_3D": 3}, "8 UTMALDG.*, at least 9"),
+        ({"LDSM_16_M88_4": 47}, "47 LDSM"),
+        ({"STSM_16_M88_4": 24}, "24 STSM"),
+        ({"ATOMG_E_ADD_STRONG_GPU": 1}, "1 ATOMG"),
+    ],
+    ids=str,
+)
+def test_between_two_batchnorms_it_does_more(planted, words):
+    assert failures(REDUCING) == []
+    found = failures(REDUCING, **planted)
+    assert any(words in sentence for sentence in found), found
+    tile = dgrad_of(REDUCING)
+    assert tile is not None and tile.shared == 231536 and tile.reduces
+    assert rules.short_name(REDUCING) == "conv_bn_dgrad_tma<BFloat16, 128x128 3 stages>"

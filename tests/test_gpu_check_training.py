@@ -78,9 +78,21 @@ def test_the_driver_judges_every_op_of_training():
         assert training_driver.line(timed) == ""
 
 
+@pytest.mark.emulated
+def test_the_driver_judges_every_call_of_e4m3(monkeypatch):
+    """On a GPU that has no such kernel they are skipped."""
+    found = training_driver.check("cpu", _emulated_driver(), "sm90a")
+    assert found["ok"] and 0 < found["worst"] <= 1
+    assert set(found["ops"]) == {"conv_bn_act_fp8", "conv_chain_fp8"}
+    monkeypatch.setattr(training_driver, "is_cuda", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    other = training_driver.check("cuda:0", None, "sm90a")
+    assert other["ok"] is None and "capability 9.0" in other["skipped"]
+
+
 def test_calls_of_the_driver_are_steps(tmp_path):
     names = [task.name for task in plan.training("cuda:0")]
-    assert "training driver" in names
+    assert {"training driver", "sm90a driver"} < set(names)
     found = [t for t in plan.timings({"flops": 1.0, "bandwidth": 1.0}, {}) if "driver" in t.name]
     assert {t.arguments["op"] for t in found} == set(training_driver.TIMED)
     missing = training_driver.check("cpu", str(tmp_path / "none"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from resnet_fused import roofline
 from resnet_fused.ops import _cuda_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,10 +36,26 @@ def test_the_page_is_up_to_date(tool):
 )
 def test_the_cuda_kernels_part_is_up_to_date(tool):
     page = tool.PAGE.read_text(encoding="utf-8")
-    said = "\n".join(tool.cuda_chains())
-    assert f"{tool.CUDA_BEGIN}\n{said}\n{tool.CUDA_END}" in page, (
-        f"run python {tool.__file__} --write"
-    )
+    for begin, cases, about, end in tool.cuda_tables():
+        said = "\n".join(tool.cuda_chains(cases, about))
+        assert f"{begin}\n{said}\n{end}" in page, f"run python {tool.__file__} --write"
+
+
+@pytest.mark.skipif(
+    not _cuda_plan.exists("conv_chain"), reason="the extension was built without nvcc"
+)
+def test_shared_filters_leave_memory_as_the_limit(tool):
+    """Of the second stage's chain: 514 MB at what a kernel reaches of memory, and a launch."""
+    (case,) = (case for case in tool.RESNET50_CHAINS if case.name == "layer2")
+    case = dataclasses.replace(case, n=256)
+    found = {
+        name: tool._chain_plan.predict_cuda(case, torch.bfloat16, tool.WITH_TMA, frozenset({name}))
+        for name in ("tma_128x128_3s_k128", "tma_128x128_3s_k128_2c")
+    }
+    alone, shared = (one.chain / tool._chain_plan.CLOCK for one in found.values())
+    moved = roofline.conv_chain_cost(case, torch.bfloat16).bytes
+    least = moved / (tool.MEMORY * tool.REACHED) + tool.LAUNCH
+    assert 0.99 * least < shared < 1.01 * least < alone
 
 
 def test_what_is_not_built_and_why(tool):

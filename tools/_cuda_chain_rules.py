@@ -25,6 +25,7 @@ class ChainTmaTile:
     stages: int
     projected: int
     element: int
+    sharing: int
 
     @property
     def shared(self) -> int:
@@ -46,7 +47,7 @@ class ChainTmaTile:
 @functools.cache
 def chain_tma_tile_of(mangled: str) -> ChainTmaTile | None:
     """The configuration in a kernel's mangled name, or None."""
-    shape = re.search(r"ChainTmaShapeI" + 5 * r"Li(\d+)E" + "E", mangled)
+    shape = re.search(r"ChainTmaShapeI" + 6 * r"Li(\d+)E" + "E", mangled)
     return ChainTmaTile(*map(int, shape.groups())) if shape else None
 
 
@@ -77,6 +78,8 @@ def chain_by_tma(kernel: Kernel) -> dict[str, bool]:
         "USETMAXREG.*": 2,
         **(_bytes(tile, boxes) if narrow else _halves(tile, boxes)),
     }
+    if tile.sharing > 1:  # filters come to both; barriers when it begins and ends
+        counts |= {r"UTMALDG\.2D\.MULTICAST": 2 * 2, "UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
         f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,

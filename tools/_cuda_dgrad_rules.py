@@ -1,4 +1,4 @@
-"""What the machine code of conv_dgrad's kernel for sm_90a is held to."""
+"""What the machine code of the gradients of an input for sm_90a is held to."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _cuda_rules import Kernel
 
-# csrc/device/warpgroup_shape.h and dgrad_tma.h.
+# csrc/device/warpgroup_shape.h, dgrad_tma.h and bn_dgrad_tma.h.
 PIXELS, ROW_BYTES, CONSUMERS, STEP_PRODUCTS, BOX = 128, 128, 2, 4, 64
+WARPGROUP_THREADS = 128
 STEPS = 2  # of a round of the main loop: the left sides of two lie in registers
 REGISTERS = 168  # a launch gives every thread
 MOST_SHARED = 227 * 1024
@@ -23,19 +24,27 @@ class DgradTile:
 
     channels: int
     stages: int
+    reduces: bool = False  # between two BatchNorms
 
     @property
     def shared(self) -> int:
-        """Bytes of a block: stages of dy, y and filters, a staging tile a consumer, barriers."""
+        """Bytes of a block: stages of dy, y and filters, a staging tile a consumer, barriers.
+
+        Between two BatchNorms a tile of raw, sums of each thread, scale and shift, and barriers of
+        a consumer beside.
+        """
         rows = self.stages * (2 * PIXELS + self.channels) + CONSUMERS * self.channels
-        return ROW_BYTES * rows + 16 * self.stages
+        more = ROW_BYTES * self.channels + 64 * WARPGROUP_THREADS + 8 * self.channels + 32
+        return ROW_BYTES * rows + 16 * self.stages + (CONSUMERS * more if self.reduces else 0)
 
 
 @functools.cache
 def dgrad_of(mangled: str) -> DgradTile | None:
     """The configuration in a kernel's mangled name, or None."""
-    shape = re.search(r"DgradTmaShapeILi(\d+)ELi(\d+)E", mangled)
-    return DgradTile(*map(int, shape.groups())) if shape else None
+    shape = re.search(r"\d(Bn)?DgradTmaShapeILi(\d+)ELi(\d+)E", mangled)
+    if shape is None:
+        return None
+    return DgradTile(int(shape.group(2)), int(shape.group(3)), shape.group(1) is not None)
 
 
 def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
@@ -63,6 +72,14 @@ def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
         r"LDG\.E\.64.*": STEPS * 2 * STEP_PRODUCTS,
         r"STSM\b.*": 4 * boxes,
     }
+    if tile.reduces:
+        least |= {
+            "UTMALDG.*": 5 + 2 * boxes,  # the shortcut and raw
+            r"LDSM\b.*": STEPS * 2 * STEP_PRODUCTS + 4 * boxes * 4,
+            r"LDG\.E\.64.*": STEPS * 2 * STEP_PRODUCTS * 3,
+            r"STSM\b.*": 4 * 4 * boxes,  # with and without each
+            "ATOMG.*": 2,
+        }
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
         f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,

@@ -21,6 +21,7 @@ from _cuda_stats_rules import (
     windows,
 )
 from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
+from _cuda_wgrad_rules import wgrad_by_tma, wgrad_of
 from _cuda_window import by_window, chain_by_stream, chain_by_window, chain_name, window_of
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
@@ -394,7 +395,9 @@ RULES = {
     "conv_bn_dgrad_kernel": lambda kernel: _convolution(kernel) | summing(kernel),
     "conv_dgrad_kernel": _convolution,
     "conv_dgrad_tma_kernel": dgrad_by_tma,
+    "conv_bn_dgrad_tma_kernel": dgrad_by_tma,
     "conv_wgrad_kernel": _convolution,
+    "conv_wgrad_tma_kernel": wgrad_by_tma,
     "conv_bn_wgrad_kernel": _convolution,
     "conv_bn_wgrad_image_kernel": _image,
     "conv_chain_kernel": _conv_chain,
@@ -439,6 +442,8 @@ def short_name(mangled: str) -> str:
         )
     elif dgrad := dgrad_of(mangled):
         parts.append(f"128x{dgrad.channels} {dgrad.stages} stages")
+    elif wgrad := wgrad_of(mangled):
+        parts.append(f"{wgrad.m}x{wgrad.n} {wgrad.stages} stages")
     elif cluster := cluster_of(mangled):
         parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
     elif window := window_of(mangled):
@@ -447,8 +452,9 @@ def short_name(mangled: str) -> str:
         parts.append(by_both)
     elif by_chain := chain_tma_tile_of(mangled):
         projected = f" projecting {by_chain.projected}" if by_chain.projected else ""
+        shared = " shared filters" if by_chain.sharing > 1 else ""
         parts.append(
-            f"{by_chain.inner} to {by_chain.following} {by_chain.stages} stages{projected}"
+            f"{by_chain.inner} to {by_chain.following} {by_chain.stages} stages{projected}{shared}"
         )
     elif chain := re.search(r"ChainShapeI" + 6 * r"Li(\d+)E", rest):
         m, following, warps, stages, _, front = chain.groups()

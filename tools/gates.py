@@ -27,6 +27,7 @@ from _cuda_dgrad_rules import dgrad_of
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
 from _cuda_rules import Kernel, short_name, tile_of, tma_tile_of
 from _cuda_stem_rules import stem_wgmma_tile_of
+from _cuda_wgrad_rules import wgrad_of
 from _cuda_window import chain_stream_of, chain_window_of, window_of
 
 EXTENSION = Path(__file__).resolve().parent.parent / "resnet_fused" / "_C.abi3.so"
@@ -92,7 +93,7 @@ def row(kernel: Kernel) -> str:
     """A kernel's line of the table."""
     tile = tile_of(kernel.name)
     of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, chain_stream_of
-    of = *of, stem_wgmma_tile_of, cluster_of, dgrad_of
+    of = *of, stem_wgmma_tile_of, cluster_of, dgrad_of, wgrad_of
     by_wgmma = next((found for find in of if (found := find(kernel.name))), None)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
     if by_wgmma:

@@ -17,6 +17,7 @@ from gpu import command, sanitizer
 from gpu.pool import ROOT
 
 NAME = "resnet_fused_driver"
+GRAD1X1 = ("--op", "conv_bn_grad1x1", "--r", "1", "--s", "1", "--padding", "0")
 TRAINING: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_stats", "--normed", "--splits", "2", "--c", "64"),
     ("--op", "conv_bn_stats", "--normed", "--c", "3", "--k", "5", "--layout", "nchw"),
@@ -25,6 +26,8 @@ TRAINING: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_dgrad", "--normed", "--c", "5", "--k", "3", "--layout", "nchw"),
     ("--op", "conv_bn_wgrad", "--affine", "--normed", "--splits", "2", "--float-weight"),
     ("--op", "conv_bn_wgrad", "--affine", "--c", "3", "--k", "5", "--layout", "nchw"),
+    (*GRAD1X1, "--affine", "--normed", "--addend", "1", "--float-weight", "--splits", "2"),
+    (*GRAD1X1, "--affine", "--addend", "2", "--c", "72", "--k", "40", "--dtype", "float16"),
     ("--op", "bn_add_act", "--residual", "--normed"),
     ("--op", "bn_add_act", "--residual", "--part", "8", "--layout", "nchw"),
     ("--op", "bn_add_act_backward", "--residual", "--normed", "--h", "40", "--w", "40"),
@@ -55,11 +58,17 @@ CALLS: tuple[tuple[str, ...], ...] = (
 )
 """Small ones that take every way of loading, splitting and storing."""
 FP8 = ("--op", "conv_bn_act_fp8")
+WINDOWS_FP8 = (*FP8, "--c", "64", "--k", "64", "--configuration", "tma_win96x64_2w")
+CHAIN_FP8 = ("--op", "conv_chain_fp8", "--quantised")
 SM90A_CALLS: tuple[tuple[str, ...], ...] = (
     (*FP8, "--quantised", "--residual"),
-    (*FP8, "--quantised", "--residual", "--configuration", "tma_win96x64_2w"),
+    (*WINDOWS_FP8, "--quantised", "--residual"),
     (*FP8, "--residual", "--stride", "2", "--data", "normals"),
     (*FP8, "--quantised", "--r", "1", "--s", "1", "--padding", "0", "--c", "256", "--k", "144"),
+    (*CHAIN_FP8, "--c", "64", "--k", "256", "--next", "64"),
+    (*CHAIN_FP8, "--c", "48", "--k", "80", "--next", "48", "--projected", "48"),
+    (*CHAIN_FP8, "--c", "128", "--k", "208", "--next", "128", "--data", "normals"),
+    (*CHAIN_FP8, "--c", "64", "--k", "144", "--next", "112", "--out-stride", "2"),
 )
 """Those of kernels for sm_90a alone: elsewhere the driver has no plan for them."""
 

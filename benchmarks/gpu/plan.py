@@ -118,6 +118,7 @@ def bounds(device: str, kernels: Sequence[Mapping[str, Any]] = ()) -> list[Task]
 def training(device: str) -> list[Task]:
     """Training with batch statistics: blocks and the captured step first, then the ops."""
     from gpu import training
+    from gpu.training_driver import CHECKED
     from resnet_fused.bench.training_kernels import KINDS
 
     real = device != "cpu"
@@ -131,7 +132,9 @@ def training(device: str) -> list[Task]:
         for name in (training.merging_blocks() if real else ())
     ]  # fmt: skip
     found.append(Task("training captured", "gpu.training:captured"))
-    found.append(Task("training driver", "gpu.training_driver:check", seconds=150))
+    found += [
+        Task(f"{of} driver", "gpu.training_driver:check", {"of": of}, seconds=150) for of in CHECKED
+    ]
     return found + [
         Task(
             f"{op} {name}", "gpu.training:kernel",

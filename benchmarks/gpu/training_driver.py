@@ -1,4 +1,4 @@
-"""Training's CUDA kernels by the driver, without torch: right, then how fast.
+"""Training's and e4m3's CUDA kernels by the driver, without torch: right, then how fast.
 
 compute-sanitizer goes over the same small calls where there is a driver (`driver.CALLS`).
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import torch
 
 from gpu import driver
 from gpu.device import is_cuda
@@ -43,6 +45,14 @@ TIMED = {
     "conv_bn_wgrad": Timed(
         (*_sized(8, 64, 56), "--k", "64", "--affine", "--normed", "--data", "normals"), 3 * CONV * 2
     ),
+    # The expansion of the first stage: dz and y of 256 channels, x and its gradient of 64.
+    "conv_bn_grad1x1": Timed(
+        (
+            *(*_sized(8, 64, 56), "--k", "256", "--r", "1", "--s", "1", "--padding", "0"),
+            *("--affine", "--normed", "--data", "normals"),
+        ),
+        (2 * 4 * CONV + 2 * CONV) * 2,
+    ),
     "bn_add_act": Timed((*_sized(32, 256, 56), "--residual"), 3 * BLOCK * 2),
     "bn_add_act_backward": Timed((*_sized(32, 256, 56), "--residual"), 4 * BLOCK * 2),
     "bn_backward_apply": Timed(_sized(32, 256, 56), 3 * BLOCK * 2),
@@ -55,15 +65,22 @@ TIMED = {
 """In bfloat16, with a cold L2."""
 
 
-def check(device: str, program: str | None = None) -> dict[str, Any]:
+CHECKED = {"training": driver.TRAINING, "sm90a": driver.SM90A_CALLS}
+"""Small calls by what they are of; the latter are for GPUs of capability 9.0 alone."""
+
+
+def check(device: str, program: str | None = None, of: str = "training") -> dict[str, Any]:
     """Every small call on integers and on random data, against double.
 
     Args:
         device: where; the driver itself knows whether it is emulated.
         program: the driver; None for one that is built.
+        of: a key of `CHECKED`.
     """
+    if of == "sm90a" and is_cuda(device) and torch.cuda.get_device_capability(device) != (9, 0):
+        return {"ok": None, "skipped": "the kernels of e4m3 are for GPUs of capability 9.0"}
     worst: dict[str, float] = {}
-    for words in driver.TRAINING:
+    for words in CHECKED[of]:
         for data in ("integers", "normals"):
             one = driver.called((*words, "--data", data), program, LIMIT_S)
             if not one["ok"]:
@@ -83,7 +100,7 @@ def time(device: str, op: str, bandwidth: float, program: str | None = None) -> 
     """
     timed = TIMED[op]
     real = (*timed.words, "--repeats", str(REPEATS))
-    words = real if is_cuda(device) else ("--n", "1", "--h", "8", "--w", "8")
+    words = real if is_cuda(device) else (*timed.words, "--n", "1", "--h", "8", "--w", "8")
     one = driver.called(("--op", op, *words), program, LIMIT_S)
     if not one["ok"]:
         return one

@@ -9,11 +9,11 @@
 #include <cstdint>
 
 #include "../ptx/ptx.h"
+#include "addend_pixel.h"
 #include "bn_dgrad_geometry.h"
 #include "conv_epilogue.h"
 #include "dgrad_loader.h"
 #include "gradient_mask.h"
-#include "merge_chunks.h"
 #include "vector.h"
 
 namespace resnet_fused {
@@ -125,14 +125,10 @@ class BnDgradEpilogue {
       found.raw = load(static_cast<const T*>(arguments_.raw), pixel, arguments_.raw_strides);
     }
     if (arguments_.addend != nullptr) {
-      const Divisor& step = arguments_.addend_step;
-      const auto p = static_cast<int32_t>(quotient(static_cast<uint32_t>(pixel.p), step));
-      const auto q = static_cast<int32_t>(quotient(static_cast<uint32_t>(pixel.q), step));
-      const auto each = static_cast<int32_t>(step.value);
-      found.added = p * each == pixel.p && q * each == pixel.q;
+      found.added = to_addend(pixel, arguments_.addend_step);
       if (found.added) {
-        found.addend = load(static_cast<const T*>(arguments_.addend), Pixel{pixel.n, p, q},
-                            arguments_.addend_strides);
+        found.addend =
+            load(static_cast<const T*>(arguments_.addend), pixel, arguments_.addend_strides);
       }
     }
     return found;
@@ -219,47 +215,5 @@ class BnDgradEpilogue {
   float mean_[kUnit];
   float sum_[2][kUnit] = {};
 };
-
-// Behind the sums of this block's tile, which it has stored. `ring` and `scratch`: shared memory
-// that nobody else uses any more, 16 bytes a thread and 4 bytes.
-template <class Shape>
-RF_DEVICE void merge_gradient_sums(const ConvBnDgradArguments& arguments,
-                                   const MeasuredColumn& where, int32_t row,
-                                   ptx::SharedAddress ring, ptx::SharedAddress scratch,
-                                   uint32_t thread) {
-  const int64_t channels = int64_t{arguments.conv.channels_in} * arguments.conv.tiles.groups;
-  const auto column = static_cast<int32_t>(thread % Shape::kN);
-  const bool known = column < where.columns;
-  const bool writes = known && thread < Shape::kN;
-  // Of a column that does not exist the first one's, for nobody.
-  const int64_t channel = where.channel + (known ? column : 0);
-  const auto add = [](ColumnSums& into, int32_t, const auto& part) {
-    into.first += static_cast<double>(part.first);
-    into.second += static_cast<double>(part.second);
-  };
-  merge_chunks<Shape>(
-      arguments.arrivals + where.index * static_cast<uint32_t>(arguments.all.count() + 1),
-      arguments.all, row, scratch, thread,
-      [&](int32_t first, int32_t last) {
-        return sum_parts<Shape>(
-            first, last, ring, thread,
-            [&](int32_t i) { return ptx::load_global(arguments.partial + i * channels + channel); },
-            add);
-      },
-      [&](int32_t chunk, const ColumnSums& sums) {
-        if (writes) ptx::store_global(arguments.merged + chunk * channels + channel, sums);
-      },
-      [&](int32_t count) {
-        return sum_parts<Shape>(
-            0, count, ring, thread,
-            [&](int32_t i) { return ptx::load_global(arguments.merged + i * channels + channel); },
-            add);
-      },
-      [&](const ColumnSums& sums) {
-        if (!writes) return;
-        ptx::store_global(arguments.sums + channel, static_cast<float>(sums.first));
-        ptx::store_global(arguments.sums + channels + channel, static_cast<float>(sums.second));
-      });
-}
 
 }  // namespace resnet_fused

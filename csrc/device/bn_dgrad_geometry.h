@@ -17,6 +17,17 @@ struct alignas(8) GradientSums {
   float second;
 };
 
+// Where the sums of tiles meet.
+struct GradientReduction {
+  TileChunks all;         // rows of tiles of all launches
+  int32_t first_row;      // of this launch
+  int64_t channels;       // C, of all groups
+  uint32_t* arrivals;     // [group][column of tiles][chunks + 1], zero before the first launch
+  GradientSums* partial;  // [row of tiles][C]
+  ColumnSums* merged;     // [chunk][C]; unused where there is one chunk
+  float* sums;            // [2, C]
+};
+
 struct ConvBnDgradArguments {
   // dy is dz; scale is [3, K] A, B, C, unused where y is null; wide_dx is said of everything that a
   // tile reads and writes at its end.
@@ -26,14 +37,9 @@ struct ConvBnDgradArguments {
   Divisor addend_step;
   const void* raw;  // [N, C, H, W]; null: no ReLU and no reductions
   PixelStrides raw_strides;
-  const float* norm;      // [4, C]: scale, shift, mean
-  TileChunks all;         // rows of tiles of all launches
-  int32_t first_row;      // of this launch
-  uint32_t* arrivals;     // [group][column of tiles][chunks + 1], zero before the first launch
-  GradientSums* partial;  // [row of tiles][C]
-  ColumnSums* merged;     // [chunk][C]; unused where there is one chunk
-  float* sums;            // [2, C]
-  void* counters;         // of the splits and of the reductions: for the launch's clearing
+  const float* norm;  // [4, C]: scale, shift, mean
+  GradientReduction reduction;
+  void* counters;  // of the splits and of the reductions: for the launch's clearing
   int64_t cleared_bytes;
 };
 

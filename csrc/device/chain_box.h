@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../ptx/cluster.h"
 #include "../ptx/proxy.h"
 #include "../ptx/ptx.h"
 #include "block_walk.h"
@@ -23,6 +24,31 @@ RF_DEVICE BlockWalk tiles_of(const Arguments& arguments) {
   return {arguments.tiles, arguments.reverse, static_cast<int32_t>(blockIdx.x),
           static_cast<int32_t>(gridDim.x)};
 }
+
+// A block's way through the tiles; those of a cluster's blocks lie side by side. One that begins
+// behind the last position brings zeros and stores nothing, but takes part.
+template <class Shape>
+class SharedWalk {
+ public:
+  template <class Arguments>
+  RF_DEVICE explicit SharedWalk(const Arguments& arguments)
+      : walk_(arguments.tiles / Shape::kSharing, arguments.reverse,
+              static_cast<int32_t>(blockIdx.x / Shape::kSharing),
+              static_cast<int32_t>(gridDim.x / Shape::kSharing)) {
+    if constexpr (Shape::kSharing > 1) rank_ = static_cast<int32_t>(ptx::cluster_rank());
+  }
+
+  RF_DEVICE bool done() const { return walk_.done(); }
+  RF_DEVICE void next() { walk_.next(); }
+  // The tile's first one.
+  RF_DEVICE int32_t position() const {
+    return (walk_.index() * Shape::kSharing + rank_) * kChainTmaPixels;
+  }
+
+ private:
+  BlockWalk walk_;
+  int32_t rank_ = 0;
+};
 
 // The half of each tile that a warpgroup has.
 struct ChainPart {

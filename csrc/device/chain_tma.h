@@ -36,8 +36,10 @@ struct FilterBytes {
 
 // kInner channels of what the first convolution reads, kNext of `next`, kStages steps of 64
 // channels of `out` in flight or in use; kProjected channels of what the shortcut is made of, 0 for
-// one that is a tensor; kElement bytes a channel.
-template <int kInner_, int kNext_, int kStages_, int kProjected_ = 0, int kElement = 2>
+// one that is a tensor; kElement bytes a channel; kSharing blocks of a cluster, with neighbouring
+// tiles, that share their filters.
+template <int kInner_, int kNext_, int kStages_, int kProjected_ = 0, int kElement = 2,
+          int kSharing_ = 1>
 struct ChainTmaShape : BoxesOf<kElement> {
   using Boxes = BoxesOf<kElement>;
   using Boxes::kBoxBytes, Boxes::kChannelBytes, Boxes::kRowBytes, Boxes::kWeightBytes;
@@ -45,6 +47,7 @@ struct ChainTmaShape : BoxesOf<kElement> {
   static constexpr int kNext = kNext_;
   static constexpr int kStages = kStages_;
   static constexpr int kProjected = kProjected_;
+  static constexpr int kSharing = kSharing_;
   static constexpr int kInnerBoxes = kInner / kStepElements;
   static constexpr int kProjectedBoxes = kProjected / kStepElements;
   static constexpr int kNextBoxes = kNext / kStepElements;
@@ -75,6 +78,7 @@ struct ChainTmaShape : BoxesOf<kElement> {
   static constexpr int kRowsRingAt = kRingAt + ring_bytes(kStages);
   static constexpr int kSharedBytes = kRowsRingAt + ring_bytes(2);
   static_assert(kStageBytes % kTileAlignment == 0);
+  static_assert(kWeightBytes / kSharing % kTileAlignment == 0, "parts of filters");
   static_assert(kSharedBytes <= kMostSharedBytes);
 };
 
@@ -89,9 +93,9 @@ struct ChainFactors {
 struct ChainTmaArguments {
   ptx::TensorMap x;           // {K, pixels}, boxes of 64 by a tile's pixels
   ptx::TensorMap shortcut;    // likewise: {C, pixels}, or of what is projected {D, pixels}
-  ptx::TensorMap weight;      // {K, C}, 64 by 64
+  ptx::TensorMap weight;      // {K, C}, 64 by a block's part of 64
   ptx::TensorMap projection;  // {D, C}, likewise
-  ptx::TensorMap next;        // {C, M}, 64 by kNext
+  ptx::TensorMap next;        // {C, M}, 64 by a block's part of kNext
   ptx::TensorMap out;         // {C, pixels}, 64 by a warpgroup's pixels
   ptx::TensorMap following;   // {M, pixels}, likewise
   const float* scale;         // [C]
@@ -105,12 +109,12 @@ struct ChainTmaArguments {
   int32_t channels;       // C
   int32_t next_channels;  // M
   int32_t steps;          // of 64 of C
-  int32_t tiles;
-  ChainFactors factors;  // of e4m3 alone
-  bool thinned;          // `even` is stored
-  bool reverse;          // tiles are walked from the last one
-  bool dependent;        // the next kernel may begin early
-  bool follows;          // this one may: for the launch, the kernel waits either way
+  int32_t tiles;          // as many for each block of a cluster
+  ChainFactors factors;   // of e4m3 alone
+  bool thinned;           // `even` is stored
+  bool reverse;           // tiles are walked from the last one
+  bool dependent;         // the next kernel may begin early
+  bool follows;           // this one may: for the launch, the kernel waits either way
 };
 
 }  // namespace resnet_fused

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../ptx/cluster.h"
 #include "../ptx/ptx.h"
 #include "../ptx/tma.h"
 #include "bn_act.h"
@@ -62,12 +63,20 @@ struct ChainTypes {
   // A projection's pair as it is added: sums stay as they are.
   static RF_DEVICE FloatPair stored(FloatPair y) { return y; }
 
-  // 64 channels, from `channel` on, of kFilters filters from `first` on.
-  template <int kFilters>
+  // 64 channels, from `channel` on, of kFilters filters from `first` on. Of kSharing blocks each
+  // brings its part of them to all.
+  template <int kFilters, int kSharing>
   static RF_DEVICE void load_filters(ptx::SharedAddress to, const ptx::TensorMap* map,
                                      int32_t channel, int32_t first,
                                      ptx::SharedAddress barrier RF_SITE_PARAMETER) {
-    ptx::tma_load(to, map, {channel, first}, barrier RF_SITE);
+    if constexpr (kSharing > 1) {
+      const uint32_t part = ptx::cluster_rank() * (kFilters / kSharing);
+      ptx::tma_load_multicast(to + part * kRowBytes, map,
+                              {channel, first + static_cast<int32_t>(part)}, barrier,
+                              static_cast<uint16_t>((1 << kSharing) - 1) RF_SITE);
+    } else {
+      ptx::tma_load(to, map, {channel, first}, barrier RF_SITE);
+    }
   }
 };
 

@@ -80,12 +80,30 @@ struct ConvDgradArguments {
   bool pixels_lie_together;
 };
 
-struct ConvWgradArguments {
-  const void* dy;      // [N, K, P, Q]
-  const void* y;       // [N, K, P, Q]; null without ReLU
-  const void* x;       // [N, C, H, W]
+// A weight's gradient as a matrix product, whatever brings its operands: its parts, and where their
+// sums go.
+struct WgradProduct {
   const float* scale;  // [K]; null: every one is 1
   void* dweight;       // [K, C / groups, R, S]
+  // N of the product: C / groups, or as many as whole boxes or rows of an image have, S or
+  // likewise, R.
+  Reduction columns;
+  ColumnStrides dweight_columns;
+  int64_t dweight_k;
+  int32_t channels_in;   // C / groups
+  int32_t taps_s;        // S
+  int32_t channels_out;  // of a group: M
+  int32_t columns_each;  // of a group: N
+  int32_t steps;         // of the whole reduction
+  int32_t steps_each;    // of a split; the last one may have fewer, and has one at least
+  TileGrid tiles;
+  float* partial;  // [tile][split][vector of a thread's sums][thread][4]; unused where none is left
+};
+
+struct ConvWgradArguments : WgradProduct {
+  const void* dy;  // [N, K, P, Q]
+  const void* y;   // [N, K, P, Q]; null without ReLU
+  const void* x;   // [N, C, H, W]
   // From one output column q, row p, image to the next: 16 bytes where operands are read wide, else
   // elements.
   ColumnStrides dy_pixels;
@@ -94,11 +112,7 @@ struct ConvWgradArguments {
   ColumnStrides x_taps;  // elements of x: an input channel, column, row
   int64_t dy_k;          // elements, from one output channel to the next
   int64_t y_k;
-  Reduction pixels;   // Q, P, N: a reduction element is an output pixel
-  Reduction columns;  // N of the product: C / groups, S, R, or more, of which there are
-  Reduction filter;   // C / groups, S, R
-  ColumnStrides dweight_columns;
-  int64_t dweight_k;
+  Reduction pixels;  // Q, P, N: a reduction element is an output pixel
   int32_t height;
   int32_t width;
   int32_t stride_h;
@@ -107,12 +121,6 @@ struct ConvWgradArguments {
   int32_t padding_w;
   int32_t dilation_h;
   int32_t dilation_w;
-  int32_t channels_out;  // of a group: M
-  int32_t columns_each;  // of a group: N
-  int32_t steps;         // of the whole reduction
-  int32_t steps_each;    // of a split; the last one may have fewer, and has one at least
-  TileGrid tiles;
-  float* partial;  // [tile][split][vector of a thread's sums][thread][4]; unused without splits
   bool wide_dweight;
 };
 

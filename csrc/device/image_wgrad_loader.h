@@ -101,7 +101,7 @@ class ImageWgradLoader {
     const int32_t h = at_.s * product.stride_h + row * product.dilation_h - product.padding_h;
     const int32_t first = kImageStride * at_.c - product.padding_w + column * kChunkPixels;
     const bool in_rows = static_cast<uint32_t>(h) < static_cast<uint32_t>(product.height) &&
-                         row < product.filter.taps_r && column != kImageSpare;
+                         row < product.columns.taps_r && column != kImageSpare;
     const T* from = static_cast<const T*>(product.x) + at_.r * product.x_pixels.r +
                     h * product.x_taps.r + first * product.x_taps.s;
 #pragma unroll

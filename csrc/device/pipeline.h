@@ -115,4 +115,24 @@ class Turns {
   uint32_t parity_;
 };
 
+// A ring of stages into which the others' producers copy what products alone read, and this block's
+// own what its threads read or write as well: that is ordered ahead of its next copy.
+template <int kStages, int kSharing>
+struct MixedRing : Ring<kStages, kSharing> {
+  using Base = Ring<kStages, kSharing>;
+  using Place = typename Base::Place;
+
+  RF_DEVICE void acquire(const Place& at, uint32_t bytes) const {
+    ptx::mbarrier_wait_parity(this->empty(at), at.parity ^ 1);
+    ptx::mbarrier_arrive_expect_tx(this->full(at), bytes);
+  }
+  RF_DEVICE void release(const Place& at) const {
+    if (kSharing > 1 && threadIdx.x % 32 != ptx::cluster_rank()) {
+      Base::release(at);
+    } else {
+      ptx::mbarrier_arrive(this->empty(at));
+    }
+  }
+};
+
 }  // namespace resnet_fused

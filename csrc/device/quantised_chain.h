@@ -81,10 +81,11 @@ struct ChainTypes<Float8E4M3> {
   }
 
   // The map's dimensions: channels, two filters, two of such pairs, fours.
-  template <int kFilters>
+  template <int kFilters, int kSharing>
   static RF_DEVICE void load_filters(ptx::SharedAddress to, const ptx::TensorMap* map,
                                      int32_t channel, int32_t first,
                                      ptx::SharedAddress barrier RF_SITE_PARAMETER) {
+    static_assert(kSharing == 1, "each block brings its own");
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       ptx::tma_load(to + half * (kFilters / 2 * kRowBytes), map, {channel, 0, half, first / 4},

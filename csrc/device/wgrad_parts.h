@@ -14,21 +14,19 @@ namespace resnet_fused {
 
 // Where an element of the gradient lies: row and column of the group; null beyond.
 template <class T>
-RF_DEVICE T* dweight_at(const ConvWgradArguments& arguments, int32_t group, int32_t row,
-                        int32_t column) {
-  if (row >= arguments.channels_out || column >= arguments.columns_each) return nullptr;
-  const Column at = column_of(column, arguments.columns);
-  const Reduction& filter = arguments.filter;
-  if (at.c >= filter.channels || at.s >= filter.taps_s || at.r >= filter.taps_r) return nullptr;
-  const int64_t k = group * arguments.channels_out + row;
-  return static_cast<T*>(arguments.dweight) + k * arguments.dweight_k +
-         offset_of(at, arguments.dweight_columns);
+RF_DEVICE T* dweight_at(const WgradProduct& product, int32_t group, int32_t row, int32_t column) {
+  if (row >= product.channels_out || column >= product.columns_each) return nullptr;
+  const Column at = column_of(column, product.columns);
+  if (at.c >= product.channels_in || at.s >= product.taps_s) return nullptr;
+  const int64_t k = group * product.channels_out + row;
+  return static_cast<T*>(product.dweight) + k * product.dweight_k +
+         offset_of(at, product.dweight_columns);
 }
 
-RF_DEVICE float scale_of(const ConvWgradArguments& arguments, int32_t group, int32_t row) {
-  if (row >= arguments.channels_out) return 0.0f;
-  if (arguments.scale == nullptr) return 1.0f;
-  return ptx::load_global_read_only(arguments.scale + group * arguments.channels_out + row);
+RF_DEVICE float scale_of(const WgradProduct& product, int32_t group, int32_t row) {
+  if (row >= product.channels_out) return 0.0f;
+  if (product.scale == nullptr) return 1.0f;
+  return ptx::load_global_read_only(product.scale + group * product.channels_out + row);
 }
 
 // A split's part of the reduction.
@@ -38,11 +36,11 @@ struct WgradPart {
 };
 
 template <class T, class Shape>
-RF_DEVICE WgradPart wgrad_part(const ConvWgradArguments& arguments, const Tile& tile) {
+RF_DEVICE WgradPart wgrad_part(const WgradProduct& product, const Tile& tile) {
   constexpr int kStep = Shape::kStepBytes / static_cast<int>(sizeof(T));
-  const int32_t first = tile.split * arguments.steps_each;
-  const int32_t left = arguments.steps - first;
-  return WgradPart{first * kStep, left < arguments.steps_each ? left : arguments.steps_each};
+  const int32_t first = tile.split * product.steps_each;
+  const int32_t left = product.steps - first;
+  return WgradPart{first * kStep, left < product.steps_each ? left : product.steps_each};
 }
 
 template <class T, class Shape, class Loader>
@@ -54,20 +52,27 @@ RF_DEVICE void add_wgrad_products(Sums<Shape>& sums, Loader& loader, int32_t ste
   run_main_loop<T>(sums, ring, steps, left, right, loader, [](int) {});
 }
 
+// Leaves a thread's sums. sum(i): the vector i of it, rows g and g + 8 of two columns, as a product
+// of 16 rows by 8 columns has them.
+template <class Shape, class Sum>
+RF_DEVICE void leave_wgrad_vectors(const WgradProduct& product, const Tile& tile, uint32_t thread,
+                                   const Sum& sum) {
+  constexpr int kVectors = Shape::kM * Shape::kN / (4 * Shape::kThreads);
+  const int64_t first =
+      (static_cast<int64_t>(tile.index) * product.tiles.splits + tile.split) * kVectors;
+  auto* to = reinterpret_cast<Vector<float>*>(product.partial) + first * Shape::kThreads;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) ptx::store_global(to + i * Shape::kThreads + thread, sum(i));
+}
+
 template <class Shape>
-RF_DEVICE void leave_wgrad_sums(const Sums<Shape>& sums, const ConvWgradArguments& arguments,
+RF_DEVICE void leave_wgrad_sums(const Sums<Shape>& sums, const WgradProduct& product,
                                 const Tile& tile, uint32_t thread) {
   constexpr int kColumns = 2 * Shape::kBlocksN;
-  constexpr int kVectors = Shape::kBlocksM * kColumns;
-  const int64_t first =
-      (static_cast<int64_t>(tile.index) * arguments.tiles.splits + tile.split) * kVectors;
-  auto* to = reinterpret_cast<Vector<float>*>(arguments.partial) + first * Shape::kThreads;
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
+  leave_wgrad_vectors<Shape>(product, tile, thread, [&](int i) {
     const float (&sum)[4] = sums.value[i / kColumns][i % kColumns];
-    ptx::store_global(to + i * Shape::kThreads + thread,
-                      Vector<float>{{sum[0], sum[1], sum[2], sum[3]}});
-  }
+    return Vector<float>{{sum[0], sum[1], sum[2], sum[3]}};
+  });
 }
 
 }  // namespace resnet_fused

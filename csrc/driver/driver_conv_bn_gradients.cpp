@@ -1,4 +1,5 @@
 #include "../launch/conv_bn_dgrad.h"
+#include "../launch/conv_bn_grad1x1.h"
 #include "../launch/conv_bn_wgrad.h"
 #include "bn_operands.h"
 
@@ -11,6 +12,9 @@ constexpr Interface<RfConvBnDgrad> kDgrad = {"conv_bn_dgrad", rf_conv_bn_dgrad_c
 constexpr Interface<RfConvBnWgrad> kWgrad = {"conv_bn_wgrad", rf_conv_bn_wgrad_configurations,
                                              rf_conv_bn_wgrad_configuration, rf_conv_bn_wgrad_plan,
                                              rf_conv_bn_wgrad_cuda};
+constexpr Interface<RfConvBnGrad1x1> kGrad1x1 = {
+    "conv_bn_grad1x1", rf_conv_bn_grad1x1_configurations, rf_conv_bn_grad1x1_configuration,
+    rf_conv_bn_grad1x1_plan, rf_conv_bn_grad1x1_cuda};
 
 // dy, the gradient of a convolution's output: dz, or with --affine A dz + (B y + C), rounded to T
 // behind two fused multiply-adds in float32.
@@ -60,38 +64,52 @@ class OutputGradient {
   Operand<float> coefficients_;
 };
 
+// What both gradients of a convolution are made of: dy, and x, which is a BatchNorm's raw output
+// with --normed.
+template <class T>
+struct Given {
+  OutputGradient<T> dy;
+  Operand<T> x;
+  bool normed;
+  Norm norm;
+
+  Given(const Convolution& of, const Arguments& arguments, Common& common)
+      : dy(of, arguments, common),
+        x(elements_of(of.x_size()), common.random, common.values),
+        normed(arguments.flag("normed")),
+        norm(normed ? of.c : 0, common) {}
+};
+
 // x's gradient through the convolution, what comes through a shortcut added, masked and reduced.
 template <class T>
 class InputGradient {
  public:
-  InputGradient(const Convolution& of, const Arguments& arguments, Common& common)
+  InputGradient(const Convolution& of, const Arguments& arguments, Common& common,
+                const Given<T>& given)
       : of_(of),
         common_(common),
+        given_(given),
         images_(arguments),
         step_(arguments.integer("addend", 0)),
-        reduced_(arguments.flag("normed")),
-        dy_(of, arguments, common),
         weight_(elements_of(of.weight_size()), common.random, common.values),
         addend_(elements_of(addend_size()), common.random, common.values),
-        raw_(reduced_ ? images_.elements() : 0, common.random, common.values),
-        norm_(reduced_ ? of.c : 0, common),
         x_(images_.elements()),
-        sums_(reduced_ ? 2 * of.c : 0) {}
+        sums_(given.normed ? 2 * of.c : 0) {}
 
   RfConvBnDgrad problem() const {
     RfConvBnDgrad problem{};
     problem.conv = problem_of<RfConvGradient>(of_, common_);
-    dy_.place(problem.conv);
-    problem.conv.scale = dy_.coefficients();
+    given_.dy.place(problem.conv);
+    problem.conv.scale = given_.dy.coefficients();
     problem.conv.weight = weight_.device.data();
     problem.conv.x = x_.device.data();
     problem.addend = addend_.device.data();
-    problem.raw = raw_.device.data();
-    problem.norm = norm_.device.data();
+    problem.raw = given_.x.device.data();
+    problem.norm = given_.norm.device.data();
     problem.sums = sums_.device.data();
-    problem.affine = dy_.affine();
+    problem.affine = given_.dy.affine();
     problem.added = step_ != 0;
-    problem.reduced = reduced_;
+    problem.reduced = given_.normed;
     problem.addend_step = step_;
     copy_to(problem.addend_stride, addend_at().stride);
     copy_to(problem.raw_stride, images_.at().stride);
@@ -103,7 +121,7 @@ class InputGradient {
     if (!launched) return;
     x_.fetch();
     sums_.fetch();
-    const std::vector<double> dy = dy_.values();
+    const std::vector<double> dy = given_.dy.values();
     std::vector<Sum> sums(x_.host.size());
     for_each_product(of_, [&](int64_t x, int64_t weight, int64_t out) {
       sums[static_cast<size_t>(x)].add(dy[static_cast<size_t>(out)] * weight_.at(weight));
@@ -112,13 +130,14 @@ class InputGradient {
     const double error = sum_error<T>(common_, of_.k / of_.groups * of_.r * of_.s);
     for (int64_t i = 0; i < images_.elements(); ++i) {
       const Sum& sum = sums[static_cast<size_t>(i)];
-      if (reduced_ && normalised<T>(norm_, images_.channel(i), raw_.at(i)) <= 0) {
+      if (given_.normed && normalised<T>(given_.norm, images_.channel(i), given_.x.at(i)) <= 0) {
         verdict.equal(x_.at(i), 0);
       } else {
         verdict.rounded<T>(x_.at(i), sum.value, error * sum.magnitude, common_.values);
       }
     }
-    if (reduced_) judge_sums<T>(images_, x_, {{raw_, norm_}}, sums_, common_.values, verdict);
+    if (!given_.normed) return;
+    judge_sums<T>(images_, x_, {{given_.x, given_.norm}}, sums_, common_.values, verdict);
   }
 
  private:
@@ -143,13 +162,10 @@ class InputGradient {
 
   const Convolution& of_;
   const Common& common_;
+  const Given<T>& given_;
   Images images_;
   int64_t step_;  // 0: there is no addend
-  bool reduced_;
-  OutputGradient<T> dy_;
-  Operand<T> weight_, addend_, raw_;
-  Norm norm_;
-  Operand<T> x_;
+  Operand<T> weight_, addend_, x_;
   Operand<float> sums_;
 };
 
@@ -157,27 +173,25 @@ class InputGradient {
 template <class T, class W>
 class WeightGradient {
  public:
-  WeightGradient(const Convolution& of, const Arguments& arguments, Common& common)
-      : of_(of),
-        common_(common),
-        normed_(arguments.flag("normed")),
-        dy_(of, arguments, common),
-        x_(elements_of(of.x_size()), common.random, common.values),
-        norm_(normed_ ? of.c : 0, common),
-        weight_(elements_of(of.weight_size())) {}
+  WeightGradient(const Convolution& of, const Common& common, const Given<T>& given)
+      : of_(of), common_(common), given_(given), weight_(elements_of(of.weight_size())) {}
+
+  void* data() const { return weight_.device.data(); }
+  int32_t dtype() const {
+    return static_cast<int32_t>(std::is_same_v<W, T> ? common_.dtype : DataType::kFloat32);
+  }
 
   RfConvBnWgrad problem() const {
     RfConvBnWgrad problem{};
     problem.product = problem_of<RfConvGradient>(of_, common_);
-    dy_.place(problem.product);
-    problem.product.x = x_.device.data();
-    problem.product.weight = weight_.device.data();
-    problem.coefficients = dy_.coefficients();
-    problem.norm = norm_.device.data();
-    problem.affine = dy_.affine();
-    problem.normed = normed_;
-    problem.weight_dtype =
-        std::is_same_v<W, T> ? problem.product.dtype : static_cast<int32_t>(DataType::kFloat32);
+    given_.dy.place(problem.product);
+    problem.product.x = given_.x.device.data();
+    problem.product.weight = data();
+    problem.coefficients = given_.dy.coefficients();
+    problem.norm = given_.norm.device.data();
+    problem.affine = given_.dy.affine();
+    problem.normed = given_.normed;
+    problem.weight_dtype = dtype();
     return problem;
   }
 
@@ -185,8 +199,9 @@ class WeightGradient {
   void judge(bool launched, Verdict& verdict) {
     if (!launched) return;
     weight_.fetch();
-    const std::vector<double> dy = dy_.values();
-    const NormedRead<T> read(x_, normed_ ? &norm_ : nullptr, of_.x_at().stride[1]);
+    const std::vector<double> dy = given_.dy.values();
+    const Norm* norm = given_.normed ? &given_.norm : nullptr;
+    const NormedRead<T> read(given_.x, norm, of_.x_at().stride[1]);
     std::vector<Sum> sums(weight_.host.size());
     for_each_product(of_, [&](int64_t x, int64_t weight, int64_t out) {
       sums[static_cast<size_t>(weight)].add(dy[static_cast<size_t>(out)] * read.at(x));
@@ -201,11 +216,36 @@ class WeightGradient {
  private:
   const Convolution& of_;
   const Common& common_;
-  bool normed_;
-  OutputGradient<T> dy_;
-  Operand<T> x_;
-  Norm norm_;
+  const Given<T>& given_;
   Operand<W> weight_;
+};
+
+// Both of a 1x1 convolution, by one kernel.
+template <class T, class W>
+class BothGradients {
+ public:
+  BothGradients(const Convolution& of, const Arguments& arguments, Common& common,
+                const Given<T>& given)
+      : of_(of), input_(of, arguments, common, given), weight_(of, common, given) {}
+
+  RfConvBnGrad1x1 problem() const {
+    RfConvBnGrad1x1 problem{};
+    problem.image = input_.problem();
+    problem.dweight = weight_.data();
+    problem.dweight_dtype = weight_.dtype();
+    copy_to(problem.dweight_stride, of_.weight_at().stride);
+    return problem;
+  }
+
+  void judge(bool launched, Verdict& verdict) {
+    input_.judge(launched, verdict);
+    weight_.judge(launched, verdict);
+  }
+
+ private:
+  const Convolution& of_;
+  InputGradient<T> input_;
+  WeightGradient<T, W> weight_;
 };
 
 template <class Problem, class Gradient>
@@ -220,27 +260,42 @@ bool run(const Interface<Problem>& op, Gradient gradient, const Arguments& argum
   return right;
 }
 
+// Calls body.operator()<T, W>(): dtypes of what is read, and of the weights' gradient.
+template <class F>
+bool with_weight_type(const char* op, const Arguments& arguments, const Common& common, F body) {
+  return with_conv_type(op, common.dtype, [&]<class T>() {
+    if (arguments.flag("float-weight")) return body.template operator()<T, float>();
+    return body.template operator()<T, T>();
+  });
+}
+
 }  // namespace
 
 bool run_conv_bn_dgrad(const Arguments& arguments, Common& common, Json& json) {
   refuse_residual(kDgrad.name, arguments);
   const Convolution of(arguments);
   return with_conv_type(kDgrad.name, common.dtype, [&]<class T>() {
-    return run(kDgrad, InputGradient<T>(of, arguments, common), arguments, common, json);
+    const Given<T> given(of, arguments, common);
+    return run(kDgrad, InputGradient<T>(of, arguments, common, given), arguments, common, json);
   });
 }
 
 bool run_conv_bn_wgrad(const Arguments& arguments, Common& common, Json& json) {
   refuse_residual(kWgrad.name, arguments);
   const Convolution of(arguments);
-  return with_conv_type(kWgrad.name, common.dtype, [&]<class T>() {
-    const auto run_into = [&]<class W>(WeightGradient<T, W> gradient) {
-      return run(kWgrad, std::move(gradient), arguments, common, json);
-    };
-    if (arguments.flag("float-weight")) {
-      return run_into(WeightGradient<T, float>(of, arguments, common));
-    }
-    return run_into(WeightGradient<T, T>(of, arguments, common));
+  return with_weight_type(kWgrad.name, arguments, common, [&]<class T, class W>() {
+    const Given<T> given(of, arguments, common);
+    return run(kWgrad, WeightGradient<T, W>(of, common, given), arguments, common, json);
+  });
+}
+
+bool run_conv_bn_grad1x1(const Arguments& arguments, Common& common, Json& json) {
+  refuse_residual(kGrad1x1.name, arguments);
+  const Convolution of(arguments);
+  return with_weight_type(kGrad1x1.name, arguments, common, [&]<class T, class W>() {
+    const Given<T> given(of, arguments, common);
+    return run(kGrad1x1, BothGradients<T, W>(of, arguments, common, given), arguments, common,
+               json);
   });
 }
 

@@ -64,6 +64,8 @@ bool run_conv_bn_stats(const Arguments& arguments, Common& common, Json& json);
 bool run_conv_bn_dgrad(const Arguments& arguments, Common& common, Json& json);
 // dweight = sum over pixels of dy x, or of dy relu(scale x + shift) with --normed; float-weight
 bool run_conv_bn_wgrad(const Arguments& arguments, Common& common, Json& json);
+// Both, of a 1x1 convolution: what these two read, and what they judge.
+bool run_conv_bn_grad1x1(const Arguments& arguments, Common& common, Json& json);
 
 // Training's passes over activations of n, c, h, w; see csrc/kernels. They read act, layout and,
 // beside that:
@@ -91,6 +93,8 @@ bool run_head(const Arguments& arguments, Common& common, Json& json);
 // A chain of 1x1 convolutions: out[k] of x[c] with a shortcut, or a projection, and next of out.
 // Reads n, c, h, w, k, next, projected, stride, out-stride, reverse, layout.
 bool run_conv_chain(const Arguments& arguments, Common& common, Json& json);
+// As that, of tensors in e4m3: --quantised is required.
+bool run_conv_chain_fp8(const Arguments& arguments, Common& common, Json& json);
 // A ResNet's convolutions from behind the stem in one launch: bottlenecks, --depths in each stage,
 // of --k channels inside in the first. Reads n, c, h, w, k, depths, blocks, splits. Each layer has
 // the bits of conv_bn_act in as many splits, whatever the data; small networks are held to the

@@ -17,6 +17,7 @@
 #include "../device/bn_dgrad_geometry.h"
 #include "../device/dgrad_product.h"
 #include "../device/gradient_epilogue.h"
+#include "../device/merge_gradients.h"
 #include "../device/split_reduction.h"
 
 namespace resnet_fused {
@@ -35,15 +36,15 @@ RF_DEVICE void finish_gradients(const ConvBnDgradArguments& arguments, const Til
   ptx::sync_threads();
   const int32_t columns = arguments.conv.channels_in - where.n;
   const int32_t channel = where.group * arguments.conv.channels_in + where.n;
-  const int32_t row = arguments.first_row + tile.m;
+  const GradientReduction& reduction = arguments.reduction;
+  const int32_t row = reduction.first_row + tile.m;
   const int32_t column = Epilogue::column_of_thread(thread);
   if (thread < Shape::kN && column < columns) {
-    const int64_t channels = int64_t{arguments.conv.channels_in} * arguments.conv.tiles.groups;
-    ptx::store_global(arguments.partial + row * channels + channel + column,
+    ptx::store_global(reduction.partial + row * reduction.channels + channel + column,
                       Epilogue::sums_of_column(ring, thread));
   }
   merge_gradient_sums<Shape>(
-      arguments,
+      reduction,
       {static_cast<uint32_t>(tile.group * arguments.conv.tiles.tiles_n + tile.n), channel, columns},
       row, ring, ring + Shape::kRingBytes - kScratchBytes, thread);
 }

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "../device/addend_pixel.h"
 #include "../device/bn_backward_operand.h"
 #include "../device/conv_epilogue.h"
 #include "../device/grad1x1_geometry.h"
@@ -197,14 +198,10 @@ class Grad1x1Block {
   // Where the addend of pixel m lies; null: it has none.
   RF_DEVICE const T* addend_of(int32_t m) const {
     if (m >= end_) return nullptr;
-    const Pixel at = pixel_of(m, arguments_.grid);
-    const Divisor& step = arguments_.addend_step;
-    const auto p = static_cast<int32_t>(quotient(static_cast<uint32_t>(at.p), step));
-    const auto q = static_cast<int32_t>(quotient(static_cast<uint32_t>(at.q), step));
-    const auto each = static_cast<int32_t>(step.value);
-    if (p * each != at.p || q * each != at.q) return nullptr;
+    Pixel at = pixel_of(m, arguments_.grid);
+    if (!to_addend(at, arguments_.addend_step)) return nullptr;
     return static_cast<const T*>(arguments_.addend) + first_channel_ +
-           resnet_fused::offset_of(Pixel{at.n, p, q}, arguments_.addend_strides);
+           resnet_fused::offset_of(at, arguments_.addend_strides);
   }
 
   RF_DEVICE void load_addend(Pairs& addend, int32_t first) const {

@@ -8,6 +8,9 @@
 // out wgmma's fragments, the sums of 16 columns, rounded to 16 bits, are the left operand of an
 // instruction of the next product; quantised_chain.h has it of e4m3. One's products run beside the
 // other's epilogue.
+//
+// Where two blocks of a cluster share filters, which they need at the same time, each asks for one
+// half, and TMA brings it to both. Pixels and the shortcut are each block's own.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +19,17 @@
 #include "../device/chain_tma.h"
 #include "../device/pipeline.h"
 #include "../device/warpgroup_roles.h"
+#include "../ptx/cluster.h"
 #include "../ptx/proxy.h"
 #include "../ptx/tma.h"
 
 namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
+
+// Steps of `out`: filters that come for all blocks, and the block's own box.
+template <class Shape>
+using StepRing = MixedRing<Shape::kStages, Shape::kSharing>;
 
 // A warpgroup's way through the tiles of its block.
 template <class T, class Shape>
@@ -42,7 +50,7 @@ class ChainConsumer {
 
   RF_DEVICE void run() {
     const Ring<2> rows_ring{shared_ + Shape::kRowsRingAt};
-    const Ring<Shape::kStages> ring{shared_ + Shape::kRingAt};
+    const StepRing<Shape> ring{{shared_ + Shape::kRingAt}};
     RingPlace<2> rows_at;
     RingPlace<Shape::kStages> at;
     float sums[kBoxSums];
@@ -56,8 +64,8 @@ class ChainConsumer {
     const ChainFactors& factors = arguments_.factors;
     const auto out_act = Types::act(0.0f, factors.residual, factors.out);
     bool held = false;  // the rows of the tile before, from where `next` goes out
-    for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
-      const int32_t pixel = walk.index() * kChainTmaPixels + part_.pixels;
+    for (SharedWalk<Shape> walk(arguments_); !walk.done(); walk.next()) {
+      const int32_t pixel = walk.position() + part_.pixels;
       const ptx::SharedAddress rows = shared_ + rows_at.stage * Shape::kRowsBytes + part_.bytes;
       const StoredPixels<T> even(arguments_.even, arguments_.grid, pixel, 0, true, part_.thread);
       rows_ring.wait(rows_at);
@@ -114,7 +122,7 @@ class ChainConsumer {
         }
         ptx::sync_warp();
         ptx::wgmma_wait_group<0>();
-        if (part_.lane() == 0) ring.release(at);
+        if (part_.lane() < Shape::kSharing) ring.release(at);
         if constexpr (kInParts) {
           ptx::wgmma_pin(part);
           if ((step + 1) % Types::kStepsOfPart == 0 || step + 1 == arguments_.steps) {
@@ -241,8 +249,8 @@ class ChainProducer {
   RF_DEVICE void run() {
     RingPlace<2> rows_at;
     RingPlace<Shape::kStages> at;
-    for (BlockWalk walk = tiles_of(arguments_); !walk.done(); walk.next()) {
-      const int32_t pixel = walk.index() * kChainTmaPixels;
+    for (SharedWalk<Shape> walk(arguments_); !walk.done(); walk.next()) {
+      const int32_t pixel = walk.position();
       rows_ring().acquire(rows_at, Shape::kRowsBytes);
       for (int i = 0; i < Shape::kInnerBoxes; ++i) {
         load_rows(rows_at, i, &arguments_.x, i, pixel);
@@ -267,7 +275,7 @@ class ChainProducer {
   }
 
  private:
-  RF_DEVICE Ring<Shape::kStages> ring() const { return {shared_ + Shape::kRingAt}; }
+  RF_DEVICE StepRing<Shape> ring() const { return {{shared_ + Shape::kRingAt}}; }
   RF_DEVICE Ring<2> rows_ring() const { return {shared_ + Shape::kRowsRingAt}; }
   RF_DEVICE ptx::SharedAddress stage(const RingPlace<Shape::kStages>& at) const {
     return shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;
@@ -275,8 +283,7 @@ class ChainProducer {
   // Steps of the block, as far as that many stages need to know.
   RF_DEVICE int of_block() const {
     int steps = 0;
-    for (BlockWalk walk = tiles_of(arguments_); !walk.done() && steps < Shape::kStages;
-         walk.next()) {
+    for (SharedWalk<Shape> walk(arguments_); !walk.done() && steps < Shape::kStages; walk.next()) {
       steps += arguments_.steps;
     }
     return steps;
@@ -285,16 +292,16 @@ class ChainProducer {
     const int32_t channel = step * kStepElements;
     ring().acquire(at, Shape::kArrivingBytes);
     for (int i = 0; i < Shape::kInnerBoxes; ++i) {
-      Types::template load_filters<kStepElements>(weight_at(at, i), &arguments_.weight,
-                                                  i * kStepElements, channel, ring().full(at));
+      Types::template load_filters<kStepElements, Shape::kSharing>(
+          weight_at(at, i), &arguments_.weight, i * kStepElements, channel, ring().full(at));
     }
     for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
-      Types::template load_filters<kStepElements>(weight_at(at, Shape::kInnerBoxes + i),
-                                                  &arguments_.projection, i * kStepElements,
-                                                  channel, ring().full(at));
+      Types::template load_filters<kStepElements, Shape::kSharing>(
+          weight_at(at, Shape::kInnerBoxes + i), &arguments_.projection, i * kStepElements, channel,
+          ring().full(at));
     }
-    Types::template load_filters<Shape::kNext>(stage(at) + Shape::kNextWeightAt, &arguments_.next,
-                                               channel, 0, ring().full(at));
+    Types::template load_filters<Shape::kNext, Shape::kSharing>(
+        stage(at) + Shape::kNextWeightAt, &arguments_.next, channel, 0, ring().full(at));
   }
   RF_DEVICE ptx::SharedAddress weight_at(const RingPlace<Shape::kStages>& at, int box) const {
     return stage(at) + Shape::kWeightAt + box * Shape::kWeightBytes;
@@ -320,10 +327,10 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   ChainProducer<T, Shape> producer(arguments, shared);
-  if (threadIdx.x == 0) {
-    producer.init();
-    producer.begin();
-  }
+  if (threadIdx.x == 0) producer.init();
+  // Nothing is copied to the other before its barriers are there.
+  if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
+  if (threadIdx.x == 0) producer.begin();
   fetch_vectors(shared + Shape::kVectorsAt, {arguments.scale, arguments.shift, arguments.channels},
                 arguments.steps);
   if constexpr (Shape::kProjected > 0) {
@@ -339,6 +346,8 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
       [&](uint32_t consumer, uint32_t thread) {
         ChainConsumer<T, Shape>(arguments, shared, consumer, thread).run();
       });
+  // None ends while the other tells it what it has read.
+  if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
 #endif
 }
 

@@ -25,29 +25,6 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// A block's way through the tiles; those of a cluster's blocks lie side by side. One that begins
-// behind the last position brings zeros and stores nothing, but takes part.
-template <class Shape>
-class SharedWalk {
- public:
-  RF_DEVICE explicit SharedWalk(const ChainWindowArguments& arguments)
-      : walk_(arguments.tiles / Shape::kSharing, arguments.reverse,
-              static_cast<int32_t>(blockIdx.x / Shape::kSharing),
-              static_cast<int32_t>(gridDim.x / Shape::kSharing)),
-        rank_(static_cast<int32_t>(ptx::cluster_rank())) {}
-
-  RF_DEVICE bool done() const { return walk_.done(); }
-  RF_DEVICE void next() { walk_.next(); }
-  // The tile's first one.
-  RF_DEVICE int32_t position() const {
-    return (walk_.index() * Shape::kSharing + rank_) * kChainTmaPixels;
-  }
-
- private:
-  BlockWalk walk_;
-  int32_t rank_;
-};
-
 // Units of filters, for both blocks.
 template <class Shape>
 using UnitRing = Ring<Shape::kStages, Shape::kSharing>;

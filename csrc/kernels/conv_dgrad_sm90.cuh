@@ -16,6 +16,7 @@
 #include "../device/masked_operand.h"
 #include "../device/pair.h"
 #include "../device/tap_steps.h"
+#include "../device/turned_products.h"
 #include "../device/warpgroup_epilogue.h"
 #include "../device/warpgroup_roles.h"
 #include "../device/warpgroup_tile.h"
@@ -86,42 +87,13 @@ class DgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, kC
   }
 };
 
-// One tile's sums. `left` makes the left operand of each step; of two steps' the one lies in
-// registers that the products still read. `begin` is called while the first step's products run.
+// One tile's sums, see turned_products.h; rows: bytes from the tile's first row to the warpgroup's.
 template <class T, class Shape, class Operand, class Begin>
 RF_DEVICE void sum_turned(float (&d)[Shape::kColumns / 2], const RingOf<Shape>& ring,
                           RingPlace<Shape::kStages>& at, ptx::SharedAddress shared, uint32_t rows,
                           int steps, bool releases, Operand& left, const Begin& begin) {
-  uint32_t a[2][kProducts][4];
-  RingPlace<Shape::kStages> before = at;
-  ptx::wgmma_pin(d);
-#pragma unroll 1
-  for (int pair = 0; pair < steps; pair += 2) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (pair + half == steps) break;
-      left.prepare();
-      ring.wait(at);
-      const ptx::SharedAddress stage = shared + at.stage * Shape::kStageBytes;
-      left.make(a[half], stage + Shape::kPixelsAt + rows, stage + Shape::kMaskAt + rows);
-#pragma unroll
-      for (int i = 0; i < kProducts; ++i) ptx::wgmma_pin(a[half][i]);
-      ptx::wgmma_fence();
-      multiply_across<T>(d, a[half], stage + Shape::kFiltersAt, pair + half > 0);
-      ptx::wgmma_commit_group();
-      if (pair + half == 0) {
-        begin();
-      } else {
-        ptx::wgmma_wait_group<1>();
-        if (releases) ring.release(before);
-      }
-      before = at;
-      at.next();
-    }
-  }
-  ptx::wgmma_wait_group<0>();
-  ptx::wgmma_pin(d);
-  if (releases) ring.release(before);
+  const StagePlaces places{Shape::kPixelsAt + rows, Shape::kMaskAt + rows, Shape::kFiltersAt};
+  sum_products<T, Shape>(d, ring, at, shared, places, steps, releases, left, begin);
 }
 
 template <class T, class Shape>
@@ -150,14 +122,11 @@ RF_DEVICE void consume_gradients(const ConvDgradTmaArguments& arguments, const R
   store.end();
 }
 
-#endif
-
-// For any other architecture it is empty, and no plan chooses it.
-template <class T, class Shape>
-__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
-    conv_dgrad_tma_kernel(const __grid_constant__ ConvDgradTmaArguments arguments) {
-#if defined(RF_HAS_WGMMA)
-  const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
+// A block's life: barriers, a thread that asks, warpgroups that multiply. prepare(): what one
+// thread does beside; consume: of (ring, walk, which warpgroup, thread of it).
+template <class T, class Shape, class Prepare, class Consume>
+RF_DEVICE void run_gradients(const ConvDgradTmaArguments& arguments, ptx::SharedAddress shared,
+                             const Prepare& prepare, const Consume& consume) {
   const RingOf<Shape> ring{shared + Shape::kRingAt};
   const TileWalk walk(arguments.conv.tiles, arguments.conv.reverse,
                       static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(gridDim.x));
@@ -167,6 +136,7 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     ptx::tma_prefetch(&arguments.conv.out);
     if (arguments.masked) ptx::tma_prefetch(&arguments.y);
     ring.init(Shape::kReaders);
+    prepare();
     ptx::fence_mbarrier_init();
   }
   ptx::sync_threads();
@@ -178,7 +148,20 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
           steps.load(shared + at.stage * Shape::kStageBytes, ring.full(at));
         }
       },
-      [&](uint32_t consumer, uint32_t thread) {
+      [&](uint32_t consumer, uint32_t thread) { consume(ring, walk, consumer, thread); });
+}
+
+#endif
+
+// For any other architecture it is empty, and no plan chooses it.
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
+    conv_dgrad_tma_kernel(const __grid_constant__ ConvDgradTmaArguments arguments) {
+#if defined(RF_HAS_WGMMA)
+  const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
+  run_gradients<T, Shape>(
+      arguments, shared, [] {},
+      [&](const RingOf<Shape>& ring, const TileWalk& walk, uint32_t consumer, uint32_t thread) {
         consume_gradients<T, Shape>(arguments, ring, shared, walk, consumer, thread);
       });
 #endif

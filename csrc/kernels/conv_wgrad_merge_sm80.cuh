@@ -25,8 +25,7 @@ constexpr int kWgradMergeWarps = 8;
 // sums.
 template <class T>
 __global__ void __launch_bounds__(32 * kWgradMergeWarps)
-    conv_wgrad_merge_kernel(const __grid_constant__ ConvWgradArguments arguments,
-                            const WgradTile shape) {
+    conv_wgrad_merge_kernel(const __grid_constant__ WgradProduct product, const WgradTile shape) {
   const ptx::SharedAddress sums = ptx::shared_address(ptx::dynamic_shared());
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t part = threadIdx.x / 32;
@@ -35,10 +34,10 @@ __global__ void __launch_bounds__(32 * kWgradMergeWarps)
   const uint32_t warp = blockIdx.x % shape.warps;
   const uint32_t vector = blockIdx.x / shape.warps % vectors;
   const uint32_t index = blockIdx.x / shape.warps / vectors;
-  const int splits = arguments.tiles.splits;
+  const int splits = product.tiles.splits;
 
   const int64_t stride = static_cast<int64_t>(vectors) * shape.warps * 32;  // of splits
-  const auto* from = reinterpret_cast<const Vector<float>*>(arguments.partial) +
+  const auto* from = reinterpret_cast<const Vector<float>*>(product.partial) +
                      index * splits * stride + (vector * shape.warps + warp) * 32 + lane;
   Vector<float> sum{};
 #pragma unroll 4
@@ -57,7 +56,7 @@ __global__ void __launch_bounds__(32 * kWgradMergeWarps)
     for (int e = 0; e < 4; ++e) sum.lane[e] += value.lane[e];
   }
 
-  const Tile tile = tile_of(index * static_cast<uint32_t>(splits), arguments.tiles);
+  const Tile tile = tile_of(index * static_cast<uint32_t>(splits), product.tiles);
   const auto warp_row = static_cast<int32_t>(warp % shape.warps_m) * shape.warp_m;
   const auto warp_column = static_cast<int32_t>(warp / shape.warps_m) * shape.warp_n;
   const int32_t row0 =
@@ -67,9 +66,9 @@ __global__ void __launch_bounds__(32 * kWgradMergeWarps)
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
     const int32_t row = row0 + e / 2 * 8;
-    T* to = dweight_at<T>(arguments, tile.group, row, column0 + e % 2);
+    T* to = dweight_at<T>(product, tile.group, row, column0 + e % 2);
     if (to == nullptr) continue;
-    ptx::store_global(to, narrow<T>(sum.lane[e] * scale_of(arguments, tile.group, row)));
+    ptx::store_global(to, narrow<T>(sum.lane[e] * scale_of(product, tile.group, row)));
   }
 }
 

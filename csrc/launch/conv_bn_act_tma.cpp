@@ -84,14 +84,9 @@ OutputShape output_shape(const RfConvBnAct& problem) {
   return {{problem.x_size[0], problem.weight_size[0], size.p, size.q}};
 }
 
-std::string output_fault(const char* name, const RfConvBnAct& problem, TensorElement element,
-                         const TmaTileFacts& tile, const void* at, const int64_t (&stride)[4],
-                         int64_t pixels) {
-  const OutputShape shape = output_shape(problem);
-  if (shape.size[1] > 1 && stride[1] != 1) return named(name, "its channels are not adjacent");
-  const auto pixel = pixel_step(shape.size, stride, element_bytes(element));
-  if (!pixel) return named(name, "its pixels do not lie one behind the other");
-  return named(name, tensor_map_fault(output_request(problem, element, tile, at, *pixel, pixels)));
+int64_t pixels_of(const RfConvBnAct& problem, int64_t images) {
+  const OutputSize size = output_size(problem);
+  return images * size.p * size.q;
 }
 
 // What the tensor maps' rules do not cover.
@@ -103,18 +98,7 @@ std::string shape_fault(const RfConvBnAct& problem, const TmaTypes& types) {
     return "groups: " + std::to_string(channels) + " channels of each; a multiple of " +
            std::to_string(step) + " is accepted";
   }
-  for (int d = 0; d < 2; ++d) {
-    // Corners of im2col have 8 bits, offsets too; before they are narrowed.
-    const int64_t reach = (problem.weight_size[2 + d] - 1) * problem.dilation[d];
-    if (reach > 255) return "dilation: taps " + std::to_string(reach) + " pixels apart; up to 255";
-    if (problem.padding[d] > 128) {
-      return "padding: " + std::to_string(problem.padding[d]) + "; up to 128 is accepted";
-    }
-    if (problem.stride[d] > 8) {
-      return "stride: " + std::to_string(problem.stride[d]) + "; up to 8 is accepted";
-    }
-  }
-  return "";
+  return tma_taps_fault(problem);
 }
 
 std::string weight_fault(const RfConvBnAct& problem, TensorElement element,
@@ -133,6 +117,32 @@ TmaTypes tma_types(const RfConvBnAct& problem) {
   return {element, element, element};
 }
 
+std::string tma_output_fault(const char* name, const RfConvBnAct& problem, TensorElement element,
+                             const TmaTileFacts& tile, const void* at, const int64_t (&stride)[4],
+                             int64_t images) {
+  const OutputShape shape = output_shape(problem);
+  if (shape.size[1] > 1 && stride[1] != 1) return named(name, "its channels are not adjacent");
+  const auto pixel = pixel_step(shape.size, stride, element_bytes(element));
+  if (!pixel) return named(name, "its pixels do not lie one behind the other");
+  return named(name, tensor_map_fault(output_request(problem, element, tile, at, *pixel,
+                                                     pixels_of(problem, images))));
+}
+
+std::string tma_taps_fault(const RfConvBnAct& problem) {
+  for (int d = 0; d < 2; ++d) {
+    // Corners of im2col have 8 bits, offsets too; before they are narrowed.
+    const int64_t reach = (problem.weight_size[2 + d] - 1) * problem.dilation[d];
+    if (reach > 255) return "dilation: taps " + std::to_string(reach) + " pixels apart; up to 255";
+    if (problem.padding[d] > 128) {
+      return "padding: " + std::to_string(problem.padding[d]) + "; up to 128 is accepted";
+    }
+    if (problem.stride[d] > 8) {
+      return "stride: " + std::to_string(problem.stride[d]) + "; up to 8 is accepted";
+    }
+  }
+  return "";
+}
+
 std::string tma_pixels_fault(const RfConvBnAct& problem, TensorElement element,
                              const TmaTileFacts& tile, int64_t images, const char* pixels) {
   if (problem.x_size[1] > 1 && problem.x_stride[1] != 1) {
@@ -145,16 +155,15 @@ std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const T
                       int64_t images, const char* pixels_name) {
   std::string found = shape_fault(problem, types);
   if (!found.empty()) return found;
-  const OutputSize size = output_size(problem);
-  const int64_t pixels = images * size.p * size.q;
   found = tma_pixels_fault(problem, types.operands, tile, images, pixels_name);
   if (!found.empty()) return found;
   found = weight_fault(problem, types.operands, tile);
   if (!found.empty()) return found;
-  found = output_fault("out", problem, types.out, tile, problem.out, problem.out_stride, pixels);
+  found =
+      tma_output_fault("out", problem, types.out, tile, problem.out, problem.out_stride, images);
   if (!found.empty() || problem.residual == nullptr) return found;
-  return output_fault("residual", problem, types.residual, tile, problem.residual,
-                      problem.residual_stride, pixels);
+  return tma_output_fault("residual", problem, types.residual, tile, problem.residual,
+                          problem.residual_stride, images);
 }
 
 namespace {
@@ -203,27 +212,31 @@ int encode_tma_pixels(const RfConvBnAct& problem, TensorElement element, const T
   return encode_tensor_map(x_request(problem, element, tile, x, images), map);
 }
 
+int encode_tma_output(const RfConvBnAct& problem, TensorElement element, const TmaTileFacts& tile,
+                      const void* at, const int64_t (&stride)[4], int64_t first, int64_t images,
+                      ptx::TensorMap* map) {
+  const OutputShape shape = output_shape(problem);
+  const void* from = image_at(element, at, problem.x_size[0], stride[0], first);
+  const int64_t pixel = *pixel_step(shape.size, stride, element_bytes(element));
+  return encode_tensor_map(
+      output_request(problem, element, tile, from, pixel, pixels_of(problem, images)), map);
+}
+
 int tma_arguments(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
                   int64_t first, int64_t images, ConvTmaArguments* made) {
-  const OutputShape shape = output_shape(problem);
-  const int64_t all = problem.x_size[0];
-  const int64_t pixels = images * shape.size[2] * shape.size[3];
   ConvTmaArguments& arguments = *made;
   arguments = arguments_of(problem, types, tile, images);
-  const auto output = [&](TensorElement element, const void* tensor, const int64_t (&stride)[4]) {
-    return output_request(problem, element, tile, image_at(element, tensor, all, stride[0], first),
-                          *pixel_step(shape.size, stride, element_bytes(element)), pixels);
-  };
   int error = encode_tma_pixels(problem, types.operands, tile, first, images, &arguments.x);
   if (error == 0) {
     error = encode_tensor_map(weight_request(problem, types.operands, tile), &arguments.weight);
   }
   if (error == 0) {
-    error = encode_tensor_map(output(types.out, problem.out, problem.out_stride), &arguments.out);
+    error = encode_tma_output(problem, types.out, tile, problem.out, problem.out_stride, first,
+                              images, &arguments.out);
   }
   if (error == 0 && arguments.has_residual) {
-    error = encode_tensor_map(output(types.residual, problem.residual, problem.residual_stride),
-                              &arguments.residual);
+    error = encode_tma_output(problem, types.residual, tile, problem.residual,
+                              problem.residual_stride, first, images, &arguments.residual);
   }
   return error;
 }

@@ -63,6 +63,18 @@ std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const T
 std::string tma_pixels_fault(const RfConvBnAct& problem, TensorElement element,
                              const TmaTileFacts& tile, int64_t images, const char* pixels);
 
+// What keeps a tensor that lies as the output does from it.
+std::string tma_output_fault(const char* name, const RfConvBnAct& problem, TensorElement element,
+                             const TmaTileFacts& tile, const void* at, const int64_t (&stride)[4],
+                             int64_t images);
+// Its map; 0 or a cudaError_t.
+int encode_tma_output(const RfConvBnAct& problem, TensorElement element, const TmaTileFacts& tile,
+                      const void* at, const int64_t (&stride)[4], int64_t first, int64_t images,
+                      ptx::TensorMap* map);
+
+// What of its taps im2col cannot count, whatever the tensors.
+std::string tma_taps_fault(const RfConvBnAct& problem);
+
 // Whether x comes as a matrix of pixels: a 1x1 filter over all of them.
 bool tma_is_dense(const RfConvBnAct& problem);
 // x's map for images [first, first + images); 0 or a cudaError_t.

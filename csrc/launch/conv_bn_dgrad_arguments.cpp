@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "../device/warpgroup_shape.h"
+#include "conv_bn_dgrad_tma.h"
 #include "conv_strides.h"
 
 namespace resnet_fused {
@@ -15,8 +17,10 @@ BnDgradLayout bn_dgrad_layout(const RfConvBnDgrad& problem, const RfConvConfigur
   const int64_t channels = conv.x_size[1];
   const int64_t columns = divide_up(channels / conv.groups, tile.n) * conv.groups;
   const int64_t images = conv.x_size[0];
+  // By wgmma each of the warpgroups has a row of its own.
+  const int64_t rows_a_tile = tile.tma != 0 ? kConsumers : 1;
   const auto rows_of = [&](int64_t count) {
-    return divide_up(count * phase.rows * phase.columns, tile.m) * phases;
+    return divide_up(count * phase.rows * phase.columns, tile.m) * rows_a_tile * phases;
   };
   const int64_t whole = (images - 1) / images_a_launch;  // launches ahead of the last one
   const int64_t rows = rows_of(images_a_launch);
@@ -42,6 +46,17 @@ BnDgradLayout bn_dgrad_layout(const RfConvBnDgrad& problem, const RfConvConfigur
   }
   layout.bytes = layout.partial + (splits > 1 ? tiles * splits * tile.m * tile.n * 4 : 0);
   return layout;
+}
+
+GradientReduction gradient_reduction(const RfConvBnDgrad& problem, const BnDgradLayout& layout,
+                                     const RfConvPlan& plan, void* workspace, int64_t first) {
+  return {layout.all,
+          narrowed(first / plan.images_a_launch * layout.rows_a_launch),
+          problem.conv.x_size[1],
+          static_cast<uint32_t*>(moved(workspace, layout.arrivals)),
+          static_cast<GradientSums*>(moved(workspace, layout.sums)),
+          static_cast<ColumnSums*>(moved(workspace, layout.merged)),
+          static_cast<float*>(problem.sums)};
 }
 
 ConvBnDgradArguments conv_bn_dgrad_arguments(const RfConvBnDgrad& problem, const RfConvPlan& plan,
@@ -77,12 +92,7 @@ ConvBnDgradArguments conv_bn_dgrad_arguments(const RfConvBnDgrad& problem, const
   arguments.raw_strides = raw.of_pixels();
   arguments.norm = static_cast<const float*>(problem.norm);
   wide = wide && is_wide(problem.raw, raw, channels, bytes) && is_aligned(problem.norm);
-  arguments.all = layout.all;
-  arguments.first_row = narrowed(first / plan.images_a_launch * layout.rows_a_launch);
-  arguments.arrivals = static_cast<uint32_t*>(moved(workspace, layout.arrivals));
-  arguments.partial = static_cast<GradientSums*>(moved(workspace, layout.sums));
-  arguments.merged = static_cast<ColumnSums*>(moved(workspace, layout.merged));
-  arguments.sums = static_cast<float*>(problem.sums);
+  arguments.reduction = gradient_reduction(problem, layout, plan, workspace, first);
   return arguments;
 }
 
@@ -97,6 +107,11 @@ extern "C" int rf_conv_bn_dgrad_cuda(const RfConvBnDgrad* problem, const RfConvP
   for (int64_t i = 0; i < plan->launches; ++i) {
     const int64_t first = i * plan->images_a_launch;
     const int64_t count = std::min(plan->images_a_launch, images - first);
+    if (rf_conv_bn_dgrad_configuration(plan->configuration)->tma != 0) {
+      const int error = run_conv_bn_dgrad_tma(*problem, *plan, workspace, first, count, stream);
+      if (error != 0) return error;
+      continue;
+    }
     const int error = kLaunches(problem->conv.dtype,
                                 conv_bn_dgrad_arguments(*problem, *plan, workspace, first, count),
                                 plan->configuration, stream);

@@ -24,6 +24,10 @@ struct BnDgradLayout {
 BnDgradLayout bn_dgrad_layout(const RfConvBnDgrad& problem, const RfConvConfiguration& tile,
                               int32_t splits, int64_t images_a_launch);
 
+// Where a launch's sums meet, of images from `first` on.
+GradientReduction gradient_reduction(const RfConvBnDgrad& problem, const BnDgradLayout& layout,
+                                     const RfConvPlan& plan, void* workspace, int64_t first);
+
 // The arguments for images [first, first + images), which begin a launch of the plan's.
 ConvBnDgradArguments conv_bn_dgrad_arguments(const RfConvBnDgrad& problem, const RfConvPlan& plan,
                                              void* workspace, int64_t first, int64_t images);

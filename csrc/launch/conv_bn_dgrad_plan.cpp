@@ -1,7 +1,9 @@
 // The table of conv_bn_dgrad's configurations, and the pure function that picks one and its splits.
 #include "conv_bn_dgrad_arguments.h"
-#include "conv_bn_dgrad_tiles.h"
+#include "conv_bn_dgrad_tma.h"
+#include "conv_bn_dgrad_tma_tiles.h"
 #include "conv_gradient_choice.h"
+#include "tma_request.h"
 
 namespace resnet_fused {
 namespace {
@@ -9,8 +11,42 @@ namespace {
 using BnDgradTable =
     GradientTable<BnDgradWideTiles, BnDgradNarrowTiles, true, kBnDgradFloatColumns>;
 
+// By wgmma, of two elements of dz, with what loads them; of coefficients beside them nothing.
+constexpr double kTurnPairInstructions = 14;
+
+const std::vector<DgradTmaEntry>& tma_table() { return dgrad_tma_table<BnDgradTmaTiles>(); }
+TmaTileFacts tma_tile_at(int32_t index) {
+  return dgrad_tma_tile<BnDgradTmaTiles>(index - kFirstBnDgradTma);
+}
+
+// By mma.sync, and behind those by wgmma.
 struct BnDgradChooser : DgradChooser<BnDgradTable> {
   const RfConvBnDgrad& whole;
+
+  static const RfConvConfiguration* tile(int32_t index) {
+    return rf_conv_bn_dgrad_configuration(index);
+  }
+  static int32_t tiles() { return rf_conv_bn_dgrad_configurations(); }
+
+  std::string unfit(const RfConvConfiguration& tile, const GradientProduct& product, int32_t index,
+                    int64_t images) const {
+    if (tile.tma == 0) return DgradChooser::unfit(tile, product, index, images);
+    if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+    if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+    return bn_dgrad_tma_fault(whole, tma_tile_at(index), images);
+  }
+  double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                int32_t index, int64_t images) const {
+    if (tile.tma == 0) return DgradChooser::cycles(tile, product, splits, index, images);
+    const DgradWork work{reads_y, reads_y ? kTurnPairInstructions : 0, product.finishing,
+                         product.ends};
+    return dgrad_tma_cost(problem, tma_tile_at(index), work, images, gpu);
+  }
+  int64_t blocks(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                 int32_t index, int64_t images) const {
+    if (tile.tma == 0) return DgradChooser::blocks(tile, product, splits, index, images);
+    return dgrad_tma_blocks(problem, tma_tile_at(index), images, gpu);
+  }
 
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
     GradientProduct product = DgradChooser::product(tile, images);
@@ -31,11 +67,13 @@ struct BnDgradChooser : DgradChooser<BnDgradTable> {
 }  // namespace resnet_fused
 
 extern "C" int32_t rf_conv_bn_dgrad_configurations(void) {
-  return resnet_fused::BnDgradTable::kSize;
+  return resnet_fused::kFirstBnDgradTma + resnet_fused::BnDgradTmaTiles::kSize;
 }
 
 extern "C" const RfConvConfiguration* rf_conv_bn_dgrad_configuration(int32_t index) {
-  return resnet_fused::BnDgradTable::at(index);
+  using namespace resnet_fused;
+  return index < kFirstBnDgradTma ? BnDgradTable::at(index)
+                                  : configuration_at<tma_table>(index - kFirstBnDgradTma);
 }
 
 extern "C" int32_t rf_conv_bn_dgrad_plan(const RfConvBnDgrad* problem, const RfGpu* gpu,

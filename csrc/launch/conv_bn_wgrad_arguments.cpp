@@ -7,8 +7,7 @@ namespace resnet_fused {
 namespace {
 
 // Rows of steps, and columns of the taps that the image's rows have in shared memory.
-void count_by_rows(ConvBnWgradArguments& arguments, const RfConvGradient& problem,
-                   const RfConvConfiguration& tile, int64_t splits) {
+void count_by_rows(ConvBnWgradArguments& arguments, const RfConvGradient& problem, int64_t splits) {
   ConvWgradArguments& product = arguments.product;
   arguments.out_width = product.pixels.channels;
   const int64_t row = image_pixels(product.pixels.channels);
@@ -16,8 +15,8 @@ void count_by_rows(ConvBnWgradArguments& arguments, const RfConvGradient& proble
   const int64_t steps = problem.x_size[0] * product.pixels.taps_s * (row / kImagePixels);
   product.steps = narrowed(steps);
   product.steps_each = narrowed(divide_up(steps, splits));
-  product.columns = {kImageChannels, kImageTaps, kImageTapRows};
-  product.columns_each = tile.n;
+  product.columns = {kImageChannels, kImageTaps, product.columns.taps_r};
+  product.columns_each = kImageChannels * kImageTaps * product.columns.taps_r;
   product.tiles.tiles_n = 1;
   product.x_pixels.r = problem.x_stride[0];  // elements
 }
@@ -57,7 +56,7 @@ ConvBnWgradArguments conv_bn_wgrad_arguments(const RfConvBnWgrad& problem, const
   if (problem.normed != 0) arguments.norm = static_cast<const float*>(problem.norm);
   arguments.filters = narrowed(product.weight_size[0]);
   arguments.channels = narrowed(product.x_size[1]);
-  if (tile.image != 0) count_by_rows(arguments, product, tile, plan.splits);
+  if (tile.image != 0) count_by_rows(arguments, product, plan.splits);
   arguments.float_dweight = static_cast<DataType>(problem.weight_dtype) == DataType::kFloat32;
   return arguments;
 }

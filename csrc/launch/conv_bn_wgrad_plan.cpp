@@ -16,9 +16,10 @@ using BnWgradTable =
 constexpr double kImageInstructions = 5;
 
 struct BnWgradChooser : WgradChooser<BnWgradTable> {
-  static constexpr int kLeastMerged = 1;  // every block leaves its sums
-
   const RfConvBnWgrad& read;
+
+  // Every block leaves its sums.
+  bool merges(const RfConvConfiguration& /*tile*/, int64_t /*splits*/) const { return true; }
 
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
     GradientProduct product = WgradChooser::product(tile, images);
@@ -57,10 +58,6 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
     const double steps = product.depth / kImagePixels / static_cast<double>(splits);
     const double step = step_cycles(tile, work, product.bytes, resident) + pause;
     return blocks_cycles(busy, resident, steps * step, 0);
-  }
-  int64_t workspace(const RfConvConfiguration& tile, int64_t tiles, int64_t splits,
-                    int64_t /*images*/) const {
-    return tiles * splits * tile.m * tile.n * 4;
   }
 };
 

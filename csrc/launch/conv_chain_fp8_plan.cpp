@@ -87,8 +87,7 @@ extern "C" int32_t rf_conv_chain_fp8_plan(const RfConvChainFp8* problem, const R
     const double cycles = chain_tma_cost(chain, tile, pixels, *gpu);
     if (found && cycles >= plan->cycles) continue;
     found = true;
-    const int64_t blocks =
-        std::min<int64_t>(divide_up(pixels, kChainTmaPixels), gpu->multiprocessors);
+    const int64_t blocks = chain_tma_blocks(tile, pixels, *gpu);
     *plan = RfConvPlan{i, 1, 0, divide_up(images, together), together, blocks, cycles};
   }
   if (!found) {

@@ -169,11 +169,13 @@ Predicted predicted(const RfConvChain& problem, int32_t index, int64_t images, c
             chain_window_cost(problem, tile, images, gpu)};
   }
   const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
-  const int64_t tiles = divide_up(pixels, rf_conv_chain_configuration(index)->m);
-  if (index < kFirstChainTma) return {tiles, cost(problem, index, pixels, gpu)};
+  if (index < kFirstChainTma) {
+    const int64_t tiles = divide_up(pixels, rf_conv_chain_configuration(index)->m);
+    return {tiles, cost(problem, index, pixels, gpu)};
+  }
   // By TMA blocks stay for many tiles, one on a multiprocessor.
-  return {std::min<int64_t>(tiles, gpu.multiprocessors),
-          chain_tma_cost(problem, chain_tma_tile(index - kFirstChainTma), pixels, gpu)};
+  const ChainTmaFacts tile = chain_tma_tile(index - kFirstChainTma);
+  return {chain_tma_blocks(tile, pixels, gpu), chain_tma_cost(problem, tile, pixels, gpu)};
 }
 
 }  // namespace

@@ -77,14 +77,17 @@ TensorMapRequest filters_request(const RfConvChain& problem, const void* weight,
   return request;
 }
 
-TensorMapRequest weight_request(const RfConvChain& problem) {
+// Of a step's filters, those that a block asks for.
+int32_t part_of_step(const ChainTmaFacts& tile) { return kStepElements / tile.sharing; }
+
+TensorMapRequest weight_request(const RfConvChain& problem, const ChainTmaFacts& tile) {
   return filters_request(problem, problem.weight, problem.x_size[1], problem.channels,
-                         problem.weight_stride[0], kStepElements);
+                         problem.weight_stride[0], part_of_step(tile));
 }
 
 TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaFacts& tile) {
   return filters_request(problem, problem.next_weight, problem.channels, problem.next_channels,
-                         problem.next_weight_stride[0], tile.next);
+                         problem.next_weight_stride[0], tile.next / tile.sharing);
 }
 
 // What a tile can't do; the kernel for sm_80 serves it.
@@ -103,9 +106,9 @@ std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
 
 }  // namespace
 
-TensorMapRequest projection_request(const RfConvChain& problem) {
+TensorMapRequest projection_request(const RfConvChain& problem, int32_t box) {
   return filters_request(problem, problem.projection_weight, problem.projected_channels,
-                         problem.channels, problem.projection_weight_stride[0], kStepElements);
+                         problem.channels, problem.projection_weight_stride[0], box);
 }
 
 std::string projection_fault(const RfConvChain& problem, int32_t room) {
@@ -150,7 +153,8 @@ ChainTmaFacts chain_tma_tile(int index) {
 std::string chain_tma_name(const ChainTmaFacts& tile) {
   return "tma_" + std::to_string(kChainTmaPixels) + "x" + std::to_string(tile.next) + "_" +
          std::to_string(tile.stages) + "s_k" + std::to_string(tile.inner) +
-         (tile.projected > 0 ? "_d" + std::to_string(tile.projected) : "");
+         (tile.projected > 0 ? "_d" + std::to_string(tile.projected) : "") +
+         (tile.sharing > 1 ? std::string("_") + std::to_string(tile.sharing) + "c" : "");
 }
 
 RfConvConfiguration chain_tma_configuration(int32_t next, int32_t stages, int32_t shared_bytes,
@@ -181,14 +185,23 @@ std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& til
     if (!request) return named(rows.name, "its pixels do not lie one behind the other");
     if (found = tensor_map_fault(*request); !found.empty()) return named(rows.name, found);
   }
-  if (found = tensor_map_fault(weight_request(problem)); !found.empty()) {
+  if (found = tensor_map_fault(weight_request(problem, tile)); !found.empty()) {
     return named("weight", found);
   }
   if (problem.projects != 0) {
-    found = tensor_map_fault(projection_request(problem));
+    found = tensor_map_fault(projection_request(problem, part_of_step(tile)));
     if (!found.empty()) return named("projection_weight", found);
   }
   return named("next_weight", tensor_map_fault(next_weight_request(problem, tile)));
+}
+
+int64_t chain_tma_tiles(const ChainTmaFacts& tile, int64_t pixels) {
+  return divide_up(pixels, tile.sharing * kChainTmaPixels) * tile.sharing;
+}
+
+int64_t chain_tma_blocks(const ChainTmaFacts& tile, int64_t pixels, const RfGpu& gpu) {
+  const int64_t clusters = std::max(1, gpu.multiprocessors / tile.sharing);
+  return std::min(chain_tma_tiles(tile, pixels), clusters * tile.sharing);
 }
 
 // The busiest block's tiles. A tile takes as long as its products, what passes through shared
@@ -199,8 +212,8 @@ double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int
   constexpr double m = kChainTmaPixels;
   const auto bytes = static_cast<double>(chain_bytes(problem));
   const double row = kStepElements * bytes;
-  const int64_t tiles = divide_up(pixels, kChainTmaPixels);
-  const auto each = static_cast<double>(divide_up(tiles, gpu.multiprocessors));
+  const int64_t tiles = chain_tma_tiles(tile, pixels);
+  const auto each = static_cast<double>(divide_up(tiles, chain_tma_blocks(tile, pixels, gpu)));
   const auto steps = static_cast<double>(divide_up(problem.channels, kStepElements));
   const double inner = (tile.inner + tile.projected) / kStepElements;
   const double next = tile.next / kStepElements;
@@ -217,13 +230,14 @@ double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int
   const double shared = (steps * passed + ends + 2 * next * m * row) / kSharedBytes;
   const double stored = 1.0 / static_cast<double>(problem.out_stride * problem.out_stride);
   const double moved = steps * (stored + (tile.projected > 0 ? 0 : 1)) * m * row + ends;
-  const double cache = steps * filters / kSameLines + moved / kCacheBytes;
+  const double cache = steps * filters / tile.sharing / kSameLines + moved / kCacheBytes;
   const double results = (steps + next) * area / kResults;
   // Of e4m3 threads add up sums in parts.
   const double adds = problem.dtype == kFloat8E4M3 ? steps / 2 * m * tile.next / kInstructions : 0;
   const double alone = matrix / kConsumers + results + adds + steps * kStepWaits;
   const double longest = std::max({matrix, shared, cache, alone, moved / kMemoryBytes});
-  return each * longest + 2 * kLatency;
+  const double meetings = tile.sharing > 1 ? 2 * kClusterMeeting : 0;
+  return each * longest + meetings + 2 * kLatency;
 }
 
 int chain_tma_arguments(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t first,
@@ -233,10 +247,10 @@ int chain_tma_arguments(const RfConvChain& problem, const ChainTmaFacts& tile, i
   made = {};
   const std::array<Rows, 4> rows = rows_of(problem);
   ptx::TensorMap* const maps[] = {&made.x, &made.shortcut, &made.out, &made.following};
-  int error = encode_tensor_map(weight_request(problem), &made.weight);
+  int error = encode_tensor_map(weight_request(problem, tile), &made.weight);
   if (error == 0) error = encode_tensor_map(next_weight_request(problem, tile), &made.next);
   if (error == 0 && problem.projects != 0) {
-    error = encode_tensor_map(projection_request(problem), &made.projection);
+    error = encode_tensor_map(projection_request(problem, part_of_step(tile)), &made.projection);
   }
   for (size_t i = 0; i < rows.size() && error == 0; ++i) {
     if (!rows[i].mapped) continue;
@@ -256,7 +270,7 @@ int chain_tma_arguments(const RfConvChain& problem, const ChainTmaFacts& tile, i
   made.channels = narrowed(problem.channels);
   made.next_channels = narrowed(problem.next_channels);
   made.steps = narrowed(divide_up(problem.channels, kStepElements));
-  made.tiles = narrowed(divide_up(pixels, kChainTmaPixels));
+  made.tiles = narrowed(chain_tma_tiles(tile, pixels));
   made.reverse = problem.reverse != 0;
   made.dependent = problem.flow.dependent != 0;
   made.follows = problem.flow.follows != 0;

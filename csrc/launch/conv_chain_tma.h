@@ -22,6 +22,7 @@ struct ChainTmaFacts {
   int32_t next;
   int32_t stages;
   int32_t projected;
+  int32_t sharing;  // blocks of a cluster, with neighbouring tiles
   int32_t shared_bytes;
 };
 
@@ -30,11 +31,13 @@ ChainTmaFacts chain_tma_tile(int index);
 
 template <class Shape>
 ChainTmaFacts chain_tma_facts() {
-  return {Shape::kInner, Shape::kNext, Shape::kStages, Shape::kProjected, Shape::kSharedBytes};
+  return {Shape::kInner,     Shape::kNext,    Shape::kStages,
+          Shape::kProjected, Shape::kSharing, Shape::kSharedBytes};
 }
 
 // "tma_128x64_4s_k64": pixels and channels of next, stages, channels that it reads; behind it
-// "_d64", those that the shortcut projects, where it is made for that.
+// "_d64", those that the shortcut projects, where it is made for that, and "_2c", blocks that share
+// filters.
 std::string chain_tma_name(const ChainTmaFacts& tile);
 
 // A tile's entry of a table; row_bytes: of 64 channels.
@@ -46,7 +49,11 @@ RfConvConfiguration chain_tma_configuration(int32_t next, int32_t stages, int32_
 std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t images,
                             const RfGpu& gpu);
 
-// Predicted cycles of a launch over so many pixels.
+// Tiles of a launch over so many pixels, as many for each block of a cluster, and its blocks.
+int64_t chain_tma_tiles(const ChainTmaFacts& tile, int64_t pixels);
+int64_t chain_tma_blocks(const ChainTmaFacts& tile, int64_t pixels, const RfGpu& gpu);
+
+// Predicted cycles, likewise.
 double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int64_t pixels,
                       const RfGpu& gpu);
 
@@ -69,8 +76,8 @@ ChainResult chain_out(const RfConvChain& problem, int64_t first);
 // empty if nothing does.
 std::string projection_fault(const RfConvChain& problem, int32_t room);
 
-// The projection's filters.
-TensorMapRequest projection_request(const RfConvChain& problem);
+// The projection's filters, in boxes of so many.
+TensorMapRequest projection_request(const RfConvChain& problem, int32_t box);
 
 // "72 channels of x, at most 64 fit".
 std::string too_many(const char* what, int64_t given, int64_t most);

@@ -6,12 +6,19 @@
 
 namespace resnet_fused {
 
+// Two blocks share the filters.
+template <int kInner, int kNext, int kStages, int kProjected = 0>
+using ChainSharedShape = ChainTmaShape<kInner, kNext, kStages, kProjected, 2, 2>;
+
 // Channels of what the first convolution reads, of next, stages, channels that are projected.
-using ConvChainTmaTiles = TileList<  //
-    ChainTmaShape<64, 64, 4>,        // the first stage
-    ChainTmaShape<64, 128, 4>,       // its end
-    ChainTmaShape<128, 128, 3>,      // the second stage
-    ChainTmaShape<64, 64, 3, 64>>;   // the first stage's first block
+using ConvChainTmaTiles = TileList<    //
+    ChainTmaShape<64, 64, 4>,          // the first stage
+    ChainTmaShape<64, 128, 4>,         // its end
+    ChainTmaShape<128, 128, 3>,        // the second stage
+    ChainTmaShape<64, 64, 3, 64>,      // the first stage's first block
+    ChainSharedShape<64, 128, 4>,      // the first stage's end: fewest filters from L2
+    ChainSharedShape<128, 128, 3>,     // the second stage
+    ChainSharedShape<64, 64, 3, 64>>;  // the first stage's first block
 
 constexpr int kFirstChainTma = ConvChainTiles::kSize;
 

@@ -137,7 +137,7 @@ std::string chain_window_fault(const RfConvChain& problem, const ChainWindowFact
     if (found = tensor_map_fault(request); !found.empty()) return named(name, found);
   }
   if (!projects(problem)) return "";
-  return named("projection_weight", tensor_map_fault(projection_request(problem)));
+  return named("projection_weight", tensor_map_fault(projection_request(problem, kStepElements)));
 }
 
 int64_t chain_window_tiles(const RfConvChain& problem, const ChainWindowFacts& tile,
@@ -212,7 +212,7 @@ int run_conv_chain_window(const RfConvChain& problem, const RfConvPlan& plan, in
   if (error == 0) error = encode_tensor_map(maps.weight, &made.weight);
   if (error == 0) error = encode_tensor_map(maps.next, &made.next);
   if (error == 0 && projects(problem)) {
-    error = encode_tensor_map(projection_request(problem), &made.projection);
+    error = encode_tensor_map(projection_request(problem, kStepElements), &made.projection);
   }
   if (error != 0) return error;
   made.front_scale = static_cast<const float*>(problem.front_scale);

@@ -13,6 +13,16 @@ namespace {
 
 using DgradTable = GradientTable<DgradWideTiles, DgradNarrowTiles>;
 
+constexpr DgradNames kNames{"dy", "scale"};
+// Instructions that two elements of dy take until they are an operand: to be loaded with y's,
+// widened, scaled, compared and packed.
+constexpr double kTurnInstructions = 14;
+
+const std::vector<DgradTmaEntry>& tma_table() { return dgrad_tma_table<DgradTmaTiles>(); }
+TmaTileFacts tma_tile_at(int32_t index) {
+  return dgrad_tma_tile<DgradTmaTiles>(index - kFirstDgradTma);
+}
+
 // By mma.sync, and behind those by wgmma.
 struct ConvDgradChooser : DgradChooser<DgradTable> {
   static const RfConvConfiguration* tile(int32_t index) {
@@ -25,17 +35,18 @@ struct ConvDgradChooser : DgradChooser<DgradTable> {
     if (tile.tma == 0) return DgradChooser::unfit(tile, product, index, images);
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
-    return dgrad_tma_fault(problem, index - kFirstDgradTma, images);
+    return dgrad_tma_fault(problem, tma_tile_at(index), kNames, reads_y, images);
   }
   double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
                 int32_t index, int64_t images) const {
     if (tile.tma == 0) return DgradChooser::cycles(tile, product, splits, index, images);
-    return dgrad_tma_cost(problem, index - kFirstDgradTma, images, gpu);
+    return dgrad_tma_cost(problem, tma_tile_at(index), {reads_y, kTurnInstructions, 0, 1}, images,
+                          gpu);
   }
   int64_t blocks(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
                  int32_t index, int64_t images) const {
     if (tile.tma == 0) return DgradChooser::blocks(tile, product, splits, index, images);
-    return dgrad_tma_blocks(problem, index - kFirstDgradTma, images, gpu);
+    return dgrad_tma_blocks(problem, tma_tile_at(index), images, gpu);
   }
 };
 
@@ -43,13 +54,13 @@ struct ConvDgradChooser : DgradChooser<DgradTable> {
 }  // namespace resnet_fused
 
 extern "C" int32_t rf_conv_dgrad_configurations(void) {
-  return resnet_fused::DgradTable::kSize + resnet_fused::dgrad_tma_configurations();
+  return resnet_fused::kFirstDgradTma + resnet_fused::DgradTmaTiles::kSize;
 }
 
 extern "C" const RfConvConfiguration* rf_conv_dgrad_configuration(int32_t index) {
   using namespace resnet_fused;
-  return index < DgradTable::kSize ? DgradTable::at(index)
-                                   : dgrad_tma_configuration(index - DgradTable::kSize);
+  return index < kFirstDgradTma ? DgradTable::at(index)
+                                : configuration_at<tma_table>(index - kFirstDgradTma);
 }
 
 extern "C" int32_t rf_conv_dgrad_plan(const RfConvGradient* problem, const RfGpu* gpu,

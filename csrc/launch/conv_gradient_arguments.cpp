@@ -1,4 +1,4 @@
-// Strides, phases and divisors of the gradients' launches, and conv_wgrad's launch.
+// Strides, phases and divisors of the gradients' launches.
 #include "conv_gradient_arguments.h"
 
 #include <algorithm>
@@ -148,20 +148,50 @@ ConvDgradArguments conv_dgrad_arguments(const RfConvGradient& problem, const RfC
   return arguments;
 }
 
+int64_t wgrad_columns(const RfConvGradient& problem, const RfConvConfiguration& tile) {
+  const int64_t box = tile.tma != 0 ? tile.step_bytes / bytes_of(problem.dtype) : 1;
+  return divide_up(problem.weight_size[1], box) * box * problem.weight_size[2] *
+         problem.weight_size[3];
+}
+
+WgradProduct wgrad_product(const RfConvGradient& problem, const RfConvPlan& plan,
+                           const RfConvConfiguration& tile, void* workspace) {
+  const Strides weight = strides_of(problem).weight;
+  const OutputSize size = output_size(problem);
+  const int64_t pixels = problem.x_size[0] * size.p * size.q;
+  const int64_t columns = wgrad_columns(problem, tile);
+  const int64_t taps = problem.weight_size[2] * problem.weight_size[3];
+
+  WgradProduct product{};
+  product.scale = static_cast<const float*>(problem.scale);
+  product.dweight = problem.weight;
+  product.columns = {narrowed(columns / taps), narrowed(problem.weight_size[3]),
+                     narrowed(problem.weight_size[2])};
+  product.dweight_columns = {weight.c, weight.w, weight.h};
+  product.dweight_k = weight.n;
+  product.channels_in = narrowed(problem.weight_size[1]);
+  product.taps_s = narrowed(problem.weight_size[3]);
+  product.channels_out = narrowed(problem.weight_size[0] / problem.groups);
+  product.columns_each = narrowed(columns);
+  product.steps = narrowed(divide_up(pixels * bytes_of(problem.dtype), tile.step_bytes));
+  product.steps_each = narrowed(divide_up(product.steps, plan.splits));
+  product.tiles = {narrowed(divide_up(product.channels_out, tile.m)),
+                   narrowed(divide_up(columns, tile.n)), problem.groups, plan.splits};
+  product.partial = static_cast<float*>(workspace);
+  return product;
+}
+
 ConvWgradArguments conv_wgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
                                         const RfConvConfiguration& tile, void* workspace) {
   const int64_t bytes = bytes_of(problem.dtype);
   const GradientStrides strides = strides_of(problem);
   const OutputSize size = output_size(problem);
-  const int64_t pixels = problem.x_size[0] * size.p * size.q;
-  const int64_t columns = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
 
   ConvWgradArguments arguments{};
+  static_cast<WgradProduct&>(arguments) = wgrad_product(problem, plan, tile, workspace);
   arguments.dy = problem.dy;
   arguments.y = problem.y;
   arguments.x = problem.x;
-  arguments.scale = static_cast<const float*>(problem.scale);
-  arguments.dweight = problem.weight;
   const int64_t unit = tile.wide != 0 ? kChunkBytes / bytes : 1;
   const auto pixels_of = [&](const Strides& of) {
     return ColumnStrides{of.w / unit, of.h / unit, of.n / unit};
@@ -174,11 +204,6 @@ ConvWgradArguments conv_wgrad_arguments(const RfConvGradient& problem, const RfC
                         problem.stride[0] * strides.x.h / unit, strides.x.n / unit};
   arguments.x_taps = {strides.x.c, strides.x.w, strides.x.h};
   arguments.pixels = {narrowed(size.q), narrowed(size.p), narrowed(problem.x_size[0])};
-  arguments.columns = {narrowed(problem.weight_size[1]), narrowed(problem.weight_size[3]),
-                       narrowed(problem.weight_size[2])};
-  arguments.filter = arguments.columns;
-  arguments.dweight_columns = {strides.weight.c, strides.weight.w, strides.weight.h};
-  arguments.dweight_k = strides.weight.n;
   arguments.height = narrowed(problem.x_size[2]);
   arguments.width = narrowed(problem.x_size[3]);
   arguments.stride_h = narrowed(problem.stride[0]);
@@ -187,26 +212,8 @@ ConvWgradArguments conv_wgrad_arguments(const RfConvGradient& problem, const RfC
   arguments.padding_w = narrowed(problem.padding[1]);
   arguments.dilation_h = narrowed(problem.dilation[0]);
   arguments.dilation_w = narrowed(problem.dilation[1]);
-  arguments.channels_out = narrowed(problem.weight_size[0] / problem.groups);
-  arguments.columns_each = narrowed(columns);
-  arguments.steps = narrowed(divide_up(pixels * bytes, tile.step_bytes));
-  arguments.steps_each = narrowed(divide_up(arguments.steps, plan.splits));
-  arguments.tiles = {narrowed(divide_up(arguments.channels_out, tile.m)),
-                     narrowed(divide_up(columns, tile.n)), problem.groups, plan.splits};
-  arguments.partial = static_cast<float*>(workspace);
   arguments.wide_dweight = is_wide(problem.weight, strides.weight, problem.weight_size[1], bytes);
   return arguments;
 }
 
 }  // namespace resnet_fused
-
-extern "C" int rf_conv_wgrad_cuda(const RfConvGradient* problem, const RfConvPlan* plan,
-                                  void* workspace, void* stream) {
-  using namespace resnet_fused;
-  if (plan->launches == 0) return 0;
-  const RfConvConfiguration& tile = *rf_conv_wgrad_configuration(plan->configuration);
-  const auto arguments = conv_wgrad_arguments(*problem, *plan, tile, workspace);
-  constexpr Launches<ConvWgradArguments> kLaunches{
-      launch_conv_wgrad_bfloat16, launch_conv_wgrad_float16, launch_conv_wgrad_float32};
-  return kLaunches(problem->dtype, arguments, plan->configuration, stream);
-}

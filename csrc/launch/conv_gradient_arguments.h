@@ -29,6 +29,10 @@ PhasedAxis phased_axis(const RfConvGradient& problem, int dimension);
 ConvDgradArguments conv_dgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
                                         const RfConvConfiguration& tile, void* workspace,
                                         int64_t first, int64_t images);
+// Columns of a group's gradient as a tile counts them: by TMA channels come in whole boxes.
+int64_t wgrad_columns(const RfConvGradient& problem, const RfConvConfiguration& tile);
+WgradProduct wgrad_product(const RfConvGradient& problem, const RfConvPlan& plan,
+                           const RfConvConfiguration& tile, void* workspace);
 ConvWgradArguments conv_wgrad_arguments(const RfConvGradient& problem, const RfConvPlan& plan,
                                         const RfConvConfiguration& tile, void* workspace);
 

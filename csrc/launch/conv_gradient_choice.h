@@ -171,7 +171,7 @@ inline const char* unfit(const RfConvConfiguration& tile, const GradientProduct&
 // A gradient's part of the choice. For a tile: the product of one launch, and its images; or null
 // and why not.
 struct GradientChooser {
-  static constexpr int kLeastMerged = 2;  // parts whose sums meet in memory
+  static constexpr bool kSplitsByTma = false;  // whether configurations by TMA may be split
 
   const RfConvGradient& problem;
   const RfGpu& gpu;
@@ -193,6 +193,8 @@ struct GradientChooser {
     return product;
   }
 
+  // Whether the sums of so many parts meet in memory.
+  bool merges(const RfConvConfiguration& /*tile*/, int64_t splits) const { return splits > 1; }
   // Of a configuration, by a product of one launch of so many images. What a table's kernels by
   // other means are to an op stands in the place of these.
   std::string unfit(const RfConvConfiguration& tile, const GradientProduct& product, int32_t /*of*/,
@@ -298,7 +300,7 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
     const int64_t tiles = tiles_of(product, tile);
     for (int64_t parts = 1; parts <= std::max<int64_t>(Choice::kMostSplits, splits); ++parts) {
       if (splits > 0 && parts != splits) continue;
-      if (tile.tma != 0 && parts > 1) {
+      if (tile.tma != 0 && parts > 1 && !Choice::kSplitsByTma) {
         if (splits > 0) said = "splits: only 1 is served by TMA";
         continue;
       }
@@ -307,7 +309,7 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
         continue;
       }
       double cycles = choice.cycles(tile, product, parts, i, images);
-      if (parts >= Choice::kLeastMerged) cycles += choice.merging(tile, product, parts);
+      if (choice.merges(tile, parts)) cycles += choice.merging(tile, product, parts);
       if (plan->launches > 0 && cycles >= plan->cycles) continue;
       *plan = RfConvPlan{i,
                          static_cast<int32_t>(parts),

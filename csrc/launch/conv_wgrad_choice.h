@@ -18,7 +18,7 @@ struct WgradChooser : GradientChooser {
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
     const OutputSize size = output_size(problem);
     GradientProduct product = common();
-    product.columns = problem.weight_size[1] * problem.weight_size[2] * problem.weight_size[3];
+    product.columns = wgrad_columns(problem, tile);
     product.copies = problem.groups;
     product.wide = wgrad_reads_wide(problem, reads_y);
     product.depth = static_cast<double>(*images * size.p * size.q);
@@ -33,9 +33,9 @@ struct WgradChooser : GradientChooser {
                  int64_t splits) const {
     return left_and_merged(tile, static_cast<double>(tiles_of(product, tile) * splits), gpu);
   }
+  // Of the parts' sums, where they meet in memory.
   int64_t workspace(const RfConvConfiguration& tile, int64_t tiles, int64_t splits,
                     int64_t /*images*/) const {
-    if (splits == 1) return 0;
     return tiles * splits * tile.m * tile.n * 4;
   }
 };

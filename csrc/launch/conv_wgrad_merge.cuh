@@ -1,4 +1,5 @@
-// The launch that adds the parts of a weight's gradient, for conv_wgrad and conv_bn_wgrad.
+// The launch that adds the parts of a weight's gradient, for conv_wgrad and conv_bn_wgrad, whatever
+// has multiplied them.
 #pragma once
 
 #include "../kernels/conv_wgrad_merge_sm80.cuh"
@@ -13,12 +14,12 @@ inline uint32_t wgrad_tiles(const TileGrid& tiles) {
 
 // T: of the result.
 template <class T, class Shape>
-int launch_wgrad_merge(const ConvWgradArguments& arguments, cudaStream_t stream) {
+int launch_wgrad_merge(const WgradProduct& product, cudaStream_t stream) {
   const WgradTile shape{Shape::kM,     Shape::kN,     Shape::kWarpsM,
                         Shape::kWarpM, Shape::kWarpN, Shape::kThreads / 32};
-  const dim3 grid(wgrad_tiles(arguments.tiles) * (Shape::kM * Shape::kN / (4 * 32)));
+  const dim3 grid(wgrad_tiles(product.tiles) * (Shape::kM * Shape::kN / (4 * 32)));
   return RF_LAUNCH(conv_wgrad_merge_kernel<T>, grid, dim3(32 * kWgradMergeWarps),
-                   32 * kWgradMergeWarps * kVectorBytes, stream, arguments, shape);
+                   32 * kWgradMergeWarps * kVectorBytes, stream, product, shape);
 }
 
 }  // namespace resnet_fused

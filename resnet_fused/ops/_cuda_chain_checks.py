@@ -28,9 +28,9 @@ def cases_of(configuration: str) -> tuple[ChainCase, ...]:
     Args:
         configuration: "128x64_4w3s", pixels and channels of next; behind it "_front64", channels of
             a convolution in front, where it is made for one. By TMA "tma_128x64_4s_k64", behind it
-            channels of x, and "_d64", of a projection, where it is made for one; or
-            "tma_win128x64_3s_front64", by windows of what the convolution in front reads, likewise,
-            and "_2c", blocks that share filters.
+            channels of x, "_d64", of a projection, where it is made for one, and "_2c", blocks that
+            share filters; or "tma_win128x64_3s_front64", by windows of what the convolution in
+            front reads, likewise.
     """
     if configuration.startswith(_cuda_plan.TMA):
         return _cases_by_tma(configuration)

@@ -1,0 +1,230 @@
+// The epilogue of conv_bn_dgrad for sm_90a: what comes through the shortcut is added to a
+// warpgroup's sums, the gradient rounded once, masked by the ReLU below, stored, and summed as it
+// was stored.
+//
+// Shortcut and raw come by TMA into staging tiles while the products run. Results take the
+// shortcut's place, from where TMA stores them; beside that the threads go down the rows of both
+// tiles, each with eight channels, so that a channel's sums take no shuffles.
+#pragma once
+
+#include <cstdint>
+
+#include "../ptx/mbarrier.h"
+#include "../ptx/ptx.h"
+#include "../ptx/tma.h"
+#include "bn_dgrad_tma.h"
+#include "gradient_mask.h"
+#include "merge_gradients.h"
+#include "tile_shape.h"
+#include "warpgroup_epilogue.h"
+
+namespace resnet_fused {
+
+#if defined(RF_HAS_WGMMA)
+
+// Those who merge sums (merge_chunks.h): a warpgroup, whose number is its named barrier's.
+template <int kColumns>
+struct MergingWarpgroup {
+  static constexpr int kThreads = kWarpgroupThreads;
+  static constexpr int kN = kColumns;
+  static RF_DEVICE void meet() {
+    ptx::barrier_sync(static_cast<int>(threadIdx.x / kWarpgroupThreads), kWarpgroupThreads);
+  }
+};
+
+template <class T, class Shape>
+class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, Shape::kColumns>,
+                                           Orientation::kPixelsLeft, Shape::kColumns> {
+  using Staged = StagedTile<Orientation::kPixelsLeft, Shape::kColumns>;
+  using Base = StagedEpilogue<Staged, Orientation::kPixelsLeft, Shape::kColumns>;
+  static constexpr int kColumns = Shape::kColumns;
+  static constexpr int kUnit = kChunkBytes / static_cast<int>(sizeof(T));  // channels of a thread
+  static constexpr int kUnits = kColumns / kUnit;                          // of a row
+  static constexpr int kLanes = kWarpgroupThreads / kUnits;  // threads of a unit's column
+  static constexpr int kPiece = 4;                           // floats that move together
+  using Stored = Unit<T, kUnit>;
+  using Piece = Unit<float, kPiece>;
+  static_assert(kUnit == 2 * kPiece && kUnits >= 8);
+
+ public:
+  // shared: of the block; consumer: which of its warpgroups.
+  RF_DEVICE BnDgradStore(const ConvBnDgradTmaArguments& arguments, ptx::SharedAddress shared,
+                         uint32_t consumer, uint32_t thread)
+      : Base({shared + Shape::kStagingAt + consumer * Shape::kStagingBytes,
+              shared + Shape::kVectorsAt + consumer * Shape::kVectorsBytes,
+              shared + Shape::kOwnAt + consumer * Shape::kOwnBytes, static_cast<int>(1 + consumer)},
+             thread),
+        arguments_(arguments),
+        raw_(shared + Shape::kRawAt + consumer * Shape::kStagingBytes, thread),
+        thread_sums_(shared + Shape::kThreadSumsAt + consumer * Shape::kThreadSumsBytes),
+        consumer_(static_cast<int32_t>(consumer)) {}
+
+  static RF_DEVICE void init(ptx::SharedAddress shared) {
+    for (int i = 0; i < kConsumers; ++i) {
+      for (int j = 0; j < 2; ++j) {
+        ptx::mbarrier_init(shared + Shape::kOwnAt + i * Shape::kOwnBytes + j * kBarrierBytes, 1);
+      }
+    }
+  }
+
+  // While the products run: fetches scale and shift, asks for the shortcut and for raw.
+  RF_DEVICE void begin(const OutputPlace& place) {
+    const ConvTmaArguments& conv = arguments_.dgrad.conv;
+    const float* const norm = arguments_.norm + place.group * conv.channels;
+    Base::begin(
+        {norm, norm + arguments_.reduction.channels, arguments_.reduced ? conv.channels : 0},
+        conv.has_residual ? &conv.residual : nullptr, place);
+    if (arguments_.reduced && this->thread_ == 0) {
+      ptx::mbarrier_arrive_expect_tx(raw_barrier(), Staged::kBytes);
+      for (int i = 0; i < Staged::kBoxes; ++i) {
+        ptx::tma_load(raw_.box(i), &arguments_.raw,
+                      {place.channel + i * Staged::kBoxChannels, place.group, place.pixel},
+                      raw_barrier());
+      }
+    }
+    ptx::sync_warp();
+  }
+
+  RF_DEVICE void finish(const float (&d)[kColumns / 2], const TmaTile& tile,
+                        const OutputPlace& place) {
+    const ConvTmaArguments& conv = arguments_.dgrad.conv;
+    this->wait_for_vectors();
+    if (conv.has_residual) this->wait_for_residual();
+    if (arguments_.reduced) {
+      ptx::mbarrier_wait_parity(raw_barrier(), raw_parity_);
+      raw_parity_ ^= 1;
+      conv.has_residual ? put<true, true>(d) : put<false, true>(d);
+    } else {
+      conv.has_residual ? put<true, false>(d) : put<false, false>(d);
+    }
+    this->send(this->staged_, &conv.out, place, conv.channels);
+    if (arguments_.reduced) measure(tile, place);
+  }
+
+ private:
+  RF_DEVICE ptx::SharedAddress raw_barrier() const { return this->own_.residual + kBarrierBytes; }
+
+  static RF_DEVICE float half_of(uint32_t word, int half) {
+    return widen(T{static_cast<uint16_t>(word >> (16 * half))});
+  }
+
+  template <bool kAdded, bool kReduced>
+  RF_DEVICE void put(const float (&d)[kColumns / 2]) const {
+#pragma unroll
+    for (int i = 0; i < kColumns / 16; ++i) {
+      const ChannelPair pairs[2] = {this->pair_of(i, 0), this->pair_of(i, 1)};
+      uint32_t words[4], raw[4];
+      if constexpr (kAdded) this->staged_.load(words, i);
+      if constexpr (kReduced) raw_.load(raw, i);
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const ChannelPair& of = pairs[m / 2];
+        float dx[2] = {d[8 * i + 2 * m], d[8 * i + 2 * m + 1]};
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if constexpr (kAdded) dx[e] += half_of(words[m], e);
+          if constexpr (kReduced) {
+            // As forward made it. Not (h > 0): where it is NaN, the gradient passes.
+            const float h =
+                widen(narrow<T>(__builtin_fmaf(of.scale[e], half_of(raw[m], e), of.shift[e])));
+            if (h <= 0.0f) dx[e] = 0.0f;
+          }
+        }
+        words[m] = narrow_pair<T>(dx[0], dx[1]);
+      }
+      this->staged_.store(i, words);
+    }
+  }
+
+  // A thread's unit of a row of a staging tile.
+  RF_DEVICE Stored load(const Staged& tile, uint32_t row) const {
+    const uint32_t unit = this->thread_ % kUnits;
+    return ptx::load_shared<Stored>(tile.box(unit / 8) + row * kStepRowBytes +
+                                    (unit % 8 ^ row % 8) * kChunkBytes);
+  }
+  // Where a lane's pieces of a sum lie, one of each unit side by side.
+  static RF_DEVICE uint32_t place_of(int sum, uint32_t lane, uint32_t piece) {
+    return ((sum * kLanes + lane) * 2 + piece) * kUnits;
+  }
+
+  // The sums of this tile's channels, of what has been stored of them, and the meeting with other
+  // tiles'.
+  RF_DEVICE void measure(const TmaTile& tile, const OutputPlace& place) {
+    const ConvTmaArguments& conv = arguments_.dgrad.conv;
+    const GradientReduction& reduction = arguments_.reduction;
+    const uint32_t unit = this->thread_ % kUnits, lane = this->thread_ / kUnits;
+    const int32_t first = place.group * conv.channels + place.channel;
+    const int32_t columns = conv.channels - place.channel;
+    put_sums(first + static_cast<int32_t>(unit * kUnit),
+             columns - static_cast<int32_t>(unit * kUnit), conv.grid.pixels - place.pixel, unit,
+             lane);
+    this->meet();  // and both tiles have been read
+    const uint32_t piece = this->thread_ / (kUnits * kPiece);
+    const auto column = static_cast<int32_t>(this->thread_ / kPiece % kUnits * kUnit +
+                                             piece * kPiece + this->thread_ % kPiece);
+    const int32_t row = reduction.first_row + tile.pixels * kConsumers + consumer_;
+    if (this->thread_ < kColumns && column < columns) {
+      ptx::store_global(reduction.partial + row * reduction.channels + first + column,
+                        sums_of_column(piece));
+    }
+    const auto of_group = static_cast<int32_t>(conv.tiles.of_group.value);
+    merge_gradient_sums<MergingWarpgroup<kColumns>>(
+        reduction, {static_cast<uint32_t>(tile.group * of_group + tile.channels), first, columns},
+        row, thread_sums_, this->own_.residual + 2 * kBarrierBytes, this->thread_);
+  }
+
+  // known: channels from this thread's first one on; rows: of the tile.
+  RF_DEVICE void put_sums(int32_t channel, int32_t known, int32_t rows, uint32_t unit,
+                          uint32_t lane) const {
+    const float* const mean = arguments_.norm + 2 * arguments_.reduction.channels + channel;
+    float means[kUnit], sums[2][kUnit] = {};
+#pragma unroll
+    for (int i = 0; i < kUnit; ++i) {
+      means[i] = i < known ? ptx::load_global_read_only(mean + i) : 0.0f;
+    }
+#pragma unroll 4
+    for (uint32_t row = lane; row < kWarpgroupRows; row += kLanes) {
+      if (static_cast<int32_t>(row) >= rows) break;
+      const Stored dx = load(this->staged_, row), raw = load(raw_, row);
+#pragma unroll
+      for (int i = 0; i < kUnit; ++i) {
+        const float passed = widen(dx.value[i]);
+        sums[0][i] += passed;
+        sums[1][i] = __builtin_fmaf(passed, widen(raw.value[i]) - means[i], sums[1][i]);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        Piece piece;
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) piece.value[e] = sums[s][p * kPiece + e];
+        ptx::store_shared(thread_sums_ + (place_of(s, lane, p) + unit) * sizeof(Piece), piece);
+      }
+    }
+  }
+
+  RF_DEVICE GradientSums sums_of_column(uint32_t piece) const {
+    double total[2] = {};
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const uint32_t at = place_of(s, lane, piece) * kPiece + this->thread_ % (kUnits * kPiece);
+        total[s] += static_cast<double>(ptx::load_shared<float>(thread_sums_ + at * 4));
+      }
+    }
+    return {static_cast<float>(total[0]), static_cast<float>(total[1])};
+  }
+
+  const ConvBnDgradTmaArguments& arguments_;
+  Staged raw_;
+  ptx::SharedAddress thread_sums_;
+  int32_t consumer_;
+  uint32_t raw_parity_ = 0;
+};
+
+#endif
+
+}  // namespace resnet_fused

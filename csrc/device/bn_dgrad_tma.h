@@ -1,0 +1,41 @@
+// What conv_bn_dgrad for sm_90a is told, and the shape of a block's tile. Numbers alone: the
+// launches know it as well.
+#pragma once
+
+#include <cstdint>
+
+#include "bn_dgrad_geometry.h"
+#include "dgrad_tma.h"
+
+namespace resnet_fused {
+
+struct ConvBnDgradTmaArguments {
+  // dy is dz; scale is [3, K] A, B, C, and y is read with them; residual is what is added.
+  ConvDgradTmaArguments dgrad;
+  ptx::TensorMap raw;  // mapped as dx is
+  const float* norm;   // [4, C]: scale, shift, mean
+  bool reduced;        // raw and norm are read, and sums are taken
+  int32_t filters;     // K, of all groups
+  uint32_t height;     // of dz
+  uint32_t width;
+  GradientReduction reduction;  // a row of tiles is a warpgroup's
+};
+
+// conv_dgrad's, and behind its staging tiles those of raw, the sums of threads, scale and shift.
+template <int kChannels_, int kStages_>
+struct BnDgradTmaShape : DgradTmaShape<kChannels_, kStages_> {
+  using Base = DgradTmaShape<kChannels_, kStages_>;
+  static constexpr int kRawAt = Base::kRingAt;
+  static constexpr int kThreadSumsAt = kRawAt + kConsumers * Base::kStagingBytes;
+  static constexpr int kThreadSumsBytes = kWarpgroupThreads * 16 * 4;  // two of eight channels
+  static constexpr int kVectorsAt = kThreadSumsAt + kConsumers * kThreadSumsBytes;
+  static constexpr int kVectorsBytes = Base::kChannels * 2 * 4;
+  static constexpr int kRingAt = kVectorsAt + kConsumers * kVectorsBytes;
+  // Of each consumer one for the shortcut and one for raw, and a word.
+  static constexpr int kOwnAt = kRingAt + ring_bytes(Base::kStages);
+  static constexpr int kOwnBytes = 4 * kBarrierBytes;
+  static constexpr int kSharedBytes = kOwnAt + kConsumers * kOwnBytes;
+  static_assert(kSharedBytes <= kMostSharedBytes);
+};
+
+}  // namespace resnet_fused

@@ -1,0 +1,26 @@
+// The launches of conv_bn_dgrad for sm_90a, for one dtype; each dtype's .cu file makes its own.
+#pragma once
+
+#include "../kernels/conv_bn_dgrad_sm90.cuh"
+#include "conv_bn_dgrad_tma.h"
+#include "conv_bn_dgrad_tma_tiles.h"
+#include "launch.h"
+
+namespace resnet_fused {
+
+template <class T>
+int launch_conv_bn_dgrad_tma(const ConvBnDgradTmaArguments& arguments,
+                             const ClearedCounters& counters, int index, int32_t blocks,
+                             void* stream) {
+  const auto to = static_cast<cudaStream_t>(stream);
+  if (counters.bytes > 0) {
+    const int error = clear_async(counters.at, static_cast<size_t>(counters.bytes), to);
+    if (error != cudaSuccess) return error;
+  }
+  return BnDgradTmaTiles::with(index, [&]<class Shape>() -> int {
+    return RF_LAUNCH((conv_bn_dgrad_tma_kernel<T, Shape>), dim3(static_cast<uint32_t>(blocks)),
+                     dim3(kWarpgroupBlockThreads), Shape::kSharedBytes, to, arguments);
+  });
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,16 @@
+// The tiles of conv_bn_dgrad for sm_90a. Their indices follow those for sm_80.
+#pragma once
+
+#include "../device/bn_dgrad_tma.h"
+#include "conv_bn_dgrad_tiles.h"
+
+namespace resnet_fused {
+
+// Input channels, stages, by 128 pixels. Beside 256 channels raw's staging tiles would not fit.
+using BnDgradTmaTiles = TileList<  //
+    BnDgradTmaShape<128, 3>,       // 128 channels and more
+    BnDgradTmaShape<64, 4>>;       // 64 channels, small batches
+
+constexpr int kFirstBnDgradTma = BnDgradWideTiles::kSize + BnDgradNarrowTiles::kSize;
+
+}  // namespace resnet_fused

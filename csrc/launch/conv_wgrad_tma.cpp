@@ -1,0 +1,172 @@
+// The table of conv_wgrad's configurations for sm_90a, what they do not take, how long they are
+// predicted to take, and the way from a problem to a launch. None of the rates has been measured by
+// this project on a GPU; only their proportions matter.
+#include "conv_wgrad_tma.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "conv_bn_act_tma.h"
+#include "conv_wgrad_tma_tiles.h"
+#include "tma_request.h"
+
+namespace resnet_fused {
+
+namespace {
+
+constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
+constexpr double kSharedLines = 128;            // bytes a cycle, for products, TMA and loads
+// Instructions that two elements of dy take until they are an operand: to be loaded with y's,
+// widened, compared and cut off.
+constexpr double kMaskedPair = 8;
+
+struct Entry {
+  std::string name;
+  RfConvConfiguration configuration;
+};
+
+const std::vector<Entry>& table() {
+  static const std::vector<Entry> made = [] {
+    std::vector<Entry> entries;
+    for (int i = 0; i < WgradTmaTiles::kSize; ++i) {
+      WgradTmaTiles::with(i, [&]<class Shape>() {
+        const std::string name = "tma_" + std::to_string(Shape::kM) + "x" +
+                                 std::to_string(Shape::kN) + "_" + std::to_string(Shape::kStages) +
+                                 "s";
+        entries.push_back(
+            {name,
+             {nullptr, 1, Shape::kM, Shape::kN, Shape::kWarpsM, Shape::kN / Shape::kWarpN,
+              Shape::kStages, 1, Shape::kStepBytes, Shape::kSharedBytes, 0, 1}});
+      });
+    }
+    return entries;
+  }();
+  return made;
+}
+
+// What is asked of TMA: 64 pixels a request, of one tap of x.
+constexpr TmaTileFacts kBoxes = [] {
+  TmaTileFacts facts{};
+  facts.pixels = kStepElements;
+  return facts;
+}();
+
+// The convolution that reads x; and one of a single tap, that reads `from` as it lies, of the
+// output's shape.
+RfConvBnAct reading_x(const RfConvGradient& problem) {
+  RfConvBnAct made{};
+  made.x = problem.x;
+  made.dtype = problem.dtype;
+  made.groups = problem.groups;
+  std::copy_n(problem.x_size, 4, made.x_size);
+  std::copy_n(problem.weight_size, 4, made.weight_size);
+  std::copy_n(problem.x_stride, 4, made.x_stride);
+  std::copy_n(problem.stride, 2, made.stride);
+  std::copy_n(problem.padding, 2, made.padding);
+  std::copy_n(problem.dilation, 2, made.dilation);
+  return made;
+}
+RfConvBnAct reading_output(const RfConvGradient& problem, const void* from,
+                           const int64_t (&strides)[4]) {
+  const OutputSize size = output_size(problem);
+  const int64_t sizes[2][4] = {{problem.x_size[0], problem.weight_size[0], size.p, size.q},
+                               {1, problem.weight_size[0], 1, 1}};
+  RfConvBnAct made{};
+  made.x = from;
+  made.dtype = problem.dtype;
+  made.groups = 1;
+  std::copy_n(sizes[0], 4, made.x_size);
+  std::copy_n(sizes[1], 4, made.weight_size);
+  std::copy_n(strides, 4, made.x_stride);
+  for (int d = 0; d < 2; ++d) made.stride[d] = made.dilation[d] = 1;
+  return made;
+}
+
+}  // namespace
+
+int32_t wgrad_tma_configurations() { return WgradTmaTiles::kSize; }
+const RfConvConfiguration* wgrad_tma_configuration(int32_t index) {
+  return configuration_at<table>(index);
+}
+
+std::string wgrad_tma_fault(const RfConvGradient& problem) {
+  const RfConvBnAct x = reading_x(problem);
+  const TensorElement element = element_of(problem.dtype);
+  if (element == TensorElement::kFloat32) return kNoTf32;
+  std::string found = tma_taps_fault(x);
+  const auto check = [&](const RfConvBnAct& read, const char* name) {
+    if (found.empty()) found = tma_pixels_fault(read, element, kBoxes, read.x_size[0], name);
+  };
+  check(x, "x");
+  const RfConvBnAct dy = reading_output(problem, problem.dy, problem.dy_stride);
+  check(dy, "dy");
+  if (problem.y == nullptr) return found;
+  const RfConvBnAct y = reading_output(problem, problem.y, problem.y_stride);
+  check(y, "y");
+  if (found.empty() && tma_is_dense(dy) != tma_is_dense(y)) {
+    return "y: its pixels do not lie as dy's do";
+  }
+  return found;
+}
+
+double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration& tile,
+                      int64_t splits, const RfGpu& gpu) {
+  const double busy =
+      static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
+  const double steps = std::max(1.0, product.depth / kStepElements) / static_cast<double>(splits);
+  // The tiles' columns behind the last tap come from nowhere.
+  const double filled = static_cast<double>(product.columns) /
+                        static_cast<double>(divide_up(product.columns, tile.n) * tile.n);
+  const double left = static_cast<double>(product.operands) * tile.m * kStepRowBytes;
+  const double right = static_cast<double>(tile.n) * kStepRowBytes;
+  // Both warpgroups read all of x's boxes where they lie along M, all of dy's where along N.
+  const double halves = tile.m == kWarpgroupRows ? kConsumers : 1;
+  const double matrix = static_cast<double>(tile.m) * tile.n * kStepElements / kWarpgroupUnit;
+  const double read = left * halves + right * kConsumers / halves;
+  const double shared = (left + right + read) / kSharedLines;
+  const double turned = halves * tile.m * kStepElements / 2;
+  const double turning = turned * (product.operands > 1 ? kMaskedPair : 1) / kInstructions;
+  const double load = (left + right * filled) / kCacheBytes;
+  const double latency = kLatency / (tile.stages - 1);
+  return busy * (steps * std::max({matrix, shared, turning, load, latency}) + 2 * kLatency);
+}
+
+int run_conv_wgrad_tma(const RfConvGradient& problem, const RfConvPlan& plan,
+                       const RfConvConfiguration& tile, void* workspace, void* stream) {
+  const RfConvBnAct x = reading_x(problem);
+  const RfConvBnAct dy = reading_output(problem, problem.dy, problem.dy_stride);
+  const RfConvBnAct y = reading_output(problem, problem.y, problem.y_stride);
+  const OutputSize size = output_size(problem);
+  const auto encode = [&](const RfConvBnAct& read, ptx::TensorMap* map) {
+    return encode_tma_pixels(read, element_of(problem.dtype), kBoxes, 0, read.x_size[0], map);
+  };
+  ConvWgradTmaArguments arguments{};
+  arguments.product = wgrad_product(problem, plan, tile, workspace);
+  arguments.grid = {narrowed(problem.x_size[0] * size.p * size.q), make_divisor(narrowed(size.q)),
+                    make_divisor(narrowed(size.p))};
+  arguments.channels = narrowed(problem.x_size[1]);
+  arguments.stride_h = narrowed(problem.stride[0]);
+  arguments.stride_w = narrowed(problem.stride[1]);
+  arguments.origin_h = narrowed(-problem.padding[0]);
+  arguments.origin_w = narrowed(-problem.padding[1]);
+  arguments.step_h = narrowed(problem.dilation[0]);
+  arguments.step_w = narrowed(problem.dilation[1]);
+  arguments.dense_x = tma_is_dense(x);
+  arguments.dense_dy = tma_is_dense(dy);
+  arguments.masked = problem.y != nullptr;
+  int error = encode(x, &arguments.x);
+  if (error == 0) error = encode(dy, &arguments.dy);
+  if (error == 0 && arguments.masked) error = encode(y, &arguments.y);
+  if (error != 0) return error;
+  const int index = plan.configuration - kFirstWgradTma;
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+  const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
+  const auto launch = half ? launch_conv_wgrad_tma_float16 : launch_conv_wgrad_tma_bfloat16;
+  return launch(arguments, index, stream);
+#else
+  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
+  return static_cast<void>(index), static_cast<void>(stream), kNoKernelImage;
+#endif
+}
+
+}  // namespace resnet_fused

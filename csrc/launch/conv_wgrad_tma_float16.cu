@@ -1,0 +1,6 @@
+#include "conv_wgrad_tma_launch.cuh"
+
+int resnet_fused::launch_conv_wgrad_tma_float16(const ConvWgradTmaArguments& arguments, int index,
+                                                void* stream) {
+  return launch_conv_wgrad_tma<Float16>(arguments, index, stream);
+}
