@@ -19,6 +19,7 @@ from resnet_fused.ops._training_checks_wgrad import Operands, exact_operands, ex
 
 OP = "conv_bn_wgrad"
 SHALLOW = dataclasses.replace(mutants.SHALLOW, h=1, w=1)
+STEM = cases.ConvCase("mutants_stem", 2, 3, 7, 69, 72, 7, 7, (2, 2), (3, 3))
 PROLOGUES = ((True, True), (True, False), (False, True))
 
 
@@ -43,9 +44,9 @@ def operands(
 def trials() -> Iterator[mutants.Trial]:
     """On integers every bit, on noise the bound; a result in the operands' dtype and in float32."""
     tiles = emulated_shapes.tiles(OP)
-    wide, narrow = (
-        max(i for i, t in enumerate(tiles) if t["wide"] == w and not t["tma"])
-        for w in (True, False)
+    wide, narrow, image = (
+        max(i for i, t in enumerate(tiles) if (t["wide"], t["image"]) == kind and not t["tma"])
+        for kind in ((True, False), (False, False), (True, True))
     )
     runs = [
         (case, index, dtype, splits, exact, prologue)
@@ -55,6 +56,10 @@ def trials() -> Iterator[mutants.Trial]:
             (1, 2),
             (*((True, prologue) for prologue in PROLOGUES), (False, PROLOGUES[0])),
         )
+    ]
+    runs += [
+        (STEM, image, torch.bfloat16, splits, exact, (affine, False))
+        for splits, exact, affine in ((1, True, True), (2, True, False), (2, False, True))
     ]
     runs.append((SHALLOW, narrow, torch.float32, 1, False, PROLOGUES[0]))
     for case, index, dtype, splits, exact, (affine, norm) in runs:

@@ -35,7 +35,7 @@ def problem(n: int, c: int, size: int, k: int, taps: int, *, affine: bool = True
 @needs_cuda_build
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 12
+    assert len(set(names)) == len(names) == 13
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names
 
@@ -46,6 +46,8 @@ def test_plans_take_the_wish_and_say_why():
     found = _cuda_plan.plan(made, H200)
     assert found.name == "128x256_8w3s" and "least predicted time" in found.why
     for index, name in enumerate(_cuda_plan.configurations(OP)):
+        if name.startswith("image_"):  # of few channels
+            continue
         asked = _cuda_plan.plan(made, H200, index, 2)
         if name.startswith(_cuda_plan.TMA):
             assert asked.configuration == -1 and "norm: the input is not read as it is" in asked.why

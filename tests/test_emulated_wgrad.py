@@ -33,8 +33,15 @@ def configurations() -> list[dict]:
 
 
 def by_mma() -> list[tuple[int, dict]]:
-    """Index and entry of those that any GPU runs; test_emulated_bn_wgrad_sm90.py has the others."""
-    return [(i, tile) for i, tile in enumerate(configurations()) if not tile["tma"]]
+    """Index and entry of those that any GPU and any shape runs on.
+
+    test_emulated_bn_wgrad_sm90.py and test_emulated_wgrad_image.py have the others.
+    """
+    return [
+        (i, tile)
+        for i, tile in enumerate(configurations())
+        if not tile["tma"] and not tile["image"]
+    ]
 
 
 def laid_out(operands, layout=torch.channels_last):
@@ -333,8 +340,8 @@ def test_what_no_launch_takes_is_refused(changes, words):
 def test_wishes_that_nobody_can_fulfil_are_refused():
     with pytest.raises(ValueError, match="TF32 is not allowed"):
         planned(LAYER1, torch.float32, allow_tf32=False)
-    with pytest.raises(ValueError, match="there are 0 to 11"):
-        planned(LAYER1, configuration=12)
+    with pytest.raises(ValueError, match="there are 0 to 12"):
+        planned(LAYER1, configuration=13)
     with pytest.raises(ValueError, match="no such parts with work for each"):
         planned(POINTWISE, configuration=1, splits=2000)
     with pytest.raises(ValueError, match="too much shared memory"):
@@ -366,12 +373,13 @@ def plan_index(made, index, splits):
 
 NAMES = (
     "128x256_8w3s", "128x128_4w3s", "128x64_4w3s", "64x128_4w3s", "64x64_4w3s", "narrow_64x64_4w3s",
+    "image_64x224_4w3s",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_self_check_passes(name):
-    assert tuple(tile["name"] for _, tile in by_mma()) == NAMES
+    assert tuple(tile["name"] for tile in configurations() if not tile["tma"]) == NAMES
     _cuda_wgrad_checks.check(name, "cpu", launch, plan_index, NAMES)
 
 

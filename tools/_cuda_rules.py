@@ -112,6 +112,10 @@ def _at_most(registers: int, kernel: Kernel) -> dict[str, bool]:
     }
 
 
+IMAGE_COLUMNS = 7 * 8 * 4
+"""Of the weights' gradient of an image by its rows: rows of taps, taps, channels."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """A convolution's configuration, as its kernel's name spells it."""
@@ -198,6 +202,27 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
             f"{loads} {load}, at least 2": loads >= 2,
         }
     return checks
+
+
+def _image(kernel: Kernel) -> dict[str, bool]:
+    """Of an image by its rows: gradients come by 16 bytes, the image element by element."""
+    shape = re.search(r"ImageShapeI" + 5 * r"Li(\d+)E" + "E", kernel.name)
+    if shape is None:
+        return {"its name spells no configuration": False}
+    m, warps_m, warps_n, stages, blocks = map(int, shape.groups())
+    tile = Tile(m, IMAGE_COLUMNS, warps_m, warps_n, stages, blocks, masked=True, wide=True)
+    products, turned = kernel.count("HMMA.*"), kernel.count(r"LDSM\b.*MT88\.4")
+    fragments = 2 * (m // warps_m + IMAGE_COLUMNS // warps_n) // 16
+    return {
+        f"{kernel.registers} registers, at most {tile.registers}": (
+            kernel.registers <= min(tile.registers, 255)
+        ),
+        f"{products} HMMA, at least {tile.matrix_instructions}": (
+            products >= tile.matrix_instructions
+        ),
+        f"{turned} LDSM.MT88.4, at least {fragments}": turned >= fragments,
+        f"{kernel.wide('LDGSTS')} LDGSTS.128, at least 4": kernel.wide("LDGSTS") >= 4,
+    }
 
 
 def _network(kernel: Kernel) -> dict[str, bool]:
@@ -391,6 +416,7 @@ RULES = {
     "conv_wgrad_tma_kernel": wgrad_by_tma,
     "conv_bn_wgrad_kernel": _convolution,
     "conv_bn_wgrad_tma_kernel": wgrad_by_tma,
+    "conv_bn_wgrad_image_kernel": _image,
     "conv_chain_kernel": _conv_chain,
     "conv_chain_stream_kernel": chain_by_stream,
     "conv_chain_tma_kernel": chain_by_tma,

@@ -85,10 +85,13 @@ struct ConvDgradArguments {
 struct WgradProduct {
   const float* scale;  // [K]; null: every one is 1
   void* dweight;       // [K, C / groups, R, S]
-  Reduction columns;   // C / groups, or as many as whole boxes have, S, R: N of the product
+  // N of the product: C / groups, or as many as whole boxes or rows of an image have, S or
+  // likewise, R.
+  Reduction columns;
   ColumnStrides dweight_columns;
   int64_t dweight_k;
   int32_t channels_in;   // C / groups
+  int32_t taps_s;        // S
   int32_t channels_out;  // of a group: M
   int32_t columns_each;  // of a group: N
   int32_t steps;         // of the whole reduction
@@ -130,6 +133,7 @@ struct ConvBnWgradArguments {
   const float* norm;          // [4, C], of which scale and shift are read; null: x is
   int32_t filters;            // K
   int32_t channels;           // C
+  int32_t out_width;          // Q, where rows of pixels are counted in whole steps
   bool float_dweight;         // whatever the operands are
 };
 

@@ -17,7 +17,7 @@ template <class T>
 RF_DEVICE T* dweight_at(const WgradProduct& product, int32_t group, int32_t row, int32_t column) {
   if (row >= product.channels_out || column >= product.columns_each) return nullptr;
   const Column at = column_of(column, product.columns);
-  if (at.c >= product.channels_in) return nullptr;
+  if (at.c >= product.channels_in || at.s >= product.taps_s) return nullptr;
   const int64_t k = group * product.channels_out + row;
   return static_cast<T*>(product.dweight) + k * product.dweight_k +
          offset_of(at, product.dweight_columns);

@@ -83,6 +83,7 @@ struct Convolution {
       entry["float32"] = one.float32 != 0;
       entry["tma"] = one.tma != 0;
       entry["window"] = one.window != 0;
+      entry["image"] = one.image != 0;
       entry["cluster"] = one.cluster;
       all.append(entry);
     }

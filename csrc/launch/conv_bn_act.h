@@ -64,6 +64,7 @@ struct RfConvConfiguration {
   // shared_bytes are the most there may be, or those of conv_bn_stats without pixels.
   int32_t window = 0;
   int32_t cluster = 0;  // splits are blocks of a cluster, so many at most; 0: they are not
+  int32_t image = 0;    // x is an image of a few channels, and comes by its rows
 };
 
 struct RfConvPlan {

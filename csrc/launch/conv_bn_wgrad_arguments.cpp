@@ -5,6 +5,42 @@
 #include "conv_strides.h"
 
 namespace resnet_fused {
+namespace {
+
+// Rows of steps, and columns of the taps that the image's rows have in shared memory.
+void count_by_rows(ConvBnWgradArguments& arguments, const RfConvGradient& problem, int64_t splits) {
+  ConvWgradArguments& product = arguments.product;
+  arguments.out_width = product.pixels.channels;
+  const int64_t row = image_pixels(product.pixels.channels);
+  product.pixels.channels = narrowed(row);
+  const int64_t steps = problem.x_size[0] * product.pixels.taps_s * (row / kImagePixels);
+  product.steps = narrowed(steps);
+  product.steps_each = narrowed(divide_up(steps, splits));
+  product.columns = {kImageChannels, kImageTaps, product.columns.taps_r};
+  product.columns_each = kImageChannels * kImageTaps * product.columns.taps_r;
+  product.tiles.tiles_n = 1;
+  product.x_pixels.r = problem.x_stride[0];  // elements
+}
+
+}  // namespace
+
+const char* image_fault(const RfConvBnWgrad& problem) {
+  const RfConvGradient& product = problem.product;
+  if (bytes_of(product.dtype) != 2) return "an image is read by rows in 16 bits";
+  if (problem.normed != 0) return "an image is not read through a BatchNorm";
+  if (product.groups != 1 || product.weight_size[1] > kImageChannels ||
+      product.weight_size[2] > kImageTapRows || product.weight_size[3] > kImageTaps) {
+    return "an image has up to 4 channels, in one group, and filters of up to 7 x 8";
+  }
+  if (product.stride[1] != kImageStride || product.dilation[1] != 1) {
+    return "an image is read by rows with a stride of 2 and a dilation of 1 along them";
+  }
+  if (!wgrad_reads_gradients_wide(product, problem.affine != 0) ||
+      !is_aligned(problem.coefficients)) {
+    return "its gradients cannot be read 16 bytes at a time";
+  }
+  return nullptr;
+}
 
 bool bn_wgrad_reads_wide(const RfConvBnWgrad& problem) {
   return wgrad_reads_wide(problem.product, problem.affine != 0) &&
@@ -21,6 +57,7 @@ ConvBnWgradArguments conv_bn_wgrad_arguments(const RfConvBnWgrad& problem, const
   if (problem.normed != 0) arguments.norm = static_cast<const float*>(problem.norm);
   arguments.filters = narrowed(product.weight_size[0]);
   arguments.channels = narrowed(product.x_size[1]);
+  if (tile.image != 0) count_by_rows(arguments, product, plan.splits);
   arguments.float_dweight = static_cast<DataType>(problem.weight_dtype) == DataType::kFloat32;
   return arguments;
 }
@@ -38,7 +75,8 @@ int run_by_tma(const RfConvBnWgrad& problem, const RfConvPlan& plan,
   arguments.filters = narrowed(product.weight_size[0]);
   arguments.float_dweight = static_cast<DataType>(problem.weight_dtype) == DataType::kFloat32;
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
-  constexpr int kFirst = BnWgradWideTiles::kSize + BnWgradNarrowTiles::kSize;
+  constexpr int kFirst =
+      BnWgradWideTiles::kSize + BnWgradNarrowTiles::kSize + BnWgradImageTiles::kSize;
   const bool half = static_cast<DataType>(product.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_bn_wgrad_tma_float16 : launch_conv_bn_wgrad_tma_bfloat16;
   return launch(arguments, plan.configuration - kFirst, stream);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../device/image_shape.h"
 #include "conv_bn_wgrad.h"
 #include "conv_gradient_arguments.h"
 #include "wgrad_tma.h"
@@ -12,6 +13,13 @@ namespace resnet_fused {
 
 // Whether everything that is read can be read 16 bytes at a time.
 bool bn_wgrad_reads_wide(const RfConvBnWgrad& problem);
+
+// What keeps a problem from the kernel for images of a few channels; null if nothing.
+const char* image_fault(const RfConvBnWgrad& problem);
+// Pixels of a row of so many, in whole steps of that kernel.
+constexpr int64_t image_pixels(int64_t pixels) {
+  return divide_up(pixels, kImagePixels) * kImagePixels;
+}
 
 ConvBnWgradArguments conv_bn_wgrad_arguments(const RfConvBnWgrad& problem, const RfConvPlan& plan,
                                              void* workspace);

@@ -8,16 +8,26 @@
 namespace resnet_fused {
 namespace {
 
-using BnWgradTable = GradientTable<BnWgradWideTiles, BnWgradNarrowTiles, false>;
+using BnWgradTable =
+    GradientTable<BnWgradWideTiles, BnWgradNarrowTiles, false, 256, BnWgradImageTiles>;
+
+// Instructions that an element of an image takes: it is loaded once a step, and a pixel's bounds
+// and address serve all of its channels.
+constexpr double kImageInstructions = 5;
 
 struct BnWgradChooser : WgradChooser<BnWgradTable> {
   const RfConvBnWgrad& read;
 
   std::string unfit(const RfConvConfiguration& tile, const GradientProduct& product, int32_t index,
                     int64_t images) const {
-    if (tile.tma == 0) return GradientChooser::unfit(tile, product, index, images);
-    const std::string found = unfit_for_tma("dz");
-    return found.empty() && read.normed != 0 ? "norm: the input is not read as it is" : found;
+    if (tile.tma != 0) {
+      const std::string found = unfit_for_tma("dz");
+      return found.empty() && read.normed != 0 ? "norm: the input is not read as it is" : found;
+    }
+    if (tile.image == 0) return GradientChooser::unfit(tile, product, index, images);
+    const char* fault = image_fault(read);
+    if (fault != nullptr) return fault;
+    return tile.shared_bytes > gpu.shared_per_block ? "too much shared memory for this GPU" : "";
   }
   // Every block leaves its sums.
   bool merges(const RfConvConfiguration& /*tile*/, int64_t /*splits*/) const { return true; }
@@ -28,10 +38,34 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
 
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
     GradientProduct product = WgradChooser::product(tile, images);
+    if (tile.image != 0) {
+      const OutputSize size = output_size(problem);
+      const int64_t pixels = image_pixels(size.q) * size.p;
+      product.columns = tile.n;
+      product.depth = static_cast<double>(*images * pixels);
+      if (*images > kMost / std::max<int64_t>(pixels, 1)) *images = 0;
+    }
     product.wide = bn_wgrad_reads_wide(read);
     product.turning = reads_y ? kBackwardInstructions : 0;
     product.turning_right = read.normed != 0 ? kNormInstructions : 0;
     return product;
+  }
+  double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                int32_t of, int64_t images) const {
+    if (tile.image == 0) return WgradChooser::cycles(tile, product, splits, of, images);
+    const auto busy =
+        static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
+    const double resident = resident_blocks(tile, tile.shared_bytes, busy, gpu);
+    const double gradients = static_cast<double>(tile.m) * tile.step_bytes;
+    const double rows = kImageChunks * kChunkBytes;
+    const double turning = gradients / 2 * product.turning / kInstructions;
+    const StepWork work{gradients * product.operands + rows,
+                        product.turning > 0 ? gradients * (product.operands + 1) : 0,
+                        turning + rows / 2 * kImageInstructions / kInstructions};
+    const double pause = turning > 0 ? (turning + kTurnLatency) / resident : 0;
+    const double steps = product.depth / kImagePixels / static_cast<double>(splits);
+    const double step = step_cycles(tile, work, product.bytes, resident) + pause;
+    return blocks_cycles(busy, resident, steps * step, 0);
   }
 };
 

@@ -1,6 +1,7 @@
 // The tiles of conv_bn_wgrad for sm_80 and later.
 #pragma once
 
+#include "../device/image_shape.h"
 #include "conv_gradient_tiles.h"
 
 namespace resnet_fused {
@@ -14,6 +15,9 @@ using BnWgradWideTiles = TileList<    //
     GradientTile<64, 128, 2, 2, 3>,   // 64 output channels
     GradientTile<64, 64, 2, 2, 4>>;   // the smallest results
 using BnWgradNarrowTiles = TileList<  //
-    GradientTile<64, 64, 2, 2, 2>>;   // the stem, odd channels, NCHW
+    GradientTile<64, 64, 2, 2, 2>>;   // odd channels, NCHW
+// M, warps along M and N, stages, blocks. A thread has 112 sums.
+using BnWgradImageTiles = TileList<  //
+    ImageShape<64, 2, 2, 3, 2>>;     // the stem
 
 }  // namespace resnet_fused

@@ -53,19 +53,26 @@ bool dgrad_reads_wide(const RfConvGradient& problem, bool reads_y) {
          in_reach(std::max({read(strides.dy), read(strides.y), weights}), bytes);
 }
 
-bool wgrad_reads_wide(const RfConvGradient& problem, bool reads_y) {
+bool wgrad_reads_gradients_wide(const RfConvGradient& problem, bool reads_y) {
   const int64_t bytes = bytes_of(problem.dtype);
   const int64_t filters = problem.weight_size[0] / problem.groups;
   const GradientStrides strides = strides_of(problem);
   const OutputSize size = output_size(problem);
-  const auto read = [&](const Strides& of, int64_t step_h, int64_t step_w) {
-    return (problem.x_size[0] + kBeyond) * of.n + size.p * step_h * of.h + size.q * step_w * of.w;
+  const auto wide = [&](const void* data, const Strides& of) {
+    const int64_t read = (problem.x_size[0] + kBeyond) * of.n + size.p * of.h + size.q * of.w;
+    return is_wide(data, of, filters, bytes) && in_reach(read, bytes);
   };
-  const int64_t most = std::max({read(strides.dy, 1, 1), read(strides.y, 1, 1),
-                                 read(strides.x, problem.stride[0], problem.stride[1])});
-  return is_wide(problem.dy, strides.dy, filters, bytes) &&
-         (!reads_y || is_wide(problem.y, strides.y, filters, bytes)) &&
-         is_wide(problem.x, strides.x, problem.weight_size[1], bytes) && in_reach(most, bytes);
+  return wide(problem.dy, strides.dy) && (!reads_y || wide(problem.y, strides.y));
+}
+
+bool wgrad_reads_wide(const RfConvGradient& problem, bool reads_y) {
+  const int64_t bytes = bytes_of(problem.dtype);
+  const Strides x = strides_of(problem).x;
+  const OutputSize size = output_size(problem);
+  const int64_t read = (problem.x_size[0] + kBeyond) * x.n + size.p * problem.stride[0] * x.h +
+                       size.q * problem.stride[1] * x.w;
+  return wgrad_reads_gradients_wide(problem, reads_y) &&
+         is_wide(problem.x, x, problem.weight_size[1], bytes) && in_reach(read, bytes);
 }
 
 PhaseSize phase_size(const RfConvGradient& problem) {
@@ -163,6 +170,7 @@ WgradProduct wgrad_product(const RfConvGradient& problem, const RfConvPlan& plan
   product.dweight_columns = {weight.c, weight.w, weight.h};
   product.dweight_k = weight.n;
   product.channels_in = narrowed(problem.weight_size[1]);
+  product.taps_s = narrowed(problem.weight_size[3]);
   product.channels_out = narrowed(problem.weight_size[0] / problem.groups);
   product.columns_each = narrowed(columns);
   product.steps = narrowed(divide_up(pixels * bytes_of(problem.dtype), tile.step_bytes));

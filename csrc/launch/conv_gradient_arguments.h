@@ -14,6 +14,8 @@ namespace resnet_fused {
 // Whether every operand that is read can be read 16 bytes at a time. reads_y: y is one of them.
 bool dgrad_reads_wide(const RfConvGradient& problem, bool reads_y);
 bool wgrad_reads_wide(const RfConvGradient& problem, bool reads_y);
+// Whether dy is, and y.
+bool wgrad_reads_gradients_wide(const RfConvGradient& problem, bool reads_y);
 
 // Input pixels of one phase of the stride: those of the first one, which has most.
 struct PhaseSize {

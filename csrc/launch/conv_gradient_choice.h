@@ -12,6 +12,7 @@
 #include "conv_gradient_arguments.h"
 #include "conv_halo.h"
 #include "conv_plan.h"
+#include "conv_tiles.h"
 
 namespace resnet_fused {
 
@@ -33,9 +34,12 @@ constexpr int kMostDgradSplits = 32;
 
 // The configurations of an op. kStaged: a block puts its result together in the ring, where one in
 // float32 has to fit; such are served by those of at most kFloatColumns columns.
-template <class WideTiles, class NarrowTiles, bool kStaged = true, int kFloatColumns = 256>
+// ImageTiles: those of an image of a few channels, of 16 bits, by its rows.
+template <class WideTiles, class NarrowTiles, bool kStaged = true, int kFloatColumns = 256,
+          class ImageTiles = TileList<>>
 struct GradientTable {
-  static constexpr int kSize = WideTiles::kSize + NarrowTiles::kSize;
+  static constexpr int kOperandTiles = WideTiles::kSize + NarrowTiles::kSize;
+  static constexpr int kSize = kOperandTiles + ImageTiles::kSize;
 
   static const RfConvConfiguration* at(int32_t index) {
     if (index < 0 || index >= kSize) return nullptr;
@@ -46,9 +50,13 @@ struct GradientTable {
  private:
   GradientTable() {
     for (int i = 0; i < kSize; ++i) {
-      const bool wide = i < WideTiles::kSize;
+      const bool image = i >= kOperandTiles;
+      const bool wide = image || i < WideTiles::kSize;
       const auto fill = [&]<class Shape>() {
-        const char* kind = kWindowsOf<Shape> > 0 ? "halo_" : wide ? "" : "narrow_";
+        const char* kind = kWindowsOf<Shape> > 0 ? "halo_"
+                           : image               ? "image_"
+                           : wide                ? ""
+                                                 : "narrow_";
         names_[i] = std::string(kind) + std::to_string(Shape::kM) + "x" +
                     std::to_string(Shape::kN) + "_" + std::to_string(Shape::kThreads / 32) + "w" +
                     std::to_string(Shape::kStages) + "s";
@@ -62,12 +70,15 @@ struct GradientTable {
                        Shape::kBlocks,
                        Shape::kStepBytes,
                        Shape::kRingBytes,
-                       (!kStaged || kWindowsOf<Shape> > 0 || kOutputFits<float, Shape>) &&
+                       !image && (!kStaged || kWindowsOf<Shape> > 0 || kOutputFits<float, Shape>) &&
                            Shape::kN <= kFloatColumns,
                        0,
                        kWindowsOf<Shape>};
+        entries_[i].image = image;
       };
-      if (wide) {
+      if (image) {
+        if constexpr (ImageTiles::kSize > 0) ImageTiles::with(i - kOperandTiles, fill);
+      } else if (wide) {
         WideTiles::with(i, fill);
       } else {
         NarrowTiles::with(i - WideTiles::kSize, fill);
