@@ -29,7 +29,7 @@ class NormedSteps : public TapSteps<T, Shape> {
   RF_DEVICE void prepare() {
     const Column& at = this->column_;
     const int32_t c = at.c + rows_.channel();
-    const bool known = c < this->arguments_.reduction.channels;
+    const bool known = c < this->arguments_->reduction.channels;
     load(scale_, images_.scale + this->channel_ + c, known);
     load(shift_, images_.shift + this->channel_ + c, known);
     if (at.c == 0 && padded()) inside_ = rows_inside();
@@ -61,13 +61,13 @@ class NormedSteps : public TapSteps<T, Shape> {
 
   // Without padding no tap of a pixel lies beside its image.
   RF_DEVICE bool padded() const {
-    return this->arguments_.origin_h < 0 || this->arguments_.origin_w < 0;
+    return this->arguments_->origin_h < 0 || this->arguments_->origin_w < 0;
   }
 
   // Which of the thread's rows the step's tap sees inside of their image, bit by bit. Rows behind
   // the last pixel may be either.
   RF_DEVICE uint32_t rows_inside() const {
-    const ConvTmaArguments& told = this->arguments_;
+    const ConvTmaArguments& told = *this->arguments_;
     const int32_t h = told.origin_h + this->column_.r * told.step_h;
     const int32_t w = told.origin_w + this->column_.s * told.step_w;
     const int32_t first = this->tile_.pixels * Shape::kPixels;
