@@ -100,7 +100,7 @@ struct WgradProduct {
   float* partial;  // [tile][split][vector of a thread's sums][thread][4]; unused where none is left
 };
 
-struct ConvWgradArguments : WgradProduct {
+struct WgradOperands {
   const void* dy;  // [N, K, P, Q]
   const void* y;   // [N, K, P, Q]; null without ReLU
   const void* x;   // [N, C, H, W]
@@ -123,6 +123,10 @@ struct ConvWgradArguments : WgradProduct {
   int32_t dilation_w;
   bool wide_dweight;
 };
+
+// Operands come first: with the product ahead of them ptxas 13.0 spills a register of
+// conv_bn_wgrad's tile of 64x64 on sm_80.
+struct ConvWgradArguments : WgradOperands, WgradProduct {};
 
 // conv_wgrad's operands between two BatchNorms: `dy` is the gradient behind the upper one, and with
 // `y`, the convolution's raw output, it is read through that one's backward; x through the lower
