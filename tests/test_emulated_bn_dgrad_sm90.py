@@ -273,7 +273,7 @@ def test_the_layers_of_resnet50_are_served_by_them_at_a_full_batch():
         made = planned(dataclasses.replace(case, n=256))
         if case.c % 8:
             assert made["configuration"] not in tiles() and "no TMA: " in made["why"]
-        elif (case.r, case.s) == (3, 3):
+        elif (case.r, case.s, *case.stride) == (3, 3, 1, 1):
             assert made["why"].startswith("halo_"), made["why"]
         else:
             assert made["configuration"] in tiles(), (case.name, made["why"])
