@@ -96,8 +96,8 @@ def test_the_forward_convolutions_are_those_of_the_other_prediction(tool):
     kinds = ((7, False), (1, False), (3, True), (1, True))
     other = sum(stats.row(nodes, *kind)[1] for kind in kinds)
     found = [one for one in tool.kernels(BATCH) if one.op == "conv_bn_stats"]
-    # Here no kernel is faster than memory.
-    assert other <= total(found, "us") / 1e3 < 1.02 * other
+    # Here no kernel is faster than memory, which plans by wgmma do not ask of 1x1 layers.
+    assert other <= total(found, "us") / 1e3 < 1.05 * other
 
 
 def test_calls_are_the_nodes(tool):
