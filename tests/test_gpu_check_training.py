@@ -79,11 +79,12 @@ def test_the_driver_judges_every_op_of_training():
 
 
 @pytest.mark.emulated
-def test_the_driver_judges_every_call_of_e4m3(monkeypatch):
+def test_the_driver_judges_every_call_of_sm_90a(monkeypatch):
     """On a GPU that has no such kernel they are skipped."""
     found = training_driver.check("cpu", _emulated_driver(), "sm90a")
     assert found["ok"] and 0 < found["worst"] <= 1
-    assert set(found["ops"]) == {"conv_bn_act_fp8", "conv_chain_fp8"}
+    assert set(found["ops"]) == {words[1] for words in driver.SM90A_CALLS}
+    assert {"conv_bn_act_fp8", "conv_chain_fp8"} < set(found["ops"])
     monkeypatch.setattr(training_driver, "is_cuda", lambda device: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     other = training_driver.check("cuda:0", None, "sm90a")

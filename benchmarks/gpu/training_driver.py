@@ -1,4 +1,4 @@
-"""Training's and e4m3's CUDA kernels by the driver, without torch: right, then how fast.
+"""Training's and sm_90a's CUDA kernels by the driver, without torch: right, then how fast.
 
 compute-sanitizer goes over the same small calls where there is a driver (`driver.CALLS`).
 """
@@ -38,6 +38,10 @@ BLOCK, STEM, CONV = 32 * 256 * 56 * 56, 32 * 64 * 112 * 112, 8 * 64 * 56 * 56
 """Elements: of a block's end in the first stage, of the stem's result, of a 3x3's operands."""
 TIMED = {
     "conv_bn_stats": Timed((*_sized(8, 64, 56), "--k", "64", "--normed"), 2 * CONV * 2),
+    # A block's end in the first stage: the raw output, the shortcut and out of 256 channels.
+    "bn_add_act_conv_stats": Timed(
+        (*_sized(8, 256, 56), "--k", "64", *driver.A_1X1), (3 * 4 * CONV + CONV) * 2
+    ),
     # Random numbers: sums of so many integers would not be exact.
     "conv_bn_dgrad": Timed(
         (*_sized(8, 64, 56), "--k", "64", "--affine", "--normed", "--data", "normals"), 4 * CONV * 2
@@ -48,7 +52,7 @@ TIMED = {
     # The expansion of the first stage: dz and y of 256 channels, x and its gradient of 64.
     "conv_bn_grad1x1": Timed(
         (
-            *(*_sized(8, 64, 56), "--k", "256", "--r", "1", "--s", "1", "--padding", "0"),
+            *(*_sized(8, 64, 56), "--k", "256", *driver.A_1X1),
             *("--affine", "--normed", "--data", "normals"),
         ),
         (2 * 4 * CONV + 2 * CONV) * 2,
@@ -78,7 +82,7 @@ def check(device: str, program: str | None = None, of: str = "training") -> dict
         of: a key of `CHECKED`.
     """
     if of == "sm90a" and is_cuda(device) and torch.cuda.get_device_capability(device) != (9, 0):
-        return {"ok": None, "skipped": "the kernels of e4m3 are for GPUs of capability 9.0"}
+        return {"ok": None, "skipped": "these kernels are for GPUs of capability 9.0"}
     worst: dict[str, float] = {}
     for words in CHECKED[of]:
         for data in ("integers", "normals"):
