@@ -191,12 +191,18 @@ def _conv_trial(
 CHUNKS = cases.ConvCase("mutants_chunks", 1, 8, 66, 67, 40)
 
 
+# Of images by their rows: two blocks for three tiles of either column.
+STEM = cases.ConvCase("mutants_stem", 2, 3, 7, 69, 72, 7, 7, (2, 2), (3, 3))
+ALONE = (1, *emulated.H200[1:])
+KINDS = ("wide", "window", "image")
+
+
 def stats_trials() -> Iterator[Trial]:
     """Every way of reading, splitting and merging of conv_bn_stats' kernel."""
     tiles = emulated_shapes.tiles("conv_bn_stats")
-    wide, narrow, window = (
-        max(i for i, t in enumerate(tiles) if (t["tma"], t["wide"], t["window"]) == kind)
-        for kind in ((False, True, False), (False, False, False), (False, True, True))
+    wide, narrow, window, image = (
+        max(i for i, t in enumerate(tiles) if not t["tma"] and kind == {k for k in KINDS if t[k]})
+        for kind in ({"wide"}, set(), {"wide", "window"}, {"image"})
     )
     dtypes = (torch.bfloat16, torch.float32)
     runs = [
@@ -210,6 +216,7 @@ def stats_trials() -> Iterator[Trial]:
     ]
     runs.append((SHALLOW, narrow, torch.float32, 1, False, False))
     runs.append((CHUNKS, narrow, torch.bfloat16, 1, True, False))
+    runs += [(STEM, image, torch.bfloat16, 1, exact, False) for exact in (True, False)]
     for case, index, dtype, splits, exact, prologue in runs:
         generator = torch.Generator().manual_seed(5)
         x, norm, weight = exact_operands(case, dtype, generator)
@@ -235,6 +242,7 @@ def stats_trials() -> Iterator[Trial]:
                     "configuration": index,
                     "splits": splits,
                     "resident_blocks": 2 * splits,
+                    "gpu": ALONE if index == image else emulated.H200,
                 },
             )  # fmt: skip
 

@@ -19,7 +19,8 @@ from resnet_fused.ops._training_checks_wgrad import Operands, exact_operands, ex
 
 OP = "conv_bn_wgrad"
 SHALLOW = dataclasses.replace(mutants.SHALLOW, h=1, w=1)
-STEM = cases.ConvCase("mutants_stem", 2, 3, 7, 69, 72, 7, 7, (2, 2), (3, 3))
+# A cut tile along each axis; steps of two images, in which the window's rows wrap.
+WINDOWED = cases.ConvCase("windowed", 3, 48, 7, 9, 72, 3, 3, padding=(1, 1))
 PROLOGUES = ((True, True), (True, False), (False, True))
 
 
@@ -44,10 +45,13 @@ def operands(
 def trials() -> Iterator[mutants.Trial]:
     """On integers every bit, on noise the bound; a result in the operands' dtype and in float32."""
     tiles = emulated_shapes.tiles(OP)
-    wide, narrow, image = (
-        max(i for i, t in enumerate(tiles) if (t["wide"], t["image"]) == kind and not t["tma"])
-        for kind in ((True, False), (False, False), (True, True))
-    )
+    by_mma = [(i, t) for i, t in enumerate(tiles) if not t["tma"]]
+    wide, narrow, image, window = (
+        max(i for i, t in by_mma if (t["wide"], t["image"], t["window"]) == kind)
+        for kind in (
+            (True, False, False), (False, False, False), (True, True, False), (True, False, True)
+        )
+    )  # fmt: skip
     runs = [
         (case, index, dtype, splits, exact, prologue)
         for (case, index), dtype, splits, (exact, prologue) in itertools.product(
@@ -58,8 +62,14 @@ def trials() -> Iterator[mutants.Trial]:
         )
     ]
     runs += [
-        (STEM, image, torch.bfloat16, splits, exact, (affine, False))
+        (mutants.STEM, image, torch.bfloat16, splits, exact, (affine, False))
         for splits, exact, affine in ((1, True, True), (2, True, False), (2, False, True))
+    ]
+    runs += [
+        (WINDOWED, window, torch.bfloat16, splits, exact, prologue)
+        for splits, (exact, prologue) in itertools.product(
+            (1, 2), (*((True, prologue) for prologue in PROLOGUES), (False, PROLOGUES[0]))
+        )
     ]
     runs.append((SHALLOW, narrow, torch.float32, 1, False, PROLOGUES[0]))
     for case, index, dtype, splits, exact, (affine, norm) in runs:

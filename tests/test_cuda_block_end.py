@@ -199,8 +199,8 @@ def test_it_is_taken_where_it_is_predicted_faster():
 @needs_cuda_build
 @pytest.mark.parametrize("about", [H200, A100], ids=["H200", "A100"])
 def test_the_page_s_cycles_are_the_plans(about):
-    """Of docs/training.md: C to K, thousands of cycles of one kernel and of two."""
-    page = (ROOT / "docs" / "training.md").read_text()
+    """Of docs/training_cuda.md: C to K, thousands of cycles of one kernel and of two."""
+    page = (ROOT / "docs" / "training_cuda.md").read_text()
     row = r"^\| (\d+) to (\d+) at (\d+) \| (.*?) \| (\d+), (\d+) \| (\d+), (\d+) \|$"
     found = re.findall(row, page, re.MULTILINE)
     assert len(found) == 8

@@ -231,8 +231,8 @@ def test_two_kernels_are_not_taken_to_be_faster_than_memory(monkeypatch):
 @needs_cuda_build
 @pytest.mark.parametrize("about", [H200, A100], ids=["H200", "A100"])
 def test_the_page_s_cycles_are_the_plans(about):
-    """Of docs/training.md: K x C, thousands of cycles of one kernel and of two."""
-    page = (ROOT / "docs" / "training.md").read_text()
+    """Of docs/training_cuda.md: K x C, thousands of cycles of one kernel and of two."""
+    page = (ROOT / "docs" / "training_cuda.md").read_text()
     row = r"^\| (\d+) x (\d+) \| (.*?) \| .*? \| (\d+), (\d+) \| (\d+), (\d+) \|$"
     found = re.findall(row, page, re.MULTILINE)
     assert len(found) == 5

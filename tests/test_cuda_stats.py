@@ -33,7 +33,7 @@ def problem(n: int, c: int, size: int, k: int, taps: int, *, prologue: bool = Tr
 @needs_cuda_build
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 13
+    assert len(set(names)) == len(names) == 17
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names
 
@@ -42,14 +42,19 @@ def test_configurations_have_names_of_their_own():
 def test_plans_take_the_wish_and_say_why():
     made = problem(256, 64, 56, 64, 3)
     found = _cuda_plan.plan(made, H200)
-    assert found.name == "halo_128x64_4w4s" and "least predicted time" in found.why
+    # This build may hold no machine code for sm_90a.
+    assert found.name in ("tma_win192x64_2w", "halo_128x64_4w4s")
+    assert "least predicted time" in found.why
     bare = problem(256, 64, 56, 64, 3, prologue=False)
     for index, name in enumerate(_cuda_plan.configurations(OP)):
+        if name.startswith("image_"):  # of few channels
+            continue
         by_tma = name.startswith(_cuda_plan.TMA)
         asked = _cuda_plan.plan(bare if by_tma else made, H200, index, 1 if by_tma else 2)
         assert (asked.name, asked.splits) == (name, 1 if by_tma else 2)
         assert by_tma or asked.workspace_bytes > found.workspace_bytes
-    assert _cuda_plan.plan(bare, H200).cycles < found.cycles
+    # By windows and wgmma products take longer than those who transform.
+    assert _cuda_plan.plan(bare, H200).cycles <= found.cycles
     for prologue in (False, True):
         served = _cuda_plan.plan(problem(256, 64, 56, 256, 1, prologue=prologue), H200)
         # This build may hold no machine code for sm_90a.

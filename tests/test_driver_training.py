@@ -11,12 +11,14 @@ pytestmark = pytest.mark.emulated
 
 IMAGES = ("--c", 24, "--h", 5, "--w", 8)
 STATS = ("--op", "conv_bn_stats", "--h", 9, "--w", 9)
+A_1X1 = ("--r", 1, "--s", 1, "--padding", 0)
+END = ("--op", "bn_add_act_conv_stats", "--h", 9, "--w", 9, *A_1X1)
 PASSES = ("bn_add_act", "bn_add_act_backward", "bn_backward_apply")
 POOLS = ("bn_act_pool", "bn_act_pool_backward")
 SUMMED = ("bn_add_act_backward", "bn_act_pool_backward")
 VALUES = ("bn_finalize", "bn_update_stats", "bn_backward_finalize")
 GRADIENTS = ("conv_bn_dgrad", "conv_bn_wgrad")
-CONVOLUTIONS = ("conv_bn_stats", *GRADIENTS, "conv_bn_grad1x1")
+CONVOLUTIONS = ("conv_bn_stats", "bn_add_act_conv_stats", *GRADIENTS, "conv_bn_grad1x1")
 FLOATS = ("float32", "float16", "bfloat16")
 both = pytest.mark.parametrize("data", ["integers", "normals"])
 # The faults of the kernel by wgmma are tests/test_emulated_grad1x1_sm90_faults.py's.
@@ -27,6 +29,8 @@ def small(op):
     """A call of an op that every fault is planted in."""
     if op == "conv_bn_stats":
         return (*STATS, "--normed", "--splits", 1)
+    if op == "bn_add_act_conv_stats":
+        return (*END, "--normed", "--splits", 1)
     if op in CONVOLUTIONS:
         added = ("--addend", 1) if op != "conv_bn_wgrad" else ()
         tile = BY_MMA if op == "conv_bn_grad1x1" else ()
@@ -36,8 +40,15 @@ def small(op):
 
 def gradient(op):
     """A call of one gradient of a 3x3, or of both of a 1x1."""
-    taps = ("--r", 1, "--s", 1, "--padding", 0) if op == "conv_bn_grad1x1" else ()
+    taps = A_1X1 if op == "conv_bn_grad1x1" else ()
     return ("--op", op, "--h", 9, "--w", 9, *taps)
+
+
+# conv_bn_wgrad by the configuration whose window goes along the pixels.
+WINDOW = (
+    *gradient("conv_bn_wgrad"), "--affine", "--normed", "--splits", 2, "--configuration",
+    "halo_64x288_4w3s",
+)  # fmt: skip
 
 
 def right(*options, **more):
@@ -103,6 +114,28 @@ def test_conv_bn_stats_is_right(dtype, options, data):
     side = 5 if "--stride" in options else 9
     assert record["elements"] == 2 * k * side * side + 2 * k
     assert record["worst"] > (0.005 if data == "integers" else 0.05)  # of the statistics
+
+
+@both
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--normed",),
+        ("--c", 64, "--splits", 2, "--asynchrony", "lazy", "--order", "reverse"),
+        ("--k", 136, "--normed", "--asynchrony", "random", "--order", "shuffled"),
+        ("--k", 136, "--configuration", "64x64_4w3s", "--rounding", "toward_zero"),
+        ("--k", 136, "--configuration", "128x128_4w3s", "--normed"),
+    ],
+)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_blocks_end_is_right(dtype, options, data):
+    record = right(*END, "--dtype", dtype, "--data", data, *options)
+    c, k = 64 if "--c" in options else 32, 136 if "--k" in options else 32
+    assert record["elements"] == 2 * (c + k) * 81 + 2 * k
+    # Of the statistics; on random data of the results' own rounding.
+    least = 0.05 if dtype == "float32" else 0.8
+    assert record["worst"] > (0.005 if data == "integers" else least)
 
 
 @both
@@ -196,12 +229,39 @@ def test_a_weights_gradient_in_float32(dtype, data):
 
 
 @both
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_weights_gradient_by_a_window_is_right(dtype, data):
+    record = right(*WINDOW, "--dtype", dtype, "--data", data)
+    assert record["plan"].startswith("halo_64x288_4w3s, 2 splits")
+    assert record["worst"] == 0 if data == "integers" else record["worst"] > 0.5
+
+
+@both
+@pytest.mark.parametrize(
+    ("op", "configuration", "options"),
+    [
+        ("conv_bn_wgrad", "tma_win64x576_3s", ("--normed", "--splits", 2)),
+        ("conv_bn_wgrad", "tma_64x128_6s", ("--normed", "--stride", 2)),
+        ("conv_bn_dgrad", "tma_win96x64_2w", ("--normed", "--addend", 1)),
+        ("conv_bn_dgrad", "tma_win192x64_2w", ("--c", 128, "--asynchrony", "lazy")),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_by_tma_are_right(dtype, op, configuration, options, data):
+    given = (*gradient(op), "--affine", "--c", 64, "--k", 64, "--configuration", configuration)
+    record = right(*given, *options, "--dtype", dtype, "--data", data)
+    assert record["plan"].startswith(f"{configuration}, ")
+    assert record["worst"] == 0 if data == "integers" else record["worst"] > 0.5
+
+
+@both
 @pytest.mark.parametrize(
     "options",
     [
         ("--configuration", "tma_s128x64_6s_t", "--stride", 2),
         ("--configuration", "tma_s192x128_4s", "--c", 64, "--k", 136, "--order", "shuffled"),
         ("--configuration", "tma_s256x128_3s_2c", "--r", 1, "--s", 1, "--padding", 0),
+        ("--configuration", "tma_win96x64_2w", "--c", 64, "--k", 128, "--normed"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -285,6 +345,7 @@ MERGING = {
     "conv_bn_stats": (
         *STATS, "--c", 8, "--k", 8, "--splits", 2, "--configuration", "64x64_4w4s", "--normed",
     ),
+    "bn_add_act_conv_stats": (*END, "--c", 40, "--k", 8, "--splits", 2, "--normed"),
     "conv_bn_dgrad": (
         *gradient("conv_bn_dgrad"), "--c", 8, "--k", 8, "--splits", 2, "--affine", "--normed",
         "--configuration", "64x64_4w3s",
@@ -308,15 +369,18 @@ BY_TMA = (
 )  # fmt: skip
 
 
-# Its blocks leave sums to a second kernel.
+# Their blocks leave sums to a second kernel.
 BOTH = (
     *gradient("conv_bn_grad1x1"), "--affine", "--normed", "--addend", 1, "--splits", 3, *BY_MMA,
 )  # fmt: skip
+SECOND = {"both": BOTH, "window": (*WINDOW, "--dtype", "bfloat16")}
 
 
 @pytest.mark.parametrize("resident", [1, 2, 4])
 @pytest.mark.parametrize(
-    "options", [*MERGING.values(), BY_TMA, BOTH], ids=[*MERGING, "by_tma", "both"]
+    "options",
+    [*MERGING.values(), BY_TMA, *SECOND.values()],
+    ids=[*MERGING, "by_tma", *SECOND],
 )
 def test_thread_sanitizer_is_content(options, resident):
     right(*options, "--resident-blocks", resident, variant="tsan", timeout=170)
@@ -361,6 +425,9 @@ def test_thread_sanitizer_finds_a_merge_without_order(options):
         (["conv_bn_wgrad", "--residual"], "error: --residual: conv_bn_wgrad takes none"),
         (["conv_bn_grad1x1", "--residual"], "error: --residual: conv_bn_grad1x1 takes none"),
         (["conv_bn_dgrad", "--addend", -1], "error: --addend"),
+        (["bn_add_act_conv_stats"], "no plan: a 1x1 convolution of stride 1 in one group is"),
+        ([*END[1:], "--layout", "nchw"], "no plan: y: its channels do not lie side by side"),
+        ([*END[1:], "--early"], "error: --early: bn_add_act_conv_stats does not begin early"),
         (["conv_bn_grad1x1"], "no plan: a 1x1 convolution of stride 1 in one group is served"),
         ([*gradient("conv_bn_grad1x1")[1:], "--dtype", "float32"], "no plan: float32; bfloat16"),
         (["conv_bn_wgrad", "--early"], "error: --early: conv_bn_wgrad does not begin early"),

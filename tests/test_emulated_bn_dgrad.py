@@ -321,7 +321,8 @@ def problem(case, dtype=torch.bfloat16, way="all", address=4096, **changes):
         _, c, h, w = shape
         return (h * w * c, 1, w * c, c)
 
-    there = {"affine": True, "addend": 1, "below": True} | WAYS[way]
+    takes_part = WAYS[way] if isinstance(way, str) else way
+    there = {"affine": True, "addend": 1, "below": True} | takes_part
     values = {
         "dtype": emulated.TYPE_NAMES[dtype],
         "allow_tf32": True,
@@ -350,7 +351,7 @@ def planned(*arguments, gpu=emulated.H200[:3], configuration=-1, splits=0, **mor
 
 
 def name_of(plan) -> str:
-    return configurations()[plan["configuration"]]["name"]
+    return table()[plan["configuration"]]["name"]
 
 
 LAYER1 = cases.ConvCase("layer1", 256, 64, 56, 56, 64, 3, 3, (1, 1), (1, 1))

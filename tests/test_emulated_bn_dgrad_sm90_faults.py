@@ -33,6 +33,7 @@ WAYS = (
 FILES = {
     "affine_operand.h",
     "bn_dgrad_store.h",
+    "channel_lanes.h",
     "conv_dgrad_sm90.cuh",
     "merge_chunks.h",
     "merge_gradients.h",

@@ -42,8 +42,10 @@ NAMED = {case.name: case for case in CASES}
 
 
 def tiles() -> dict[int, dict]:
-    """The configurations by TMA, by index."""
-    return {i: tile for i, tile in enumerate(configurations()) if tile["tma"]}
+    """Those by TMA, by index; test_emulated_bn_wgrad_window.py has the one by windows."""
+    return {
+        i: tile for i, tile in enumerate(configurations()) if tile["tma"] and not tile["window"]
+    }
 
 
 def index_of(place: int) -> int:
@@ -143,18 +145,6 @@ def test_what_it_costs(place):
     assert report["tensors"]["weight"]["unique_bytes_written"] == got.nbytes
 
 
-def test_what_is_read_through_a_batchnorm_is_left_to_mma_sync():
-    case = cases.ConvCase("expanding", 256, 64, 56, 56, 256)
-    made = planned(case, prologue=True)
-    assert made["configuration"] not in tiles()
-    assert "no TMA: norm: the input is not read as it is" in made["why"]
-    for index in tiles():
-        with pytest.raises(ValueError, match="norm: the input is not read as it is"):
-            planned(case, prologue=True, configuration=index)
-    bare = planned(case, prologue=False)
-    assert bare["configuration"] in tiles() and bare["cycles"] < made["cycles"]
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -186,7 +176,11 @@ def test_no_other_gpu_gets_them(gpu):
 def test_first_convolutions_and_projections_take_them_at_a_full_batch():
     for case in cases.RESNET50_LAYERS:
         made = planned(dataclasses.replace(case, n=256), prologue=False)
-        assert (made["configuration"] in tiles()) == (case.c % 8 == 0), (case.name, made["why"])
+        tile = configurations()[made["configuration"]]
+        assert tile["tma"] == (case.c % 8 == 0), (case.name, made["why"])
+        assert "no TMA" not in made["why"] or not tile["tma"]
+        # 3x3 of stride 1 go by windows.
+        assert tile["window"] == (case.r == 3 and case.stride == (1, 1)), (case.name, made["why"])
 
 
 def test_pixels_that_do_not_follow_one_another():

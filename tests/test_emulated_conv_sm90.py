@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import re
 
 import conv_by_tma
 import emulated
@@ -33,13 +34,19 @@ from resnet_fused.cases import ConvCase
 
 pytestmark = pytest.mark.emulated
 
-CONFIGURATIONS = 9
+CONFIGURATIONS = 12
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
 NAMED = {case.name: case for case in CASES}
 
 
 def index_of(place: int) -> int:
     return list(tiles())[place]
+
+
+def sharing(name: str) -> tuple[int, int]:
+    """Blocks of a cluster that share filters, and that share pixels."""
+    filters, pixels = re.search(r"_(\d)c", name), re.search(r"_(\d)p", name)
+    return int(filters.group(1)) if filters else 1, int(pixels.group(1)) if pixels else 1
 
 
 def test_each_configuration_has_a_test_and_fits():
@@ -65,10 +72,11 @@ def test_every_bit_is_right(place, case):
         schedule=schedule,
         reverse=number // 2 % 2 == 1,
         gpu=FEW if few else emulated.H200,
-        resident_blocks=2,
+        resident_blocks=8,
     )
     assert wrong(case, given, y) is None
-    assert report["plan"]["blocks"] <= (2 if few else 132)
+    filters, pixels = sharing(tiles()[index_of(place)]["name"])
+    assert report["plan"]["blocks"] <= (max(2, filters * pixels) if few else 132)
 
 
 @every
@@ -96,23 +104,38 @@ def test_fewer_tiles_than_blocks_and_more(reverse):
     assert torch.equal(there, (4 - tile if reverse else tile) % 2 == 0)
 
 
+WIDE = ConvCase("wide", 2, 64, 18, 15, 328)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", ["tma_p128x256_3s_2c", "tma_s192x128_4s_2c"])
-def test_blocks_that_share_filters_walk_side_by_side(name, reverse):
-    """Five or three tiles of pixels: the last cluster's second block has none, and takes part."""
-    case = NAMED["many"]
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("tma_p128x256_3s_2c", NAMED["many"]), ("tma_s192x128_4s_2c", NAMED["many"]),
+        ("tma_s192x128_4s_2p", WIDE), ("tma_s224x64_4s_t_4p", WIDE),
+        ("tma_s128x64_7s_t_2c_4p", WIDE),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_blocks_that_share_walk_side_by_side(name, case, reverse):
+    """Of five or three tiles of pixels the last cluster's second block has none, of three or six of
+    channels its last ones, and takes part."""
     index = next(i for i, tile in tiles().items() if tile["name"] == name)
-    pixels = tiles()[index]["m"]
-    clusters = -(-540 // pixels) // 2 + 1
+    filters, pixels = sharing(name)
+    blocks = filters * pixels
+    wide, high = pixels * tiles()[index]["n"], filters * tiles()[index]["m"]
+    columns = -(-case.k // wide)
+    clusters = -(-540 // high) * columns
     given = operands(case, torch.bfloat16)
-    four = (5, *emulated.H200[1:])  # two clusters, and one multiprocessor alone
-    for gpu, blocks in ((emulated.H200, 2 * clusters), (four, 4), ((1, *four[1:]), 2)):
-        y, report = run(case, given, index, gpu=gpu, reverse=reverse, resident_blocks=4)
-        assert report["plan"]["blocks"] == blocks and wrong(case, given, y) is None
-    y, _ = run(case, given, index, gpu=four, reverse=reverse, blocks=(0, 1))
-    there = ~y.permute(0, 2, 3, 1).reshape(-1, case.k).isnan().any(1)
-    pair = torch.arange(len(there)) // (2 * pixels)
-    assert torch.equal(there, (clusters - 1 - pair if reverse else pair) % 2 == 0)
+    two = (2 * blocks + 1, *emulated.H200[1:])  # clusters, and one multiprocessor alone
+    for gpu, many in ((emulated.H200, clusters), (two, 2), ((1, *two[1:]), 1)):
+        y, report = run(case, given, index, gpu=gpu, reverse=reverse, resident_blocks=2 * blocks)
+        assert report["plan"]["blocks"] == many * blocks and wrong(case, given, y) is None
+    y, _ = run(case, given, index, gpu=two, reverse=reverse, blocks=(0, blocks - 1))
+    there = ~y.permute(0, 2, 3, 1).reshape(-1, case.k).isnan()
+    pixel, channel = torch.arange(len(there))[:, None], torch.arange(case.k)[None]
+    tile = pixel // high * columns + channel // wide
+    assert torch.equal(there, (clusters - 1 - tile if reverse else tile) % 2 == 0)
 
 
 @every
@@ -166,8 +189,9 @@ def test_what_it_costs(place, case):
     loaded = sum(site["counters"]["global_load_bytes_asked"] for site in copies)
     assert loaded == 32 * sum(site["counters"]["global_load_sectors"] for site in copies)
     columns, rows = -(-case.k // tile["n"]), -(-case.n * case.p * case.q // tile["m"])
-    if tile["name"].endswith("_2c"):
-        rows = -(-rows // 2)  # filters come to two blocks at a time
+    # To all that share them at a time.
+    share_filters, share_pixels = sharing(tile["name"])
+    columns, rows = -(-columns // share_pixels), -(-rows // share_filters)
     pixels = given[0].nbytes * case.r * case.s * columns
     residual = 0 if given[4] is None else y.nbytes
     assert 0.8 * pixels <= loaded - given[1].nbytes * rows - residual <= pixels
@@ -253,7 +277,7 @@ def test_strided_images_and_outputs_are_right():
         y, report = run(case, tuple(given), index_of(place))
         assert wrong(case, tuple(given), y) is None
         used = {site["instruction"] for site in report["sites"]}
-        assert "cp.async.bulk.tensor.im2col" in used
+        assert used & {"cp.async.bulk.tensor.im2col", "cp.async.bulk.tensor.im2col.multicast"}
 
 
 @pytest.mark.parametrize(
@@ -290,6 +314,22 @@ def test_the_layers_of_resnet50_are_served_by_them_at_a_full_batch():
             assert made["configuration"] in serving, (case.name, made["why"])
             taken.add(serving[made["configuration"]]["name"])
     assert len(taken) >= 4, taken
+
+
+AT_32 = {256: "tma_s224x64_4s_t_4p", 512: "tma_s128x64_7s_t_2c_4p"}
+"""Channels of a 3x3 -> what takes it."""
+
+
+def test_clusters_take_the_deep_layers_at_32_images():
+    """Each 3x3 of the last two stages in one round of clusters."""
+    deep = [case for case in cases.RESNET50_LAYERS if case.r == 3 and case.k in AT_32]
+    assert len(deep) == 4
+    for case in deep:
+        made = planned(layer(case, 32))
+        assert tiles()[made["configuration"]]["name"] == AT_32[case.k], case.name
+        assert made["blocks"] == 112
+        # Of more images as many as lie in whole clusters of a GPC.
+        assert planned(layer(case, 256), made["configuration"])["blocks"] == 128
 
 
 def test_a_launch_counts_its_pixels_in_31_bits():

@@ -25,6 +25,9 @@ WAYS = (
     ("tma_s128x64_6s_t", ConvCase("plain", 3, 72, 12, 11, 72)),
     # Blocks that share filters; five tiles of pixels in three pairs.
     ("tma_s192x128_4s_2c", ConvCase("shared", 6, 40, 12, 12, 72, 3, 3, (1, 1), (1, 1))),
+    # Neighbouring channels share pixels: two tiles of a cluster's four, and two of two.
+    ("tma_s128x64_7s_t_2c_4p", ConvCase("both", 4, 40, 12, 12, 72, 3, 3, (1, 1), (1, 1))),
+    ("tma_s192x128_4s_2p", ConvCase("pixels", 4, 328, 12, 12, 136)),
     ("tma_p128x128_4s", ConvCase("strided", 2, 40, 15, 13, 136, 3, 3, (2, 2), (1, 1))),
 )
 # What the maps, the plan and the launch do is the host's; here is what the kernel is made of.
@@ -71,7 +74,9 @@ def test_every_file_takes_part_with_what_it_is_made_of():
         ("wgmma.a", "stride_off"), ("wgmma.b", "chunk_off"), ("wgmma.wait_group", "wait_one_fewer"),
         ("cp.async.bulk.wait_group.read", "skip"), ("griddepcontrol.wait", "skip"),
         ("cp.async.bulk.tensor.im2col", "coordinate_off"), ("bar.sync", "skip"),
-        ("cp.async.bulk.tensor.tile.multicast", "row_off"), ("barrier.cluster.arrive", "skip"),
+        ("cp.async.bulk.tensor.tile.multicast", "row_off"),
+        ("cp.async.bulk.tensor.im2col.multicast", "coordinate_off"),
+        ("barrier.cluster.arrive", "skip"),
         ("mbarrier.arrive.relaxed.cluster", "skip"), ("mbarrier.try_wait.parity.relaxed", "skip"),
     ):  # fmt: skip
         assert wanted in planted

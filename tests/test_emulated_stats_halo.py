@@ -38,8 +38,8 @@ def image(n, c, h, w, k, groups=1) -> cases.ConvCase:
     return cases.ConvCase("halo", n, c, h, w, k, 3, 3, (1, 1), (1, 1), groups=groups)
 
 
-def test_windows_are_the_last_of_the_table():
-    table = configurations()
+def test_windows_are_behind_all_tiles_that_read_tap_by_tap():
+    table = configurations()[: SMALLEST + 1]
     assert {i: tile["name"] for i, tile in enumerate(table) if tile["window"]} == HALO
     assert [tile["float32"] for tile in table[5:]] == [0, 0, 1]
     for tile in table[5:]:
@@ -290,7 +290,8 @@ def test_the_plan_takes_windows_for_the_networks_layers():
         case = image(256, channels, side, side, channels)
         for gpu in (emulated.H200, emulated.A100, emulated.RTX3080):
             name = "halo_128x64_4w4s" if channels == 64 else "halo_128x128_4w4s"
-            if channels == 128 and gpu is emulated.H200:  # by TMA: a few cycles less
+            # By TMA: a few cycles less, in windows half.
+            if channels in (64, 128) and gpu is emulated.H200:
                 assert planned(case)["cycles"] < planned(case, configuration=min(HALO))["cycles"]
                 continue
             found = planned(case, gpu=gpu)
@@ -301,7 +302,7 @@ def test_the_plan_takes_windows_for_the_networks_layers():
 
 def test_the_page_says_what_the_plan_predicts():
     """Cycles of windows, of the least of the other form, on an H200."""
-    page = (Path(__file__).resolve().parent.parent / "docs" / "training.md").read_text()
+    page = (Path(__file__).resolve().parent.parent / "docs" / "training_cuda.md").read_text()
     for channels, side in ((64, 56), (128, 28), (256, 14), (512, 7)):
         cells = []
         for n, prologue in ((256, False), (256, True), (4, True), (1, True)):
@@ -311,7 +312,7 @@ def test_the_page_says_what_the_plan_predicts():
                 for form in (HALO, range(3))
             )
             taken = planned(case, prologue=prologue)["cycles"]
-            assert not prologue or taken == windows or (n, channels) == (256, 128)
+            assert not prologue or taken == windows or (n, channels) in ((256, 64), (256, 128))
             cells.append(f"{windows:,.0f} of {others:,.0f}")
         row = f"| {channels} channels, {side}x{side} | {' | '.join(cells)} |"
         assert row in page, row

@@ -134,7 +134,7 @@ def test_channels_and_addresses_that_threads_cannot_load():
 
 
 def test_which_layers_they_serve():
-    """At batch 256 all but three 3x3 of stride 1, which stay in windows by mma.sync."""
+    """At batch 256 all but three 3x3 of stride 1, which are in windows, two of them by mma.sync."""
     taken = set()
     for case in cases.RESNET50_LAYERS:
         made = planned(dataclasses.replace(case, n=256))

@@ -58,11 +58,12 @@ def test_what_is_planted_is_caught(changes, words):
 
 TMA = (
     "_ZN12resnet_fused22conv_bn_act_tma_kernelINS_8BFloat16ENS_14WarpgroupShapeILNS_11OrientationE0"
-    "ELNS_9ConsumersE0ELi128ELi256ELi3ELi1EEEEEvNS_16ConvTmaArgumentsE"
+    "ELNS_9ConsumersE0ELi128ELi256ELi3ELi1ELi1EEEEEvNS_16ConvTmaArgumentsE"
 )
 TURNS = TMA.replace("OrientationE0", "OrientationE1").replace("ConsumersE0", "ConsumersE1")
 TURNS = TURNS.replace("Li128ELi256ELi3E", "Li256ELi64ELi4E")
 SHARED = TMA.replace("Li3ELi1E", "Li3ELi2E")
+SHARED_PIXELS = TURNS.replace("ELi4ELi1ELi1E", "ELi4ELi1ELi4E")
 TMA_CODE = {
     "HGMMA.64x256x16.F32.BF16": 4, "UTMALDG.4D": 2, "UTMALDG.2D": 1, "UTMALDG.4D.IM2COL": 1,
     "UTMALDG.3D": 4, "UTMASTG.3D": 4, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 8, "STSM.16.M88.4": 32,
@@ -81,6 +82,11 @@ def test_a_kernel_for_sm_90a_is_held_to_its_instructions():
     assert by_tma(name=TURNS, UTMALDG_3D=1, UTMASTG_3D=1) == []
     shared = {"UTMALDG_4D_MULTICAST": 2, "UTMALDG_4D": 0, "UCGABAR_ARV": 2, "UCGABAR_WAIT": 2}
     assert by_tma(name=SHARED, **shared) == []
+    pixels = {
+        "UTMALDG_2D_MULTICAST": 1, "UTMALDG_4D_IM2COL_MULTICAST": 1, "UTMALDG_2D": 0,
+        "UTMALDG_4D_IM2COL": 0, "UCGABAR_ARV": 2, "UCGABAR_WAIT": 2,
+    }  # fmt: skip
+    assert by_tma(name=SHARED_PIXELS, **pixels) == []
     for planted, words in (
         ({"arch": "80"}, "it is built for nothing else"),
         ({"registers": 160}, "160 registers, expected 168"),
@@ -92,6 +98,9 @@ def test_a_kernel_for_sm_90a_is_held_to_its_instructions():
         ({"name": TMA.replace("Li256E", "Li128E")}, "0 HGMMA of 128 columns, expected 4"),
         ({"name": TMA.replace("Warpgroup", "")}, "its name spells no configuration"),
         ({"name": SHARED}, "0 UTMALDG"),
+        ({**pixels, "name": SHARED_PIXELS, "UTMALDG_2D_MULTICAST": 0}, "0 UTMALDG"),
+        ({**pixels, "name": SHARED_PIXELS, "UCGABAR_ARV": 1}, "1 UCGABAR.ARV"),
+        ({"name": SHARED_PIXELS}, "0 UTMALDG"),
         ({"name": SHARED, "UTMALDG_4D_MULTICAST": 2, "UCGABAR_WAIT": 2}, "0 UCGABAR.ARV"),
     ):
         assert any(words in said for said in by_tma(**planted)), planted
@@ -403,6 +412,7 @@ def test_names_are_readable():
     assert rules.short_name(CONV) == "conv_bn_act<BFloat16, 128x64 4 warps 4 stages>"
     turns = "channels left 256x64 4 stages in turns"
     assert rules.short_name(TURNS) == f"conv_bn_act_tma<BFloat16, {turns}>"
+    assert rules.short_name(SHARED_PIXELS) == f"conv_bn_act_tma<BFloat16, {turns} shared pixels>"
     tile = "pixels left 128x128 6 stages"
     assert rules.short_name(FP8) == f"conv_bn_act_tma<E4M3 to E4M3, {tile}>"
     assert rules.short_name(FP8_WIDE) == f"conv_bn_act_tma<E4M3 to Float16, {tile}>"

@@ -95,3 +95,46 @@ def test_between_two_batchnorms_it_does_more(planted, words):
     tile = dgrad_of(REDUCING)
     assert tile is not None and tile.shared == 231536 and tile.reduces
     assert rules.short_name(REDUCING) == "conv_bn_dgrad_tma<BFloat16, 128x128 3 stages>"
+
+
+WINDOWS = (
+    "_ZN12resnet_fused27conv_bn_dgrad_window_kernelINS_8BFloat16ENS_18BnDgradWindowShapeILi192EEEEE"
+    "vNS_22BnDgradWindowArgumentsE"
+)
+OF_WINDOWS = {
+    "HGMMA.64x192x16.F32.BF16": 36, "WARPGROUP.DEPBAR.LE": 2, "STSM.16.MT88.4": 48,
+    "LDSM.16.MT88.4": 48, "UTMALDG.4D": 9, "UTMALDG.4D.IM2COL": 4,
+    "SYNCS.PHASECHK.TRANS64.TRYWAIT": 13, "USETMAXREG.DEALLOC.CTAPOOL": 1,
+    "USETMAXREG.TRY_ALLOC.CTAPOOL": 1, "FENCE.VIEW.ASYNC.S": 5, "VOTE.ANY": 6,
+    "ATOMG.E.ADD.STRONG.GPU": 2, "STG.E.128": 13,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("planted", "words"),
+    [
+        ({"arch": "80"}, "it is built for nothing else"),
+        ({"registers": 160}, "160 registers, expected 168"),
+        ({"name": WINDOWS.replace("Li192E", "Li208E")}, "bytes of shared memory, at most"),
+        ({"name": WINDOWS.replace("WindowShape", "Shape")}, "its name spells no configuration"),
+        ({"HGMMA.64x192x16.F32.BF16": 18}, r"18 HGMMA"),
+        ({"WARPGROUP.DEPBAR.LE": 3}, r"3 WARPGROUP\.DEPBAR"),
+        ({"UTMALDG.4D.IM2COL": 3}, r"3 UTMALDG\.4D\.IM2COL, at least 4"),
+        ({"STSM.16.MT88.4": 24}, "24 STSM"),
+        ({"LDSM.16.MT88.4": 24}, "24 LDSM"),
+        ({"FENCE.VIEW.ASYNC.S": 1}, "1 FENCE"),
+        ({"VOTE.ANY": 0}, "0 VOTE"),
+        ({"STG.E.128": 12}, "12 STG.128, expected 13"),
+        ({"STL": 1}, "1 LDL or STL"),
+    ],
+    ids=str,
+)
+def test_windows_are_held_to_their_instructions(planted, words):
+    def failed(name=WINDOWS, arch="90a", registers=168, **code):
+        counts = OF_WINDOWS | code
+        return rules.Kernel(name, arch, registers, instructions=counts).failures()
+
+    assert failed() == []
+    found = failed(**planted)
+    assert any(words in sentence for sentence in found), found
+    assert rules.short_name(WINDOWS) == "conv_bn_dgrad_window<BFloat16, windows for 192 pixels>"

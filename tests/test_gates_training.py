@@ -152,9 +152,38 @@ def test_a_gradients_windows_are_held_to_y_and_totals_too():
     assert other is not None and other.shared == 128 * 256 * 4
 
 
+WEIGHTS = (
+    "_ZN12resnet_fused20conv_bn_wgrad_kernelINS_8BFloat16ENS_14HaloWgradShapeILi64ELi2ELi2ELi3ELi2E"
+    "EELNS_9LoadWidthE0EEEvNS_20ConvBnWgradArgumentsE"
+)
+
+
+ALONG = {
+    "HMMA.16816.F32.BF16": 72, "LDGSTS.E.BYPASS.128": 10, "LDSM.16.MT88.4": 22, "STS.128": 7,
+}  # fmt: skip
+
+
+def test_a_window_along_the_pixels_is_held_to_its_shape():
+    def failures(registers=255, **code):
+        counts = ALONG | {key.replace("_", "."): count for key, count in code.items()}
+        return rules.Kernel(WEIGHTS, "80", registers, instructions=counts).failures()
+
+    assert failures() == []
+    assert rules.short_name(WEIGHTS) == "conv_bn_wgrad<BFloat16, halo 64x288 4 warps 3 stages>"
+    assert failures(HMMA_16816_F32_BF16=71) == ["71 HMMA, at least 72"]
+    for name, few in (("LDGSTS_E_BYPASS_128", 9), ("LDSM_16_MT88_4", 21), ("STS_128", 6)):
+        (failure,) = failures(**{name: few})
+        assert failure.startswith(f"{few} {name[:3]}") and failure.endswith(f"least {few + 1}")
+    tile = rules.tile_of(WEIGHTS)
+    # Three stages of dz and y, zeros, a power of two of 114 pixels of the taps and three steps.
+    assert tile is not None and tile.shared == 3 * 2 * 64 * 64 + 128 + 256 * 64
+    wider = rules.tile_of(WEIGHTS.replace("Li3ELi2E", "Li5ELi2E"))
+    assert wider is not None and wider.shared == 5 * 2 * 64 * 64 + 128 + 512 * 64
+
+
 STATS_BY_TMA = (
     "_ZN12resnet_fused24conv_bn_stats_tma_kernelINS_8BFloat16ENS_14WarpgroupShapeILNS_11OrientationE1"
-    "ELNS_9ConsumersE0ELi256ELi128ELi3ELi1EEEEEvNS_21ConvStatsTmaArgumentsE"
+    "ELNS_9ConsumersE0ELi256ELi128ELi3ELi1ELi1EEEEEvNS_21ConvStatsTmaArgumentsE"
 )
 STATS_CODE = {
     "HGMMA.64x256x16.F32.BF16": 4, "UTMALDG.4D": 2, "UTMALDG.2D": 1, "UTMALDG.4D.IM2COL": 1,

@@ -41,6 +41,7 @@ HARMLESS: dict[tuple[str, str, str, str, str], str] = (
             ("conv_bn_dgrad", "halo_loader.h", HALO_ZEROS),
             ("conv_bn_stats", "halo_loader.h", HALO_ZEROS),
             ("conv_bn_wgrad", "image_wgrad_loader.h", IMAGE_ZEROS),
+            ("conv_bn_wgrad", "halo_wgrad_loader.h", HALO_ZEROS),
         )
     }
     | {

@@ -54,3 +54,19 @@ def test_what_the_page_says_in_words(tool):
     whole = tool.total("", tool.E4M3).us
     assert tool.chained("", tool.BF16).us > 1.3 * whole
     assert tool.chained("", tool.E4M3).us < whole
+
+
+def test_the_whole_engine_is_counted_as_the_cuda_engine(tool):
+    """bfloat16's columns are predict_cuda_engine's first and last step; the gain is as said."""
+    cuda = importlib.import_module("predict_cuda_engine")
+    alone, chained, narrow, least = tool.engines()
+    assert alone == pytest.approx(cuda.engine(tool.BATCH, cuda.STEPS[0][1]).us, rel=1e-6)
+    assert chained == pytest.approx(cuda.engine(tool.BATCH, cuda.STEPS[-1][1]).us, rel=1e-3)
+    assert chained / narrow < tool.AIM < chained / least
+    said = " ".join(tool.PAGE.read_text(encoding="utf-8").split())
+    assert f"predicted to gain {chained / least:.2f}**, of the {tool.AIM} that" in said
+    assert f"one by one it is {chained / narrow:.2f}." in said
+    ends = tool.stem_us(tool.BATCH) + tool.head_us(tool.BATCH)
+    assert f"on both sides and take {ends:.0f} us" in said
+    stem = cuda.predict_stem.predict_wgmma(tool.BATCH)
+    assert max(stem, key=stem.get) == "tensor"

@@ -225,9 +225,9 @@ def wide_products(rng: np.random.Generator, count: int) -> list[Cases]:
         unsigned = wgmma.without_signs(words, kind, columns)
         depth = 32 // wgmma.ELEMENT_BYTES[kind]
         found.append(Cases(name, "numbers", words, "products", unsigned, depth))
-    for family, operands in wgmma.QUESTIONS.items():
-        words = wgmma.integers(rng, wgmma.SHIFTED, operands())
-        found.append(Cases(wgmma.SHIFTED, family, words, "question"))
+    for family, (name, operands) in wgmma.QUESTIONS.items():
+        words = wgmma.integers(rng, name, operands())
+        found.append(Cases(name, family, words, "question"))
     return found
 
 

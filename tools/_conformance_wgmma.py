@@ -27,8 +27,8 @@ WIDTHS = {
     "e4m3": (8, 176),
 }
 NAMES = {f"wgmma_{kind}_{n}": (kind, n) for kind, widths in WIDTHS.items() for n in widths}
-# Where its rows are tried in places that the manual leaves open.
-SHIFTED = "wgmma_bf16_64"
+# Where its rows are tried in places that the manual leaves open; and parts of rows along N.
+SHIFTED, PARTS = "wgmma_bf16_64", "wgmma_bf16_32"
 SHIFTS = range(1, 10)
 
 
@@ -251,13 +251,25 @@ def overlapping() -> list[tuple[Operand, Operand]]:
     return [(Operand(16 * i, 16, 128), Operand(16 * i + 2048, 16, 128)) for i in range(8)]
 
 
-# family -> operands whose places the manual leaves open; the GPU's answer is reported.
+def across(start: int) -> list[tuple[Operand, Operand]]:
+    """Operand b lies along N in rows of 128 bytes, swizzled, and is entered some rows down.
+
+    Args:
+        start: in a row, in bytes.
+    """
+    a = Operand(where=REGISTERS)
+    return [(a, Operand(128 * i + start, 1024, 1024, 1, 0, MN_MAJOR)) for i in SHIFTS]
+
+
+# family -> kernel, and operands whose places the manual leaves open; the GPU's answer is reported.
 QUESTIONS = {
-    "rows of 128 bytes, shifted": lambda: shifted(1, with_base_offset=False),
-    "rows of 64 bytes, shifted": lambda: shifted(2, with_base_offset=False),
-    "rows of 32 bytes, shifted": lambda: shifted(3, with_base_offset=False),
-    "rows of 128 bytes, base offset": lambda: shifted(1, with_base_offset=True),
-    "overlapping halves of K": overlapping,
+    "rows of 128 bytes, shifted": (SHIFTED, lambda: shifted(1, with_base_offset=False)),
+    "rows of 64 bytes, shifted": (SHIFTED, lambda: shifted(2, with_base_offset=False)),
+    "rows of 32 bytes, shifted": (SHIFTED, lambda: shifted(3, with_base_offset=False)),
+    "rows of 128 bytes, base offset": (SHIFTED, lambda: shifted(1, with_base_offset=True)),
+    "rows along N, shifted": (SHIFTED, lambda: across(0)),
+    "second halves of rows along N, shifted": (PARTS, lambda: across(64)),
+    "overlapping halves of K": (SHIFTED, overlapping),
 }
 
 

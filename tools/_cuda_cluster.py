@@ -81,3 +81,20 @@ def by_cluster(kernel: Kernel) -> dict[str, bool]:
             for pattern, count in least.items()
         },
     }
+
+
+def sharing(filters: int, pixels: int) -> dict[str, int]:
+    """Instructions of a convolution whose cluster shares rows of its steps, at least so many.
+
+    Args:
+        filters: blocks that share filters, which are asked for in two places; 1: none does.
+        pixels: blocks that share pixels, which come by two ways.
+    """
+    found: dict[str, int] = {}
+    if filters > 1:
+        found[r"UTMALDG\.4D\.MULTICAST"] = 2
+    if pixels > 1:
+        found |= {r"UTMALDG\.4D\.IM2COL\.MULTICAST": 1, r"UTMALDG\.2D\.MULTICAST": 1}
+    if filters * pixels > 1:  # barriers when it begins and ends
+        found |= {"UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
+    return found

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _cuda_rules import Kernel
 
-# csrc/device/warpgroup_shape.h, dgrad_tma.h and bn_dgrad_tma.h.
+# csrc/device/warpgroup_shape.h, dgrad_tma.h, bn_dgrad_tma.h and bn_dgrad_window.h.
 PIXELS, ROW_BYTES, CONSUMERS, STEP_PRODUCTS, BOX = 128, 128, 2, 4, 64
 WARPGROUP_THREADS = 128
 STEPS = 2  # of a round of the main loop: the left sides of two lie in registers
 REGISTERS = 168  # a launch gives every thread
 MOST_SHARED = 227 * 1024
+TAPS, WIDTH = 9, 56  # of a window's rows, and what they are made for
+MOST_PART, PARTS_OF_Y, FIXED = 128, 2, 75 * 1024
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,75 @@ class DgradTile:
         rows = self.stages * (2 * PIXELS + self.channels) + CONSUMERS * self.channels
         more = ROW_BYTES * self.channels + 64 * WARPGROUP_THREADS + 8 * self.channels + 32
         return ROW_BYTES * rows + 16 * self.stages + (CONSUMERS * more if self.reduces else 0)
+
+
+@dataclass(frozen=True)
+class DgradWindow:
+    """A configuration of the window kernel, likewise."""
+
+    pixels: int
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block for rows of 56 pixels: filters, staging tiles, windows, parts of y."""
+        rows = self.pixels + 2 * (WIDTH + 2)
+        least = -(-rows // MOST_PART)
+        whole, count = min((8 * n * -(-rows // (8 * n)), n) for n in range(least, least + 4))
+        parts = CONSUMERS * count + PARTS_OF_Y
+        return FIXED + ROW_BYTES * (CONSUMERS * self.pixels + parts * (whole // count))
+
+
+@functools.cache
+def dgrad_window_of(mangled: str) -> DgradWindow | None:
+    """The window kernel's configuration in its mangled name, or None."""
+    shape = re.search(r"\dBnDgradWindowShapeILi(\d+)E", mangled)
+    return DgradWindow(int(shape.group(1))) if shape else None
+
+
+def dgrad_by_window(kernel: Kernel) -> dict[str, bool]:
+    """The rules of the window kernel, as sentences, and whether each is kept."""
+    tile = dgrad_window_of(kernel.name)
+    if tile is None:
+        return {"its name spells no configuration": False}
+    if kernel.arch != "90a":
+        return {"wgmma is sm_90a's alone: it is built for nothing else": False}
+    columns = tile.pixels // 16
+    exact = {
+        rf"HGMMA\.64x{tile.pixels}x16\.F32.*": TAPS * STEP_PRODUCTS,
+        # Only the last tap's products are waited for apart.
+        r"WARPGROUP\.DEPBAR.*": 2,
+        # With and without what is added and raw, each: what is stored, and what is read.
+        r"STSM\b.*": 4 * columns,
+        r"LDSM\b.*": 4 * columns,
+    }
+    least = {
+        r"UTMALDG\.4D": TAPS,  # filters
+        r"UTMALDG\.4D\.IM2COL": 4,  # dz, y, what is added, raw
+        "SYNCS.*TRYWAIT": 6,
+        "USETMAXREG.*": 2,
+        "FENCE.VIEW.ASYNC.*": 2,  # of those who turn, and of what is staged
+        "VOTE.ANY.*": tile.pixels // 32,
+        "ATOMG.*": 2,
+    }
+    # Rows by 16 bytes of every thread, and a chunk's sums.
+    stored, wanted = kernel.wide("STG"), tile.pixels * ROW_BYTES // 16 // WARPGROUP_THREADS + 1
+    return {
+        f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
+        f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,
+        f"{stored} STG.128, expected {wanted}": stored == wanted,
+        **_counted(kernel, exact, least),
+    }
+
+
+def _counted(kernel: Kernel, exact: dict[str, int], least: dict[str, int]) -> dict[str, bool]:
+    """Sentences on how often instructions stand there."""
+    return {
+        f"{kernel.count(pattern)} {pattern}, expected {wanted}": kernel.count(pattern) == wanted
+        for pattern, wanted in exact.items()
+    } | {
+        f"{kernel.count(pattern)} {pattern}, at least {few}": kernel.count(pattern) >= few
+        for pattern, few in least.items()
+    }
 
 
 @functools.cache
@@ -87,12 +158,5 @@ def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
         f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,
-        **{
-            f"{kernel.count(pattern)} {pattern}, expected {wanted}": kernel.count(pattern) == wanted
-            for pattern, wanted in exact.items()
-        },
-        **{
-            f"{kernel.count(pattern)} {pattern}, at least {few}": kernel.count(pattern) >= few
-            for pattern, few in least.items()
-        },
+        **_counted(kernel, exact, least),
     }

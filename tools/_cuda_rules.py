@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import _cuda_bn_rules
 import _cuda_fp8_rules
 from _cuda_chain_rules import chain_by_tma, chain_tma_tile_of, is_e4m3_chain
-from _cuda_cluster import by_cluster, cluster_of
-from _cuda_dgrad_rules import dgrad_by_tma, dgrad_of
+from _cuda_cluster import by_cluster, cluster_of, sharing
+from _cuda_dgrad_rules import dgrad_by_tma, dgrad_by_window, dgrad_of, dgrad_window_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_grad1x1_rules import grad1x1_by_tma, grad1x1_tile_of
 from _cuda_stats_rules import (
@@ -21,13 +21,22 @@ from _cuda_stats_rules import (
     ending,
     grad1x1_name,
     measuring,
+    measuring_by_rows,
     merged_gradients,
     summing,
     windows,
 )
 from _cuda_stem_rules import stem_by_mma, stem_by_wgmma, stem_wgmma_tile_of, writes_e4m3
-from _cuda_wgrad_rules import wgrad_by_tma, wgrad_of
-from _cuda_window import by_window, chain_by_stream, chain_by_window, chain_name, window_of
+from _cuda_wgrad_rules import (
+    along_bytes,
+    along_of,
+    by_image_rows,
+    by_window_along,
+    wgrad_by_tma,
+    wgrad_by_window,
+    wgrad_name,
+)
+from _cuda_window import by_window, chain_by_stream, chain_by_window, chain_name, window_name
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 REGISTER_UNIT = 8  # they are given out in such steps a thread
@@ -112,10 +121,6 @@ def _at_most(registers: int, kernel: Kernel) -> dict[str, bool]:
     }
 
 
-IMAGE_COLUMNS = 7 * 8 * 4
-"""Of the weights' gradient of an image by its rows: rows of taps, taps, channels."""
-
-
 @dataclass(frozen=True)
 class Tile:
     """A convolution's configuration, as its kernel's name spells it."""
@@ -141,6 +146,8 @@ class Tile:
 
         A gradient, which has three windows, is put together in float32 where all that lay.
         """
+        if self.window == 1:
+            return along_bytes(self.m, self.stages)
         if self.window:
             totals = self.m * self.n * 4 if self.window > 2 else 0
             operands = self.stages * self.n + windows(self.m, self.window)
@@ -165,6 +172,8 @@ def tile_of(mangled: str) -> Tile | None:
     numbers = 6 * r"Li(\d+)E" + r"(?:Li(\d+)E)?E"
     shape = re.search(r"(MaskedShapeI.*?)?(?:Tile|Halo)ShapeI" + numbers, mangled)
     width = re.search(r"LoadWidthE([01])E", mangled)
+    if along := along_of(mangled):
+        return Tile(*along, masked=True, wide=True, window=1)
     # Kernels of a block's end read 16 bytes at a time, whatever they are made for.
     if shape is None or (width is None and BLOCK_END not in mangled):
         return None
@@ -204,27 +213,6 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
     return checks
 
 
-def _image(kernel: Kernel) -> dict[str, bool]:
-    """Of an image by its rows: gradients come by 16 bytes, the image element by element."""
-    shape = re.search(r"ImageShapeI" + 5 * r"Li(\d+)E" + "E", kernel.name)
-    if shape is None:
-        return {"its name spells no configuration": False}
-    m, warps_m, warps_n, stages, blocks = map(int, shape.groups())
-    tile = Tile(m, IMAGE_COLUMNS, warps_m, warps_n, stages, blocks, masked=True, wide=True)
-    products, turned = kernel.count("HMMA.*"), kernel.count(r"LDSM\b.*MT88\.4")
-    fragments = 2 * (m // warps_m + IMAGE_COLUMNS // warps_n) // 16
-    return {
-        f"{kernel.registers} registers, at most {tile.registers}": (
-            kernel.registers <= min(tile.registers, 255)
-        ),
-        f"{products} HMMA, at least {tile.matrix_instructions}": (
-            products >= tile.matrix_instructions
-        ),
-        f"{turned} LDSM.MT88.4, at least {fragments}": turned >= fragments,
-        f"{kernel.wide('LDGSTS')} LDGSTS.128, at least 4": kernel.wide("LDGSTS") >= 4,
-    }
-
-
 def _network(kernel: Kernel) -> dict[str, bool]:
     # Blocks meet: an arrival that releases, a wait that acquires, pauses in between.
     meets = {"RED.*STRONG.GPU": 1, "LDG.*STRONG.GPU": 1, "NANOSLEEP.*": 1, r"CCTL\..*PF2.*": 1}
@@ -249,7 +237,8 @@ class TmaTile:
     pixels: int
     channels: int
     stages: int
-    sharing: int = 1
+    filter_sharing: int = 1
+    pixel_sharing: int = 1
 
     @property
     def columns(self) -> int:
@@ -268,7 +257,7 @@ class TmaTile:
 def tma_tile_of(mangled: str) -> TmaTile | None:
     """The configuration for sm_90a in a kernel's mangled name, or None."""
     shape = re.search(
-        r"WarpgroupShapeILN\w*?OrientationE(\d)ELN\w*?ConsumersE(\d)E" + 4 * r"Li(\d+)E", mangled
+        r"WarpgroupShapeILN\w*?OrientationE(\d)ELN\w*?ConsumersE(\d)E" + 5 * r"Li(\d+)E", mangled
     )
     if shape is None:
         return None
@@ -292,7 +281,7 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
     staged = tile.columns // 16
     counts = {
         "UTMALDG.*": 4 + stores,
-        r"UTMALDG\.4D\.IM2COL": 1,
+        r"UTMALDG\.4D\.IM2COL.*": 1,
         "UTMASTG.*": stores,
         r"STSM\b.*": 2 * staged,  # with and without a shortcut
         r"LDSM\b.*": staged,
@@ -301,8 +290,7 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
         counts |= {"UTMALDG.*": 4, r"STSM\b.*": staged, r"LDSM\b.*": 0, **MEASURED_BY_TMA}
     if TRANSFORMED in kernel.name:
         counts |= TRANSFORMED_BY_TMA
-    if tile.sharing > 1:  # filters come to all; barriers when it begins and ends
-        counts |= {r"UTMALDG\.4D\.MULTICAST": 2, "UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
+    counts |= sharing(tile.filter_sharing, tile.pixel_sharing)
     return _by_tma(kernel, tile, rf"HGMMA\.64x{tile.columns}x16\.F32.*", counts)
 
 
@@ -402,8 +390,10 @@ RULES = {
     "conv_bn_grad1x1_tma_kernel": grad1x1_by_tma,
     "conv_bn_act_kernel": _convolution,
     "conv_bn_act_tma_kernel": _convolution_by_tma,
+    "conv_bn_stats_image_kernel": measuring_by_rows,
     "conv_bn_stats_tma_kernel": _convolution_by_tma,
     "conv_bn_act_window_kernel": by_window,
+    "conv_bn_stats_window_kernel": by_window,
     "conv_bn_act_cluster_kernel": by_cluster,
     "network_kernel": _network,
     "conv_bn_stats_kernel": lambda kernel: _convolution(kernel) | measuring(kernel, tile_of),
@@ -412,11 +402,13 @@ RULES = {
     "conv_dgrad_kernel": _convolution,
     "conv_dgrad_tma_kernel": dgrad_by_tma,
     "conv_bn_dgrad_tma_kernel": dgrad_by_tma,
+    "conv_bn_dgrad_window_kernel": dgrad_by_window,
     "conv_wgrad_kernel": _convolution,
     "conv_wgrad_tma_kernel": wgrad_by_tma,
-    "conv_bn_wgrad_kernel": _convolution,
+    "conv_bn_wgrad_kernel": lambda kernel: _convolution(kernel) | by_window_along(kernel),
     "conv_bn_wgrad_tma_kernel": wgrad_by_tma,
-    "conv_bn_wgrad_image_kernel": _image,
+    "conv_bn_wgrad_image_kernel": lambda kernel: by_image_rows(kernel, Tile),
+    "conv_bn_wgrad_window_kernel": wgrad_by_window,
     "conv_chain_kernel": _conv_chain,
     "conv_chain_stream_kernel": chain_by_stream,
     "conv_chain_tma_kernel": chain_by_tma,
@@ -456,17 +448,20 @@ def short_name(mangled: str) -> str:
             f"{'pixels' if by_tma.pixels_left else 'channels'} left "
             f"{by_tma.pixels}x{by_tma.channels} {by_tma.stages} stages"
             f"{'' if by_tma.together else ' in turns'}"
-            f"{' shared filters' if by_tma.sharing > 1 else ''}"
+            f"{' shared filters' if by_tma.filter_sharing > 1 else ''}"
+            f"{' shared pixels' if by_tma.pixel_sharing > 1 else ''}"
             f"{' transformed' if TRANSFORMED in mangled else ''}"
         )
     elif dgrad := dgrad_of(mangled):
         parts.append(f"128x{dgrad.channels} {dgrad.stages} stages")
-    elif wgrad := wgrad_of(mangled):
-        parts.append(f"{wgrad.m}x{wgrad.n} {wgrad.stages} stages")
+    elif turned := dgrad_window_of(mangled):
+        parts.append(f"windows for {turned.pixels} pixels")
+    elif by_wgrad := wgrad_name(mangled):
+        parts.append(by_wgrad)
     elif cluster := cluster_of(mangled):
         parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
-    elif window := window_of(mangled):
-        parts.append(f"windows for {window.pixels} pixels")
+    elif by_windows := window_name(mangled):
+        parts.append(by_windows)
     elif by_both := chain_name(mangled):
         parts.append(by_both)
     elif by_chain := chain_tma_tile_of(mangled):

@@ -55,6 +55,37 @@ def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
     return _at_least(kernel, least | _copied(tile, 1))
 
 
+REGISTERS = 65536  # of a multiprocessor
+IMAGE_TAP_ROWS, CHUNK_ELEMENTS = 7, 8
+"""csrc/device/image_chunk.h: rows of taps, and of each the elements of two pixels."""
+
+
+def measuring_by_rows(kernel: Any) -> dict[str, bool]:
+    """The gates of conv_bn_stats of an image by its rows, as sentences.
+
+    Args:
+        kernel: see `measuring`.
+    """
+    shape = re.search(r"ImageWindowShapeI" + 5 * r"Li(\d+)E" + "E", kernel.name)
+    if shape is None:
+        return {"its name spells no configuration": False}
+    m, n, warps_m, warps_n, blocks = map(int, shape.groups())
+    most = min(255, REGISTERS // (32 * warps_m * warps_n * blocks) // 8 * 8)
+    rows, columns = m // warps_m // 16, n // warps_n // 8  # of a warp: instructions
+    least = {
+        "HMMA.*": 2 * rows * columns,
+        r"LDSM\b.*\.M88\.4": 2 * rows + columns,
+        # All that a thread brings of a tile is asked for before any of it is stored.
+        r"LDG\b.*\.U16\.CONSTANT": IMAGE_TAP_ROWS * CHUNK_ELEMENTS,
+        r"STS\.128": IMAGE_TAP_ROWS,
+        r"SHFL\.BFLY.*": 3 * 2 * 2 * columns,
+        r"ATOM.*STRONG\.GPU.*": 2,
+        "DFMA.*": 2,
+    }
+    fits = {f"{kernel.registers} registers, at most {most}": kernel.registers <= most}
+    return fits | _at_least(kernel, least)
+
+
 BLOCK_END = "bn_add_act_conv_stats_kernel"
 
 

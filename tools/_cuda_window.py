@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import _cuda_fp8_rules
+from _cuda_stats_rules import MEASURED_BY_TMA, TRANSFORMED, TRANSFORMED_BY_TMA
 
 if TYPE_CHECKING:
     from _cuda_rules import Kernel
@@ -32,7 +33,7 @@ class WindowTile:
     def shared(self) -> int:
         """Bytes of a block for rows of 56 pixels: filters, staging tiles, barriers, windows."""
         staging = CONSUMERS * self.pixels * ROW_BYTES
-        rows = TAPS * FILTERS + CONSUMERS * _window_rows(self.pixels)
+        rows = TAPS * FILTERS + CONSUMERS * window_rows(self.pixels)
         return self.row_bytes * rows + staging + 1024
 
     @property
@@ -61,7 +62,7 @@ class ChainWindowTile:
         rows += (self.stages if self.streams else self.steps) * self.following
         rings = self.stages + 1 + bool(self.projected)
         small = 8 * (FILTERS + made + self.following) + 16 * rings + 8
-        return ROW_BYTES * (rows + _window_rows(positions)) + -(-small // 1024) * 1024
+        return ROW_BYTES * (rows + window_rows(positions)) + -(-small // 1024) * 1024
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ class ChainStreamTile:
         """Bytes of a block for rows of 28 pixels, as csrc/device/chain_stream.h lays them out."""
         positions = CONSUMERS * FILTERS
         rows = self.stages * self.following + self.boxes * positions
-        rows += self.following // FILTERS * _window_rows(positions, WIDTH // 2)
+        rows += self.following // FILTERS * window_rows(positions, WIDTH // 2)
         small = 8 * (2 * self.following + self.steps * FILTERS)
         small += 16 * (self.stages + self.boxes + 1)
         return ROW_BYTES * rows + -(-small // 1024) * 1024
 
 
-def _window_rows(positions: int, width: int = WIDTH) -> int:
+def window_rows(positions: int, width: int = WIDTH) -> int:
     """In as many equal parts of whole patterns of the swizzle as makes them the fewest rows."""
     rows = positions + 2 * (width + 2)
     least = -(-rows // MOST_PART)
@@ -96,6 +97,13 @@ def window_of(mangled: str) -> WindowTile | None:
     """The configuration in a kernel's mangled name, or None."""
     shape = re.search(r"11WindowShapeI" + 3 * r"Li(\d+)E" + "E", mangled)
     return WindowTile(*map(int, shape.groups())) if shape else None
+
+
+def window_name(mangled: str) -> str | None:
+    """What a readable name says of it, or None."""
+    if (tile := window_of(mangled)) is None:
+        return None
+    return f"windows for {tile.pixels} pixels{' transformed' if TRANSFORMED in mangled else ''}"
 
 
 @functools.cache
@@ -134,13 +142,16 @@ def by_window(kernel: Kernel) -> dict[str, bool]:
         return {"wgmma is sm_90a's alone: it is built for nothing else": False}
     columns = tile.pixels // tile.passes
     wanted = TAPS * STEP_PRODUCTS * tile.row_bytes // ROW_BYTES * tile.passes
+    measures = "conv_bn_stats_" in kernel.name
     if _cuda_fp8_rules.out_of(kernel.name) is None:
         instruction, row = rf"HGMMA\.64x{columns}x16\.F32.*", ROW_BYTES
         # All products of a tile follow one another: only those of the last tap are waited for
         # apart.
         waited = 2
-        # With and without a shortcut.
+        # With and without a shortcut; of what is measured there is none.
         staged = {r"STSM\b.*": 2 * columns // 16, r"LDSM\b.*": columns // 16}
+        if measures:
+            staged = {r"STSM\b.*": columns // 16, **MEASURED_BY_TMA}
     else:
         instruction = _cuda_fp8_rules.product(columns)
         row = FILTERS if _cuda_fp8_rules.in_bytes(kernel.name) else ROW_BYTES
@@ -149,14 +160,17 @@ def by_window(kernel: Kernel) -> dict[str, bool]:
         staged["FADD.*"] = tile.parts * tile.pixels // 2
     products = kernel.count(instruction)
     waits = kernel.count(r"WARPGROUP\.DEPBAR.*")
-    stored, results = kernel.wide("STG"), tile.pixels * row // 16 // 128
+    # Behind results the moments of a chunk.
+    stored, results = kernel.wide("STG"), tile.pixels * row // 16 // 128 + measures
     counts = {
         r"UTMALDG\.4D": 1,  # filters
-        r"UTMALDG\.4D\.IM2COL": 2,  # windows, the shortcut
+        r"UTMALDG\.4D\.IM2COL": 1 if measures else 2,  # windows, the shortcut
         "SYNCS.*TRYWAIT": 5,
         "USETMAXREG.*": 2,
         **staged,
     }
+    if TRANSFORMED in kernel.name:  # nothing is stored by TMA, which would take a fence more
+        counts |= TRANSFORMED_BY_TMA | {"FENCE.VIEW.ASYNC.*": 2}
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
         f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,

@@ -17,15 +17,22 @@ from gpu import command, sanitizer
 from gpu.pool import ROOT
 
 NAME = "resnet_fused_driver"
-GRAD1X1 = ("--op", "conv_bn_grad1x1", "--r", "1", "--s", "1", "--padding", "0")
+A_1X1 = ("--r", "1", "--s", "1", "--padding", "0")
+STEM = ("--c", "3", "--r", "7", "--s", "7", "--stride", "2", "--padding", "3")
+BLOCK_END = ("--op", "bn_add_act_conv_stats", *A_1X1)
+GRAD1X1 = ("--op", "conv_bn_grad1x1", *A_1X1)
 TRAINING: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_stats", "--normed", "--splits", "2", "--c", "64"),
     ("--op", "conv_bn_stats", "--normed", "--c", "3", "--k", "5", "--layout", "nchw"),
+    ("--op", "conv_bn_stats", *STEM, "--k", "64", "--configuration", "image_128x64_4w7s"),
+    (*BLOCK_END, "--splits", "2", "--c", "64"),
+    (*BLOCK_END, "--normed", "--c", "40", "--k", "136", "--dtype", "float16"),
     ("--op", "conv_bn_dgrad", "--affine", "--normed", "--addend", "1", "--splits", "2"),
     ("--op", "conv_bn_dgrad", "--affine", "--stride", "2", "--addend", "2"),
     ("--op", "conv_bn_dgrad", "--normed", "--c", "5", "--k", "3", "--layout", "nchw"),
     ("--op", "conv_bn_wgrad", "--affine", "--normed", "--splits", "2", "--float-weight"),
     ("--op", "conv_bn_wgrad", "--affine", "--c", "3", "--k", "5", "--layout", "nchw"),
+    ("--op", "conv_bn_wgrad", *STEM, "--k", "64", "--configuration", "image_64x224_4w3s"),
     (*GRAD1X1, "--affine", "--normed", "--addend", "1", "--float-weight", "--splits", "2"),
     (*GRAD1X1, "--affine", "--addend", "2", "--c", "72", "--k", "40", "--dtype", "float16"),
     ("--op", "bn_add_act", "--residual", "--normed"),
@@ -60,7 +67,31 @@ CALLS: tuple[tuple[str, ...], ...] = (
 FP8 = ("--op", "conv_bn_act_fp8")
 WINDOWS_FP8 = (*FP8, "--c", "64", "--k", "64", "--configuration", "tma_win96x64_2w")
 CHAIN_FP8 = ("--op", "conv_chain_fp8", "--quantised")
+BY_64 = ("--c", "64", "--k", "64")
+BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("conv_bn_act", "tma_p128x128_4s", ("--residual", "--stride", "2")),
+    ("conv_bn_act", "tma_s128x64_6s_t", ("--residual",)),
+    ("conv_bn_act", "tma_p128x256_3s_2c", ("--k", "264", "--data", "normals")),
+    ("conv_bn_act", "tma_s192x128_4s_2p", (*A_1X1, "--k", "136")),
+    ("conv_bn_act", "tma_s128x64_7s_t_2c_4p", ("--residual",)),
+    ("conv_bn_act", "tma_win96x64_2w", ("--residual",)),
+    ("conv_bn_act", "tma_cluster56x64_6s", ("--splits", "4")),
+    ("stem", "tma_32x64_8s", STEM),
+    ("conv_chain", "tma_128x64_4s_k64", ("--k", "80")),
+    ("conv_chain", "tma_128x128_4s_k64_2c", ("--k", "80", "--next", "128")),
+    ("conv_chain", "tma_win128x64_3s_front64", ("--k", "128", "--front", "64")),
+    ("conv_dgrad", "tma_p128x64_5s", ("--stride", "2")),
+    ("conv_wgrad", "tma_64x128_6s", ()),
+    ("conv_bn_stats", "tma_s128x64_6s_t", ("--normed", "--stride", "2")),
+    ("conv_bn_stats", "tma_win96x64_2w", ("--normed",)),
+    ("conv_bn_dgrad", "tma_p128x64_4s", ("--affine", "--normed", "--stride", "2")),
+    ("conv_bn_dgrad", "tma_win96x64_2w", ("--affine", "--normed", "--addend", "1")),
+    ("conv_bn_wgrad", "tma_64x128_6s", ("--affine", "--normed", "--stride", "2")),
+    ("conv_bn_wgrad", "tma_win64x576_3s", ("--affine", "--normed", "--splits", "2")),
+    ("conv_bn_grad1x1", "tma_64x64_6s", (*A_1X1, "--affine", "--normed", "--addend", "1")),
+)
 SM90A_CALLS: tuple[tuple[str, ...], ...] = (
+    *(("--op", op, *BY_64, "--configuration", tile, *more) for op, tile, more in BY_TMA),
     (*FP8, "--quantised", "--residual"),
     (*WINDOWS_FP8, "--quantised", "--residual"),
     (*FP8, "--residual", "--stride", "2", "--data", "normals"),

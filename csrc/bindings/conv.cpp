@@ -82,6 +82,18 @@ std::vector<int64_t> conv_output(const std::vector<int64_t>& image, const Tensor
   return size;
 }
 
+namespace {
+
+// Of a tensor with no memory, which is planned and not launched, an address all the same: a plan
+// counts the shortcut's bytes where there is one.
+const void* address_of(const Tensor& tensor) {
+  alignas(256) static const char nowhere{};
+  const void* const data = tensor.const_data_ptr();
+  return data != nullptr ? data : &nowhere;
+}
+
+}  // namespace
+
 RfConvBnAct conv_problem(const Tensor& x, const Tensor& weight,
                          const std::optional<Tensor>& residual, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
@@ -109,7 +121,7 @@ RfConvBnAct conv_problem(const Tensor& x, const Tensor& weight,
   }
   problem.x = x.const_data_ptr();
   problem.weight = weight.const_data_ptr();
-  problem.residual = residual ? residual->const_data_ptr() : nullptr;
+  problem.residual = residual ? address_of(*residual) : nullptr;
   problem.out = out.mutable_data_ptr();
   problem.groups = static_cast<int32_t>(groups);
   copy_sizes(x, problem.x_size);

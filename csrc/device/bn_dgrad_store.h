@@ -13,6 +13,7 @@
 #include "../ptx/ptx.h"
 #include "../ptx/tma.h"
 #include "bn_dgrad_tma.h"
+#include "channel_lanes.h"
 #include "gradient_mask.h"
 #include "merge_gradients.h"
 #include "phase_place.h"
@@ -22,16 +23,6 @@
 namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
-
-// Those who merge sums (merge_chunks.h): a warpgroup, whose number is its named barrier's.
-template <int kColumns>
-struct MergingWarpgroup {
-  static constexpr int kThreads = kWarpgroupThreads;
-  static constexpr int kN = kColumns;
-  static RF_DEVICE void meet() {
-    ptx::barrier_sync(static_cast<int>(threadIdx.x / kWarpgroupThreads), kWarpgroupThreads);
-  }
-};
 
 template <class T, class Shape>
 class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, Shape::kColumns>,

@@ -41,6 +41,9 @@ struct WindowShape {
   static constexpr int kRowBytes = kRowBytes_;
   static constexpr int kPasses = kPasses_;
   static constexpr int kColumns = kPixels / kPasses;  // of a product
+  static constexpr int kStages = kConsumers;          // of the windows' ring
+  static constexpr int kSharing = 1;
+  static constexpr bool kTransforms = false;  // what has landed, before it is multiplied
   static_assert(kPixels % 16 == 0 && kPixels <= 256 && kColumns % 8 == 0);
 
   static constexpr int kFilterBytes = kWarpgroupRows * kRowBytes;  // of one tap
@@ -55,9 +58,9 @@ struct WindowShape {
   static constexpr int kFiltersFullAt = kRingAt + ring_bytes(kConsumers);
   static constexpr int kResidualAt = kFiltersFullAt + kBarrierBytes;
   static constexpr int kTurnsAt = kResidualAt + kConsumers * kBarrierBytes;
-  static constexpr int kBarriersEnd = kTurnsAt + kConsumers * kBarrierBytes;
+  static constexpr int kSharedBytes = kTurnsAt + kConsumers * kBarrierBytes;  // but for windows
   static constexpr int kWindowsAt =
-      (kBarriersEnd + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
+      (kSharedBytes + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
   static_assert(kStagingAt % kTileAlignment == 0 && kStagingBytes % kTileAlignment == 0);
 };
 

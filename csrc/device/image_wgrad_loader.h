@@ -7,6 +7,7 @@
 #include "../ptx/ptx.h"
 #include "bn_backward_operand.h"
 #include "gradient_geometry.h"
+#include "image_chunk.h"
 #include "image_shape.h"
 #include "mn_major_loader.h"
 #include "vector.h"
@@ -17,7 +18,6 @@ template <class T, class Shape>
 class ImageWgradLoader {
   using Left = MnMajorLoader<T, Shape, LoadWidth::kWide, Shape::kM>;
   using LeftUnit = Unit<T, Left::kUnit>;
-  static constexpr int kChunkPixels = 2;
   static constexpr int kMine = (kImageChunks + Shape::kThreads - 1) / Shape::kThreads;  // chunks
 
  public:
@@ -67,9 +67,7 @@ class ImageWgradLoader {
     for (int i = 0; i < kMine; ++i) {
       const uint32_t chunk = chunk_of(i);
       if (chunk >= kImageChunks) continue;
-      Vector<uint32_t> words;
-#pragma unroll
-      for (int e = 0; e < 4; ++e) words.lane[e] = low_[i][e].bits | high_[i][e].bits << 16;
+      Vector<uint32_t> words = chunks_[i].words();
       const uint32_t at = chunk * kChunkBytes;
       if (at == kImageCountAt) words.lane[0] = static_cast<uint32_t>(count_);
       ptx::store_shared(stage + Shape::kRightAt + at, words);
@@ -99,31 +97,23 @@ class ImageWgradLoader {
     const auto row = static_cast<int32_t>(chunk_of(i) / (kImageSpare + 1));
     const auto column = static_cast<int32_t>(chunk_of(i) % (kImageSpare + 1));
     const int32_t h = at_.s * product.stride_h + row * product.dilation_h - product.padding_h;
-    const int32_t first = kImageStride * at_.c - product.padding_w + column * kChunkPixels;
+    const int32_t first = kImageStride * at_.c - product.padding_w + column * kImageChunkPixels;
     const bool in_rows = static_cast<uint32_t>(h) < static_cast<uint32_t>(product.height) &&
                          row < product.columns.taps_r && column != kImageSpare;
     const T* from = static_cast<const T*>(product.x) + at_.r * product.x_pixels.r +
                     h * product.x_taps.r + first * product.x_taps.s;
-#pragma unroll
-    for (int pixel = 0; pixel < kChunkPixels; ++pixel) {
-      const bool there =
-          in_rows && static_cast<uint32_t>(first + pixel) < static_cast<uint32_t>(product.width);
-#pragma unroll
-      for (int c = 0; c < kImageChannels; ++c) {
-        const bool known = there && c < arguments_.channels;
-        const T* element = from + (pixel * product.x_taps.s + c * product.x_taps.c);
-        T& word = (c % 2 == 0 ? low_ : high_)[i][(pixel * kImageChannels + c) / 2];
-        word = known ? ptx::load_global_read_only(element) : T{};
-      }
-    }
+    const uint32_t known = image_elements(arguments_.channels, [&](int pixel) {
+      return in_rows && static_cast<uint32_t>(first + pixel) < static_cast<uint32_t>(product.width);
+    });
+    chunks_[i].issue(from, {product.x_taps.s, product.x_taps.c}, known);
   }
 
   RF_DEVICE void turn(ptx::SharedAddress stage) const {
     BackwardRows<Left::kUnit> rows;
     const float* from = arguments_.coefficients + filter_;
-    load(rows.a, from);
-    load(rows.b, from + arguments_.filters);
-    load(rows.c, from + int64_t{2} * arguments_.filters);
+    load_channels(rows.a, from);
+    load_channels(rows.b, from + arguments_.filters);
+    load_channels(rows.c, from + int64_t{2} * arguments_.filters);
 #pragma unroll
     for (int i = 0; i < Left::kRows; ++i) {
       const ptx::SharedAddress at = dz_.address(stage, i);
@@ -132,15 +122,6 @@ class ImageWgradLoader {
       apply_backward(unit, y, rows);
       if (turned_ + dz_.row() + i * Left::kRowStep >= arguments_.out_width) unit = LeftUnit{};
       ptx::store_shared(at, unit);
-    }
-  }
-
-  static RF_DEVICE void load(float (&values)[Left::kUnit], const float* from) {
-#pragma unroll
-    for (int i = 0; i < Left::kUnit; i += kVectorLength<float>) {
-      const auto part = load_vector(from + i);
-#pragma unroll
-      for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
     }
   }
 
@@ -155,8 +136,7 @@ class ImageWgradLoader {
   bool known_;  // whether there are filters for this thread
   const T* dz_channel_;
   const T* y_channel_;
-  T low_[kMine][4];  // of the words of its chunks
-  T high_[kMine][4];
+  ImageChunk<T> chunks_[kMine];
 };
 
 // Fragments of a warp's columns, as MnMajorFragments has those of a right side: each matrix is 8

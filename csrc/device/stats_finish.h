@@ -22,20 +22,20 @@ RF_DEVICE Tile tile_of_block(const ConvBnStatsArguments& arguments) {
   return tile_of(block, arguments.tiles);
 }
 
-// ring: kStatsSharedBytes, of which nobody reads any more.
-template <class T, class Shape>
+// ring: kStatsSharedBytes, of which nobody reads any more. mine(): the tile, found anew.
+template <class T, class Shape, class TileOf>
 RF_DEVICE void finish_stats(Sums<Shape>& sums, const ConvBnStatsArguments& arguments,
-                            ptx::SharedAddress ring) {
+                            ptx::SharedAddress ring, const TileOf& mine) {
   uint32_t thread = threadIdx.x;
   ptx::keep(thread);
   if (arguments.tiles.splits > 1) {
-    const Tile part = tile_of_block(arguments);
+    const Tile part = mine();
     if (!merge_splits(sums, arguments.workspace, part.index, part.split, arguments.tiles.splits,
                       ring, thread)) {
       return;
     }
   }
-  const Tile tile = tile_of_block(arguments);
+  const Tile tile = mine();
   const auto place = Place<Shape>::of(thread);
   const OutputTile<T, Shape> output{ring, 0};
   const BandMoments<Shape> bands{ring + Shape::kRingBytes};
@@ -67,6 +67,13 @@ RF_DEVICE void finish_stats(Sums<Shape>& sums, const ConvBnStatsArguments& argum
       arguments,
       {static_cast<uint32_t>(tile.group * arguments.tiles.tiles_n + tile.n), channel, columns},
       measured, ring, bands.first, place.thread);
+}
+
+// Of the block's only tile.
+template <class T, class Shape>
+RF_DEVICE void finish_stats(Sums<Shape>& sums, const ConvBnStatsArguments& arguments,
+                            ptx::SharedAddress ring) {
+  finish_stats<T>(sums, arguments, ring, [&] { return tile_of_block(arguments); });
 }
 
 }  // namespace resnet_fused

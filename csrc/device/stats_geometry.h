@@ -50,6 +50,7 @@ struct ConvBnStatsArguments {
   int32_t steps;       // of the whole reduction
   int32_t steps_each;  // of a split; the last one may have fewer, and has one at least
   TileGrid tiles;
+  int32_t walkers;           // blocks along M that stay for many tiles; 0: each block has one
   SplitWorkspace workspace;  // unused without splits
   const float* scale;        // [C] of the layer before; null: x is read as it is
   const float* shift;        // [C]

@@ -4,37 +4,20 @@
 #include <cstdint>
 
 #include "../ptx/ptx.h"
+#include "image_filters.h"
 #include "stem_tile.h"
 
 namespace resnet_fused {
 
-// The block's filters in shared memory: 64, rows of taps, eight taps, four channels; zeros where
-// there is nothing. Shape says in which order, and where a chunk of two taps lies.
+// The block's filters in shared memory: 64. Shape says in which order, and where a chunk of two
+// taps lies.
 template <class T, class Shape>
 RF_DEVICE void stem_stage_filters(const StemArguments& arguments, uint32_t first,
                                   ptx::SharedAddress at, uint32_t thread) {
-  constexpr uint32_t kPairs = kStemWindowChunks * kChunkBytes / 4;  // of channels, in a row
-  const T* weight = static_cast<const T*>(arguments.weight);
-#pragma unroll 4
-  for (uint32_t i = thread; i < kStemFilters * kStemTaps * kPairs; i += Shape::kThreads) {
-    const uint32_t pair = i % kPairs;
-    const uint32_t tap = pair / 2;
-    const uint32_t channel = pair % 2 * 2;
-    const uint32_t row = i / kPairs % kStemTaps;
-    const uint32_t place = i / (kPairs * kStemTaps);
-    const uint32_t filter = first + Shape::filter_at(place);
-    const T* from = weight + (filter * arguments.w_k + channel * arguments.w_c +
-                              row * arguments.w_r + tap * arguments.w_s);
-    const bool there = filter < static_cast<uint32_t>(arguments.filters) && tap < kStemTaps;
-    uint32_t value = 0;
-#pragma unroll
-    for (uint32_t j = 0; j < 2; ++j) {
-      if (there && channel + j < static_cast<uint32_t>(arguments.channels)) {
-        value |= ptx::load_global_read_only(from + j * arguments.w_c).bits << 16 * j;
-      }
-    }
-    ptx::store_shared(at + Shape::filter_place(place, row, pair / 4) + pair % 4 * 4, value);
-  }
+  const ImageFilters filters{arguments.weight, arguments.filters, arguments.channels,
+                             kStemTaps,        kStemTaps,         arguments.w_k,
+                             arguments.w_c,    arguments.w_r,     arguments.w_s};
+  stage_image_filters<T, Shape, kStemFilters>(filters, first, at, thread);
 }
 
 // scale and shift of the block's filters, in units of the result, and input_norm, as the shape

@@ -14,18 +14,19 @@
 
 #include <cstdint>
 
+#include "image_shape.h"
 #include "portable.h"
 #include "tile_shape.h"
 
 namespace resnet_fused {
 
-constexpr int kStemTaps = 7;      // rows and columns of a filter
-constexpr int kStemChannels = 4;  // of a pixel in shared memory
-constexpr int kStemStride = 2;
+constexpr int kStemTaps = kImageTapRows;       // rows and columns of a filter
+constexpr int kStemChannels = kImageChannels;  // of a pixel in shared memory
+constexpr int kStemStride = kImageStride;
 constexpr int kStemFilters = 64;      // of a block
 constexpr int kStemWarpFilters = 32;  // of a warp: their weights stay in its registers
 constexpr int kStemPooled = 7;        // pooled pixels that 16 columns make
-constexpr int kStemWindowChunks = 4;  // of a filter's row
+constexpr int kStemWindowChunks = kImageTapChunks;  // of a filter's row
 
 // What the image's elements are.
 enum class StemImage : int32_t { kBytes = 0, kFloat = 1, kWeights = 2 };

@@ -14,16 +14,48 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// The block's tile. Blocks that share filters walk over tiles as wide as theirs together; one that
-// begins behind the last pixel brings zeros and stores nothing, but takes part.
+// Where in its cluster a block is: its tile among those of the cluster, and the blocks that share
+// its filters and its pixels, as masks of ranks. Neighbouring ranks share pixels.
+template <class Shape>
+struct ClusterPlace {
+  int32_t pixels = static_cast<int32_t>(ptx::cluster_rank() / Shape::kPixelSharing);
+  int32_t channels = static_cast<int32_t>(ptx::cluster_rank() % Shape::kPixelSharing);
+
+  RF_DEVICE uint16_t with_its_filters() const {
+    uint32_t first = 0;  // of each row of ranks
+    for (int i = 0; i < Shape::kFilterSharing; ++i) first |= 1 << i * Shape::kPixelSharing;
+    return static_cast<uint16_t>(first << channels);
+  }
+  RF_DEVICE uint16_t with_its_pixels() const {
+    return static_cast<uint16_t>(((1 << Shape::kPixelSharing) - 1)
+                                 << pixels * Shape::kPixelSharing);
+  }
+};
+
+// The block's tile. The blocks of a cluster walk over tiles as wide as theirs together; one that
+// begins behind the last pixel or channel brings what nobody stores, but takes part.
 template <class Shape, class Walk>
 RF_DEVICE TmaTile own_tile(const Walk& walk) {
   TmaTile tile = walk.tile();
   if constexpr (Shape::kSharing > 1) {
-    tile.pixels = tile.pixels * Shape::kSharing + static_cast<int32_t>(ptx::cluster_rank());
+    const ClusterPlace<Shape> place;
+    tile.pixels = tile.pixels * Shape::kFilterSharing + place.pixels;
+    tile.channels = tile.channels * Shape::kPixelSharing + place.channels;
   }
   return tile;
 }
+
+// Which rows of a step come to several blocks.
+template <class Shape>
+struct SharedRows {
+  static constexpr bool kFilters = false, kPixels = false;
+};
+template <class Shape>
+  requires(Shape::kSharing > 1)
+struct SharedRows<Shape> {
+  static constexpr bool kFilters = Shape::kFilterSharing > 1;
+  static constexpr bool kPixels = Shape::kPixelSharing > 1;
+};
 
 // The producer's way through the steps of its block's tiles, from the first tile's step `first` on.
 // A walk over several convolutions names each tile's own; it may have no steps.
@@ -57,18 +89,27 @@ class TapSteps {
   }
 
  protected:
-  // The tile's pixels as the step's tap sees them; `from` is mapped as x is.
+  // The tile's pixels as the step's tap sees them; `from` is mapped as x is. Where blocks share
+  // them each asks for its part.
   RF_DEVICE void load_taps(const ptx::TensorMap* from, ptx::SharedAddress to,
                            ptx::SharedAddress full) const {
     const int32_t channel = channel_ + column_.c;
-    if (arguments_->dense) {
+    const uint16_t offsets[2] = {static_cast<uint16_t>(column_.s * arguments_->step_w),
+                                 static_cast<uint16_t>(column_.r * arguments_->step_h)};
+    // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
+    if constexpr (SharedRows<Shape>::kPixels) {
+      const ClusterPlace<Shape> place;
+      to += place.channels * Shape::kPixelPart * kStepRowBytes;
+      if (arguments_->dense) {
+        ptx::tma_load_multicast(to, from, {channel, pixel_}, full, place.with_its_pixels());
+      } else {
+        ptx::tma_load_im2col_multicast(to, from, {channel, w_, h_, n_}, offsets, full,
+                                       place.with_its_pixels());
+      }
+    } else if (arguments_->dense) {
       ptx::tma_load(to, from, {channel, pixel_}, full);
     } else {
-      // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
-      ptx::tma_load_im2col(to, from, {channel, w_, h_, n_},
-                           {static_cast<uint16_t>(column_.s * arguments_->step_w),
-                            static_cast<uint16_t>(column_.r * arguments_->step_h)},
-                           full);
+      ptx::tma_load_im2col(to, from, {channel, w_, h_, n_}, offsets, full);
     }
   }
 
@@ -88,6 +129,9 @@ class TapSteps {
     tile_ = own_tile<Shape>(walk_);
     channel_ = tile_.group * arguments_->reduction.channels;
     pixel_ = tile_.pixels * Shape::kPixels;
+    if constexpr (SharedRows<Shape>::kPixels) {
+      pixel_ += ClusterPlace<Shape>().channels * Shape::kPixelPart;
+    }
     const Pixel first = pixel_of(pixel_, arguments_->grid);
     n_ = first.n;
     h_ = first.p * arguments_->stride_h + arguments_->origin_h;

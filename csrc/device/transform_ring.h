@@ -12,6 +12,7 @@
 #include "../ptx/mbarrier.h"
 #include "../ptx/proxy.h"
 #include "../ptx/ptx.h"
+#include "../ptx/warp.h"
 #include "gradient_mask.h"
 #include "pipeline.h"
 #include "warpgroup_shape.h"
@@ -35,6 +36,14 @@ struct TransformShape : Shape {
   static_assert(Shape::kSharing == 1, "not in clusters that share filters");
 };
 
+// Of a warp that transforms, each of its threads behind its stores: products read through another
+// proxy what these have stored.
+RF_DEVICE void tell_transformed(ptx::SharedAddress ready) {
+  ptx::fence_proxy_async_shared();
+  ptx::sync_warp();
+  if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(ready);
+}
+
 // A ring in which `wait` is for what others have transformed.
 template <int kStages>
 struct TransformRing : Ring<kStages> {
@@ -51,14 +60,10 @@ struct TransformRing : Ring<kStages> {
     for (Place at; at.parity == 0; at.next()) ptx::mbarrier_init(ready(at), kTransformWarps);
   }
 
-  // Of those who transform: waits until the stage has come.
+  // Of those who transform, and of readers of what is not: waits until the stage has come.
   RF_DEVICE void wait_raw(const Place& at) const { Base::wait(at); }
-  // All of them, each behind its stores: products read through another proxy what it has stored.
-  RF_DEVICE void transformed(const Place& at) const {
-    ptx::fence_proxy_async_shared();
-    ptx::sync_warp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(ready(at));
-  }
+  // All of them, each behind its stores.
+  RF_DEVICE void transformed(const Place& at) const { tell_transformed(ready(at)); }
   // A reader's: of the rest of the stage, too, which has come before `ready`.
   RF_DEVICE void wait(const Place& at) const { ptx::mbarrier_wait_parity(ready(at), at.parity); }
 };
@@ -68,14 +73,28 @@ struct RingType<TransformShape<Shape>> {
   using type = TransformRing<Shape::kStages>;
 };
 
+// A transforming thread's life: steps.prepare() while a step may still be on its way, and
+// steps.transform(stage) when it has come.
+template <class Shape, class Steps>
+RF_DEVICE void transform_stages(const RingOf<Shape>& ring, ptx::SharedAddress shared,
+                                Steps&& steps) {
+  RingPlace<Shape::kStages> at;
+  for (; !steps.done(); steps.next(), at.next()) {
+    steps.prepare();
+    ring.wait_raw(at);
+    steps.transform(shared + at.stage * Shape::kStageBytes);
+    ring.transformed(at);
+  }
+}
+
 // What a thread transforms at a time: channels of 16 bits in pairs, which stay words in registers.
 using RowUnit = Unit<uint32_t, 4>;
 constexpr int kUnitChannels = sizeof(RowUnit) / 2;
 
-// One thread's part of kRows rows of 128 bytes with TMA's swizzle: units of 16 bytes, always of the
-// same channels. Eight lanes have a row, so that no two meet in a bank.
-template <int kRows>
-class TransformRows {
+// One thread's part of rows of 128 bytes with TMA's swizzle: units of 16 bytes, always of the same
+// channels. Eight lanes have a row, so that no two meet in a bank.
+class TransformUnits {
+ protected:
   static constexpr int kLanes = kStepRowBytes / static_cast<int>(sizeof(RowUnit));
   static constexpr int kRowStep = kTransformThreads / kLanes;
   static constexpr int kTogether = 2;  // of a thread's rows; then the swizzle is the same again
@@ -83,10 +102,8 @@ class TransformRows {
   static_assert(kTogetherRows % 8 == 0 && kRowStep % 8 == 4);
 
  public:
-  static constexpr int kPasses = (kRows + kRowStep - 1) / kRowStep;  // a thread's rows, at most
-
   // thread: of those who transform.
-  explicit RF_DEVICE TransformRows(uint32_t thread)
+  explicit RF_DEVICE TransformUnits(uint32_t thread)
       : row_(static_cast<int32_t>(thread / kLanes)), lane_(thread % kLanes) {}
 
   // The first of the thread's channels, of a row's.
@@ -94,34 +111,56 @@ class TransformRows {
   // The thread's i-th row.
   RF_DEVICE int32_t row(int i) const { return row_ + i * kRowStep; }
 
-  // transform(unit) of each, row after row, in those from `tile` on, a multiple of 1024.
-  template <class Transform>
-  RF_DEVICE void each(ptx::SharedAddress tile, const Transform& transform) const {
+  // Which of kLanes of the thread's rows, from the `first` one on, are known(row), bit by bit. Each
+  // of the lanes that have the same ones asks for another one of them; by all lanes of a warp.
+  template <class Known>
+  RF_DEVICE uint32_t which(int first, const Known& known) const {
+    const bool mine = known(row(first + static_cast<int>(threadIdx.x % kLanes)));
+    const uint32_t all = ptx::ballot(ptx::kWholeWarp, mine) >> (threadIdx.x & 32 - kLanes);
+    return all & (1u << kLanes) - 1;
+  }
+
+  // make(load(at), at) takes the place of each unit, row after row, in `rows` of them from `tile`
+  // on, a multiple of 1024; rows: a multiple of 8. at: the unit's address.
+  template <class Load, class Make>
+  RF_DEVICE void replace(ptx::SharedAddress tile, int32_t rows, const Load& load,
+                         const Make& make) const {
     const auto place = static_cast<uint32_t>(row_);
     ptx::SharedAddress at =
         tile + place * kStepRowBytes + (lane_ ^ place % 8) * static_cast<uint32_t>(sizeof(RowUnit));
 #pragma unroll 1
-    for (int pass = 0; pass < kRows / kTogetherRows; ++pass) {
-      each_of<kTogetherRows>(at, transform);
+    for (int pass = 0; pass < rows / kTogetherRows; ++pass) {
+      replace_of(at, kTogetherRows, load, make);
       at += kTogetherRows * kStepRowBytes;
     }
-    if constexpr (kRows % kTogetherRows != 0) each_of<kRows % kTogetherRows>(at, transform);
+    if (rows % kTogetherRows != 0) replace_of(at, rows % kTogetherRows, load, make);
+  }
+
+  // transform(unit) of each.
+  template <class Transform>
+  RF_DEVICE void each(ptx::SharedAddress tile, int32_t rows, const Transform& transform) const {
+    replace(
+        tile, rows, [](ptx::SharedAddress at) { return ptx::load_shared<RowUnit>(at); },
+        [&](RowUnit unit, ptx::SharedAddress) {
+          transform(unit);
+          return unit;
+        });
   }
 
  private:
-  // The thread's among the next kLeft rows of all, from its own `at` on: all loads come first.
-  template <int kLeft, class Transform>
-  RF_DEVICE void each_of(ptx::SharedAddress at, const Transform& transform) const {
-    RowUnit units[kTogether] = {};
+  // The thread's among the next `left` rows of all, from its own `at` on: all loads come first.
+  template <class Load, class Make>
+  RF_DEVICE void replace_of(ptx::SharedAddress at, int left, const Load& load,
+                            const Make& make) const {
+    decltype(load(at)) loaded[kTogether] = {};
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
-      if (is_among(k, kLeft)) units[k] = ptx::load_shared<RowUnit>(further(at, k));
+      if (is_among(k, left)) loaded[k] = load(further(at, k));
     }
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
-      if (!is_among(k, kLeft)) break;
-      transform(units[k]);
-      ptx::store_shared(further(at, k), units[k]);
+      if (!is_among(k, left)) break;
+      ptx::store_shared(further(at, k), make(loaded[k], further(at, k)));
     }
   }
 
@@ -136,6 +175,31 @@ class TransformRows {
 
   int32_t row_;
   uint32_t lane_;
+};
+
+// The same of kRows rows.
+template <int kRows>
+class TransformRows : public TransformUnits {
+ public:
+  static constexpr int kPasses = (kRows + kRowStep - 1) / kRowStep;  // a thread's rows, at most
+  static_assert(kPasses <= 32, "a bit for each of them");
+  using TransformUnits::TransformUnits;
+
+  // Which of all the thread's rows are known(row), bit by bit; by all lanes of a warp.
+  template <class Known>
+  RF_DEVICE uint32_t which(const Known& known) const {
+    uint32_t found = 0;
+#pragma unroll 1
+    for (int first = 0; first < kPasses; first += kLanes) {
+      found |= TransformUnits::which(first, known) << first;
+    }
+    return found;
+  }
+
+  template <class Transform>
+  RF_DEVICE void each(ptx::SharedAddress tile, const Transform& transform) const {
+    TransformUnits::each(tile, kRows, transform);
+  }
 };
 
 }  // namespace resnet_fused

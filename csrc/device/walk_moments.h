@@ -12,32 +12,30 @@
 #include "../ptx/keep.h"
 #include "../ptx/ptx.h"
 #include "../ptx/tma.h"
+#include "channel_lanes.h"
 #include "merge_moments.h"
 #include "pair.h"
-#include "stats_walk.h"
 #include "warpgroup_epilogue.h"
 
 namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// A warpgroup, as those who merge its 64 channels. Its barrier has its own number.
-struct MergingWarpgroup {
-  static constexpr int kThreads = kWarpgroupThreads;
-  static constexpr int kN = kWarpgroupRows;
-  static RF_DEVICE void meet() {
-    ptx::barrier_sync(static_cast<int>(threadIdx.x / kWarpgroupThreads), kWarpgroupThreads);
-  }
-};
+// The columns of a tile that are measured, as a thread asks for them: what a filter with a NaN has
+// made of the others is not 0. `column`: counted from the thread's first one on.
+class FirstColumns {
+ public:
+  // The first `count` ones.
+  RF_DEVICE FirstColumns(int32_t count, uint32_t thread)
+      : left_(count - static_cast<int32_t>(2 * (thread % 4))) {}
 
-// The sum over the four lanes that hold a channel, in each of them.
-RF_DEVICE float sum_of_channel(float value) {
-#pragma unroll
-  for (int lanes = 1; lanes < 4; lanes *= 2) {
-    value += ptx::shuffle_xor(ptx::kWholeWarp, value, lanes);
-  }
-  return value;
-}
+  RF_DEVICE bool has(int column) const { return column < left_; }
+  // From here on a question is asked again: the answers would take registers.
+  RF_DEVICE void keep() { ptx::keep(left_); }
+
+ private:
+  int32_t left_;
+};
 
 // T: BFloat16 or Float16. kColumns: pixels of a tile.
 template <class T, int kColumns>
@@ -56,13 +54,44 @@ class WalkMoments : public StagedEpilogue<StagedTile<Orientation::kChannelsLeft,
     ptx::sync_warp();
   }
 
-  // Stores d, rounded, as far as it lies in `out`, and measures its first `pixels` columns: what a
-  // filter with a NaN has made of the others is not 0. d: pinned behind its wait; afterwards it is
-  // rounded. channels: of a group.
+  // Stores d, rounded, as far as it lies in `out`, and measures its first `pixels` columns. d:
+  // pinned behind its wait; afterwards it is rounded. channels: of a group.
   RF_DEVICE void finish(float (&d)[kColumns / 2], const ptx::TensorMap* out,
                         const OutputPlace& place, int32_t channels, int32_t pixels) {
+    measure(d, FirstColumns(pixels, this->thread_), pixels,
+            [&] { this->send(this->staged_, out, place, channels); });
+  }
+
+  // Behind the last tile of a walk that has had one: stores the part's moments, and merges those of
+  // all parts where they are the last ones. Arguments: as of merge_moments.
+  template <class Arguments>
+  RF_DEVICE void leave(const Arguments& arguments, const MeasuredColumn& where,
+                       int32_t part) const {
+    const auto row = static_cast<int32_t>(this->thread_ / 32 * 16 + this->thread_ % 32 / 4);
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const int32_t channel = row + 8 * side;
+      if (this->thread_ % 4 != 0 || channel >= where.columns) continue;
+      const WideMoments all = moments_around(pivot_[side], pixels_, sums_[side]);
+      ptx::store_global(
+          arguments.moments + int64_t{part} * arguments.filters() + where.channel + channel,
+          Moments{static_cast<float>(all.mean), static_cast<float>(all.m2)});
+    }
+    // The staging is no store's any more.
+    this->end();
+    const ptx::SharedAddress scratch =
+        this->own_.staging + kWarpgroupThreads * static_cast<int>(sizeof(ColumnSums));
+    merge_moments<MergingWarpgroup<>>(arguments, where, part, this->own_.staging, scratch,
+                                      this->thread_);
+  }
+
+ protected:
+  // Puts d, rounded, into the staging, calls `send`, and measures those of its columns that are
+  // `pixels`, so many, at least one.
+  template <class Columns, class Send>
+  RF_DEVICE void measure(float (&d)[kColumns / 2], Columns columns, int32_t pixels,
+                         const Send& send) {
     this->meet();
-    int32_t left = pixels - static_cast<int32_t>(2 * (this->thread_ % 4));
     float total[2][2] = {};  // of rows g and g + 8, each of even pixels and of odd ones
 #pragma unroll
     for (int i = 0; i < kColumns / 16; ++i) {
@@ -73,25 +102,25 @@ class WalkMoments : public StagedEpilogue<StagedTile<Orientation::kChannelsLeft,
         words[m] = narrow_pair<T>(d[at], d[at + 1]);
         d[at] = widen(T{static_cast<uint16_t>(words[m])});
         d[at + 1] = widen(T{static_cast<uint16_t>(words[m] >> 16)});
-        if (pixel_of_sum(at) < left) total[m % 2][0] += d[at];
-        if (pixel_of_sum(at + 1) < left) total[m % 2][1] += d[at + 1];
+        if (columns.has(pixel_of_sum(at))) total[m % 2][0] += d[at];
+        if (columns.has(pixel_of_sum(at + 1))) total[m % 2][1] += d[at + 1];
       }
       this->staged_.store(i, words);
     }
-    this->send(this->staged_, out, place, channels);
+    send();
     const float share = 1.0f / static_cast<float>(pixels);
     float mean[2];
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       mean[side] = sum_of_channel(total[side][0] + total[side][1]) * share;
     }
-    ptx::keep(left);  // 64 comparisons, again: from there on they would take registers
+    columns.keep();
     float squares[2][2] = {};
 #pragma unroll
     for (int at = 0; at < kColumns / 2; ++at) {
       const int side = at / 2 % 2;
       const float off = d[at] - mean[side];
-      if (pixel_of_sum(at) < left) {
+      if (columns.has(pixel_of_sum(at))) {
         squares[side][at % 2] = __builtin_fmaf(off, off, squares[side][at % 2]);
       }
     }
@@ -102,31 +131,6 @@ class WalkMoments : public StagedEpilogue<StagedTile<Orientation::kChannelsLeft,
       add_around(pivot_[side], pixels, mean[side], m2, sums_[side]);
     }
     pixels_ += pixels;
-  }
-
-  // Behind the last tile of a walk that has had one: stores the part's moments, and merges those of
-  // all parts where they are the last ones.
-  RF_DEVICE void leave(const ConvStatsTmaArguments& arguments, const OutputPlace& place,
-                       int32_t part) const {
-    const int32_t channels = arguments.conv.channels;
-    const int32_t first = place.group * channels + place.channel;
-    const auto row = static_cast<int32_t>(this->thread_ / 32 * 16 + this->thread_ % 32 / 4);
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const int32_t channel = row + 8 * side;
-      if (this->thread_ % 4 != 0 || place.channel + channel >= channels) continue;
-      const WideMoments all = moments_around(pivot_[side], pixels_, sums_[side]);
-      ptx::store_global(arguments.moments + int64_t{part} * arguments.filters() + first + channel,
-                        Moments{static_cast<float>(all.mean), static_cast<float>(all.m2)});
-    }
-    // The staging is no store's any more.
-    this->end();
-    const ptx::SharedAddress scratch =
-        this->own_.staging + kWarpgroupThreads * static_cast<int>(sizeof(ColumnSums));
-    const auto column = static_cast<uint32_t>(place.group * arguments.columns +
-                                              place.channel / MergingWarpgroup::kN);
-    merge_moments<MergingWarpgroup>(arguments, {column, first, channels - place.channel}, part,
-                                    this->own_.staging, scratch, this->thread_);
   }
 
  private:

@@ -21,17 +21,19 @@ struct Idle {
 // Behind the barriers' making: one thread of the first warpgroup produces, and with kTransforms its
 // other warps transform; each of the other warpgroups, with the registers that the first one has no
 // need of, consumes. consume: of (which of them, thread of the warpgroup); transform: of the thread
-// among those that do.
-template <bool kTransforms = false, class Produce, class Consume, class Transform = Idle>
+// among those that do. kFirst: registers of a thread of the first warpgroup.
+template <bool kTransforms = false,
+          int kFirst = kTransforms ? kTransformRegisters : kProducerRegisters, class Produce,
+          class Consume, class Transform = Idle>
 RF_DEVICE void take_roles(const Produce& produce, const Consume& consume,
                           const Transform& transform = {}) {
   const uint32_t warpgroup = threadIdx.x / kWarpgroupThreads;
   if (warpgroup == 0) {
-    ptx::decrease_registers<kTransforms ? kTransformRegisters : kProducerRegisters>();
+    ptx::decrease_registers<kFirst>();
     if (threadIdx.x == 0) produce();
     if (kTransforms && threadIdx.x >= 32) transform(threadIdx.x - 32);
   } else {
-    ptx::increase_registers<kTransforms ? kTransformConsumerRegisters : kConsumerRegisters>();
+    ptx::increase_registers<kRegistersBeside<kFirst>>();
     consume(warpgroup - 1, threadIdx.x % kWarpgroupThreads);
   }
 }

@@ -33,17 +33,21 @@ constexpr int kProducerRegisters = 40;
 constexpr int kConsumerRegisters = 232;
 // Where the producer's warpgroup transforms what has landed.
 constexpr int kTransformRegisters = 56;
-constexpr int kTransformConsumerRegisters = 224;  // of a consumer
-constexpr int kMostSharedBytes = 227 * 1024;      // of a block on sm_90
+// Of a consumer, where the first warpgroup keeps so many of a launch's.
+template <int kFirst>
+constexpr int kRegistersBeside = (3 * 168 - kFirst) / kConsumers;
+static_assert(kRegistersBeside<kProducerRegisters> == kConsumerRegisters);
+constexpr int kMostSharedBytes = 227 * 1024;  // of a block on sm_90
 
 constexpr int kBarrierBytes = 8;
 // Of a ring: a full and an empty one for each stage.
 constexpr int ring_bytes(int stages) { return 2 * stages * kBarrierBytes; }
 
-// kSharing: blocks of a cluster that share their filters. They walk over neighbouring tiles of
-// pixels; each asks for its part of a step's filters, and they come to all.
+// Blocks of a cluster share what they read: kFilterSharing of them, with neighbouring tiles of
+// pixels, their filters, and kPixelSharing, with neighbouring tiles of channels, their pixels. Each
+// asks for its part of a step's rows, and they come to all that share them.
 template <Orientation kOrientation_, Consumers kConsumers_, int kPixels_, int kChannels_,
-          int kStages_, int kSharing_ = 1>
+          int kStages_, int kFilterSharing_ = 1, int kPixelSharing_ = 1>
 struct WarpgroupShape {
   static constexpr Orientation kOrientation = kOrientation_;
   static constexpr bool kPixelsLeft = kOrientation == Orientation::kPixelsLeft;
@@ -51,16 +55,17 @@ struct WarpgroupShape {
   static constexpr int kPixels = kPixels_;
   static constexpr int kChannels = kChannels_;
   static constexpr int kStages = kStages_;
-  static constexpr int kSharing = kSharing_;
+  static constexpr int kFilterSharing = kFilterSharing_;
+  static constexpr int kPixelSharing = kPixelSharing_;
+  static constexpr int kSharing = kFilterSharing * kPixelSharing;  // blocks of a cluster
   static constexpr bool kTransforms = false;  // what has landed, before it is multiplied
 
   static constexpr int kLeft = kPixelsLeft ? kPixels : kChannels;     // rows: the products' m
   static constexpr int kColumns = kPixelsLeft ? kChannels : kPixels;  // and n
   static constexpr int kReaders = kWarpgroupWarps * (kTogether ? kConsumers : 1);  // of a stage
   static_assert(kLeft == kWarpgroupRows * (kTogether ? kConsumers : 1));
-  static_assert(kColumns % 64 == 0 && kColumns <= 256);
+  static_assert(kColumns % (kPixelsLeft ? 64 : 32) == 0 && kColumns <= 256);
   static_assert(kStages >= 2, "one step in use, one arriving");
-  static_assert(kSharing == 1 || kTogether, "whose turn it is, is a matter of one block");
 
   // A warpgroup's part of the output.
   static constexpr int kStoredPixels = kPixelsLeft ? kWarpgroupRows : kPixels;
@@ -70,8 +75,10 @@ struct WarpgroupShape {
   // ring's barriers, one a consumer for its shortcut, and one a consumer for its turn.
   static constexpr int kPixelBytes = kPixels * kStepRowBytes;
   static constexpr int kFilterBytes = kChannels * kStepRowBytes;
-  static constexpr int kFilterPart = kChannels / kSharing;  // filters that a block asks for
+  static constexpr int kFilterPart = kChannels / kFilterSharing;  // rows that a block asks for
+  static constexpr int kPixelPart = kPixels / kPixelSharing;
   static_assert(kFilterPart * kStepRowBytes % kTileAlignment == 0);
+  static_assert(kPixelPart * kStepRowBytes % kTileAlignment == 0);
   static constexpr int kStageBytes = kPixelBytes + kFilterBytes;
   static constexpr int kPixelsAt = kPixelsLeft ? 0 : kFilterBytes;
   static constexpr int kFiltersAt = kPixelsLeft ? kPixelBytes : 0;

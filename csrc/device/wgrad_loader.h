@@ -10,33 +10,80 @@
 
 namespace resnet_fused {
 
-// Left tile: [pixels][output channels]; right one: [pixels][taps and input channels]; behind them
-// y's, as dy's.
+// The left tile: [pixels][output channels], and y's, as dy's.
 template <class T, class Shape, LoadWidth kWidth>
-class WgradLoader {
+class WgradRows {
  protected:
   using Left = MnMajorLoader<T, Shape, kWidth, Shape::kM>;
-  using Right = MnMajorLoader<T, Shape, kWidth, Shape::kN>;
-
- private:
   using Offset = StrideOffset<kWidth>;
+  static constexpr int kColumns = Left::kThroughRegisters ? 2 : 1;  // that a thread looks up
 
- public:
   // The first step begins at output pixel `first_pixel`.
-  RF_DEVICE WgradLoader(const ConvWgradArguments& arguments, const Tile& tile, int32_t first_pixel,
-                        uint32_t thread)
-      : arguments_(arguments), dy_(thread), y_(thread), x_(thread) {
-    const Reduction& pixels = arguments.pixels;
-    dz_at_ = column_of(first_pixel + dy_.row(), pixels);
-    dz_advance_ = column_of(Left::kRowStep, pixels);
-    x_at_ = column_of(first_pixel + x_.row(), pixels);
-    x_advance_ = column_of(Right::kRowStep, pixels);
-
+  RF_DEVICE WgradRows(const ConvWgradArguments& arguments, const Tile& tile, int32_t first_pixel,
+                      uint32_t thread)
+      : arguments_(arguments), dy_(thread), y_(thread) {
+    dz_at_ = column_of(first_pixel + dy_.row(), arguments.pixels);
+    dz_advance_ = column_of(Left::kRowStep, arguments.pixels);
     const int32_t m = tile.m * Shape::kM + dy_.column();
     const int32_t k = tile.group * arguments.channels_out + m;
     channels_left_ = arguments.channels_out - m;
     dy_channel_ = static_cast<const T*>(arguments.dy) + k * arguments.dy_k;
     y_channel_ = static_cast<const T*>(arguments.y) + k * arguments.y_k;
+  }
+
+  // This thread's row i of a step; the next one follows.
+  RF_DEVICE void issue_row(ptx::SharedAddress stage, int i) {
+    issue_channels(dy_, stage, i, dy_channel_, arguments_.dy_pixels, arguments_.dy_k);
+    if (arguments_.y != nullptr) {
+      issue_channels(y_, stage + Shape::kMaskOffset, i, y_channel_, arguments_.y_pixels,
+                     arguments_.y_k);
+    }
+    dz_at_ = advanced(dz_at_, dz_advance_, arguments_.pixels);
+  }
+  RF_DEVICE void land_rows(ptx::SharedAddress stage) const {
+    dy_.land(stage);
+    if (arguments_.y != nullptr) y_.land(stage + Shape::kMaskOffset);
+  }
+
+  const ConvWgradArguments& arguments_;
+  Left dy_;
+  Left y_;
+  int32_t channels_left_;  // output channels from this thread's on
+  Column dz_at_;           // output pixel (q, p, n) of dy's row that is asked for next
+
+ private:
+  RF_DEVICE void issue_channels(Left& loader, ptx::SharedAddress tile, int i, const T* channel,
+                                const ColumnStrides& pixels, int64_t next_channel) {
+    const T* pixel = moved_by<T, kWidth>(channel, along<Offset>(dz_at_, pixels));
+    const bool known = dz_at_.r < arguments_.pixels.taps_r;
+    loader.issue(tile, i, [&](int j) {
+      return Source<T>{kWidth == LoadWidth::kWide ? pixel : pixel + j * next_channel,
+                       known && j < channels_left_};
+    });
+  }
+
+  Column dz_advance_;
+  const T* dy_channel_;  // of pixel 0
+  const T* y_channel_;
+};
+
+// Beside it the right tile: [pixels][taps and input channels].
+template <class T, class Shape, LoadWidth kWidth>
+class WgradLoader : public WgradRows<T, Shape, kWidth> {
+  using Rows = WgradRows<T, Shape, kWidth>;
+
+ protected:
+  using typename Rows::Left;
+  using typename Rows::Offset;
+  using Right = MnMajorLoader<T, Shape, kWidth, Shape::kN>;
+  using Rows::kColumns;
+
+ public:
+  RF_DEVICE WgradLoader(const ConvWgradArguments& arguments, const Tile& tile, int32_t first_pixel,
+                        uint32_t thread)
+      : Rows(arguments, tile, first_pixel, thread), x_(thread) {
+    x_at_ = column_of(first_pixel + x_.row(), arguments.pixels);
+    x_advance_ = column_of(Right::kRowStep, arguments.pixels);
 
     const int32_t n = tile.n * Shape::kN + x_.column();
     columns_left_ = arguments.columns_each - n;
@@ -54,92 +101,67 @@ class WgradLoader {
   RF_DEVICE void issue(ptx::SharedAddress stage) {
 #pragma unroll
     for (int i = 0; i < Left::kRows; ++i) {
-      issue_channels(dy_, stage, i, dy_channel_, arguments_.dy_pixels, arguments_.dy_k);
-      if (arguments_.y != nullptr) {
-        issue_channels(y_, stage + Shape::kMaskOffset, i, y_channel_, arguments_.y_pixels,
-                       arguments_.y_k);
-      }
-      if constexpr (kSameRows) issue_columns(right_of(stage), i, dz_at_);
-      dz_at_ = advanced(dz_at_, dz_advance_, arguments_.pixels);
+      if constexpr (kSameRows) issue_columns(right_of(stage), i, this->dz_at_);
+      this->issue_row(stage, i);
     }
     if constexpr (!kSameRows) {
 #pragma unroll
       for (int i = 0; i < Right::kRows; ++i) {
         issue_columns(right_of(stage), i, x_at_);
-        x_at_ = advanced(x_at_, x_advance_, arguments_.pixels);
+        x_at_ = advanced(x_at_, x_advance_, this->arguments_.pixels);
       }
     }
   }
 
   RF_DEVICE void land(ptx::SharedAddress stage) const {
-    dy_.land(stage);
-    if (arguments_.y != nullptr) y_.land(stage + Shape::kMaskOffset);
+    this->land_rows(stage);
     x_.land(right_of(stage));
   }
 
   // dz in place of this thread's part of dy.
   RF_DEVICE void arrived(ptx::SharedAddress stage) const {
-    if (arguments_.y == nullptr) return;
+    if (this->arguments_.y == nullptr) return;
     using LeftUnit = Unit<T, Left::kUnit>;
 #pragma unroll
     for (int i = 0; i < Left::kRows; ++i) {
-      const ptx::SharedAddress at = dy_.address(stage, i);
+      const ptx::SharedAddress at = this->dy_.address(stage, i);
       auto unit = ptx::load_shared<LeftUnit>(at);
-      mask(unit, ptx::load_shared<LeftUnit>(y_.address(stage + Shape::kMaskOffset, i)));
+      mask(unit, ptx::load_shared<LeftUnit>(this->y_.address(stage + Shape::kMaskOffset, i)));
       ptx::store_shared(at, unit);
     }
   }
 
  protected:
-  static constexpr int kColumns = Left::kThroughRegisters ? 2 : 1;  // that a thread looks up
-
   static RF_DEVICE ptx::SharedAddress right_of(ptx::SharedAddress stage) {
     return stage + Shape::kM * Shape::kStepBytes;
   }
 
   // Whether column j of this thread's has a pixel of the image at an output pixel: zeros elsewhere.
   RF_DEVICE bool has_pixel(int j, const Column& at) const {
-    const int32_t h = at.s * arguments_.stride_h + h_[j];
-    const int32_t w = at.c * arguments_.stride_w + w_[j];
-    return at.r < arguments_.pixels.taps_r &&
-           static_cast<uint32_t>(h) < static_cast<uint32_t>(arguments_.height) &&
-           static_cast<uint32_t>(w) < static_cast<uint32_t>(arguments_.width) && j < columns_left_;
+    const ConvWgradArguments& arguments = this->arguments_;
+    const int32_t h = at.s * arguments.stride_h + h_[j];
+    const int32_t w = at.c * arguments.stride_w + w_[j];
+    return at.r < arguments.pixels.taps_r &&
+           static_cast<uint32_t>(h) < static_cast<uint32_t>(arguments.height) &&
+           static_cast<uint32_t>(w) < static_cast<uint32_t>(arguments.width) && j < columns_left_;
   }
 
-  const ConvWgradArguments& arguments_;
-  Left dy_;
-  Left y_;
   Right x_;
-  Column x_advance_;       // from one of x's rows to the next
-  int32_t channels_left_;  // output channels from this thread's on
-  int32_t columns_left_;   // columns from this thread's on
+  Column x_advance_;      // from one of x's rows to the next
+  int32_t columns_left_;  // columns from this thread's on
 
  private:
   // Whether a thread's rows of both tiles are the same pixels, which it then counts once.
   static constexpr bool kSameRows = Left::kRowStep == Right::kRowStep;
 
-  RF_DEVICE void issue_channels(Left& loader, ptx::SharedAddress tile, int i, const T* channel,
-                                const ColumnStrides& pixels, int64_t next_channel) {
-    const T* pixel = moved_by<T, kWidth>(channel, along<Offset>(dz_at_, pixels));
-    const bool known = dz_at_.r < arguments_.pixels.taps_r;
-    loader.issue(tile, i, [&](int j) {
-      return Source<T>{kWidth == LoadWidth::kWide ? pixel : pixel + j * next_channel,
-                       known && j < channels_left_};
-    });
-  }
-
   RF_DEVICE void issue_columns(ptx::SharedAddress tile, int i, const Column& at) {
-    const auto pixel = along<Offset>(at, arguments_.x_pixels);
+    const auto pixel = along<Offset>(at, this->arguments_.x_pixels);
     x_.issue(tile, i, [&](int j) {
       return Source<T>{moved_by<T, kWidth>(x_column_[j], pixel), has_pixel(j, at)};
     });
   }
 
-  Column dz_at_;  // output pixel (q, p, n) of dy's row that is asked for next
-  Column dz_advance_;
-  Column x_at_;          // likewise of x's row; unused with kSameRows
-  const T* dy_channel_;  // of pixel 0
-  const T* y_channel_;
+  Column x_at_;  // output pixel (q, p, n) of x's row that is asked for next; unused with kSameRows
   const T* x_column_[kColumns];  // tap and channel, for pixel 0; may lie outside
   int32_t h_[kColumns];          // row and column of the tap, for pixel 0
   int32_t w_[kColumns];

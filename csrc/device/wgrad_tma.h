@@ -4,6 +4,7 @@
 
 #include "../ptx/tensor_map.h"
 #include "gradient_geometry.h"
+#include "tma_conv.h"
 #include "warpgroup_shape.h"
 
 namespace resnet_fused {
@@ -33,6 +34,7 @@ struct ConvBnWgradTmaArguments {
   ConvWgradTmaArguments wgrad;
   const float* coefficients;  // [3, K] a, b, c; null: dz is what is multiplied
   int32_t filters;            // K
+  NormedImages norm;          // of the layer before: x is read through it
   bool float_dweight;         // whatever the operands are
 };
 
@@ -44,7 +46,8 @@ struct WgradTmaShape {
   static constexpr int kN = kN_;
   static constexpr int kStages = kStages_;
   static constexpr int kSharing = 1;
-  static constexpr int kAlongM = kM / kWarpgroupRows;         // warpgroups
+  static constexpr bool kTransforms = false;           // what has landed, before it is multiplied
+  static constexpr int kAlongM = kM / kWarpgroupRows;  // warpgroups
   static constexpr int kColumns = kN * kAlongM / kConsumers;  // of one
   static constexpr int kReaders = kConsumers * kWarpgroupWarps;
   static constexpr int kStepBytes = kStepRowBytes;  // of the reduction, in a step

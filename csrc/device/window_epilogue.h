@@ -21,6 +21,43 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
+// Whether position m of the output's walk, that of `at`, is a pixel.
+RF_DEVICE bool is_pixel(const Pixel& at, int32_t m, const PixelGrid& walk) {
+  return at.q + 1 < static_cast<int32_t>(walk.columns.value) &&
+         at.p + 1 < static_cast<int32_t>(walk.rows.value) && m < walk.pixels;
+}
+
+// By all threads of a warpgroup: stores those of a tile's kPixels positions from `position` on that
+// are pixels, 64 channels from `channel` on. staging: as the epilogues leave results.
+template <class Result, int kPixels>
+RF_DEVICE void store_window(const ConvWindowArguments& arguments, ptx::SharedAddress staging,
+                            int32_t position, int32_t channel, uint32_t thread) {
+  constexpr int kRowBytes = kWarpgroupRows * sizeof(Result);
+  constexpr int kUnits = kRowBytes / kVectorBytes;   // of a row
+  constexpr int kRows = kWarpgroupThreads / kUnits;  // that all threads store at a time
+  static_assert(kPixels % kRows == 0 && kRows % 8 == 0);
+  const uint32_t unit = thread % kUnits;
+  const uint32_t row = thread / kUnits;
+  // Units change places by the number of their line of 128 bytes; eight rows further it is the
+  // same one.
+  const ptx::SharedAddress from =
+      staging + row * kRowBytes + (unit ^ row * kRowBytes / 128 % kUnits) * kVectorBytes;
+  unsigned char* const to =
+      static_cast<unsigned char*>(arguments.out) +
+      (static_cast<int64_t>(sizeof(Result)) * channel + static_cast<int32_t>(unit) * kVectorBytes);
+  const PixelGrid& walk = arguments.walk;
+#pragma unroll
+  for (int i = 0; i < kPixels / kRows; ++i) {
+    const int32_t m = position + static_cast<int32_t>(row) + i * kRows;
+    const Pixel at = pixel_of(m, walk);
+    if (!is_pixel(at, m, walk)) continue;
+    const auto made = ptx::load_shared<Vector<Result>>(from + i * kRows * kRowBytes);
+    ptx::store_global(
+        reinterpret_cast<Vector<Result>*>(to + offset_of(at, arguments.out_strides) * kVectorBytes),
+        made);
+  }
+}
+
 template <class T, int kPixels>
 using WindowEpilogueOf =
     typename ConvTypes<T>::template Epilogue<Orientation::kChannelsLeft, kPixels>;
@@ -67,40 +104,11 @@ class WindowEpilogue : WindowEpilogueOf<T, kPixels> {
       Base::template put_results<false>(d, act);
     }
     Base::meet();
-    store(position);
+    store_window<Result, kPixels>(arguments_, Base::own_.staging, position, channel_,
+                                  Base::thread_);
   }
 
  private:
-  static constexpr int kRowBytes = kWarpgroupRows * sizeof(Result);
-  static constexpr int kUnits = kRowBytes / kVectorBytes;   // of a row
-  static constexpr int kRows = kWarpgroupThreads / kUnits;  // that all threads store at a time
-  static_assert(kPixels % kRows == 0 && kRows % 8 == 0);
-
-  RF_DEVICE void store(int32_t position) const {
-    const uint32_t unit = Base::thread_ % kUnits;
-    const uint32_t row = Base::thread_ / kUnits;
-    // Units change places by the number of their line of 128 bytes; eight rows further it is the
-    // same one.
-    const ptx::SharedAddress from = Base::own_.staging + row * kRowBytes +
-                                    (unit ^ row * kRowBytes / 128 % kUnits) * kVectorBytes;
-    unsigned char* const to = static_cast<unsigned char*>(arguments_.out) +
-                              (static_cast<int64_t>(sizeof(Result)) * channel_ +
-                               static_cast<int32_t>(unit) * kVectorBytes);
-    const PixelGrid& walk = arguments_.walk;
-#pragma unroll
-    for (int i = 0; i < kPixels / kRows; ++i) {
-      const int32_t m = position + static_cast<int32_t>(row) + i * kRows;
-      const Pixel at = pixel_of(m, walk);
-      const bool inside = at.q + 1 < static_cast<int32_t>(walk.columns.value) &&
-                          at.p + 1 < static_cast<int32_t>(walk.rows.value) && m < walk.pixels;
-      if (!inside) continue;
-      const auto made = ptx::load_shared<Vector<Result>>(from + i * kRows * kRowBytes);
-      ptx::store_global(reinterpret_cast<Vector<Result>*>(
-                            to + offset_of(at, arguments_.out_strides) * kVectorBytes),
-                        made);
-    }
-  }
-
   const ConvWindowArguments& arguments_;
   int32_t channel_;
 };

@@ -10,6 +10,9 @@
 
 namespace resnet_fused::driver {
 
+// Errors of an fma and a sum in float32, in parts of their terms' magnitudes.
+constexpr double kAffineError = 4 * kUnitRoundoff<float>;
+
 // Images of one size and layout, all of a call.
 struct Images {
   Size size;
@@ -35,6 +38,11 @@ struct Norm : Operand<float> {
   double scale(int64_t c) const { return at(c); }
   double shift(int64_t c) const { return at(channels + c); }
   double mean(int64_t c) const { return at(2 * channels + c); }
+  // y as it is read through the BatchNorm, unrounded.
+  void add_to(Sum& sum, int64_t c, double y) const {
+    sum.add(scale(c) * y);
+    sum.add(shift(c));
+  }
 };
 
 // y through a BatchNorm, rounded to T: where it is not above 0, a ReLU's gradient does not pass.

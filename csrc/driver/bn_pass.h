@@ -18,9 +18,6 @@ struct PassInterface {
   int (*run)(const BnTrainingCall*, const RfBnPassPlan*, void*, void*);
 };
 
-// Errors of an fma and a sum in float32, in parts of their terms' magnitudes.
-constexpr double kAffineError = 4 * kUnitRoundoff<float>;
-
 // The call, but for its operands and values.
 inline BnTrainingCall pass_call(const PassInterface& pass, const Images& of, const Common& common,
                                 const Arguments& arguments) {

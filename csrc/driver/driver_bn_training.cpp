@@ -56,12 +56,10 @@ class AddAct {
       const int64_t row = i / w % h, column = i % w;
       const int64_t here = at.at(image, c, row, column);
       Sum sum;
-      sum.add(norm_.scale(c) * y_.at(here));
-      sum.add(norm_.shift(c));
+      norm_.add_to(sum, c, y_.at(here));
       if (has_residual_ && c >= first() && c - first() < residual_of_.channels()) {
         const double r = residual_.at(residual_at.at(image, c - first(), row, column));
-        sum.add(normed_ ? residual_norm_.scale(c) * r : r);
-        if (normed_) sum.add(residual_norm_.shift(c));
+        normed_ ? residual_norm_.add_to(sum, c, r) : sum.add(r);
       }
       const double expected = relu && sum.value < 0 ? 0 : sum.value;
       verdict.rounded<T>(out_.at(here), expected, kAffineError * sum.magnitude, common_.values);

@@ -58,6 +58,9 @@ bool run_conv_wgrad(const Arguments& arguments, Common& common, Json& json);
 // y = conv(x, weight), or of relu(scale x + shift) with --normed, and each channel's mean and M2.
 // As conv_bn_act, but for residual and act.
 bool run_conv_bn_stats(const Arguments& arguments, Common& common, Json& json);
+// out = relu(scale x + shift + shortcut) and the same of a 1x1 convolution of out; the shortcut is
+// always there, with --normed behind a BatchNorm of its own.
+bool run_bn_add_act_conv_stats(const Arguments& arguments, Common& common, Json& json);
 // With dy = dz, or round(A dz + (B y + C)) with --affine: the gradients of a convolution between
 // two BatchNorms. As conv_bn_act, but for residual and act, and beside that: dx = conv^T(dy,
 // weight), plus --addend's; with --normed masked, and summed

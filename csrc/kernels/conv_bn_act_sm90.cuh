@@ -37,11 +37,11 @@ class ConvSteps : public TapSteps<T, Shape> {
     const ConvTmaArguments& told = *this->arguments_;
     const int32_t filter =
         this->tile_.group * told.channels + this->tile_.channels * Shape::kChannels;
-    if constexpr (Shape::kSharing > 1) {
-      const uint32_t part = ptx::cluster_rank() * Shape::kFilterPart;
+    if constexpr (SharedRows<Shape>::kFilters) {
+      const ClusterPlace<Shape> place;
+      const int32_t part = place.pixels * Shape::kFilterPart;
       ptx::tma_load_multicast(to + part * kStepRowBytes, &told.weight,
-                              {at.c, at.s, at.r, filter + static_cast<int32_t>(part)}, full,
-                              (1 << Shape::kSharing) - 1);
+                              {at.c, at.s, at.r, filter + part}, full, place.with_its_filters());
     } else {
       ptx::tma_load(to, &told.weight, {at.c, at.s, at.r, filter}, full);
     }
@@ -150,7 +150,7 @@ RF_DEVICE void consume_tiles(const ConvTmaArguments& arguments, const RingOf<Sha
     const ptx::SharedAddress left = shared + row * kStepRowBytes;
     const auto begin = [&] { begin_tile(place); };
     const auto asked = [&] {
-      if (!Shape::kTogether && releases) turns.pass();
+      if (!Shape::kTogether && thread % 32 == 0) turns.pass();
     };
     using Operand = typename Types::Operand;
     if constexpr (Types::kInParts) {

@@ -38,18 +38,17 @@ RF_DEVICE void multiply_tap(float (&d)[Shape::kColumns / 2], int tap, ptx::Share
                                      accumulate);
 }
 
-// One tile's sums. `begin` is called while the products run, `asked` when all but the last ones
-// have ended.
-template <class T, class Shape, class Begin, class Asked>
-RF_DEVICE void sum_window(float (&d)[Shape::kPixels / 2], ptx::SharedAddress filters,
-                          ptx::SharedAddress window, uint32_t pitch, const Begin& begin,
+// One tile's sums: multiply(d, tap, accumulate) asks for a tap's. `begin` is called while the
+// products run, `asked` when all but the last ones have ended.
+template <int kRegisters, class Multiply, class Begin, class Asked>
+RF_DEVICE void sum_window(float (&d)[kRegisters], const Multiply& multiply, const Begin& begin,
                           const Asked& asked) {
   ptx::wgmma_pin(d);
   ptx::wgmma_fence();
 #pragma unroll
   for (int tap = 0; tap < kWindowTaps; ++tap) {
     if (tap == kWindowTaps - 1) ptx::wgmma_commit_group();
-    multiply_tap<T, Shape>(d, tap, filters, window, pitch, tap > 0);
+    multiply(d, tap, tap > 0);
   }
   ptx::wgmma_commit_group();
   begin();
@@ -108,20 +107,43 @@ RF_DEVICE void sum_window_in_parts(float (&d)[Shape::kPixels / 2],
   }
 }
 
-template <class T, class Shape>
-RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const Ring<kConsumers>& ring,
-                               ptx::SharedAddress shared, BlockWalk walk, int32_t channel,
-                               uint32_t consumer, uint32_t thread) {
+// One thread's, ahead of all else: barriers, and the filters of the channels from `channel` on,
+// which stay.
+template <class Shape>
+RF_DEVICE void begin_windows(const ConvWindowArguments& arguments, const RingOf<Shape>& ring,
+                             ptx::SharedAddress shared, int32_t channel) {
+  ptx::tma_prefetch(&arguments.weight);
+  ptx::tma_prefetch(&arguments.x);
+  if (arguments.has_residual) ptx::tma_prefetch(&arguments.residual);
+  ring.init(kWarpgroupWarps);
+  const ptx::SharedAddress filters_full = shared + Shape::kFiltersFullAt;
+  ptx::mbarrier_init(filters_full, 1);
+  for (int i = 0; i < kConsumers; ++i) {
+    ptx::mbarrier_init(shared + Shape::kResidualAt + i * kBarrierBytes, 1);
+  }
+  Turns::init(shared + Shape::kTurnsAt);
+  ptx::fence_mbarrier_init();
+  ptx::mbarrier_arrive_expect_tx(filters_full, Shape::kFilters);
+  load_taps<Shape::kRowBytes>(shared, &arguments.weight, channel, filters_full);
+}
+
+// What a consumer has for its own.
+template <class Shape, class Epilogue>
+RF_DEVICE typename Epilogue::Own own_of(ptx::SharedAddress shared, uint32_t consumer) {
+  static_assert(Epilogue::kStagingBytes <= Shape::kStagingBytes);
+  return {shared + Shape::kStagingAt + consumer * Shape::kStagingBytes, 0,
+          shared + Shape::kResidualAt + consumer * kBarrierBytes, static_cast<int>(1 + consumer)};
+}
+
+// One of two consumers: every other tile of the walk. begin(position) is called while a tile's
+// products run, finish(d, position) behind them.
+template <class T, class Shape, class Walk, class Begin, class Finish>
+RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const RingOf<Shape>& ring,
+                               ptx::SharedAddress shared, Walk walk, uint32_t consumer,
+                               uint32_t thread, const Begin& begin, const Finish& finish) {
   using Types = ConvTypes<T>;
   using Operand = typename Types::Operand;
-  using Epilogue = WindowEpilogue<T, Shape::kPixels>;
-  static_assert(Epilogue::kStagingBytes <= Shape::kStagingBytes);
   static_assert(Shape::kRowBytes == kWindowChannels * sizeof(Operand));
-  Epilogue epilogue(
-      arguments,
-      {shared + Shape::kStagingAt + consumer * Shape::kStagingBytes, 0,
-       shared + Shape::kResidualAt + consumer * kBarrierBytes, static_cast<int>(1 + consumer)},
-      thread, channel);
   Turns turns(shared + Shape::kTurnsAt, consumer);
   const uint32_t pitch = arguments.walk.columns.value * Shape::kRowBytes;
   const bool releases = thread % 32 == 0;
@@ -142,17 +164,20 @@ RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const Ring<
     const int32_t position = walk.index() * Shape::kPixels;
     turns.wait();
     ring.wait(at);
-    const auto begin = [&] { epilogue.begin(position); };
+    const auto beside = [&] { begin(position); };
     const auto asked = [&] {
       if (releases) turns.pass();
     };
     if constexpr (Types::kInParts) {
-      sum_window_in_parts<Operand, Shape>(d, halves, shared, window, pitch, begin, asked);
+      sum_window_in_parts<Operand, Shape>(d, halves, shared, window, pitch, beside, asked);
     } else {
-      sum_window<Operand, Shape>(d, shared, window, pitch, begin, asked);
+      const auto multiply = [&](float (&sums)[Shape::kPixels / 2], int tap, bool accumulate) {
+        multiply_tap<Operand, Shape>(sums, tap, shared, window, pitch, accumulate);
+      };
+      sum_window(d, multiply, beside, asked);
     }
     if (releases) ring.release(at);
-    epilogue.finish(d, position);
+    finish(d, position);
     walk.next();
     walk.next();
     at.skip(kConsumers);
@@ -160,9 +185,9 @@ RF_DEVICE void consume_windows(const ConvWindowArguments& arguments, const Ring<
 }
 
 // The thread that asks for windows.
-template <class Shape>
-RF_DEVICE void produce_windows(const ConvWindowArguments& arguments, const Ring<kConsumers>& ring,
-                               ptx::SharedAddress shared, BlockWalk walk) {
+template <class Shape, class Walk>
+RF_DEVICE void produce_windows(const ConvWindowArguments& arguments, const RingOf<Shape>& ring,
+                               ptx::SharedAddress shared, Walk walk) {
   const int32_t bytes = arguments.parts * arguments.part_rows * Shape::kRowBytes;
   RingPlace<kConsumers> at;
   for (; !walk.done(); walk.next(), at.next()) {
@@ -180,31 +205,24 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     conv_bn_act_window_kernel(const __grid_constant__ ConvWindowArguments arguments) {
 #if defined(RF_HAS_WGMMA)
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
-  const Ring<kConsumers> ring{shared + Shape::kRingAt};
+  const RingOf<Shape> ring{shared + Shape::kRingAt};
   const auto block = static_cast<int32_t>(blockIdx.x);
   // Blocks of one column of tiles lie `columns` apart.
   const BlockWalk walk(arguments.tiles, arguments.reverse, block / arguments.columns,
                        static_cast<int32_t>(gridDim.x) / arguments.columns);
   const int32_t channel = block % arguments.columns * kWarpgroupRows;
-  if (threadIdx.x == 0) {
-    ptx::tma_prefetch(&arguments.weight);
-    ptx::tma_prefetch(&arguments.x);
-    if (arguments.has_residual) ptx::tma_prefetch(&arguments.residual);
-    ring.init(kWarpgroupWarps);
-    const ptx::SharedAddress filters_full = shared + Shape::kFiltersFullAt;
-    ptx::mbarrier_init(filters_full, 1);
-    for (int i = 0; i < kConsumers; ++i) {
-      ptx::mbarrier_init(shared + Shape::kResidualAt + i * kBarrierBytes, 1);
-    }
-    Turns::init(shared + Shape::kTurnsAt);
-    ptx::fence_mbarrier_init();
-    ptx::mbarrier_arrive_expect_tx(filters_full, Shape::kFilters);
-    load_taps<Shape::kRowBytes>(shared, &arguments.weight, channel, filters_full);
-  }
+  if (threadIdx.x == 0) begin_windows<Shape>(arguments, ring, shared, channel);
   run_roles(
       arguments.dependent, [&] { produce_windows<Shape>(arguments, ring, shared, walk); },
       [&](uint32_t consumer, uint32_t thread) {
-        consume_windows<T, Shape>(arguments, ring, shared, walk, channel, consumer, thread);
+        using Epilogue = WindowEpilogue<T, Shape::kPixels>;
+        Epilogue epilogue(arguments, own_of<Shape, Epilogue>(shared, consumer), thread, channel);
+        consume_windows<T, Shape>(
+            arguments, ring, shared, walk, consumer, thread,
+            [&](int32_t position) { epilogue.begin(position); },
+            [&](float (&d)[Shape::kPixels / 2], int32_t position) {
+              epilogue.finish(d, position);
+            });
       });
 #endif
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "../device/normed_steps.h"
+#include "../device/stats_walk.h"
 #include "../device/walk_moments.h"
 #include "conv_bn_act_sm90.cuh"
 
@@ -43,21 +44,11 @@ RF_DEVICE void consume_measured(const ConvStatsTmaArguments& arguments, const Ri
   if (walk.done()) return;
   const OutputPlace first = place_of<Shape>(walk, consumer);
   // A part has the number of its first tile of pixels.
-  if (exists(first)) moments.leave(arguments, first, first.pixel / Shape::kPixels);
-}
-
-// The pixels of a block's tiles, step after step.
-template <class T, class Shape>
-RF_DEVICE void transform_steps(const ConvStatsTmaArguments& arguments, const RingOf<Shape>& ring,
-                               ptx::SharedAddress shared, const TileWalk& walk, uint32_t thread) {
-  RingPlace<Shape::kStages> at;
-  NormedSteps<T, Shape> steps(arguments.conv, arguments.norm, walk, thread);
-  for (; !steps.done(); steps.next(), at.next()) {
-    steps.prepare();
-    ring.wait_raw(at);
-    steps.transform(shared + at.stage * Shape::kStageBytes);
-    ring.transformed(at);
-  }
+  if (!exists(first)) return;
+  const MeasuredColumn where{
+      static_cast<uint32_t>(first.group * arguments.columns + first.channel / kWarpgroupRows),
+      first.group * conv.channels + first.channel, conv.channels - first.channel};
+  moments.leave(arguments, where, first.pixel / Shape::kPixels);
 }
 
 #endif
@@ -77,7 +68,10 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     run_convolution<T, Shape>(
         arguments.conv, consume,
         [&](const RingOf<Shape>& ring, ptx::SharedAddress shared, const TileWalk& walk,
-            uint32_t thread) { transform_steps<T, Shape>(arguments, ring, shared, walk, thread); });
+            uint32_t thread) {
+          transform_stages<Shape>(
+              ring, shared, NormedSteps<T, Shape>(arguments.conv, arguments.norm, walk, thread));
+        });
   } else {
     run_convolution<T, Shape>(arguments.conv, consume);
   }

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "../device/bn_wgrad_loader.h"
+#include "../device/halo_wgrad_loader.h"
 #include "../device/wgrad_parts.h"
 
 namespace resnet_fused {
@@ -22,10 +23,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const auto place = Place<Shape>::mine();
   const Tile tile = tile_of(blockIdx.x, product.tiles);
   const WgradPart part = wgrad_part<T, Shape>(product, tile);
-  BnWgradLoader<T, Shape, kWidth> loader(arguments, tile, part.first_pixel, place.thread);
   Sums<Shape> sums;
   sums.clear();
-  add_wgrad_products<T>(sums, loader, part.steps, ring, place);
+  if constexpr (kWindowsOf<Shape> > 0) {
+    HaloWgradLoader<T, Shape> loader(arguments, tile, part.first_pixel, ring + Shape::kRingBytes,
+                                     place);
+    const MnMajorFragments<T, Side::kLeft, Shape::kBlocksM, Shape::kM> left(place.row, place.lane);
+    const HaloTapFragments<HaloWgradLoader<T, Shape>> right{loader};
+    loader.begin();
+    run_main_loop<T>(sums, ring, part.steps, left, right, loader, [](int) {});
+  } else {
+    BnWgradLoader<T, Shape, kWidth> loader(arguments, tile, part.first_pixel, place.thread);
+    add_wgrad_products<T>(sums, loader, part.steps, ring, place);
+  }
   leave_wgrad_sums(sums, product, tile, place.thread);
 }
 

@@ -15,89 +15,13 @@
 #include "../device/turned_products.h"
 #include "../device/warpgroup_roles.h"
 #include "../device/wgrad_parts.h"
-#include "../device/wgrad_tma.h"
+#include "../device/wgrad_steps.h"
 #include "../ptx/mbarrier.h"
 #include "../ptx/tma.h"
 
 namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
-
-// The producer's way through the steps of its block's part.
-template <class Shape>
-class WgradSteps {
- public:
-  RF_DEVICE WgradSteps(const ConvWgradTmaArguments& arguments, const Tile& tile,
-                       const WgradPart& part)
-      : arguments_(arguments), pixel_(part.first_pixel), left_(part.steps) {
-    const WgradProduct& product = arguments.product;
-    filter_ = tile.group * product.channels_out + tile.m * Shape::kM;
-    first_channel_ = tile.group * product.channels_in;
-    first_column_ = column_of(tile.n * Shape::kN, product.columns);
-  }
-
-  RF_DEVICE bool done() const { return left_ == 0; }
-  RF_DEVICE void next() {
-    pixel_ += kStepElements;
-    --left_;
-  }
-  RF_DEVICE uint32_t bytes() const {
-    return Shape::kStageBytes - (arguments_.masked ? 0 : Shape::kLeftBoxes * Shape::kBoxBytes);
-  }
-
-  RF_DEVICE void load(ptx::SharedAddress stage, ptx::SharedAddress full) const {
-    const Pixel at = pixel_of(pixel_, arguments_.grid);
-    load_filters(&arguments_.dy, stage, at, full);
-    if (arguments_.masked) load_filters(&arguments_.y, stage + Shape::kMaskAt, at, full);
-    load_columns(stage + Shape::kRightAt, at, full);
-  }
-
- private:
-  RF_DEVICE void load_filters(const ptx::TensorMap* from, ptx::SharedAddress to, const Pixel& at,
-                              ptx::SharedAddress full) const {
-#pragma unroll 1
-    for (int i = 0; i < Shape::kLeftBoxes; ++i) {
-      const int32_t filter = filter_ + i * kStepElements;
-      if (arguments_.dense_dy) {
-        ptx::tma_load(to + i * Shape::kBoxBytes, from, {filter, pixel_}, full);
-      } else {
-        // Beyond the last image TMA brings zeros, as for any place outside of the tensor.
-        ptx::tma_load_im2col(to + i * Shape::kBoxBytes, from, {filter, at.q, at.p, at.n}, {0, 0},
-                             full);
-      }
-    }
-  }
-
-  RF_DEVICE void load_columns(ptx::SharedAddress to, const Pixel& at,
-                              ptx::SharedAddress full) const {
-    const Reduction& columns = arguments_.product.columns;
-    const int32_t h = at.p * arguments_.stride_h + arguments_.origin_h;
-    const int32_t w = at.q * arguments_.stride_w + arguments_.origin_w;
-    Column column = first_column_;
-#pragma unroll 1
-    for (int i = 0; i < Shape::kRightBoxes; ++i) {
-      // Behind the last tap there is nothing to multiply: zeros, for which memory is not asked.
-      const bool known = column.r < columns.taps_r;
-      const int32_t channel = known ? first_channel_ + column.c : arguments_.channels;
-      if (arguments_.dense_x) {
-        ptx::tma_load(to + i * Shape::kBoxBytes, &arguments_.x, {channel, pixel_}, full);
-      } else {
-        const int32_t s = known ? column.s * arguments_.step_w : 0;
-        const int32_t r = known ? column.r * arguments_.step_h : 0;
-        ptx::tma_load_im2col(to + i * Shape::kBoxBytes, &arguments_.x, {channel, w, h, at.n},
-                             {static_cast<uint16_t>(s), static_cast<uint16_t>(r)}, full);
-      }
-      column = advanced(column, {kStepElements, 0, 0}, columns);
-    }
-  }
-
-  const ConvWgradTmaArguments& arguments_;
-  int32_t pixel_;  // where the step begins
-  int32_t left_;   // steps
-  int32_t filter_;
-  int32_t first_channel_;  // of the group
-  Column first_column_;    // of the tile
-};
 
 template <class T, class Shape, class MakeLeft>
 RF_DEVICE void consume_wgrad(const ConvWgradTmaArguments& arguments, const RingOf<Shape>& ring,
@@ -118,9 +42,11 @@ RF_DEVICE void consume_wgrad(const ConvWgradTmaArguments& arguments, const RingO
 }
 
 // A block's life. make_left: the left operand, of (tile, part, the warpgroup's first row of the
-// tile, thread of it).
-template <class T, class Shape, class MakeLeft>
-RF_DEVICE void run_wgrad(const ConvWgradTmaArguments& arguments, const MakeLeft& make_left) {
+// tile, thread of it). transforms: of (ring, shared memory, tile, part, thread), where the shape
+// transforms.
+template <class T, class Shape, class MakeLeft, class Transform = Idle>
+RF_DEVICE void run_wgrad(const ConvWgradTmaArguments& arguments, const MakeLeft& make_left,
+                         const Transform& transforms = {}) {
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const RingOf<Shape> ring{shared + Shape::kRingAt};
   const Tile tile = tile_of(blockIdx.x, arguments.product.tiles);
@@ -133,7 +59,7 @@ RF_DEVICE void run_wgrad(const ConvWgradTmaArguments& arguments, const MakeLeft&
     ptx::fence_mbarrier_init();
   }
   ptx::sync_threads();
-  take_roles(
+  take_roles<Shape::kTransforms>(
       [&] {
         RingPlace<Shape::kStages> at;
         for (WgradSteps<Shape> steps(arguments, tile, part); !steps.done();
@@ -144,7 +70,8 @@ RF_DEVICE void run_wgrad(const ConvWgradTmaArguments& arguments, const MakeLeft&
       },
       [&](uint32_t consumer, uint32_t thread) {
         consume_wgrad<T, Shape>(arguments, ring, shared, tile, part, consumer, thread, make_left);
-      });
+      },
+      [&](uint32_t thread) { transforms(ring, shared, tile, part, thread); });
 }
 
 #endif

@@ -60,8 +60,9 @@ struct RfConvConfiguration {
   int32_t shared_bytes;  // of a block
   int32_t float32;       // whether it serves float: its output tile must fit as well
   int32_t tma = 0;       // operands come by TMA, wgmma multiplies: capability 9.0 alone
-  // Pixels of all nine taps come at once, in so much shared memory as their width takes:
-  // shared_bytes are the most there may be, or those of conv_bn_stats without pixels.
+  // Pixels of all nine taps come at once, in so much shared memory as their rows' width takes; 0:
+  // they do not. By TMA 1, and shared_bytes are the most there may be. By mma.sync the number of
+  // windows that a block keeps, and shared_bytes are those of all else.
   int32_t window = 0;
   int32_t cluster = 0;  // splits are blocks of a cluster, so many at most; 0: they are not
   int32_t image = 0;    // x is an image of a few channels, and comes by its rows

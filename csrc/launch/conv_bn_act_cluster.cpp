@@ -21,8 +21,6 @@ namespace {
 
 constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
 constexpr double kClusterBytes = 14;  // a cycle, from other blocks' shared memory: half of L2's
-// A cluster lies in one GPC; those of an H200 have 16 or 18 multiprocessors.
-constexpr int64_t kNeighbours = 16;
 
 int64_t cluster_steps(const RfConvBnAct& problem) {
   const int64_t (&size)[4] = problem.weight_size;
@@ -65,9 +63,8 @@ double cluster_cost(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_
   const int64_t channels = problem.weight_size[0] / problem.groups;
   const int64_t tiles =
       divide_up(pixels, tile.pixels) * divide_up(channels, tile.channels) * problem.groups;
-  const int64_t all = gpu.multiprocessors;
-  const int64_t usable = blocks > 2 && all >= kNeighbours ? all - all % kNeighbours : all;
-  const auto busy = static_cast<double>(divide_up(tiles * blocks, usable));
+  const auto busy =
+      static_cast<double>(divide_up(tiles * blocks, cluster_multiprocessors(blocks, gpu)));
   const auto steps = static_cast<double>(divide_up(cluster_steps(problem), blocks));
   const double area = static_cast<double>(tile.pixels) * tile.channels;
   const double written = (static_cast<double>(tile.pixels) + tile.channels) * kStepRowBytes;

@@ -33,11 +33,12 @@ TensorMapRequest x_request(const RfConvBnAct& problem, TensorElement element,
   const int64_t (&all)[4] = problem.x_size;
   if (tma_is_dense(problem)) {
     const int64_t pixel = *pixel_step(all, problem.x_stride, element_bytes(element));
-    return rows_request(element, from, all[1], images * all[2] * all[3], pixel, tile.pixels);
+    return rows_request(element, from, all[1], images * all[2] * all[3], pixel,
+                        tile.pixels_asked());
   }
   const int64_t size[4] = {images, all[1], all[2], all[3]};
   TensorMapRequest request = images_request(element, from, size, problem.x_stride);
-  request.pixels = tile.pixels;
+  request.pixels = tile.pixels_asked();
   for (int d = 0; d < 2; ++d) {  // W first
     const int64_t padding = problem.padding[1 - d];
     const int64_t reach = (problem.weight_size[3 - d] - 1) * problem.dilation[1 - d];
@@ -53,7 +54,7 @@ TensorMapRequest weight_request(const RfConvBnAct& problem, TensorElement elemen
   const int64_t (&size)[4] = problem.weight_size;
   const int64_t (&stride)[4] = problem.weight_stride;
   if (!tile.across) {
-    return taps_request(element, problem.weight, size, stride, tile.channels / tile.sharing);
+    return taps_request(element, problem.weight, size, stride, tile.filters_asked());
   }
   const int64_t lies[4] = {size[1] * problem.groups, size[0] / problem.groups, size[2], size[3]};
   const int64_t steps[4] = {stride[1], stride[0], stride[2], stride[3]};
@@ -152,10 +153,10 @@ std::string tma_pixels_fault(const RfConvBnAct& problem, TensorElement element,
 }
 
 std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
-                      int64_t images, const char* pixels_name) {
+                      int64_t images) {
   std::string found = tma_shape_fault(problem, types);
   if (!found.empty()) return found;
-  found = tma_pixels_fault(problem, types.operands, tile, images, pixels_name);
+  found = tma_pixels_fault(problem, types.operands, tile, images, "x");
   if (!found.empty()) return found;
   found = tma_weight_fault(problem, types.operands, tile);
   if (!found.empty()) return found;
@@ -222,7 +223,8 @@ int tma_common_arguments(const RfConvBnAct& problem, const TmaTypes& types,
 void tma_set_pixels(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t images,
                     const OutputSize& size, ConvTmaArguments* made) {
   const int64_t pixels = images * size.p * size.q;
-  const int64_t of_group = divide_up(problem.weight_size[0] / problem.groups, tile.channels);
+  const int64_t of_group =
+      divide_up(problem.weight_size[0] / problem.groups, tile.channels * tile.pixel_sharing);
   made->grid = {narrowed(pixels), make_divisor(narrowed(size.q)), make_divisor(narrowed(size.p))};
   made->tiles = {narrowed(tma_tiles(problem, tile, pixels)),
                  make_divisor(narrowed(of_group * problem.groups)),

@@ -22,28 +22,36 @@ struct TmaTileFacts {
   int32_t stored_pixels;
   int32_t stored_channels;
   int32_t shared_bytes;
-  int32_t sharing;  // blocks of a cluster that share filters
+  int32_t sharing;  // blocks of a cluster
   // A step's filters are rows of the reduction, as they lie for the forward convolution, and not of
   // the output's channels.
   bool across = false;
+  int32_t pixel_sharing = 1;  // of them those of one tile of pixels
+
+  constexpr int32_t filter_sharing() const { return sharing / pixel_sharing; }
+  // Rows of a step that a block asks for itself.
+  constexpr int32_t filters_asked() const { return channels / filter_sharing(); }
+  constexpr int32_t pixels_asked() const { return pixels / pixel_sharing; }
 };
 template <class Shape>
 constexpr TmaTileFacts facts_of() {
-  return {Shape::kPixelsLeft,
-          Shape::kTogether,
-          Shape::kPixels,
-          Shape::kChannels,
-          Shape::kStages,
-          Shape::kStoredPixels,
-          Shape::kPixelsLeft ? Shape::kChannels : kWarpgroupRows,
-          Shape::kSharedBytes,
-          Shape::kSharing};
+  TmaTileFacts facts{Shape::kPixelsLeft,
+                     Shape::kTogether,
+                     Shape::kPixels,
+                     Shape::kChannels,
+                     Shape::kStages,
+                     Shape::kStoredPixels,
+                     Shape::kPixelsLeft ? Shape::kChannels : kWarpgroupRows,
+                     Shape::kSharedBytes,
+                     Shape::kSharing};
+  if constexpr (Shape::kSharing > 1) facts.pixel_sharing = Shape::kPixelSharing;
+  return facts;
 }
 // index: in ConvTmaTiles.
 TmaTileFacts tma_tile(int index);
 
 // "tma_p128x256_3s": pixels on the left side, or s for channels; "_t": its warpgroups take turns;
-// "_2c": two blocks of a cluster share their filters.
+// "_2c": two blocks of a cluster share their filters; "_4p": four share their pixels.
 std::string tma_name(const TmaTileFacts& tile);
 // Its entry of a table, but for the name.
 RfConvConfiguration tma_configuration(const TmaTileFacts& tile);
@@ -57,14 +65,14 @@ struct TmaTypes {
 // Of a problem whose tensors are all alike, of 16 bits.
 TmaTypes tma_types(const RfConvBnAct& problem);
 
-// What keeps a problem from TMA, with the argument's name; empty if nothing does. pixels: x's name.
+// What keeps a problem from TMA, with the argument's name; empty if nothing does.
 std::string tma_fault(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
-                      int64_t images, const char* pixels = "x");
+                      int64_t images);
 // What keeps sizes alone from it, and what keeps the weight.
 std::string tma_shape_fault(const RfConvBnAct& problem, const TmaTypes& types);
 std::string tma_weight_fault(const RfConvBnAct& problem, TensorElement element,
                              const TmaTileFacts& tile);
-// What keeps x alone from it.
+// What keeps x alone from it. pixels: what it is called there.
 std::string tma_pixels_fault(const RfConvBnAct& problem, TensorElement element,
                              const TmaTileFacts& tile, int64_t images, const char* pixels);
 

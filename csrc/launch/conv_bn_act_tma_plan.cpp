@@ -23,18 +23,20 @@ std::string tma_name(const TmaTileFacts& tile) {
   return std::string("tma_") + (tile.pixels_left ? "p" : "s") + std::to_string(tile.pixels) + "x" +
          std::to_string(tile.channels) + "_" + std::to_string(tile.stages) + "s" +
          (tile.together ? "" : "_t") +
-         (tile.sharing > 1 ? "_" + std::to_string(tile.sharing) + "c" : "");
+         (tile.filter_sharing() > 1 ? "_" + std::to_string(tile.filter_sharing()) + "c" : "") +
+         (tile.pixel_sharing > 1 ? "_" + std::to_string(tile.pixel_sharing) + "p" : "");
 }
 
 int64_t tma_tiles(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t pixels) {
   const int64_t channels = problem.weight_size[0] / problem.groups;
-  return divide_up(divide_up(pixels, tile.pixels), tile.sharing) *
-         divide_up(channels, tile.channels) * problem.groups;
+  return divide_up(pixels, tile.pixels * tile.filter_sharing()) *
+         divide_up(channels, tile.channels * tile.pixel_sharing) * problem.groups;
 }
 
 int64_t tma_blocks(const RfConvBnAct& problem, const TmaTileFacts& tile, int64_t pixels,
                    const RfGpu& gpu) {
-  const int64_t clusters = std::max(1, gpu.multiprocessors / tile.sharing);
+  const int64_t clusters =
+      std::max<int64_t>(1, cluster_multiprocessors(tile.sharing, gpu) / tile.sharing);
   return tile.sharing * std::min(tma_tiles(problem, tile, pixels), clusters);
 }
 
@@ -54,7 +56,7 @@ RfConvConfiguration tma_configuration(const TmaTileFacts& tile) {
           1};
 }
 
-// The busiest block's tiles. L2 is asked once for filters that blocks share. Loads, which never
+// The busiest block's tiles. L2 is asked once for what blocks share. Loads, which never
 // stop, run beside the products and the stores of other tiles; products of warpgroups that work
 // together wait for their epilogue, those in turns do not.
 double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTileFacts& tile,
@@ -78,7 +80,7 @@ double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTile
   const double adds = exposed ? area / kInstructions + kDrain : 0;
   const double lines = (read + written + transform.bytes) / kSharedLines;
   const double multiply = steps * (std::max({matrix, lines, transform.cycles}) + adds);
-  const double asked = tile.pixels + static_cast<double>(tile.channels) / tile.sharing;
+  const double asked = tile.pixels_asked() + tile.filters_asked();
   const double load = steps * asked * kStepRowBytes / kCacheBytes;
   const auto moved = static_cast<double>(
       element_bytes(types.out) + (problem.residual != nullptr ? element_bytes(types.residual) : 0));

@@ -11,6 +11,7 @@
 #include "conv_strides.h"
 #include "tensor_map.h"
 #include "tma_request.h"
+#include "window_rates.h"
 #include "window_request.h"
 
 namespace resnet_fused {
@@ -24,12 +25,6 @@ static_assert(offsetof(ConvWindowArguments, scale) == 392);
 static_assert(offsetof(ConvWindowArguments, shift) == 400);
 
 namespace {
-
-constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
-constexpr double kResults = 36;                 // that the epilogue makes in a cycle
-constexpr double kStoredBytes = 100;            // that threads store in a cycle, 16 each
-constexpr double kTurn = 100;      // cycles from the end of one warpgroup's products to the other's
-constexpr double kSameLines = 45;  // bytes a cycle from L2, when all read the same
 
 constexpr int64_t kUnitBytes = 16;  // of what threads store at a time
 
@@ -52,8 +47,9 @@ TensorMapRequest residual_request(const RfConvBnAct& problem, const WindowTileFa
                              tile.pixels);
 }
 
-// What is made for 3x3 filters that lie on every pixel, and 64 channels.
-std::string shape_fault(const RfConvBnAct& problem, const WindowTileFacts& tile) {
+}  // namespace
+
+std::string window_shape_fault(const RfConvBnAct& problem) {
   if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) return kNoTf32;
   const int64_t (&filters)[4] = problem.weight_size;
   const auto both = [](const int64_t (&pair)[2]) { return pair[0] == 1 && pair[1] == 1; };
@@ -68,16 +64,17 @@ std::string shape_fault(const RfConvBnAct& problem, const WindowTileFacts& tile)
     return "channels: " + std::to_string(filters[0]) + " of the output; a multiple of " +
            std::to_string(kWarpgroupRows) + " is accepted";
   }
-  const int64_t width = problem.x_size[3];
-  if (const int64_t bytes = window_shared_bytes(tile, width); bytes > kMostSharedBytes) {
-    return "x: rows of " + std::to_string(width) + " pixels take " + std::to_string(bytes) +
-           " bytes of shared memory; up to " + std::to_string(kMostSharedBytes) + " are there";
-  }
   return "";
 }
 
-// What threads cannot store 16 bytes at a time.
-std::string out_fault(const RfConvBnAct& problem, TensorElement out) {
+std::string window_width_fault(const char* name, int64_t width, int64_t bytes) {
+  if (bytes <= kMostSharedBytes) return "";
+  return std::string(name) + ": rows of " + std::to_string(width) + " pixels take " +
+         std::to_string(bytes) + " bytes of shared memory; up to " +
+         std::to_string(kMostSharedBytes) + " are there";
+}
+
+std::string window_out_fault(const RfConvBnAct& problem, TensorElement out) {
   if (problem.out_stride[1] != 1) return "out: its channels are not adjacent";
   if (reinterpret_cast<uintptr_t>(problem.out) % kUnitBytes != 0) {
     return "out: address is not a multiple of 16";
@@ -92,8 +89,6 @@ std::string out_fault(const RfConvBnAct& problem, TensorElement out) {
   }
   return "";
 }
-
-}  // namespace
 
 WindowTileFacts window_tile(int index) {
   return ConvWindowTiles::with(index, []<class Shape>() { return window_facts<Shape>(); });
@@ -121,13 +116,17 @@ int64_t window_positions(const RfConvBnAct& problem, int64_t images) {
 
 std::string window_fault(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
                          int64_t images) {
-  std::string found = shape_fault(problem, tile);
+  std::string found = window_shape_fault(problem);
+  if (found.empty()) {
+    found =
+        window_width_fault("x", problem.x_size[3], window_shared_bytes(tile, problem.x_size[3]));
+  }
   if (!found.empty()) return found;
   if (problem.x_stride[1] != 1) return "x: its channels are not adjacent";
   if (problem.weight_stride[1] != 1) return "weight: its channels are not adjacent";
   found = named("x", tensor_map_fault(x_request(problem, tile, problem.x, images)));
   if (found.empty()) found = named("weight", tensor_map_fault(weight_request(problem)));
-  if (found.empty()) found = out_fault(problem, out);
+  if (found.empty()) found = window_out_fault(problem, out);
   if (!found.empty() || problem.residual == nullptr) return found;
   if (problem.residual_stride[1] != 1) return "residual: its channels are not adjacent";
   return named("residual",
@@ -145,7 +144,7 @@ int64_t window_blocks(const RfConvBnAct& problem, const WindowTileFacts& tile, i
 // other tiles; what threads add of a pass beside those of the other one. Of memory every position
 // counts as a pixel.
 double window_cost(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
-                   int64_t positions, const RfGpu& gpu) {
+                   int64_t positions, const RfGpu& gpu, const WindowWork& work) {
   const double row = tile.row_bytes;  // of x and the shortcut
   const auto made = static_cast<double>(kWarpgroupRows * element_bytes(out));  // of the result
   const double shortcut = problem.residual != nullptr ? row : 0;
@@ -161,26 +160,29 @@ double window_cost(const RfConvBnAct& problem, TensorElement out, const WindowTi
   const double matrix = kWindowTaps * area * row / kTmaElementBytes / kWarpgroupUnit;
   const double read = kWindowTaps * (kWarpgroupRows * tile.passes + pixels) * row;
   const double staged = pixels * (row + 2 * made);
-  const double multiply = std::max(matrix, (read + loaded + staged) / kSharedBytes);
+  const double multiply =
+      std::max(matrix, (read + loaded + staged + work.transformed) / kSharedBytes);
   const double moved = pixels * (row + shortcut + made);
-  const double results = area / kResults + pixels * made / kStoredBytes;
-  const double longest = std::max({multiply, results, loaded / kCacheBytes, moved / kMemoryBytes});
+  const double results = area / kResults + pixels * made / kStoredBytes + work.results;
+  double longest = std::max({multiply, results, loaded / kCacheBytes, moved / kMemoryBytes});
+  if (work.transforming > 0) {
+    // A window comes anew and is transformed while the other one is multiplied.
+    const double ready = kLatency + loaded / kCacheBytes + work.transforming;
+    longest = std::max({longest, work.transforming, (multiply + ready) / kConsumers});
+  }
   const double filters = kWindowTaps * kWarpgroupRows * row;
   return each * (longest + kTurn) + results + filters / kSameLines + 2 * kLatency;
 }
 
-namespace {
-
-// Everything but the maps.
-ConvWindowArguments arguments_of(const RfConvBnAct& problem, TensorElement element,
-                                 const WindowTileFacts& tile, int64_t first, int64_t images) {
+ConvWindowArguments window_arguments_but_maps(const RfConvBnAct& problem, TensorElement element,
+                                              int32_t pixels, const WindowParts& parts,
+                                              int64_t first, int64_t images) {
   const int64_t size[4] = {problem.x_size[0], problem.weight_size[0], problem.x_size[2],
                            problem.x_size[3]};
   const Strides out = used(size, problem.out_stride);
   const int64_t bytes = element_bytes(element);
   const auto units = [&](int64_t elements) { return narrowed(elements * bytes / kUnitBytes); };
   const int64_t positions = window_positions(problem, images);
-  const WindowParts parts = window_parts(tile.pixels, size[3]);
   ConvWindowArguments made{};
   made.out = moved(problem.out, first * out.n * bytes);
   made.scale = static_cast<const float*>(problem.scale);
@@ -190,7 +192,7 @@ ConvWindowArguments arguments_of(const RfConvBnAct& problem, TensorElement eleme
                make_divisor(narrowed(size[2] + 1))};
   made.part_rows = narrowed(parts.rows);
   made.parts = narrowed(parts.count);
-  made.tiles = narrowed(divide_up(positions, tile.pixels));
+  made.tiles = narrowed(divide_up(positions, pixels));
   made.columns = narrowed(size[1] / kWarpgroupRows);
   made.floor = problem.relu != 0 ? 0.0f : -std::numeric_limits<float>::infinity();
   made.residual_factor = 1.0f;
@@ -202,12 +204,11 @@ ConvWindowArguments arguments_of(const RfConvBnAct& problem, TensorElement eleme
   return made;
 }
 
-}  // namespace
-
 int window_arguments(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
                      int64_t first, int64_t images, ConvWindowArguments* made) {
   ConvWindowArguments& arguments = *made;
-  arguments = arguments_of(problem, out, tile, first, images);
+  arguments = window_arguments_but_maps(
+      problem, out, tile.pixels, window_parts(tile.pixels, problem.x_size[3]), first, images);
   const auto from = [&](const void* tensor, int64_t stride) {
     return image_at(element_of(problem.dtype), tensor, problem.x_size[0], stride, first);
   };

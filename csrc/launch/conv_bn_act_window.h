@@ -9,6 +9,7 @@
 #include "conv_bn_act.h"
 #include "conv_window_tiles.h"
 #include "tensor_map.h"
+#include "window_request.h"
 
 namespace resnet_fused {
 
@@ -39,6 +40,13 @@ int64_t window_shared_bytes(const WindowTileFacts& tile, int64_t width);
 // Positions of a walk over so many images, up to the last pixel.
 int64_t window_positions(const RfConvBnAct& problem, int64_t images);
 
+// What keeps a problem from every window kernel: they are made for 3x3 filters that lie on every
+// pixel, 64 channels, and threads that store 16 bytes at a time; empty if nothing does.
+std::string window_shape_fault(const RfConvBnAct& problem);
+std::string window_out_fault(const RfConvBnAct& problem, TensorElement out);
+// That rows of so many pixels take more shared memory than there is.
+std::string window_width_fault(const char* name, int64_t width, int64_t bytes);
+
 // What keeps a problem from the window kernel, with the argument's name; empty if nothing does. x,
 // weight and residual are the problem's dtype; out's elements may be others.
 std::string window_fault(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
@@ -48,9 +56,21 @@ std::string window_fault(const RfConvBnAct& problem, TensorElement out, const Wi
 int64_t window_blocks(const RfConvBnAct& problem, const WindowTileFacts& tile, int64_t positions,
                       const RfGpu& gpu);
 
+// What else a tile takes: bytes of shared memory's traffic, and cycles of those who transform its
+// window; cycles more of its results.
+struct WindowWork {
+  double transformed;
+  double transforming;
+  double results;
+};
 // Predicted cycles, likewise.
 double window_cost(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
-                   int64_t positions, const RfGpu& gpu);
+                   int64_t positions, const RfGpu& gpu, const WindowWork& work = {});
+
+// Of tiles of so many positions: all arguments but the maps.
+ConvWindowArguments window_arguments_but_maps(const RfConvBnAct& problem, TensorElement element,
+                                              int32_t pixels, const WindowParts& parts,
+                                              int64_t first, int64_t images);
 
 // The arguments of a launch of images [first, first + images), of which window_fault finds nothing;
 // 0 or a cudaError_t.

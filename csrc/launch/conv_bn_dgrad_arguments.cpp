@@ -5,7 +5,9 @@
 
 #include "../device/warpgroup_shape.h"
 #include "conv_bn_dgrad_tma.h"
+#include "conv_bn_dgrad_window.h"
 #include "conv_strides.h"
+#include "window_request.h"
 
 namespace resnet_fused {
 
@@ -18,10 +20,13 @@ BnDgradLayout bn_dgrad_layout(const RfConvBnDgrad& problem, const RfConvConfigur
   const int64_t channels = conv.x_size[1];
   const int64_t columns = divide_up(channels / conv.groups, tile.n) * conv.groups;
   const int64_t images = conv.x_size[0];
-  // By wgmma each of the warpgroups has a row of its own.
-  const int64_t rows_a_tile = tile.tma != 0 ? kConsumers : 1;
+  const bool windows = tile.tma != 0 && tile.window != 0;  // whose tiles are of positions
+  // By wgmma each of the warpgroups has a row of its own, or all of a tile.
+  const int64_t rows_a_tile = tile.tma != 0 && !windows ? kConsumers : 1;
   const auto rows_of = [&](int64_t count) {
-    return divide_up(count * phase.rows * phase.columns, tile.m) * rows_a_tile * phases;
+    const int64_t pixels = windows ? walk_positions(count, phase.rows, phase.columns)
+                                   : count * phase.rows * phase.columns;
+    return divide_up(pixels, tile.m) * rows_a_tile * phases;
   };
   const int64_t whole = (images - 1) / images_a_launch;  // launches ahead of the last one
   const int64_t rows = rows_of(images_a_launch);
@@ -108,8 +113,10 @@ extern "C" int rf_conv_bn_dgrad_cuda(const RfConvBnDgrad* problem, const RfConvP
   for (int64_t i = 0; i < plan->launches; ++i) {
     const int64_t first = i * plan->images_a_launch;
     const int64_t count = std::min(plan->images_a_launch, images - first);
-    if (rf_conv_bn_dgrad_configuration(plan->configuration)->tma != 0) {
-      const int error = run_conv_bn_dgrad_tma(*problem, *plan, workspace, first, count, stream);
+    const RfConvConfiguration& tile = *rf_conv_bn_dgrad_configuration(plan->configuration);
+    if (tile.tma != 0) {
+      const auto run = tile.window != 0 ? run_conv_bn_dgrad_window : run_conv_bn_dgrad_tma;
+      const int error = run(*problem, *plan, workspace, first, count, stream);
       if (error != 0) return error;
       continue;
     }

@@ -5,6 +5,7 @@
 
 #include "conv_bn_stats_arguments.h"
 #include "conv_bn_stats_tma.h"
+#include "conv_bn_stats_window.h"
 
 extern "C" int rf_conv_bn_stats_cuda(const RfConvBnStats* problem, const RfConvPlan* plan,
                                      void* workspace, void* stream) {
@@ -14,7 +15,8 @@ extern "C" int rf_conv_bn_stats_cuda(const RfConvBnStats* problem, const RfConvP
   const int64_t images = problem->conv.x_size[0];
   const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(plan->configuration);
   if (plan->launches > 0 && tile.tma != 0) {
-    return run_conv_bn_stats_tma(*problem, *plan, workspace, stream);
+    return (tile.window != 0 ? run_conv_bn_stats_window : run_conv_bn_stats_tma)(*problem, *plan,
+                                                                                 workspace, stream);
   }
   for (int64_t i = 0; i < plan->launches; ++i) {
     const int64_t first = i * plan->images_a_launch;

@@ -1,6 +1,8 @@
 // The workspace, strides and divisors of conv_bn_stats.
 #include "conv_bn_stats_arguments.h"
 
+#include <algorithm>
+
 #include "conv_strides.h"
 
 namespace resnet_fused {
@@ -64,6 +66,10 @@ ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem,
   arguments.steps_each = narrowed(divide_up(arguments.steps, plan.splits));
   arguments.tiles = {narrowed(divide_up(images * size.p * size.q, tile.m)),
                      narrowed(divide_up(group, tile.n)), conv.groups, plan.splits};
+  if (tile.image != 0) {
+    const int64_t walkers = plan.blocks / arguments.tiles.tiles_n;
+    arguments.walkers = std::min(arguments.tiles.tiles_m, narrowed(walkers));
+  }
   if (plan.splits > 1) {
     arguments.workspace.arrivals = static_cast<uint32_t*>(workspace);
     arguments.workspace.partial = static_cast<float*>(moved(workspace, layout.partial));

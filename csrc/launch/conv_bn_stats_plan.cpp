@@ -8,7 +8,9 @@
 #include "conv_bn_stats_arguments.h"
 #include "conv_bn_stats_tiles.h"
 #include "conv_bn_stats_tma.h"
+#include "conv_bn_stats_window.h"
 #include "conv_halo.h"
+#include "conv_image.h"
 #include "conv_plan.h"
 #include "conv_stats_rates.h"
 #include "tma_request.h"
@@ -16,7 +18,7 @@
 namespace resnet_fused {
 namespace {
 
-constexpr int kTiles = kFirstStatsTma + StatsTmaTiles::kSize;
+constexpr int kTiles = kFirstStatsWindow + StatsWindowTiles::kSize;
 
 struct Entry {
   std::string name;
@@ -32,21 +34,41 @@ Entry entry(const char* kind, bool wide) {
            0, kWindowsOf<Shape>}};
 }
 
+// shared_bytes: without pixels.
+template <class Shape>
+Entry image_entry() {
+  Entry made = entry<Shape>("image_", false);
+  made.configuration.shared_bytes += Shape::kFiltersBytes;
+  made.configuration.image = 1;
+  return made;
+}
+
 Entry tma_entry(int index) {
   const TmaTileFacts tile = stats_tma_tile(index);
   return {tma_name(tile), tma_configuration(tile)};
 }
 
+Entry window_entry(int index) {
+  const WindowTileFacts tile = stats_window_tile(index);
+  return {window_name(tile), window_configuration(tile)};
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
-    for (int i = kFirstStatsTma; i < kTiles; ++i) entries[i] = tma_entry(i - kFirstStatsTma);
+    for (int i = kFirstStatsTma; i < kTiles; ++i) {
+      entries[i] = i < kFirstStatsWindow ? tma_entry(i - kFirstStatsTma)
+                                         : window_entry(i - kFirstStatsWindow);
+    }
     for (int i = 0; i < kFirstStatsTma; ++i) {
       if (i < kFirstNarrowStats) {
         entries[i] = StatsWideTiles::with(i, []<class Shape>() { return entry<Shape>("", true); });
       } else if (i < kFirstHaloStats) {
         entries[i] = StatsNarrowTiles::with(
             i - kFirstNarrowStats, []<class Shape>() { return entry<Shape>("narrow_", false); });
+      } else if (i >= kFirstImageStats) {
+        entries[i] = StatsImageTiles::with(i - kFirstImageStats,
+                                           []<class Shape>() { return image_entry<Shape>(); });
       } else {
         entries[i] = StatsHaloTiles::with(
             i - kFirstHaloStats, []<class Shape>() { return entry<Shape>("halo_", true); });
@@ -66,17 +88,26 @@ struct Product {
   int64_t bytes;  // of an element
   bool wide;
   bool normed;
-  bool windows;   // its pixels' taps are one run of pixels
-  int64_t width;  // of a row of pixels
+  bool windows;        // its pixels' taps are one run of pixels
+  int64_t width;       // of a row of pixels
+  int64_t rows;        // of taps
+  int64_t row_pixels;  // of the output
 };
 
-// Where a tile's pixels lie in windows a step is a slice of channels with all taps.
+// Where a tile's pixels lie in windows a step is a slice of channels with all taps; of an image by
+// its rows it is a row of taps.
 int64_t steps_of(const Product& product, const RfConvConfiguration& tile) {
+  if (tile.image != 0) return product.rows;
   const int64_t depth = tile.window != 0 ? product.depth / kHaloTaps : product.depth;
   return divide_up(depth * product.bytes, tile.step_bytes);
 }
 // Of a block: with its windows.
 int64_t shared_bytes(const Product& product, const RfConvConfiguration& tile) {
+  if (tile.image != 0) {
+    const int64_t filters = int64_t{kImageTapRows} * tile.n * tile.step_bytes;
+    return image_block_bytes(filters, tile.shared_bytes - filters, product.rows,
+                             image_window_chunks(tile.m, product.row_pixels));
+  }
   if (tile.window == 0) return tile.shared_bytes;
   return tile.shared_bytes + halo_bytes(tile.m, product.width, tile.window);
 }
@@ -84,11 +115,31 @@ int64_t tiles_of(const Product& product, const RfConvConfiguration& tile) {
   return divide_up(product.pixels, tile.m) * divide_up(product.channels, tile.n) * product.groups;
 }
 
+// Instructions that an element of an image takes: its address, its load, its place in a word.
+constexpr double kWindowInstructions = 7;
+
+// Cycles of one launch by an image's rows. Its blocks stay for many tiles: filters come once, and
+// all that a tile reads of the image is there before its products begin.
+double image_cost(const Product& product, const RfConvConfiguration& tile, const RfGpu& gpu) {
+  const double busy = static_cast<double>(divide_up(tiles_of(product, tile), gpu.multiprocessors));
+  const double resident = resident_blocks(tile, shared_bytes(product, tile), busy, gpu);
+  const double row = static_cast<double>(image_window_chunks(tile.m, product.row_pixels));
+  const double loading = row * (kChunkBytes / 2) * kWindowInstructions / kInstructions;
+  // A block multiplies at one time and loads at another.
+  const double step =
+      step_cycles(tile, {row * kChunkBytes}, product.bytes, resident) + loading / resident;
+  const double filters = resident * kImageTapRows * tile.n * (tile.step_bytes / 2) *
+                         kNarrowInstructions / kInstructions;
+  const double steps = static_cast<double>(product.rows) * step;
+  return filters + ended_cycles(tile, product.bytes, 1, busy, resident, steps);
+}
+
 // Cycles of one launch, predicted: the blocks of the busiest multiprocessor, each step of each at
 // its limit. See conv_bn_act_plan.cpp; here what is read through a BatchNorm is turned in shared
 // memory, and every tile is measured.
 double cost(const Product& product, const RfConvConfiguration& tile, int64_t splits,
             const RfGpu& gpu) {
+  if (tile.image != 0) return image_cost(product, tile, gpu);
   const int64_t tiles = tiles_of(product, tile);
   const double busy = static_cast<double>(divide_up(tiles * splits, gpu.multiprocessors));
   const int taps = tile.window != 0 ? kHaloTaps : 1;
@@ -121,16 +172,24 @@ int64_t images_together(const RfConvBnAct& conv, const Product& product,
   return std::max<int64_t>(0, std::min({conv.x_size[0], reach, rows / (size.p * size.q)}));
 }
 
-// What keeps a configuration from a problem; empty if nothing.
-std::string unfit(int index, const RfConvBnStats& problem, const Product& product,
-                  const RfGpu& gpu) {
+// What keeps a configuration from a problem, in so many splits; empty if nothing.
+std::string unfit(int index, const RfConvBnStats& problem, const Product& product, const RfGpu& gpu,
+                  int32_t splits) {
   const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(index);
   if (tile.tma != 0) {
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
-    return stats_tma_fault(problem, stats_tma_tile(index - kFirstStatsTma));
+    const std::string fault =
+        tile.window != 0 ? stats_window_fault(problem, stats_window_tile(index - kFirstStatsWindow))
+                         : stats_tma_fault(problem, stats_tma_tile(index - kFirstStatsTma));
+    return fault.empty() && splits > 1 ? "splits: only 1 is served by TMA" : fault;
   }
   if (tile.window != 0 && !product.windows) return kNoWindows;
+  if (tile.image != 0) {
+    const char* fault = image_fault(problem.conv, problem.normed != 0);
+    if (fault != nullptr) return fault;
+    if (splits > 1) return "splits: only 1 is served by an image's rows";
+  }
   if (shared_bytes(product, tile) > gpu.shared_per_block) {
     return "too much shared memory for this GPU";
   }
@@ -139,8 +198,25 @@ std::string unfit(int index, const RfConvBnStats& problem, const Product& produc
   return "";
 }
 
+// Blocks of a launch: of an image by its rows as many as run at one time, each for many tiles.
+int64_t blocks_of(const Product& product, const RfConvConfiguration& tile, int64_t splits,
+                  const RfGpu& gpu) {
+  const int64_t tiles = tiles_of(product, tile);
+  if (tile.image == 0) return tiles * splits;
+  const int64_t columns = divide_up(product.channels, tile.n);
+  const auto most = static_cast<double>(tile.blocks);
+  const auto resident =
+      static_cast<int64_t>(resident_blocks(tile, shared_bytes(product, tile), most, gpu));
+  return std::min(divide_up(gpu.multiprocessors * resident, columns), tiles / columns) * columns;
+}
+
 // A plan of one launch, by TMA.
 RfConvPlan tma_plan(int index, const RfConvBnStats& problem, const RfGpu& gpu) {
+  if (index >= kFirstStatsWindow) {
+    RfConvPlan made = stats_window_plan(problem, stats_window_tile(index - kFirstStatsWindow), gpu);
+    made.configuration = index;
+    return made;
+  }
   const TmaTileFacts tile = stats_tma_tile(index - kFirstStatsTma);
   const int64_t blocks = stats_tma_blocks(problem, tile, gpu);
   return {index,
@@ -150,6 +226,40 @@ RfConvPlan tma_plan(int index, const RfConvBnStats& problem, const RfGpu& gpu) {
           problem.conv.x_size[0],
           blocks,
           stats_tma_cost(problem, tile, gpu)};
+}
+
+// Takes a configuration's splits into `plan` where they are predicted to take less time; what keeps
+// it from the problem, or empty.
+std::string consider(int index, const RfConvBnStats& problem, Product product, const RfGpu& gpu,
+                     int32_t splits, RfConvPlan* plan) {
+  const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(index);
+  const int64_t images = problem.conv.x_size[0];
+  const int64_t together = images_together(problem.conv, product, tile);
+  if (together < 1) return "one image is more than a launch can take";
+  const OutputSize size = output_size(problem.conv);
+  product.pixels = together * size.p * size.q;
+  const int64_t steps = steps_of(product, tile);
+  const int64_t tiles = tiles_of(product, tile);
+  const int64_t most = tile.image != 0 ? 1 : std::max<int64_t>(kMostStatsSplits, splits);
+  std::string against;
+  for (int64_t parts = 1; parts <= most; ++parts) {
+    if (splits > 0 && parts != splits) continue;
+    if (!has_work(steps, parts) || tiles * parts > kMost) {
+      if (splits > 0) against = "its reduction has no such parts with work for each";
+      continue;
+    }
+    const double cycles = cost(product, tile, parts, gpu);
+    if (plan->launches > 0 && cycles >= plan->cycles) continue;
+    const auto cut = static_cast<int32_t>(parts);
+    *plan = RfConvPlan{index,
+                       cut,
+                       stats_layout(problem, tile, cut, together).bytes,
+                       divide_up(images, together),
+                       together,
+                       blocks_of(product, tile, parts, gpu),
+                       cycles};
+  }
+  return against;
 }
 
 Product product_of(const RfConvBnStats& problem) {
@@ -163,6 +273,8 @@ Product product_of(const RfConvBnStats& problem) {
   product.normed = problem.normed != 0;
   product.windows = taps_are_one_run(conv);
   product.width = conv.x_size[3];
+  product.rows = conv.weight_size[2];
+  product.row_pixels = output_size(conv).q;
   return product;
 }
 
@@ -192,22 +304,27 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
     refuse("an empty output: nothing is launched");
     return 0;
   }
-  Product product = product_of(*problem);
-  std::string against, against_tma, against_windows;
+  const Product product = product_of(*problem);
+  std::string against, against_tma, against_windows, against_rows;
   bool in_windows = !product.windows;  // or nothing is missed
   bool by_tma = false;
+  bool by_rows = !is_image(conv);
   for (int i = 0; i < kTiles; ++i) {
     const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(i);
     if (configuration >= 0 && i != configuration) continue;
-    std::string refusal = unfit(i, *problem, product, *gpu);
-    if (refusal.empty() && tile.tma != 0 && splits > 1) refusal = "splits: only 1 is served by TMA";
+    const std::string refusal = unfit(i, *problem, product, *gpu, splits);
     if (refusal.empty()) {
       in_windows = in_windows || tile.window != 0;
       by_tma = by_tma || tile.tma != 0;
+      by_rows = by_rows || tile.image != 0;
     } else if (configuration >= 0) {
       against = refusal;
-    } else {
-      (tile.tma != 0 ? against_tma : tile.window != 0 ? against_windows : against) = refusal;
+    } else if (tile.tma == 0 || tile.window == 0) {
+      // What is for some layers alone says nothing of others.
+      (tile.tma != 0      ? against_tma
+       : tile.window != 0 ? against_windows
+       : tile.image != 0  ? against_rows
+                          : against) = refusal;
     }
     // Narrow loads are for what is not wide, unless they are asked for.
     if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
@@ -216,31 +333,8 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
       if (plan->launches == 0 || made.cycles < plan->cycles) *plan = made;
       continue;
     }
-    const int64_t together = images_together(conv, product, tile);
-    if (together < 1) {
-      against = "one image is more than a launch can take";
-      continue;
-    }
-    product.pixels = together * size.p * size.q;
-    const int64_t steps = steps_of(product, tile);
-    const int64_t tiles = tiles_of(product, tile);
-    for (int64_t parts = 1; parts <= std::max<int64_t>(kMostStatsSplits, splits); ++parts) {
-      if (splits > 0 && parts != splits) continue;
-      if (!has_work(steps, parts) || tiles * parts > kMost) {
-        if (splits > 0) against = "its reduction has no such parts with work for each";
-        continue;
-      }
-      const double cycles = cost(product, tile, parts, *gpu);
-      if (plan->launches > 0 && cycles >= plan->cycles) continue;
-      const auto cut = static_cast<int32_t>(parts);
-      *plan = RfConvPlan{i,
-                         cut,
-                         stats_layout(*problem, tile, cut, together).bytes,
-                         divide_up(images, together),
-                         together,
-                         tiles * parts,
-                         cycles};
-    }
+    const std::string found = consider(i, *problem, product, *gpu, splits, plan);
+    if (!found.empty()) against = found;
   }
   if (plan->launches == 0) {
     if (configuration < 0) return refuse("no configuration serves it: %s", against.c_str());
@@ -249,6 +343,7 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
   }
   std::string missed;
   if (!in_windows && !against_windows.empty()) missed += "; no windows: " + against_windows;
+  if (!by_rows && !against_rows.empty()) missed += "; not by rows: " + against_rows;
   // Of a GPU that has no TMA nothing is said.
   if (gpu->capability == 90 && !by_tma && !against_tma.empty())
     missed += "; no TMA: " + against_tma;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../device/halo_shape.h"
+#include "../device/image_window_shape.h"
 #include "conv_tiles.h"
 
 namespace resnet_fused {
@@ -14,7 +15,7 @@ using StatsWideTiles = TileList<      //
     TileShape<128, 64, 2, 2, 4, 3>,   // 64 channels
     TileShape<64, 64, 2, 2, 4, 4>>;   // small batches, with splits
 using StatsNarrowTiles = TileList<    //
-    TileShape<128, 64, 4, 1, 4, 2>,   // the stem
+    TileShape<128, 64, 4, 1, 4, 2>,   // images that do not come by rows
     TileShape<64, 32, 2, 2, 4, 3>>;   // odd channels, NCHW, narrow groups
 
 // 3x3 filters behind a BatchNorm whose pixels are turned once for all taps. Two windows of 56 x 56
@@ -24,7 +25,12 @@ using StatsHaloTiles = TileList<      //
     HaloShape<128, 64, 2, 2, 4, 3>,   //
     HaloShape<64, 64, 2, 2, 4, 4>>;
 
+// Images of a few channels by their rows: M, N, warps along M and N, blocks.
+using StatsImageTiles = TileList<         //
+    ImageWindowShape<128, 64, 2, 2, 4>>;  // the stem
+
 constexpr int kFirstNarrowStats = StatsWideTiles::kSize;
 constexpr int kFirstHaloStats = kFirstNarrowStats + StatsNarrowTiles::kSize;
+constexpr int kFirstImageStats = kFirstHaloStats + StatsHaloTiles::kSize;
 
 }  // namespace resnet_fused

@@ -6,8 +6,10 @@
 #include <cstddef>
 
 #include "conv_plan.h"
+#include "conv_stats_rates.h"
 #include "conv_strides.h"
-#include "tma_request.h"
+#include "stats_parts.h"
+#include "step_transform.h"
 
 namespace resnet_fused {
 
@@ -18,14 +20,6 @@ static_assert(offsetof(ConvStatsTmaArguments, arrivals) == 824);
 static_assert(offsetof(ConvStatsTmaArguments, stats) == 848);
 
 namespace {
-
-// Instructions to round, add, subtract and square an element of the result.
-constexpr double kMeasureInstructions = 8;
-// Likewise to load, widen, multiply, add, round, compare and store one that is transformed; and
-// those of single threads that three warps issue in a cycle, at two thirds of one a warp.
-constexpr double kTransformInstructions = 4.5;
-constexpr double kTransformInstructionsACycle = 64;
-constexpr int64_t kNormedChannels = 8;  // that a thread transforms at a time
 
 int64_t all_pixels(const RfConvBnAct& conv) {
   const OutputSize size = output_size(conv);
@@ -49,31 +43,15 @@ RfGpu with_blocks(const RfConvBnAct& conv, const TmaTileFacts& tile, const RfGpu
   return made;
 }
 
-// Where in the workspace what lies, in bytes.
-struct TmaStatsLayout {
-  WalkedParts measured;
-  int64_t moments;  // behind the counters
-  int64_t merged;
-  int64_t bytes;
-};
-
-TmaStatsLayout layout_of(const RfConvBnAct& conv, const TmaTileFacts& tile, int64_t blocks) {
+// Of a launch by so many blocks.
+WalkedParts walked_by(const RfConvBnAct& conv, const TmaTileFacts& tile, int64_t blocks) {
   const int64_t pixels = all_pixels(conv);
   const int64_t walks = tile.together ? 1 : kConsumers;  // of a block
-  TmaStatsLayout layout{};
-  layout.measured = {pixels, narrowed(divide_up(pixels, tile.pixels)), tile.pixels,
-                     narrowed(blocks / columns_of(conv, tile) * walks)};
-  const int64_t parts = layout.measured.count();
-  const int64_t chunks = TileChunks{layout.measured.count()}.count();
-  const int64_t filters = conv.weight_size[0];
-  const int64_t columns = divide_up(group_channels(conv), kWarpgroupRows) * conv.groups;
-  const auto aligned = [](int64_t bytes) {
-    return divide_up(bytes, kWorkspaceAlignment) * kWorkspaceAlignment;
-  };
-  layout.moments = arrival_bytes(columns * (chunks + 1));
-  layout.merged = layout.moments + aligned(parts * filters * int64_t{sizeof(Moments)});
-  layout.bytes = layout.merged + (chunks > 1 ? chunks * filters * int64_t{sizeof(WideMoments)} : 0);
-  return layout;
+  return {pixels, narrowed(divide_up(pixels, tile.pixels)), tile.pixels,
+          narrowed(blocks / columns_of(conv, tile) * walks)};
+}
+StatsParts parts_of(const RfConvBnAct& conv, const WalkedParts& walked) {
+  return stats_parts(walked.count(), conv.weight_size[0], conv.groups);
 }
 
 }  // namespace
@@ -85,12 +63,9 @@ TmaTileFacts stats_tma_tile(int index) {
 std::string stats_tma_fault(const RfConvBnStats& problem, const TmaTileFacts& tile) {
   const RfConvBnAct& conv = problem.conv;
   if (problem.normed != 0) {
-    if (conv.x_size[1] % kNormedChannels != 0) {
-      return "norm: " + std::to_string(conv.x_size[1]) + " channels; a multiple of " +
-             std::to_string(kNormedChannels) + " is accepted";
-    }
     if (tile.sharing > 1) return "norm: not read through by blocks that share filters";
-    if (!is_aligned(problem.norm)) return "norm: address is not a multiple of 16";
+    const std::string found = norm_fault(conv.weight_size[1], problem.norm);
+    if (!found.empty()) return found;
   }
   if (all_pixels(conv) > kMost - tile.pixels) {
     return "batch: more pixels than a launch counts, and statistics meet in one";
@@ -115,9 +90,7 @@ double stats_tma_cost(const RfConvBnStats& problem, const TmaTileFacts& tile, co
   const double measuring = area * kMeasureInstructions / kInstructions;
   StepTransform transform{};
   if (problem.normed != 0) {
-    const double elements = static_cast<double>(tile.pixels) * kStepElements;
-    transform = {2 * elements * kTmaElementBytes,
-                 elements * kTransformInstructions / kTransformInstructionsACycle};
+    transform = step_transform(1, tile.pixels);
   }
   const double chunk = kChunkTiles * kWarpgroupRows * double{sizeof(Moments)} / kCacheBytes;
   return kMeeting + tma_cost(conv, tma_types(conv), tile, pixels, limited, transform) +
@@ -125,7 +98,7 @@ double stats_tma_cost(const RfConvBnStats& problem, const TmaTileFacts& tile, co
 }
 
 int64_t stats_tma_bytes(const RfConvBnStats& problem, const TmaTileFacts& tile, int64_t blocks) {
-  return layout_of(problem.conv, tile, blocks).bytes;
+  return parts_of(problem.conv, walked_by(problem.conv, tile, blocks)).bytes;
 }
 
 int run_conv_bn_stats_tma(const RfConvBnStats& problem, const RfConvPlan& plan, void* workspace,
@@ -136,19 +109,14 @@ int run_conv_bn_stats_tma(const RfConvBnStats& problem, const RfConvPlan& plan, 
   ConvStatsTmaArguments made{};
   const int error = tma_arguments(conv, tma_types(conv), tile, 0, conv.x_size[0], &made.conv);
   if (error != 0) return error;
-  const TmaStatsLayout layout = layout_of(conv, tile, plan.blocks);
   if (problem.normed != 0) {
     const auto* scale = static_cast<const float*>(problem.norm);
     made.norm = {scale, scale + conv.x_size[1], narrowed(conv.x_size[2]), narrowed(conv.x_size[3])};
   }
-  made.measured = layout.measured;
+  made.measured = walked_by(conv, tile, plan.blocks);
   made.groups = conv.groups;
   made.columns = narrowed(divide_up(group_channels(conv), kWarpgroupRows));
-  made.arrivals = static_cast<uint32_t*>(workspace);
-  made.moments = static_cast<Moments*>(moved(workspace, layout.moments));
-  made.merged = static_cast<WideMoments*>(moved(workspace, layout.merged));
-  made.stats = static_cast<float*>(problem.stats);
-  made.cleared_bytes = layout.moments;
+  place_parts(parts_of(conv, made.measured), workspace, problem.stats, &made);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(conv.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_bn_stats_tma_float16 : launch_conv_bn_stats_tma_bfloat16;

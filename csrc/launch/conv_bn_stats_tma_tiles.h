@@ -17,6 +17,6 @@ using StatsTmaTiles = TileList<                       //
     ChannelsLeft<Consumers::kInTurns, 128, 64, 6>,        // small batches
     ChannelsLeft<Consumers::kTogether, 256, 128, 3, 2>>;  // deep reductions
 
-constexpr int kFirstStatsTma = kFirstHaloStats + StatsHaloTiles::kSize;
+constexpr int kFirstStatsTma = kFirstImageStats + StatsImageTiles::kSize;
 
 }  // namespace resnet_fused

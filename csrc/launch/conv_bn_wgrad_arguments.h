@@ -15,11 +15,14 @@ namespace resnet_fused {
 bool bn_wgrad_reads_wide(const RfConvBnWgrad& problem);
 
 // What keeps a problem from the kernel for images of a few channels; null if nothing.
-const char* image_fault(const RfConvBnWgrad& problem);
+const char* wgrad_image_fault(const RfConvBnWgrad& problem);
 // Pixels of a row of so many, in whole steps of that kernel.
 constexpr int64_t image_pixels(int64_t pixels) {
   return divide_up(pixels, kImagePixels) * kImagePixels;
 }
+
+// Whether the gradient's columns can be counted by 16 channels, all nine taps of them.
+bool bn_wgrad_goes_by_slices(const RfConvGradient& problem);
 
 ConvBnWgradArguments conv_bn_wgrad_arguments(const RfConvBnWgrad& problem, const RfConvPlan& plan,
                                              void* workspace);

@@ -21,9 +21,15 @@ int launch_conv_bn_wgrad(const ConvBnWgradArguments& arguments, int configuratio
                                    : launch_wgrad_merge<T, Shape>(product, cuda_stream);
   };
   const auto start = [&]<class Shape, LoadWidth kWidth>() -> int {
-    return merge.template operator()<Shape>(RF_LAUNCH((conv_bn_wgrad_kernel<T, Shape, kWidth>),
-                                                      grid, dim3(Shape::kThreads),
-                                                      Shape::kRingBytes, cuda_stream, arguments));
+    if constexpr (sizeof(T) == 4 && kWindowsOf<Shape> > 0) {
+      return cudaErrorInvalidValue;  // no plan gives it to float
+    } else {
+      int64_t bytes = Shape::kRingBytes;
+      if constexpr (kWindowsOf<Shape> > 0) bytes += halo_ring_bytes(Shape::kStages, product.width);
+      return merge.template operator()<Shape>(
+          RF_LAUNCH((conv_bn_wgrad_kernel<T, Shape, kWidth>), grid, dim3(Shape::kThreads),
+                    static_cast<uint32_t>(bytes), cuda_stream, arguments));
+    }
   };
   if (configuration < BnWgradWideTiles::kSize) {
     return BnWgradWideTiles::with(configuration, [&]<class Shape>() {

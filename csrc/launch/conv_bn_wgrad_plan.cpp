@@ -3,6 +3,8 @@
 // The choice is the least predicted time, as for conv_wgrad.
 #include "conv_bn_wgrad_arguments.h"
 #include "conv_bn_wgrad_tiles.h"
+#include "conv_bn_wgrad_window.h"
+#include "conv_image.h"
 #include "conv_wgrad_choice.h"
 
 namespace resnet_fused {
@@ -15,17 +17,40 @@ using BnWgradTable =
 // and address serve all of its channels.
 constexpr double kImageInstructions = 5;
 
+constexpr const char* kNoSlices =
+    "windows are for input channels in sixteens, and filters whose rows follow each other";
+
 struct BnWgradChooser : WgradChooser<BnWgradTable> {
   const RfConvBnWgrad& read;
 
+  // Behind the others, those by windows.
+  static const RfConvConfiguration* tile(int32_t index) {
+    const int32_t others = WgradChooser::tiles();
+    return index < others ? WgradChooser::tile(index) : wgrad_window_configuration(index - others);
+  }
+  static int32_t tiles() { return WgradChooser::tiles() + wgrad_window_configurations(); }
+
+  static bool by_windows(const RfConvConfiguration& tile) {
+    return tile.tma != 0 && tile.window != 0;
+  }
+
   std::string unfit(const RfConvConfiguration& tile, const GradientProduct& product, int32_t index,
                     int64_t images) const {
+    if (by_windows(tile)) {
+      const std::string found = no_tma();
+      return found.empty() ? wgrad_window_fault(read, tile) : found;
+    }
     if (tile.tma != 0) {
       const std::string found = unfit_for_tma("dz");
-      return found.empty() && read.normed != 0 ? "norm: the input is not read as it is" : found;
+      if (!found.empty() || read.normed == 0) return found;
+      return norm_fault(problem.weight_size[1], read.norm);
     }
-    if (tile.image == 0) return GradientChooser::unfit(tile, product, index, images);
-    const char* fault = image_fault(read);
+    if (tile.image == 0) {
+      const std::string found = GradientChooser::unfit(tile, product, index, images);
+      return found.empty() && tile.window != 0 && !bn_wgrad_goes_by_slices(problem) ? kNoSlices
+                                                                                    : found;
+    }
+    const char* fault = wgrad_image_fault(read);
     if (fault != nullptr) return fault;
     return tile.shared_bytes > gpu.shared_per_block ? "too much shared memory for this GPU" : "";
   }
@@ -45,6 +70,7 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
       product.depth = static_cast<double>(*images * pixels);
       if (*images > kMost / std::max<int64_t>(pixels, 1)) *images = 0;
     }
+    if (by_windows(tile)) product.depth = static_cast<double>(wgrad_window_positions(problem));
     product.wide = bn_wgrad_reads_wide(read);
     product.turning = reads_y ? kBackwardInstructions : 0;
     product.turning_right = read.normed != 0 ? kNormInstructions : 0;
@@ -52,6 +78,8 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
   }
   double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
                 int32_t of, int64_t images) const {
+    if (by_windows(tile)) return wgrad_window_cost(read, tile, splits, gpu);
+    if (tile.tma != 0) return wgrad_tma_cost(product, tile, splits, gpu, transform_of(tile));
     if (tile.image == 0) return WgradChooser::cycles(tile, product, splits, of, images);
     const auto busy =
         static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
@@ -66,6 +94,17 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
     const double steps = product.depth / kImagePixels / static_cast<double>(splits);
     const double step = step_cycles(tile, work, product.bytes, resident) + pause;
     return blocks_cycles(busy, resident, steps * step, 0);
+  }
+
+ private:
+  // Of a step's columns by TMA, which have taps of their own.
+  StepTransform transform_of(const RfConvConfiguration& tile) const {
+    if (read.normed == 0) return {};
+    const int64_t taps = problem.weight_size[2] * problem.weight_size[3];
+    const int64_t each = wgrad_columns(problem, tile) / taps;
+    const bool padded = problem.padding[0] > 0 || problem.padding[1] > 0;
+    return step_transform(tile.n / kStepElements, kStepElements,
+                          padded ? std::min(taps, divide_up(tile.n, each)) : 0);
   }
 };
 

@@ -1,6 +1,7 @@
 // The tiles of conv_bn_wgrad for sm_80 and later.
 #pragma once
 
+#include "../device/halo_wgrad_shape.h"
 #include "../device/image_shape.h"
 #include "conv_gradient_tiles.h"
 
@@ -13,7 +14,8 @@ using BnWgradWideTiles = TileList<    //
     GradientTile<128, 128, 2, 2, 2>,  // 128 input channels
     GradientTile<128, 64, 2, 2, 2>,   // 64 input channels of a 1x1
     GradientTile<64, 128, 2, 2, 3>,   // 64 output channels
-    GradientTile<64, 64, 2, 2, 4>>;   // the smallest results
+    GradientTile<64, 64, 2, 2, 4>,    // the smallest results
+    HaloWgradShape<64, 2, 2, 3, 2>>;  // 9 taps of 32 channels
 using BnWgradNarrowTiles = TileList<  //
     GradientTile<64, 64, 2, 2, 2>>;   // odd channels, NCHW
 // M, warps along M and N, stages, blocks. A thread has 112 sums.

@@ -9,15 +9,23 @@
 
 namespace resnet_fused {
 
+template <class T, class Shape>
+int start_conv_bn_wgrad_tma(const ConvBnWgradTmaArguments& arguments, cudaStream_t stream) {
+  const TileGrid& tiles = arguments.wgrad.product.tiles;
+  const dim3 grid(wgrad_tiles(tiles) * static_cast<uint32_t>(tiles.splits));
+  return RF_LAUNCH((conv_bn_wgrad_tma_kernel<T, Shape>), grid, dim3(kWarpgroupBlockThreads),
+                   Shape::kSharedBytes, stream, arguments);
+}
+
 template <class T>
 int launch_conv_bn_wgrad_tma(const ConvBnWgradTmaArguments& arguments, int index, void* stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const WgradProduct& product = arguments.wgrad.product;
   return WgradTmaTiles::with(index, [&]<class Shape>() -> int {
-    const dim3 grid(wgrad_tiles(product.tiles) * static_cast<uint32_t>(product.tiles.splits));
     const int error =
-        RF_LAUNCH((conv_bn_wgrad_tma_kernel<T, Shape>), grid, dim3(kWarpgroupBlockThreads),
-                  Shape::kSharedBytes, cuda_stream, arguments);
+        arguments.norm.scale != nullptr
+            ? start_conv_bn_wgrad_tma<T, TransformShape<Shape>>(arguments, cuda_stream)
+            : start_conv_bn_wgrad_tma<T, Shape>(arguments, cuda_stream);
     if (error != 0) return error;
     return arguments.float_dweight ? launch_wgrad_merge<float, Shape>(product, cuda_stream)
                                    : launch_wgrad_merge<T, Shape>(product, cuda_stream);

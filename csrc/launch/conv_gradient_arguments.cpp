@@ -149,7 +149,8 @@ ConvDgradArguments conv_dgrad_arguments(const RfConvGradient& problem, const RfC
 }
 
 int64_t wgrad_columns(const RfConvGradient& problem, const RfConvConfiguration& tile) {
-  const int64_t box = tile.tma != 0 ? tile.step_bytes / bytes_of(problem.dtype) : 1;
+  const bool boxes = tile.tma != 0 && tile.window == 0;
+  const int64_t box = boxes ? tile.step_bytes / bytes_of(problem.dtype) : 1;
   return divide_up(problem.weight_size[1], box) * box * problem.weight_size[2] *
          problem.weight_size[3];
 }

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <string>
 
+#include "../device/halo_wgrad_shape.h"
 #include "conv_gradient_arguments.h"
 #include "conv_halo.h"
 #include "conv_plan.h"
@@ -26,9 +27,6 @@ constexpr double kNormInstructions = 3.5;
 // stored and loaded once more, added to, rounded; with a ReLU below to be masked and summed.
 constexpr double kEndInstructions = 3;
 constexpr double kReduceInstructions = 7;
-// Cycles that a block waits while it turns what has landed: a load from shared memory, a store, the
-// barrier.
-constexpr double kTurnLatency = 100;
 // conv_dgrad: beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostDgradSplits = 32;
 
@@ -105,6 +103,7 @@ struct GradientProduct {
   double finishing;  // instructions that each of these takes beside its rounding
   bool windows;      // the taps of its pixels are one run of pixels
   int64_t width;     // of a row of pixels
+  bool over_pixels;  // they are the reduction: a window goes along it
 };
 
 inline int64_t tiles_of(const GradientProduct& product, const RfConvConfiguration& tile) {
@@ -114,7 +113,22 @@ inline int64_t tiles_of(const GradientProduct& product, const RfConvConfiguratio
 // Of a block: with its windows.
 inline int64_t shared_bytes(const GradientProduct& product, const RfConvConfiguration& tile) {
   if (tile.window == 0) return tile.shared_bytes;
+  if (product.over_pixels) return tile.shared_bytes + halo_ring_bytes(tile.stages, product.width);
   return halo_staged_bytes(tile.shared_bytes, tile.m, tile.n, product.width, tile.window);
+}
+
+// What a step of a block brings of an operand, in bytes, and how many steps bring its pixels once:
+// a window is there for all of its taps.
+struct StepOperands {
+  double left;
+  double right;
+  int taps;
+};
+inline StepOperands step_operands(const GradientProduct& product, const RfConvConfiguration& tile) {
+  const auto bytes = [&](int64_t rows) { return static_cast<double>(rows * tile.step_bytes); };
+  if (tile.window == 0) return {bytes(tile.m), bytes(tile.n), 1};
+  if (product.over_pixels) return {bytes(tile.m), bytes(tile.n) / kHaloTaps, 1};
+  return {bytes(halo_rows(tile.m, product.width)) / kHaloTaps, bytes(tile.n), kHaloTaps};
 }
 
 // Cycles of one launch, predicted: the blocks of the busiest multiprocessor, each step of each at
@@ -125,39 +139,22 @@ inline double cost(const GradientProduct& product, const RfConvConfiguration& ti
   const double busy =
       static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
   const double bytes = static_cast<double>(product.bytes);
-  const int taps = tile.window != 0 ? kHaloTaps : 1;
+  const auto [left, right, taps] = step_operands(product, tile);
   const double depth = product.depth / taps * bytes / tile.step_bytes;
   const auto parts = static_cast<double>(splits);
-  const double steps =
-      tile.window != 0 ? taps * std::ceil(depth / parts) : std::max(1.0, depth) / parts;
-  const double resident =
-      std::min({busy, static_cast<double>(tile.blocks),
-                std::max(1.0, static_cast<double>(gpu.shared_per_multiprocessor /
-                                                  (shared_bytes(product, tile) + 1024)))});
+  const double steps = taps > 1 ? taps * std::ceil(depth / parts) : std::max(1.0, depth) / parts;
+  const double resident = resident_blocks(tile, shared_bytes(product, tile), busy, gpu);
   const double area = static_cast<double>(tile.m) * tile.n;
-  // Of pixels, that a step brings; a window is there for all of its taps.
-  const int64_t rows = tile.window != 0 ? halo_rows(tile.m, product.width) : tile.m;
-  const double left = static_cast<double>(rows) * tile.step_bytes / taps;
-  const double right = static_cast<double>(tile.n) * tile.step_bytes;
-  const double asked = left * product.operands + right;
-  const double turned = (product.turning > 0 ? left * (product.operands + 1) : 0) +
-                        (product.turning_right > 0 ? right * 2 : 0);
-  const double slices = tile.step_bytes / 32.0;
-  const double matrix = slices * area * 16 / kMatrixUnit;
-  const double read = slices * 32.0 * (tile.m * tile.warps_n + tile.n * tile.warps_m);
-  const double shared = (read + asked + turned) / kSharedBytes;
-  const double cache = asked / kCacheBytes;
-  const double latency = kLatency / ((tile.stages - 1) * resident);
-  const double narrow = tile.wide != 0 ? 0 : asked * kNarrowInstructions / bytes / kInstructions;
-  const double turning =
-      (left * product.turning + right * product.turning_right) / bytes / kInstructions;
+  StepWork work{left * product.operands + right};
+  work.turned = (product.turning > 0 ? left * (product.operands + 1) : 0) +
+                (product.turning_right > 0 ? right * 2 : 0);
+  work.turning = (left * product.turning + right * product.turning_right) / bytes / kInstructions;
   // While a block turns what has landed, only its neighbours multiply.
-  const double pause = turning > 0 ? (turning + kTurnLatency / taps) / resident : 0;
-  const double step = std::max({matrix, shared, cache, latency, narrow + turning}) + pause;
-  const double work = steps * step + area * product.finishing / kInstructions;
+  const double pause = work.turning > 0 ? (work.turning + kTurnLatency / taps) / resident : 0;
+  const double step = step_cycles(tile, work, product.bytes, resident) + pause;
   const double ends = area * bytes * product.ends / kMemoryBytes;
-  const double hidden = std::min(work, ends) + kLatency;
-  return busy * (std::max(work, ends) + hidden / resident);
+  return blocks_cycles(busy, resident, steps * step + area * product.finishing / kInstructions,
+                       ends);
 }
 
 // Cycles in which all multiprocessors leave the sums of a tile's parts, and a second kernel reads
@@ -305,7 +302,8 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
     refuse("an empty problem: nothing is launched");
     return 0;
   }
-  std::string against, against_tma, against_windows;
+  std::string against, against_tma, against_windows, against_both;
+  bool in_both = !taps_are_one_run(problem);
   bool in_windows = !taps_are_one_run(problem);  // or nothing is missed
   for (int i = 0; i < choice.tiles(); ++i) {
     const RfConvConfiguration& tile = *choice.tile(i);
@@ -314,11 +312,11 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
     const GradientProduct product = choice.product(tile, &images);
     const std::string refusal = choice.unfit(tile, product, i, std::max<int64_t>(images, 1));
     std::string& said = configuration >= 0 ? against
-                        : tile.tma != 0    ? against_tma
-                        : tile.window != 0 ? against_windows
-                                           : against;
+                        : tile.tma == 0    ? (tile.window != 0 ? against_windows : against)
+                        : tile.window != 0 ? against_both
+                                           : against_tma;
     if (!refusal.empty()) said = refusal;
-    in_windows = in_windows || (refusal.empty() && tile.window != 0);
+    if (tile.window != 0 && refusal.empty()) (tile.tma != 0 ? in_both : in_windows) = true;
     // Narrow loads are for what is not wide, unless they are asked for.
     if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
     if (images < 1) {
@@ -357,7 +355,11 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
   std::string missed;
   if (!in_windows && !against_windows.empty()) missed += "; no windows: " + against_windows;
   // Of a GPU that has no TMA nothing is said.
-  if (choice.gpu.capability == 90 && !against_tma.empty()) missed += "; no TMA: " + against_tma;
+  if (choice.gpu.capability == 90) {
+    const bool by_tma = choice.tile(plan->configuration)->tma != 0;
+    if (!by_tma && !against_tma.empty()) missed += "; no TMA: " + against_tma;
+    if (!in_both && !against_both.empty()) missed += "; no windows by TMA: " + against_both;
+  }
   refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s",
          choice.tile(plan->configuration)->name, plan->splits,
          configuration < 0 ? "least predicted time" : "as asked for",

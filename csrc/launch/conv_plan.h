@@ -24,6 +24,9 @@ constexpr double kMemoryBytes = 22;      // from memory
 constexpr double kInstructions = 128;    // of single threads: four warps
 // Cycles until a load from L2 or memory has come.
 constexpr double kLatency = 800;
+// Cycles that a block waits while it turns what has landed in shared memory: loads, a store, the
+// barrier.
+constexpr double kTurnLatency = 100;
 // Cycles that splits cost beside their traffic: the counters' clearing and the arrivals, or a
 // second kernel.
 constexpr double kMeeting = 3000;
@@ -77,6 +80,14 @@ inline double step_cycles(const RfConvConfiguration& tile, const StepWork& work,
 inline double blocks_cycles(double busy, double resident, double work, double ends) {
   const double hidden = std::min(work, ends) + kLatency;
   return busy * (std::max(work, ends) + hidden / resident);
+}
+
+// Multiprocessors that clusters of so many blocks can have, one block on each. A cluster lies in
+// one GPC; those of an H200 have 16 or 18.
+inline int64_t cluster_multiprocessors(int64_t blocks, const RfGpu& gpu) {
+  constexpr int64_t kNeighbours = 16;
+  const int64_t all = gpu.multiprocessors;
+  return blocks > 2 && all >= kNeighbours ? all - all % kNeighbours : all;
 }
 
 // Into how many parts a reduction may be cut: each has a step at least.

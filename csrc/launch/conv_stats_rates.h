@@ -9,8 +9,6 @@ namespace resnet_fused {
 
 // Instructions to widen, multiply, add and pack an element that is read through a BatchNorm.
 constexpr double kTurnInstructions = 3.5;
-// Cycles that a block waits in a step's turning: loads, a store, the barrier.
-constexpr double kTurnLatency = 100;
 // Instructions to round, add and square an element of the result.
 constexpr double kMeasureInstructions = 8;
 // Cycles of the shuffles of a column's band of rows: 8 lanes, 6 of them, 32 lanes a cycle.

@@ -26,6 +26,7 @@ struct WgradChooser : GradientChooser {
     GradientProduct product = common();
     product.columns = wgrad_columns(problem, tile);
     product.copies = problem.groups;
+    product.over_pixels = true;
     product.wide = wgrad_reads_wide(problem, reads_y);
     product.depth = static_cast<double>(*images * size.p * size.q);
     product.rows = problem.weight_size[0] / problem.groups;
@@ -62,9 +63,13 @@ struct WgradChooser : GradientChooser {
  protected:
   // What keeps the problem from all configurations by TMA. gradient: dy's name.
   std::string unfit_for_tma(const char* gradient) const {
+    const std::string found = no_tma();
+    return found.empty() ? wgrad_tma_fault(problem, reads_y, gradient) : found;
+  }
+  // What keeps a GPU or a build from them.
+  std::string no_tma() const {
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
-    if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
-    return wgrad_tma_fault(problem, reads_y, gradient);
+    return kBuiltForSm90a ? "" : "this build holds no machine code for sm_90a";
   }
   static int64_t parts_bytes(const RfConvConfiguration& tile, int64_t parts) {
     return parts * tile.m * tile.n * 4;

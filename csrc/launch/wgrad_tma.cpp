@@ -110,7 +110,7 @@ std::string wgrad_tma_fault(const RfConvGradient& problem, bool reads_y, const c
 }
 
 double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration& tile,
-                      int64_t splits, const RfGpu& gpu) {
+                      int64_t splits, const RfGpu& gpu, const StepTransform& transform) {
   const double busy =
       static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
   const double steps = std::max(1.0, product.depth / kStepElements) / static_cast<double>(splits);
@@ -123,12 +123,17 @@ double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration&
   const double halves = tile.m == kWarpgroupRows ? kConsumers : 1;
   const double matrix = static_cast<double>(tile.m) * tile.n * kStepElements / kWarpgroupUnit;
   const double read = left * halves + right * kConsumers / halves;
-  const double shared = (left + right + read) / kSharedLines;
+  const double shared = (left + right + read + transform.bytes) / kSharedLines;
   const double turned = halves * tile.m * kStepElements / 2;
   const double turning = turned * (product.operands > 1 ? kTurnInstructions : 1) / kInstructions;
   const double load = (left + right * filled) / kCacheBytes;
-  const double latency = kLatency / (tile.stages - 1);
-  return busy * (steps * std::max({matrix, shared, turning, load, latency}) + 2 * kLatency);
+  // A stage is free when the next one's products have begun; one that is transformed when its own
+  // have ended, behind its way there.
+  const double latency = transform.cycles > 0
+                             ? (kLatency + load + transform.cycles + matrix) / tile.stages
+                             : kLatency / (tile.stages - 1);
+  const double step = std::max({matrix, shared, turning, load, transform.cycles, latency});
+  return busy * (steps * step + 2 * kLatency);
 }
 
 int wgrad_tma_arguments(const RfConvGradient& problem, bool reads_y, const RfConvPlan& plan,

@@ -7,6 +7,7 @@
 
 #include "../device/wgrad_tma.h"
 #include "conv_gradient_choice.h"
+#include "step_transform.h"
 
 namespace resnet_fused {
 
@@ -21,9 +22,10 @@ std::string wgrad_tma_fault(const RfConvGradient& problem, bool reads_y, const c
 // cudaErrorNoKernelImageForDevice, for a build without sm_90a, whose plans choose none of it.
 constexpr int kNoKernelImage = 209;
 
-// Predicted cycles of so many splits, without what their sums take in memory.
+// Predicted cycles of so many splits, without what their sums take in memory. transform: of a
+// step's columns.
 double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration& tile,
-                      int64_t splits, const RfGpu& gpu);
+                      int64_t splits, const RfGpu& gpu, const StepTransform& transform = {});
 
 // The arguments of what wgrad_tma_fault finds nothing of; 0 or a cudaError_t.
 int wgrad_tma_arguments(const RfConvGradient& problem, bool reads_y, const RfConvPlan& plan,

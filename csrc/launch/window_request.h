@@ -14,16 +14,18 @@ inline int64_t walk_positions(int64_t images, int64_t height, int64_t width) {
   return images * (height + 1) * (width + 1) - (width + 1) - 1;
 }
 
-// The parts of a window for so many positions: whole patterns of the swizzle each, as few rows in
-// all as possible.
+constexpr int64_t kMostBoxRows = 256;  // that one request brings
+
+// The parts of a window for so many positions: whole patterns of the swizzle each, of so many rows
+// at most, as few rows in all as possible.
 struct WindowParts {
   int64_t rows;  // of each
   int64_t count;
 };
-inline WindowParts window_parts(int64_t positions, int64_t width) {
-  constexpr int64_t kMostRows = 256;  // by one request
+inline WindowParts window_parts(int64_t positions, int64_t width,
+                                int64_t most_rows = kMostBoxRows) {
   const int64_t rows = window_rows(positions, width);
-  const int64_t least = divide_up(rows, kMostRows);
+  const int64_t least = divide_up(rows, most_rows);
   WindowParts best{};
   for (int64_t count = least; count <= least + 3; ++count) {
     const WindowParts parts{divide_up(divide_up(rows, count), 8) * 8, count};

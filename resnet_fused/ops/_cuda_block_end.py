@@ -6,6 +6,7 @@ What a launch takes of it is planned as the other convolutions' is, see `_cuda_p
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,8 +19,6 @@ from ._library import overload
 
 OP = "bn_add_act_conv_stats"
 CHECKS = "_cuda_block_end_checks"
-MEMORY_BYTES = 22
-"""That memory brings a multiprocessor in a cycle: kMemoryBytes of csrc/launch/conv_plan.h."""
 PASS = 3
 """Tensors of the block's size that `bn_add_act` reads and writes."""
 
@@ -177,11 +176,8 @@ def choose(
         return Verdict(False, found.why)
     if not found.workspace_bytes:
         return Verdict(False, "an empty batch")
-    pixels = shape[0] * shape[2] * shape[3]
-    rate = MEMORY_BYTES * about[0] / dtype.itemsize
-    through = pixels * (shape[1] + filters) / rate
-    apart = PASS * pixels * shape[1] / rate
-    apart += max(through, _cuda_plan.plan(alone, about).cycles)
+    end = _cuda_plan.memory_cycles(PASS * dtype.itemsize * math.prod(shape), about)
+    apart = end + _cuda_plan.predicted(alone, about)
     said = f"{found.cycles / 1e3:.0f} thousand cycles predicted, of two kernels {apart / 1e3:.0f}"
     return Verdict(found.cycles < _cuda_grad1x1.WORTH * apart, said)
 

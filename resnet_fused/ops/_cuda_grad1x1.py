@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..triton import _tiles
 from . import _admitted, _cuda_bn_dgrad, _cuda_plan, _cuda_wgrad, _results
 from ._library import overload
 
@@ -185,12 +184,6 @@ def _problem(
     return merged, two
 
 
-def _cycles(problem: _cuda_plan.Problem, about: Sequence[int]) -> float:
-    """What its plan predicts, and no less than its bytes take through memory."""
-    moved = sum(t.nbytes for t in (*problem.operands, problem.out) if t is not None)
-    return max(_cuda_plan.plan(problem, about).cycles, moved / (_tiles.MEMORY * about[0]))
-
-
 @functools.lru_cache(maxsize=4096)
 def choose(
     dtype: torch.dtype,
@@ -204,7 +197,7 @@ def choose(
     """Whether one CUDA kernel should make both gradients: where it is clearly predicted faster.
 
     It is compared with `conv_bn_dgrad` and `conv_bn_wgrad` in CUDA, by the rates that choose among
-    configurations, and neither of the two is taken to move its bytes faster than memory does. What
+    configurations, and by memory's (`_cuda_plan.predicted`): two kernels move more bytes. What
     tuning knows of a GPU overrules it.
 
     Args:
@@ -221,7 +214,7 @@ def choose(
         return Verdict(False, found.why)
     if not found.workspace_bytes:
         return Verdict(False, "an empty batch")
-    apart = sum(_cycles(one, about) for one in two)
+    apart = sum(_cuda_plan.predicted(one, about) for one in two)
     said = f"{found.cycles / 1e3:.0f} thousand cycles predicted, of two kernels {apart / 1e3:.0f}"
     return Verdict(found.cycles < WORTH * apart, said)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension, _tuned
+from ..triton import _tiles
 from . import _admitted
 
 OPERANDS = {
@@ -176,6 +177,25 @@ def plan(problem: Problem, about: Sequence[int], configuration: int = -1, splits
         splits,
     )
     return Plan(index, configurations(problem.op)[index] if index >= 0 else "", *rest)
+
+
+def memory_cycles(moved: float, about: Sequence[int]) -> float:
+    """Cycles that so many bytes take through memory on a GPU."""
+    return moved / (_tiles.MEMORY * about[0])
+
+
+def predicted(problem: Problem, about: Sequence[int]) -> float:
+    """Cycles of a call by its plan, and no less than its bytes take through memory.
+
+    A plan compares configurations of one op, which move the same bytes, so that those by wgmma ask
+    for L2's time alone; who compares ops that move more or fewer has to ask for memory's, too.
+
+    Args:
+        problem: operands on any device, each of which is read once.
+        about: the GPU's numbers.
+    """
+    moved = sum(t.nbytes for t in (*problem.operands, problem.out) if t is not None)
+    return max(plan(problem, about).cycles, memory_cycles(moved, about))
 
 
 def choose(problem: Problem, about: Sequence[int], names: frozenset[str] | None) -> Plan:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 import torch
 
 from . import _cuda_plan, _cuda_wgrad
-from ._cuda_checks import DTYPES, _names, by_the_extension, place_of
+from ._cuda_checks import DTYPES, WINDOW, _names, by_the_extension, place_of
 from ._selfchecks import CONV_CASES, channels_last, guarded, require_exact
 from ._training_checks_wgrad import exact_operands, expected_wgrad
 
 NORMED = {
     "3x3": ((1, True), (3, True), (1, False), (3, False)),
     "groups": ((1, True), (1, False)),
+    "window": ((1, True), (2, True), (2, False)),
 }
 """Splits, and whether x is read through a BatchNorm, of cases by name. The stem and projections
 read an activation as it is, in one part."""
@@ -50,7 +51,8 @@ def check(
     """
     index, count = place_of(configuration, names), 0
     generator = torch.Generator().manual_seed(4)
-    for case in CONV_CASES:
+    cases = (*CONV_CASES, WINDOW) if _cuda_plan.WINDOW in configuration else CONV_CASES
+    for case in cases:
         geometry = (case.stride, case.padding, case.dilation, case.groups)
         for dtype in DTYPES:
             for splits, normed in NORMED.get(case.name, ((1, False),)):

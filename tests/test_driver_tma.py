@@ -1,0 +1,49 @@
+"""The driver's calls of kernels by TMA and wgmma: those that gpu-check makes on capability 9.0."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from test_driver import run
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+from gpu.driver import BY_TMA, SM90A_CALLS
+
+pytestmark = pytest.mark.emulated
+
+
+def named(call):
+    """A call's op and configuration, and what else tells it from others."""
+    return " ".join(word.removeprefix("--") for word in call[1:] if word != "--configuration")
+
+
+every_call = pytest.mark.parametrize("call", SM90A_CALLS, ids=named)
+
+
+@pytest.mark.parametrize("variant", ["plain", "asan", "tsan"])
+@every_call
+def test_calls_are_right_and_sanitizers_content(call, variant):
+    found = run(*call, variant=variant, timeout=170)
+    assert (found.returncode, found.stderr) == (0, ""), found
+    record = json.loads(found.stdout)
+    assert record["wrong"] == 0 and record["elements"] > 0
+    if "--configuration" in call:
+        asked = call[call.index("--configuration") + 1]
+        assert re.match(rf"{asked}[,:] ", record["plan"]), record["plan"]
+
+
+def test_every_op_by_tma_is_among_them():
+    """Another op's first configuration by TMA wants a call as well."""
+    listed = {op for op, *_ in BY_TMA}
+    asked = ("--configuration", "no such")
+    ops = run("--help").stdout.partition("one of ")[2].partition(" [")[0].split(", ")
+    assert len(ops) > 10
+    for op in ops:
+        more = ("--r", 1, "--s", 1, "--padding", 0)
+        tiles = run("--op", op, *more, *asked).stderr.partition("accepted are ")[2]
+        assert ("tma_" not in tiles) or op in listed or op.endswith("_fp8"), (op, tiles)
