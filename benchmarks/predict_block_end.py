@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,11 +91,15 @@ def _alone(node: Node, kernel: Kernel) -> float:
     return max(predict_training.seconds(node, kernel)) + LAUNCH
 
 
+def in_a_row(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
+    """Bottlenecks with the one of the same stage behind: ends that a 1x1 convolution follows."""
+    pairs = itertools.pairwise(node for node in nodes if len(node.layers) > 1)
+    return [pair for pair in pairs if len({node.name.split(".")[0] for node in pair}) == 1]
+
+
 def folds(batch: int) -> list[Fold]:
-    """All ends that a 1x1 convolution of the same stage follows: what runs in a row."""
-    blocks = [node for node in predict_training._nodes(batch) if len(node.layers) > 1]
-    pairs = itertools.pairwise(blocks)
-    return [fold(*pair) for pair in pairs if len({node.name.split(".")[0] for node in pair}) == 1]
+    """All ends that may be folded."""
+    return [fold(*pair) for pair in in_a_row(predict_training._nodes(batch))]
 
 
 def table(batch: int = 256) -> str:

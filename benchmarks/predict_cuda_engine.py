@@ -3,9 +3,10 @@
 As `predict_engine.py` does for Triton's: of each block's end the cut that saves most. Convolutions
 and chains take what their plans for a GPU of capability 9.0 predict, or what memory takes, and a
 launch; the stem what bounds the kernel on wgmma, the head its bytes. First what the engine takes as
-more chains are allowed, beside what the project aims at; then the launches that lose most against
-memory and tensor cores without any loss. Nothing of it has been measured. Needs the extension built
-with nvcc, which holds the models.
+more chains are allowed, beside what the project aims at, and at batch 1 what it takes where kernels
+begin early; then the rungs of the plan that the kernels were built by; then the launches that lose
+most against memory and tensor cores without any loss, and the other ResNets. Nothing of it has been
+measured. Needs the extension built with nvcc, which holds the models.
 
     python benchmarks/predict_cuda_engine.py            # the tables
     python benchmarks/predict_cuda_engine.py --write    # into docs/measured_facts.md
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,19 +25,25 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import predict_network
 import predict_stem
 import predict_triton as rates
+from predict_batch1 import EARLY, ORDINARY
 from predict_chains import MEMORY, TENSOR, WITH_TMA
-from predict_engine import DTYPE, NETWORK, head_us
+from predict_engine import DTYPE, NETWORK, head_kernels, head_us
 
 from resnet_fused import roofline
 from resnet_fused.bench.spanning_kernels import KINDS
+from resnet_fused.bench.subject import Layer, layers
 from resnet_fused.cases import ChainCase, ConvCase
 from resnet_fused.ops import _chain_plan, _cuda_plan
 
 BEGIN, END = "<!-- cuda engine: begin -->", "<!-- cuda engine: end -->"
 AIMS = {1: 0.15e-3, 32: 32 / 45e3, 256: 256 / 60e3}
 """Images of a batch -> seconds that the project aims at."""
+DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+DEPTHS_AT = (256, 32)
+"""Images of the batches of the table of networks."""
 LOSING = 8  # launches in the table of losses
 LOSSES_AT = 32
 
@@ -68,6 +75,12 @@ STEPS: tuple[tuple[str, Callable[[ChainCase], bool]], ...] = (
     ("with the 3x3 in front", lambda case: True),
 )
 """What is allowed, step by step; a chain's narrow width says the stage."""
+PLANNED_AT = 256
+PLANNED = (51.6e3, 59e3, 63e3, None, 67e3)
+"""Images/s at each of the steps by the plan that the kernels were built by, a study on paper; layer
+2 was one of its rungs."""
+PLANNED_LAST = "the batch's order", 69e3
+"""Its last rung, which is not of the plans but of what is left in L2 (predict_order.py)."""
 
 
 def least(cost: roofline.Cost) -> float:
@@ -110,10 +123,12 @@ class Cut(NamedTuple):
     parts: float
 
 
-def cuts(batch: int, allowed: Callable[[ChainCase], bool]) -> list[Cut]:
+def cuts(
+    batch: int, allowed: Callable[[ChainCase], bool], network: Sequence[Layer] = NETWORK
+) -> list[Cut]:
     """Of each block's end the chain that saves most, if one does."""
     ends: dict[str, list[Cut]] = {}
-    for layer, case in KINDS["conv_chain"].cases(NETWORK):
+    for layer, case in KINDS["conv_chain"].cases(network):
         if not isinstance(case, ChainCase) or not allowed(case):
             continue
         case = dataclasses.replace(case, n=batch)
@@ -123,25 +138,92 @@ def cuts(batch: int, allowed: Callable[[ChainCase], bool]) -> list[Cut]:
     return [max(found, key=lambda cut: cut.parts - cut.us) for found in ends.values()]
 
 
-def engine(batch: int, allowed: Callable[[ChainCase], bool]) -> tuple[float, int]:
-    """Microseconds of the whole engine, and how many chains it has."""
-    taken = cuts(batch, allowed)
-    alone = sum(conv_us(dataclasses.replace(one.case, n=batch)) for one in NETWORK[1:])
+class Engine(NamedTuple):
+    """All of it: microseconds, its kernels, and how many of those are chains."""
+
+    us: float
+    kernels: int
+    chains: int
+
+    @property
+    def early(self) -> float:
+        """Microseconds where every kernel begins before the one ahead has ended."""
+        return self.us - self.kernels * (ORDINARY - EARLY)
+
+
+def engine(
+    batch: int, allowed: Callable[[ChainCase], bool], network: Sequence[Layer] = NETWORK
+) -> Engine:
+    """The whole network."""
+    taken = cuts(batch, allowed, network)
+    alone = sum(conv_us(dataclasses.replace(one.case, n=batch)) for one in network[1:])
     saved = sum(cut.parts - cut.us for cut in taken)
-    return stem_us(batch) + head_us(batch) + alone - saved, len(taken)
+    fewer = sum(len(cut.case.parts) - 1 for cut in taken)
+    us = stem_us(batch) + head_us(batch, network) + alone - saved
+    return Engine(us, len(network) - fewer + head_kernels(batch, network), len(taken))
 
 
 def ladder() -> Iterable[str]:
     """A line for each step and batch."""
     columns = " | ".join(f"batch {batch}: us | images/s" for batch in AIMS)
-    yield f"| the engine | {columns} |"
-    yield "| --- " * (1 + 2 * len(AIMS)) + "|"
+    yield f"| the engine | batch 1: kernels | us, begun early | {columns} |"
+    yield "| --- " * (3 + 2 * len(AIMS)) + "|"
     for name, allowed in STEPS:
-        times = {batch: engine(batch, allowed)[0] for batch in AIMS}
-        cells = [f"{us:,.0f} | {1e6 * batch / us:,.0f}" for batch, us in times.items()]
-        yield f"| {name} | {' | '.join(cells)} |"
+        found = {batch: engine(batch, allowed) for batch in AIMS}
+        cells = [f"{one.us:,.0f} | {1e6 * batch / one.us:,.0f}" for batch, one in found.items()]
+        first = f"{found[1].kernels} | {found[1].early:.0f}"
+        yield f"| {name} | {first} | {' | '.join(cells)} |"
     aims = [f"{1e6 * aim:,.0f} | {batch / aim:,.0f}" for batch, aim in AIMS.items()]
-    yield f"| aimed at | {' | '.join(aims)} |"
+    yield f"| aimed at | | {1e6 * AIMS[1]:,.0f} | {' | '.join(aims)} |"
+
+
+def rungs() -> Iterable[str]:
+    """The plan's rungs beside the steps, what is behind them, and how much more at each."""
+    yield f"| batch {PLANNED_AT} | the plan: images/s | us | predicted: us | behind: us | more |"
+    yield "| --- " * 6 + "|"
+    before = 0.0
+    for (name, allowed), planned in zip(STEPS, PLANNED, strict=True):
+        us = engine(PLANNED_AT, allowed).us
+        if planned is None:
+            yield f"| {name} | | | {us:,.0f} | | |"
+            continue
+        meant = 1e6 * PLANNED_AT / planned
+        behind = us - meant
+        cells = f"{planned:,.0f} | {meant:,.0f} | {us:,.0f} | {behind:.0f} | {behind - before:.0f}"
+        yield f"| {name} | {cells} |"
+        before = behind
+    name, planned = PLANNED_LAST
+    yield f"| {name} | {planned:,.0f} | {1e6 * PLANNED_AT / planned:,.0f} | | | |"
+
+
+def one_image() -> str:
+    """What one launch of all convolutions is to be compared with, in words."""
+    found = engine(1, STEPS[-1][1])
+    ends = stem_us(1) + head_us(1)
+    kernels = found.kernels - 1 - head_kernels(1)
+    behind = found.us - ends
+    early = behind - kernels * (ORDINARY - EARLY)
+    launch = predict_network.predicted()[2]
+    return (
+        f"One image, all chains allowed: the {kernels} kernels between stem and head take "
+        f"{behind:.0f} us with {ORDINARY} us a launch, **{early:.0f} us** with {EARLY} us where "
+        "each begins before the one ahead has ended; all convolutions in one launch ([network.md]"
+        f"(network.md)) **{launch:.0f} us** and that launch."
+    )
+
+
+def depths() -> Iterable[str]:
+    """ResNets of each depth."""
+    columns = " | ".join(f"batch {batch}: one by one | in chains | chains" for batch in DEPTHS_AT)
+    yield f"| images/s | {columns} |"
+    yield "| --- " * (1 + 3 * len(DEPTHS_AT)) + "|"
+    for name in DEPTHS:
+        network, cells = layers(name), []
+        for batch in DEPTHS_AT:
+            alone, chained = (engine(batch, step[1], network) for step in (STEPS[0], STEPS[-1]))
+            found = [f"{1e6 * batch / one.us:,.0f}" for one in (alone, chained)]
+            cells += [*found, str(chained.chains)]
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def launches(batch: int) -> list[Launch]:
@@ -199,9 +281,14 @@ def text() -> str:
     """
     if not _cuda_plan.exists("conv_chain"):
         raise RuntimeError("the extension holds no CUDA kernels: build it with nvcc")
+    rung = (
+        f"Batch {PLANNED_AT} beside the plan that the kernels were built by, aimed at rung by rung:"
+    )
     limits = f"{MEMORY / 1e12:.1f} TB/s or {TENSOR / 1e12:.0f} TFLOP/s and no launch"
     said = f"Batch {LOSSES_AT}, all chains allowed; without loss means {limits}:"
-    return "\n".join([*ladder(), "", said, "", *losses()])
+    parts = [*ladder(), "", rung, "", *rungs(), "", one_image(), "", said, "", *losses()]
+    parts += ["", "ResNets of each depth, one by one and with all chains allowed:", "", *depths()]
+    return "\n".join(parts)
 
 
 @click.command()

@@ -3,8 +3,8 @@
 Each convolution takes what its own plan predicts for the configuration that it picks, each pass its
 bytes through memory; no kernel is faster than memory or the tensor cores at the rates of
 `predict_triton.py`, which is its limit here, and each has a launch. Both gradients of a 1x1
-convolution come from one kernel where a node would take it. Needs the extension built with nvcc,
-which holds the plans.
+convolution come from one kernel where a node would take it; so do a block's end and the first
+convolution of the block behind it. Needs the extension built with nvcc, which holds the plans.
 
     python benchmarks/predict_cuda_training.py            # the tables
     python benchmarks/predict_cuda_training.py --write    # into docs/measured_facts.md
@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from predict_block_end import in_a_row
 from predict_training import BATCHES
 from predict_triton import LAUNCH, MEMORY, PAGE, TENSOR
 
@@ -34,17 +35,25 @@ from resnet_fused.bench.nodes import Node, nodes
 from resnet_fused.cases import ConvCase
 from resnet_fused.ops import (
     _chain_plan,
+    _cuda_block_end,
     _cuda_bn_dgrad,
     _cuda_grad1x1,
     _cuda_plan,
     _cuda_stats,
     _cuda_wgrad,
 )
-from resnet_fused.roofline import Cost, Kernel, conv_bn_dgrad_cost, conv_bn_grad1x1_cost
+from resnet_fused.roofline import (
+    Cost,
+    Kernel,
+    bn_add_act_conv_stats_cost,
+    conv_bn_dgrad_cost,
+    conv_bn_grad1x1_cost,
+)
 
 BEGIN, END = "<!-- cuda training: begin -->", "<!-- cuda training: end -->"
 ABOUT = (132, 232448, 233472, 90)
 """An H200's multiprocessors, shared memory of a block and of a multiprocessor, capability."""
+A100 = (108, 166912, 167936, 80)
 DTYPE = torch.bfloat16
 SMALL = 3
 """Kernels of a layer's step that work on vectors alone: finalize and update, backward finalize."""
@@ -123,17 +132,25 @@ def _grad1x1(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_p
     return _cuda_grad1x1.problem_of(operands, x, 1, real=False)
 
 
+def _end(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+    y, z, norm = _image(*case.input_shape), _image(*case.output_shape), _vectors(4, case.c)
+    operands = y, norm, y, norm if added else None, _image(*case.weight_shape), y, z
+    return _cuda_block_end.problem_of(*operands, real=False)
+
+
 PROBLEMS: dict[str, Callable[..., _cuda_plan.Problem]] = {
     _cuda_stats.OP: _stats,
+    _cuda_block_end.OP: _end,
     _cuda_bn_dgrad.OP: _dgrad,
     _cuda_wgrad.OP: _wgrad,
     _cuda_grad1x1.OP: _grad1x1,
 }
 ALONE: dict[str, Callable[..., Cost]] = {
+    _cuda_block_end.OP: lambda case, dtype, masked: bn_add_act_conv_stats_cost(case, dtype),
     _cuda_bn_dgrad.OP: conv_bn_dgrad_cost,
     _cuda_grad1x1.OP: conv_bn_grad1x1_cost,
 }
-"""What a gradient of an input moves where no shortcut's is added to it."""
+"""What an input's gradient moves without a shortcut's, a block's end without a projection."""
 
 
 def problem(node: Node, kernel: Kernel) -> _cuda_plan.Problem:
@@ -145,19 +162,19 @@ def problem(node: Node, kernel: Kernel) -> _cuda_plan.Problem:
     """
     case, inner = node.cases[kernel.layer], node.inner(kernel.layer)
     geometry = (case.stride, case.padding, case.dilation, case.groups)
-    # The shortcut's gradient, where the roofline counts it.
+    # The shortcut's gradient, or the projection, where the roofline counts it.
     alone = ALONE.get(kernel.op)
     added = alone is not None and kernel.cost.bytes > alone(case, DTYPE, masked=inner).bytes
     return PROBLEMS[kernel.op](case, geometry, inner, added)
 
 
-def _predicted(node: Node, kernel: Kernel) -> Predicted:
+def _predicted(node: Node, kernel: Kernel, about: tuple[int, ...]) -> Predicted:
     case = node.cases[kernel.layer]
     memory, tensor = 1e6 * kernel.cost.bytes / MEMORY, 1e6 * kernel.cost.flops / TENSOR
     us, kind, plan = max(memory, tensor), "", ""
     name = f"{case.k} at {case.p}"
     if kernel.op in PROBLEMS:
-        found = _cuda_plan.plan(problem(node, kernel), ABOUT)
+        found = _cuda_plan.plan(problem(node, kernel), about)
         us, kind = max(us, 1e6 * found.cycles / _chain_plan.CLOCK), f"{case.r}x{case.s}"
         step = f"/{case.stride[0]}" if case.stride[0] > 1 else ""
         name = f"{kind}{step} {case.c} to {case.k} at {case.h}"
@@ -165,21 +182,56 @@ def _predicted(node: Node, kernel: Kernel) -> Predicted:
     return Predicted(kernel.op, kind, name, plan, us, memory, tensor, kernel.cost.bytes / 1e9)
 
 
-def merging(case: ConvCase, inner: bool) -> bool:
-    """Whether the CUDA kernel of both gradients is taken: as a node decides on this GPU."""
-    given = DTYPE, case.input_shape, case.k, ABOUT
+def merging(case: ConvCase, inner: bool, about: tuple[int, ...] = ABOUT) -> bool:
+    """Whether the CUDA kernel of both gradients is taken: as a node decides on that GPU."""
+    given = DTYPE, case.input_shape, case.k, about
     return _cuda_grad1x1.choose(*given, masked=inner).merged
 
 
 @functools.cache
-def step(batch: int) -> tuple[Node, ...]:
+def step(batch: int, about: tuple[int, ...] = ABOUT) -> tuple[Node, ...]:
     """ResNet-50's nodes."""
-    return tuple(nodes(models.resnet50(), (batch, 3, 224, 224), DTYPE, merging=merging))
+    merges = functools.partial(merging, about=about)
+    return tuple(nodes(models.resnet50(), (batch, 3, 224, 224), DTYPE, merging=merges))
+
+
+def _projected(block: Node) -> bool:
+    return len(block.layers) > block.chain
+
+
+def folding(batch: int, about: tuple[int, ...] = ABOUT) -> list[tuple[Node, Node, bool]]:
+    """Blocks with the one behind them, and whether one CUDA kernel makes the one's end and the
+    other's first convolution: as a node decides on that GPU."""
+    found = []
+    for block, behind in in_a_row(step(batch, about)):
+        given = DTYPE, behind.cases[0].input_shape, behind.cases[0].k, about
+        one = _cuda_block_end.choose(*given, projected=_projected(block)).folded
+        found.append((block, behind, one))
+    return found
+
+
+def _calls(batch: int, about: tuple[int, ...]) -> Iterator[tuple[Node, Kernel]]:
+    """The step's kernels; one that makes a block's end is the convolution's node's."""
+    before = {behind.name: block for block, behind, one in folding(batch, about) if one}
+    ended = {block.name for block in before.values()}
+    for node in step(batch, about):
+        for kernel in node.kernels:
+            first = (kernel.op, kernel.layer) == (_cuda_stats.OP, 0)
+            if first and node.name in before:
+                block = before[node.name]
+                cost = bn_add_act_conv_stats_cost(node.cases[0], DTYPE, projected=_projected(block))
+                yield node, Kernel(0, _cuda_block_end.OP, cost, backward=False)
+            elif kernel.op != "bn_add_act" or node.name not in ended:
+                yield node, kernel
 
 
 @functools.cache
-def kernels(batch: int) -> tuple[Predicted, ...]:
+def kernels(batch: int, about: tuple[int, ...] = ABOUT) -> tuple[Predicted, ...]:
     """Every kernel of the step that does more than work on vectors.
+
+    Args:
+        batch: images.
+        about: the GPU that plans and choices are for; memory and tensor cores are an H200's.
 
     Raises:
         RuntimeError: the extension was built without the kernels.
@@ -187,13 +239,13 @@ def kernels(batch: int) -> tuple[Predicted, ...]:
     missing = [op for op in PROBLEMS if not _cuda_plan.exists(op)]
     if missing:
         raise RuntimeError(f"the extension holds no CUDA kernel of {missing[0]}: make run")
-    return tuple(_predicted(node, kernel) for node in step(batch) for kernel in node.kernels)
+    return tuple(_predicted(*call, about) for call in _calls(batch, about))
 
 
 def step_us(batch: int) -> tuple[float, float]:
     """The whole step, predicted and at its kernels' limits, launches counted in both."""
     found = kernels(batch)
-    layers = sum(one.op == _cuda_stats.OP for one in found)
+    layers = sum(one.op in (_cuda_stats.OP, _cuda_block_end.OP) for one in found)
     launches = 1e6 * LAUNCH * (len(found) + SMALL * layers)
     return sum(one.us for one in found) + launches, sum(one.limit for one in found) + launches
 
@@ -244,7 +296,7 @@ def _ops(batch: int) -> list[str]:
     ]
 
 
-def _calls(batch: int) -> list[str]:
+def _worst(batch: int) -> list[str]:
     lines = [
         f"| what loses most, batch {batch} | plan | calls | us each | its limit | ms lost |",
         "| --- " * 6 + "|",
@@ -261,6 +313,20 @@ def _calls(batch: int) -> list[str]:
     return [*lines, "", f"Together {first} of {_ms(kernels(batch), 'lost')} ms that are lost."]
 
 
+def _ends() -> str:
+    """At how many places a block's end is folded."""
+    said = []
+    for name, about in (("an H200", ABOUT), ("an A100", A100)):
+        taken = [[one for *_, one in folding(batch, about)] for batch in BATCHES]
+        counts = " and ".join(str(sum(ones)) for ones in taken)
+        said.append(f"{counts} of {len(taken[-1])} on {name}")
+    return (
+        "A block's end and the first convolution of the block behind it are one kernel "
+        f"(`{_cuda_block_end.OP}`) where its plan is predicted a tenth ahead: at batch "
+        f"{' and '.join(map(str, BATCHES))} at {', '.join(said)}."
+    )
+
+
 def text() -> str:
     """The tables as Markdown."""
     assumed = (
@@ -269,7 +335,7 @@ def text() -> str:
         f"us a launch, {SMALL} small kernels a layer beside these. ResNet-50, 224x224, bfloat16."
     )
     tables = [line for batch in BATCHES for line in _ops(batch)]
-    return "\n".join([assumed, "", *tables, *_calls(BATCHES[-1])])
+    return "\n".join([assumed, "", *tables, *_worst(BATCHES[-1]), "", _ends()])
 
 
 @click.command()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from resnet_fused import roofline
 from resnet_fused.bench.names import name_of
 from resnet_fused.bench.spanning_kernels import KINDS
 from resnet_fused.bench.subject import Layer, layers
-from resnet_fused.cases import ChainCase
+from resnet_fused.cases import ChainCase, HeadCase
 from resnet_fused.ops import _chain_plan
 from resnet_fused.triton import head as head_kernel
 
@@ -39,14 +40,24 @@ def stem_us(batch: int) -> float:
     return max(predict_stem.predict(predict_stem.WAYS[-1], batch).values()) + 2e6 * rates.LAUNCH
 
 
-def head_us(batch: int) -> float:
-    """By bytes; two kernels where one would read the images again."""
-    ((_, case),) = KINDS["head"].cases(NETWORK)
-    case = dataclasses.replace(case, n=batch)
+def head_case(batch: int, network: Sequence[Layer] = NETWORK) -> HeadCase:
+    """The network's."""
+    ((_, case),) = KINDS["head"].cases(network)
+    return dataclasses.replace(case, n=batch)
+
+
+def head_kernels(batch: int, network: Sequence[Layer] = NETWORK) -> int:
+    """Two where one would read the images again."""
+    case = head_case(batch, network)
     x = torch.empty(case.shape, dtype=DTYPE, device="meta")
-    kernels = 1 if head_kernel.together(x, case.classes) else 2
+    return 1 if head_kernel.together(x, case.classes) else 2
+
+
+def head_us(batch: int, network: Sequence[Layer] = NETWORK) -> float:
+    """By bytes, and its kernels' launches."""
+    case = head_case(batch, network)
     cost = roofline.head_cost(case.shape, case.classes, DTYPE)
-    return 1e6 * (cost.bytes / rates.MEMORY + kernels * rates.LAUNCH)
+    return 1e6 * (cost.bytes / rates.MEMORY + head_kernels(batch, network) * rates.LAUNCH)
 
 
 def conv_us(layer: Layer, batch: int) -> float:

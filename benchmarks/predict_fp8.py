@@ -2,8 +2,10 @@
 
 Each convolution takes what its plan predicts, or its bytes at a device copy's rate where that is
 longer; launches are left aside, as are stem and head. Chains are those that their plans predict to
-win; behind a 3x3 there are plans in bfloat16 alone. Nothing of it has been measured. Needs the
-extension built with nvcc, which holds the models.
+win; behind a 3x3 there are plans in bfloat16 alone. Then the whole engine as predict_cuda_engine.py
+counts it: the part of memory's rate that a kernel reaches, a launch for each, stem and head, which
+compute in bfloat16 on both sides. Nothing of it has been measured. Needs the extension built with
+nvcc, which holds the models.
 
     python benchmarks/predict_fp8.py            # the table
     python benchmarks/predict_fp8.py --write    # into docs/fp8.md
@@ -19,6 +21,10 @@ from typing import NamedTuple
 import click
 import torch
 from predict_chains import ABOUT, MEMORY, with_fronts
+from predict_cuda_engine import stem_us
+from predict_engine import head_us
+from predict_triton import LAUNCH
+from predict_triton import MEMORY as REACHED
 
 from resnet_fused import roofline
 from resnet_fused.cases import RESNET50_LAYERS, ChainCase, ConvCase
@@ -34,6 +40,21 @@ GROUPS = (
     ("layer 2 from there to the first of layer 3", "layer2"),
 )
 """What a chain at a stage's end reaches into: the next stage's first convolution."""
+
+
+AIM = 1.4
+"""What e4m3 is to gain over bfloat16, of the whole engine."""
+
+
+class Rates(NamedTuple):
+    """Bytes a second through memory, and microseconds of a launch."""
+
+    memory: float
+    launch: float
+
+
+BARE = Rates(MEMORY, 0.0)
+ENGINE = Rates(REACHED, 1e6 * LAUNCH)
 
 
 class Cost(NamedTuple):
@@ -52,7 +73,7 @@ def image(dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=last)
 
 
-def convolution(case: ConvCase, dtype: torch.dtype) -> Cost:
+def convolution(case: ConvCase, dtype: torch.dtype, rates: Rates = BARE) -> Cost:
     """One convolution at its batch, its tensors all of one dtype."""
     out = image(dtype, *case.output_shape)
     residual = out if case.residual else None
@@ -63,20 +84,21 @@ def convolution(case: ConvCase, dtype: torch.dtype) -> Cost:
     else:
         made = _cuda_plan.problem_of("conv_bn_act", operands, geometry, out, real=False)
     moved = roofline.conv_cost(case, dtype).bytes
-    return timed(_cuda_plan.plan(made, GPU).cycles, moved)
+    return timed(_cuda_plan.plan(made, GPU).cycles, moved, rates)
 
 
-def timed(cycles: float, moved: float) -> Cost:
-    """By cycles or by bytes, whichever takes longer."""
-    return Cost(moved, 1e6 * max(cycles / _chain_plan.CLOCK, moved / MEMORY))
+def timed(cycles: float, moved: float, rates: Rates) -> Cost:
+    """By cycles or by bytes, whichever takes longer, and a launch."""
+    us = 1e6 * max(cycles / _chain_plan.CLOCK, moved / rates.memory)
+    return Cost(moved, us + rates.launch)
 
 
-def chain(case: ChainCase, dtype: torch.dtype) -> Cost | None:
+def chain(case: ChainCase, dtype: torch.dtype, rates: Rates = BARE) -> Cost | None:
     """A chain by its plan; None where no configuration takes it."""
     found = _cuda_chain.predict(case, dtype, GPU, None)
     if isinstance(found, str):
         return None
-    return timed(found[0], roofline.conv_chain_cost(case, dtype).bytes)
+    return timed(found[0], roofline.conv_chain_cost(case, dtype).bytes, rates)
 
 
 def layers(stage: str) -> list[ConvCase]:
@@ -97,25 +119,25 @@ def layers(stage: str) -> list[ConvCase]:
     return found
 
 
-def total(stage: str, dtype: torch.dtype) -> Cost:
+def total(stage: str, dtype: torch.dtype, rates: Rates = BARE) -> Cost:
     """A stage's convolutions one by one."""
     found = Cost()
     for case in layers(stage):
-        found = found.plus(convolution(case, dtype), case.count)
+        found = found.plus(convolution(case, dtype, rates), case.count)
     return found
 
 
-def chained(stage: str, dtype: torch.dtype) -> Cost:
+def chained(stage: str, dtype: torch.dtype, rates: Rates = BARE) -> Cost:
     """Likewise, at each block's end by the cut that saves most, if one does."""
-    found = total(stage, dtype)
+    found = total(stage, dtype, rates)
     ends: dict[str, list[tuple[float, float, int]]] = {}
     for case in with_fronts(128):
         if not case.name.removeprefix("conv2 + ").startswith(stage):
             continue
         sized = dataclasses.replace(case, n=BATCH)
-        one, parts = chain(sized, dtype), Cost()
+        one, parts = chain(sized, dtype, rates), Cost()
         for part in sized.parts:
-            parts = parts.plus(convolution(part, dtype))
+            parts = parts.plus(convolution(part, dtype, rates))
         if one is not None and one.us < parts.us:
             saved = parts.us - one.us, parts.bytes - one.bytes, case.count
             ends.setdefault(case.name.removeprefix("conv2 + "), []).append(saved)
@@ -123,6 +145,12 @@ def chained(stage: str, dtype: torch.dtype) -> Cost:
         us, moved, count = max(cuts)
         found = found.plus(Cost(-moved, -us), count)
     return found
+
+
+def engines() -> list[float]:
+    """Microseconds of the whole engine: bfloat16 one by one and in chains, e4m3 likewise."""
+    ends = stem_us(BATCH) + head_us(BATCH)
+    return [ends + way("", dtype, ENGINE).us for dtype in (BF16, E4M3) for way in (total, chained)]
 
 
 def rows() -> Iterable[tuple[str, list[str]]]:
@@ -137,6 +165,10 @@ def rows() -> Iterable[tuple[str, list[str]]]:
     each = [convolution(window, dtype).us for dtype in (BF16, E4M3)]
     cells = [f"{each[0]:.0f}", "", f"{each[1]:.0f}", ""]
     yield "a 3x3 of 64 channels at 56 x 56: us", cells
+    whole = engines()
+    yield "the engine, with stem, head and launches: us", [f"{us:,.0f}" for us in whole]
+    yield "the same: images/s", [f"{1e6 * BATCH / us:,.0f}" for us in whole]
+    yield f"over bfloat16 in chains, aimed at {AIM}", [f"{whole[1] / us:.2f}" for us in whole]
 
 
 def text() -> str:
