@@ -106,6 +106,13 @@ RF_HOST_DEVICE Pixel pixel_of(int32_t m, const PixelGrid& grid) {
                static_cast<int32_t>(static_cast<uint32_t>(m) - row * grid.columns.value)};
 }
 
+// Whether position m of a walk over an output with a column behind each row and a row behind each
+// image, that of `at`, is a pixel.
+RF_HOST_DEVICE bool is_pixel(const Pixel& at, int32_t m, const PixelGrid& walk) {
+  return at.q + 1 < static_cast<int32_t>(walk.columns.value) &&
+         at.p + 1 < static_cast<int32_t>(walk.rows.value) && m < walk.pixels;
+}
+
 RF_HOST_DEVICE int64_t offset_of(const Pixel& at, const PixelStrides& strides) {
   return at.n * strides.n + at.p * strides.p + at.q * strides.q;
 }

@@ -25,7 +25,8 @@ class WalkedChannels {
   RF_DEVICE void prepare() {
 #pragma unroll
     for (uint32_t& word : pixels_) {
-      const bool pixel = is_pixel(position_ + static_cast<int32_t>(thread_ % 32));
+      const int32_t m = position_ + static_cast<int32_t>(thread_ % 32);
+      const bool pixel = is_pixel(pixel_of(m, walk_), m, walk_);
       // The thread's columns begin at 2 (lane % 4).
       word = ptx::ballot(ptx::kWholeWarp, pixel) >> thread_ % 4 * 2;
       position_ += 32;
@@ -49,12 +50,6 @@ class WalkedChannels {
   }
 
  private:
-  RF_DEVICE bool is_pixel(int32_t position) const {
-    const Pixel at = pixel_of(position, walk_);
-    return position < walk_.pixels && at.q + 1 < static_cast<int32_t>(walk_.columns.value) &&
-           at.p + 1 < static_cast<int32_t>(walk_.rows.value);
-  }
-
   AffineChannels<T> made_;
   const PixelGrid& walk_;
   int32_t position_;

@@ -21,12 +21,6 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// Whether position m of the output's walk, that of `at`, is a pixel.
-RF_DEVICE bool is_pixel(const Pixel& at, int32_t m, const PixelGrid& walk) {
-  return at.q + 1 < static_cast<int32_t>(walk.columns.value) &&
-         at.p + 1 < static_cast<int32_t>(walk.rows.value) && m < walk.pixels;
-}
-
 // By all threads of a warpgroup: stores those of a tile's kPixels positions from `position` on that
 // are pixels, 64 channels from `channel` on. staging: as the epilogues leave results.
 template <class Result, int kPixels>

@@ -19,7 +19,6 @@ static_assert(offsetof(ConvClusterArguments, out) == 776);
 
 namespace {
 
-constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
 constexpr double kClusterBytes = 14;  // a cycle, from other blocks' shared memory: half of L2's
 
 int64_t cluster_steps(const RfConvBnAct& problem) {

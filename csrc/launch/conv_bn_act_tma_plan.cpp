@@ -8,10 +8,7 @@
 namespace resnet_fused {
 namespace {
 
-constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
-constexpr double kResults = 36;                 // that the epilogue makes in a cycle
-constexpr double kSharedLines = 128;            // bytes a cycle, for products, TMA and epilogue
-constexpr double kDrain = 60;                   // cycles until the last product's sums are there
+constexpr double kDrain = 60;  // cycles until the last product's sums are there
 
 }  // namespace
 
@@ -78,7 +75,7 @@ double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTile
   const double matrix = area * kStepElements / kWarpgroupUnit;
   const bool exposed = types.operands == TensorElement::kUint8 && !tile.together;
   const double adds = exposed ? area / kInstructions + kDrain : 0;
-  const double lines = (read + written + transform.bytes) / kSharedLines;
+  const double lines = (read + written + transform.bytes) / kSharedBytes;
   const double multiply = steps * (std::max({matrix, lines, transform.cycles}) + adds);
   const double asked = tile.pixels_asked() + tile.filters_asked();
   const double load = steps * asked * kStepRowBytes / kCacheBytes;

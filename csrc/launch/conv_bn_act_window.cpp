@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <limits>
 
+#include "conv_halo.h"
 #include "conv_plan.h"
 #include "conv_strides.h"
 #include "tensor_map.h"
@@ -52,11 +53,7 @@ TensorMapRequest residual_request(const RfConvBnAct& problem, const WindowTileFa
 std::string window_shape_fault(const RfConvBnAct& problem) {
   if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) return kNoTf32;
   const int64_t (&filters)[4] = problem.weight_size;
-  const auto both = [](const int64_t (&pair)[2]) { return pair[0] == 1 && pair[1] == 1; };
-  if (filters[2] != 3 || filters[3] != 3 || !both(problem.stride) || !both(problem.padding) ||
-      !both(problem.dilation)) {
-    return "windows are for filters of 3x3, stride, padding and dilation 1";
-  }
+  if (!taps_are_one_run(problem)) return kNoWindows;
   if (problem.groups != 1 || filters[1] != kWindowChannels) {
     return "channels: windows are for " + std::to_string(kWindowChannels) + " in one group";
   }
@@ -65,13 +62,6 @@ std::string window_shape_fault(const RfConvBnAct& problem) {
            std::to_string(kWarpgroupRows) + " is accepted";
   }
   return "";
-}
-
-std::string window_width_fault(const char* name, int64_t width, int64_t bytes) {
-  if (bytes <= kMostSharedBytes) return "";
-  return std::string(name) + ": rows of " + std::to_string(width) + " pixels take " +
-         std::to_string(bytes) + " bytes of shared memory; up to " +
-         std::to_string(kMostSharedBytes) + " are there";
 }
 
 std::string window_out_fault(const RfConvBnAct& problem, TensorElement out) {

@@ -44,8 +44,6 @@ int64_t window_positions(const RfConvBnAct& problem, int64_t images);
 // pixel, 64 channels, and threads that store 16 bytes at a time; empty if nothing does.
 std::string window_shape_fault(const RfConvBnAct& problem);
 std::string window_out_fault(const RfConvBnAct& problem, TensorElement out);
-// That rows of so many pixels take more shared memory than there is.
-std::string window_width_fault(const char* name, int64_t width, int64_t bytes);
 
 // What keeps a problem from the window kernel, with the argument's name; empty if nothing does. x,
 // weight and residual are the problem's dtype; out's elements may be others.

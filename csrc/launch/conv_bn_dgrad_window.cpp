@@ -9,6 +9,7 @@
 #include "conv_bn_dgrad_window_tiles.h"
 #include "conv_halo.h"
 #include "conv_plan.h"
+#include "step_transform.h"
 #include "tma_request.h"
 #include "window_rates.h"
 #include "window_request.h"
@@ -166,7 +167,7 @@ double bn_dgrad_window_cost(const RfConvBnDgrad& problem, int index, const Dgrad
   const double turned = work.reads_y ? 3 * rows * row : 0;
   const double staged = pixels * row * (2 + 2 * ended);
   const double shared = (read + loaded + turned + staged) / kSharedBytes;
-  const double turning = rows * kStepElements / 2 * work.turning / kTransformed;
+  const double turning = rows * kStepElements / 2 * work.turning / kTransformInstructionsACycle;
   const double results =
       area / kResults + area * work.finishing / kInstructions + pixels * row / kStoredBytes;
   const double cache = (loaded + pixels * row * ended) / kCacheBytes;

@@ -13,7 +13,6 @@
 namespace resnet_fused {
 namespace {
 
-constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
 // Of one warpgroup: each of its warps has a scheduler, which it cannot use in every cycle.
 constexpr double kOwnInstructions = kInstructions / 2;
 // What a consumer waits for in a step, each about as long as a load from shared memory and a

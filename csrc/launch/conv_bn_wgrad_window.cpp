@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "conv_gradient_arguments.h"
+#include "conv_halo.h"
 #include "conv_strides.h"
 #include "step_transform.h"
 #include "tensor_map.h"
@@ -17,30 +18,20 @@
 namespace resnet_fused {
 namespace {
 
-constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
 // Instructions that two elements of dy take until they are an operand: to be loaded with y's,
 // widened, multiplied, added, packed, and cut off where there is no pixel.
 constexpr double kTurnInstructions = 11;
 // Likewise to find the place of 16 bytes of a window, beside their transformation.
 constexpr double kPlaceInstructions = 4;
 
-struct Entry {
-  std::string name;
-  RfConvConfiguration configuration;
-};
-
-const std::vector<Entry>& table() {
-  static const std::vector<Entry> made = [] {
-    std::vector<Entry> entries;
+// Windows' bytes hang on the width of an image; at most they fill a block's shared memory.
+const std::vector<WgradEntry>& table() {
+  static const std::vector<WgradEntry> made = [] {
+    std::vector<WgradEntry> entries;
     for (int i = 0; i < WgradWindowTiles::kSize; ++i) {
       WgradWindowTiles::with(i, [&]<class Shape>() {
-        const std::string name = "tma_win" + std::to_string(Shape::kM) + "x" +
-                                 std::to_string(Shape::kN) + "_" + std::to_string(Shape::kStages) +
-                                 "s";
-        entries.push_back(
-            {name,
-             {nullptr, 1, Shape::kM, Shape::kN, Shape::kWarpsM, Shape::kN / Shape::kWarpN,
-              Shape::kStages, 1, Shape::kStepBytes, kMostSharedBytes, 0, 1, 1}});
+        entries.push_back(wgrad_entry<Shape>("tma_win", kMostSharedBytes));
+        entries.back().configuration.window = 1;
       });
     }
     return entries;
@@ -75,11 +66,7 @@ TensorMapRequest output_request(const RfConvGradient& problem, const RfConvConfi
 std::string shape_fault(const RfConvGradient& problem, const RfConvConfiguration& tile) {
   if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) return kNoTf32;
   const int64_t (&filters)[4] = problem.weight_size;
-  const auto both = [](const int64_t (&pair)[2]) { return pair[0] == 1 && pair[1] == 1; };
-  if (filters[2] != 3 || filters[3] != 3 || !both(problem.stride) || !both(problem.padding) ||
-      !both(problem.dilation)) {
-    return "windows are for filters of 3x3, stride, padding and dilation 1";
-  }
+  if (!taps_are_one_run(problem)) return kNoWindows;
   if (problem.groups != 1 || filters[0] % kWarpgroupRows != 0 ||
       filters[1] % kWindowChannels != 0) {
     return "channels: windows are for multiples of " + std::to_string(kWindowChannels) +
@@ -88,10 +75,8 @@ std::string shape_fault(const RfConvGradient& problem, const RfConvConfiguration
   const Strides weight = used(filters, problem.weight_stride);
   if (weight.h != 3 * weight.w) return "weight: its rows of taps do not follow one another";
   const int64_t width = problem.x_size[3];
-  if (const int64_t bytes = shared_bytes(tile, width); bytes > kMostSharedBytes) {
-    return "x: rows of " + std::to_string(width) + " pixels take " + std::to_string(bytes) +
-           " bytes of shared memory; up to " + std::to_string(kMostSharedBytes) + " are there";
-  }
+  const std::string found = window_width_fault("x", width, shared_bytes(tile, width));
+  if (!found.empty()) return found;
   // Up to the end of the last window.
   if (wgrad_window_positions(problem) > kMost - 2 * positions_of(tile) - 2 * (width + 2)) {
     return "batch: more positions than a launch counts";

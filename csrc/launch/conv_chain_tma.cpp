@@ -219,7 +219,7 @@ double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int
   const double area = m * kStepElements;
   // The same bytes take the same time in every type.
   const double matrix =
-      steps * area * (tile.inner + tile.projected + tile.next) * bytes / 2 / kWarpgroupUnit;
+      steps * area * (tile.inner + tile.projected + tile.next) * bytes / 2 / kChainUnit;
   // Of a step: filters; what both warpgroups' products read, TMA writes and reads, and epilogues
   // exchange for what they make.
   const double filters = row * (inner * kStepElements + tile.next);

@@ -170,7 +170,7 @@ double chain_window_cost(const RfConvChain& problem, const ChainWindowFacts& til
   const auto window = fronts * static_cast<double>(parts.rows * parts.count) * kRow;
   const double matrix =
       kArea * (fronts * kTaps * tile.front + steps * (tile.front + tile.projected + tile.next)) /
-      kWarpgroupUnit;
+      kChainUnit;
   // The 3x3 reads both sides of its products, and so does a projection; the others their filters
   // alone. Of a step threads write what they make and read it; TMA writes a shortcut that is a
   // tensor, and they read it. Filters that come by steps are written as well.

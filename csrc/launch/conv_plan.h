@@ -18,10 +18,13 @@ namespace resnet_fused {
 // What one multiprocessor does in a clock cycle, for an H200. None has been measured by this
 // project on a GPU; only their proportions matter.
 constexpr double kMatrixUnit = 4 * 323;  // products of 16 bits: mma.sync at 0.63 of wgmma's rate
-constexpr double kSharedBytes = 128;     // the documented width of shared memory
-constexpr double kCacheBytes = 28;       // from L2, when all multiprocessors read different lines
-constexpr double kMemoryBytes = 22;      // from memory
-constexpr double kInstructions = 128;    // of single threads: four warps
+constexpr double kWarpgroupUnit = 2048 * 0.85;  // likewise by wgmma
+constexpr double kSharedBytes = 128;            // the documented width of shared memory
+constexpr double kCacheBytes = 28;     // from L2, when all multiprocessors read different lines
+constexpr double kSameLines = 45;      // from L2, when all read the same
+constexpr double kMemoryBytes = 22;    // from memory
+constexpr double kInstructions = 128;  // of single threads: four warps
+constexpr double kResults = 36;        // that an epilogue behind wgmma makes
 // Cycles until a load from L2 or memory has come.
 constexpr double kLatency = 800;
 // Cycles that a block waits while it turns what has landed in shared memory: loads, a store, the

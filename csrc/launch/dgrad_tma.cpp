@@ -13,10 +13,6 @@
 namespace resnet_fused {
 namespace {
 
-constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
-constexpr double kResults = 36;                 // that the epilogue makes in a cycle
-constexpr double kSharedLines = 128;            // bytes a cycle, for products, TMA and epilogue
-
 int64_t tiles_of_phase(const RfConvGradient& problem, const TmaTileFacts& tile, int64_t images) {
   const PhaseSize size = phase_size(problem);
   return tma_tiles(convolution_of(problem), tile, images * size.rows * size.columns);
@@ -161,7 +157,7 @@ double dgrad_tma_cost(const RfConvGradient& problem, const TmaTileFacts& tile,
   const double right = static_cast<double>(tile.channels) * kStepRowBytes;
   const double matrix = area * kStepElements / kWarpgroupUnit;
   // What has come is read once, but filters by each of the warpgroups.
-  const double shared = (2 * left + (1 + kConsumers) * right) / kSharedLines;
+  const double shared = (2 * left + (1 + kConsumers) * right) / kSharedBytes;
   const double turning = tile.pixels * kStepElements / 2 * work.turning / kInstructions;
   const double results = area / kResults + area * work.finishing / kInstructions;
   const double ends = area * work.ends * kTmaElementBytes / kMemoryBytes;

@@ -8,8 +8,6 @@
 namespace resnet_fused {
 namespace {
 
-constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
-constexpr double kResults = 36;                 // that a warpgroup rounds and pools in a cycle
 // Cycles until the filters lie in shared memory, and until a strip's first rows do.
 constexpr double kFilters = 4000;
 constexpr double kStrip = 3 * kLatency;

@@ -14,29 +14,16 @@ namespace resnet_fused {
 
 namespace {
 
-constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
-constexpr double kSharedLines = 128;            // bytes a cycle, for products, TMA and loads
 // Instructions that two elements of dy take until they are an operand: to be loaded with y's and
 // widened, and to be compared and cut off, or multiplied, added and packed.
 constexpr double kTurnInstructions = 10;
 
-struct Entry {
-  std::string name;
-  RfConvConfiguration configuration;
-};
-
-const std::vector<Entry>& table() {
-  static const std::vector<Entry> made = [] {
-    std::vector<Entry> entries;
+const std::vector<WgradEntry>& table() {
+  static const std::vector<WgradEntry> made = [] {
+    std::vector<WgradEntry> entries;
     for (int i = 0; i < WgradTmaTiles::kSize; ++i) {
       WgradTmaTiles::with(i, [&]<class Shape>() {
-        const std::string name = "tma_" + std::to_string(Shape::kM) + "x" +
-                                 std::to_string(Shape::kN) + "_" + std::to_string(Shape::kStages) +
-                                 "s";
-        entries.push_back(
-            {name,
-             {nullptr, 1, Shape::kM, Shape::kN, Shape::kWarpsM, Shape::kN / Shape::kWarpN,
-              Shape::kStages, 1, Shape::kStepBytes, Shape::kSharedBytes, 0, 1}});
+        entries.push_back(wgrad_entry<Shape>("tma_", Shape::kSharedBytes));
       });
     }
     return entries;
@@ -123,7 +110,7 @@ double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration&
   const double halves = tile.m == kWarpgroupRows ? kConsumers : 1;
   const double matrix = static_cast<double>(tile.m) * tile.n * kStepElements / kWarpgroupUnit;
   const double read = left * halves + right * kConsumers / halves;
-  const double shared = (left + right + read + transform.bytes) / kSharedLines;
+  const double shared = (left + right + read + transform.bytes) / kSharedBytes;
   const double turned = halves * tile.m * kStepElements / 2;
   const double turning = turned * (product.operands > 1 ? kTurnInstructions : 1) / kInstructions;
   const double load = (left + right * filled) / kCacheBytes;

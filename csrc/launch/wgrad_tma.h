@@ -11,6 +11,19 @@
 
 namespace resnet_fused {
 
+// Of a table of configurations, which point to names in it.
+struct WgradEntry {
+  std::string name;
+  RfConvConfiguration configuration;
+};
+template <class Shape>
+WgradEntry wgrad_entry(const char* kind, int32_t shared_bytes) {
+  return {kind + std::to_string(Shape::kM) + "x" + std::to_string(Shape::kN) + "_" +
+              std::to_string(Shape::kStages) + "s",
+          {nullptr, 1, Shape::kM, Shape::kN, Shape::kWarpsM, Shape::kN / Shape::kWarpN,
+           Shape::kStages, 1, Shape::kStepBytes, shared_bytes, 0, 1}};
+}
+
 int32_t wgrad_tma_configurations();
 // Null for an index that there is not; index: in WgradTmaTiles.
 const RfConvConfiguration* wgrad_tma_configuration(int32_t index);

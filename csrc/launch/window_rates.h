@@ -4,11 +4,7 @@
 
 namespace resnet_fused {
 
-constexpr double kWarpgroupUnit = 2048 * 0.85;  // products a cycle of a multiprocessor, by wgmma
-constexpr double kResults = 36;                 // that the epilogue makes in a cycle
-constexpr double kStoredBytes = 100;            // that threads store in a cycle, 16 each
-constexpr double kTurn = 100;      // cycles from the end of one warpgroup's products to the other's
-constexpr double kSameLines = 45;  // bytes a cycle from L2, when all read the same
-constexpr double kTransformed = 64;  // threads' instructions a cycle, of the warps that transform
+constexpr double kStoredBytes = 100;  // that threads store in a cycle, 16 each
+constexpr double kTurn = 100;  // cycles from the end of one warpgroup's products to the other's
 
 }  // namespace resnet_fused

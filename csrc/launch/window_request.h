@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "../device/conv_window.h"
 #include "tma_request.h"
@@ -32,6 +33,14 @@ inline WindowParts window_parts(int64_t positions, int64_t width,
     if (best.count == 0 || parts.rows * parts.count < best.rows * best.count) best = parts;
   }
   return best;
+}
+
+// That windows of rows of so many pixels take more shared memory than there is.
+inline std::string window_width_fault(const char* name, int64_t width, int64_t bytes) {
+  if (bytes <= kMostSharedBytes) return "";
+  return std::string(name) + ": rows of " + std::to_string(width) + " pixels take " +
+         std::to_string(bytes) + " bytes of shared memory; up to " +
+         std::to_string(kMostSharedBytes) + " are there";
 }
 
 // Its pixels in the order of the input's walk, a zero before each row and a row of them before each
