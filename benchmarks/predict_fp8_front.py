@@ -92,7 +92,7 @@ def tile(case: ChainCase, size: int, form: Form = BUILT, streams: bool = False) 
     window = math.ceil((m + 2 * (case.w + 2)) / 8) * 8 * row
     projects = bool(case.projected)
     products = area * (TAPS * ROWS + steps * (ROWS + case.projected + case.m))
-    products *= size / 2 / rate("kWarpgroupUnit")
+    products *= size / 2 / rate("kChainUnit")
     streamed = steps * case.m * row if streams else 0
     left = (m + form.warpgroups * ROWS) * row  # both sides of a product by shared memory
     of_step = form.warpgroups * (ROWS + case.m) * row + 2 * (1 + (not projects)) * m * row

@@ -198,6 +198,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_cluster_tiles.h",
         "csrc/launch/conv_operands.cpp",
         "csrc/launch/conv_window_tiles.h",
+        "csrc/device/halo_shape.h",
+        "csrc/launch/conv_halo.h",
         "csrc/launch/window_rates.h",
     ),
     "conv_bn_act_fp8": (
@@ -222,6 +224,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_act_window.h",
         "csrc/launch/conv_bn_act_window_launch.cuh",
         "csrc/launch/conv_window_tiles.h",
+        "csrc/device/halo_shape.h",
+        "csrc/launch/conv_halo.h",
         "csrc/launch/window_rates.h",
     ),
     "conv_bn_dgrad": (

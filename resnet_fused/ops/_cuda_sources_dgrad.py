@@ -22,6 +22,7 @@ BN_DGRAD_WINDOWS = (
     "csrc/launch/conv_bn_dgrad_window_launch.cuh",
     "csrc/launch/conv_bn_dgrad_window_tiles.h",
     "csrc/launch/conv_window_tiles.h",
+    "csrc/launch/step_transform.h",
     "csrc/launch/window_rates.h",
     "csrc/launch/window_request.h",
 )
