@@ -128,14 +128,21 @@ def cuts(
 ) -> list[Cut]:
     """Of each block's end the chain that saves most, if one does."""
     ends: dict[str, list[Cut]] = {}
-    for layer, case in KINDS["conv_chain"].cases(network):
-        if not isinstance(case, ChainCase) or not allowed(case):
+    for layer, whole in KINDS["conv_chain"].cases(network):
+        if not isinstance(whole, ChainCase) or not allowed(whole):
             continue
-        case = dataclasses.replace(case, n=batch)
-        us, parts = chain_us(case), sum(conv_us(part) for part in case.parts)
-        if us is not None and us < parts:
-            ends.setdefault(layer, []).append(Cut(case, us, parts))
+        for case in projections(dataclasses.replace(whole, n=batch)):
+            us, parts = chain_us(case), sum(conv_us(part) for part in case.parts)
+            if us is not None and us < parts:
+                ends.setdefault(layer, []).append(Cut(case, us, parts))
     return [max(found, key=lambda cut: cut.parts - cut.us) for found in ends.values()]
+
+
+def projections(case: ChainCase) -> Iterable[ChainCase]:
+    """A chain with its projection, if it has one, and behind it."""
+    yield case
+    if case.projected:
+        yield dataclasses.replace(case, projected=0, projection_stride=1)
 
 
 class Engine(NamedTuple):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import click
 import torch
 from predict_chains import ABOUT, MEMORY, with_fronts
-from predict_cuda_engine import stem_us
+from predict_cuda_engine import projections, stem_us
 from predict_engine import head_us
 from predict_triton import LAUNCH
 from predict_triton import MEMORY as REACHED
@@ -134,13 +134,15 @@ def chained(stage: str, dtype: torch.dtype, rates: Rates = BARE) -> Cost:
     for case in with_fronts(128):
         if not case.name.removeprefix("conv2 + ").startswith(stage):
             continue
-        sized = dataclasses.replace(case, n=BATCH)
-        one, parts = chain(sized, dtype, rates), Cost()
-        for part in sized.parts:
-            parts = parts.plus(convolution(part, dtype, rates))
-        if one is not None and one.us < parts.us:
-            saved = parts.us - one.us, parts.bytes - one.bytes, case.count
-            ends.setdefault(case.name.removeprefix("conv2 + "), []).append(saved)
+        if case.front and case.projection_stride > 1:
+            continue  # the block's 3x3 has the stride
+        for sized in projections(dataclasses.replace(case, n=BATCH)):
+            one, parts = chain(sized, dtype, rates), Cost()
+            for part in sized.parts:
+                parts = parts.plus(convolution(part, dtype, rates))
+            if one is not None and one.us < parts.us:
+                saved = parts.us - one.us, parts.bytes - one.bytes, case.count
+                ends.setdefault(case.name.removeprefix("conv2 + "), []).append(saved)
     for cuts in ends.values():
         us, moved, count = max(cuts)
         found = found.plus(Cost(-moved, -us), count)

@@ -59,7 +59,7 @@ def by_emulator(*arguments, wish=None):
 @needs_kernel
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 24
+    assert len(set(names)) == len(names) == 25
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names == checks.conv_chain_configurations()
 
@@ -330,6 +330,12 @@ def test_whoever_rewrites_a_graph_is_told(monkeypatch):
     assert front.reason is None and front.wins and front.gain > good.gain + 50
     wide = op.serves(dataclasses.replace(layer1, h=1, w=2000), torch.bfloat16, device)
     assert "bytes of shared memory" in str(wide.reason) and not wide.wins
+    # Of layer 2: the first block with its projection and behind it, and the last one.
+    first, last = (dataclasses.replace(RESNET50_CHAINS[i], n=256) for i in (3, 5))
+    behind = dataclasses.replace(first, projected=0, projection_stride=1)
+    whole, rest, end = (op.serves(one, torch.bfloat16, device) for one in (first, behind, last))
+    assert not whole.wins and rest.wins and rest.gain > 40
+    assert end.wins and end.gain > 50 and "tma_128x256_2s_k128_2c" in end.why
 
 
 # The self-check, on the emulator.

@@ -281,6 +281,7 @@ CHUNKS = 4
 FILES = {
     "conv_chain_sm90.cuh",
     "chain_box.h",
+    "chain_steps.h",
     "quantised_chain.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",

@@ -22,8 +22,9 @@ from resnet_fused.ops import _cuda_chain_checks as checks
 pytestmark = pytest.mark.emulated
 
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
-CONFIGURATIONS = 7
-PLAIN, PROJECTING, SHARING, ALL = 0, 3, 5, 6  # places; of SHARING and ALL two blocks share filters
+CONFIGURATIONS = 8
+# Places; from SHARING on two blocks share filters, and in RINGS each part of a step has its own.
+PLAIN, PROJECTING, SHARING, ALL, RINGS = 0, 3, 5, 6, 7
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
 ONE, TWO = ((count, *emulated.H200[1:]) for count in (1, 2))
 """So few multiprocessors that blocks stay for several tiles."""
@@ -56,7 +57,7 @@ def room(place: int, what: str) -> int:
 def filling(case: ChainCase, place: int) -> ChainCase:
     """With a projection, and with more channels, where a configuration is made for them."""
     more = 64 if room(place, "_k") > 64 else 0
-    wide = 64 if tiles()[index_of(place)]["n"] > 64 else 0
+    wide = tiles()[index_of(place)]["n"] - 64
     projected = room(place, "_d") - (24 if case.k < 64 else 0) if room(place, "_d") else 0
     return dataclasses.replace(case, k=case.k + more, m=case.m + wide, projected=projected)
 
@@ -185,7 +186,7 @@ def test_where_the_walk_of_clusters_begins(reverse):
     assert torch.equal(there, (2 - pair if reverse else pair) % 2 == 0)
 
 
-@pytest.mark.parametrize("place", [PLAIN, SHARING])
+@pytest.mark.parametrize("place", [PLAIN, SHARING, RINGS])
 @pytest.mark.parametrize("name", ["x", "weight", "residual", "next_weight", "scale", "next_shift"])
 def test_nan_and_inf_come_through(name, place):
     operands = operands_of(ODD, torch.bfloat16, exact=False)
@@ -200,7 +201,7 @@ def test_nan_and_inf_come_through(name, place):
         assert torch.equal(y.isinf(), expected.isinf())
 
 
-@pytest.mark.parametrize("place", [PLAIN, ALL])
+@pytest.mark.parametrize("place", [PLAIN, ALL, RINGS])
 def test_it_may_begin_early(place):
     """Before its wait it reads constants alone, and it lets the next kernel begin."""
     case = filling(MANY, place)
@@ -233,6 +234,9 @@ def test_refusals_say_why():
     assert "no next convolution" in refusal(changed(m=0))
     assert "72 channels of x, at most 64 fit" in refusal(changed(k=72))
     assert "72 channels of next, at most 64 fit" in refusal(changed(m=72))
+    assert "264 channels of next, at most 256 fit" in refusal(changed(m=264), place=RINGS)
+    assert "136 channels of x, at most 128 fit" in refusal(changed(k=136), place=RINGS)
+    assert "it takes no projection" in refusal(strided, place=RINGS)
     assert "1032 channels of out, at most 1024 fit" in refusal(changed(c=1032))
     apart = (9 * 11 * 40 + 8, 1, 11 * 40, 40)
     assert "x: its pixels do not lie one behind the other" in refusal(ODD, x_stride=apart)
@@ -253,7 +257,7 @@ def test_the_choice():
             continue
         chosen[case.name] = names[made["configuration"]]
         by_tma = chosen[case.name].startswith("tma_")
-        fits = case.k <= 128 and case.m <= 128
+        fits = case.k <= 128 and case.m <= 256
         fits = fits and (case.projected <= 64 and case.projection_stride == 1)
         assert by_tma == fits
         assert ("no TMA: " in made["why"]) != by_tma
@@ -262,6 +266,7 @@ def test_the_choice():
     assert chosen["layer1_first"] == "tma_128x64_3s_k64_d64_2c"
     assert chosen["layer1_last"] == "tma_128x128_4s_k64_2c"
     assert chosen["layer2"] == "tma_128x128_3s_k128_2c"
+    assert chosen["layer2_last"] == "tma_128x256_2s_k128_2c"
     for gpu in (emulated.A100, emulated.H200[:3]):
         made = plan(dataclasses.replace(RESNET50_CHAINS[1], n=256), gpu=gpu)
         assert not names[made["configuration"]].startswith("tma_") and "TMA" not in made["why"]
@@ -273,6 +278,7 @@ CHUNKS = 4
 FILES = {
     "conv_chain_sm90.cuh",
     "chain_box.h",
+    "chain_steps.h",
     "warpgroup_tile.h",
     "pipeline.h",
     "warpgroup_epilogue.h",
@@ -293,6 +299,8 @@ FAULTY = (
     # Pairs of tiles, of which the last one is half.
     (SHARING, dataclasses.replace(MANY, n=4, k=104, m=104)),
     (ALL, dataclasses.replace(THINNED, projected=40)),
+    (RINGS, dataclasses.replace(MANY, n=4, k=104, m=232)),
+    (RINGS, dataclasses.replace(THINNED, n=4, k=104, m=232)),
 )
 
 

@@ -363,6 +363,26 @@ def test_a_chain_whose_filters_two_blocks_share():
         assert f"{count - 1} {opcode.split('_')[0]}" in said, said
 
 
+def test_a_chain_whose_parts_of_a_step_have_rings_of_their_own():
+    name = CHAIN_TMA.replace(
+        "13ChainTmaShapeILi64ELi128ELi4ELi0ELi2ELi1E", "15ChainRingsShapeILi128ELi256ELi2ELi3E"
+    )
+    code = {
+        "HGMMA_64x64x16_F32_BF16": 8, "HGMMA_64x256x16_F32_BF16": 4, "UTMALDG_2D_MULTICAST": 4,
+        "UTMALDG_2D": 2, "UTMASTG_2D": 5, "STSM_16_M88_4": 20, "UCGABAR_ARV": 2, "UCGABAR_WAIT": 2,
+    }  # fmt: skip
+    assert chain_by_tma(name, **code) == []
+    short = "conv_chain_tma<BFloat16, 128 to 256 2 stages shared filters>"
+    assert rules.short_name(name) == short
+    for opcode in code:
+        said = chain_by_tma(name, **code | {opcode: code[opcode] - 1})
+        assert any(opcode.split("_")[0] in one for one in said), opcode
+    (said,) = chain_by_tma(name, **code, SYNCS_PHASECHK_TRANS64_TRYWAIT=7)
+    assert "7 SYNCS" in said
+    (said,) = chain_by_tma(name.replace("Li3E", "Li4E"), **code)
+    assert "239776 bytes of shared memory" in said
+
+
 STEM_WGMMA = (
     "_ZN12resnet_fused17stem_wgmma_kernelINS_8BFloat16ENS_18StemWarpgroupShapeILi112EEEEEvNS_"
     "13StemArgumentsE"

@@ -52,7 +52,7 @@ def test_what_the_page_says_in_words(tool):
         assert narrow.bytes == pytest.approx(wide.bytes / 2, rel=0.01)
         assert narrow.us < 0.75 * wide.us
     whole = tool.total("", tool.E4M3).us
-    assert tool.chained("", tool.BF16).us > 1.3 * whole
+    assert tool.chained("", tool.BF16).us > 1.25 * whole
     assert tool.chained("", tool.E4M3).us < whole
 
 
@@ -62,7 +62,7 @@ def test_the_whole_engine_is_counted_as_the_cuda_engine(tool):
     alone, chained, narrow, least = tool.engines()
     assert alone == pytest.approx(cuda.engine(tool.BATCH, cuda.STEPS[0][1]).us, rel=1e-6)
     assert chained == pytest.approx(cuda.engine(tool.BATCH, cuda.STEPS[-1][1]).us, rel=1e-3)
-    assert chained / narrow < tool.AIM < chained / least
+    assert chained / narrow < 0.98 * tool.AIM < chained / least < tool.AIM
     said = " ".join(tool.PAGE.read_text(encoding="utf-8").split())
     assert f"predicted to gain {chained / least:.2f}**, of the {tool.AIM} that" in said
     assert f"one by one it is {chained / narrow:.2f}." in said

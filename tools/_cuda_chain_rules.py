@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import _cuda_fp8_rules
-from _cuda_window import CONSUMERS, MOST_SHARED, REGISTERS
+from _cuda_window import CONSUMERS, MOST_SHARED, REGISTERS, ROW_BYTES
 
 if TYPE_CHECKING:
     from _cuda_rules import Kernel
@@ -43,12 +43,40 @@ class ChainTmaTile:
         """Instructions of a step."""
         return STEP * self.element // PRODUCT_BYTES
 
+    @property
+    def short(self) -> str:
+        """It in words."""
+        projected = f" projecting {self.projected}" if self.projected else ""
+        shared = " shared filters" if self.sharing > 1 else ""
+        return f"{self.inner} to {self.following} {self.stages} stages{projected}{shared}"
+
+
+@dataclass(frozen=True)
+class ChainRingsTile(ChainTmaTile):
+    """A configuration of conv_chain in which each part of a step has a ring of its own."""
+
+    boxes: int
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block, as csrc/device/chain_rings.h lays them out."""
+        pixels, most = STEP * CONSUMERS, 1024
+        boxes = 2 * self.inner // STEP + self.boxes  # of pixels
+        rows = boxes * pixels + self.stages * (self.inner + self.following)
+        return (
+            ROW_BYTES * rows + 8 * (most + self.following) + 16 * (2 * self.stages + self.boxes + 2)
+        )
+
 
 @functools.cache
 def chain_tma_tile_of(mangled: str) -> ChainTmaTile | None:
     """The configuration in a kernel's mangled name, or None."""
-    shape = re.search(r"ChainTmaShapeI" + 6 * r"Li(\d+)E" + "E", mangled)
-    return ChainTmaTile(*map(int, shape.groups())) if shape else None
+    if shape := re.search(r"ChainTmaShapeI" + 6 * r"Li(\d+)E" + "E", mangled):
+        return ChainTmaTile(*map(int, shape.groups()))
+    if shape := re.search(r"ChainRingsShapeI" + 4 * r"Li(\d+)E" + "E", mangled):
+        inner, following, stages, boxes = map(int, shape.groups())
+        return ChainRingsTile(inner, following, stages, 0, 2, 2, boxes)
+    return None
 
 
 def is_e4m3_chain(mangled: str) -> bool:
@@ -76,7 +104,8 @@ def chain_by_tma(kernel: Kernel) -> dict[str, bool]:
         # Filters before the wait and behind it; what a tile reads; the shortcut.
         "UTMALDG.*": 2 * 2 * requests + 2,
         "UTMASTG.*": 1 + boxes,
-        "SYNCS.*TRYWAIT": 4,
+        # Rows, and of a step its stage or the stages of its parts: read, and asked for.
+        "SYNCS.*TRYWAIT": 8 if isinstance(tile, ChainRingsTile) else 4,
         "USETMAXREG.*": 2,
         **(_bytes(tile, boxes) if narrow else _halves(tile, boxes)),
     }

@@ -465,11 +465,7 @@ def short_name(mangled: str) -> str:
     elif by_both := chain_name(mangled):
         parts.append(by_both)
     elif by_chain := chain_tma_tile_of(mangled):
-        projected = f" projecting {by_chain.projected}" if by_chain.projected else ""
-        shared = " shared filters" if by_chain.sharing > 1 else ""
-        parts.append(
-            f"{by_chain.inner} to {by_chain.following} {by_chain.stages} stages{projected}{shared}"
-        )
+        parts.append(by_chain.short)
     elif chain := re.search(r"ChainShapeI" + 6 * r"Li(\d+)E", rest):
         m, following, warps, stages, _, front = chain.groups()
         behind = f" behind {front}" if front != "0" else ""

@@ -79,6 +79,7 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("stem", "tma_32x64_8s", STEM),
     ("conv_chain", "tma_128x64_4s_k64", ("--k", "80")),
     ("conv_chain", "tma_128x128_4s_k64_2c", ("--k", "80", "--next", "128")),
+    ("conv_chain", "tma_128x256_2s_k128_2c", ("--k", "208", "--next", "256", "--out-stride", "2")),
     ("conv_chain", "tma_win128x64_3s_front64", ("--k", "128", "--front", "64")),
     ("conv_dgrad", "tma_p128x64_5s", ("--stride", "2")),
     ("conv_wgrad", "tma_64x128_6s", ()),

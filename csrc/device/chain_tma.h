@@ -48,6 +48,7 @@ struct ChainTmaShape : BoxesOf<kElement> {
   static constexpr int kStages = kStages_;
   static constexpr int kProjected = kProjected_;
   static constexpr int kSharing = kSharing_;
+  static constexpr bool kInRings = false;  // a step lies in one stage
   static constexpr int kInnerBoxes = kInner / kStepElements;
   static constexpr int kProjectedBoxes = kProjected / kStepElements;
   static constexpr int kNextBoxes = kNext / kStepElements;
@@ -69,6 +70,7 @@ struct ChainTmaShape : BoxesOf<kElement> {
   // room; the stages; scale and shift of `out`, of its projection and of `next`; barriers.
   static constexpr int kMoreAt = 2 * kRowsBytes;
   static constexpr int kMoreBoxes = kNextBoxes > kInnerBoxes ? kNextBoxes - kInnerBoxes : 0;
+  static constexpr int kNextAtOnce = kNextBoxes;  // boxes that have room there
   static constexpr int kStagesAt = kMoreAt + kMoreBoxes * kBoxBytes;
   static constexpr int kVectorsAt = kStagesAt + kStages * kStageBytes;
   static constexpr int kProjectionVectorsAt = kVectorsAt + kChainTmaMostChannels * kChannelBytes;

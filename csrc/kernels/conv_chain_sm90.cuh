@@ -10,12 +10,14 @@
 // other's epilogue.
 //
 // Where two blocks of a cluster share filters, which they need at the same time, each asks for one
-// half, and TMA brings it to both. Pixels and the shortcut are each block's own.
+// half, and TMA brings it to both. Pixels and the shortcut are each block's own. A step comes as
+// the stage of one ring, or in parts, each through a ring of its own: chain_steps.h.
 #pragma once
 
 #include <cstdint>
 
 #include "../device/chain_box.h"
+#include "../device/chain_steps.h"
 #include "../device/chain_tma.h"
 #include "../device/pipeline.h"
 #include "../device/warpgroup_roles.h"
@@ -26,10 +28,6 @@
 namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
-
-// Steps of `out`: filters that come for all blocks, and the block's own box.
-template <class Shape>
-using StepRing = MixedRing<Shape::kStages, Shape::kSharing>;
 
 // A warpgroup's way through the tiles of its block.
 template <class T, class Shape>
@@ -50,9 +48,8 @@ class ChainConsumer {
 
   RF_DEVICE void run() {
     const Ring<2> rows_ring{shared_ + Shape::kRowsRingAt};
-    const StepRing<Shape> ring{{shared_ + Shape::kRingAt}};
+    ChainSteps<T, Shape> steps(shared_);
     RingPlace<2> rows_at;
-    RingPlace<Shape::kStages> at;
     float sums[kBoxSums];
     float projected[kBoxSums];  // not in use without a projection
     float following[kNextSums];
@@ -71,20 +68,23 @@ class ChainConsumer {
       rows_ring.wait(rows_at);
       if constexpr (kInParts) clear(following);
       for (int step = 0; step < arguments_.steps; ++step) {
-        const ptx::SharedAddress stage = shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;
-        ring.wait(at);
+        steps.wait();
+        const ptx::SharedAddress weight = steps.weight();
         ptx::wgmma_pin(sums);
         if constexpr (Shape::kProjected > 0) ptx::wgmma_pin(projected);
         ptx::wgmma_fence();
-        multiply_boxes<0, Shape::kInnerBoxes>(sums, rows, stage);
+        multiply_boxes<0, Shape::kInnerBoxes>(sums, rows, weight);
         if constexpr (Shape::kProjected > 0) {
-          multiply_boxes<Shape::kInnerBoxes, Shape::kProjectedBoxes>(projected, rows, stage);
+          multiply_boxes<Shape::kInnerBoxes, Shape::kProjectedBoxes>(projected, rows, weight);
         }
         ptx::wgmma_commit_group();
+        steps.wait_box();
         ptx::wgmma_wait_group<0>();
         ptx::wgmma_pin(sums);
+        steps.release_weight(part_.lane());
         Operand made;
-        const Box box(stage + part_.bytes, part_.thread);
+        const ptx::SharedAddress made_at = steps.box() + part_.bytes;
+        const Box box(made_at, part_.thread);
         const ptx::SharedAddress vectors = shared_ + Shape::kVectorsAt + step * kBoxVectors;
         if constexpr (Shape::kProjected > 0) {
           ptx::wgmma_pin(projected);
@@ -96,15 +96,16 @@ class ChainConsumer {
         }
         publish();
         if (arguments_.thinned) {
-          even.store(stage + part_.bytes, step);
+          even.store(made_at, step);
         } else if (part_.thread == 0) {
-          ptx::tma_store(&arguments_.out, {step * kStepElements, pixel}, stage + part_.bytes);
+          ptx::tma_store(&arguments_.out, {step * kStepElements, pixel}, made_at);
           ptx::bulk_commit_group();
         }
         ptx::sync_warp();
+        steps.wait_next();
 #pragma unroll
         for (auto& words : made) ptx::wgmma_pin(words);
-        const ptx::SharedAddress filters = stage + Shape::kNextWeightAt;
+        const ptx::SharedAddress filters = steps.next_weight();
         if constexpr (kInParts) {
           ptx::wgmma_pin(part);
           ptx::wgmma_fence();
@@ -116,13 +117,14 @@ class ChainConsumer {
         }
         ptx::wgmma_commit_group();
         if (part_.thread == 0) {
-          // Beside the products: `out` has left the stage, and `next` the rows before.
+          // Beside the products: `out` has left its box, and `next` the rows before.
           ptx::bulk_wait_group_read<0>();
           if (step == 0 && held) rows_ring.release(other(rows_at));
         }
         ptx::sync_warp();
+        steps.release_box(part_.lane());
         ptx::wgmma_wait_group<0>();
-        if (part_.lane() < Shape::kSharing) ring.release(at);
+        steps.release(part_.lane());
         if constexpr (kInParts) {
           ptx::wgmma_pin(part);
           if ((step + 1) % Types::kStepsOfPart == 0 || step + 1 == arguments_.steps) {
@@ -131,9 +133,8 @@ class ChainConsumer {
         } else {
           ptx::wgmma_pin(following);
         }
-        at.next();
       }
-      finish(following, rows, pixel);
+      finish<0>(following, rows, pixel);
       held = true;
       rows_at.next();
     }
@@ -162,9 +163,9 @@ class ChainConsumer {
   // Asks for the products of the tile's rows from box kFirst on and their filters.
   template <int kFirst, int kBoxes>
   RF_DEVICE void multiply_boxes(float (&sums)[kBoxSums], ptx::SharedAddress rows,
-                                ptx::SharedAddress stage) const {
+                                ptx::SharedAddress weight) const {
     const ptx::SharedAddress left = rows + kFirst * Shape::kBoxBytes;
-    const ptx::SharedAddress right = stage + Shape::kWeightAt + kFirst * Shape::kWeightBytes;
+    const ptx::SharedAddress right = weight + kFirst * Shape::kWeightBytes;
 #pragma unroll
     for (int i = 0; i < kBoxes; ++i) {
       multiply_step<T, Shape::kRowBytes>(sums, left + i * Shape::kBoxBytes,
@@ -173,39 +174,53 @@ class ChainConsumer {
   }
 
   // `next` goes out by way of the rows that its tile has read; by the last step's barrier all
-  // products over them have ended.
+  // products over them have ended. As many boxes at a time as have room, from box kFirst on.
+  template <int kFirst>
   RF_DEVICE void finish(const float (&following)[kNextSums], ptx::SharedAddress rows,
                         int32_t pixel) const {
-    put_next<0>(following, rows);
+    constexpr int kEnd = kFirst + Shape::kNextAtOnce < Shape::kNextBoxes
+                             ? kFirst + Shape::kNextAtOnce
+                             : Shape::kNextBoxes;
+    put_next<kFirst, kEnd>(following, rows);
     publish();
     if (part_.thread == 0) {
 #pragma unroll
-      for (int i = 0; i < Shape::kNextBoxes; ++i) {
+      for (int i = kFirst; i < kEnd; ++i) {
         const int32_t channel = i * kStepElements;
         if (channel < arguments_.next_channels) {
-          ptx::tma_store(&arguments_.following, {channel, pixel}, next_box(i, rows));
+          ptx::tma_store(&arguments_.following, {channel, pixel}, next_box(i - kFirst, rows));
         }
       }
       ptx::bulk_commit_group();
+      if constexpr (kEnd < Shape::kNextBoxes) ptx::bulk_wait_group_read<0>();
     }
     ptx::sync_warp();
-  }
-
-  template <int kBox>
-  RF_DEVICE void put_next(const float (&following)[kNextSums], ptx::SharedAddress rows) const {
-    if constexpr (kBox < Shape::kNextBoxes) {
-      Operand words;
-      put_box<T, Added::kNothing, kBox>(
-          words, following, nullptr, Box(next_box(kBox, rows), part_.thread),
-          shared_ + Shape::kNextVectorsAt + kBox * kBoxVectors, part_.lane(),
-          Types::act(0.0f, 0.0f, arguments_.factors.next));
-      put_next<kBox + 1>(following, rows);
+    if constexpr (kEnd < Shape::kNextBoxes) {
+      ptx::barrier_sync(barrier_, kWarpgroupThreads);  // the rows have been read
+      finish<kEnd>(following, rows, pixel);
     }
   }
 
+  template <int kFirst, int kEnd, int kBox = kFirst>
+  RF_DEVICE void put_next(const float (&following)[kNextSums], ptx::SharedAddress rows) const {
+    if constexpr (kBox < kEnd) {
+      Operand words;
+      put_box<T, Added::kNothing, kBox>(
+          words, following, nullptr, Box(next_box(kBox - kFirst, rows), part_.thread),
+          shared_ + Shape::kNextVectorsAt + kBox * kBoxVectors, part_.lane(),
+          Types::act(0.0f, 0.0f, arguments_.factors.next));
+      put_next<kFirst, kEnd, kBox + 1>(following, rows);
+    }
+  }
+
+  // The i-th of those that go out at a time.
   RF_DEVICE ptx::SharedAddress next_box(int i, ptx::SharedAddress rows) const {
-    if (i < Shape::kInnerBoxes) return rows + i * Shape::kBoxBytes;
-    return shared_ + Shape::kMoreAt + (i - Shape::kInnerBoxes) * Shape::kBoxBytes + part_.bytes;
+    if constexpr (Shape::kNextAtOnce > Shape::kInnerBoxes) {
+      if (i >= Shape::kInnerBoxes) {
+        return shared_ + Shape::kMoreAt + (i - Shape::kInnerBoxes) * Shape::kBoxBytes + part_.bytes;
+      }
+    }
+    return rows + i * Shape::kBoxBytes;
   }
 
   const ChainTmaArguments& arguments_;
@@ -217,14 +232,12 @@ class ChainConsumer {
 // The thread that asks for everything.
 template <class T, class Shape>
 class ChainProducer {
-  using Types = ChainTypes<T>;
-
  public:
   RF_DEVICE ChainProducer(const ChainTmaArguments& arguments, ptx::SharedAddress shared)
-      : arguments_(arguments), shared_(shared) {}
+      : arguments_(arguments), shared_(shared), steps_(shared) {}
 
   RF_DEVICE void init() const {
-    ring().init(Shape::kReaders);
+    steps_.init();
     rows_ring().init(kConsumers);
     ptx::fence_mbarrier_init();
     ptx::tma_prefetch(&arguments_.weight);
@@ -238,17 +251,14 @@ class ChainProducer {
 
   // The filters of the first steps, before the kernel ahead has ended.
   RF_DEVICE void begin() {
-    RingPlace<Shape::kStages> at;
     const int steps = of_block();
     for (; early_ < Shape::kStages && early_ < steps; ++early_) {
-      load_filters(at, early_ % arguments_.steps);
-      at.next();
+      steps_.load_filters(arguments_, early_ % arguments_.steps);
     }
   }
 
   RF_DEVICE void run() {
     RingPlace<2> rows_at;
-    RingPlace<Shape::kStages> at;
     for (SharedWalk<Shape> walk(arguments_); !walk.done(); walk.next()) {
       const int32_t pixel = walk.position();
       rows_ring().acquire(rows_at, Shape::kRowsBytes);
@@ -260,26 +270,14 @@ class ChainProducer {
       }
       rows_at.next();
       for (int step = 0; step < arguments_.steps; ++step) {
-        if (early_ > 0) {
-          --early_;
-        } else {
-          load_filters(at, step);
-        }
-        if constexpr (Shape::kProjected == 0) {
-          ptx::tma_load(stage(at), &arguments_.shortcut, {step * kStepElements, pixel},
-                        ring().full(at));
-        }
-        at.next();
+        steps_.load(arguments_, step, pixel, early_ > 0);
+        if (early_ > 0) --early_;
       }
     }
   }
 
  private:
-  RF_DEVICE StepRing<Shape> ring() const { return {{shared_ + Shape::kRingAt}}; }
   RF_DEVICE Ring<2> rows_ring() const { return {shared_ + Shape::kRowsRingAt}; }
-  RF_DEVICE ptx::SharedAddress stage(const RingPlace<Shape::kStages>& at) const {
-    return shared_ + Shape::kStagesAt + at.stage * Shape::kStageBytes;
-  }
   // Steps of the block, as far as that many stages need to know.
   RF_DEVICE int of_block() const {
     int steps = 0;
@@ -287,24 +285,6 @@ class ChainProducer {
       steps += arguments_.steps;
     }
     return steps;
-  }
-  RF_DEVICE void load_filters(const RingPlace<Shape::kStages>& at, int step) const {
-    const int32_t channel = step * kStepElements;
-    ring().acquire(at, Shape::kArrivingBytes);
-    for (int i = 0; i < Shape::kInnerBoxes; ++i) {
-      Types::template load_filters<kStepElements, Shape::kSharing>(
-          weight_at(at, i), &arguments_.weight, i * kStepElements, channel, ring().full(at));
-    }
-    for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
-      Types::template load_filters<kStepElements, Shape::kSharing>(
-          weight_at(at, Shape::kInnerBoxes + i), &arguments_.projection, i * kStepElements, channel,
-          ring().full(at));
-    }
-    Types::template load_filters<Shape::kNext, Shape::kSharing>(
-        stage(at) + Shape::kNextWeightAt, &arguments_.next, channel, 0, ring().full(at));
-  }
-  RF_DEVICE ptx::SharedAddress weight_at(const RingPlace<Shape::kStages>& at, int box) const {
-    return stage(at) + Shape::kWeightAt + box * Shape::kWeightBytes;
   }
   // Into a tile's box, 64 channels from step `step` on.
   RF_DEVICE void load_rows(const RingPlace<2>& at, int box, const ptx::TensorMap* map, int step,
@@ -315,6 +295,7 @@ class ChainProducer {
 
   const ChainTmaArguments& arguments_;
   ptx::SharedAddress shared_;
+  ChainSteps<T, Shape> steps_;
   int early_ = 0;  // steps whose filters have been asked for
 };
 

@@ -233,7 +233,8 @@ double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int
   const double results = (steps + next) * area / kResults;
   // Of e4m3 threads add up sums in parts.
   const double adds = problem.dtype == kFloat8E4M3 ? steps / 2 * m * tile.next / kInstructions : 0;
-  const double alone = matrix / kConsumers + results + adds + steps * kStepWaits;
+  const double waits = steps + tile.rounds - 1;
+  const double alone = matrix / kConsumers + results + adds + waits * kStepWaits;
   const double longest = std::max({matrix, shared, cache, alone, moved / kMemoryBytes});
   const double meetings = tile.sharing > 1 ? 2 * kClusterMeeting : 0;
   return each * longest + meetings + 2 * kLatency;

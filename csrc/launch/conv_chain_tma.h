@@ -23,6 +23,7 @@ struct ChainTmaFacts {
   int32_t stages;
   int32_t projected;
   int32_t sharing;  // blocks of a cluster, with neighbouring tiles
+  int32_t rounds;   // in which `next` goes out
   int32_t shared_bytes;
 };
 
@@ -31,8 +32,9 @@ ChainTmaFacts chain_tma_tile(int index);
 
 template <class Shape>
 ChainTmaFacts chain_tma_facts() {
-  return {Shape::kInner,     Shape::kNext,    Shape::kStages,
-          Shape::kProjected, Shape::kSharing, Shape::kSharedBytes};
+  constexpr int kRounds = (Shape::kNextBoxes + Shape::kNextAtOnce - 1) / Shape::kNextAtOnce;
+  return {Shape::kInner,   Shape::kNext, Shape::kStages,     Shape::kProjected,
+          Shape::kSharing, kRounds,      Shape::kSharedBytes};
 }
 
 // "tma_128x64_4s_k64": pixels and channels of next, stages, channels that it reads; behind it

@@ -372,6 +372,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/chain_front.h",
         "csrc/device/chain_geometry.h",
         "csrc/device/chain_loader.h",
+        "csrc/device/chain_rings.h",
+        "csrc/device/chain_steps.h",
         "csrc/device/chain_stream.h",
         "csrc/device/chain_tma.h",
         "csrc/device/chain_types.h",

@@ -10,6 +10,8 @@ CONV_CHAIN_FP8 = (
     "csrc/device/block_walk.h",
     "csrc/device/chain_box.h",
     "csrc/device/chain_geometry.h",
+    "csrc/device/chain_rings.h",
+    "csrc/device/chain_steps.h",
     "csrc/device/chain_stream.h",
     "csrc/device/chain_tma.h",
     "csrc/device/chain_types.h",
