@@ -350,8 +350,8 @@ def test_what_no_launch_takes_is_refused(changes, words):
         planned(LAYER1, **changes)
     with pytest.raises(ValueError, match="TF32 is not allowed"):
         planned(LAYER1, dtype=torch.float32, allow_tf32=False)
-    with pytest.raises(ValueError, match="there are 0 to 16"):
-        planned(LAYER1, configuration=17)
+    with pytest.raises(ValueError, match="there are 0 to 18"):
+        planned(LAYER1, configuration=19)
 
 
 # The launch in Python, and the self-check, on the emulator.

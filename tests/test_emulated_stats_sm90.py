@@ -191,7 +191,7 @@ def test_layers_that_read_no_batch_norm_are_served_by_them():
             assert case.r == 3 and case.c == 512, case.name
             continue
         if name_of(made).startswith("tma_win"):
-            assert case.r == 3 and case.c == 64, case.name
+            assert case.r == 3 and case.c <= 256, case.name
             continue
         assert (name_of(made) in NAMES) == (case.c % 8 == 0), (case.name, made["why"])
         taken.add(name_of(made))

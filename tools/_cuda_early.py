@@ -85,7 +85,14 @@ RULES = {
         True,
         frozenset({0x70 + 128}),
     ),
-    # The same arguments, and behind them residual and out.
+    # The same arguments.
+    "conv_bn_stats_stream_kernel": Rule(
+        frozenset(),
+        frozenset({0x1F0, 0x70 + 512, 0x70 + 520, *range(0x70 + 584, 0x70 + 616, 8)}),
+        True,
+        frozenset({0x70 + 128}),
+    ),
+    # The same as of conv_bn_act_tma_kernel, and behind them residual and out.
     "conv_bn_act_cluster_kernel": Rule(
         frozenset({0x270, 0x278}), frozenset({0x370, 0x378}), True, frozenset({0x70 + 128})
     ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import _cuda_bn_rules
 import _cuda_fp8_rules
+import _cuda_stream_rules
 from _cuda_chain_rules import chain_by_tma, chain_tma_tile_of, is_e4m3_chain
 from _cuda_cluster import by_cluster, cluster_of, sharing
 from _cuda_dgrad_rules import dgrad_by_tma, dgrad_by_window, dgrad_of, dgrad_window_of
@@ -420,6 +421,7 @@ RULES = {
     "head_mean_kernel": _head_mean,
     "head_linear_kernel": _head_linear,
     **_cuda_bn_rules.RULES,
+    **_cuda_stream_rules.RULES,
 }
 
 
@@ -460,7 +462,7 @@ def short_name(mangled: str) -> str:
         parts.append(by_wgrad)
     elif cluster := cluster_of(mangled):
         parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
-    elif by_windows := window_name(mangled):
+    elif by_windows := window_name(mangled) or _cuda_stream_rules.stream_name(mangled):
         parts.append(by_windows)
     elif by_both := chain_name(mangled):
         parts.append(by_both)

@@ -76,6 +76,7 @@ struct ConvStatsWindowArguments {
   NormedImages norm;         // of the layer before
   WindowRuns measured;
   int32_t channels;       // K
+  int32_t slices;         // of 64 channels of x
   uint32_t* arrivals;     // [column][chunks + 1], zero before the launch
   Moments* moments;       // [run][K]
   WideMoments* merged;    // [chunk][K]; unused where there is one chunk

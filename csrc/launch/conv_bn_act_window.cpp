@@ -50,12 +50,18 @@ TensorMapRequest residual_request(const RfConvBnAct& problem, const WindowTileFa
 
 }  // namespace
 
-std::string window_shape_fault(const RfConvBnAct& problem) {
+std::string window_shape_fault(const RfConvBnAct& problem, bool slices) {
   if (static_cast<DataType>(problem.dtype) == DataType::kFloat32) return kNoTf32;
   const int64_t (&filters)[4] = problem.weight_size;
   if (!taps_are_one_run(problem)) return kNoWindows;
-  if (problem.groups != 1 || filters[1] != kWindowChannels) {
-    return "channels: windows are for " + std::to_string(kWindowChannels) + " in one group";
+  const bool fit = slices ? filters[1] > kWindowChannels && filters[1] % kWindowChannels == 0
+                          : filters[1] == kWindowChannels;
+  if (problem.groups != 1 || !fit) {
+    const std::string each = std::to_string(kWindowChannels);
+    return "channels: " +
+           (slices ? "windows in slices are for 2, 3, .. times " + each
+                   : "windows are for " + each) +
+           " in one group";
   }
   if (filters[0] % kWarpgroupRows != 0) {
     return "channels: " + std::to_string(filters[0]) + " of the output; a multiple of " +
@@ -86,7 +92,8 @@ WindowTileFacts window_tile(int index) {
 
 std::string window_name(const WindowTileFacts& tile) {
   return "tma_win" + std::to_string(tile.pixels) + "x" + std::to_string(kWarpgroupRows) + "_" +
-         std::to_string(kConsumers) + "w";
+         std::to_string(kConsumers) + "w" +
+         (tile.filter_stages > 0 ? "_" + std::to_string(tile.filter_stages) + "s" : "");
 }
 
 RfConvConfiguration window_configuration(const WindowTileFacts& tile) {
@@ -106,7 +113,7 @@ int64_t window_positions(const RfConvBnAct& problem, int64_t images) {
 
 std::string window_fault(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
                          int64_t images) {
-  std::string found = window_shape_fault(problem);
+  std::string found = window_shape_fault(problem, tile.filter_stages > 0);
   if (found.empty()) {
     found =
         window_width_fault("x", problem.x_size[3], window_shared_bytes(tile, problem.x_size[3]));
@@ -131,8 +138,8 @@ int64_t window_blocks(const RfConvBnAct& problem, const WindowTileFacts& tile, i
 }
 
 // The busiest multiprocessor's tiles. Windows come, and results go out, beside the products of
-// other tiles; what threads add of a pass beside those of the other one. Of memory every position
-// counts as a pixel.
+// other tiles; what threads add of a pass beside those of the other one. Channels in slices have a
+// window each, and bring their filters. Of memory every position counts as a pixel.
 double window_cost(const RfConvBnAct& problem, TensorElement out, const WindowTileFacts& tile,
                    int64_t positions, const RfGpu& gpu, const WindowWork& work) {
   const double row = tile.row_bytes;  // of x and the shortcut
@@ -146,22 +153,27 @@ double window_cost(const RfConvBnAct& problem, TensorElement out, const WindowTi
   const auto loaded = static_cast<double>(parts.rows * parts.count) * row;
   const double pixels = tile.pixels;
   const double area = pixels * kWarpgroupRows;
+  const bool streams = tile.filter_stages > 0;
+  const double slices = streams ? static_cast<double>(problem.x_size[1]) / kWindowChannels : 1;
+  const double filters = kWindowTaps * kWarpgroupRows * row;  // of a slice
+  const double brought = loaded + (streams ? filters : 0);    // with each of them
   // The same bytes take the same time in every type.
   const double matrix = kWindowTaps * area * row / kTmaElementBytes / kWarpgroupUnit;
   const double read = kWindowTaps * (kWarpgroupRows * tile.passes + pixels) * row;
   const double staged = pixels * (row + 2 * made);
   const double multiply =
-      std::max(matrix, (read + loaded + staged + work.transformed) / kSharedBytes);
-  const double moved = pixels * (row + shortcut + made);
+      std::max(matrix, (read + brought + staged / slices + work.transformed) / kSharedBytes);
+  const double moved = pixels * (slices * row + shortcut + made);
   const double results = area / kResults + pixels * made / kStoredBytes + work.results;
-  double longest = std::max({multiply, results, loaded / kCacheBytes, moved / kMemoryBytes});
+  const double ready = kLatency + loaded / kCacheBytes + work.transforming;
+  double slice = std::max(multiply, brought / kCacheBytes);
   if (work.transforming > 0) {
     // A window comes anew and is transformed while the other one is multiplied.
-    const double ready = kLatency + loaded / kCacheBytes + work.transforming;
-    longest = std::max({longest, work.transforming, (multiply + ready) / kConsumers});
+    slice = std::max({slice, work.transforming, (multiply + ready) / kConsumers});
   }
-  const double filters = kWindowTaps * kWarpgroupRows * row;
-  return each * (longest + kTurn) + results + filters / kSameLines + 2 * kLatency;
+  const double longest = std::max({slices * slice, results, moved / kMemoryBytes});
+  const double begun = streams ? ready : filters / kSameLines;
+  return each * (longest + kTurn) + results + begun + 2 * kLatency;
 }
 
 ConvWindowArguments window_arguments_but_maps(const RfConvBnAct& problem, TensorElement element,

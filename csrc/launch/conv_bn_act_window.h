@@ -19,15 +19,19 @@ struct WindowTileFacts {
   int32_t row_bytes;   // of a position's channels
   int32_t passes;      // products side by side
   int32_t windows_at;  // bytes of shared memory in front of the windows
+  // Taps' filters in flight where channels come in slices of 64; 0: those of 64 stay.
+  int32_t filter_stages = 0;
 };
 template <class Shape>
 constexpr WindowTileFacts window_facts() {
-  return {Shape::kPixels, Shape::kRowBytes, Shape::kPasses, Shape::kWindowsAt};
+  WindowTileFacts facts{Shape::kPixels, Shape::kRowBytes, Shape::kPasses, Shape::kWindowsAt};
+  if constexpr (requires { Shape::kFilterStages; }) facts.filter_stages = Shape::kFilterStages;
+  return facts;
 }
 // index: in ConvWindowTiles.
 WindowTileFacts window_tile(int index);
 
-// "tma_win192x64_2w": pixels, channels, windows.
+// "tma_win192x64_2w": pixels, channels, windows; "_6s": stages of filters, where these do not stay.
 std::string window_name(const WindowTileFacts& tile);
 
 // Its entry of a table, but for the name. Its windows' size hangs on the width of an image; at most
@@ -41,8 +45,9 @@ int64_t window_shared_bytes(const WindowTileFacts& tile, int64_t width);
 int64_t window_positions(const RfConvBnAct& problem, int64_t images);
 
 // What keeps a problem from every window kernel: they are made for 3x3 filters that lie on every
-// pixel, 64 channels, and threads that store 16 bytes at a time; empty if nothing does.
-std::string window_shape_fault(const RfConvBnAct& problem);
+// pixel, 64 channels, or more of them in slices, and threads that store 16 bytes at a time; empty
+// if nothing does.
+std::string window_shape_fault(const RfConvBnAct& problem, bool slices = false);
 std::string window_out_fault(const RfConvBnAct& problem, TensorElement out);
 
 // What keeps a problem from the window kernel, with the argument's name; empty if nothing does. x,
@@ -54,8 +59,8 @@ std::string window_fault(const RfConvBnAct& problem, TensorElement out, const Wi
 int64_t window_blocks(const RfConvBnAct& problem, const WindowTileFacts& tile, int64_t positions,
                       const RfGpu& gpu);
 
-// What else a tile takes: bytes of shared memory's traffic, and cycles of those who transform its
-// window; cycles more of its results.
+// What else a tile takes: bytes of shared memory's traffic, and cycles of those who transform, for
+// each of its windows; cycles more of its results.
 struct WindowWork {
   double transformed;
   double transforming;

@@ -18,7 +18,7 @@
 namespace resnet_fused {
 namespace {
 
-constexpr int kTiles = kFirstStatsWindow + StatsWindowTiles::kSize;
+constexpr int kTiles = kFirstStatsStream + StatsStreamTiles::kSize;
 
 struct Entry {
   std::string name;

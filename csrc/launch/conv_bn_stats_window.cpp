@@ -59,7 +59,10 @@ double cost(const RfConvBnStats& problem, const WindowTileFacts& tile, const RfG
 }  // namespace
 
 WindowTileFacts stats_window_tile(int index) {
-  return StatsWindowTiles::with(index, []<class Shape>() { return window_facts<Shape>(); });
+  const auto facts = []<class Shape>() { return window_facts<Shape>(); };
+  return index < StatsWindowTiles::kSize
+             ? StatsWindowTiles::with(index, facts)
+             : StatsStreamTiles::with(index - StatsWindowTiles::kSize, facts);
 }
 
 std::string stats_window_fault(const RfConvBnStats& problem, const WindowTileFacts& tile) {
@@ -111,9 +114,15 @@ int run_conv_bn_stats_window(const RfConvBnStats& problem, const RfConvPlan& pla
   }
   made.measured = runs_of(conv, tile, plan.blocks);
   made.channels = narrowed(conv.weight_size[0]);
+  made.slices = narrowed(conv.x_size[1] / kWindowChannels);
   place_parts(parts_of(conv, made.measured), workspace, problem.stats, &made);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = element == TensorElement::kFloat16;
+  if (tile.filter_stages > 0) {
+    const auto launch =
+        half ? launch_conv_bn_stats_stream_float16 : launch_conv_bn_stats_stream_bfloat16;
+    return launch(made, index - StatsWindowTiles::kSize, grid, stream);
+  }
   const auto launch =
       half ? launch_conv_bn_stats_window_float16 : launch_conv_bn_stats_window_bfloat16;
   return launch(made, index, grid, stream);

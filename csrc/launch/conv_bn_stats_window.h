@@ -8,11 +8,11 @@
 #include "../device/window_stats.h"
 #include "conv_bn_act_window.h"
 #include "conv_bn_stats.h"
-#include "conv_bn_stats_window_tiles.h"
+#include "conv_bn_stats_stream_tiles.h"
 
 namespace resnet_fused {
 
-// index: in StatsWindowTiles.
+// index: in StatsWindowTiles, or behind those in StatsStreamTiles.
 WindowTileFacts stats_window_tile(int index);
 
 // What keeps a problem from windows, with the argument's name; empty if nothing does.
@@ -30,6 +30,11 @@ int run_conv_bn_stats_window(const RfConvBnStats& problem, const RfConvPlan& pla
 int launch_conv_bn_stats_window_bfloat16(const ConvStatsWindowArguments& arguments, int index,
                                          const WindowGrid& grid, void* stream);
 int launch_conv_bn_stats_window_float16(const ConvStatsWindowArguments& arguments, int index,
+                                        const WindowGrid& grid, void* stream);
+// Of channels in slices; index: in StatsStreamTiles.
+int launch_conv_bn_stats_stream_bfloat16(const ConvStatsWindowArguments& arguments, int index,
+                                         const WindowGrid& grid, void* stream);
+int launch_conv_bn_stats_stream_float16(const ConvStatsWindowArguments& arguments, int index,
                                         const WindowGrid& grid, void* stream);
 
 }  // namespace resnet_fused

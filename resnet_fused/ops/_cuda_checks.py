@@ -6,6 +6,7 @@ They run in the child process of `resnet_fused._selfcheck`, and as the first sta
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ CLUSTERS = (2, 4, 8)
 WINDOW = ConvCase("window", 3, 64, 19, 15, 128, 3, 3, (1, 1), (1, 1), residual=True)
 """For configurations that take 3x3 filters over 64 channels alone: tiles that end in rows, several
 images in one, two columns of channels."""
+SLICED = dataclasses.replace(WINDOW, name="window_slices", c=192)
+"""For those that take more channels, 64 at a time."""
 
 
 def _names(op: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 
 from .. import numerics
 from . import _cuda_plan, _cuda_stats
-from ._cuda_checks import DTYPES, WINDOW, _names, by_the_extension, place_of
+from ._cuda_checks import DTYPES, SLICED, WINDOW, _names, by_the_extension, place_of
 from ._selfchecks import CONV_CASES, GUARD, channels_last, guarded, require_exact
 from ._training_checks_stats import exact_operands, require_stats
 
@@ -22,6 +22,7 @@ NORMED = {
     "1x1_stride2": ((1, False), (1, True)),
     "groups": ((1, True),),
     WINDOW.name: ((1, False), (1, True)),
+    SLICED.name: ((1, False), (1, True)),
 }
 """Splits, and whether x is read through a BatchNorm, of cases by name. The stem and a block's first
 convolutions read an activation as it is, in one part."""
@@ -51,7 +52,8 @@ def check(
     """
     index, count = place_of(configuration, names), 0
     generator = torch.Generator().manual_seed(4)
-    for case in (*CONV_CASES, WINDOW) if _cuda_plan.WINDOW in configuration else CONV_CASES:
+    windows = (WINDOW, SLICED) if _cuda_plan.WINDOW in configuration else ()
+    for case in (*CONV_CASES, *windows):
         geometry = (case.stride, case.padding, case.dilation, case.groups)
         for dtype in DTYPES:
             x, norm, weight = exact_operands(case, dtype, generator)
