@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import emulated
@@ -139,15 +139,11 @@ def tensors_of(case: ConvCase, dtype: torch.dtype = torch.bfloat16) -> dict[str,
     return {"x": x, "weight": weight, "residual": residual, "out": out}
 
 
-def layer(
-    case: ConvCase, batch: int, dtype: torch.dtype = torch.bfloat16, **changes: Any
-) -> Any:
+def layer(case: ConvCase, batch: int, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Any:
     """The problem of a layer at a batch size, with no memory and no shortcut."""
     sizes = (batch, *case.input_shape[1:]), case.weight_shape, (batch, *case.output_shape[1:])
     x, weight, out = (
-        torch.empty(size, dtype=dtype, device="meta").contiguous(
-            memory_format=torch.channels_last
-        )
+        torch.empty(size, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
         for size in sizes
     )
     return problem(x, weight, None, out, case, dtype=emulated.TYPE_NAMES[dtype], **changes)
@@ -198,6 +194,31 @@ def check(
     return numerics.check_bound(y, *expected(case, given, rounding))
 
 
+def trial(
+    label: str,
+    name: str,
+    case: ConvCase,
+    given: tuple[Tensor | None, ...],
+    wrong: Callable[[Any], str | None],
+    settings: dict[str, Any],
+) -> Trial:
+    """One call of a configuration that notices faults.
+
+    Args:
+        label: what it is called.
+        name: the configuration's.
+        case: of it.
+        given: operands.
+        wrong: what is wrong with a result, or None.
+        settings: schedule, gpu and splits.
+    """
+    geometry = (list(case.stride), list(case.padding), list(case.dilation), case.groups)
+    call = functools.partial(overload(OP, emulated.NAME), *given, *geometry, case.act)
+    index = next(i for i, tile in enumerate(_table()) if tile["name"] == name)
+    more = {"configuration": index, "reverse": False, "kept": False}
+    return Trial(label, call, given, wrong, {**settings, **more})
+
+
 def trials(
     ways: Iterable[tuple[str, ConvCase]],
     noisy: Collection[str],
@@ -215,27 +236,14 @@ def trials(
         dtypes: of integers, and of noise.
     """
     made = []
-    index = {tile["name"]: i for i, tile in enumerate(_table())}
     for name, case in ways:
         for exact in (True, False) if case.name in noisy else (True,):
             dtype = dtypes[0] if exact else dtypes[1]
             given = operands(case, dtype, exact=exact)
             oracle, bound = expected(case, given)
             wrong = mutants._bits(oracle.to(dtype)) if exact else mutants._bound(oracle, bound)
-            geometry = (list(case.stride), list(case.padding), list(case.dilation), case.groups)
             for schedule in HOSTILE if exact else HOSTILE[-1:]:
-                made.append(
-                    Trial(
-                        f"{name} {case.name} exact={exact} {schedule}",
-                        functools.partial(
-                            overload(OP, emulated.NAME), *given, *geometry, case.act
-                        ),
-                        given,
-                        wrong,
-                        {
-                            "schedule": schedule, "configuration": index[name],
-                            "splits": splits, "gpu": gpu, "reverse": False, "kept": False,
-                        },
-                    )
-                )  # fmt: skip
+                label = f"{name} {case.name} exact={exact} {schedule}"
+                settings = {"schedule": schedule, "gpu": gpu, "splits": splits}
+                made.append(trial(label, name, case, given, wrong, settings))
     return made

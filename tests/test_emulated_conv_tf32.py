@@ -23,9 +23,9 @@ from conv_by_tma import (
     tiles,
     wrong,
 )
+from conv_tf32_operands import cut, fractions, rounded
 from emulated import Schedule
 from emulated_shapes import lay_out
-from torch import Tensor
 
 from resnet_fused import cases
 from resnet_fused.cases import ConvCase
@@ -86,28 +86,6 @@ def test_noise_is_within_the_bound_of_rounded_operands(place, rounding):
         y, _ = run(NAMED[name], given, index_of(place), schedule=schedule)
         found = conv_by_tma.check(NAMED[name], given, y, rounding)
         assert found.ok, (name, found)
-
-
-def rounded(t: Tensor) -> Tensor:
-    """To 10 bits of fraction, to the nearest, ties to even; of finite numbers alone."""
-    bits = t.contiguous().view(torch.int32)
-    return (bits + 0xFFF + (bits >> 13 & 1) & ~0x1FFF).view(torch.float32)
-
-
-def cut(t: Tensor) -> Tensor:
-    """To 10 bits of fraction, towards zero."""
-    return (t.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
-
-
-def fractions(case: ConvCase, side: int) -> tuple[Tensor | None, ...]:
-    """Operands of which x (0) or the filters (1) have 12 bits of fraction: 0 to 3 quarters of the
-    last that TF32 keeps. The sums of what they are rounded to are exact."""
-    x, weight, *_ = (t for t in operands(case, torch.float32))
-    made = [x.sign(), weight.sign()]
-    quarters = torch.arange(made[side].numel()).reshape(made[side].shape) % 8
-    made[side] = made[side] * (1 + quarters / 4096)
-    one, none = torch.ones(case.k), torch.zeros(case.k)
-    return (*(lay_out(t, "nhwc") for t in made), one, none, None)
 
 
 @every
@@ -229,9 +207,7 @@ def test_each_dtype_has_its_own_and_hears_nothing_of_the_others():
         (torch.bfloat16, tf32_tiles(), "dtype: 16 bits; this configuration is for float32"),
         (torch.float32, tiles(), "dtype: float32 is not served"),
     ):
-        made = problem(
-            **tensors_of(case, dtype), case=case, dtype=emulated.TYPE_NAMES[dtype]
-        )
+        made = problem(**tensors_of(case, dtype), case=case, dtype=emulated.TYPE_NAMES[dtype])
         for index in others:
             with pytest.raises(ValueError, match=said):
                 planned(made, index)
