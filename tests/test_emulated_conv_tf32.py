@@ -29,6 +29,7 @@ from emulated_shapes import lay_out
 
 from resnet_fused import cases
 from resnet_fused.cases import ConvCase
+from resnet_fused.ops import _cuda_checks, _selfchecks
 
 pytestmark = pytest.mark.emulated
 
@@ -101,6 +102,21 @@ def test_operands_are_rounded_and_not_cut(place, side, name):
     ]
     assert torch.equal(y, results[0])
     assert not torch.equal(results[0], results[1])
+
+
+@every
+def test_the_self_check_tells_what_is_rounded_from_what_is_cut(place):
+    case = _selfchecks.CONV_CASES[0]
+    generator = torch.Generator().manual_seed(0)
+    (x, weight, residual), (scale, shift, act), expected = _cuda_checks.INPUTS[conv_by_tma.OP](
+        case, torch.float32, generator
+    )
+    assert act == case.act
+    for way, right in ((lambda t: t, True), (cut, False)):
+        operands_ = (lay_out(way(x), "nhwc"), lay_out(way(weight), "nhwc"))
+        shortcut = lay_out(residual, "nhwc")
+        y, _ = run(case, (*operands_, scale, shift, shortcut), index_of(place))
+        assert torch.equal(y, expected) == right
 
 
 @pytest.mark.parametrize("reverse", [False, True])
