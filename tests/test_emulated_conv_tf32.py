@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from pathlib import Path
 
 import conv_by_tma
 import emulated
@@ -257,6 +258,31 @@ def test_the_layers_of_resnet50_are_served_by_them(batch):
         assert made["cycles"] < min(planned(asked, index)["cycles"] for index in wide)
         taken.add(table[made["configuration"]]["name"])
     assert len(taken) >= 4, taken
+
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "convolutions_sm90.md"
+
+
+@pytest.mark.parametrize(
+    ("batch", "row"),
+    [
+        (256, "all of ResNet-50's but the stem | {:,} | {:,} |"),
+        (32, "the same, 32 images | {:,} | {:,} |"),
+        (8, "8 images, the faster one of each | {} | {} |"),
+        (1, "1 image, likewise | {} | {} |"),
+    ],
+)
+def test_the_document_has_the_predictions(batch, row):
+    table = emulated_shapes.tiles(conv_by_tma.OP)
+    others = [i for i, tile in enumerate(table) if tile["wide"] and not tile["tma"]]
+    others = [i for i in others if table[i]["float32"]]
+    before, now = 0.0, 0.0
+    for case in cases.RESNET50_LAYERS:
+        if case.c % 4 == 0:
+            asked = layer(case, batch, torch.float32)
+            before += case.count * min(planned(asked, index)["cycles"] for index in others)
+            now += case.count * planned(asked)["cycles"]
+    assert row.format(round(before / 1480), round(now / 1480)) in DOCUMENT.read_text()
 
 
 def test_strided_images_and_outputs_are_right():
