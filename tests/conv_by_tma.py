@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import emulated
@@ -47,8 +47,14 @@ def tiles() -> dict[int, dict]:
     return {
         i: tile
         for i, tile in enumerate(_table())
-        if tile["tma"] and not tile["window"] and not tile["cluster"]
+        if tile["tma"] and not (tile["window"] or tile["cluster"] or tile["float32"])
     }
+
+
+@functools.cache
+def tf32_tiles() -> dict[int, dict]:
+    """The same on float32, by index."""
+    return {i: tile for i, tile in enumerate(_table()) if tile["tma"] and tile["float32"]}
 
 
 @functools.cache
@@ -126,23 +132,21 @@ def problem(
     return emulated.load().ConvBnAct(**{**options, **given, **strides, **changes})
 
 
-def tensors_of(case: ConvCase) -> dict[str, Tensor | None]:
+def tensors_of(case: ConvCase, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor | None]:
     """What a problem's tensors may be, in channels_last."""
-    x, weight, _, _, residual = operands(case, torch.bfloat16)
-    out = emulated_shapes.lay_out(torch.zeros(case.output_shape, dtype=torch.bfloat16), "nhwc")
+    x, weight, _, _, residual = operands(case, dtype)
+    out = emulated_shapes.lay_out(torch.zeros(case.output_shape, dtype=dtype), "nhwc")
     return {"x": x, "weight": weight, "residual": residual, "out": out}
 
 
-def layer(case: ConvCase, batch: int) -> Any:
+def layer(case: ConvCase, batch: int, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Any:
     """The problem of a layer at a batch size, with no memory and no shortcut."""
     sizes = (batch, *case.input_shape[1:]), case.weight_shape, (batch, *case.output_shape[1:])
     x, weight, out = (
-        torch.empty(size, dtype=torch.bfloat16, device="meta").contiguous(
-            memory_format=torch.channels_last
-        )
+        torch.empty(size, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
         for size in sizes
     )
-    return problem(x, weight, None, out, case=case)
+    return problem(x, weight, None, out, case, dtype=emulated.TYPE_NAMES[dtype], **changes)
 
 
 def planned(
@@ -190,11 +194,37 @@ def check(
     return numerics.check_bound(y, *expected(case, given, rounding))
 
 
+def trial(
+    label: str,
+    name: str,
+    case: ConvCase,
+    given: tuple[Tensor | None, ...],
+    wrong: Callable[[Any], str | None],
+    settings: dict[str, Any],
+) -> Trial:
+    """One call of a configuration that notices faults.
+
+    Args:
+        label: what it is called.
+        name: the configuration's.
+        case: of it.
+        given: operands.
+        wrong: what is wrong with a result, or None.
+        settings: schedule, gpu and splits.
+    """
+    geometry = (list(case.stride), list(case.padding), list(case.dilation), case.groups)
+    call = functools.partial(overload(OP, emulated.NAME), *given, *geometry, case.act)
+    index = next(i for i, tile in enumerate(_table()) if tile["name"] == name)
+    more = {"configuration": index, "reverse": False, "kept": False}
+    return Trial(label, call, given, wrong, {**settings, **more})
+
+
 def trials(
     ways: Iterable[tuple[str, ConvCase]],
     noisy: Collection[str],
     gpu: tuple[int, ...],
     splits: int = 1,
+    dtypes: tuple[torch.dtype, torch.dtype] = DTYPES,
 ) -> list[Trial]:
     """Calls that notice faults: on integers under hostile schedules, and some on noise.
 
@@ -203,29 +233,17 @@ def trials(
         noisy: names of the cases that are run on noise too.
         gpu: what the grid is chosen for.
         splits: of each.
+        dtypes: of integers, and of noise.
     """
     made = []
-    index = {tile["name"]: i for i, tile in enumerate(_table())}
     for name, case in ways:
         for exact in (True, False) if case.name in noisy else (True,):
-            dtype = DTYPES[0] if exact else DTYPES[1]
+            dtype = dtypes[0] if exact else dtypes[1]
             given = operands(case, dtype, exact=exact)
             oracle, bound = expected(case, given)
             wrong = mutants._bits(oracle.to(dtype)) if exact else mutants._bound(oracle, bound)
-            geometry = (list(case.stride), list(case.padding), list(case.dilation), case.groups)
             for schedule in HOSTILE if exact else HOSTILE[-1:]:
-                made.append(
-                    Trial(
-                        f"{name} {case.name} exact={exact} {schedule}",
-                        functools.partial(
-                            overload(OP, emulated.NAME), *given, *geometry, case.act
-                        ),
-                        given,
-                        wrong,
-                        {
-                            "schedule": schedule, "configuration": index[name],
-                            "splits": splits, "gpu": gpu, "reverse": False, "kept": False,
-                        },
-                    )
-                )  # fmt: skip
+                label = f"{name} {case.name} exact={exact} {schedule}"
+                settings = {"schedule": schedule, "gpu": gpu, "splits": splits}
+                made.append(trial(label, name, case, given, wrong, settings))
     return made

@@ -73,6 +73,22 @@ def load(g: Geometry, tensor: Bytes, room: int) -> Bytes:
     return result
 
 
+def to_tf32(data: Bytes) -> Bytes:
+    """Words rounded to the nearest with 10 bits of fraction, ties to even; infinities, NaN stay.
+
+    No manual says it: what is known comes from programs that have tried it.
+    """
+    words = data.view(np.uint32)
+    down = words & np.uint32(0xFFFFE000)
+    value = words.view(np.float32).astype(np.float64)
+    exponent = np.maximum((words >> 23 & 255).astype(int), 1) - 127
+    with np.errstate(invalid="ignore"):
+        past = np.abs(value - down.view(np.float32)) / np.exp2(exponent - 10.0)
+    up = (past > 0.5) | (past == 0.5) & (words >> 13 & 1 == 1)
+    rounded = np.where(up, down + np.uint32(0x2000), down)
+    return np.where(np.isfinite(value), rounded, words).astype(np.uint32).view(np.uint8)
+
+
 def store(g: Geometry, shared: Bytes, room: int) -> Words:
     """`room` bytes of global memory that were zeros; behind them their words' xor."""
     result = np.zeros(room, np.uint8)
@@ -152,11 +168,14 @@ def handed(words: Words) -> Words:
 def expected() -> dict[str, Callable[[Words], Words]]:
     """By kernel: input words -> output words."""
     loads = _each(lambda g, tensor: load(g, tensor, 4 * inputs.BOX))
+    rounded = _each(lambda g, tensor: to_tf32(load(g, tensor, 4 * inputs.BOX)))
     stores = _each(lambda g, shared: store(g, shared, 4 * inputs.TENSOR))
     both = _each(halves)
     return {
         "tma_load": loads,
         "tma_load_im2col": loads,
+        "tma_load_tf32": rounded,
+        "tma_load_im2col_tf32": rounded,
         "tma_store": stores,
         "tma_store_im2col": stores,
         "tma_load_multicast": both,

@@ -356,7 +356,7 @@ HARMLESS: dict[str, set[tuple[str, str]]] = {
 }
 # Nothing runs ahead of this launch; the probes of early launches notice it.
 HARMLESS["grid_dependency"] = {("griddepcontrol.wait", "skip")}
-HARMLESS["tma_load"] = HARMLESS["tma_load_im2col"] = SAME_BYTES
+HARMLESS |= {f"tma_load{name}": SAME_BYTES for name in ("", "_im2col", "_tf32", "_im2col_tf32")}
 HARMLESS |= {
     # Both blocks take each other for themselves.
     name: {*SAME_BYTES, ("mapa", "wrong_lane")}

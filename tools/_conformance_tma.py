@@ -113,9 +113,9 @@ def _padded(values: list[int], filler: int, count: int = 5) -> tuple[int, ...]:
     return (*values, *[filler] * (count - len(values)))
 
 
-def _row(rng: np.random.Generator) -> tuple[int, int, int]:
-    """Element bytes, elements of the box's row, swizzle."""
-    element = int(rng.choice([1, 2, 4]))
+def _row(rng: np.random.Generator, element: int) -> tuple[int, int, int]:
+    """Element bytes, any where 0 are given, elements of the box's row, swizzle."""
+    element = element or int(rng.choice([1, 2, 4]))
     swizzle = int(rng.choice([0, 32, 64, 128, 128]))
     row = swizzle or 16 * int(rng.integers(1, 17))
     return element, row // element, swizzle
@@ -140,7 +140,9 @@ def _start(rng: np.random.Generator, size: int, before: int) -> int:
     return int(rng.integers(-before, max(size - 1, 1)))
 
 
-def tiled(rng: np.random.Generator, rank: int, most: int, stepped: bool) -> Geometry:
+def tiled(
+    rng: np.random.Generator, rank: int, most: int, stepped: bool, element_bytes: int = 0
+) -> Geometry:
     """A box of a tensor of up to 8 KB that may hang over on every side.
 
     Args:
@@ -148,9 +150,10 @@ def tiled(rng: np.random.Generator, rank: int, most: int, stepped: bool) -> Geom
         rank: 1 to 5.
         most: bytes of the box.
         stepped: with element strides other than 1.
+        element_bytes: 1, 2 or 4; 0 for any of them.
     """
     while True:
-        element, row, swizzle = _row(rng)
+        element, row, swizzle = _row(rng, element_bytes)
         sizes = [_width(rng, row), *rng.integers(2, 9, rank - 1).tolist()]
         steps = [1, *(rng.integers(1, 4, rank - 1) if stepped else np.ones(rank - 1, int)).tolist()]
         box = [row, *(int(rng.integers(1, 5 * s)) for s in steps[1:])]
@@ -168,7 +171,9 @@ def tiled(rng: np.random.Generator, rank: int, most: int, stepped: bool) -> Geom
             return found
 
 
-def im2col(rng: np.random.Generator, rank: int, most: int, stored: bool = False) -> Geometry:
+def im2col(
+    rng: np.random.Generator, rank: int, most: int, stored: bool = False, element_bytes: int = 0
+) -> Geometry:
     """A column of pixels of a tensor of up to 8 KB: any corners, strides, offsets and start.
 
     Args:
@@ -176,10 +181,11 @@ def im2col(rng: np.random.Generator, rank: int, most: int, stored: bool = False)
         rank: 3 to 5.
         most: bytes of the column.
         stored: with no offsets, and no strides other than 1.
+        element_bytes: 1, 2 or 4; 0 for any of them.
     """
     spatial = rank - 2
     while True:
-        element, row, swizzle = _row(rng)
+        element, row, swizzle = _row(rng, element_bytes)
         space = rng.integers(1, 9, spatial)
         lower, upper = rng.integers(-2, 2, spatial), rng.integers(-2, 2, spatial)
         steps = rng.integers(1, 2 if stored else 4, spatial)
@@ -213,6 +219,17 @@ def _with_tensors(rng: np.random.Generator, geometries: list[Geometry]) -> Words
     parameters = np.stack([geometry.words() for geometry in geometries])
     tensors = rng.integers(0, 1 << 32, (len(geometries), TENSOR), dtype=np.uint32)
     return np.concatenate([parameters, tensors], axis=1)
+
+
+def _with_floats(rng: np.random.Generator, geometries: list[Geometry]) -> Words:
+    """Tensors of float32: any number, ties between two of TF32 among them, infinities, NaN."""
+    found = _with_tensors(rng, geometries)
+    words = found[:, PARAMETERS:]
+    tied = rng.random(words.shape) < 0.1
+    words[tied] = words[tied] & ~np.uint32(0x1FFF) | np.uint32(0x1000)
+    beyond = words >> 23 & 255 == 255  # of NaN the usual one alone
+    words[beyond] &= np.uint32(0xFFC00000)
+    return found
 
 
 def mbarriers(rng: np.random.Generator, cases: int) -> Words:
@@ -255,7 +272,7 @@ def copies(rng: np.random.Generator, cases: int) -> dict[str, Words]:
         cases: of each kernel.
     """
     whole, half = 4 * BOX, 2 * BOX
-    (fresh,) = rng.spawn(1)
+    fresh, floats = rng.spawn(2)
 
     def ranks(first: int) -> list[int]:
         return [first + i % (6 - first) for i in range(cases)]
@@ -263,6 +280,12 @@ def copies(rng: np.random.Generator, cases: int) -> dict[str, Words]:
     return {
         "tma_load": _with_tensors(rng, [tiled(rng, rank, whole, True) for rank in ranks(1)]),
         "tma_load_im2col": _with_tensors(rng, [im2col(rng, rank, whole) for rank in ranks(3)]),
+        "tma_load_tf32": _with_floats(
+            floats, [tiled(floats, rank, whole, True, 4) for rank in ranks(1)]
+        ),
+        "tma_load_im2col_tf32": _with_floats(
+            floats, [im2col(floats, rank, whole, element_bytes=4) for rank in ranks(3)]
+        ),
         "tma_store": _with_tensors(rng, [tiled(rng, rank, whole, False) for rank in ranks(1)]),
         "tma_store_im2col": _with_tensors(
             rng, [im2col(fresh, rank, whole, True) for rank in ranks(3)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import _cuda_bn_rules
 import _cuda_fp8_rules
 import _cuda_stream_rules
+import _cuda_tf32_rules
 from _cuda_chain_rules import chain_by_tma, chain_tma_tile_of, is_e4m3_chain
 from _cuda_cluster import by_cluster, cluster_of, sharing
 from _cuda_dgrad_rules import dgrad_by_tma, dgrad_by_window, dgrad_of, dgrad_window_of
@@ -240,6 +241,7 @@ class TmaTile:
     stages: int
     filter_sharing: int = 1
     pixel_sharing: int = 1
+    staged: int = 1  # times what 16 bits take
 
     @property
     def columns(self) -> int:
@@ -249,7 +251,7 @@ class TmaTile:
     @property
     def shared(self) -> int:
         """Bytes of a block: stages, a staging tile for each consumer, vectors, barriers."""
-        rows = self.stages * (self.pixels + self.channels) + CONSUMERS * self.columns
+        rows = self.stages * (self.pixels + self.channels) + CONSUMERS * self.columns * self.staged
         vectors = CONSUMERS * 8 * self.channels if self.pixels_left else 0
         return 128 * rows + vectors + 8 * (2 * self.stages + 2 * CONSUMERS)
 
@@ -263,7 +265,7 @@ def tma_tile_of(mangled: str) -> TmaTile | None:
     if shape is None:
         return None
     left, turns, *numbers = map(int, shape.groups())
-    return TmaTile(left == 0, turns == 0, *numbers)
+    return TmaTile(left == 0, turns == 0, *numbers, staged=_cuda_tf32_rules.staging(mangled))
 
 
 def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
@@ -277,6 +279,10 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
             kernel.name, pixels_left=tile.pixels_left, columns=tile.columns
         )
         return _by_tma(kernel, tile, _cuda_fp8_rules.product(tile.columns), counts)
+    shares = sharing(tile.filter_sharing, tile.pixel_sharing)
+    if _cuda_tf32_rules.is_tf32(kernel.name):
+        counts = _cuda_tf32_rules.counts(tile.columns) | shares
+        return _by_tma(kernel, tile, _cuda_tf32_rules.product(tile.columns), counts)
     stores = tile.channels // 64 if tile.pixels_left else 1
     # Weights twice, before the wait and behind it; pixels by both ways; the shortcut in boxes.
     staged = tile.columns // 16
@@ -291,7 +297,7 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
         counts |= {"UTMALDG.*": 4, r"STSM\b.*": staged, r"LDSM\b.*": 0, **MEASURED_BY_TMA}
     if TRANSFORMED in kernel.name:
         counts |= TRANSFORMED_BY_TMA
-    counts |= sharing(tile.filter_sharing, tile.pixel_sharing)
+    counts |= shares
     return _by_tma(kernel, tile, rf"HGMMA\.64x{tile.columns}x16\.F32.*", counts)
 
 

@@ -67,6 +67,7 @@ CALLS: tuple[tuple[str, ...], ...] = (
 FP8 = ("--op", "conv_bn_act_fp8")
 WINDOWS_FP8 = (*FP8, "--c", "64", "--k", "64", "--configuration", "tma_win96x64_2w")
 CHAIN_FP8 = ("--op", "conv_chain_fp8", "--quantised")
+FLOAT32 = ("--dtype", "float32")
 BY_64 = ("--c", "64", "--k", "64")
 BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_bn_act", "tma_p128x128_4s", ("--residual", "--stride", "2")),
@@ -75,6 +76,8 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_bn_act", "tma_s192x128_4s_2p", (*A_1X1, "--k", "136")),
     ("conv_bn_act", "tma_s128x64_7s_t_2c_4p", ("--residual",)),
     ("conv_bn_act", "tma_win96x64_2w", ("--residual",)),
+    ("conv_bn_act", "tma_tf32_s128x64_6s_t", ("--residual", *FLOAT32)),
+    ("conv_bn_act", "tma_tf32_s192x128_3s_2c_2p", ("--k", "136", *FLOAT32, "--data", "normals")),
     ("conv_bn_act", "tma_cluster56x64_6s", ("--splits", "4")),
     ("stem", "tma_32x64_8s", STEM),
     ("conv_chain", "tma_128x64_4s_k64", ("--k", "80")),

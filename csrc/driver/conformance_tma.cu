@@ -44,10 +44,11 @@ int read_back(void* to, const void* from, size_t bytes) {
 #endif
 }
 
-TensorMapRequest request_of(const Geometry& g, uint32_t* tensor) {
+TensorMapRequest request_of(const Geometry& g, uint32_t* tensor, bool rounds) {
   TensorMapRequest request;
   request.element = g.element_bytes == 1   ? TensorElement::kUint8
                     : g.element_bytes == 2 ? TensorElement::kBfloat16
+                    : rounds               ? TensorElement::kTfloat32
                                            : TensorElement::kUint32;
   request.rank = g.rank;
   request.address = tensor;
@@ -77,8 +78,9 @@ __global__ void __launch_bounds__(32)
   Body::run(map, geometry, bytes, input, output);
 }
 
-// One launch a case. The map is of the input's tensor, or of the output's.
-template <class Body>
+// One launch a case. The map is of the input's tensor, or of the output's. kRounds: it says that
+// words are float32 and come in TF32.
+template <class Body, bool kRounds>
 int launch_tensors(int cases, const uint32_t* input, uint32_t* output) {
   for (int i = 0; i < cases; ++i) {
     const uint32_t* words = input + static_cast<size_t>(i) * Body::kInputWords;
@@ -88,7 +90,7 @@ int launch_tensors(int cases, const uint32_t* input, uint32_t* output) {
     if (error != 0) return error;
     const uint32_t* tensor = words + kParameterWords;
     const TensorMapRequest request =
-        request_of(geometry, Body::kStores ? to : const_cast<uint32_t*>(tensor));
+        request_of(geometry, Body::kStores ? to : const_cast<uint32_t*>(tensor), kRounds);
     ptx::TensorMap map;
     error = encode_tensor_map(request, &map);
     if (error != 0) return error;
@@ -270,10 +272,10 @@ struct Multicast {
   }
 };
 
-template <class Body>
+template <class Body, bool kRounds = false>
 Instruction tensors(const char* name) {
   return {name,           Body::kInputWords, Body::kOutputWords,
-          Body::kThreads, Body::kOldestSm,   launch_tensors<Body>};
+          Body::kThreads, Body::kOldestSm,   launch_tensors<Body, kRounds>};
 }
 
 // input: [512] words, units of 16 bytes: where the copies begin in `input` and `output`, how long
@@ -366,6 +368,8 @@ struct Barrier : WarpBody {
 std::vector<Instruction> copy_instructions() {
   return {tensors<Load>("tma_load"),
           tensors<Load>("tma_load_im2col"),
+          tensors<Load, true>("tma_load_tf32"),
+          tensors<Load, true>("tma_load_im2col_tf32"),
           tensors<Store>("tma_store"),
           tensors<Store>("tma_store_im2col"),
           tensors<Multicast>("tma_load_multicast"),

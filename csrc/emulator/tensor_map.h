@@ -17,6 +17,7 @@ struct TensorMapFields {
   uint8_t element_bytes;
   uint8_t swizzle;  // bytes of its span: 0, 32, 64, 128
   bool im2col;
+  bool rounds;  // loads round float32 to TF32
   uint8_t* address;
   uint64_t strides[kMostDimensions - 1];  // bytes, of the dimensions behind the first
   uint32_t last[kMostDimensions];         // sizes - 1: a size may be 2^32

@@ -27,6 +27,7 @@ struct Row {
 struct Box {
   uint32_t bytes = 0;
   uint32_t swizzle = 0;
+  bool rounds = false;
   std::vector<Row> rows;  // inside of the tensor
 };
 
@@ -167,6 +168,18 @@ void touch(Site site, const char* instruction, const Box& box, bool write) {
   (write ? counters.global_store_bytes_asked : counters.global_load_bytes_asked) += bytes;
 }
 
+void round_to_tf32(std::vector<uint8_t>& values) {
+  constexpr uint32_t kInfinity = 0x7F800000u;
+  for (size_t at = 0; at < values.size(); at += sizeof(uint32_t)) {
+    uint32_t bits;
+    std::memcpy(&bits, values.data() + at, sizeof(bits));
+    if ((bits & kInfinity) != kInfinity) {
+      bits = (bits + 0xFFFu + (bits >> 13 & 1u)) & 0xFFFFE000u;
+    }
+    std::memcpy(values.data() + at, &bits, sizeof(bits));
+  }
+}
+
 // One copy's share that lands at once, in one block.
 void land_later(Block& owner, MBarrier& barrier, uint32_t to, uint32_t swizzle, uint32_t begin,
                 uint32_t end, const std::shared_ptr<std::vector<uint8_t>>& values) {
@@ -194,6 +207,7 @@ void load(Site site, const char* instruction, const Box& box, bool fill_nan, Cop
   touch(site, instruction, box, false);
   const auto values = std::make_shared<std::vector<uint8_t>>(box.bytes, fill_nan ? kPoison : 0);
   for (const Row& row : box.rows) std::memcpy(values->data() + row.place, row.global, row.bytes);
+  if (box.rounds) round_to_tf32(*values);
 
   const uint16_t site_id = grid.session->record_of(site, instruction).id;
   const auto blocks = static_cast<uint32_t>(own.cluster->blocks.size());
@@ -285,10 +299,11 @@ Box flat_box(Site site, const char* instruction, const void* global, uint32_t by
 
 void tensor_load(Site site, const char* instruction, const void* map,
                  std::span<const int32_t> coordinates, std::span<const uint16_t> offsets,
-                 CopyTarget target, int swizzle) {
+                 CopyTarget target, int swizzle, bool unrounded) {
   const Quiet quiet;
   const TensorMapFields& fields = fields_of(site, instruction, map);
-  const Box box = box_of(site, instruction, fields, coordinates, offsets, swizzle);
+  Box box = box_of(site, instruction, fields, coordinates, offsets, swizzle);
+  box.rounds = fields.rounds && !unrounded;
   load(site, instruction, box, fields.fill_nan, target, kTensorAlignment);
 }
 
@@ -298,8 +313,14 @@ void tensor_store(Site site, const char* instruction, const void* map,
   const TensorMapFields& fields = fields_of(site, instruction, map);
   constexpr uint16_t kNone[kMostDimensions - 2] = {};
   const std::span<const uint16_t> offsets(kNone, im2col ? coordinates.size() - 2 : 0);
+  if (fields.rounds) fail(site, instruction, "a store by a map that rounds to TF32");
   const Box box = box_of(site, instruction, fields, coordinates, offsets, swizzle);
   store(site, instruction, box, from, kTensorAlignment);
+}
+
+bool rounds_to_tf32(const void* map) {
+  const auto& fields = *static_cast<const TensorMapFields*>(map);
+  return fields.magic == TensorMapFields::kMagic && fields.rounds;
 }
 
 int other_swizzle(Site site, const char* instruction, const void* map) {

@@ -21,12 +21,16 @@ struct CopyTarget {
 
 constexpr int kMappedSwizzle = -1;  // as the tensor map says
 
+// Whether loads by a map round float32 to TF32: to the nearest, ties to even; infinities and NaN
+// stay.
+bool rounds_to_tf32(const void* map);
+
 // A box of a tensor, or with im2col maps a column of pixels; coordinates innermost first, offsets
 // {W, H, D} of im2col. What lies outside of the tensor is zero, and counts. `swizzle`: bytes of the
-// span, where it is to be another one than the map's.
+// span, where it is to be another one than the map's. `unrounded`: whatever the map says.
 void tensor_load(Site site, const char* instruction, const void* map,
                  std::span<const int32_t> coordinates, std::span<const uint16_t> offsets,
-                 CopyTarget target, int swizzle = kMappedSwizzle);
+                 CopyTarget target, int swizzle = kMappedSwizzle, bool unrounded = false);
 // What lies outside of the tensor is not written. `im2col`: a column, with no offsets.
 void tensor_store(Site site, const char* instruction, const void* map,
                   std::span<const int32_t> coordinates, uint32_t from, bool im2col,

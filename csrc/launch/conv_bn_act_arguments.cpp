@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "conv_bn_act_cluster.h"
+#include "conv_bn_act_tf32.h"
 #include "conv_bn_act_tma.h"
 #include "conv_bn_act_window.h"
 #include "conv_strides.h"
@@ -101,6 +102,8 @@ extern "C" int rf_conv_bn_act_cuda(const RfConvBnAct* problem, const RfConvPlan*
     const int error =
         tile.window != 0    ? run_conv_bn_act_window(part, *plan, first, count, stream)
         : tile.cluster != 0 ? run_conv_bn_act_cluster(part, *plan, first, count, stream)
+        : tile.tma != 0 && tile.float32 != 0
+            ? run_conv_bn_act_tf32(part, *plan, first, count, stream)
         : tile.tma != 0
             ? run_conv_bn_act_tma(part, *plan, first, count, stream)
             : kLaunches(problem->dtype, conv_bn_act_arguments(part, *plan, workspace, first, count),

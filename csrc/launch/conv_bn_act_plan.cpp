@@ -9,6 +9,7 @@
 
 #include "conv_bn_act_arguments.h"
 #include "conv_bn_act_cluster.h"
+#include "conv_bn_act_tf32.h"
 #include "conv_bn_act_tma.h"
 #include "conv_bn_act_window.h"
 #include "conv_plan.h"
@@ -21,7 +22,7 @@ namespace {
 // Beyond, the parts of these networks' reductions are a step or two long.
 constexpr int kMostSplits = 32;
 
-constexpr int kTiles = kFirstCluster + ConvClusterTiles::kSize;
+constexpr int kTiles = kFirstTf32 + ConvTf32Tiles::kSize;
 
 struct Entry {
   std::string name;
@@ -75,12 +76,21 @@ Entry cluster_entry(int index) {
   return made;
 }
 
+Entry tf32_entry(int index) {
+  const TmaTileFacts tile = tf32_tile(index);
+  Entry made;
+  made.name = tf32_name(tile);
+  made.configuration = tf32_configuration(tile);
+  return made;
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
     for (int i = kFirstTma; i < kFirstWindow; ++i) entries[i] = tma_entry(i - kFirstTma);
     for (int i = kFirstWindow; i < kFirstCluster; ++i) entries[i] = window_entry(i - kFirstWindow);
-    for (int i = kFirstCluster; i < kTiles; ++i) entries[i] = cluster_entry(i - kFirstCluster);
+    for (int i = kFirstCluster; i < kFirstTf32; ++i) entries[i] = cluster_entry(i - kFirstCluster);
+    for (int i = kFirstTf32; i < kTiles; ++i) entries[i] = tf32_entry(i - kFirstTf32);
     for (int i = 0; i < kFirstTma; ++i) {
       const bool wide = i < ConvWideTiles::kSize;
       const auto of = [wide]<class Shape>() { return entry<Shape>(wide); };
@@ -91,6 +101,8 @@ const std::array<Entry, kTiles>& table() {
   }();
   return made;
 }
+
+bool by_tf32(int index) { return index >= kFirstTf32; }
 
 // The matrix product that a problem is.
 struct Product {
@@ -172,6 +184,9 @@ double cost_of(int index, const RfConvBnAct& problem, const Product& product, in
   if (tile.cluster != 0) {
     return cluster_cost(problem, cluster_tile(index - kFirstCluster), product.pixels, splits, gpu);
   }
+  if (by_tf32(index)) {
+    return tma_cost(problem, kTf32Types, tf32_tile(index - kFirstTf32), product.pixels, gpu);
+  }
   if (tile.tma != 0) {
     return tma_cost(problem, tma_types(problem), tma_tile(index - kFirstTma), product.pixels, gpu);
   }
@@ -200,6 +215,9 @@ int64_t blocks_of(int index, const RfConvBnAct& problem, const Product& product,
   if (tile.window != 0) {
     return window_blocks(problem, window_tile(index - kFirstWindow), product.pixels, gpu);
   }
+  if (by_tf32(index)) {
+    return tma_blocks(problem, tf32_tile(index - kFirstTf32), product.pixels, gpu);
+  }
   if (tile.tma != 0 && tile.cluster == 0) {
     return tma_blocks(problem, tma_tile(index - kFirstTma), product.pixels, gpu);
   }
@@ -220,6 +238,7 @@ std::string unfit(int index, const RfConvBnAct& problem, const Product& product,
     if (tile.cluster != 0) {
       return cluster_fault(problem, cluster_tile(index - kFirstCluster), images);
     }
+    if (by_tf32(index)) return tf32_fault(problem, tf32_tile(index - kFirstTf32), images);
     return tma_fault(problem, tma_types(problem), tma_tile(index - kFirstTma), images);
   }
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
@@ -273,7 +292,8 @@ extern "C" int32_t rf_conv_bn_act_plan(const RfConvBnAct* problem, const RfGpu* 
     if (configuration >= 0 && i != configuration) continue;
     const std::string refusal = unfit(i, *problem, product, *gpu);
     // What is for some layers alone says nothing of others, unless it is asked for.
-    const bool special = tile.window != 0 || tile.cluster != 0;
+    const bool special = tile.window != 0 || tile.cluster != 0 ||
+                         by_tf32(i) != (product.bytes == 4 && tile.tma != 0);
     if (!refusal.empty() && (!special || configuration >= 0)) {
       (tile.tma != 0 && configuration < 0 ? against_tma : against) = refusal;
     }

@@ -7,10 +7,10 @@
 
 namespace resnet_fused {
 
-template <class T>
+template <class T, class Tiles = ConvTmaTiles>
 int launch_conv_bn_act_tma(const ConvTmaArguments& arguments, int index, int32_t blocks,
                            void* stream) {
-  return ConvTmaTiles::with(index, [&]<class Shape>() -> int {
+  return Tiles::with(index, [&]<class Shape>() -> int {
     const dim3 grid(static_cast<uint32_t>(blocks));
     const auto to = static_cast<cudaStream_t>(stream);
     if constexpr (Shape::kSharing > 1) {

@@ -82,7 +82,9 @@ double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTile
   const auto moved = static_cast<double>(
       element_bytes(types.out) + (problem.residual != nullptr ? element_bytes(types.residual) : 0));
   const double ends = area * moved / kMemoryBytes;
-  const double results = area / kResults;
+  // Words of float32 go to the staging one by one, shortcuts come from there.
+  const double words = types.out == TensorElement::kFloat32 ? area * moved / kSharedBytes : 0;
+  const double results = std::max(area / kResults, words);
   const double busy = tile.together ? multiply + results : std::max(multiply, results);
   const double meetings = tile.sharing > 1 ? 2 * kClusterMeeting : 0;
   return each * std::max({busy, load, ends}) + results + meetings + 2 * kLatency;

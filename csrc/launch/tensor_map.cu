@@ -29,10 +29,12 @@ int encode_tensor_map(const TensorMapRequest& request, ptx::TensorMap* map) {
       break;
     case TensorElement::kUint32:
     case TensorElement::kFloat32:
+    case TensorElement::kTfloat32:
       fields.element_bytes = 4;
       break;
   }
   fields.swizzle = static_cast<uint8_t>(request.swizzle);
+  fields.rounds = request.element == TensorElement::kTfloat32;
   fields.im2col = request.pixels > 0;
   fields.address = static_cast<uint8_t*>(request.address);
   for (int d = 0; d < request.rank; ++d) {
@@ -72,6 +74,8 @@ CUtensorMapDataType element_of(TensorElement element) {
       return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
     case TensorElement::kBfloat16:
       return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case TensorElement::kTfloat32:
+      return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
     case TensorElement::kFloat32:
       break;
   }

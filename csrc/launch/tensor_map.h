@@ -14,7 +14,9 @@ namespace resnet_fused {
 
 constexpr int kMostDimensions = 5;
 
-enum class TensorElement : uint8_t { kUint8, kUint32, kFloat16, kBfloat16, kFloat32 };
+// kTfloat32: float32 in memory, of which a load brings each number rounded to TF32, to the nearest,
+// ties to even. What CUDA's manuals leave open: the conformance program asks it of a GPU.
+enum class TensorElement : uint8_t { kUint8, kUint32, kFloat16, kBfloat16, kFloat32, kTfloat32 };
 
 int64_t element_bytes(TensorElement element);
 

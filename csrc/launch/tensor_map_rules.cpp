@@ -11,6 +11,7 @@ int64_t element_bytes(TensorElement element) {
       return 2;
     case TensorElement::kUint32:
     case TensorElement::kFloat32:
+    case TensorElement::kTfloat32:
       return 4;
   }
   return 0;

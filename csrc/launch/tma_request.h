@@ -25,7 +25,7 @@ constexpr bool kBuiltForSm90a = false;
 constexpr int64_t kTmaElementBytes = 2;  // of 16-bit types
 // docs/numerics.md, "TF32": the bound is for operands that were rounded.
 constexpr char kNoTf32[] =
-    "dtype: float32 is not served, as wgmma cuts to TF32 what mma.sync is given rounded";
+    "dtype: float32 is not served here: nothing rounds to TF32 what wgmma would cut";
 constexpr int64_t kTmaStrideBytes = 16;  // that strides are multiples of
 
 // What a dtype is to TMA, to which e4m3 is bytes.

@@ -35,13 +35,16 @@ struct TensorCopy {
   SharedAddress shared;
   int swizzle = emulator::kMappedSwizzle;
   bool skipped = false;
+  bool unrounded = false;
 
   TensorCopy(emulator::Site site, const char* name, const TensorMap* map,
              const int32_t (&coordinates)[kRank], SharedAddress address)
       : shared(address) {
     for (int d = 0; d < kRank; ++d) at[d] = coordinates[d];
+    const Fault truncate = emulator::rounds_to_tf32(map) ? Fault::kTruncate : Fault::kNone;
     switch (emulator::fault_at(
-        site, name, {Fault::kSkip, Fault::kCoordinateOff, Fault::kWrongSwizzle, Fault::kRowOff})) {
+        site, name,
+        {Fault::kSkip, Fault::kCoordinateOff, Fault::kWrongSwizzle, Fault::kRowOff, truncate})) {
       case Fault::kSkip:
         skipped = true;
         break;
@@ -53,6 +56,9 @@ struct TensorCopy {
         break;
       case Fault::kRowOff:
         shared += kBoxOff;
+        break;
+      case Fault::kTruncate:
+        unrounded = true;
         break;
       default:
         break;
@@ -67,7 +73,7 @@ void tensor_load(emulator::Site site, const char* name, SharedAddress to, const 
   const TensorCopy<kRank> copy(site, name, map, at, to);
   if (copy.skipped) return;
   emulator::tensor_load(site, name, map, copy.at, offsets, {copy.shared, barrier, mask},
-                        copy.swizzle);
+                        copy.swizzle, copy.unrounded);
 }
 
 template <int kRank>
