@@ -51,6 +51,7 @@ constexpr Op kOps[] = {
     {"bn_finalize", run_bn_finalize, false},
     {"bn_update_stats", run_bn_update_stats, false},
     {"bn_backward_finalize", run_bn_backward_finalize, false},
+    {"ceilings", run_ceilings, false},
 };
 
 // Of all ops, or of those that have a property.
@@ -112,6 +113,7 @@ std::vector<Option> options() {
       {"reverse", "", "walk over the batch from its end; chains alone", true},
       {"depths", "1,1", "blocks of each stage; network alone"},
       {"blocks", "0", "of the launch; 0 leaves them to the plan; network alone"},
+      {"ceiling", "all", "all, or how those begin that are measured; ceilings alone"},
       {"act", "relu", "relu or none; of gradients: whether a mask is applied"},
   };
 #if defined(RF_EMULATED)
