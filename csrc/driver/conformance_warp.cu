@@ -1,4 +1,5 @@
 // Shuffles, votes, barriers and the waits of dependent grids.
+#include "../ptx/clock.h"
 #include "conformance.h"
 
 namespace resnet_fused::conformance {

@@ -154,14 +154,16 @@ Common common_of(const Arguments& arguments) {
 #if defined(RF_EMULATED)
 
 emulator::PlantedFault fault_of(const std::string& text) {
-  std::vector<std::string> parts;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(':', begin), text.size());
-    parts.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
+  // An instruction's name may hold colons, as ld.shared::cluster does.
+  const size_t file = text.find(':'), fault = text.rfind(':');
+  const size_t line = file == std::string::npos ? file : text.find(':', file + 1);
+  std::vector<std::string> parts(4);
+  if (line < fault) {
+    parts = {text.substr(0, file), text.substr(file + 1, line - file - 1),
+             text.substr(line + 1, fault - line - 1), text.substr(fault + 1)};
   }
-  if (parts.size() != 4 || parts[1].empty() ||
-      parts[1].find_first_not_of("0123456789") != std::string::npos || parts[1].size() > 6) {
+  if (parts[1].empty() || parts[1].find_first_not_of("0123456789") != std::string::npos ||
+      parts[1].size() > 6) {
     throw UsageError("--fault is '" + text + "'; FILE:LINE:INSTRUCTION:FAULT is accepted");
   }
   try {

@@ -39,18 +39,18 @@ __global__ void __launch_bounds__(kMeetingThreads, 1)
   for (int32_t i = 0; i < arguments.count; ++i) {
     // Two places by turns: who is a meeting ahead writes beside what is still looked at.
     const uint32_t turn = i & 1;
-    const auto word = static_cast<uint32_t>(i) + 1;
+    const auto first = static_cast<uint32_t>(i + 1) * blocks;  // the words of this meeting
     if constexpr (kGrid) {
       uint32_t* words = arguments.words + turn * blocks;
-      if (looks) ptx::store_global(words + block, word);
+      if (looks) ptx::store_global(words + block, first + block);
       barrier.arrive();
       barrier.wait();
-      if (looks) found += ptx::load_global(words + other) == word;
+      if (looks) found += ptx::load_global(words + other) == first + other;
     } else {
-      if (looks) ptx::store_shared(own + 4 * turn, word);
+      if (looks) ptx::store_shared(own + 4 * turn, first + block);
       ptx::cluster_sync();
       const ptx::SharedAddress at = ptx::cluster_address(own + 4 * turn, other);
-      if (looks) found += ptx::load_shared_cluster<uint32_t>(at) == word;
+      if (looks) found += ptx::load_shared_cluster<uint32_t>(at) == first + other;
     }
   }
   const int64_t ended = ptx::clock_cycles();

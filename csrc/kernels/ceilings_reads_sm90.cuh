@@ -47,15 +47,6 @@ struct ReadRing : Ring<kReadStages, kSharing> {
   }
 };
 
-template <int kSharing>
-RF_DEVICE void meet_blocks(RF_SITE_ONLY) {
-  if constexpr (kSharing > 1) {
-    ptx::cluster_sync(RF_SITE_LAST);
-  } else {
-    ptx::sync_threads(RF_SITE_LAST);
-  }
-}
-
 template <Brought kBrought, int kSharing>
 RF_DEVICE void ask_for_boxes(const CeilingReadArguments& arguments, const ReadRing<kSharing>& ring,
                              ptx::SharedAddress stages) {
@@ -91,7 +82,11 @@ __global__ void __launch_bounds__(kReadThreads, 1)
     ring.init(kReaderThreads / 32);
     ptx::fence_mbarrier_init();
   }
-  meet_blocks<kSharing>();
+  if constexpr (kSharing > 1) {
+    ptx::cluster_sync();
+  } else {
+    ptx::sync_threads();
+  }
   if (threadIdx.x == kReaderThreads) {
     ask_for_boxes<kBrought, kSharing>(arguments, ring, stages);
   } else if (threadIdx.x < kReaderThreads) {
@@ -115,7 +110,7 @@ __global__ void __launch_bounds__(kReadThreads, 1)
     }
     ptx::store_global(arguments.sum + blockIdx.x * kReaderThreads + threadIdx.x, sum);
   }
-  meet_blocks<kSharing>();  // none ends while others reach into it
+  if constexpr (kSharing > 1) ptx::cluster_sync();  // none ends while others reach into it
 }
 
 }  // namespace resnet_fused
