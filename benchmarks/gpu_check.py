@@ -13,7 +13,6 @@ how to read it. Exit code 0: all that ran passed; 1: something is wrong; 2: no G
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -33,11 +32,13 @@ for _entry in (str(ROOT), str(FOLDER)):
         sys.path.insert(0, _entry)
 
 from gpu import (  # noqa: E402
+    driven,
     environment,
     extension,
     one_launch,
     plan,
     plan_spanning,
+    predicted,
     sanitizer,
     training_driver,
 )
@@ -74,7 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", help="where there is no .git")
     parser.add_argument("--sanitizer", help="the compute-sanitizer to run")
     parser.add_argument("--predictions", type=Path, default=FOLDER / "predictions.json",
-                        help="what benchmarks/predict_triton.py writes")  # fmt: skip
+                        help="what the predictors, benchmarks/predict_*.py, write")  # fmt: skip
     return parser.parse_args(arguments)
 
 
@@ -119,7 +120,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-class Check:
+class Check(driven.Driven):
     """One run: its stages share a clock, a record and the worker processes.
 
     Args:
@@ -277,10 +278,9 @@ class Check:
             self.record.begin("speed", 1)
             self.record.end("the ceilings were not measured")
             return
-        predictions = read_predictions(self.options.predictions)
-        every = plan.timings(self.rates, predictions, self._cuda_configurations())
-        about = (self.kernels, self.device, predictions)
-        every[10:10] = plan_spanning.timings(self.rates, *about)
+        rows = predicted.read(self.options.predictions, say)
+        every = plan.timings(self.rates, self._cuda_configurations())
+        every[10:10] = plan_spanning.timings(self.rates, self.kernels, self.device)
         timed = self.tasks(every)
         layers = {task.about.get("layer") for task in timed}
         tuned = any("tuning" in task.name for task in timed)
@@ -296,10 +296,9 @@ class Check:
             self.record.step(task.name, one)
 
         def measured(task: Task, one: dict[str, Any]) -> None:
-            if task.about.get("predicted") is not None:
-                one["predicted"] = task.about["predicted"]
+            one["predicted"] = predicted.beside(task.name, task.about, one, rows)
             self._note_timings(task, one)
-            self.record.step(task.name, one, speed_line(one))
+            self.record.step(task.name, one, speed_line(one) + predicted.line(one["predicted"]))
 
         half = self.clock.now() + WARM_PART * (until - self.clock.now())
         self.pool().run(warm, half, compiled)
@@ -311,30 +310,14 @@ class Check:
     def network(self, until: float) -> None:
         """The whole ResNet-50, one process alone on the GPU."""
 
-        predictions = read_predictions(self.options.predictions)
+        rows = predicted.read(self.options.predictions, say)
 
         def report(task: Task, one: dict[str, Any]) -> None:
-            if task.name in predictions:
-                one["predicted"] = predictions[task.name]
-            self.record.step(task.name, one, network_line(one))
+            one["predicted"] = predicted.beside(task.name, task.about, one, rows)
+            self.record.step(task.name, one, network_line(one) + predicted.line(one["predicted"]))
 
         self.pool(1)
         self._stage("network", self.tasks(plan.network(self.device)), until, report)
-
-    def one_launch(self, until: float) -> None:
-        """A network's convolutions in one launch, beside graphs of single kernels."""
-
-        def report(task: Task, one: dict[str, Any]) -> None:
-            self.record.step(task.name, one, one_launch.line(one))
-
-        program = self._driver(until)
-        tasks = plan_spanning.one_launch(None if program is None else str(program))
-        self.pool(1)
-        self._stage("one_launch", tasks, until, report)
-
-    def _driver(self, until: float) -> Path | None:
-        """The driver that was given or built; None for whatever lies there."""
-        return None
 
     def _stage(self, name: str, tasks: Sequence[Task], until: float, report: Any) -> None:
         self.record.begin(name, len(tasks))
@@ -394,21 +377,6 @@ def network_line(one: Mapping[str, Any]) -> str:
     rates = ", ".join(f"{name} {value:.0f}/s" for name, value in one["images_per_s"].items())
     ratio = one["ratio"]
     return f"{ratio['median']:.3f}x ({ratio['low']:.3f} .. {ratio['high']:.3f}); {rates}"
-
-
-def read_predictions(file: Path) -> dict[str, Any]:
-    """What was predicted: LAYER@BATCH, OP LAYER@BATCH or frozen@BATCH -> a row of the file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        found = {f"{row['layer']}@{row['batch']}": row for row in content["layers"]}
-        for row in content.get("spanning", []):
-            found[f"{row['op']} {row['layer']}@{row['batch']}"] = row
-        return found | {f"frozen@{row['batch']}": row for row in content.get("engine", [])}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        say(f"no predictions: {file} can't be read: {type(error).__name__}: {error}")
-        return {}
 
 
 def _folder(options: argparse.Namespace, gpu: str) -> Path:

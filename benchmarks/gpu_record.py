@@ -4,11 +4,10 @@
 
 Steps, the most telling first, each with its share of the time: the machine; the PTX layer on the
 hardware against the emulator; every configuration on integers; random data against float64;
-compute-sanitizer; a network in one launch; configurations tuned on the heaviest layers; the
+compute-sanitizer; the ceilings of the plans; a network in one launch; tuned configurations; the
 benchmark; its page. All that touches the GPU runs in child processes with time limits. It ends by
-itself within the budget, and what it reached lies in gpu-record.tar.gz, written after every step.
-docs/gpu_record.md tells how to read it. Exit code 0: all that ran passed; 1: something is wrong;
-2: no GPU or bad arguments.
+itself within the budget; what it reached lies in gpu-record.tar.gz, written after every step, and
+docs/gpu_record.md reads it. Exit codes: 0 passed; 1 something is wrong; 2 no GPU or bad arguments.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ SHARES = {
     "exact": 70.0,
     "bounds": 70.0,
     "sanitizer": 50.0,
+    "ceilings": 12.0,
     "one_launch": 25.0,
     "tuning": 55.0,
     "bench": 120.0,
@@ -140,7 +140,7 @@ class Recording(gpu_check.Check):
 
     def run(self) -> None:
         """Runs the steps in order; the archive is whole after each."""
-        if {"sanitizer", "one_launch"} & self.shares.keys():
+        if {"sanitizer", "ceilings", "one_launch"} & self.shares.keys():
             self._begin_building()
         for name in self.shares:
             self._one(name, self.clock.deadline(name, self.shares))

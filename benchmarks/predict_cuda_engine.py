@@ -9,7 +9,7 @@ most against memory and tensor cores without any loss, and the other ResNets. No
 measured. Needs the extension built with nvcc, which holds the models.
 
     python benchmarks/predict_cuda_engine.py            # the tables
-    python benchmarks/predict_cuda_engine.py --write    # into docs/measured_facts.md
+    python benchmarks/predict_cuda_engine.py --write    # into the docs, its calls as JSON
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def stem_us(batch: int) -> float:
     return max(predict_stem.predict_wgmma(batch).values()) + 1e6 * rates.LAUNCH
 
 
-def conv_us(case: ConvCase) -> float:
-    """One convolution at its batch."""
+def conv_plan(case: ConvCase) -> tuple[_cuda_plan.Plan, float]:
+    """One convolution at its batch: what it takes, and its microseconds."""
     last = torch.channels_last
 
     def image(*shape: int) -> torch.Tensor:
@@ -104,9 +104,14 @@ def conv_us(case: ConvCase) -> float:
     operands = image(*case.input_shape), image(*case.weight_shape), out if case.residual else None
     geometry = (case.stride, case.padding, case.dilation, case.groups)
     made = _cuda_plan.problem_of("conv_bn_act", operands, geometry, out, real=False)
-    cycles = _cuda_plan.plan(made, WITH_TMA).cycles
+    plan = _cuda_plan.plan(made, WITH_TMA)
     memory = roofline.conv_cost(case, DTYPE).bytes / rates.MEMORY
-    return 1e6 * (max(cycles / _chain_plan.CLOCK, memory) + rates.LAUNCH)
+    return plan, 1e6 * (max(plan.cycles / _chain_plan.CLOCK, memory) + rates.LAUNCH)
+
+
+def conv_us(case: ConvCase) -> float:
+    """Microseconds of one convolution at its batch."""
+    return conv_plan(case)[1]
 
 
 def chain_us(case: ChainCase) -> float | None:
@@ -299,7 +304,7 @@ def text() -> str:
 
 
 @click.command()
-@click.option("--write", is_flag=True, help="Into docs/measured_facts.md.")
+@click.option("--write", is_flag=True, help="Into docs/measured_facts.md and predictions.json.")
 def main(write: bool) -> None:
     """Predict the frozen ResNet-50 by the CUDA kernels."""
     said = text()
@@ -308,6 +313,9 @@ def main(write: bool) -> None:
         before, rest = rates.PAGE.read_text(encoding="utf-8").split(BEGIN)
         page = f"{before}{BEGIN}\n{said}\n{END}{rest.split(END)[1]}"
         rates.PAGE.write_text(page, encoding="utf-8")
+        import predict_cuda_calls
+
+        rates.record(cuda_inference=predict_cuda_calls.of_inference())
 
 
 if __name__ == "__main__":

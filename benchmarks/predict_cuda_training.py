@@ -7,7 +7,7 @@ convolution come from one kernel where a node would take it; so do a block's end
 convolution of the block behind it. Needs the extension built with nvcc, which holds the plans.
 
     python benchmarks/predict_cuda_training.py            # the tables
-    python benchmarks/predict_cuda_training.py --write    # into docs/measured_facts.md
+    python benchmarks/predict_cuda_training.py --write    # into the docs, its calls as JSON
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from predict_block_end import in_a_row
 from predict_training import BATCHES
-from predict_triton import LAUNCH, MEMORY, PAGE, TENSOR
+from predict_triton import LAUNCH, MEMORY, PAGE, TENSOR, record
 
 from resnet_fused import models
 from resnet_fused.bench.nodes import Node, nodes
@@ -339,7 +339,7 @@ def text() -> str:
 
 
 @click.command()
-@click.option("--write", is_flag=True, help="Into docs/measured_facts.md.")
+@click.option("--write", is_flag=True, help="Into docs/measured_facts.md and predictions.json.")
 def main(write: bool) -> None:
     """Predict the CUDA kernels' training step."""
     said = text()
@@ -347,6 +347,9 @@ def main(write: bool) -> None:
     if write:
         before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n{said}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        import predict_cuda_calls
+
+        record(cuda_training=predict_cuda_calls.of_training())
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ measurement: gpu-check puts those of the ops side by side. Nothing here has run 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -146,9 +144,7 @@ def main(write: bool) -> None:
     before, rest = page.split(BEGIN)
     text = f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
     rates.PAGE.write_text(text, encoding="utf-8")
-    known = json.loads(rates.RECORD.read_text(encoding="utf-8"))
-    known |= {"spanning": rows(), "engine": [engine(batch) for batch in rates.BATCHES]}
-    Path(rates.RECORD).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    rates.record(spanning=rows(), engine=[engine(batch) for batch in rates.BATCHES])
 
 
 if __name__ == "__main__":

@@ -145,6 +145,12 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def record(**parts: object) -> None:
+    """Writes parts of the file that gpu-check reads; what the other predictors wrote stays."""
+    known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    RECORD.write_text(json.dumps({**known, **parts}, indent=1) + "\n", encoding="utf-8")
+
+
 @click.command()
 @click.option("--write", is_flag=True, help="Into docs/measured_facts.md and predictions.json.")
 def main(write: bool) -> None:
@@ -158,10 +164,7 @@ def main(write: bool) -> None:
     after = rest.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
     rows = [asdict(prediction) for prediction in predictions()]
-    # What predict_engine.py wrote stays.
-    known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    content = {**known, "device": H200.name, "layers": rows}
-    RECORD.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    record(device=H200.name, layers=rows)
 
 
 if __name__ == "__main__":

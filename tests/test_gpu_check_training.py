@@ -44,7 +44,7 @@ def test_the_plan_names_every_op_and_block():
 
 def test_both_ways_to_the_gradients_are_timed():
     """Of every 1x1 convolution that has a kernel for both, at two batch sizes."""
-    found = [t.name for t in plan.timings({"flops": 1.0, "bandwidth": 1.0}, {})]
+    found = [t.name for t in plan.timings({"flops": 1.0, "bandwidth": 1.0})]
     assert {"gradients 1x1_64_256_at56@256", "gradients 1x1_512_128_at28_add_noact@32"} < set(found)
     assert sum(name.startswith("gradients ") for name in found) == 2 * len(training.merging())
     assert len(training.merging()) == 6
@@ -94,7 +94,7 @@ def test_the_driver_judges_every_call_of_sm_90a(monkeypatch):
 def test_calls_of_the_driver_are_steps(tmp_path):
     names = [task.name for task in plan.training("cuda:0")]
     assert {"training driver", "sm90a driver"} < set(names)
-    found = [t for t in plan.timings({"flops": 1.0, "bandwidth": 1.0}, {}) if "driver" in t.name]
+    found = [t for t in plan.timings({"flops": 1.0, "bandwidth": 1.0}) if "driver" in t.name]
     assert {t.arguments["op"] for t in found} == set(training_driver.TIMED)
     missing = training_driver.check("cpu", str(tmp_path / "none"))
     assert missing["ok"] is None and "no resnet_fused_driver" in missing["skipped"]

@@ -64,6 +64,7 @@ class Rule:
 # csrc/launch/*_arguments.cpp and *_plan.cpp assert these places.
 _HEAD = frozenset({0, 24, 32})
 RULES = {
+    "ceilings_launch_kernel": Rule(frozenset(), frozenset({0})),
     "conv_bn_act_kernel": Rule(frozenset({8, 272, 280}), frozenset({0, 232, 240, 256, 264}), True),
     # Aligned to 128 bytes, its parameters begin 0x70 bytes behind the others' first ones. Maps of
     # x, weight, residual and out, then scale and shift.

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 import _cuda_bn_rules
+import _cuda_ceilings
 import _cuda_fp8_rules
 import _cuda_stream_rules
 import _cuda_tf32_rules
@@ -428,6 +429,7 @@ RULES = {
     "head_linear_kernel": _head_linear,
     **_cuda_bn_rules.RULES,
     **_cuda_stream_rules.RULES,
+    **_cuda_ceilings.RULES,
 }
 
 
@@ -491,6 +493,8 @@ def short_name(mangled: str) -> str:
         parts.append(f"{tile.filters}x{tile.channels} {tile.stages} stages")
     elif (by_pass := _cuda_bn_rules.name_of(mangled)) is not None:
         parts += by_pass
+    elif measured := _cuda_ceilings.name_of(mangled):
+        parts.append(measured)
     elif residual := re.search(r"Lb([01])E(?:.*?AxisE([01]))?", rest):
         parts.append("residual" if residual.group(1) == "1" else "plain")
         parts += {None: [], "1": ["row"], "0": ["column"]}[residual.group(2)]

@@ -109,13 +109,15 @@ SM90A_CALLS: tuple[tuple[str, ...], ...] = (
 )
 """Those of kernels for sm_90a alone: elsewhere the driver has no plan for them."""
 
+CEILINGS = ("--op", "ceilings")
+"""The call that measures; without repeats a little of everything, judged."""
 REFUSED = re.compile(r"[Dd]evice not supported|not supported on th(is|e) (device|GPU|platform)")
 """What compute-sanitizer says where a virtual machine keeps it from the GPU."""
 
 
 def calls_for(capability: Sequence[int] | None) -> tuple[tuple[str, ...], ...]:
     """What is run on a GPU of a compute capability, such as [9, 0]."""
-    return CALLS + (SM90A_CALLS if tuple(capability or ()) == (9, 0) else ())
+    return CALLS + ((*SM90A_CALLS, CEILINGS) if tuple(capability or ()) == (9, 0) else ())
 
 
 def find(given: Path | None) -> Path | None:

@@ -264,14 +264,11 @@ def kernel_and_configuration(variant: str, one: Mapping[str, Any]) -> tuple[str,
     return "triton", one["configuration"] if variant == "ours" else variant
 
 
-def timings(
-    rates: Mapping[str, Any], predictions: Mapping[str, Any], cuda: Sequence[str] = ()
-) -> list[Task]:
+def timings(rates: Mapping[str, Any], cuda: Sequence[str] = ()) -> list[Task]:
     """Ten layers at three batch sizes, `bn_act`, then every other configuration at the largest.
 
     Args:
         rates: the ceilings.
-        predictions: layer -> what was predicted.
         cuda: names of the CUDA kernel's configurations, if it can run here.
     """
     from gpu.speed import BATCHES, LAYERS
@@ -283,7 +280,7 @@ def timings(
         Task(
             f"{layer}@{batch}", "gpu.speed:time_layer",
             {"layer": layer, "batch": batch, **ceilings, "cuda": [""] if cuda else []}, 90,
-            about={"layer": f"{layer}@{batch}", "predicted": predictions.get(f"{layer}@{batch}")},
+            about={"layer": f"{layer}@{batch}"},
         )
         for batch in BATCHES
         for layer in LAYERS

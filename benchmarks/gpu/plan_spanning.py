@@ -89,10 +89,7 @@ def rest(device: str, kernels: Kernels, modes: Sequence[str]) -> list[Task]:
     return found
 
 
-def timings(
-    rates: Mapping[str, Any], kernels: Kernels, device: str,
-    predictions: Mapping[str, Any] | None = None,
-) -> list[Task]:  # fmt: skip
+def timings(rates: Mapping[str, Any], kernels: Kernels, device: str) -> list[Task]:
     """The heaviest calls: each implementation, its configurations, its parts, eager."""
     from gpu import spanning
     from gpu.speed import BATCHES
@@ -114,10 +111,7 @@ def timings(
                 },
             },
             120,
-            about={
-                "layer": f"{name}@{batch}", "op": op,
-                "predicted": (predictions or {}).get(f"{op} {name}@{batch}"),
-            },
+            about={"layer": f"{name}@{batch}", "op": op},
         )
         for batch in batches
         for op, kinds in chosen.items()
@@ -145,3 +139,8 @@ def one_launch(program: str | None = None) -> list[Task]:
         Task("one launch", "gpu.one_launch:check", given, 170),
         Task("one launch beside frozen@1", "gpu.one_launch:compare", given, 150),
     ]
+
+
+def ceilings(program: str | None = None) -> list[Task]:
+    """What a multiprocessor can do; arguments as of `one_launch`."""
+    return [Task("ceilings of the plans", "gpu.ceilings:measure", {"program": program}, 120)]

@@ -51,6 +51,7 @@ constexpr Op kOps[] = {
     {"bn_finalize", run_bn_finalize, false},
     {"bn_update_stats", run_bn_update_stats, false},
     {"bn_backward_finalize", run_bn_backward_finalize, false},
+    {"ceilings", run_ceilings, false},
 };
 
 // Of all ops, or of those that have a property.
@@ -112,6 +113,7 @@ std::vector<Option> options() {
       {"reverse", "", "walk over the batch from its end; chains alone", true},
       {"depths", "1,1", "blocks of each stage; network alone"},
       {"blocks", "0", "of the launch; 0 leaves them to the plan; network alone"},
+      {"ceiling", "all", "all, or how those begin that are measured; ceilings alone"},
       {"act", "relu", "relu or none; of gradients: whether a mask is applied"},
   };
 #if defined(RF_EMULATED)
@@ -152,14 +154,16 @@ Common common_of(const Arguments& arguments) {
 #if defined(RF_EMULATED)
 
 emulator::PlantedFault fault_of(const std::string& text) {
-  std::vector<std::string> parts;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(':', begin), text.size());
-    parts.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
+  // An instruction's name may hold colons, as ld.shared::cluster does.
+  const size_t file = text.find(':'), fault = text.rfind(':');
+  const size_t line = file == std::string::npos ? file : text.find(':', file + 1);
+  std::vector<std::string> parts(4);
+  if (line < fault) {
+    parts = {text.substr(0, file), text.substr(file + 1, line - file - 1),
+             text.substr(line + 1, fault - line - 1), text.substr(fault + 1)};
   }
-  if (parts.size() != 4 || parts[1].empty() ||
-      parts[1].find_first_not_of("0123456789") != std::string::npos || parts[1].size() > 6) {
+  if (parts[1].empty() || parts[1].find_first_not_of("0123456789") != std::string::npos ||
+      parts[1].size() > 6) {
     throw UsageError("--fault is '" + text + "'; FILE:LINE:INSTRUCTION:FAULT is accepted");
   }
   try {

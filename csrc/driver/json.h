@@ -1,4 +1,4 @@
-// One flat JSON object, in the order of its fields.
+// One JSON object, in the order of its fields.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@ class Json {
   void add(const char* name, int64_t value) { put(name, std::to_string(value)); }
   void add(const char* name, int value) { put(name, std::to_string(value)); }
   void add(const char* name, bool value) { put(name, value ? "true" : "false"); }
+  void add(const char* name, const Json& object) { put(name, object.text()); }
   // A number with 6 digits; JSON has no infinity and no NaN, which are null.
   void add(const char* name, double value) {
     char text[32];

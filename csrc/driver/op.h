@@ -103,5 +103,9 @@ bool run_conv_chain_fp8(const Arguments& arguments, Common& common, Json& json);
 // the bits of conv_bn_act in as many splits, whatever the data; small networks are held to the
 // bound of float64 besides.
 bool run_network(const Arguments& arguments, Common& common, Json& json);
+// What a multiprocessor can do: bytes from L2 and memory, products by wgmma, meetings of blocks,
+// launches; each beside what the plans count with. Reads ceiling. Adds "rates", an object of
+// objects. Without repeats, and in the emulator, little is done and nothing timed.
+bool run_ceilings(const Arguments& arguments, Common& common, Json& json);
 
 }  // namespace resnet_fused::driver
