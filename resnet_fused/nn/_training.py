@@ -152,8 +152,6 @@ class _Forward:
     def product(self, layer: Layer, h: Tensor, norm: Tensor | None, given: Any) -> Any:
         """A convolution's weight as it takes it, raw output and, where it is live, statistics."""
         weight = _cast(given, h)
-        if norm is not None and not self.plan.folds:
-            h, norm = self.op("bn_add_act", h, norm, None, None, 0, "relu"), None
         if layer.live or norm is not None:
             return weight, *self.op("conv_bn_stats", h, norm, weight, *layer.geometry)
         return weight, torch.conv2d(h, weight, None, *layer.geometry), None
@@ -161,8 +159,9 @@ class _Forward:
     def convolve(self, layer: Layer, index: int, h: Tensor, norm: Tensor | None) -> None:
         given, gamma, beta = self.parameters[PARAMETERS * index :][:PARAMETERS]
         made = self.neighbours.made if index == 0 else None
-        alone = layer.live and layer.group is None and made is None
-        if self.plan.finalizes and alone and (norm is None or self.plan.folds):
+        if norm is not None and not self.plan.folds:
+            h, norm = self.op("bn_add_act", h, norm, None, None, 0, "relu"), None
+        if self.plan.finalizes and layer.live and layer.group is None and made is None:
             weight, y, found = self.finalized(layer, h, norm, given, gamma, beta)
             self.norms.append(found)
             self.weights.append(weight)

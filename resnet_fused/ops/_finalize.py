@@ -42,8 +42,8 @@ def way(choice: backends.Choice, device: torch.device, dtype: torch.dtype) -> Wa
     """Which way layers take whose convolutions `choice` serves.
 
     The user's word comes first (`ENVIRONMENT`). The op has the launch of the convolution alone, so
-    that wherever its kernel is admitted it is the better way. Who asks for the reference by name
-    gets that of the one op.
+    that wherever its kernel is admitted it is the better way. The reference of the one op is for
+    those who ask for both: for the reference by name, and "always".
 
     Args:
         choice: of `CONVOLUTION`.
@@ -53,15 +53,13 @@ def way(choice: backends.Choice, device: torch.device, dtype: torch.dtype) -> Wa
     Raises:
         ValueError: the environment variable holds no word that is accepted.
     """
-    if choice.implementation.name not in ("cuda", "reference"):
+    word, name = _word(), choice.implementation.name
+    if name == "reference" and word == "always" and backends.requested()[0] == name:
+        return Way(True, f"{ENVIRONMENT} is {word}")
+    if name != "cuda":
         return Way(False, "")
-    word = _word()
     if word == "never":
         return Way(False, f"{ENVIRONMENT} is {word}")
-    if backends.requested()[0] == "reference":
-        return Way(True, "the reference is asked for by name")
-    if choice.implementation.name == "reference":
-        return Way(False, "")
     found = backends.choose(backends.Call(OP, device.type, dtype, index=device.index))
     if found.implementation.name != "cuda":
         reasons = [reason for name, reason in found.refused if name == "cuda"]
