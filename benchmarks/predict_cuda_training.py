@@ -61,8 +61,8 @@ finalizes its output's BatchNorm and updates the running statistics (`conv_bn_st
 APART = 3
 """Likewise where the convolution is made with the block's end before it, which does neither."""
 ENDING = 1500
-"""Cycles that finalizing takes behind the last merge: three divisions and a root in double one after
-the other, two rounds of loads, and the columns' counter. By arithmetic, as everything here."""
+"""Cycles that finalizing takes behind the last merge: three divisions and a root in double one
+after the other, two rounds of loads, the columns' counter. By arithmetic, as everything here."""
 WORST = 8
 """Rows of the table of what loses most."""
 
