@@ -55,8 +55,14 @@ ABOUT = (132, 232448, 233472, 90)
 """An H200's multiprocessors, shared memory of a block and of a multiprocessor, capability."""
 A100 = (108, 166912, 167936, 80)
 DTYPE = torch.bfloat16
-SMALL = 3
-"""Kernels of a layer's step that work on vectors alone: finalize and update, backward finalize."""
+SMALL = 1
+"""Kernels of a layer's step that work on vectors alone: backward finalize. The convolution itself
+finalizes its output's BatchNorm and updates the running statistics (`conv_bn_stats_finalize`)."""
+APART = 3
+"""Likewise where the convolution is made with the block's end before it, which does neither."""
+ENDING = 1500
+"""Cycles that finalizing takes behind the last merge: three divisions and a root in double one
+after the other, two rounds of loads, the columns' counter. By arithmetic, as everything here."""
 WORST = 8
 """Rows of the table of what loses most."""
 
@@ -243,10 +249,15 @@ def kernels(batch: int, about: tuple[int, ...] = ABOUT) -> tuple[Predicted, ...]
 
 
 def step_us(batch: int) -> tuple[float, float]:
-    """The whole step, predicted and at its kernels' limits, launches counted in both."""
+    """The whole step, predicted and at its kernels' limits, launches counted in both.
+
+    So is what finalizing takes at a convolution's end: no kernel's plan knows of it.
+    """
     found = kernels(batch)
-    layers = sum(one.op in (_cuda_stats.OP, _cuda_block_end.OP) for one in found)
-    launches = 1e6 * LAUNCH * (len(found) + SMALL * layers)
+    layers = sum(one.op == _cuda_stats.OP for one in found)
+    ends = sum(one.op == _cuda_block_end.OP for one in found)
+    launches = 1e6 * LAUNCH * (len(found) + SMALL * layers + APART * ends)
+    launches += 1e6 * ENDING / _chain_plan.CLOCK * layers
     return sum(one.us for one in found) + launches, sum(one.limit for one in found) + launches
 
 
@@ -332,7 +343,9 @@ def text() -> str:
     assumed = (
         f"Assumed: the plans' cycles at {_chain_plan.CLOCK / 1e6:,.0f} MHz, memory "
         f"{MEMORY / 1e12:.2f} TB/s, tensor cores {TENSOR / 1e12:.0f} TFLOP/s, {LAUNCH * 1e6:.0f} "
-        f"us a launch, {SMALL} small kernels a layer beside these. ResNet-50, 224x224, bfloat16."
+        f"us a launch, {SMALL} small kernel a layer beside these, {APART} of a layer that is made "
+        f"with a block's end; {ENDING:,} cycles for finalizing as a convolution ends. ResNet-50, "
+        "224x224, bfloat16."
     )
     tables = [line for batch in BATCHES for line in _ops(batch)]
     return "\n".join([assumed, "", *tables, *_worst(BATCHES[-1]), "", _ends()])

@@ -12,6 +12,7 @@ import emulated_finalize  # noqa: F401  (likewise)
 import emulated_fp8  # noqa: F401
 import emulated_grad1x1  # noqa: F401  (likewise)
 import emulated_stats  # noqa: F401
+import emulated_stats_finalize  # noqa: F401
 import emulated_training  # noqa: F401  (likewise)
 import emulated_wgrad  # noqa: F401  (likewise)
 import pytest

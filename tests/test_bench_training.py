@@ -14,6 +14,7 @@ from resnet_fused.bench.training_kernels import KINDS
 
 NAMES = {
     "conv_bn_stats": ("3x3_16_16_at6", "1x1s2_16_32_at7_noact"),
+    "conv_bn_stats_finalize": ("3x3_16_16_at6", "1x1s2_16_32_at7_noact"),
     "conv_bn_dgrad": ("3x3_16_16_at6", "1x1_32_16_at6_add_noact"),
     "conv_bn_wgrad": ("3x3s2_16_16_at7", "7x7s2_3_16_at14_noact"),
     "conv_bn_grad1x1": ("1x1_16_32_at6", "1x1_32_16_at6_add_noact"),
@@ -109,7 +110,8 @@ def test_every_layer_of_a_network_is_there(op):
     found = [case for _, case in KINDS[op].cases(network)]
     blocks = sum(layer.case.residual for layer in network)
     expected = {
-        "conv_bn_stats": len(network), "conv_bn_wgrad": len(network),
+        "conv_bn_stats": len(network), "conv_bn_stats_finalize": len(network),
+        "conv_bn_wgrad": len(network),
         "conv_bn_dgrad": len(network) - 1,  # nobody needs the images' gradient
         "conv_bn_grad1x1": 0,  # the projections have stride 2
         "bn_add_act_conv_stats": 0,  # basic blocks begin with 3x3

@@ -272,6 +272,24 @@ def test_conv_bn_stats_by_tma_is_right(dtype, options, data):
 
 
 @both
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--configuration", "64x64_4w4s", "--splits", 2, "--normed"),
+        ("--configuration", "halo_64x64_4w4s", "--tracked", "int32"),
+        ("--configuration", "tma_s128x64_6s_t", "--tracked", "int64", "--cumulative"),
+        ("--configuration", "tma_win96x64_2w", "--c", 64, "--k", 64, "--normed"),
+    ],
+)
+def test_conv_bn_stats_that_finalizes_is_right(options, data):
+    record = right(*STATS, "--data", data, "--finalize", *options)
+    k = 64 if "--k" in options else 32
+    # y, mean and M2; scale, shift, mean, invstd; both running ones, and as they were; the count.
+    assert record["elements"] == 2 * k * 81 + 2 * k + 4 * k + 2 * k + 2 * k + 1
+    assert record["worst"] > (0.005 if data == "integers" else 0.05)
+
+
+@both
 @pytest.mark.parametrize("total", [(), ("--total",)], ids=["count", "total"])
 @pytest.mark.parametrize(
     ("op", "options"),
@@ -420,6 +438,8 @@ def test_thread_sanitizer_finds_a_merge_without_order(options):
         (["bn_act_pool", "--padding", 2], "error: --padding: more than half of the window"),
         (["bn_act_pool_backward", "--r", 16, "--s", 16], "error: --r and --s: at most 255 taps"),
         (["conv_bn_stats", "--residual"], "error: --residual: conv_bn_stats takes none"),
+        (["conv_bn_stats", "--cumulative"], "error: --tracked and --cumulative are for --finalize"),
+        (["conv_bn_stats", "--finalize", "--cumulative"], "give --tracked, too"),
         (["conv_bn_stats", "--early"], "error: --early: conv_bn_stats does not begin early"),
         (["conv_bn_dgrad", "--residual"], "error: --residual: conv_bn_dgrad takes none"),
         (["conv_bn_wgrad", "--residual"], "error: --residual: conv_bn_wgrad takes none"),

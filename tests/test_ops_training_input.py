@@ -29,6 +29,9 @@ def raw_calls(dtype=torch.float32, layout="nhwc"):
     running = (torch.zeros(k), torch.ones(k), torch.tensor(3))
     return {
         "conv_bn_stats": (layer.x, layer.norm, layer.weight, *geometry),
+        "conv_bn_stats_finalize": (
+            layer.x, layer.norm, layer.weight, norm[0], norm[1], *running, *geometry, 1e-5, 0.1,
+        ),
         "bn_finalize": (stats, None, norm[0], norm[1], 98, 1e-5),
         "bn_update_stats": (stats, None, *running, 98, 0.1),
         "bn_add_act": (y, norm, layer.dz, norm, 0, "relu"),

@@ -58,7 +58,8 @@ def test_every_kernel_of_the_step_is_there(tool):
         assert one.lost == 0 or one.op in OPS
         assert bool(one.plan) == bool(one.kind) == (one.op in OPS)
     step, limit = tool.step_us(BATCH)
-    launches = 2.0 * (len(found) + 3 * 53)
+    # All 53 finalize as they end, 1,500 cycles at 1,480 MHz; backward's finalize is a kernel.
+    launches = 2.0 * (len(found) + 53) + 53 * 1500 / 1480
     assert step == pytest.approx(total(found, "us") + launches)
     assert limit == pytest.approx(total(found, "limit") + launches)
     # docs/training.md: 272.1 by two kernels each, and less by what a merged one reads once.

@@ -24,7 +24,7 @@ from training_nets import (
 )
 
 import resnet_fused as rf
-from resnet_fused.ops import _training
+from resnet_fused.ops import _finalize, _training
 
 F64 = torch.float64
 BLOCKS = ["torchvision bottleneck halved", "torchvision basic", "padded halved", "stem"]
@@ -80,6 +80,31 @@ def test_out_of_memory_in_forward_leaves_running_statistics(monkeypatch, op, bac
                     fused(x)
             assert_untouched(fused, before)
     assert_same(step(fused, x, backend), step(block, x))
+
+
+@pytest.mark.parametrize("op", ["conv_bn_stats_finalize", "bn_add_act"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_out_of_memory_puts_back_what_convolutions_have_updated(monkeypatch, momentum, op):
+    """Their launches take the batch in before the rest of the block has its memory."""
+    block, x = build("torchvision bottleneck halved")
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+    fused = rf.fuse(copy.deepcopy(block))
+    before = memory(fused)
+    with rf.backend("reference"), _finalize.preferring("always"):
+        with monkeypatch.context() as patch:
+            calls = fails(patch, op, 10**9)
+            fused(x)
+        assert len(calls) == (4 if op == _finalize.OP else 3)
+        fused.load_state_dict(before)
+        for at in range(1, len(calls) + 1):
+            with monkeypatch.context() as patch:
+                fails(patch, op, at)
+                with pytest.raises(torch.OutOfMemoryError, match="planted"):
+                    fused(x)
+            assert_untouched(fused, before)
+        assert_same(step(fused, x, "reference"), step(block, x))
 
 
 @pytest.mark.parametrize("op", FORWARD)

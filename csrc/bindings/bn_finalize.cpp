@@ -10,25 +10,10 @@
 #include "../launch/bn_act.h"
 #include "../launch/bn_finalize_cuda.h"
 #include "arguments.h"
+#include "channel_values.h"
 
 namespace resnet_fused {
 namespace {
-
-// float32 or float64, dense, of the shape given.
-ChannelVector values(const char* name, const Tensor& t, const std::vector<int64_t>& shape) {
-  const ScalarType dtype = t.scalar_type();
-  if (dtype != ScalarType::Float && dtype != ScalarType::Double) {
-    fail(name, ": expected float32 or float64, got ", name_of(dtype));
-  }
-  check_shape(name, t, "shape", shape);
-  if (!t.is_contiguous()) fail(name, ": expected a contiguous tensor");
-  return {const_cast<void*>(t.const_data_ptr()), dtype == ScalarType::Double};
-}
-
-ChannelVector values(const char* name, const std::optional<Tensor>& t,
-                     const std::vector<int64_t>& shape) {
-  return t ? values(name, *t, shape) : ChannelVector{nullptr, false};
-}
 
 // Elements a channel, over all ranks where `total` is given: on a GPU the kernel reads it.
 ChannelCount elements(const std::optional<Tensor>& total, int64_t count) {
@@ -101,15 +86,10 @@ void bn_update_stats_out(Tensor stats, std::optional<Tensor> total, Tensor runni
   const ChannelVector variance = values("running_var", running_var, {channels});
 #if defined(RF_WITH_CUDA)
   if (stats.is_cuda()) {
-    const bool is_long = tracked && tracked->scalar_type() == ScalarType::Long;
-    if (tracked && !is_long && tracked->scalar_type() != ScalarType::Int) {
-      fail("tracked: expected int64 or int32, got another dtype");
-    }
-    if (tracked) check_shape("tracked", *tracked, "one number", {});
-    void* counted = tracked ? const_cast<void*>(tracked->const_data_ptr()) : nullptr;
+    const TrackedCount counted = tracked_count(tracked);
     return run_on_gpu("bn_update_stats", stats, [&](void* stream) {
       return rf_bn_update_stats_cuda(&from, channels, &m, factor ? &*factor : nullptr, &mean,
-                                     &variance, counted, is_long, stream);
+                                     &variance, counted.data, counted.is_long, stream);
     });
   }
 #endif

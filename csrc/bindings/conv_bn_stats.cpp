@@ -1,17 +1,11 @@
 // conv_bn_stats_out, conv_bn_stats_plan, conv_bn_stats_configurations: checks, then the plan, then
 // the CUDA launch.
-#include "../launch/conv_bn_stats.h"
+#include "conv_bn_stats.h"
 
-#include <optional>
 #include <string>
-#include <vector>
-
-#include "conv.h"
 
 namespace resnet_fused {
 namespace {
-
-using Pair = std::vector<int64_t>;
 
 constexpr ConvKernel<RfConvBnStats> kConvBnStats = {
     "conv_bn_stats", rf_conv_bn_stats_configurations, rf_conv_bn_stats_configuration,
@@ -19,10 +13,12 @@ constexpr ConvKernel<RfConvBnStats> kConvBnStats = {
 constexpr int64_t kNormRows = 4;   // scale, shift, mean, invstd
 constexpr int64_t kStatsRows = 2;  // mean, M2
 
-// Everything but the statistics and the devices, which no plan depends on.
-RfConvBnStats problem_of(const Tensor& x, const std::optional<Tensor>& norm, const Tensor& weight,
-                         const Pair& stride, const Pair& padding, const Pair& dilation,
-                         int64_t groups, bool allow_tf32, const Tensor& out) {
+}  // namespace
+
+RfConvBnStats stats_problem(const Tensor& x, const std::optional<Tensor>& norm,
+                            const Tensor& weight, const Pair& stride, const Pair& padding,
+                            const Pair& dilation, int64_t groups, bool allow_tf32,
+                            const Tensor& out) {
   const DataType dtype = conv_type("x", x);
   check_dtype("weight", weight, "x", x);
   check_dtype("out", out, "x", x);
@@ -38,24 +34,8 @@ RfConvBnStats problem_of(const Tensor& x, const std::optional<Tensor>& norm, con
   return problem;
 }
 
-PlanResult conv_bn_stats_plan(Tensor x, std::optional<Tensor> norm, Tensor weight, Pair stride,
-                              Pair padding, Pair dilation, int64_t groups, bool allow_tf32,
-                              Tensor out, std::vector<int64_t> gpu, int64_t configuration,
-                              int64_t splits) {
-  const RfConvBnStats problem =
-      problem_of(x, norm, weight, stride, padding, dilation, groups, allow_tf32, out);
-  return plan_conv(kConvBnStats, problem, gpu_of(gpu), configuration, splits);
-}
-
-std::vector<std::string> conv_bn_stats_configurations() {
-  return configuration_names(kConvBnStats);
-}
-
-void conv_bn_stats_out(Tensor x, std::optional<Tensor> norm, Tensor weight, Pair stride,
-                       Pair padding, Pair dilation, int64_t groups, bool allow_tf32,
-                       int64_t configuration, int64_t splits, Tensor out, Tensor stats) {
-  RfConvBnStats problem =
-      problem_of(x, norm, weight, stride, padding, dilation, groups, allow_tf32, out);
+void add_stats(RfConvBnStats& problem, const Tensor& x, const std::optional<Tensor>& norm,
+               const Tensor& weight, const Tensor& out, const Tensor& stats) {
   check_rows("stats", stats, kStatsRows, weight.size(0));
   check_device("weight", weight, "x", x);
   check_device("out", out, "x", x);
@@ -71,6 +51,29 @@ void conv_bn_stats_out(Tensor x, std::optional<Tensor> norm, Tensor weight, Pair
   measured.apart_from("weight", weight);
   measured.apart_from("norm", norm);
   problem.stats = stats.mutable_data_ptr();
+}
+
+namespace {
+
+PlanResult conv_bn_stats_plan(Tensor x, std::optional<Tensor> norm, Tensor weight, Pair stride,
+                              Pair padding, Pair dilation, int64_t groups, bool allow_tf32,
+                              Tensor out, std::vector<int64_t> gpu, int64_t configuration,
+                              int64_t splits) {
+  const RfConvBnStats problem =
+      stats_problem(x, norm, weight, stride, padding, dilation, groups, allow_tf32, out);
+  return plan_conv(kConvBnStats, problem, gpu_of(gpu), configuration, splits);
+}
+
+std::vector<std::string> conv_bn_stats_configurations() {
+  return configuration_names(kConvBnStats);
+}
+
+void conv_bn_stats_out(Tensor x, std::optional<Tensor> norm, Tensor weight, Pair stride,
+                       Pair padding, Pair dilation, int64_t groups, bool allow_tf32,
+                       int64_t configuration, int64_t splits, Tensor out, Tensor stats) {
+  RfConvBnStats problem =
+      stats_problem(x, norm, weight, stride, padding, dilation, groups, allow_tf32, out);
+  add_stats(problem, x, norm, weight, out, stats);
   if (out.is_cuda() && out.numel() == 0) torch::stable::zero_(stats);
   run_conv(kConvBnStats, problem, configuration, splits, out);
 }

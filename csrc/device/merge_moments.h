@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "../ptx/ptx.h"
+#include "finish_channels.h"
 #include "merge_chunks.h"
 #include "stats_geometry.h"
 
@@ -80,12 +81,7 @@ RF_DEVICE void merge_moments(const Arguments& arguments, const MeasuredColumn& w
             [&](int32_t i) { return measured.before(chunks.begin(i)); });
       },
       [&](const WideMoments& all) {
-        if (!writes) return;
-        const auto mean = static_cast<float>(all.mean);
-        // As torch's, whichever pixel the Inf is in: it has no mean.
-        const bool finite = mean - mean == 0.0f;
-        ptx::store_global(arguments.stats + channel, finite ? mean : mean - mean);
-        ptx::store_global(arguments.stats + filters + channel, static_cast<float>(all.m2));
+        finish_channels<Shape>(arguments, all, channel, writes, scratch, thread);
       });
 }
 

@@ -6,6 +6,7 @@
 
 #include "conv_geometry.h"
 #include "portable.h"
+#include "stats_norm.h"
 #include "tile_chunks.h"
 
 namespace resnet_fused {
@@ -66,6 +67,7 @@ struct ConvBnStatsArguments {
   float* stats;         // [2, K]: mean, M2
   void* counters;       // of the splits and of the statistics: for the launch, which clears them
   int64_t cleared_bytes;
+  StatsNorm finalized;
 
   RF_HOST_DEVICE int32_t filters() const { return channels * tiles.groups; }
 };

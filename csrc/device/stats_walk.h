@@ -9,6 +9,7 @@
 
 #include "portable.h"
 #include "stats_geometry.h"
+#include "stats_norm.h"
 #include "tma_conv.h"
 
 namespace resnet_fused {
@@ -43,6 +44,7 @@ struct ConvStatsTmaArguments {
   WideMoments* merged;    // [chunk][K]; unused where there is one chunk
   float* stats;           // [2, K]: mean, M2
   int64_t cleared_bytes;  // of arrivals: for the launch
+  StatsNorm finalized;
 
   RF_HOST_DEVICE int32_t filters() const { return conv.channels * groups; }
 };

@@ -10,6 +10,7 @@
 #include "conv_window.h"
 #include "portable.h"
 #include "stats_geometry.h"
+#include "stats_norm.h"
 #include "tma_conv.h"
 
 namespace resnet_fused {
@@ -82,6 +83,7 @@ struct ConvStatsWindowArguments {
   WideMoments* merged;    // [chunk][K]; unused where there is one chunk
   float* stats;           // [2, K]: mean, M2
   int64_t cleared_bytes;  // of arrivals: for the launch
+  StatsNorm finalized;
 
   RF_HOST_DEVICE int32_t filters() const { return channels; }
 };

@@ -2,6 +2,7 @@
 
 #include "../launch/bn_add_act_conv_stats.h"
 #include "bn_operands.h"
+#include "stats_norm.h"
 
 namespace resnet_fused::driver {
 namespace {
@@ -67,6 +68,8 @@ class Product {
     return problem;
   }
 
+  const Operand<float>& stats() const { return stats_; }
+
   // H: of values by their places in x.
   template <class H>
   void judge(const H& h, Verdict& verdict) {
@@ -97,13 +100,19 @@ class ConvBnStats {
       : of_(of),
         x_(elements_of(of.x_size()), common.random, common.values),
         product_(of, common),
-        norm_(arguments.flag("normed") ? of.c : 0, common) {}
+        norm_(arguments.flag("normed") ? of.c : 0, common),
+        finalized_(of.k, static_cast<double>(of.n * of.p() * of.q()), arguments, common) {}
 
-  RfConvBnStats problem() const { return product_.problem(x_, norm_); }
+  RfConvBnStats problem() const {
+    RfConvBnStats problem = product_.problem(x_, norm_);
+    problem.finalized = finalized_.arguments();
+    return problem;
+  }
 
   void judge(Verdict& verdict) {
     const Norm* norm = norm_.channels != 0 ? &norm_ : nullptr;
     product_.judge(NormedRead<T>(x_, norm, of_.x_at().stride[1]), verdict);
+    finalized_.judge(product_.stats(), verdict);
   }
 
  private:
@@ -111,6 +120,7 @@ class ConvBnStats {
   Operand<T> x_;
   Product<T> product_;
   Norm norm_;
+  StatsNormResults finalized_;
 };
 
 // The convolution is judged by out as it was stored.

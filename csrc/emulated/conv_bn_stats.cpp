@@ -1,5 +1,8 @@
 #include "../launch/conv_bn_stats.h"
 
+#include <optional>
+#include <utility>
+
 #include "../launch/conv_bn_stats_arguments.h"
 #include "convolution.h"
 
@@ -23,6 +26,25 @@ RfConvBnStats problem(const std::string& dtype, bool allow_tf32, uintptr_t x, ui
   fill(made.conv.out_stride, y_stride);
   fill_geometry(made.conv, dtype, allow_tf32, x_size, weight_size, stride, padding, dilation,
                 groups);
+  return made;
+}
+
+// Address, and whether it is of doubles.
+using Values = std::pair<uintptr_t, bool>;
+
+// The problem, whose output's BatchNorm is finalized in the same launch; `factor` none: 1 /
+// tracked.
+RfConvBnStats finalizing(RfConvBnStats made, uintptr_t norm, const Values& gamma,
+                         const Values& beta, double eps, const Values& mean, const Values& variance,
+                         uintptr_t kept, uintptr_t tracked, bool tracked_is_long,
+                         std::optional<double> factor) {
+  const auto vector = [](const Values& values) {
+    return ChannelVector{pointer<void>(values.first), values.second};
+  };
+  made.finalized = {
+      pointer<void>(norm), vector(gamma),    vector(beta),        eps,
+      vector(mean),        vector(variance), pointer<void>(kept), pointer<void>(tracked),
+      tracked_is_long,     !factor,          factor.value_or(0)};
   return made;
 }
 
@@ -54,7 +76,11 @@ void define_conv_bn_stats(py::module_& module) {
            py::arg("norm"), py::arg("weight"), py::arg("y"), py::arg("stats"), py::arg("x_size"),
            py::arg("weight_size"), py::arg("x_stride"), py::arg("weight_stride"),
            py::arg("y_stride"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-           py::arg("groups"));
+           py::arg("groups"))
+      .def("finalizing", &finalizing, "The problem, finalized; see RfStatsNorm.", py::kw_only(),
+           py::arg("norm"), py::arg("gamma"), py::arg("beta"), py::arg("eps"),
+           py::arg("running_mean"), py::arg("running_var"), py::arg("kept"), py::arg("tracked"),
+           py::arg("tracked_is_long"), py::arg("factor"));
   define(module, kConvBnStats);
   module.def(
       "conv_bn_stats_cut_bytes",

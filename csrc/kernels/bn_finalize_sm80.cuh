@@ -2,9 +2,7 @@
 // double, a channel a thread.
 #pragma once
 
-#include <cmath>
-
-#include "../device/channel_value.h"
+#include "../device/channel_norm.h"
 
 namespace resnet_fused {
 
@@ -24,21 +22,12 @@ __global__ void __launch_bounds__(kVectorThreads)
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kVectorThreads + threadIdx.x;
   const int64_t channels = arguments.channels;
   if (k >= channels) return;
-  const ChannelVector& norm = arguments.norm;
   double elements = elements_of(arguments.total, arguments.count);
   if (elements < 1.0) elements = 1.0;
   const double mean = load_value(arguments.stats, k);
-  const double variance = load_value(arguments.stats, channels + k) / elements;
-  const double invstd = 1.0 / sqrt(variance + arguments.eps);
-  double scale = invstd;
-  if (arguments.gamma.data != nullptr) scale *= load_value(arguments.gamma, k);
-  // Of the rounded scale, whose error then cancels in scale * (y - mean).
-  double shift = -mean * as_stored(norm, scale);
-  if (arguments.beta.data != nullptr) shift += load_value(arguments.beta, k);
-  store_value(norm, k, scale);
-  store_value(norm, channels + k, shift);
-  store_value(norm, 2 * channels + k, mean);
-  store_value(norm, 3 * channels + k, invstd);
+  const double m2 = load_value(arguments.stats, channels + k);
+  finalize_channel(k, channels, mean, m2, elements, arguments.eps, arguments.gamma, arguments.beta,
+                   arguments.norm);
 }
 
 }  // namespace resnet_fused

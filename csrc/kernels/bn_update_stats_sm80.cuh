@@ -3,7 +3,7 @@
 // that it counted.
 #pragma once
 
-#include "../device/channel_value.h"
+#include "../device/channel_norm.h"
 #include "../ptx/barrier.h"
 #include "../ptx/shared.h"
 
@@ -24,24 +24,15 @@ struct BnUpdateStatsArguments {
   double factor;
 };
 
-// Counts up by one; gives the new number.
-template <class Integer>
-RF_DEVICE double count_batch(void* tracked) {
-  auto* place = static_cast<Integer*>(tracked);
-  const Integer counted = ptx::load_global(place) + 1;
-  ptx::store_global(place, counted);
-  return static_cast<double>(counted);
-}
-
 __global__ void __launch_bounds__(kUpdateThreads)
     bn_update_stats_kernel(const __grid_constant__ BnUpdateStatsArguments arguments) {
   double factor = arguments.factor;
   if (arguments.tracked != nullptr) {
     const ptx::SharedAddress scratch = ptx::shared_address(ptx::dynamic_shared());
     if (threadIdx.x == 0) {
-      const double counted = arguments.tracked_is_long ? count_batch<int64_t>(arguments.tracked)
-                                                       : count_batch<int32_t>(arguments.tracked);
-      ptx::store_shared(scratch, counted);
+      const int64_t counted = counted_with_this(arguments.tracked, arguments.tracked_is_long);
+      store_count(arguments.tracked, arguments.tracked_is_long, counted);
+      ptx::store_shared(scratch, static_cast<double>(counted));
     }
     ptx::sync_threads();
     if (arguments.cumulative) factor = 1.0 / ptx::load_shared<double>(scratch);
@@ -50,12 +41,8 @@ __global__ void __launch_bounds__(kUpdateThreads)
   if (!(elements > 0.0)) return;  // all ranks may be empty
   const int64_t channels = arguments.channels;
   for (int64_t k = threadIdx.x; k < channels; k += kUpdateThreads) {
-    const double mean = load_value(arguments.stats, k);
-    const double variance = load_value(arguments.stats, channels + k) / (elements - 1.0);
-    const double kept_mean = load_value(arguments.running_mean, k);
-    const double kept_var = load_value(arguments.running_var, k);
-    store_value(arguments.running_mean, k, (1.0 - factor) * kept_mean + factor * mean);
-    store_value(arguments.running_var, k, (1.0 - factor) * kept_var + factor * variance);
+    update_channel(k, load_value(arguments.stats, k), load_value(arguments.stats, channels + k),
+                   elements, factor, arguments.running_mean, arguments.running_var);
   }
 }
 

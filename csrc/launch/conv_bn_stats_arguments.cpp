@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "conv_strides.h"
+#include "stats_norm.h"
 
 namespace resnet_fused {
 
@@ -34,7 +35,10 @@ StatsLayout stats_layout(const RfConvBnStats& problem, const RfConvConfiguration
   };
   const int64_t tiles = tiles_a_launch * columns;
   layout.arrivals = splits > 1 ? arrival_bytes(tiles) : 0;
-  layout.counted = layout.arrivals + arrival_bytes(columns * (chunks + 1));
+  const int64_t counters = columns * (chunks + 1);
+  layout.ended = layout.arrivals + counters * int64_t{sizeof(uint32_t)};
+  layout.columns = columns;
+  layout.counted = layout.arrivals + arrival_bytes(counters + 1);
   layout.moments = layout.counted;
   layout.merged =
       layout.moments + aligned(int64_t{layout.measured.tiles} * filters * int64_t{sizeof(Moments)});
@@ -92,6 +96,7 @@ ConvBnStatsArguments conv_bn_stats_arguments(const RfConvBnStats& problem,
   arguments.moments = static_cast<Moments*>(moved(workspace, layout.moments));
   arguments.merged = static_cast<WideMoments*>(moved(workspace, layout.merged));
   arguments.stats = static_cast<float*>(problem.stats);
+  arguments.finalized = stats_norm(problem, moved(workspace, layout.ended), layout.columns);
   return arguments;
 }
 

@@ -17,6 +17,8 @@ bool stats_read_wide(const RfConvBnStats& problem);
 struct StatsLayout {
   PixelTiles measured;  // of all launches
   int64_t arrivals;     // counters of the statistics, behind those of the splits
+  int64_t ended;        // one that counts the columns of tiles whose statistics are merged
+  int64_t columns;      // of tiles, over all groups
   int64_t counted;      // the end of all counters: so much is cleared ahead of the first launch
   int64_t moments;      // of the tiles
   int64_t merged;       // of the chunks

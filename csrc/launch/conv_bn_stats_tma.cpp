@@ -116,7 +116,7 @@ int run_conv_bn_stats_tma(const RfConvBnStats& problem, const RfConvPlan& plan, 
   made.measured = walked_by(conv, tile, plan.blocks);
   made.groups = conv.groups;
   made.columns = narrowed(divide_up(group_channels(conv), kWarpgroupRows));
-  place_parts(parts_of(conv, made.measured), workspace, problem.stats, &made);
+  place_parts(parts_of(conv, made.measured), problem, workspace, &made);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(conv.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_bn_stats_tma_float16 : launch_conv_bn_stats_tma_bfloat16;

@@ -115,7 +115,7 @@ int run_conv_bn_stats_window(const RfConvBnStats& problem, const RfConvPlan& pla
   made.measured = runs_of(conv, tile, plan.blocks);
   made.channels = narrowed(conv.weight_size[0]);
   made.slices = narrowed(conv.x_size[1] / kWindowChannels);
-  place_parts(parts_of(conv, made.measured), workspace, problem.stats, &made);
+  place_parts(parts_of(conv, made.measured), problem, workspace, &made);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = element == TensorElement::kFloat16;
   if (tile.filter_stages > 0) {

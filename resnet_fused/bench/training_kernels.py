@@ -146,6 +146,13 @@ def _make_forward(make: Any, case: ConvCase) -> TrainingOperands:
     return TrainingOperands(weight(make, case), **_below(make, case))
 
 
+def _make_finalized(make: Any, case: ConvCase) -> TrainingOperands:
+    """Rows 2 and 3 of `own` are the running statistics, which each call updates."""
+    gamma, beta = make.affine(case.k)
+    own = torch.stack((gamma, beta, torch.zeros_like(gamma), torch.ones_like(gamma)))
+    return dataclasses.replace(_make_forward(make, case), gamma=gamma, own=own)
+
+
 def _make_gradient(make: Any, case: ConvCase) -> TrainingOperands:
     given = {**_below(make, case), **_above(make, case.output_shape)}
     if case.residual:
@@ -183,8 +190,22 @@ def _eager_forward(case: ConvCase, _like: Any) -> Function:
         assert o.weight is not None
         h = o.x if o.norm is None else F.relu_(_apply(o.x, o.norm))
         y = F.conv2d(h, o.weight, None, stride, padding, dilation, groups)
-        torch.batch_norm_update_stats(y, None, None, 0.1)
+        running = (None, None) if o.own is None else (o.own[MEAN], o.own[INVSTD])
+        torch.batch_norm_update_stats(y, *running, 0.1)
         return y
+
+    return run
+
+
+def _ours_finalized(case: ConvCase) -> Function:
+    def run(o: TrainingOperands) -> tuple[Tensor, Tensor]:
+        assert o.own is not None
+        _, beta, mean, variance = o.own
+        y, stats, _ = ops.conv_bn_stats_finalize(
+            o.x, o.weight, o.norm, o.gamma, beta, running_mean=mean, running_var=variance,
+            **case.geometry,
+        )  # fmt: skip
+        return y, stats
 
     return run
 
@@ -373,6 +394,18 @@ KINDS: dict[str, Kind] = {
         each(_forward_case),
         _make_forward,
         lambda case: lambda o: ops.conv_bn_stats(o.x, o.weight, o.norm, **case.geometry),
+        _eager_forward,
+        (Result("y", _bound_forward), Result("stats", follows=_stats_of)),
+        lambda case, dtype: roofline.conv_bn_stats_cost(
+            case, dtype, prologue=case.act == "relu"
+        ),
+        _forward_passes,
+    ),
+    "conv_bn_stats_finalize": Kind(
+        ConvCase,
+        each(_forward_case),
+        _make_finalized,
+        _ours_finalized,
         _eager_forward,
         (Result("y", _bound_forward), Result("stats", follows=_stats_of)),
         lambda case, dtype: roofline.conv_bn_stats_cost(

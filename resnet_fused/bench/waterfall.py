@@ -122,6 +122,7 @@ def with_gaps(found: dict[str, float], median: float) -> dict[str, float]:
 
 _OPS = {
     "conv_bn_stats": FORWARD,
+    "conv_bn_stats_finalize": FORWARD,
     "conv_bn_dgrad": DGRAD,
     "conv_bn_wgrad": WGRAD,
     "conv_bn_grad1x1": BOTH,

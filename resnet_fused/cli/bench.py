@@ -39,6 +39,7 @@ OPS = (
     "head",
     "conv_chain",
     "conv_bn_stats",
+    "conv_bn_stats_finalize",
     "conv_bn_dgrad",
     "conv_bn_wgrad",
     "conv_bn_grad1x1",

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
-from ..ops import _block_end, _grad1x1, _results, _training, _training_cpu
+from ..ops import _block_end, _finalize, _grad1x1, _results, _training, _training_cpu
 from ..ops.bn_finalize import merge_stats
 from . import _prepared
-from ._training_plan import Layer, Made, Neighbours, Norm, Plan
+from ._training_plan import Layer, Made, Neighbours, Norm, Plan, Taken
 
 __all__ = ["Layer", "Neighbours", "Plan", "finish", "later", "run"]
 
@@ -96,6 +96,16 @@ def _cast(weight: Any, like: Tensor) -> Any:
     return weight if weight is None or weight.dtype is like.dtype else weight.to(like.dtype)
 
 
+def updated(layer: Layer) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Running mean, variance and number of batches, where a forward pass updates them."""
+    bn = layer.bn
+    if not layer.live or not bn.training or bn.running_mean is None:
+        return None
+    if not bn.track_running_stats:  # turned off behind the constructor's back
+        return None
+    return bn.running_mean, bn.running_var, bn.num_batches_tracked
+
+
 class _Forward:
     """One forward pass of a plan: what backward needs of it gathers here."""
 
@@ -113,17 +123,35 @@ class _Forward:
         self.weights: list[Tensor] = []
         self.raw: list[Tensor] = []
         self.norms: list[Norm] = []
+        self.taken: list[Taken] = []
         self.taps: Tensor | None = None
         self.ops = _training.table(x)
 
     def op(self, name: str, *arguments: Any) -> Any:
         return self.ops[name](*arguments)
 
+    def finalized(
+        self, layer: Layer, h: Tensor, norm: Tensor | None, given: Any, *affine: Tensor | None
+    ) -> tuple[Any, Tensor, Norm]:
+        """As `product`, whose launch makes the layer's norm too; its running statistics as well.
+
+        Where others wait for the statistics of a whole block (`later`), these wait with them.
+        """
+        weight = _cast(given, h)
+        running = None if _WAITING.get() is not None else updated(layer)
+        eps, momentum = layer.bn.eps, layer.bn.momentum
+        y, stats, rows, kept = self.op(
+            _finalize.OP, h, norm, weight, *affine, *(running or (None, None, None)),
+            *layer.geometry, eps, momentum,
+        )  # fmt: skip
+        if running is not None:
+            self.taken.append(Taken(running, kept))
+        count = y.numel() // max(1, y.shape[1])
+        return weight, y, Norm(rows, count, None, stats if running is None else None)
+
     def product(self, layer: Layer, h: Tensor, norm: Tensor | None, given: Any) -> Any:
         """A convolution's weight as it takes it, raw output and, where it is live, statistics."""
         weight = _cast(given, h)
-        if norm is not None and not self.plan.folds:
-            h, norm = self.op("bn_add_act", h, norm, None, None, 0, "relu"), None
         if layer.live or norm is not None:
             return weight, *self.op("conv_bn_stats", h, norm, weight, *layer.geometry)
         return weight, torch.conv2d(h, weight, None, *layer.geometry), None
@@ -131,6 +159,14 @@ class _Forward:
     def convolve(self, layer: Layer, index: int, h: Tensor, norm: Tensor | None) -> None:
         given, gamma, beta = self.parameters[PARAMETERS * index :][:PARAMETERS]
         made = self.neighbours.made if index == 0 else None
+        if norm is not None and not self.plan.folds:
+            h, norm = self.op("bn_add_act", h, norm, None, None, 0, "relu"), None
+        if self.plan.finalizes and layer.live and layer.group is None and made is None:
+            weight, y, found = self.finalized(layer, h, norm, given, gamma, beta)
+            self.norms.append(found)
+            self.weights.append(weight)
+            self.raw.append(y)
+            return
         weight, y, stats = made or self.product(layer, h, norm, given)
         count = y.numel() // max(1, y.shape[1])
         if layer.live:
@@ -145,6 +181,17 @@ class _Forward:
         self.raw.append(y)
 
     def run(self, residual: Tensor | None) -> Tensor:
+        """Its output; running statistics are as they were where it raises."""
+        try:
+            out = self.computed(residual)
+        except BaseException:
+            for taken in reversed(self.taken):
+                taken.put_back()
+            raise
+        finish([self.update])
+        return out
+
+    def computed(self, residual: Tensor | None) -> Tensor:
         plan = self.plan
         h, norm = self.x, None
         for index, layer in enumerate(plan.layers):
@@ -168,7 +215,6 @@ class _Forward:
             self.neighbours.left = Made(weight, *rest)
         else:
             out = self.op("bn_add_act", y, rows, added, added_norm, offset, plan.act)
-        finish([self.update])
         return out
 
     def update(self) -> None:
@@ -179,26 +225,16 @@ class _Forward:
         layers = [*self.plan.layers]
         if self.plan.projection is not None:
             layers.append(self.plan.projection)
-        changed: list[Tensor] = []
+        changed = [t for taken in self.taken for t in taken.tensors()]
         for layer, norm in zip(layers, self.norms, strict=True):
-            bn = layer.bn
-            if not layer.live or not bn.training or bn.running_mean is None:
+            running = updated(layer)
+            if running is None or norm.stats is None:
                 continue
-            if not bn.track_running_stats:  # turned off behind the constructor's back
-                continue
-            running = [bn.running_mean, bn.running_var]
-            counter = bn.num_batches_tracked
             # Its own checks of them are the route's, made before anything was computed.
             self.op(
-                "bn_update_stats",
-                norm.stats,
-                norm.total,
-                *running,
-                counter,
-                norm.count,
-                bn.momentum,
+                "bn_update_stats", norm.stats, norm.total, *running, norm.count, layer.bn.momentum
             )
-            changed += running if counter is None else [*running, counter]
+            changed += [t for t in running if t is not None]
         # What caches values made of these sees by their version that they are new.
         torch.autograd.graph.increment_version(changed)
 

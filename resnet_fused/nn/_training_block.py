@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..ops import _autocast, _block_end
+from ..ops import _autocast, _block_end, _finalize
 from . import _training as node
 from . import _training_route as route
 from ._modules import has_hooks
@@ -162,7 +162,8 @@ def run_block(x: Tensor, block: Block, row: Row | None = None) -> tuple[Tensor |
             shortcut, residual = "given", downsample(x).to(dtype).broadcast_to(shape)
     projection = None if block.projection is None else route._layer(*block.projection)
     layers = tuple(route._layer(*pair) for pair in pairs)
-    plan = node.Plan(layers, shortcut, projection, stride, offset, folds=folds)
+    finalizes = _finalize.way(choice, x.device, dtype).merged
+    plan = node.Plan(layers, shortcut, projection, stride, offset, folds=folds, finalizes=finalizes)
     weight, way = row.ahead(x, shape, dtype, plan)
     if block.projection is not None:
         route._record([every[-1]], [None], choice, None, x, dtype)

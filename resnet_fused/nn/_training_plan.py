@@ -42,6 +42,7 @@ class Plan:
         window: kernel, stride and padding of the max pooling behind it, or None.
         folds: whether kernels apply BatchNorm as they read, so that nothing is written between two
             convolutions; else one pass writes what PyTorch's convolutions are to read.
+        finalizes: whether a convolution's launch makes scale, shift and running statistics, too.
     """
 
     layers: tuple[Layer, ...]
@@ -52,6 +53,7 @@ class Plan:
     act: str = "relu"
     window: tuple[list[int], list[int], list[int]] | None = None
     folds: bool = False
+    finalizes: bool = False
 
 
 class Made(NamedTuple):
@@ -84,9 +86,40 @@ class Neighbours:
 
 
 class Norm(NamedTuple):
-    """A layer's BatchNorm in one forward: its values, and how many elements they were made of."""
+    """A layer's BatchNorm in one forward: its values, and how many elements they were made of.
+
+    Attributes:
+        rows: [4, K] scale, shift, mean, invstd.
+        count: elements a channel of this process.
+        total: of all processes, float64 [1]; None where there is one.
+        stats: [2, K] mean and M2 that wait to be taken into the running statistics, or None.
+    """
 
     rows: Tensor
     count: int
     total: Tensor | None
     stats: Tensor | None
+
+
+class Taken(NamedTuple):
+    """Running statistics that a convolution's launch has updated already.
+
+    Attributes:
+        running: mean, variance and number of batches (or None), in place.
+        kept: the first two as they were, float64 [2, K].
+    """
+
+    running: tuple[Tensor, Tensor, Tensor | None]
+    kept: Tensor
+
+    def put_back(self) -> None:
+        """Has the batch never been taken in. No memory is needed for it."""
+        mean, var, tracked = self.running
+        mean.copy_(self.kept[0])
+        var.copy_(self.kept[1])
+        if tracked is not None:
+            tracked.sub_(1)
+
+    def tensors(self) -> list[Tensor]:
+        """Those that were written."""
+        return [t for t in self.running if t is not None]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..ops import _autocast, _block_end, _grad1x1, _triton
+from ..ops import _autocast, _block_end, _finalize, _grad1x1, _triton
 from . import _prepared
 from . import _training as node
 from ._modules import call_reason, has_hooks, is_frozen_type, pattern_of, structure
@@ -244,6 +244,8 @@ def _record(
         more = [how] if how else []
         if index == 0 and before.why:
             more.append(f"with the end of the block before it by {before.how}: {before.why}")
+        if said := _finalizing(pair, choice, x.device, dtype, index == 0 and before.folded):
+            more.append(said)
         if choice.implementation.name == "triton":
             more += _tuned(pair.conv, shape, x.device, dtype, index > 0)
         backends.record(
@@ -275,6 +277,19 @@ def _tuned(
         )
     )  # fmt: skip
     return [f"{op} {why}" for op, why in said if why]
+
+
+def _finalizing(
+    pair: Pair, choice: backends.Choice, device: torch.device, dtype: torch.dtype, made: bool
+) -> str:
+    """By what a convolution's BatchNorm is finalized, where that could be its own launch."""
+    way = _finalize.way(choice, device, dtype)
+    if not way.why or not is_live(pair.bn):
+        return ""
+    if way.merged and (made or _process_group(pair.bn) is not None):
+        other = "the block before made the convolution" if made else "statistics are exchanged"
+        way = _finalize.Way(False, other)
+    return f"BatchNorm finalized by {way.how}: {way.why}"
 
 
 def _gradients(
@@ -330,6 +345,7 @@ def run_layer(
         shortcut="none" if residual is None else "given",
         act="none" if act is None else "relu",
         folds=choice.implementation.name in backends.GPU_BACKENDS,
+        finalizes=_finalize.way(choice, x.device, dtype).merged,
     )
     _record(pairs, [act], choice, None if residual is None else 0, x, dtype)
     given = None if residual is None else residual.to(dtype)
@@ -357,6 +373,7 @@ def run_stem(
         (_layer(conv, bn),),
         window=pooling_window(pool),
         folds=choice.implementation.name in backends.GPU_BACKENDS,
+        finalizes=_finalize.way(choice, x.device, dtype).merged,
     )
     _record(pairs, [act], choice, None, x, dtype)
     return node.run(plan, x.to(dtype), None, _parameters(pairs)), ""

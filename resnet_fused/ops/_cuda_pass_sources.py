@@ -57,6 +57,7 @@ def of_vectors(op: str, *more: str) -> tuple[str, ...]:
         "csrc/bindings/arguments.cpp",
         "csrc/bindings/arguments.h",
         "csrc/bindings/bn_finalize.cpp",
+        "csrc/bindings/channel_values.h",
         "csrc/bindings/layout.cpp",
         "csrc/bindings/layout.h",
         "csrc/bindings/stable.h",

@@ -9,7 +9,7 @@ from ._cuda_pass_sources import of_pass, of_vectors
 from ._cuda_sources_dgrad import BN_DGRAD_WINDOWS
 from ._cuda_sources_fp8 import CONV_CHAIN_FP8
 from ._cuda_sources_grad1x1 import CONV_BN_GRAD1X1
-from ._cuda_sources_measured import BLOCK_END, CONV_BN_STATS, MEASURING
+from ._cuda_sources_measured import BLOCK_END, CONV_BN_STATS, FINALIZE, MEASURING
 
 _SHARED = (
     "csrc/bindings/arguments.cpp",
@@ -282,6 +282,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "bn_add_act_conv_stats": (*_COMMON, *MEASURING, *BLOCK_END),
     "conv_bn_stats": (*_COMMON, *_BY_TMA, *MEASURING, *CONV_BN_STATS),
+    "conv_bn_stats_finalize": (*_COMMON, *_BY_TMA, *MEASURING, *CONV_BN_STATS, *FINALIZE),
     "conv_bn_wgrad": (
         *_SHARED,
         *_ALL_GRADIENTS,
@@ -487,8 +488,13 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "bn_add_act": of_pass("bn_add_act"),
     "bn_add_act_backward": of_pass("bn_add_act_backward"),
     "bn_backward_apply": of_pass("bn_backward_apply"),
-    "bn_finalize": of_vectors("bn_finalize"),
-    "bn_update_stats": of_vectors("bn_update_stats", "csrc/ptx/barrier.h", "csrc/ptx/shared.h"),
+    "bn_finalize": of_vectors("bn_finalize", "csrc/device/channel_norm.h"),
+    "bn_update_stats": of_vectors(
+        "bn_update_stats",
+        "csrc/device/channel_norm.h",
+        "csrc/ptx/barrier.h",
+        "csrc/ptx/shared.h",
+    ),
     "bn_backward_finalize": of_vectors("bn_backward_finalize"),
     "bn_act_pool": of_pass("bn_act_pool"),
     "bn_act_pool_backward": of_pass("bn_act_pool_backward"),

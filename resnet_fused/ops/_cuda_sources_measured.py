@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 MEASURING = (
+    "csrc/device/channel_norm.h",
+    "csrc/device/channel_value.h",
+    "csrc/device/channel_vector.h",
     "csrc/device/conv_loader.h",
+    "csrc/device/finish_channels.h",
     "csrc/device/gradient_epilogue.h",
     "csrc/device/gradient_mask.h",
     "csrc/device/merge_chunks.h",
@@ -13,12 +17,14 @@ MEASURING = (
     "csrc/device/stats_epilogue.h",
     "csrc/device/stats_finish.h",
     "csrc/device/stats_geometry.h",
+    "csrc/device/stats_norm.h",
     "csrc/device/tile_chunks.h",
     "csrc/launch/conv_bn_stats.h",
     "csrc/launch/conv_bn_stats_arguments.cpp",
     "csrc/launch/conv_bn_stats_arguments.h",
     "csrc/launch/conv_operands.cpp",
     "csrc/launch/conv_stats_rates.h",
+    "csrc/launch/stats_norm.h",
 )
 """Of mma.sync's, on sm_80 and later."""
 
@@ -45,6 +51,7 @@ BLOCK_END = (
 # Of conv_bn_stats beside these and what comes by TMA.
 CONV_BN_STATS = (
     "csrc/bindings/conv_bn_stats.cpp",
+    "csrc/bindings/conv_bn_stats.h",
     "csrc/device/channel_lanes.h",
     "csrc/device/conv_window.h",
     "csrc/device/halo_loader.h",
@@ -108,3 +115,6 @@ CONV_BN_STATS = (
     "csrc/launch/window_rates.h",
     "csrc/launch/window_request.h",
 )
+
+FINALIZE = ("csrc/bindings/channel_values.h", "csrc/bindings/conv_bn_stats_finalize.cpp")
+"""Of `conv_bn_stats_finalize` beside those of conv_bn_stats."""

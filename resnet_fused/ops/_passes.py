@@ -5,7 +5,7 @@ The device of the tensors decides whether the CPU's kernels run or a GPU's.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,44 @@ def plain(vector: Tensor | None) -> Tensor | None:
     return vector.double().contiguous()
 
 
+class Running(NamedTuple):
+    """Running statistics as a GPU's kernels take them.
+
+    Attributes:
+        given: mean, variance and number of batches, as the user holds them; None for absent ones.
+        tensors: the same, as the kernels update them in place.
+        factor: of this batch; None where it is 1 / the number of batches.
+    """
+
+    given: tuple[Tensor | None, Tensor | None, Tensor | None]
+    tensors: tuple[Tensor | None, Tensor | None, Tensor | None]
+    factor: float | None
+
+    @classmethod
+    def of(
+        cls,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        num_batches_tracked: Tensor | None,
+        momentum: float | None,
+    ) -> Running:
+        """Copies what is of another dtype; `write_back` brings that back."""
+        given = (running_mean, running_var, num_batches_tracked)
+        tracked, factor = num_batches_tracked, momentum
+        if tracked is None:
+            # Without a counter PyTorch's factor is 0: nothing is averaged.
+            factor = 0.0 if factor is None else factor
+        elif tracked.dtype not in (torch.int64, torch.int32):
+            tracked = tracked.long()
+        return cls(given, (plain(running_mean), plain(running_var), tracked), factor)
+
+    def write_back(self) -> None:
+        """Behind the kernel, into what was copied."""
+        for running, found in zip(self.given, self.tensors, strict=True):
+            if running is not None and found is not None and running is not found:
+                running.copy_(found)
+
+
 def bn_finalize(*arguments: Any) -> None:
     """`bn_finalize` into `norm`."""
     stats, total, gamma, beta, norm, count, eps = arguments
@@ -85,14 +123,7 @@ def bn_update_stats(
 
     Without a counter a `momentum` of None is 0, as in PyTorch: nothing is averaged.
     """
-    tracked, factor = num_batches_tracked, momentum
-    if tracked is None:
-        factor = 0.0 if factor is None else factor
-    elif tracked.dtype not in (torch.int64, torch.int32):
-        tracked = tracked.long()
-    mean, variance = plain(running_mean), plain(running_var)
-    passes.bn_update_stats_out(stats, total, mean, variance, count, factor, tracked)
-    written = ((running_mean, mean), (running_var, variance), (num_batches_tracked, tracked))
-    for running, found in written:
-        if running is not None and found is not None and running is not found:
-            running.copy_(found)
+    read = Running.of(running_mean, running_var, num_batches_tracked, momentum)
+    mean, variance, tracked = read.tensors
+    passes.bn_update_stats_out(stats, total, mean, variance, count, read.factor, tracked)
+    read.write_back()

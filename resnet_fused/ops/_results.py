@@ -71,6 +71,14 @@ def _of_conv_bn_stats(x: Tensor, norm: Tensor | None, weight: Tensor, *rest: Any
     return y, _rows(x, 2, shape[1])
 
 
+def _of_conv_bn_stats_finalize(x: Tensor, norm: Tensor | None, weight: Tensor, *rest: Any) -> Any:
+    running_mean, geometry = rest[2], rest[5:9]
+    y, stats = _of_conv_bn_stats(x, norm, weight, *geometry)
+    rows = 0 if running_mean is None else 2
+    kept = stats.new_empty((rows, stats.shape[1]), dtype=torch.float64)
+    return y, stats, stats.new_empty((4, stats.shape[1])), kept
+
+
 def _of_bn_finalize(stats: Tensor, *rest: Any) -> Tensor:
     return stats.new_empty((4, stats.shape[-1]))
 
@@ -190,6 +198,20 @@ FORMS = {
     "conv_dgrad": Form({"dy": 0, "y": 1, "weight": 2, "scale": 3}, 6, _of_conv_dgrad),
     "conv_wgrad": Form({"dy": 0, "y": 1, "x": 2, "scale": 4}, 5, _of_conv_wgrad),
     "conv_bn_stats": Form({"x": 0, "norm": 1, "weight": 2}, 3, _of_conv_bn_stats),
+    "conv_bn_stats_finalize": Form(
+        {
+            "x": 0,
+            "norm": 1,
+            "weight": 2,
+            "gamma": 3,
+            "beta": 4,
+            "running_mean": 5,
+            "running_var": 6,
+            "num_batches_tracked": 7,
+        },
+        8,
+        _of_conv_bn_stats_finalize,
+    ),
     "bn_finalize": Form({"stats": 0, "total": 1, "gamma": 2, "beta": 3}, 4, _of_bn_finalize),
     "bn_update_stats": Form(
         {
