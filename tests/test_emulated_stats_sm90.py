@@ -37,7 +37,7 @@ def by_tma(*, window: bool) -> dict[str, dict]:
     return {
         tile["name"]: tile | {"index": i}
         for i, tile in enumerate(table)
-        if tile["tma"] and bool(tile["window"]) == window
+        if tile["tma"] and not tile["image"] and bool(tile["window"]) == window
     }
 
 

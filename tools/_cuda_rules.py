@@ -357,6 +357,10 @@ def _shape(kernel: Kernel, name: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"Li(\d+)E", found.group(1)))) if found else ()
 
 
+def _stem_by_wgmma(kernel: Kernel) -> dict[str, bool]:
+    return stem_by_wgmma(kernel, WARPGROUP_REGISTERS, SHARED["90a"][0])
+
+
 def _stem(kernel: Kernel) -> dict[str, bool]:
     return stem_by_mma(kernel, _shape(kernel, "StemShape"), REGISTERS)
 
@@ -422,9 +426,8 @@ RULES = {
     "conv_chain_tma_kernel": chain_by_tma,
     "conv_chain_window_kernel": chain_by_window,
     "stem_kernel": _stem,
-    "stem_wgmma_kernel": functools.partial(
-        stem_by_wgmma, registers=WARPGROUP_REGISTERS, most=SHARED["90a"][0]
-    ),
+    "stem_wgmma_kernel": _stem_by_wgmma,
+    "conv_bn_stats_stem_rows_kernel": _stem_by_wgmma,
     "head_mean_kernel": _head_mean,
     "head_linear_kernel": _head_linear,
     **_cuda_bn_rules.RULES,

@@ -21,6 +21,7 @@ class StemWgmmaTile:
     """A configuration of the stem for sm_90a, as its kernel's name spells it."""
 
     columns: int
+    measured: bool = False  # conv_bn_stats': a row of y goes out in place of a pooled one
 
     @property
     def staged(self) -> int:
@@ -33,15 +34,19 @@ class StemWgmmaTile:
         chunks, pairs = self.columns + 3, 8
         filters = 7 * 4 * (64 + 1) * 16
         rings = WORKERS * pairs * 2 * 2 * chunks * 16
-        staging = WORKERS * 4 * self.staged * 16 * 32
-        return 2 * 64 * 4 + 128 + filters + rings + staging + WORKERS * 2 * pairs * 8
+        begun = 2 * 64 * 4 + 128 + filters + rings
+        if self.measured:
+            begun = -(-begun // 1024) * 1024 + WORKERS * self.columns * 128
+        else:
+            begun += WORKERS * 4 * self.staged * 16 * 32
+        return begun + WORKERS * 2 * pairs * 8
 
 
 @functools.cache
 def stem_wgmma_tile_of(mangled: str) -> StemWgmmaTile | None:
     """The configuration of the stem for sm_90a in a kernel's mangled name, or None."""
-    shape = re.search(r"StemWarpgroupShapeILi(\d+)EE", mangled)
-    return StemWgmmaTile(int(shape.group(1))) if shape else None
+    shape = re.search(r"Stem(Warpgroup|Stats)ShapeILi(\d+)EE", mangled)
+    return StemWgmmaTile(int(shape.group(2)), shape.group(1) == "Stats") if shape else None
 
 
 def writes_e4m3(mangled: str) -> bool:
@@ -124,11 +129,22 @@ def stem_by_wgmma(kernel: Kernel, registers: int, most: int) -> dict[str, bool]:
     counts = {
         "SYNCS.*TRYWAIT": 2,
         "USETMAXREG.*": 2,
-        r"STSM\b.*": 2 * tile.staged,  # of two rows by turns
-        r"SHFL\b.*": 2 * tile.columns // 8,
-        **results(kernel, 2 * tile.staged, tile.columns),
         r"STS\b.*\.128\b.*": 4,
     }
+    if tile.measured:  # two rows by turns, two channels a thread, two sums of two shuffles each
+        counts |= {
+            r"STSM\b.*": 2 * tile.columns // 16,
+            "UTMASTG.*": 2,
+            r"SHFL\.BFLY.*": 2 * 2 * 2 * 2,
+            r"ATOM.*STRONG\.GPU.*": 2,
+            "DFMA.*": 4,
+        }
+    else:
+        counts |= {
+            r"STSM\b.*": 2 * tile.staged,  # likewise
+            r"SHFL\b.*": 2 * tile.columns // 8,
+            **results(kernel, 2 * tile.staged, tile.columns),
+        }
     return {
         f"{kernel.registers} registers, expected {registers}": kernel.registers == registers,
         f"{tile.shared} bytes of shared memory, at most {most}": tile.shared <= most,

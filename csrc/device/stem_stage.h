@@ -20,8 +20,21 @@ RF_DEVICE void stem_stage_filters(const StemArguments& arguments, uint32_t first
   stage_image_filters<T, Shape, kStemFilters>(filters, first, at, thread);
 }
 
-// scale and shift of the block's filters, in units of the result, and input_norm, as the shape
-// says; without it x * 1 + 0.
+// input_norm, as the shape says; without it x * 1 + 0.
+template <class Shape>
+RF_DEVICE void stem_stage_norm(const StemArguments& arguments, ptx::SharedAddress at,
+                               uint32_t thread) {
+  if (thread >= 2 * kStemChannels) return;
+  const auto c = static_cast<int32_t>(thread % kStemChannels);
+  float value = thread < kStemChannels ? 1.0f : 0.0f;
+  if (arguments.norm != nullptr && c < arguments.channels) {
+    value = ptx::load_global_read_only(arguments.norm + c +
+                                       (thread < kStemChannels ? 0 : arguments.channels));
+  }
+  ptx::store_shared(at + 2 * Shape::kScaleBytes + thread * 4, value);
+}
+
+// Likewise, and scale and shift of the block's filters, in units of the result.
 template <class Shape>
 RF_DEVICE void stem_stage_factors(const StemArguments& arguments, uint32_t first,
                                   ptx::SharedAddress at, uint32_t thread) {
@@ -34,15 +47,7 @@ RF_DEVICE void stem_stage_factors(const StemArguments& arguments, uint32_t first
       ptx::store_shared(at + i * Shape::kScaleBytes + thread * 4, value * arguments.out_factor);
     }
   }
-  if (thread < 2 * kStemChannels) {
-    const auto c = static_cast<int32_t>(thread % kStemChannels);
-    float value = thread < kStemChannels ? 1.0f : 0.0f;
-    if (arguments.norm != nullptr && c < arguments.channels) {
-      value = ptx::load_global_read_only(arguments.norm + c +
-                                         (thread < kStemChannels ? 0 : arguments.channels));
-    }
-    ptx::store_shared(at + 2 * Shape::kScaleBytes + thread * 4, value);
-  }
+  stem_stage_norm<Shape>(arguments, at, thread);
 }
 
 }  // namespace resnet_fused

@@ -120,21 +120,34 @@ struct StemStrip {
   }
 };
 
-// A worker's steps through its strips: of each `times` as many as it has rows and `more`.
-class StemWalk {
+// The strips of a worker, each so many-th one.
+class StemStrips {
  public:
-  RF_HOST_DEVICE StemWalk(const StemArguments& arguments, int32_t columns, int32_t worker,
-                          int32_t workers, int32_t times, int32_t more)
-      : arguments_(arguments),
-        columns_(columns),
-        item_(worker),
-        workers_(workers),
-        times_(times),
-        more_(more) {
+  RF_HOST_DEVICE StemStrips(const StemArguments& arguments, int32_t columns, int32_t worker,
+                            int32_t workers)
+      : arguments_(arguments), columns_(columns), item_(worker), workers_(workers) {}
+
+  RF_HOST_DEVICE bool done() const { return item_ >= arguments_.items; }
+  RF_HOST_DEVICE StemStrip strip() const { return StemStrip::of(item_, arguments_, columns_); }
+  RF_HOST_DEVICE void next(const StemStrip& /*strip*/) { item_ += workers_; }
+
+ private:
+  const StemArguments& arguments_;
+  int32_t columns_;
+  int32_t item_;
+  int32_t workers_;
+};
+
+// A worker's steps through its strips: of each `times` as many as it has rows and `more`.
+template <class Strips>
+class StemSteps {
+ public:
+  RF_HOST_DEVICE StemSteps(const Strips& strips, int32_t times, int32_t more)
+      : strips_(strips), times_(times), more_(more) {
     enter();
   }
 
-  RF_HOST_DEVICE bool done() const { return item_ >= arguments_.items; }
+  RF_HOST_DEVICE bool done() const { return strips_.done(); }
   RF_HOST_DEVICE const StemStrip& strip() const { return strip_; }
   RF_HOST_DEVICE int32_t step() const { return step_; }
   RF_HOST_DEVICE bool last() const { return step_ + 1 == times_ * (strip_.rows + more_); }
@@ -143,24 +156,23 @@ class StemWalk {
       ++step_;
       return;
     }
-    item_ += workers_;
+    strips_.next(strip_);
     enter();
   }
 
  private:
   RF_HOST_DEVICE void enter() {
     step_ = 0;
-    if (!done()) strip_ = StemStrip::of(item_, arguments_, columns_);
+    if (!done()) strip_ = strips_.strip();
   }
 
-  const StemArguments& arguments_;
-  int32_t columns_;
-  int32_t item_;
-  int32_t workers_;
+  Strips strips_;
   int32_t times_;
   int32_t more_;
   int32_t step_ = 0;
   StemStrip strip_{};
 };
+
+using StemWalk = StemSteps<StemStrips>;
 
 }  // namespace resnet_fused

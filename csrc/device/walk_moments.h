@@ -55,9 +55,11 @@ class WalkMoments : public StagedEpilogue<StagedTile<Orientation::kChannelsLeft,
   }
 
   // Stores d, rounded, as far as it lies in `out`, and measures its first `pixels` columns. d:
-  // pinned behind its wait; afterwards it is rounded. channels: of a group.
-  RF_DEVICE void finish(float (&d)[kColumns / 2], const ptx::TensorMap* out,
-                        const OutputPlace& place, int32_t channels, int32_t pixels) {
+  // pinned behind its wait; afterwards it is rounded. Place: an OutputPlace, or what has boxes of
+  // its own. channels: of a group.
+  template <class Place>
+  RF_DEVICE void finish(float (&d)[kColumns / 2], const ptx::TensorMap* out, const Place& place,
+                        int32_t channels, int32_t pixels) {
     measure(d, FirstColumns(pixels, this->thread_), pixels,
             [&] { this->send(this->staged_, out, place, channels); });
   }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "conv_bn_stats_arguments.h"
+#include "conv_bn_stats_stem.h"
 #include "conv_bn_stats_tiles.h"
 #include "conv_bn_stats_tma.h"
 #include "conv_bn_stats_window.h"
@@ -18,7 +19,7 @@
 namespace resnet_fused {
 namespace {
 
-constexpr int kTiles = kFirstStatsStream + StatsStreamTiles::kSize;
+constexpr int kTiles = kFirstStatsStem + StatsStemTiles::kSize;
 
 struct Entry {
   std::string name;
@@ -53,13 +54,18 @@ Entry window_entry(int index) {
   return {window_name(tile), window_configuration(tile)};
 }
 
+// By its index in the table, of those for sm_90a.
+Entry sm90_entry(int index) {
+  if (index < kFirstStatsWindow) return tma_entry(index - kFirstStatsTma);
+  if (index < kFirstStatsStem) return window_entry(index - kFirstStatsWindow);
+  const int stem = index - kFirstStatsStem;
+  return {stats_stem_name(stem), stats_stem_configuration(stem)};
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
-    for (int i = kFirstStatsTma; i < kTiles; ++i) {
-      entries[i] = i < kFirstStatsWindow ? tma_entry(i - kFirstStatsTma)
-                                         : window_entry(i - kFirstStatsWindow);
-    }
+    for (int i = kFirstStatsTma; i < kTiles; ++i) entries[i] = sm90_entry(i);
     for (int i = 0; i < kFirstStatsTma; ++i) {
       if (i < kFirstNarrowStats) {
         entries[i] = StatsWideTiles::with(i, []<class Shape>() { return entry<Shape>("", true); });
@@ -180,8 +186,10 @@ std::string unfit(int index, const RfConvBnStats& problem, const Product& produc
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
     const std::string fault =
-        tile.window != 0 ? stats_window_fault(problem, stats_window_tile(index - kFirstStatsWindow))
-                         : stats_tma_fault(problem, stats_tma_tile(index - kFirstStatsTma));
+        tile.image != 0 ? stats_stem_fault(problem, index - kFirstStatsStem)
+        : tile.window != 0
+            ? stats_window_fault(problem, stats_window_tile(index - kFirstStatsWindow))
+            : stats_tma_fault(problem, stats_tma_tile(index - kFirstStatsTma));
     return fault.empty() && splits > 1 ? "splits: only 1 is served by TMA" : fault;
   }
   if (tile.window != 0 && !product.windows) return kNoWindows;
@@ -213,7 +221,10 @@ int64_t blocks_of(const Product& product, const RfConvConfiguration& tile, int64
 // A plan of one launch, by TMA.
 RfConvPlan tma_plan(int index, const RfConvBnStats& problem, const RfGpu& gpu) {
   if (index >= kFirstStatsWindow) {
-    RfConvPlan made = stats_window_plan(problem, stats_window_tile(index - kFirstStatsWindow), gpu);
+    RfConvPlan made =
+        index >= kFirstStatsStem
+            ? stats_stem_plan(problem, index - kFirstStatsStem, gpu)
+            : stats_window_plan(problem, stats_window_tile(index - kFirstStatsWindow), gpu);
     made.configuration = index;
     return made;
   }
@@ -319,7 +330,7 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
       by_rows = by_rows || tile.image != 0;
     } else if (configuration >= 0) {
       against = refusal;
-    } else if (tile.tma == 0 || tile.window == 0) {
+    } else if (tile.tma == 0 || (tile.window == 0 && tile.image == 0)) {
       // What is for some layers alone says nothing of others.
       (tile.tma != 0      ? against_tma
        : tile.window != 0 ? against_windows
