@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import _cuda_bn_rules
 import _cuda_ceilings
 import _cuda_fp8_rules
+import _cuda_head_rules
 import _cuda_stream_rules
 import _cuda_tf32_rules
 from _cuda_chain_rules import chain_by_tma, chain_tma_tile_of, is_e4m3_chain
@@ -365,33 +366,6 @@ def _stem(kernel: Kernel) -> dict[str, bool]:
     return stem_by_mma(kernel, _shape(kernel, "StemShape"), REGISTERS)
 
 
-def _head_mean(kernel: Kernel) -> dict[str, bool]:
-    # 256 threads a block: 80 registers leave three blocks. Four vectors are in flight where
-    # channels lie together.
-    loads = 4 if "Lb1E" in kernel.name else 0
-    return {
-        f"{kernel.registers} registers, at most 80": kernel.registers <= 80,
-        f"{kernel.wide('LDG')} LDG.128, at least {loads}": kernel.wide("LDG") >= loads,
-        f"{kernel.wide('STG')} STG.128, at least 1": kernel.wide("STG") >= 1,
-    }
-
-
-def _head_linear(kernel: Kernel) -> dict[str, bool]:
-    shape = _shape(kernel, "HeadShape")
-    if len(shape) != 3:
-        return {"its name spells no configuration": False}
-    tiles_m, tiles_n, warps = shape
-    blocks = 2 if tiles_n == 1 else 1  # that are to share a multiprocessor
-    most = min(255, REGISTERS // (32 * warps * blocks))
-    products, loads = kernel.count("HMMA.*"), kernel.wide("LDG")
-    wanted = 2 * tiles_m + (tiles_n if "Lb1E" in kernel.name else 0)
-    return {
-        f"{kernel.registers} registers, at most {most}": kernel.registers <= most,
-        f"{products} HMMA, at least {2 * tiles_m * tiles_n}": products >= 2 * tiles_m * tiles_n,
-        f"{loads} LDG.128, at least {wanted}": loads >= wanted,
-    }
-
-
 # By what the mangled name holds. The strided kernel of bn_act: 64 registers leave four blocks.
 RULES = {
     "bn_act_vector_kernel": _bn_act_vector,
@@ -428,8 +402,7 @@ RULES = {
     "stem_kernel": _stem,
     "stem_wgmma_kernel": _stem_by_wgmma,
     "conv_bn_stats_stem_rows_kernel": _stem_by_wgmma,
-    "head_mean_kernel": _head_mean,
-    "head_linear_kernel": _head_linear,
+    **_cuda_head_rules.RULES,
     **_cuda_bn_rules.RULES,
     **_cuda_stream_rules.RULES,
     **_cuda_ceilings.RULES,
