@@ -83,6 +83,7 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_dgrad", "tma_p128x64_5s", ("--stride", "2")),
     ("conv_wgrad", "tma_64x128_6s", ()),
     ("conv_bn_stats", "tma_s128x64_6s_t", ("--normed", "--stride", "2")),
+    ("conv_bn_stats", "tma_stay128x128_4s", (*A_1X1, "--normed", "--k", "136")),
     ("conv_bn_stats", "tma_win96x64_2w", ("--normed",)),
     ("conv_bn_dgrad", "tma_p128x64_4s", ("--affine", "--normed", "--stride", "2")),
     ("conv_bn_dgrad", "tma_win96x64_2w", ("--affine", "--normed", "--addend", "1")),

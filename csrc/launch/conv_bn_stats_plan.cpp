@@ -6,6 +6,7 @@
 #include <string>
 
 #include "conv_bn_stats_arguments.h"
+#include "conv_bn_stats_stationary.h"
 #include "conv_bn_stats_tiles.h"
 #include "conv_bn_stats_tma.h"
 #include "conv_bn_stats_window.h"
@@ -18,7 +19,7 @@
 namespace resnet_fused {
 namespace {
 
-constexpr int kTiles = kFirstStatsWindow + StatsWindowTiles::kSize;
+constexpr int kTiles = kFirstStatsStationary + StatsStationaryTiles::kSize;
 
 struct Entry {
   std::string name;
@@ -53,12 +54,18 @@ Entry window_entry(int index) {
   return {window_name(tile), window_configuration(tile)};
 }
 
+Entry stationary_entry(int index) {
+  const StationaryTileFacts tile = stats_stationary_tile(index);
+  return {stats_stationary_name(tile), tma_configuration(tile)};
+}
+
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
     for (int i = kFirstStatsTma; i < kTiles; ++i) {
-      entries[i] = i < kFirstStatsWindow ? tma_entry(i - kFirstStatsTma)
-                                         : window_entry(i - kFirstStatsWindow);
+      entries[i] = i < kFirstStatsWindow       ? tma_entry(i - kFirstStatsTma)
+                   : i < kFirstStatsStationary ? window_entry(i - kFirstStatsWindow)
+                                               : stationary_entry(i - kFirstStatsStationary);
     }
     for (int i = 0; i < kFirstStatsTma; ++i) {
       if (i < kFirstNarrowStats) {
@@ -180,8 +187,11 @@ std::string unfit(int index, const RfConvBnStats& problem, const Product& produc
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
     const std::string fault =
-        tile.window != 0 ? stats_window_fault(problem, stats_window_tile(index - kFirstStatsWindow))
-                         : stats_tma_fault(problem, stats_tma_tile(index - kFirstStatsTma));
+        index >= kFirstStatsStationary
+            ? stats_stationary_fault(problem, stats_stationary_tile(index - kFirstStatsStationary))
+        : tile.window != 0
+            ? stats_window_fault(problem, stats_window_tile(index - kFirstStatsWindow))
+            : stats_tma_fault(problem, stats_tma_tile(index - kFirstStatsTma));
     return fault.empty() && splits > 1 ? "splits: only 1 is served by TMA" : fault;
   }
   if (tile.window != 0 && !product.windows) return kNoWindows;
@@ -212,6 +222,12 @@ int64_t blocks_of(const Product& product, const RfConvConfiguration& tile, int64
 
 // A plan of one launch, by TMA.
 RfConvPlan tma_plan(int index, const RfConvBnStats& problem, const RfGpu& gpu) {
+  if (index >= kFirstStatsStationary) {
+    const StationaryTileFacts tile = stats_stationary_tile(index - kFirstStatsStationary);
+    RfConvPlan made = stats_stationary_plan(problem, tile, gpu);
+    made.configuration = index;
+    return made;
+  }
   if (index >= kFirstStatsWindow) {
     RfConvPlan made = stats_window_plan(problem, stats_window_tile(index - kFirstStatsWindow), gpu);
     made.configuration = index;
@@ -319,7 +335,7 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
       by_rows = by_rows || tile.image != 0;
     } else if (configuration >= 0) {
       against = refusal;
-    } else if (tile.tma == 0 || tile.window == 0) {
+    } else if (tile.tma == 0 || (tile.window == 0 && i < kFirstStatsStationary)) {
       // What is for some layers alone says nothing of others.
       (tile.tma != 0      ? against_tma
        : tile.window != 0 ? against_windows
