@@ -261,6 +261,7 @@ def test_gradients_by_tma_are_right(dtype, op, configuration, options, data):
         ("--configuration", "tma_s128x64_6s_t", "--stride", 2),
         ("--configuration", "tma_s192x128_4s", "--c", 64, "--k", 136, "--order", "shuffled"),
         ("--configuration", "tma_s256x128_3s_2c", "--r", 1, "--s", 1, "--padding", 0),
+        ("--configuration", "tma_stay128x128_8s", "--r", 1, "--s", 1, "--padding", 0, "--normed"),
         ("--configuration", "tma_win96x64_2w", "--c", 64, "--k", 128, "--normed"),
     ],
 )

@@ -79,6 +79,12 @@ RULES = {
         True,
         frozenset({0x70 + 128}),
     ),
+    "conv_bn_stats_stationary_kernel": Rule(
+        frozenset(),
+        frozenset({0x70 + 768, 0x70 + 776, *range(0x70 + 824, 0x70 + 856, 8)}),
+        True,
+        frozenset({0x70 + 128}),
+    ),
     # Those of conv_bn_act_window_kernel, and behind them the same as of conv_bn_stats_tma_kernel.
     "conv_bn_stats_window_kernel": Rule(
         frozenset(),

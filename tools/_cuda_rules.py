@@ -17,6 +17,7 @@ from _cuda_cluster import by_cluster, cluster_of, sharing
 from _cuda_dgrad_rules import dgrad_by_tma, dgrad_by_window, dgrad_of, dgrad_window_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_grad1x1_rules import grad1x1_by_tma, grad1x1_tile_of
+from _cuda_stationary import by_stationary, stationary_name
 from _cuda_stats_rules import (
     BLOCK_END,
     MEASURED_BY_TMA,
@@ -377,6 +378,7 @@ RULES = {
     "conv_bn_act_kernel": _convolution,
     "conv_bn_act_tma_kernel": _convolution_by_tma,
     "conv_bn_stats_image_kernel": measuring_by_rows,
+    "conv_bn_stats_stationary_kernel": by_stationary,
     "conv_bn_stats_tma_kernel": _convolution_by_tma,
     "conv_bn_act_window_kernel": by_window,
     "conv_bn_stats_window_kernel": by_window,
@@ -446,8 +448,10 @@ def short_name(mangled: str) -> str:
         parts.append(by_wgrad)
     elif cluster := cluster_of(mangled):
         parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
-    elif by_windows := window_name(mangled) or _cuda_stream_rules.stream_name(mangled):
-        parts.append(by_windows)
+    elif named := (
+        window_name(mangled) or _cuda_stream_rules.stream_name(mangled) or stationary_name(mangled)
+    ):
+        parts.append(named)
     elif by_both := chain_name(mangled):
         parts.append(by_both)
     elif by_chain := chain_tma_tile_of(mangled):

@@ -89,6 +89,7 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_dgrad", "tma_p128x64_5s", ("--stride", "2")),
     ("conv_wgrad", "tma_64x128_6s", ()),
     ("conv_bn_stats", "tma_s128x64_6s_t", ("--normed", "--stride", "2")),
+    ("conv_bn_stats", "tma_stay128x128_4s", (*A_1X1, "--normed", "--k", "136")),
     ("conv_bn_stats", "tma_win96x64_2w", ("--normed",)),
     ("conv_bn_stats", "tma_image64x64_8s", STEM),
     ("conv_bn_stats", "tma_win192x64_2w_6s", ("--c", "192", "--normed")),

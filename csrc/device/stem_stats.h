@@ -12,6 +12,7 @@
 #include "../ptx/tensor_map.h"
 #include "portable.h"
 #include "stats_geometry.h"
+#include "stats_norm.h"
 #include "stem_warpgroup.h"
 
 namespace resnet_fused {
@@ -97,6 +98,7 @@ struct ConvStatsStemArguments {
   WideMoments* merged;    // [chunk][K]; unused where there is one chunk
   float* stats;           // [2, K]: mean, M2
   int64_t cleared_bytes;  // of arrivals: for the launch
+  StatsNorm finalized;
 
   RF_HOST_DEVICE int32_t filters() const { return image.filters; }
 };

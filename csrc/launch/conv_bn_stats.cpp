@@ -4,9 +4,7 @@
 #include <algorithm>
 
 #include "conv_bn_stats_arguments.h"
-#include "conv_bn_stats_stem.h"
-#include "conv_bn_stats_tma.h"
-#include "conv_bn_stats_window.h"
+#include "conv_bn_stats_sm90.h"
 
 extern "C" int rf_conv_bn_stats_cuda(const RfConvBnStats* problem, const RfConvPlan* plan,
                                      void* workspace, void* stream) {
@@ -16,10 +14,7 @@ extern "C" int rf_conv_bn_stats_cuda(const RfConvBnStats* problem, const RfConvP
   const int64_t images = problem->conv.x_size[0];
   const RfConvConfiguration& tile = *rf_conv_bn_stats_configuration(plan->configuration);
   if (plan->launches > 0 && tile.tma != 0) {
-    const auto run = tile.image != 0    ? run_conv_bn_stats_stem
-                     : tile.window != 0 ? run_conv_bn_stats_window
-                                        : run_conv_bn_stats_tma;
-    return run(*problem, *plan, workspace, stream);
+    return stats_sm90_kernel(plan->configuration).run(*problem, *plan, workspace, stream);
   }
   for (int64_t i = 0; i < plan->launches; ++i) {
     const int64_t first = i * plan->images_a_launch;

@@ -6,10 +6,8 @@
 #include <string>
 
 #include "conv_bn_stats_arguments.h"
-#include "conv_bn_stats_stem.h"
+#include "conv_bn_stats_sm90.h"
 #include "conv_bn_stats_tiles.h"
-#include "conv_bn_stats_tma.h"
-#include "conv_bn_stats_window.h"
 #include "conv_halo.h"
 #include "conv_image.h"
 #include "conv_plan.h"
@@ -19,7 +17,7 @@
 namespace resnet_fused {
 namespace {
 
-constexpr int kTiles = kFirstStatsStem + StatsStemTiles::kSize;
+constexpr int kTiles = kStatsConfigurations;
 
 struct Entry {
   std::string name;
@@ -44,29 +42,16 @@ Entry image_entry() {
   return made;
 }
 
-Entry tma_entry(int index) {
-  const TmaTileFacts tile = stats_tma_tile(index);
-  return {tma_name(tile), tma_configuration(tile)};
-}
-
-Entry window_entry(int index) {
-  const WindowTileFacts tile = stats_window_tile(index);
-  return {window_name(tile), window_configuration(tile)};
-}
-
-// By its index in the table, of those for sm_90a.
 Entry sm90_entry(int index) {
-  if (index < kFirstStatsWindow) return tma_entry(index - kFirstStatsTma);
-  if (index < kFirstStatsStem) return window_entry(index - kFirstStatsWindow);
-  const int stem = index - kFirstStatsStem;
-  return {stats_stem_name(stem), stats_stem_configuration(stem)};
+  const StatsSm90Kernel& kernel = stats_sm90_kernel(index);
+  return {kernel.name(index - kernel.first), kernel.configuration(index - kernel.first)};
 }
 
 const std::array<Entry, kTiles>& table() {
   static const std::array<Entry, kTiles> made = [] {
     std::array<Entry, kTiles> entries;
-    for (int i = kFirstStatsTma; i < kTiles; ++i) entries[i] = sm90_entry(i);
-    for (int i = 0; i < kFirstStatsTma; ++i) {
+    for (int i = kFirstStatsSm90; i < kTiles; ++i) entries[i] = sm90_entry(i);
+    for (int i = 0; i < kFirstStatsSm90; ++i) {
       if (i < kFirstNarrowStats) {
         entries[i] = StatsWideTiles::with(i, []<class Shape>() { return entry<Shape>("", true); });
       } else if (i < kFirstHaloStats) {
@@ -185,11 +170,8 @@ std::string unfit(int index, const RfConvBnStats& problem, const Product& produc
   if (tile.tma != 0) {
     if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
     if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
-    const std::string fault =
-        tile.image != 0 ? stats_stem_fault(problem, index - kFirstStatsStem)
-        : tile.window != 0
-            ? stats_window_fault(problem, stats_window_tile(index - kFirstStatsWindow))
-            : stats_tma_fault(problem, stats_tma_tile(index - kFirstStatsTma));
+    const StatsSm90Kernel& kernel = stats_sm90_kernel(index);
+    const std::string fault = kernel.fault(problem, index - kernel.first);
     return fault.empty() && splits > 1 ? "splits: only 1 is served by TMA" : fault;
   }
   if (tile.window != 0 && !product.windows) return kNoWindows;
@@ -218,25 +200,12 @@ int64_t blocks_of(const Product& product, const RfConvConfiguration& tile, int64
   return std::min(divide_up(gpu.multiprocessors * resident, columns), tiles / columns) * columns;
 }
 
-// A plan of one launch, by TMA.
-RfConvPlan tma_plan(int index, const RfConvBnStats& problem, const RfGpu& gpu) {
-  if (index >= kFirstStatsWindow) {
-    RfConvPlan made =
-        index >= kFirstStatsStem
-            ? stats_stem_plan(problem, index - kFirstStatsStem, gpu)
-            : stats_window_plan(problem, stats_window_tile(index - kFirstStatsWindow), gpu);
-    made.configuration = index;
-    return made;
-  }
-  const TmaTileFacts tile = stats_tma_tile(index - kFirstStatsTma);
-  const int64_t blocks = stats_tma_blocks(problem, tile, gpu);
-  return {index,
-          1,
-          stats_tma_bytes(problem, tile, blocks),
-          1,
-          problem.conv.x_size[0],
-          blocks,
-          stats_tma_cost(problem, tile, gpu)};
+// A plan of one launch, by a kernel for sm_90a.
+RfConvPlan sm90_plan(int index, const RfConvBnStats& problem, const RfGpu& gpu) {
+  const StatsSm90Kernel& kernel = stats_sm90_kernel(index);
+  RfConvPlan made = kernel.plan(problem, index - kernel.first, gpu);
+  made.configuration = index;
+  return made;
 }
 
 // Takes a configuration's splits into `plan` where they are predicted to take less time; what keeps
@@ -330,7 +299,7 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
       by_rows = by_rows || tile.image != 0;
     } else if (configuration >= 0) {
       against = refusal;
-    } else if (tile.tma == 0 || (tile.window == 0 && tile.image == 0)) {
+    } else if (tile.tma == 0 || stats_sm90_kernel(i).general) {
       // What is for some layers alone says nothing of others.
       (tile.tma != 0      ? against_tma
        : tile.window != 0 ? against_windows
@@ -340,7 +309,7 @@ extern "C" int32_t rf_conv_bn_stats_plan(const RfConvBnStats* problem, const RfG
     // Narrow loads are for what is not wide, unless they are asked for.
     if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
     if (tile.tma != 0) {
-      const RfConvPlan made = tma_plan(i, *problem, *gpu);
+      const RfConvPlan made = sm90_plan(i, *problem, *gpu);
       if (plan->launches == 0 || made.cycles < plan->cycles) *plan = made;
       continue;
     }

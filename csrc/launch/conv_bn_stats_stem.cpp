@@ -167,7 +167,7 @@ int run_conv_bn_stats_stem(const RfConvBnStats& problem, const RfConvPlan& plan,
   image.x_n = x.n, image.x_c = x.c, image.x_h = x.h, image.x_w = x.w;
   image.w_k = weight.n, image.w_c = weight.c, image.w_r = weight.h, image.w_s = weight.w;
   made.measured = runs_of(conv, tile, plan.blocks);
-  place_parts(parts_of(conv, made.measured), workspace, problem.stats, &made);
+  place_parts(parts_of(conv, made.measured), problem, workspace, &made);
   const auto blocks = narrowed(plan.blocks / columns_of(conv));
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(conv.dtype) == DataType::kFloat16;

@@ -101,24 +101,31 @@ int64_t stats_tma_bytes(const RfConvBnStats& problem, const TmaTileFacts& tile, 
   return parts_of(problem.conv, walked_by(problem.conv, tile, blocks)).bytes;
 }
 
-int run_conv_bn_stats_tma(const RfConvBnStats& problem, const RfConvPlan& plan, void* workspace,
-                          void* stream) {
+int stats_tma_arguments(const RfConvBnStats& problem, const RfConvPlan& plan,
+                        const TmaTileFacts& tile, void* workspace, ConvStatsTmaArguments* made) {
   const RfConvBnAct& conv = problem.conv;
-  const int index = plan.configuration - kFirstStatsTma;
-  const TmaTileFacts tile = stats_tma_tile(index);
-  ConvStatsTmaArguments made{};
-  const int error = tma_arguments(conv, tma_types(conv), tile, 0, conv.x_size[0], &made.conv);
+  const int error = tma_arguments(conv, tma_types(conv), tile, 0, conv.x_size[0], &made->conv);
   if (error != 0) return error;
   if (problem.normed != 0) {
     const auto* scale = static_cast<const float*>(problem.norm);
-    made.norm = {scale, scale + conv.x_size[1], narrowed(conv.x_size[2]), narrowed(conv.x_size[3])};
+    made->norm = {scale, scale + conv.x_size[1], narrowed(conv.x_size[2]),
+                  narrowed(conv.x_size[3])};
   }
-  made.measured = walked_by(conv, tile, plan.blocks);
-  made.groups = conv.groups;
-  made.columns = narrowed(divide_up(group_channels(conv), kWarpgroupRows));
-  place_parts(parts_of(conv, made.measured), problem, workspace, &made);
+  made->measured = walked_by(conv, tile, plan.blocks);
+  made->groups = conv.groups;
+  made->columns = narrowed(divide_up(group_channels(conv), kWarpgroupRows));
+  place_parts(parts_of(conv, made->measured), problem, workspace, made);
+  return 0;
+}
+
+int run_conv_bn_stats_tma(const RfConvBnStats& problem, const RfConvPlan& plan, void* workspace,
+                          void* stream) {
+  const int index = plan.configuration - kFirstStatsTma;
+  ConvStatsTmaArguments made{};
+  const int error = stats_tma_arguments(problem, plan, stats_tma_tile(index), workspace, &made);
+  if (error != 0) return error;
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
-  const bool half = static_cast<DataType>(conv.dtype) == DataType::kFloat16;
+  const bool half = static_cast<DataType>(problem.conv.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_bn_stats_tma_float16 : launch_conv_bn_stats_tma_bfloat16;
   return launch(made, index, narrowed(plan.blocks), stream);
 #else

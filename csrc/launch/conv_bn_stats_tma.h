@@ -27,6 +27,10 @@ double stats_tma_cost(const RfConvBnStats& problem, const TmaTileFacts& tile, co
 
 int64_t stats_tma_bytes(const RfConvBnStats& problem, const TmaTileFacts& tile, int64_t blocks);
 
+// What a launch of all of the batch is told; 0 or a cudaError_t. made: zeros.
+int stats_tma_arguments(const RfConvBnStats& problem, const RfConvPlan& plan,
+                        const TmaTileFacts& tile, void* workspace, ConvStatsTmaArguments* made);
+
 // Launches all of the batch; 0 or a cudaError_t.
 int run_conv_bn_stats_tma(const RfConvBnStats& problem, const RfConvPlan& plan, void* workspace,
                           void* stream);
