@@ -29,6 +29,11 @@ WAYS = (
     ("tma_p128x64_4s", ConvCase("plain", 3, 72, 12, 11, 72), False, False),
     ("tma_p128x64_4s", ConvCase("by_2", 2, 72, 13, 12, 40, 3, 3, (2, 2), (1, 1)), True, True),
     ("tma_p128x64_4s", CHUNKED, True, False),
+    # Blocks of a cluster share pixels, three tiles of channels in two pairs, or filters, five tiles
+    # of pixels in three.
+    ("tma_p128x64_4s_2p", ConvCase("pixels", 2, 136, 9, 9, 72, 3, 3, (1, 1), (1, 1)), True, False),
+    ("tma_p128x128_3s_2p", ConvCase("matrix", 2, 264, 12, 12, 200), True, False),
+    ("tma_p128x128_3s_2c", ConvCase("filters", 4, 72, 12, 12, 264), True, False),
 )
 FILES = {
     "affine_operand.h",
