@@ -46,6 +46,7 @@ FILES = {
     "pipeline.h",
     "tap_steps.h",
     "turned_products.h",
+    "turned_ring.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
 }
@@ -56,6 +57,12 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "next instruction of the warp in any case"
     ),
     ("bn_dgrad_store.h", "ptx::sync_warp();", "bar.warp.sync", "skip"): "likewise",
+    (
+        "turned_ring.h",
+        "ptx::mbarrier_arrive_relaxed_cluster(ptx::cluster_address(this->empty(at), rank));",
+        "mapa",
+        "wrong_lane",
+    ): "two lanes tell two blocks: each tells the one that the other would have told",
     ("merge_chunks.h", "ptx::fence_acq_rel_gpu();", "fence.acq_rel", "no_fence"): (
         "the atomic of acquire and release between the barriers is enough"
     ),

@@ -36,6 +36,7 @@ FILES = {
     "pipeline.h",
     "tap_steps.h",
     "turned_products.h",
+    "turned_ring.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
 }
