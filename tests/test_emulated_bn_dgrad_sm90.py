@@ -13,6 +13,7 @@ from dgrad_by_tma import STRIDED
 from emulated import Schedule
 from emulated_shapes import lay_out
 from test_emulated_bn_dgrad import WAYS, call, operands, problem, require
+from test_emulated_conv_sm90 import sharing
 
 from resnet_fused import cases, numerics, roofline
 from resnet_fused.cases import ConvCase
@@ -50,12 +51,19 @@ def tiles() -> dict[int, dict]:
     return {i: tile for i, tile in enumerate(table) if tile["tma"] and not tile["window"]}
 
 
-CONFIGURATIONS = 2
+CONFIGURATIONS = 5
+ALONE = 2
+"""The first ones; blocks of a cluster of the others share what they read."""
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
+sharing_ones = pytest.mark.parametrize("place", range(ALONE, CONFIGURATIONS))
 
 
 def index_of(place: int) -> int:
     return list(tiles())[place]
+
+
+def name_of(place: int) -> str:
+    return tiles()[index_of(place)]["name"]
 
 
 def planned(*arguments, gpu=emulated.H200, configuration=-1, splits=0, **more):
@@ -69,11 +77,26 @@ def test_each_configuration_has_a_test_and_fits():
     for tile in tiles().values():
         assert tile["shared_bytes"] <= emulated.H200[1]
         assert tile["name"].startswith("tma_p128x") and not tile["float32"]
+    assert [sharing(name_of(place)) == (1, 1) for place in range(CONFIGURATIONS)] == (
+        [True] * ALONE + [False] * (CONFIGURATIONS - ALONE)
+    )
 
 
-@every
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+def ways_of(place: int, case: ConvCase) -> list[str]:
+    """All by a block alone; of those that share, what they do at a tile's end is the same."""
+    number = ALL.index(case) + place
+    return list(WAYS) if place < ALONE else ["all", list(WAYS)[1 + number % 4]]
+
+
+@pytest.mark.parametrize(
+    ("place", "case", "way"),
+    [
+        pytest.param(place, case, way, id=f"{case.name}-{way}-{place}")
+        for case in ALL
+        for place in range(CONFIGURATIONS)
+        for way in ways_of(place, case)
+    ],
+)
 def test_every_bit_is_right(place, case, way):
     """On integers; dtype, schedule and the number of blocks change from case to case."""
     number = (ALL.index(case) * len(WAYS) + list(WAYS).index(way)) * CONFIGURATIONS + place
@@ -81,10 +104,56 @@ def test_every_bit_is_right(place, case, way):
     schedule = dataclasses.replace(emulated.SCHEDULES[number % 9], seed=number)
     dx, sums, report = call(
         case, given, configuration=index_of(place), splits=1, schedule=schedule,
-        gpu=FEW if number % 3 else emulated.H200, resident_blocks=2,
+        gpu=FEW if number % 3 else emulated.H200, resident_blocks=4,
     )  # fmt: skip
     assert report["plan"]["configuration"] == index_of(place)
+    filters, pixels = sharing(name_of(place))
+    most = max(2, filters * pixels) if number % 3 else 132
+    assert report["plan"]["blocks"] <= most and report["plan"]["blocks"] % (filters * pixels) == 0
     require(case, given, dx, sums)
+
+
+WIDE = ConvCase("wide", 2, 328, 18, 15, 136)
+# Of four phases two have a tile of pixels less.
+WIDE_BY_2 = ConvCase("wide_by_2", 2, 328, 35, 29, 72, 1, 1, (2, 2))
+
+
+@sharing_ones
+@pytest.mark.parametrize("case", [WIDE, WIDE_BY_2], ids=lambda case: case.name)
+def test_blocks_that_share_walk_side_by_side(place, case):
+    """Of five tiles of pixels the last cluster's second block has none, of three or six of
+    channels its last one; it takes part, stores nothing, and is not among those that meet."""
+    (filters, pixels), tile = sharing(name_of(place)), tiles()[index_of(place)]
+    blocks, phases = filters * pixels, case.stride[0] ** 2
+    rows, columns = -(-540 // (filters * tile["m"])), -(-case.c // (pixels * tile["n"]))
+    given = operands(case, torch.bfloat16, **({"addend": 2} if phases > 1 else {}))
+    two = (2 * blocks + 1, *emulated.H200[1:])  # clusters, and one multiprocessor alone
+    most = 128 // blocks if blocks > 2 else 66
+    for gpu, many in (
+        (emulated.H200, min(most, phases * rows * columns)), (two, 2), ((1, *two[1:]), 1),
+    ):  # fmt: skip
+        found = call(
+            case, given, case.stride[0], configuration=index_of(place), splits=1, gpu=gpu,
+            schedule=Schedule("random", "shuffled", seed=many), resident_blocks=2 * blocks,
+        )  # fmt: skip
+        assert found[2]["plan"]["blocks"] == many * blocks
+        require(case, given, *found[:2], case.stride[0])
+
+
+@sharing_ones
+def test_what_blocks_share_is_asked_for_once(place):
+    case = ConvCase("layer", 1, 256, 16, 16, 192)
+    given = operands(case, torch.bfloat16)
+    (filters, pixels), tile = sharing(name_of(place)), tiles()[index_of(place)]
+    dx, sums, report = call(case, given, configuration=index_of(place), splits=1, counting=True)
+    require(case, given, dx, sums)
+    assert report["counters"]["bank_conflicts"] == 0
+    copies = [s for s in report["sites"] if s["instruction"].startswith("cp.async.bulk.tensor")]
+    loaded = sum(site["counters"]["global_load_bytes_asked"] for site in copies)
+    rows, columns = 256 // (filters * tile["m"]), 256 // (pixels * tile["n"])
+    ends = given.raw.nbytes + given.addend.nbytes
+    assert loaded == 2 * given.dz.nbytes * columns + given.weight.nbytes * rows + ends
+    assert ("multicast" in str({s["instruction"] for s in copies})) == (filters * pixels > 1)
 
 
 @every
@@ -279,7 +348,29 @@ def test_the_layers_of_resnet50_are_served_by_them_at_a_full_batch():
         else:
             assert made["configuration"] in tiles(), (case.name, made["why"])
             taken.add(tiles()[made["configuration"]]["name"])
-    assert len(taken) == CONFIGURATIONS, taken
+    assert len(taken) >= 4, taken
+
+
+@pytest.mark.parametrize(
+    ("case", "images", "place"),
+    [
+        # Of 256 channels two tiles, and the reduction is deep.
+        (ConvCase("layer3.conv3", 1, 256, 14, 14, 1024), 256, 2),
+        (ConvCase("layer4.conv3", 1, 512, 7, 7, 2048), 256, 2),
+        # One tile of channels, so that pixels cannot be shared.
+        (ConvCase("layer2.conv3", 1, 128, 28, 28, 512), 256, 3),
+        (ConvCase("layer2.conv1", 1, 512, 28, 28, 128), 256, 0),  # memory, and no loads
+        (ConvCase("layer3.conv3", 1, 256, 14, 14, 1024), 32, 2),
+        (ConvCase("layer4.conv3", 1, 512, 7, 7, 2048), 32, 4),
+    ],
+    ids=lambda value: value.name if isinstance(value, ConvCase) else None,
+)
+def test_which_layers_are_read_in_clusters(case, images, place):
+    made = planned(dataclasses.replace(case, n=images))
+    assert made["configuration"] == index_of(place), made["why"]
+    alone = planned(dataclasses.replace(case, n=images), configuration=index_of(0))
+    if place >= ALONE:
+        assert made["cycles"] < 0.9 * alone["cycles"]
 
 
 def test_what_more_is_done_costs_more():
@@ -301,7 +392,7 @@ def test_the_workspace_holds_sums_and_chunks():
 
 
 def test_random_shapes():
-    for number in range(8):
+    for number in range(10):
         rng = random.Random(number)
         case = ConvCase(
             "random", rng.randint(1, 3), 8 * rng.randint(1, 20), rng.randint(1, 12),
@@ -319,7 +410,7 @@ def test_random_shapes():
         }
         schedule = dataclasses.replace(rng.choice(emulated.SCHEDULES), seed=number)
         found = call(
-            case, given._replace(**padded), configuration=index_of(number % 2), splits=1,
-            schedule=schedule, gpu=FEW,
+            case, given._replace(**padded), configuration=index_of(number % CONFIGURATIONS),
+            splits=1, schedule=schedule, gpu=FEW,
         )  # fmt: skip
         require(case, given, *found[:2])

@@ -29,6 +29,11 @@ WAYS = (
     ("tma_p128x64_4s", ConvCase("plain", 3, 72, 12, 11, 72), False, False),
     ("tma_p128x64_4s", ConvCase("by_2", 2, 72, 13, 12, 40, 3, 3, (2, 2), (1, 1)), True, True),
     ("tma_p128x64_4s", CHUNKED, True, False),
+    # Blocks of a cluster share pixels, three tiles of channels in two pairs, or filters, five tiles
+    # of pixels in three.
+    ("tma_p128x64_4s_2p", ConvCase("pixels", 2, 136, 9, 9, 72, 3, 3, (1, 1), (1, 1)), True, False),
+    ("tma_p128x128_3s_2p", ConvCase("matrix", 2, 264, 12, 12, 200), True, False),
+    ("tma_p128x128_3s_2c", ConvCase("filters", 4, 72, 12, 12, 264), True, False),
 )
 FILES = {
     "affine_operand.h",
@@ -41,6 +46,7 @@ FILES = {
     "pipeline.h",
     "tap_steps.h",
     "turned_products.h",
+    "turned_ring.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
 }
@@ -51,6 +57,12 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "next instruction of the warp in any case"
     ),
     ("bn_dgrad_store.h", "ptx::sync_warp();", "bar.warp.sync", "skip"): "likewise",
+    (
+        "turned_ring.h",
+        "ptx::mbarrier_arrive_relaxed_cluster(ptx::cluster_address(this->empty(at), rank));",
+        "mapa",
+        "wrong_lane",
+    ): "two lanes tell two blocks: each tells the one that the other would have told",
     ("merge_chunks.h", "ptx::fence_acq_rel_gpu();", "fence.acq_rel", "no_fence"): (
         "the atomic of acquire and release between the barriers is enough"
     ),

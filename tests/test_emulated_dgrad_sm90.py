@@ -26,13 +26,14 @@ from dgrad_by_tma import (
 )
 from emulated import Schedule
 from emulated_shapes import lay_out
+from test_emulated_conv_sm90 import sharing
 
 from resnet_fused import cases, numerics
 from resnet_fused.cases import ConvCase
 
 pytestmark = pytest.mark.emulated
 
-CONFIGURATIONS = 3
+CONFIGURATIONS = 5
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
 ALL = (*CASES, *STRIDED)
 NAMED = {case.name: case for case in ALL}
@@ -59,10 +60,36 @@ def test_every_bit_is_right(place, case):
     few = number % 3 != 0
     dx, report = run(
         case, given, index_of(place), schedule=schedule, gpu=FEW if few else emulated.H200,
-        resident_blocks=2,
+        resident_blocks=4,
     )  # fmt: skip
     assert wrong(case, given, dx) is None
-    assert report["plan"]["blocks"] <= (2 if few else 132)
+    filters, pixels = sharing(tiles()[index_of(place)]["name"])
+    assert report["plan"]["blocks"] <= (max(2, filters * pixels) if few else 132)
+
+
+WIDE = ConvCase("wide", 2, 328, 18, 15, 136)
+# Of four phases two have a tile of pixels less.
+WIDE_BY_2 = ConvCase("wide_by_2", 2, 584, 35, 29, 72, 1, 1, (2, 2))
+
+
+@pytest.mark.parametrize("place", [3, 4])
+@pytest.mark.parametrize("case", [WIDE, WIDE_BY_2], ids=lambda case: case.name)
+def test_blocks_that_share_walk_side_by_side(place, case):
+    """Of five tiles of pixels the last cluster's second block has none, of three or five of
+    channels its last one; it takes part, and stores nothing."""
+    tile = tiles()[index_of(place)]
+    filters, pixels = sharing(tile["name"])
+    blocks, phases = filters * pixels, case.stride[0] ** 2
+    clusters = phases * -(-540 // (filters * tile["m"])) * -(-case.c // (pixels * tile["n"]))
+    given = operands(case, torch.bfloat16)
+    two = (2 * blocks + 1, *emulated.H200[1:])  # clusters, and one multiprocessor alone
+    most = min(clusters, 128 // blocks if blocks > 2 else 66)
+    for gpu, many in ((emulated.H200, most), (two, 2), ((1, *two[1:]), 1)):
+        dx, report = run(
+            case, given, index_of(place), gpu=gpu, resident_blocks=2 * blocks,
+            schedule=Schedule("random", "shuffled", seed=many),
+        )  # fmt: skip
+        assert report["plan"]["blocks"] == many * blocks and wrong(case, given, dx) is None
 
 
 @every
@@ -169,7 +196,8 @@ def test_what_it_costs(place, case, masked):
     copies = [s for s in report["sites"] if s["instruction"].startswith("cp.async.bulk.tensor")]
     loaded = sum(site["counters"]["global_load_bytes_asked"] for site in copies)
     of_phase = case.n * case.h * case.w // (case.stride[0] * case.stride[1])
-    columns, rows = -(-case.c // tile["n"]), -(-of_phase // tile["m"])
+    filters, shared = sharing(tile["name"])
+    columns, rows = -(-case.c // (shared * tile["n"])), -(-of_phase // (filters * tile["m"]))
     pixels = dy.nbytes * (2 if masked else 1) * case.r * case.s * columns
     assert 0.8 * pixels <= loaded - weight.nbytes * rows <= pixels
     assert report["counters"]["global_store_bytes_asked"] == dx.nbytes
@@ -261,7 +289,8 @@ def test_gradients_of_a_wider_image_are_right():
         dx, report = run(case, tuple(given), index)
         assert wrong(case, tuple(given), dx) is None
         used = {site["instruction"] for site in report["sites"]}
-        assert "cp.async.bulk.tensor.im2col" in used
+        assert {name.removesuffix(".multicast") for name in used} & {"cp.async.bulk.tensor.im2col"}
+        assert "cp.async.bulk.tensor.tile.multicast" not in used or "_2c" in tiles()[index]["name"]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +317,7 @@ def test_the_layers_of_resnet50_are_served_by_them_at_a_full_batch():
         else:
             assert made["configuration"] in tiles(), (case.name, made["why"])
             taken.add(tiles()[made["configuration"]]["name"])
-    assert len(taken) == CONFIGURATIONS, taken
+    assert len(taken) >= 4, taken
 
 
 def test_a_launch_counts_its_pixels_in_31_bits():

@@ -24,6 +24,9 @@ WAYS = (
     ("tma_p128x128_4s", ConvCase("dense", 3, 136, 12, 12, 136)),
     ("tma_p128x64_5s", ConvCase("plain", 3, 72, 12, 11, 72, act="none")),
     ("tma_p128x64_5s", ConvCase("by_2", 2, 72, 13, 12, 40, 3, 3, (2, 2), (1, 1))),
+    # Blocks that share both sides, or filters: five tiles of pixels in three pairs.
+    ("tma_p128x128_4s_2c_2p", ConvCase("both", 4, 136, 12, 12, 264)),
+    ("tma_p128x256_2s_2c", ConvCase("filters", 4, 72, 12, 12, 200)),
 )
 # What the maps, the plan and the launch do is the host's; here is what the kernel is made of.
 FILES = {
@@ -33,6 +36,7 @@ FILES = {
     "pipeline.h",
     "tap_steps.h",
     "turned_products.h",
+    "turned_ring.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
 }

@@ -14,7 +14,7 @@ import _cuda_rules as rules  # noqa: E402  (it lies in tools/)
 from _cuda_dgrad_rules import dgrad_of  # noqa: E402  (likewise)
 
 NAME = (
-    "_ZN12resnet_fused21conv_dgrad_tma_kernelINS_8BFloat16ENS_13DgradTmaShapeILi128ELi4EEEEE"
+    "_ZN12resnet_fused21conv_dgrad_tma_kernelINS_8BFloat16ENS_13DgradTmaShapeILi128ELi4ELi1ELi1EEEEE"
     "vNS_21ConvDgradTmaArgumentsE"
 )
 CODE = {
@@ -27,18 +27,25 @@ CODE = {
 
 
 REDUCING = (
-    "_ZN12resnet_fused24conv_bn_dgrad_tma_kernelINS_8BFloat16ENS_15BnDgradTmaShapeILi128ELi3EEEEE"
+    "_ZN12resnet_fused24conv_bn_dgrad_tma_kernelINS_8BFloat16ENS_15BnDgradTmaShapeILi128ELi3ELi1ELi1EEEEE"
     "vNS_23ConvBnDgradTmaArgumentsE"
 )
 MORE = CODE | {
     "UTMALDG.3D": 8, "UTMALDG.4D.IM2COL": 10, "LDSM.16.M88.4": 48, "LDG.E.64.CONSTANT": 48,
-    "STSM.16.M88.4": 32, "ATOMG.E.ADD.STRONG.GPU": 2,
+    "STSM.16.M88.4": 32, "ATOMG.E.ADD.STRONG.GPU": 2, "MEMBAR.ALL.GPU": 6,
+}  # fmt: skip
+SHARING = REDUCING.replace("Li1ELi1E", "Li2ELi2E")
+SHARED = MORE | {
+    "UTMALDG.4D": 0, "UTMALDG.2D": 0, "UTMALDG.4D.IM2COL": 8, "UTMALDG.4D.MULTICAST": 1,
+    "UTMALDG.2D.MULTICAST": 2, "UTMALDG.4D.IM2COL.MULTICAST": 2, "UCGABAR_ARV": 2,
+    "UCGABAR_WAIT": 2, "MEMBAR.ALL.GPU": 9,
 }  # fmt: skip
 
 
 def failures(name=NAME, arch="90a", registers=168, **code):
-    counts = (MORE if name == REDUCING else CODE) | {
-        key.replace("_", "."): count for key, count in code.items()
+    counts = {REDUCING: MORE, SHARING: SHARED}.get(name, CODE) | {
+        key if key.startswith("UCGA") else key.replace("_", "."): count
+        for key, count in code.items()
     }
     return rules.Kernel(name, arch, registers, instructions=counts).failures()
 
@@ -85,6 +92,7 @@ def test_it_is_held_to_its_instructions(planted, words):
         ({"LDSM_16_M88_4": 47}, "47 LDSM"),
         ({"STSM_16_M88_4": 24}, "24 STSM"),
         ({"ATOMG_E_ADD_STRONG_GPU": 1}, "1 ATOMG"),
+        ({"MEMBAR_ALL_GPU": 7}, "7 MEMBAR.ALL.GPU, at most 6"),
     ],
     ids=str,
 )
@@ -95,6 +103,30 @@ def test_between_two_batchnorms_it_does_more(planted, words):
     tile = dgrad_of(REDUCING)
     assert tile is not None and tile.shared == 231536 and tile.reduces
     assert rules.short_name(REDUCING) == "conv_bn_dgrad_tma<BFloat16, 128x128 3 stages>"
+
+
+@pytest.mark.parametrize(
+    ("planted", "words"),
+    [
+        ({"UTMALDG_4D_MULTICAST": 0}, r"0 UTMALDG\.4D\.MULTICAST, at least 1"),
+        ({"UTMALDG_2D_MULTICAST": 1}, r"1 UTMALDG\.2D\.MULTICAST, at least 2"),
+        ({"UTMALDG_4D_IM2COL_MULTICAST": 1}, r"1 UTMALDG\.4D\.IM2COL\.MULTICAST, at least 2"),
+        ({"UTMALDG_4D_IM2COL": 3}, r"3 UTMALDG\.4D\.IM2COL, at least 4"),
+        ({"UCGABAR_ARV": 1}, "1 UCGABAR.ARV"),
+        ({"UCGABAR_WAIT": 1}, "1 UCGABAR.WAIT"),
+        ({"MEMBAR_ALL_GPU": 10}, "10 MEMBAR.ALL.GPU, at most 9"),
+    ],
+    ids=str,
+)
+def test_blocks_that_share_are_held_to_it(planted, words):
+    assert failures(SHARING) == []
+    found = failures(SHARING, **planted)
+    assert any(words in sentence for sentence in found), found
+    tile = dgrad_of(SHARING)
+    assert tile is not None and tile.shared == 231536 + 3 * 16
+    assert rules.short_name(SHARING) == (
+        "conv_bn_dgrad_tma<BFloat16, 128x128 3 stages shared filters shared pixels>"
+    )
 
 
 WINDOWS = (

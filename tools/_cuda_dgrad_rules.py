@@ -27,17 +27,20 @@ class DgradTile:
     channels: int
     stages: int
     reduces: bool = False  # between two BatchNorms
+    filters: int = 1  # blocks that share filters
+    pixels: int = 1  # likewise
 
     @property
     def shared(self) -> int:
         """Bytes of a block: stages of dy, y and filters, a staging tile a consumer, barriers.
 
         Between two BatchNorms a tile of raw, sums of each thread, scale and shift, and barriers of
-        a consumer beside.
+        a consumer beside. A ring that blocks share has four barriers a stage in place of two.
         """
         rows = self.stages * (2 * PIXELS + self.channels) + CONSUMERS * self.channels
         more = ROW_BYTES * self.channels + 64 * WARPGROUP_THREADS + 8 * self.channels + 32
-        return ROW_BYTES * rows + 16 * self.stages + (CONSUMERS * more if self.reduces else 0)
+        ring = 16 * self.stages * (2 if self.filters * self.pixels > 1 else 1)
+        return ROW_BYTES * rows + ring + (CONSUMERS * more if self.reduces else 0)
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,11 @@ def _counted(kernel: Kernel, exact: dict[str, int], least: dict[str, int]) -> di
 @functools.cache
 def dgrad_of(mangled: str) -> DgradTile | None:
     """The configuration in a kernel's mangled name, or None."""
-    shape = re.search(r"\d(Bn)?DgradTmaShapeILi(\d+)ELi(\d+)E", mangled)
+    shape = re.search(r"\d(Bn)?DgradTmaShapeI" + 4 * r"Li(\d+)E" + "E", mangled)
     if shape is None:
         return None
-    return DgradTile(int(shape.group(2)), int(shape.group(3)), shape.group(1) is not None)
+    channels, stages, filters, pixels = map(int, shape.groups()[1:])
+    return DgradTile(channels, stages, shape.group(1) is not None, filters, pixels)
 
 
 def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
@@ -126,6 +130,7 @@ def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
     if kernel.arch != "90a":
         return {"wgmma is sm_90a's alone: it is built for nothing else": False}
     boxes = tile.channels // BOX
+    alone = 2 if tile.pixels == 1 else 0  # dy and y, for a block itself
     exact = {
         rf"HGMMA\.64x{tile.channels}x16\.F32.*": STEPS * STEP_PRODUCTS,
         # One a step, that lets its own products run on; one behind the last.
@@ -134,7 +139,7 @@ def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
     least = {
         # dy and y, each by both ways, and filters.
         "UTMALDG.*": 5,
-        r"UTMALDG\.4D\.IM2COL": 2,
+        r"UTMALDG\.4D\.IM2COL": alone,
         # dx where pixels lie one behind the other, and where a phase's lie apart.
         r"UTMASTG\.3D": boxes,
         r"UTMASTG\.4D\.IM2COL": boxes,
@@ -149,14 +154,32 @@ def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
         least |= {
             # The shortcut and raw, likewise.
             r"UTMALDG\.3D": 2 * boxes,
-            r"UTMALDG\.4D\.IM2COL": 2 + 2 * boxes,
+            r"UTMALDG\.4D\.IM2COL": alone + 2 * boxes,
             r"LDSM\b.*": STEPS * 2 * STEP_PRODUCTS + 4 * boxes * 4,
             r"LDG\.E\.64.*": STEPS * 2 * STEP_PRODUCTS * 3,
             r"STSM\b.*": 4 * 4 * boxes,  # with and without each
             "ATOMG.*": 2,
         }
+    least |= _sharing(tile)
+    # Fences of the whole GPU: of the sums' meeting; where blocks share, when they begin and end,
+    # and in a step one for each neighbour that is told, by the thread that asks.
+    fences, shares = kernel.count(r"MEMBAR\.ALL\.GPU"), tile.filters * tile.pixels > 1
+    most = (6 if tile.reduces else 0) + (1 + tile.pixels if shares else 0)
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
         f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,
+        f"{fences} MEMBAR.ALL.GPU, at most {most}": fences <= most,
         **_counted(kernel, exact, least),
     }
+
+
+def _sharing(tile: DgradTile) -> dict[str, int]:
+    """Instructions of a tile whose cluster shares what its blocks read, at least so many."""
+    found: dict[str, int] = {}
+    if tile.filters > 1:
+        found[r"UTMALDG\.4D\.MULTICAST"] = 1
+    if tile.pixels > 1:  # dy and y, each by both ways
+        found |= {r"UTMALDG\.4D\.IM2COL\.MULTICAST": 2, r"UTMALDG\.2D\.MULTICAST": 2}
+    if tile.filters * tile.pixels > 1:  # barriers when it begins and ends
+        found |= {"UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}
+    return found

@@ -441,7 +441,11 @@ def short_name(mangled: str) -> str:
             f"{' transformed' if TRANSFORMED in mangled else ''}"
         )
     elif dgrad := dgrad_of(mangled):
-        parts.append(f"128x{dgrad.channels} {dgrad.stages} stages")
+        parts.append(
+            f"128x{dgrad.channels} {dgrad.stages} stages"
+            f"{' shared filters' if dgrad.filters > 1 else ''}"
+            f"{' shared pixels' if dgrad.pixels > 1 else ''}"
+        )
     elif turned := dgrad_window_of(mangled):
         parts.append(f"windows for {turned.pixels} pixels")
     elif by_wgrad := wgrad_name(mangled):

@@ -9,8 +9,9 @@
 #include <cstdint>
 
 #include "../ptx/ptx.h"
-#include "bn_backward_operand.h"
 #include "bn_dgrad_tma.h"
+#include "gradient_mask.h"
+#include "pair.h"
 #include "warpgroup_epilogue.h"
 #include "warpgroup_tile.h"
 
@@ -21,7 +22,6 @@ namespace resnet_fused {
 template <class T>
 class AffineOperand {
   using Rows = StagedTile<Orientation::kPixelsLeft, kStepElements>;
-  using Two = Unit<T, 2>;
   using Floats = Unit<float, 2>;
   static constexpr int kDepth = kStepElements / kProducts;  // channels of an instruction
 
@@ -49,21 +49,20 @@ class AffineOperand {
     const ConvTmaArguments& conv = *conv_;
     const Reduction& reduction = conv.reduction;
     if (!arguments_.dgrad.masked) return;
+    if (at_.c == 0) {  // a tap begins
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const auto h = static_cast<uint32_t>(h_[side] + at_.r * conv.step_h);
-      const auto w = static_cast<uint32_t>(w_[side] + at_.s * conv.step_w);
-      inside_[side] = h < arguments_.height && w < arguments_.width;
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * kProducts; ++i) {
-      const int32_t c = at_.c + static_cast<int32_t>(kDepth / 2 * i + thread_ % 4 * 2);
-      const bool known = c < reduction.channels;
-#pragma unroll
-      for (int row = 0; row < 3; ++row) {
-        const auto* from = reinterpret_cast<const Floats*>(rows_ + row * arguments_.filters + c);
-        coefficients_[i][row] = known ? ptx::load_global_read_only(from) : Floats{};
+      for (int side = 0; side < 2; ++side) {
+        const auto h = static_cast<uint32_t>(h_[side] + at_.r * conv.step_h);
+        const auto w = static_cast<uint32_t>(w_[side] + at_.s * conv.step_w);
+        kept_[side] = h < arguments_.height && w < arguments_.width ? ~0u : 0u;
       }
+    }
+    // Of a whole step no channel is asked whether it exists: a thread's loads lie in fixed places
+    // behind three addresses.
+    if (at_.c + kStepElements <= reduction.channels) {
+      fetch<true>(reduction.channels);
+    } else {
+      fetch<false>(reduction.channels);
     }
     at_.c += kStepElements;
     if (at_.c < reduction.channels) return;
@@ -87,21 +86,38 @@ class AffineOperand {
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
         const Floats(&of)[3] = coefficients_[2 * i + m / 2];
-        BackwardRows<2> coefficients;
+        float dy[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          coefficients.a[e] = of[0].value[e];
-          coefficients.b[e] = of[1].value[e];
-          coefficients.c[e] = of[2].value[e];
+          const float rest = __builtin_fmaf(of[1].value[e], half_of(words[m], e), of[2].value[e]);
+          dy[e] = __builtin_fmaf(of[0].value[e], half_of(a[i][m], e), rest);
         }
-        auto two = __builtin_bit_cast(Two, a[i][m]);
-        apply_backward(two, __builtin_bit_cast(Two, words[m]), coefficients);
-        a[i][m] = inside_[m % 2] ? __builtin_bit_cast(uint32_t, two) : 0;
+        a[i][m] = narrow_pair<T>(dy[0], dy[1]) & kept_[m % 2];
       }
     }
   }
 
  private:
+  // As words: a half that is its own value costs an instruction more.
+  static RF_DEVICE float half_of(uint32_t word, int half) {
+    return widen(T{static_cast<uint16_t>(word >> (16 * half))});
+  }
+
+  template <bool kWhole>
+  RF_DEVICE void fetch(int32_t channels) {
+    const int32_t first = at_.c + static_cast<int32_t>(thread_ % 4 * 2);
+#pragma unroll
+    for (int row = 0; row < 3; ++row) {
+      const float* const from = rows_ + (row * arguments_.filters + first);
+#pragma unroll
+      for (int i = 0; i < 2 * kProducts; ++i) {
+        const bool known = kWhole || first + kDepth / 2 * i < channels;
+        const auto* const at = reinterpret_cast<const Floats*>(from + kDepth / 2 * i);
+        coefficients_[i][row] = known ? ptx::load_global_read_only(at) : Floats{};
+      }
+    }
+  }
+
   const ConvBnDgradTmaArguments& arguments_;
   uint32_t thread_;
   const ConvTmaArguments* conv_;  // of the tile
@@ -109,7 +125,7 @@ class AffineOperand {
   Column at_;                     // of the step that is fetched next
   int32_t h_[2];                  // of dz, where the first tap of rows g and g + 8 lies
   int32_t w_[2];
-  bool inside_[2];
+  uint32_t kept_[2];  // what of a word of them counts: all, or nothing beside the output
   Floats coefficients_[2 * kProducts][3];
 };
 

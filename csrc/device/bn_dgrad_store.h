@@ -89,7 +89,13 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
       conv.has_residual ? put<true, false>(d) : put<false, false>(d);
     }
     this->send(this->staged_, &conv.out, place, conv.channels);
-    if (arguments_.reduced) measure(phase, tile, place);
+    if (!arguments_.reduced) return;
+    // Of a cluster's tiles the last ones may begin behind the last pixel or channel: nobody counts
+    // them among those that meet.
+    if constexpr (Shape::kSharing > 1) {
+      if (tile.pixels >= arguments_.tiles_that_meet || place.channel >= conv.channels) return;
+    }
+    measure(phase, tile, place);
   }
 
  private:
@@ -162,7 +168,7 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
       ptx::store_global(reduction.partial + row * reduction.channels + first + column,
                         sums_of_column(piece));
     }
-    const auto of_group = static_cast<int32_t>(conv.tiles.of_group.value);
+    const int32_t of_group = (conv.channels + Shape::kChannels - 1) / Shape::kChannels;
     merge_gradient_sums<MergingWarpgroup<kColumns>>(
         reduction, {static_cast<uint32_t>(tile.group * of_group + tile.channels), first, columns},
         row, thread_sums_, this->own_.residual + 2 * kBarrierBytes, this->thread_);

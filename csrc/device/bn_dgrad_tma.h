@@ -19,13 +19,14 @@ struct ConvBnDgradTmaArguments {
   int32_t filters;                  // K, of all groups
   uint32_t height;                  // of dz
   uint32_t width;
+  int32_t tiles_that_meet;      // of a phase's pixels, even where a phase has fewer
   GradientReduction reduction;  // a row of tiles is a warpgroup's, phase after phase
 };
 
 // conv_dgrad's, and behind its staging tiles those of raw, the sums of threads, scale and shift.
-template <int kChannels_, int kStages_>
-struct BnDgradTmaShape : DgradTmaShape<kChannels_, kStages_> {
-  using Base = DgradTmaShape<kChannels_, kStages_>;
+template <int kChannels_, int kStages_, int kFilterSharing_ = 1, int kPixelSharing_ = 1>
+struct BnDgradTmaShape : DgradTmaShape<kChannels_, kStages_, kFilterSharing_, kPixelSharing_> {
+  using Base = DgradTmaShape<kChannels_, kStages_, kFilterSharing_, kPixelSharing_>;
   static constexpr int kRawAt = Base::kRingAt;
   static constexpr int kThreadSumsAt = kRawAt + kConsumers * Base::kStagingBytes;
   static constexpr int kThreadSumsBytes = kWarpgroupThreads * 16 * 4;  // two of eight channels
@@ -33,7 +34,7 @@ struct BnDgradTmaShape : DgradTmaShape<kChannels_, kStages_> {
   static constexpr int kVectorsBytes = Base::kChannels * 2 * 4;
   static constexpr int kRingAt = kVectorsAt + kConsumers * kVectorsBytes;
   // Of each consumer one for the shortcut and one for raw, and a word.
-  static constexpr int kOwnAt = kRingAt + ring_bytes(Base::kStages);
+  static constexpr int kOwnAt = kRingAt + Base::kRingBytes;
   static constexpr int kOwnBytes = 4 * kBarrierBytes;
   static constexpr int kSharedBytes = kOwnAt + kConsumers * kOwnBytes;
   static_assert(kSharedBytes <= kMostSharedBytes);

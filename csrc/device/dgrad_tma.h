@@ -87,12 +87,17 @@ class PhasedWalk : public BlockWalk {
 };
 
 // Pixels on the left, which threads turn in registers on their way into the products; of the right
-// side, filters as they lie, boxes of 64 input channels.
-template <int kChannels_, int kStages_>
+// side, filters as they lie, boxes of 64 input channels. Blocks of a cluster share what they read
+// as those of WarpgroupShape do: filters in whole boxes, pixels in whole patterns of the swizzle;
+// their ring is turned_ring.h's.
+template <int kChannels_, int kStages_, int kFilterSharing_ = 1, int kPixelSharing_ = 1>
 struct DgradTmaShape {
   static constexpr bool kPixelsLeft = true;
   static constexpr bool kTogether = true;
-  static constexpr int kSharing = 1;
+  static constexpr bool kTurned = true;
+  static constexpr int kFilterSharing = kFilterSharing_;
+  static constexpr int kPixelSharing = kPixelSharing_;
+  static constexpr int kSharing = kFilterSharing * kPixelSharing;  // blocks of a cluster
   static constexpr int kPixels = kConsumers * kWarpgroupRows;
   static constexpr int kChannels = kChannels_;
   static constexpr int kStages = kStages_;
@@ -101,6 +106,13 @@ struct DgradTmaShape {
   static constexpr int kStoredPixels = kWarpgroupRows;
   static_assert(kColumns % kStepElements == 0 && kColumns <= 256);
   static_assert(kStages >= 2, "one step in use, one arriving");
+
+  // What a block asks for of a step: boxes of filters, rows of pixels.
+  static constexpr int kBoxes = kChannels / kStepElements;
+  static constexpr int kFilterBoxes = kBoxes / kFilterSharing;
+  static constexpr int kPixelPart = kPixels / kPixelSharing;
+  static_assert(kFilterBoxes * kFilterSharing == kBoxes);
+  static_assert(kPixelPart * kStepRowBytes % kTileAlignment == 0);
 
   // From a multiple of 1024: the stages, each dy, y and the filters; a staging tile for each
   // consumer; the ring's barriers.
@@ -113,7 +125,8 @@ struct DgradTmaShape {
   static constexpr int kStagingAt = kStages * kStageBytes;
   static constexpr int kStagingBytes = kColumns * kStepRowBytes;
   static constexpr int kRingAt = kStagingAt + kConsumers * kStagingBytes;
-  static constexpr int kSharedBytes = kRingAt + ring_bytes(kStages);
+  static constexpr int kRingBytes = (kSharing > 1 ? 2 : 1) * ring_bytes(kStages);
+  static constexpr int kSharedBytes = kRingAt + kRingBytes;
   static_assert(kStageBytes % kTileAlignment == 0);
   static_assert(kSharedBytes <= kMostSharedBytes);
 };

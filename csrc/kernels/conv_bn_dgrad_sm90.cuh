@@ -30,12 +30,13 @@ RF_DEVICE void consume_bn_gradients(const ConvBnDgradTmaArguments& arguments,
   RingPlace<Shape::kStages> at;
   float d[Shape::kColumns / 2];
   for (; !walk.done(); walk.next()) {
-    const TmaTile tile = walk.tile();
+    const TmaTile tile = own_tile<Shape>(walk);
     const PhasePlace place = place_of<Shape>(walk, row, arguments.dgrad.apart);
     const ConvTmaArguments& conv = walk.convolution();
     left.start(conv, place);
-    sum_turned<T, Shape>(d, ring, at, shared, row * kStepRowBytes, conv.steps, thread % 32 == 0,
-                         left, [&] { store.begin(walk.phase(), place); });
+    sum_turned<T, Shape>(d, ring, at, shared, row * kStepRowBytes, conv.steps,
+                         thread % 32 < Shape::kFilterSharing, left,
+                         [&] { store.begin(walk.phase(), place); });
     store.finish(d, walk.phase(), tile, place);
   }
   store.end();

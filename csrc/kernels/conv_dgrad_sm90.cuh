@@ -4,7 +4,8 @@
 //
 // M: input pixels of one phase of the stride, N: input channels of a group, reduction: the phase's
 // taps and the group's output channels.
-// A block stays for many tiles. One thread asks for steps of 64 channels of one tap: of dy, of y,
+// A block stays for many tiles; those of a cluster for neighbouring ones, of which each asks for a
+// part of what all read. One thread asks for steps of 64 channels of one tap: of dy, of y,
 // whose zeros beside the image let nothing pass, and of the filters, which are read across. Two
 // warpgroups turn dy in registers, each its 64 rows, and multiply; while one turns a step the
 // products of its last one and of the other run.
@@ -18,6 +19,7 @@
 #include "../device/phase_place.h"
 #include "../device/tap_steps.h"
 #include "../device/turned_products.h"
+#include "../device/turned_ring.h"
 #include "../device/warpgroup_epilogue.h"
 #include "../device/warpgroup_roles.h"
 #include "../device/warpgroup_tile.h"
@@ -40,18 +42,34 @@ class DgradSteps : public TapSteps<T, Shape, PhasedWalk> {
     return Shape::kStageBytes - (masked_ ? 0 : Shape::kPixelBytes);
   }
 
-  RF_DEVICE void load(ptx::SharedAddress stage, ptx::SharedAddress full) const {
-    const Column& at = this->column_;
+  RF_DEVICE void load_pixels(ptx::SharedAddress stage, ptx::SharedAddress full) const {
     const DgradPhase& phase = this->walk_.told();
     this->load_taps(&phase.conv.x, stage + Shape::kPixelsAt, full);
     if (masked_) this->load_taps(&phase.y, stage + Shape::kMaskAt, full);
+  }
+  RF_DEVICE void load_filters(ptx::SharedAddress stage, ptx::SharedAddress full) const {
+    const Column& at = this->column_;
+    const DgradPhase& phase = this->walk_.told();
     const int32_t r = phase.taps_h.last - at.r * phase.taps_h.step;
     const int32_t s = phase.taps_w.last - at.s * phase.taps_w.step;
     const int32_t first = this->tile_.channels * Shape::kChannels;
+    const ptx::SharedAddress to = stage + Shape::kFiltersAt;
+    const int32_t element = this->channel_ + at.c;
+    if constexpr (SharedRows<Shape>::kFilters) {
+      const ClusterPlace<Shape> place;
 #pragma unroll 1
-    for (int i = 0; i < Shape::kChannels / kStepElements; ++i) {
-      ptx::tma_load(stage + Shape::kFiltersAt + i * kAcrossBoxBytes, &phase.conv.weight,
-                    {first + i * kStepElements, s, r, this->channel_ + at.c}, full);
+      for (int i = 0; i < Shape::kFilterBoxes; ++i) {
+        const int32_t box = place.pixels * Shape::kFilterBoxes + i;
+        ptx::tma_load_multicast(to + box * kAcrossBoxBytes, &phase.conv.weight,
+                                {first + box * kStepElements, s, r, element}, full,
+                                place.with_its_filters());
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < Shape::kBoxes; ++i) {
+        ptx::tma_load(to + i * kAcrossBoxBytes, &phase.conv.weight,
+                      {first + i * kStepElements, s, r, element}, full);
+      }
     }
   }
 
@@ -104,10 +122,10 @@ RF_DEVICE void sum_turned(float (&d)[Shape::kColumns / 2], const RingOf<Shape>& 
   sum_products<T, Shape>(d, ring, at, shared, places, steps, releases, left, begin);
 }
 
-// A warpgroup's rows of the walk's tile begin at `row`.
+// A warpgroup's rows of the block's tile begin at `row`.
 template <class Shape>
 RF_DEVICE PhasePlace place_of(const PhasedWalk& walk, uint32_t row, bool apart) {
-  const TmaTile tile = walk.tile();
+  const TmaTile tile = own_tile<Shape>(walk);
   return phase_place({tile.channels * Shape::kChannels, tile.group,
                       tile.pixels * Shape::kPixels + static_cast<int32_t>(row)},
                      walk.convolution(), apart);
@@ -130,11 +148,43 @@ RF_DEVICE void consume_gradients(const ConvDgradTmaArguments& arguments, const R
     const ConvTmaArguments& conv = walk.convolution();
     const PhasePlace place = place_of<Shape>(walk, row, arguments.apart);
     left.start(place.group);
-    sum_turned<T, Shape>(d, ring, at, shared, row * kStepRowBytes, conv.steps, thread % 32 == 0,
-                         left, [&] { store.begin(); });
+    sum_turned<T, Shape>(d, ring, at, shared, row * kStepRowBytes, conv.steps,
+                         thread % 32 < Shape::kFilterSharing, left, [&] { store.begin(); });
     store.finish(d, &conv.out, place, conv.channels);
   }
   store.end();
+}
+
+// The producer's steps, of all tiles.
+template <class T, class Shape>
+RF_DEVICE void produce_gradients(const ConvDgradTmaArguments& arguments, const RingOf<Shape>& ring,
+                                 ptx::SharedAddress shared, const PhasedWalk& walk) {
+  const auto stage_of = [&](const RingPlace<Shape::kStages>& at) {
+    return shared + at.stage * Shape::kStageBytes;
+  };
+  RingPlace<Shape::kStages> at;
+  DgradSteps<T, Shape> steps(arguments, walk);
+  if constexpr (Shape::kSharing == 1) {
+    for (; !steps.done(); steps.next(), at.next()) {
+      ring.acquire(at, steps.bytes());
+      steps.load_pixels(stage_of(at), ring.full(at));
+      steps.load_filters(stage_of(at), ring.full(at));
+    }
+  } else {
+    // A step's pixels have been taken before the products of the step ahead end: what the others
+    // are told of the next stage's comes before the wait for the filters' part of this one.
+    RingPlace<Shape::kStages> next = at;
+    int unused = Shape::kStages;  // stages ahead of `next` that nothing has been in
+    for (; !steps.done(); steps.next()) {
+      at = next;
+      ring.acquire_pixels(at, steps.bytes());
+      steps.load_pixels(stage_of(at), ring.full(at));
+      next.next();
+      if (--unused <= 0) ring.pass(next);
+      ring.acquire_filters(at);
+      steps.load_filters(stage_of(at), ring.full(at));
+    }
+  }
 }
 
 // A block's life: barriers, a thread that asks, warpgroups that multiply. prepare(): what one
@@ -143,8 +193,11 @@ template <class T, class Shape, class Prepare, class Consume>
 RF_DEVICE void run_gradients(const ConvDgradTmaArguments& arguments, ptx::SharedAddress shared,
                              const Prepare& prepare, const Consume& consume) {
   const RingOf<Shape> ring{shared + Shape::kRingAt};
-  const PhasedWalk walk(arguments, static_cast<int32_t>(blockIdx.x),
-                        static_cast<int32_t>(gridDim.x));
+  // Each role makes its own: of one for all ptxas would keep registers in all of them.
+  const auto walk = [&] {
+    return PhasedWalk(arguments, static_cast<int32_t>(blockIdx.x / Shape::kSharing),
+                      static_cast<int32_t>(gridDim.x / Shape::kSharing));
+  };
   if (threadIdx.x == 0) {
     ptx::tma_prefetch(&arguments.phases[0].conv.weight);
     for (int i = 0; i < arguments.count; ++i) {
@@ -158,16 +211,15 @@ RF_DEVICE void run_gradients(const ConvDgradTmaArguments& arguments, ptx::Shared
     prepare();
     ptx::fence_mbarrier_init();
   }
-  ptx::sync_threads();
-  take_roles(
-      [&] {
-        RingPlace<Shape::kStages> at;
-        for (DgradSteps<T, Shape> steps(arguments, walk); !steps.done(); steps.next(), at.next()) {
-          ring.acquire(at, steps.bytes());
-          steps.load(shared + at.stage * Shape::kStageBytes, ring.full(at));
-        }
-      },
-      [&](uint32_t consumer, uint32_t thread) { consume(ring, walk, consumer, thread); });
+  if constexpr (Shape::kSharing > 1) {
+    ptx::cluster_sync();  // nothing is copied to the others before their barriers are there
+  } else {
+    ptx::sync_threads();
+  }
+  take_roles([&] { produce_gradients<T, Shape>(arguments, ring, shared, walk()); },
+             [&](uint32_t consumer, uint32_t thread) { consume(ring, walk(), consumer, thread); });
+  // None ends while others tell it what they have read.
+  if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
 }
 
 #endif

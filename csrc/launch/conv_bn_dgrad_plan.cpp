@@ -16,8 +16,11 @@ namespace {
 using BnDgradTable =
     GradientTable<BnDgradWideTiles, BnDgradNarrowTiles, true, kBnDgradFloatColumns>;
 
-// By wgmma, of two elements of dz, with what loads them; of coefficients beside them nothing.
-constexpr double kTurnPairInstructions = 14;
+// By wgmma, of two elements of dz, with what loads them and a step's coefficients, and asks for its
+// products (counted in what ptxas 13.0 makes: 290 of a warp, that has 16 pairs a thread). Those
+// coefficients are 24 loads.
+constexpr double kTurnPairInstructions = 18;
+constexpr double kCoefficientLoads = 24;
 // The same in a window, with the bits that say what lies beside an image.
 constexpr double kWindowPairInstructions = 15;
 
@@ -49,7 +52,8 @@ struct BnDgradChooser : DgradChooser<BnDgradTable> {
                 int32_t index, int64_t images) const {
     if (tile.tma == 0) return DgradChooser::cycles(tile, product, splits, index, images);
     const double turning = by_windows(tile) ? kWindowPairInstructions : kTurnPairInstructions;
-    const DgradWork work{reads_y, reads_y ? turning : 0, product.finishing, product.ends};
+    const double loads = by_windows(tile) || !reads_y ? 0 : kCoefficientLoads;
+    const DgradWork work{reads_y, reads_y ? turning : 0, product.finishing, product.ends, loads};
     if (by_windows(tile)) {
       return bn_dgrad_window_cost(whole, index - kFirstBnDgradWindow, work, images, gpu);
     }

@@ -65,9 +65,11 @@ int run_conv_bn_dgrad_tma(const RfConvBnDgrad& problem, const RfConvPlan& plan, 
   const OutputSize size = output_size(conv);
   arguments.height = static_cast<uint32_t>(size.p);
   arguments.width = static_cast<uint32_t>(size.q);
+  const PhaseSize phase = phase_size(conv);
+  arguments.tiles_that_meet = narrowed(divide_up(images * phase.rows * phase.columns, tile.pixels));
   arguments.reduction = gradient_reduction(problem, layout, plan, workspace, first);
   const ClearedCounters counters{workspace, first == 0 ? layout.counted : 0};
-  const int32_t blocks = dgrad_tma_grid(arguments.dgrad, plan);
+  const int32_t blocks = dgrad_tma_grid(arguments.dgrad, tile, plan);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(conv.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_bn_dgrad_tma_float16 : launch_conv_bn_dgrad_tma_bfloat16;

@@ -18,8 +18,15 @@ int launch_conv_bn_dgrad_tma(const ConvBnDgradTmaArguments& arguments,
     if (error != cudaSuccess) return error;
   }
   return BnDgradTmaTiles::with(index, [&]<class Shape>() -> int {
-    return RF_LAUNCH((conv_bn_dgrad_tma_kernel<T, Shape>), dim3(static_cast<uint32_t>(blocks)),
-                     dim3(kWarpgroupBlockThreads), Shape::kSharedBytes, to, arguments);
+    const dim3 grid(static_cast<uint32_t>(blocks));
+    if constexpr (Shape::kSharing > 1) {
+      return RF_LAUNCH_CLUSTERS((conv_bn_dgrad_tma_kernel<T, Shape>), grid,
+                                dim3(kWarpgroupBlockThreads), dim3(Shape::kSharing),
+                                Shape::kSharedBytes, to, arguments);
+    } else {
+      return RF_LAUNCH((conv_bn_dgrad_tma_kernel<T, Shape>), grid, dim3(kWarpgroupBlockThreads),
+                       Shape::kSharedBytes, to, arguments);
+    }
   });
 }
 

@@ -6,10 +6,14 @@
 
 namespace resnet_fused {
 
-// Input channels, stages, by 128 pixels. Beside 256 channels raw's staging tiles would not fit.
-using BnDgradTmaTiles = TileList<  //
-    BnDgradTmaShape<128, 3>,       // 128 channels and more
-    BnDgradTmaShape<64, 4>>;       // 64 channels, small batches
+// Input channels, stages, by 128 pixels; blocks that share filters, and pixels. Beside 256 channels
+// raw's staging tiles would not fit.
+using BnDgradTmaTiles = TileList<   //
+    BnDgradTmaShape<128, 3>,        // 128 channels and more
+    BnDgradTmaShape<64, 4>,         // 64 channels, small batches
+    BnDgradTmaShape<128, 3, 1, 2>,  // 256 channels and more, deep reductions
+    BnDgradTmaShape<128, 3, 2, 1>,  // 128 channels, likewise
+    BnDgradTmaShape<64, 4, 1, 2>>;  // the last stage, few images
 
 constexpr int kFirstBnDgradTma = BnDgradWideTiles::kSize + BnDgradNarrowTiles::kSize;
 

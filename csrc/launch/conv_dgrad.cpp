@@ -17,6 +17,7 @@ constexpr DgradNames kNames{"dy", "scale"};
 // Instructions that two elements of dy take until they are an operand: to be loaded with y's,
 // widened, scaled, compared and packed.
 constexpr double kTurnInstructions = 14;
+constexpr double kScaleLoads = 8;  // of a warp and step, in pairs
 
 const std::vector<DgradTmaEntry>& tma_table() { return dgrad_tma_table<DgradTmaTiles>(); }
 TmaTileFacts tma_tile_at(int32_t index) {
@@ -40,8 +41,8 @@ struct ConvDgradChooser : DgradChooser<DgradTable> {
   double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
                 int32_t index, int64_t images) const {
     if (tile.tma == 0) return DgradChooser::cycles(tile, product, splits, index, images);
-    return dgrad_tma_cost(problem, tma_tile_at(index), {reads_y, kTurnInstructions, 0, 1}, images,
-                          gpu);
+    return dgrad_tma_cost(problem, tma_tile_at(index),
+                          {reads_y, kTurnInstructions, 0, 1, kScaleLoads}, images, gpu);
   }
   int64_t blocks(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
                  int32_t index, int64_t images) const {

@@ -14,7 +14,7 @@ int run_conv_dgrad_tma(const RfConvGradient& problem, const RfConvPlan& plan, in
   const int error = dgrad_tma_arguments(problem, tile, problem.y != nullptr, first, images,
                                         plan.blocks, &arguments);
   if (error != 0) return error;
-  const int32_t blocks = dgrad_tma_grid(arguments, plan);
+  const int32_t blocks = dgrad_tma_grid(arguments, tile, plan);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(problem.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_dgrad_tma_float16 : launch_conv_dgrad_tma_bfloat16;

@@ -12,9 +12,16 @@ template <class T>
 int launch_conv_dgrad_tma(const ConvDgradTmaArguments& arguments, int index, int32_t blocks,
                           void* stream) {
   return DgradTmaTiles::with(index, [&]<class Shape>() -> int {
-    return RF_LAUNCH((conv_dgrad_tma_kernel<T, Shape>), dim3(static_cast<uint32_t>(blocks)),
-                     dim3(kWarpgroupBlockThreads), Shape::kSharedBytes,
-                     static_cast<cudaStream_t>(stream), arguments);
+    const dim3 grid(static_cast<uint32_t>(blocks));
+    const auto to = static_cast<cudaStream_t>(stream);
+    if constexpr (Shape::kSharing > 1) {
+      return RF_LAUNCH_CLUSTERS((conv_dgrad_tma_kernel<T, Shape>), grid,
+                                dim3(kWarpgroupBlockThreads), dim3(Shape::kSharing),
+                                Shape::kSharedBytes, to, arguments);
+    } else {
+      return RF_LAUNCH((conv_dgrad_tma_kernel<T, Shape>), grid, dim3(kWarpgroupBlockThreads),
+                       Shape::kSharedBytes, to, arguments);
+    }
   });
 }
 

@@ -54,10 +54,11 @@ TensorMapRequest phase_walk_request(const RfConvGradient& problem, const DgradPh
   if (phase_is_dense(problem, phase, tensor)) {
     const int64_t whole[4] = {problem.x_size[0], all[1], all[2], all[3]};
     const int64_t pixel = *pixel_step(whole, tensor.stride, element_bytes(element));
-    return rows_request(element, tensor.at, all[1], images * size.p * size.q, pixel, tile.pixels);
+    return rows_request(element, tensor.at, all[1], images * size.p * size.q, pixel,
+                        tile.pixels_asked());
   }
   TensorMapRequest request = images_request(element, tensor.at, all, tensor.stride);
-  request.pixels = tile.pixels;
+  request.pixels = tile.pixels_asked();
   request.lower = {phase.w.origin, phase.h.origin};
   request.upper = {narrowed(phase.w.size - size.q + phase.w.origin),
                    narrowed(phase.h.size - size.p + phase.h.origin)};

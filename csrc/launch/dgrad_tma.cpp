@@ -18,8 +18,9 @@ int64_t tiles_of_phase(const RfConvGradient& problem, const TmaTileFacts& tile, 
   return tma_tiles(convolution_of(problem), tile, images * size.rows * size.columns);
 }
 
-PhasedTiles phased_tiles(int64_t each, int64_t phases, int64_t of_pixels, int64_t blocks) {
-  const int64_t run = std::min(each, divide_up(blocks, of_pixels) * of_pixels);
+// Of so many clusters, in tiles as wide as theirs.
+PhasedTiles phased_tiles(int64_t each, int64_t phases, int64_t of_pixels, int64_t clusters) {
+  const int64_t run = std::min(each, divide_up(clusters, of_pixels) * of_pixels);
   const int64_t last = each % run;
   return {narrowed(each * phases), narrowed(each / run), make_divisor(narrowed(run * phases)),
           make_divisor(narrowed(run)), make_divisor(narrowed(last > 0 ? last : run))};
@@ -147,17 +148,20 @@ std::string dgrad_tma_fault(const RfConvGradient& problem, const TmaTileFacts& t
 }
 
 // Tiles of the phases ahead have most taps, so that the first block has most tiles of each number
-// of taps, and is the last one to end.
+// of taps, and is the last one to end. L2 is asked once for what blocks of a cluster share.
 double dgrad_tma_cost(const RfConvGradient& problem, const TmaTileFacts& tile,
                       const DgradWork& work, int64_t images, const RfGpu& gpu) {
   const int64_t each = tiles_of_phase(problem, tile, images);
-  const int64_t blocks = dgrad_tma_blocks(problem, tile, images, gpu);
+  const int64_t clusters = dgrad_tma_blocks(problem, tile, images, gpu) / tile.sharing;
   const double area = static_cast<double>(tile.pixels) * tile.channels;
   const double left = (work.reads_y ? 2.0 : 1.0) * tile.pixels * kStepRowBytes;
   const double right = static_cast<double>(tile.channels) * kStepRowBytes;
+  const double asked = left / tile.pixel_sharing + right / tile.filter_sharing();
   const double matrix = area * kStepElements / kWarpgroupUnit;
-  // What has come is read once, but filters by each of the warpgroups.
-  const double shared = (2 * left + (1 + kConsumers) * right) / kSharedBytes;
+  // What has come is read once, but filters by each of the warpgroups. A load of channels' values
+  // takes a line of the first-level cache, whose way is shared memory's.
+  const double shared = (2 * left + (1 + kConsumers) * right) / kSharedBytes +
+                        kConsumers * kWarpgroupWarps * work.loads;
   const double turning = tile.pixels * kStepElements / 2 * work.turning / kInstructions;
   const double results = area / kResults + area * work.finishing / kInstructions;
   const double ends = area * work.ends * kTmaElementBytes / kMemoryBytes;
@@ -167,18 +171,21 @@ double dgrad_tma_cost(const RfConvGradient& problem, const TmaTileFacts& tile,
   for (const DgradPhaseFacts& phase : phases_of(problem)) {
     const auto steps = static_cast<double>(of_tap * phase.taps());
     const double multiply = steps * std::max({matrix, shared, turning});
-    const double load = steps * (left + right) / kCacheBytes;
-    const int64_t tiles = divide_up(ahead + each, blocks) - divide_up(ahead, blocks);
+    const double load = steps * asked / kCacheBytes;
+    const int64_t tiles = divide_up(ahead + each, clusters) - divide_up(ahead, clusters);
     cycles += static_cast<double>(tiles) * std::max({multiply + results, load, ends});
     ahead += each;
   }
-  return cycles + results + 2 * kLatency;
+  const double meetings = tile.sharing > 1 ? 2 * kClusterMeeting : 0;
+  return cycles + results + meetings + 2 * kLatency;
 }
 
 int64_t dgrad_tma_blocks(const RfConvGradient& problem, const TmaTileFacts& tile, int64_t images,
                          const RfGpu& gpu) {
   const auto phases = static_cast<int64_t>(phases_of(problem).size());
-  return std::min<int64_t>(tiles_of_phase(problem, tile, images) * phases, gpu.multiprocessors);
+  const int64_t clusters =
+      std::max<int64_t>(1, cluster_multiprocessors(tile.sharing, gpu) / tile.sharing);
+  return tile.sharing * std::min(tiles_of_phase(problem, tile, images) * phases, clusters);
 }
 
 int dgrad_tma_arguments(const RfConvGradient& problem, const TmaTileFacts& tile, bool reads_y,
@@ -220,8 +227,9 @@ int dgrad_tma_arguments(const RfConvGradient& problem, const TmaTileFacts& tile,
                                   images, &phase.conv.out);
     }
   }
-  made->tiles = phased_tiles(tiles_of_phase(problem, tile, images), made->count,
-                             int64_t{made->phases[0].conv.tiles.of_pixels.value}, blocks);
+  made->tiles =
+      phased_tiles(tiles_of_phase(problem, tile, images), made->count,
+                   int64_t{made->phases[0].conv.tiles.of_pixels.value}, blocks / tile.sharing);
   return error;
 }
 

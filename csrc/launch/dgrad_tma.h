@@ -55,6 +55,7 @@ struct DgradWork {
   double turning;    // instructions that two elements of dy take until they are an operand
   double finishing;  // that an element of the result takes beside its rounding
   double ends;       // elements that a tile reads and writes at its end, for each of the result's
+  double loads = 0;  // of channels' values, that a warp makes a step by wgmma
 };
 // What an op calls dy, and what it is multiplied by.
 struct DgradNames {
@@ -66,7 +67,7 @@ struct DgradNames {
 std::string dgrad_tma_fault(const RfConvGradient& problem, const TmaTileFacts& tile,
                             const DgradNames& names, bool reads_y, int64_t images);
 
-// Of one launch over so many images: predicted cycles, and its blocks.
+// Of one launch over so many images: predicted cycles, and its blocks, whole clusters.
 double dgrad_tma_cost(const RfConvGradient& problem, const TmaTileFacts& tile,
                       const DgradWork& work, int64_t images, const RfGpu& gpu);
 int64_t dgrad_tma_blocks(const RfConvGradient& problem, const TmaTileFacts& tile, int64_t images,
@@ -86,9 +87,10 @@ int encode_dgrad_output(const RfConvGradient& problem, const DgradPhaseFacts& ph
 int dgrad_tma_arguments(const RfConvGradient& problem, const TmaTileFacts& tile, bool reads_y,
                         int64_t first, int64_t images, int64_t blocks, ConvDgradTmaArguments* made);
 
-// The blocks of that launch.
-inline int32_t dgrad_tma_grid(const ConvDgradTmaArguments& arguments, const RfConvPlan& plan) {
-  return static_cast<int32_t>(std::min(int64_t{arguments.tiles.count}, plan.blocks));
+// The blocks of that launch, whole clusters.
+inline int32_t dgrad_tma_grid(const ConvDgradTmaArguments& arguments, const TmaTileFacts& tile,
+                              const RfConvPlan& plan) {
+  return static_cast<int32_t>(std::min(int64_t{arguments.tiles.count} * tile.sharing, plan.blocks));
 }
 
 }  // namespace resnet_fused

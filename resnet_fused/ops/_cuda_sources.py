@@ -112,6 +112,7 @@ _DGRADS = (
     "csrc/device/masked_operand.h",
     "csrc/device/phase_place.h",
     "csrc/device/split_reduction.h",
+    "csrc/device/turned_ring.h",
     "csrc/kernels/conv_dgrad_sm90.cuh",
     "csrc/launch/dgrad_phases.cpp",
     "csrc/launch/dgrad_phases.h",
