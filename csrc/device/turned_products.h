@@ -23,13 +23,15 @@ struct StagePlaces {
 // One tile's sums. `left` makes the left operand of each step; of two steps' the one lies in
 // registers that the products still read. `begin` is called while the first step's products run.
 // Where the right side is transformed, the left one, which is not, is made meanwhile; and a stage
-// is free when its products are done, and not when the next one's have begun.
+// is free when its products are done, and not when the next one's have begun. A ring whose left
+// side is free on its own is told when that has been taken.
 template <class T, class Shape, class Operand, class Begin>
 RF_DEVICE void sum_products(float (&d)[Shape::kColumns / 2], const RingOf<Shape>& ring,
                             RingPlace<Shape::kStages>& at, ptx::SharedAddress shared,
                             const StagePlaces& places, int steps, bool releases, Operand& left,
                             const Begin& begin) {
   constexpr bool kTransforms = requires { ring.transformed(at); };
+  constexpr bool kTakes = requires { ring.taken(at); };
   uint32_t a[2][kProducts][4];
   RingPlace<Shape::kStages> before = at;
   ptx::wgmma_pin(d);
@@ -46,6 +48,7 @@ RF_DEVICE void sum_products(float (&d)[Shape::kColumns / 2], const RingOf<Shape>
       }
       const ptx::SharedAddress stage = shared + at.stage * Shape::kStageBytes;
       left.make(a[half], stage + places.left, stage + places.mask);
+      if constexpr (kTakes) ring.taken(at);
 #pragma unroll
       for (int i = 0; i < kProducts; ++i) ptx::wgmma_pin(a[half][i]);
       if constexpr (kTransforms) {
