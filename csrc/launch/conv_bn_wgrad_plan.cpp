@@ -44,8 +44,8 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
     if (tile.tma != 0) {
       const std::string found = unfit_for_tma("dz");
       if (!found.empty() || read.normed == 0) return found;
-      if (shares(index)) return kNoNormForSeveral;
-      return norm_fault(problem.weight_size[1], read.norm);
+      const std::string fault = norm_fault(problem.weight_size[1], read.norm);
+      return fault.empty() && shares(index) ? kNoNormForSeveral : fault;
     }
     if (tile.image == 0) {
       const std::string found = GradientChooser::unfit(tile, product, index, images);
