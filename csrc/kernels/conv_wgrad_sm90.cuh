@@ -7,6 +7,7 @@
 // boxes of 64 output channels, of x a box for each 64 input channels of a tap of the tile. Two
 // warpgroups take dy into registers, masked, and multiply it by x as it lies. Each block leaves the
 // sums of its part of the pixels in a workspace; the kernel in conv_wgrad_merge_sm80.cuh adds them.
+// Blocks of a cluster may bring one another what they read (wgrad_cluster.h).
 #pragma once
 
 #include <cstdint>
