@@ -26,7 +26,9 @@ from resnet_fused.ops import _cuda_wgrad_checks
 
 pytestmark = pytest.mark.emulated
 
-CONFIGURATIONS = 6
+CONFIGURATIONS = 9
+"""Of which the last ones are clusters that share what they read."""
+ALONE = 6
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
 
 CASES = (
@@ -179,8 +181,10 @@ def test_first_convolutions_and_projections_take_them_at_a_full_batch():
         tile = configurations()[made["configuration"]]
         assert tile["tma"] == (case.c % 8 == 0), (case.name, made["why"])
         assert "no TMA" not in made["why"] or not tile["tma"]
-        # 3x3 of stride 1 go by windows.
-        assert tile["window"] == (case.r == 3 and case.stride == (1, 1)), (case.name, made["why"])
+        # 3x3 of stride 1 go by windows, but where clusters share what few pixels ask for.
+        if case.h > 7:
+            run = case.r == 3 and case.stride == (1, 1)
+            assert tile["window"] == run, (case.name, made["why"])
 
 
 def test_pixels_that_do_not_follow_one_another():
@@ -197,7 +201,8 @@ def test_pixels_that_do_not_follow_one_another():
         got, report = call(case, given._replace(**moved), configuration=index, splits=2)
         require(case, given, got)
         used = {site["instruction"] for site in report["sites"]}
-        assert "cp.async.bulk.tensor.im2col" in used and "cp.async.bulk.tensor.tile" not in used
+        assert any("tensor.im2col" in one for one in used)
+        assert not any("tensor.tile" in one for one in used)
     askew = given._replace(dz=moved["dz"], y=lay_out(given.y, "nhwc"))
     with pytest.raises(ValueError, match="y: its pixels do not lie as dz's do"):
         call(case, askew, configuration=index_of(0), splits=1)

@@ -27,11 +27,14 @@ OP = "conv_bn_wgrad"
 # the output channels.
 TAPS = ConvCase("taps", 4, 72, 26, 24, 72, 3, 3, (2, 1), (1, 1))
 DENSE = ConvCase("dense", 3, 72, 17, 17, 136)
+# Two tiles along each side, for clusters.
+WIDE = ConvCase("wide", 3, 264, 17, 17, 136)
 WAYS = (
     ("tma_64x128_6s", TAPS, False),
     ("tma_128x64_5s", DENSE, False),
     ("tma_64x128_6s", TAPS, True),
     ("tma_128x64_5s", DENSE, True),
+    ("tma_128x256_3s_2d_2x", WIDE, False),
 )
 FILES = {
     "affine_channels.h",
@@ -43,6 +46,7 @@ FILES = {
     "turned_products.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
+    "wgrad_cluster.h",
     "wgrad_parts.h",
     "wgrad_steps.h",
 }

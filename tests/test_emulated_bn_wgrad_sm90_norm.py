@@ -9,7 +9,8 @@ import emulated
 import pytest
 import torch
 from emulated import Schedule
-from test_emulated_bn_wgrad_sm90 import CASES, CONFIGURATIONS, NAMED, every, index_of, tiles
+from test_emulated_bn_wgrad_sm90 import ALONE, CASES, NAMED, index_of
+from test_emulated_bn_wgrad_sm90 import tiles as all_tiles
 from test_emulated_wgrad import (
     call,
     configurations,
@@ -28,6 +29,14 @@ from resnet_fused.ops import _cuda_wgrad_checks
 pytestmark = pytest.mark.emulated
 
 DTYPES = (torch.bfloat16, torch.float16)
+every = pytest.mark.parametrize("place", range(ALONE))
+
+
+def tiles() -> dict[int, dict]:
+    """Those that read through a BatchNorm."""
+    return dict(list(all_tiles().items())[:ALONE])
+
+
 MORE = (
     *CASES,
     # A filter that leaves the image by more than one tap, of a box for each; without padding.
@@ -42,7 +51,7 @@ def test_every_bit_is_right(place, case):
     """On integers; dtypes, prologue, schedule and splits change from case to case. Padding taken
     for relu(shift) would show, and so would what lies behind the last channel: norm's mean is NaN.
     """
-    number = MORE.index(case) * CONFIGURATIONS + place
+    number = MORE.index(case) * ALONE + place
     dtype = DTYPES[number % 2]
     given = exact(case, dtype, affine=number % 5 != 0)
     assert given.norm[2:].isnan().all()
@@ -186,8 +195,14 @@ def test_what_threads_cannot_load_is_refused_in_words():
             planned(grouped, configuration=index)
         with pytest.raises(ValueError, match="norm: address is not a multiple of 16"):
             planned(case, configuration=index, norm=4100)
-    assert planned(grouped)["configuration"] not in tiles()
+    assert planned(grouped)["configuration"] not in all_tiles()
     assert "no TMA: norm: 12 channels" in planned(grouped)["why"]
+
+
+def test_blocks_that_share_x_are_refused_in_words():
+    for index in set(all_tiles()) - set(tiles()):
+        with pytest.raises(ValueError, match="norm: blocks that share x read it as it is"):
+            planned(NAMED["1x1"], configuration=index)
 
 
 def test_which_layers_they_serve():

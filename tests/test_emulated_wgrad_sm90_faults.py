@@ -21,6 +21,10 @@ WAYS = (
     ("tma_64x128_6s", ConvCase("taps", 4, 72, 26, 24, 72, 3, 3, (2, 1), (1, 1))),
     ("tma_128x64_5s", ConvCase("dense", 3, 72, 17, 17, 136)),
     ("tma_128x128_4s", ConvCase("plain", 3, 136, 15, 15, 136, act="none")),
+    # Clusters that share dy and y, x, or both; the last one of pixels that are gathered.
+    ("tma_128x256_3s_2d", ConvCase("left", 3, 264, 17, 17, 72)),
+    ("tma_128x256_3s_2x", ConvCase("right", 3, 72, 17, 17, 136)),
+    ("tma_128x256_3s_2d_2x", ConvCase("both", 4, 72, 26, 24, 136, 3, 3, (2, 1), (1, 1))),
 )
 # What the maps, the plan and the launch do is the host's; here is what the kernel is made of.
 FILES = {
@@ -30,6 +34,7 @@ FILES = {
     "turned_products.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
+    "wgrad_cluster.h",
     "wgrad_parts.h",
     "wgrad_steps.h",
 }
@@ -60,6 +65,11 @@ def test_every_file_takes_part_with_what_it_is_made_of():
         ("wgmma.b", "chunk_off"), ("wgmma.wait_group", "wait_one_fewer"), ("bar.sync 0", "skip"),
         ("cp.async.bulk.tensor.im2col", "coordinate_off"),
         ("cp.async.bulk.tensor.tile", "coordinate_off"),
+        ("mbarrier.arrive.cluster", "skip"), ("mbarrier.try_wait.parity.cluster", "skip"),
+        ("mbarrier.arrive.relaxed.cluster", "skip"), ("mapa", "wrong_lane"),
+        ("mbarrier.try_wait.parity.relaxed", "skip"), ("barrier.cluster.arrive", "skip"),
+        ("cp.async.bulk.tensor.im2col.multicast", "coordinate_off"),
+        ("cp.async.bulk.tensor.tile.multicast", "coordinate_off"),
     ):  # fmt: skip
         assert wanted in planted, wanted
     assert len(found()) > 50

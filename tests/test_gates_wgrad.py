@@ -84,6 +84,63 @@ def test_what_is_transformed_is_held_to_more(instruction):
     assert len(rules.Kernel(NORMED, "90a", 168, instructions=counts).failures()) == 1
 
 
+SHARED = NAME.replace(
+    "NS_13WgradTmaShapeILi64ELi384ELi3EEEEE",
+    "NS_16SharedWgradShapeINS_13WgradTmaShapeILi128ELi256ELi3EEELi2ELi2EEEEE",
+)
+SHARED_CODE = {key: count for key, count in CODE.items() if "HGMMA" not in key} | {
+    "HGMMA.64x256x16.F32.BF16": 8, "STG.E.128": 32, "UTMALDG.2D": 0, "UTMALDG.4D.IM2COL": 0,
+    "UTMALDG.2D.MULTICAST": 3, "UTMALDG.4D.IM2COL.MULTICAST": 3, "UCGABAR_ARV": 2,
+    "SYNCS.ARRIVE.TRANS64.RED.A1T0": 4, "MEMBAR.ALL.GPU": 3,
+}  # fmt: skip
+
+
+def test_clusters_are_read_from_their_name():
+    tile = wgrad_of(SHARED)
+    assert tile is not None and (tile.left, tile.right, tile.shares) == (2, 2, True)
+    # Stages of 2 x 16 KB and 32 KB, four barriers each.
+    assert tile.shared == 3 * (65536 + 32)
+    assert rules.short_name(SHARED).endswith("<BFloat16, 128x256 3 stages 2 share dy, 2 x>")
+    alone = wgrad_of(NAME)
+    assert alone is not None and not alone.shares
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (SHARED, {}),
+        (
+            SHARED.replace("ELi2ELi2E", "ELi2ELi1E"),
+            {
+                "UTMALDG.2D": 1, "UTMALDG.4D.IM2COL": 1, "UTMALDG.2D.MULTICAST": 2,
+                "UTMALDG.4D.IM2COL.MULTICAST": 2, "SYNCS.ARRIVE.TRANS64.RED.A1T0": 1,
+            },
+        ),
+        (
+            SHARED.replace("ELi2ELi2E", "ELi1ELi2E"),
+            {
+                "UTMALDG.2D": 2, "UTMALDG.4D.IM2COL": 2, "UTMALDG.2D.MULTICAST": 1,
+                "UTMALDG.4D.IM2COL.MULTICAST": 1, "SYNCS.ARRIVE.TRANS64.RED.A1T0": 3,
+                "MEMBAR.ALL.GPU": 2,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_clusters_are_held_to_what_they_share(name, changes):
+    counts = SHARED_CODE | changes
+    assert rules.Kernel(name, "90a", 168, instructions=counts).failures() == []
+    # Copies for one block alone, readers that tell nobody, a fence of each reader.
+    for planted in (
+        {"UTMALDG.2D.MULTICAST": 0, "UTMALDG.2D": 3},
+        {"UTMALDG.4D.IM2COL.MULTICAST": 0, "UTMALDG.4D.IM2COL": 3},
+        {"UCGABAR_ARV": 1},
+        {"SYNCS.ARRIVE.TRANS64.RED.A1T0": 0},
+        {"MEMBAR.ALL.GPU": counts["MEMBAR.ALL.GPU"] + 3},
+    ):
+        found = rules.Kernel(name, "90a", 168, instructions=counts | planted).failures()
+        assert len(found) == 1, (planted, found)
+
+
 WINDOW = (
     "_ZN12resnet_fused27conv_bn_wgrad_window_kernelINS_8BFloat16ENS_16WgradWindowShapeILi128ELi3EEE"
     "EEvNS_22BnWgradWindowArgumentsE"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import dgrad_by_tma as by_tma
 
@@ -29,6 +30,15 @@ CASES = (
 )
 
 tiles = functools.partial(by_tma.tiles, OP)
+
+
+def sharing(tile: dict) -> tuple[int, int]:
+    """Blocks of a cluster that share dy and y, and that share x, as a configuration's name says."""
+    found = dict.fromkeys("dx", 1)
+    found |= {word[-1]: int(word[:-1]) for word in re.findall(r"(?<=_)\d[dx](?=_|$)", tile["name"])}
+    return found["d"], found["x"]
+
+
 run = functools.partial(by_tma.run, op=OP)
 planned = functools.partial(by_tma.planned, op=OP)
 expected = functools.partial(by_tma.expected, op=OP)

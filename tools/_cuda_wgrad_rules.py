@@ -30,6 +30,13 @@ class WgradTile:
     n: int
     stages: int
     transforms: bool  # x, where it has landed
+    left: int = 1  # blocks of a cluster that share dy and y
+    right: int = 1  # and that share x
+
+    @property
+    def shares(self) -> bool:
+        """Whether it has several."""
+        return self.left * self.right > 1
 
     @property
     def columns(self) -> int:
@@ -39,7 +46,7 @@ class WgradTile:
     @property
     def shared(self) -> int:
         """Bytes of a block: stages of dy, y and x, barriers."""
-        barriers = 16 + 24 * self.transforms  # a ring of its own
+        barriers = 16 + 24 * self.transforms + 16 * self.shares  # a ring of its own, or two more
         return self.stages * ((2 * self.m + self.n) * ROW_BYTES + barriers)
 
 
@@ -50,7 +57,9 @@ def wgrad_of(mangled: str) -> WgradTile | None:
     if shape is None:
         return None
     m, n, stages = map(int, shape.groups())
-    return WgradTile(m, n, stages, TRANSFORMED in mangled)
+    shared = re.search(r"SharedWgradShapeINS_\w+?EEELi(\d+)ELi(\d+)E", mangled)
+    sharing = map(int, shared.groups()) if shared else ()
+    return WgradTile(m, n, stages, TRANSFORMED in mangled, *sharing)
 
 
 def wgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
@@ -61,11 +70,39 @@ def wgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
     if kernel.arch != "90a":
         return {"wgmma is sm_90a's alone: it is built for nothing else": False}
     # dy, y and x, each by both ways.
-    least = {"UTMALDG.*": 6, IM2COL: 3}
+    least = {"UTMALDG.*": 6, IM2COL: 3} | _shared(tile)
     if tile.transforms:
         # Without a store of TMA's there is one fence beside it.
         least |= TRANSFORMED_BY_TMA | {"FENCE.VIEW.ASYNC.*": 1 + 1}
-    return _gates(kernel, tile.shared, {tile.columns: 1}, least)
+    return _gates(kernel, tile.shared, {tile.columns: 1}, least) | _fences(kernel, tile)
+
+
+def _shared(tile: WgradTile) -> dict[str, int]:
+    """What comes to several blocks: by both ways dy and y, and x; nothing of one alone."""
+    if not tile.shares:
+        return {}
+    operands = 2 * (tile.left > 1) + (tile.right > 1)
+    return {
+        r"UTMALDG\.2D\.MULTICAST": operands,
+        r"UTMALDG\.4D\.IM2COL\.MULTICAST": operands,
+        IM2COL: 3 - operands,
+        "UCGABAR_ARV": 2,
+        # x's readers tell other blocks themselves, after each of two steps and the last one; of dy
+        # the producer does.
+        r"SYNCS\.ARRIVE\.TRANS64\.RED.*": 3 * (tile.right > 1) + (tile.left > 1),
+    }
+
+
+def _fences(kernel: Kernel, tile: WgradTile) -> dict[str, bool]:
+    """Fences of the whole GPU.
+
+    Two barriers of a cluster have one each, and one of a step is the producer's, where threads read
+    what another block copies over. Readers pay for none.
+    """
+    if not tile.shares:
+        return {}
+    found, wanted = kernel.count(r"MEMBAR\.ALL\.GPU"), 2 + (tile.left > 1)
+    return {f"{found} MEMBAR.ALL.GPU, expected {wanted}": found == wanted}
 
 
 @dataclass(frozen=True)
@@ -92,7 +129,10 @@ def wgrad_window_of(mangled: str) -> WgradWindowTile | None:
 def wgrad_name(mangled: str) -> str | None:
     """What a readable name says of either, or None."""
     if tile := wgrad_of(mangled):
-        return f"{tile.m}x{tile.n} {tile.stages} stages{' transformed' * tile.transforms}"
+        more = " transformed" * tile.transforms
+        if tile.shares:
+            more = f" {tile.left} share dy, {tile.right} x"
+        return f"{tile.m}x{tile.n} {tile.stages} stages{more}"
     if walked := wgrad_window_of(mangled):
         return f"{walked.positions} positions {walked.stages} stages"
     return None

@@ -89,6 +89,7 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_dgrad", "tma_p128x64_5s", ("--stride", "2")),
     ("conv_dgrad", "tma_p128x128_4s_2c_2p", ("--c", "136", "--stride", "2")),
     ("conv_wgrad", "tma_64x128_6s", ()),
+    ("conv_wgrad", "tma_128x256_3s_2x", ("--k", "136", "--splits", "2")),
     ("conv_bn_stats", "tma_s128x64_6s_t", ("--normed", "--stride", "2")),
     ("conv_bn_stats", "tma_stay128x128_4s", (*A_1X1, "--normed", "--k", "136")),
     ("conv_bn_stats", "tma_win96x64_2w", ("--normed",)),
@@ -100,6 +101,7 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_bn_dgrad", "tma_p128x128_3s_2c", (*A_1X1, "--affine", "--normed", "--addend", "1")),
     ("conv_bn_dgrad", "tma_win96x64_2w", ("--affine", "--normed", "--addend", "1")),
     ("conv_bn_wgrad", "tma_64x128_6s", ("--affine", "--normed", "--stride", "2")),
+    ("conv_bn_wgrad", "tma_128x256_3s_2d_2x", ("--affine", "--k", "136", "--splits", "2")),
     ("conv_bn_wgrad", "tma_win64x576_3s", ("--affine", "--normed", "--splits", "2")),
     ("conv_bn_grad1x1", "tma_64x64_6s", (*A_1X1, "--affine", "--normed", "--addend", "1")),
 )

@@ -45,7 +45,8 @@ struct WgradTmaShape {
   static constexpr int kM = kM_;
   static constexpr int kN = kN_;
   static constexpr int kStages = kStages_;
-  static constexpr int kSharing = 1;
+  static constexpr int kSharing = 1;  // blocks of a cluster
+  static constexpr int kLeftSharing = 1, kRightSharing = 1;
   static constexpr bool kTransforms = false;           // what has landed, before it is multiplied
   static constexpr int kAlongM = kM / kWarpgroupRows;  // warpgroups
   static constexpr int kColumns = kN * kAlongM / kConsumers;  // of one
@@ -70,6 +71,23 @@ struct WgradTmaShape {
   static constexpr int kStageBytes = kRightAt + kRightBoxes * kBoxBytes;
   static constexpr int kRingAt = kStages * kStageBytes;
   static constexpr int kSharedBytes = kRingAt + ring_bytes(kStages);
+  static_assert(kSharedBytes <= kMostSharedBytes);
+};
+
+// The same in clusters of blocks: kLeftSharing of them, with neighbouring tiles of columns, share
+// dy and y, and kRightSharing, with neighbouring tiles of output channels, x. Each asks for its
+// boxes of them, and they come to all. Its ring lies behind all else: wgrad_cluster.h.
+template <class Shape, int kLeftSharing_, int kRightSharing_>
+struct SharedWgradShape : Shape {
+  static constexpr int kLeftSharing = kLeftSharing_;
+  static constexpr int kRightSharing = kRightSharing_;
+  static constexpr int kSharing = kLeftSharing * kRightSharing;
+  static constexpr int kLeftPart = Shape::kLeftBoxes / kLeftSharing;  // that a block asks for
+  static constexpr int kRightPart = Shape::kRightBoxes / kRightSharing;
+  static_assert(kLeftPart * kLeftSharing == Shape::kLeftBoxes);
+  static_assert(kRightPart * kRightSharing == Shape::kRightBoxes);
+  // Full and empty, and beside them `taken` and `passed`.
+  static constexpr int kSharedBytes = Shape::kRingAt + 2 * ring_bytes(Shape::kStages);
   static_assert(kSharedBytes <= kMostSharedBytes);
 };
 

@@ -7,6 +7,7 @@
 // boxes of 64 output channels, of x a box for each 64 input channels of a tap of the tile. Two
 // warpgroups take dy into registers, masked, and multiply it by x as it lies. Each block leaves the
 // sums of its part of the pixels in a workspace; the kernel in conv_wgrad_merge_sm80.cuh adds them.
+// Blocks of a cluster may bring one another what they read (wgrad_cluster.h).
 #pragma once
 
 #include <cstdint>
@@ -35,10 +36,49 @@ RF_DEVICE void consume_wgrad(const ConvWgradTmaArguments& arguments, const RingO
   RingPlace<Shape::kStages> at;
   float d[Shape::kColumns / 2];
   clear(d);
-  sum_products<T, Shape>(d, ring, at, shared, places, part.steps, thread % 32 == 0, left, [] {});
+  sum_products<T, Shape>(d, ring, at, shared, places, part.steps,
+                         thread % 32 < Shape::kRightSharing, left, [] {});
+  const TileGrid& tiles = arguments.product.tiles;
+  if (Shape::kSharing > 1 && (tile.m >= tiles.tiles_m || tile.n >= tiles.tiles_n)) return;
   leave_wgrad_vectors<Shape>(
       arguments.product, tile, consumer * kWarpgroupThreads + thread,
       [&](int i) { return Vector<float>{{d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]}}; });
+}
+
+// The producer's: all steps of its block's part.
+template <class Shape>
+RF_DEVICE void produce_wgrad(const ConvWgradTmaArguments& arguments, const RingOf<Shape>& ring,
+                             ptx::SharedAddress shared, const Tile& tile, const WgradPart& part) {
+  const auto stage_of = [&](const RingPlace<Shape::kStages>& at) {
+    return shared + at.stage * Shape::kStageBytes;
+  };
+  RingPlace<Shape::kStages> at;
+  WgradSteps<Shape> steps(arguments, tile, part);
+  if constexpr (Shape::kSharing == 1) {
+    for (; !steps.done(); steps.next(), at.next()) {
+      ring.acquire(at, steps.bytes());
+      steps.load(stage_of(at), ring.full(at));
+    }
+  } else {
+    // The left side is a step ahead: it has been taken before the products of the step before end,
+    // and x's part of their stage is free.
+    RingPlace<Shape::kStages> ahead;
+    WgradSteps<Shape> left = steps;
+    for (int step = 0; step <= part.steps; ++step) {
+      if (!left.done()) ring.pass(ahead, step >= Shape::kStages);
+      if (step > 0) {
+        ring.acquire_right(at);
+        steps.load_right(stage_of(at), ring.full(at));
+        steps.next();
+        at.next();
+      }
+      if (left.done()) break;
+      ring.acquire_left(ahead, left.bytes());
+      left.load_left(stage_of(ahead), ring.full(ahead));
+      left.next();
+      ahead.next();
+    }
+  }
 }
 
 // A block's life. make_left: the left operand, of (tile, part, the warpgroup's first row of the
@@ -49,7 +89,7 @@ RF_DEVICE void run_wgrad(const ConvWgradTmaArguments& arguments, const MakeLeft&
                          const Transform& transforms = {}) {
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const RingOf<Shape> ring{shared + Shape::kRingAt};
-  const Tile tile = tile_of(blockIdx.x, arguments.product.tiles);
+  const Tile tile = own_wgrad_tile<Shape>(arguments.product.tiles);
   const WgradPart part = wgrad_part<T, Shape>(arguments.product, tile);
   if (threadIdx.x == 0) {
     ptx::tma_prefetch(&arguments.x);
@@ -58,20 +98,20 @@ RF_DEVICE void run_wgrad(const ConvWgradTmaArguments& arguments, const MakeLeft&
     ring.init(Shape::kReaders);
     ptx::fence_mbarrier_init();
   }
-  ptx::sync_threads();
+  // Nothing is copied to the others before their barriers are there.
+  if constexpr (Shape::kSharing > 1) {
+    ptx::cluster_sync();
+  } else {
+    ptx::sync_threads();
+  }
   take_roles<Shape::kTransforms>(
-      [&] {
-        RingPlace<Shape::kStages> at;
-        for (WgradSteps<Shape> steps(arguments, tile, part); !steps.done();
-             steps.next(), at.next()) {
-          ring.acquire(at, steps.bytes());
-          steps.load(shared + at.stage * Shape::kStageBytes, ring.full(at));
-        }
-      },
+      [&] { produce_wgrad<Shape>(arguments, ring, shared, tile, part); },
       [&](uint32_t consumer, uint32_t thread) {
         consume_wgrad<T, Shape>(arguments, ring, shared, tile, part, consumer, thread, make_left);
       },
       [&](uint32_t thread) { transforms(ring, shared, tile, part, thread); });
+  // None ends while others tell it what they have read.
+  if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
 }
 
 #endif

@@ -19,6 +19,7 @@ constexpr double kImageInstructions = 5;
 
 constexpr const char* kNoSlices =
     "windows are for input channels in sixteens, and filters whose rows follow each other";
+constexpr const char* kNoNormForSeveral = "norm: blocks that share x read it as it is";
 
 struct BnWgradChooser : WgradChooser<BnWgradTable> {
   const RfConvBnWgrad& read;
@@ -43,7 +44,8 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
     if (tile.tma != 0) {
       const std::string found = unfit_for_tma("dz");
       if (!found.empty() || read.normed == 0) return found;
-      return norm_fault(problem.weight_size[1], read.norm);
+      const std::string fault = norm_fault(problem.weight_size[1], read.norm);
+      return fault.empty() && shares(index) ? kNoNormForSeveral : fault;
     }
     if (tile.image == 0) {
       const std::string found = GradientChooser::unfit(tile, product, index, images);
@@ -79,7 +81,9 @@ struct BnWgradChooser : WgradChooser<BnWgradTable> {
   double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
                 int32_t of, int64_t images) const {
     if (by_windows(tile)) return wgrad_window_cost(read, tile, splits, gpu);
-    if (tile.tma != 0) return wgrad_tma_cost(product, tile, splits, gpu, transform_of(tile));
+    if (tile.tma != 0) {
+      return wgrad_tma_cost(product, tile, sharing(of), splits, gpu, transform_of(tile));
+    }
     if (tile.image == 0) return WgradChooser::cycles(tile, product, splits, of, images);
     const auto busy =
         static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));

@@ -305,6 +305,7 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
   std::string against, against_tma, against_windows, against_both;
   bool in_both = !taps_are_one_run(problem);
   bool in_windows = !taps_are_one_run(problem);  // or nothing is missed
+  bool in_some_tma = false;
   for (int i = 0; i < choice.tiles(); ++i) {
     const RfConvConfiguration& tile = *choice.tile(i);
     if (configuration >= 0 && i != configuration) continue;
@@ -317,6 +318,7 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
                                            : against_tma;
     if (!refusal.empty()) said = refusal;
     if (tile.window != 0 && refusal.empty()) (tile.tma != 0 ? in_both : in_windows) = true;
+    if (tile.tma != 0 && tile.window == 0 && refusal.empty()) in_some_tma = true;
     // Narrow loads are for what is not wide, unless they are asked for.
     if (!refusal.empty() || (configuration < 0 && product.wide && tile.wide == 0)) continue;
     if (images < 1) {
@@ -357,7 +359,7 @@ int32_t choose(const Choice& choice, int32_t configuration, int32_t splits, RfCo
   // Of a GPU that has no TMA nothing is said.
   if (choice.gpu.capability == 90) {
     const bool by_tma = choice.tile(plan->configuration)->tma != 0;
-    if (!by_tma && !against_tma.empty()) missed += "; no TMA: " + against_tma;
+    if (!by_tma && !in_some_tma && !against_tma.empty()) missed += "; no TMA: " + against_tma;
     if (!in_both && !against_both.empty()) missed += "; no windows by TMA: " + against_both;
   }
   refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s",

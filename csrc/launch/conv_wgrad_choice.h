@@ -44,7 +44,12 @@ struct WgradChooser : GradientChooser {
   double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
                 int32_t index, int64_t images) const {
     if (tile.tma == 0) return GradientChooser::cycles(tile, product, splits, index, images);
-    return wgrad_tma_cost(product, tile, splits, gpu);
+    return wgrad_tma_cost(product, tile, sharing(index), splits, gpu);
+  }
+  int64_t blocks(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                 int32_t index, int64_t images) const {
+    if (!shares(index)) return GradientChooser::blocks(tile, product, splits, index, images);
+    return wgrad_tma_blocks(product, tile, sharing(index), splits);
   }
   // By wgmma every block leaves its sums.
   bool merges(const RfConvConfiguration& tile, int64_t splits) const {
@@ -61,6 +66,13 @@ struct WgradChooser : GradientChooser {
   }
 
  protected:
+  // Of a configuration by TMA.
+  static WgradSharing sharing(int32_t index) { return wgrad_tma_sharing(index - Table::kSize); }
+  // Whether it is one of clusters.
+  static bool shares(int32_t index) {
+    const int32_t by_tma = index - Table::kSize;
+    return by_tma >= 0 && by_tma < wgrad_tma_configurations() && sharing(index).blocks() > 1;
+  }
   // What keeps the problem from all configurations by TMA. gradient: dy's name.
   std::string unfit_for_tma(const char* gradient) const {
     const std::string found = no_tma();

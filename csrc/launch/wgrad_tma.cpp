@@ -17,6 +17,9 @@ namespace {
 // Instructions that two elements of dy take until they are an operand: to be loaded with y's and
 // widened, and to be compared and cut off, or multiplied, added and packed.
 constexpr double kTurnInstructions = 10;
+// Cycles from dy's last reader in a block until the others know: a fence of the whole GPU, of the
+// one thread that passes it on, which is a way to L2 and back, and the arrival.
+constexpr double kPassing = kLatency + kClusterMeeting;
 
 const std::vector<WgradEntry>& table() {
   static const std::vector<WgradEntry> made = [] {
@@ -24,6 +27,11 @@ const std::vector<WgradEntry>& table() {
     for (int i = 0; i < WgradTmaTiles::kSize; ++i) {
       WgradTmaTiles::with(i, [&]<class Shape>() {
         entries.push_back(wgrad_entry<Shape>("tma_", Shape::kSharedBytes));
+        const auto share = [&](int32_t blocks, const char* what) {
+          if (blocks > 1) entries.back().name += "_" + std::to_string(blocks) + what;
+        };
+        share(Shape::kLeftSharing, "d");
+        share(Shape::kRightSharing, "x");
       });
     }
     return entries;
@@ -75,6 +83,17 @@ int32_t wgrad_tma_configurations() { return WgradTmaTiles::kSize; }
 const RfConvConfiguration* wgrad_tma_configuration(int32_t index) {
   return configuration_at<table>(index);
 }
+WgradSharing wgrad_tma_sharing(int32_t index) {
+  return WgradTmaTiles::with(
+      index, []<class Shape>() { return WgradSharing{Shape::kLeftSharing, Shape::kRightSharing}; });
+}
+
+int64_t wgrad_tma_blocks(const GradientProduct& product, const RfConvConfiguration& tile,
+                         const WgradSharing& sharing, int64_t splits) {
+  return divide_up(product.rows, tile.m * sharing.right) *
+         divide_up(product.columns, tile.n * sharing.left) * product.copies * splits *
+         sharing.blocks();
+}
 
 std::string wgrad_tma_fault(const RfConvGradient& problem, bool reads_y, const char* gradient) {
   const RfConvBnAct x = reading_x(problem);
@@ -97,9 +116,12 @@ std::string wgrad_tma_fault(const RfConvGradient& problem, bool reads_y, const c
 }
 
 double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration& tile,
-                      int64_t splits, const RfGpu& gpu, const StepTransform& transform) {
-  const double busy =
-      static_cast<double>(divide_up(tiles_of(product, tile) * splits, gpu.multiprocessors));
+                      const WgradSharing& sharing, int64_t splits, const RfGpu& gpu,
+                      const StepTransform& transform) {
+  const int64_t blocks = sharing.blocks();
+  const int64_t at_once = std::max<int64_t>(1, cluster_multiprocessors(blocks, gpu) / blocks);
+  const auto busy = static_cast<double>(
+      divide_up(wgrad_tma_blocks(product, tile, sharing, splits) / blocks, at_once));
   const double steps = std::max(1.0, product.depth / kStepElements) / static_cast<double>(splits);
   // The tiles' columns behind the last tap come from nowhere.
   const double filled = static_cast<double>(product.columns) /
@@ -113,14 +135,20 @@ double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration&
   const double shared = (left + right + read + transform.bytes) / kSharedBytes;
   const double turned = halves * tile.m * kStepElements / 2;
   const double turning = turned * (product.operands > 1 ? kTurnInstructions : 1) / kInstructions;
-  const double load = (left + right * filled) / kCacheBytes;
+  // What a block asks for itself and the others.
+  const double load = (left / sharing.left + right * filled / sharing.right) / kCacheBytes;
   // A stage is free when the next one's products have begun; one that is transformed when its own
-  // have ended, behind its way there.
-  const double latency = transform.cycles > 0
-                             ? (kLatency + load + transform.cycles + matrix) / tile.stages
-                             : kLatency / (tile.stages - 1);
+  // have ended, behind its way there. Its left side is free when it has been taken, but other
+  // blocks have to be told.
+  double latency = transform.cycles > 0
+                       ? (kLatency + load + transform.cycles + matrix) / tile.stages
+                       : kLatency / (tile.stages - 1);
+  if (sharing.left > 1) {
+    latency = std::max(latency, (kLatency + load + turning + kPassing) / tile.stages);
+  }
+  const double meetings = blocks > 1 ? 2 * kClusterMeeting : 0;
   const double step = std::max({matrix, shared, turning, load, transform.cycles, latency});
-  return busy * (steps * step + 2 * kLatency);
+  return busy * (steps * step + 2 * kLatency + meetings);
 }
 
 int wgrad_tma_arguments(const RfConvGradient& problem, bool reads_y, const RfConvPlan& plan,

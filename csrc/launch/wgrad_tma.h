@@ -24,9 +24,21 @@ WgradEntry wgrad_entry(const char* kind, int32_t shared_bytes) {
            Shape::kStages, 1, Shape::kStepBytes, shared_bytes, 0, 1}};
 }
 
+// Blocks of a cluster that share dy and y, and those that share x.
+struct WgradSharing {
+  int32_t left = 1;
+  int32_t right = 1;
+
+  int32_t blocks() const { return left * right; }
+};
+
 int32_t wgrad_tma_configurations();
 // Null for an index that there is not; index: in WgradTmaTiles.
 const RfConvConfiguration* wgrad_tma_configuration(int32_t index);
+WgradSharing wgrad_tma_sharing(int32_t index);
+// The blocks of a launch, whole clusters.
+int64_t wgrad_tma_blocks(const GradientProduct& product, const RfConvConfiguration& tile,
+                         const WgradSharing& sharing, int64_t splits);
 
 // What keeps a problem from it, with the argument's name; empty if nothing does. reads_y: y is an
 // operand. gradient: dy's name.
@@ -38,7 +50,8 @@ constexpr int kNoKernelImage = 209;
 // Predicted cycles of so many splits, without what their sums take in memory. transform: of a
 // step's columns.
 double wgrad_tma_cost(const GradientProduct& product, const RfConvConfiguration& tile,
-                      int64_t splits, const RfGpu& gpu, const StepTransform& transform = {});
+                      const WgradSharing& sharing, int64_t splits, const RfGpu& gpu,
+                      const StepTransform& transform = {});
 
 // The arguments of what wgrad_tma_fault finds nothing of; 0 or a cudaError_t.
 int wgrad_tma_arguments(const RfConvGradient& problem, bool reads_y, const RfConvPlan& plan,

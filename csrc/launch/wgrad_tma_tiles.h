@@ -6,13 +6,18 @@
 
 namespace resnet_fused {
 
-// Output channels, columns, stages.
-using WgradTmaTiles = TileList<  //
-    WgradTmaShape<128, 256, 3>,  // the work-horse
-    WgradTmaShape<128, 128, 4>,  // 128 columns, or too few steps to share wider tiles'
-    WgradTmaShape<128, 64, 5>,   // 64 columns
-    WgradTmaShape<64, 384, 3>,   // 64 output channels: 3x3
-    WgradTmaShape<64, 256, 4>,   // 1x1
-    WgradTmaShape<64, 128, 6>>;  // 1x1 of 64 input channels
+using WideWgradTile = WgradTmaShape<128, 256, 3>;
+
+// Output channels, columns, stages; blocks that share dy and y, and blocks that share x.
+using WgradTmaTiles = TileList<              //
+    WideWgradTile,                           // the work-horse
+    WgradTmaShape<128, 128, 4>,              // 128 columns, or too few steps to share wider tiles'
+    WgradTmaShape<128, 64, 5>,               // 64 columns
+    WgradTmaShape<64, 384, 3>,               // 64 output channels: 3x3
+    WgradTmaShape<64, 256, 4>,               // 1x1
+    WgradTmaShape<64, 128, 6>,               // 1x1 of 64 input channels
+    SharedWgradShape<WideWgradTile, 2, 1>,   // 128 output channels, x as it is
+    SharedWgradShape<WideWgradTile, 1, 2>,   // 256 columns, likewise
+    SharedWgradShape<WideWgradTile, 2, 2>>;  // more of both, likewise
 
 }  // namespace resnet_fused

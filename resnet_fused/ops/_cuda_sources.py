@@ -91,6 +91,7 @@ _GRADIENTS = (*_ALL_GRADIENTS, "csrc/device/gradient_epilogue.h")
 _WGRADS = (
     "csrc/device/masked_channels.h",
     "csrc/device/turned_products.h",
+    "csrc/device/wgrad_cluster.h",
     "csrc/device/wgrad_loader.h",
     "csrc/device/wgrad_parts.h",
     "csrc/device/wgrad_steps.h",
@@ -102,6 +103,7 @@ _WGRADS = (
     "csrc/launch/step_transform.h",
     "csrc/launch/wgrad_tma.cpp",
     "csrc/launch/wgrad_tma.h",
+    "csrc/launch/wgrad_tma_grid.h",
     "csrc/launch/wgrad_tma_tiles.h",
 )
 
