@@ -91,7 +91,8 @@ def trials(faulty: Iterable[tuple[int, ChainCase]], gpu: tuple[int, ...]) -> Ite
             yield Trial(
                 f"{case} {dtype} {index} {schedule}",
                 functools.partial(
-                    overload("conv_chain", emulated.NAME), *operands, 1, case.out_stride, False
+                    overload("conv_chain", emulated.NAME),
+                    *operands, case.projection_stride, case.out_stride, False,
                 ),
                 tuple(operands),
                 check,

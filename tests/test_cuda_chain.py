@@ -59,7 +59,7 @@ def by_emulator(*arguments, wish=None):
 @needs_kernel
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 25
+    assert len(set(names)) == len(names) == 26
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names == checks.conv_chain_configurations()
 
@@ -334,7 +334,8 @@ def test_whoever_rewrites_a_graph_is_told(monkeypatch):
     first, last = (dataclasses.replace(RESNET50_CHAINS[i], n=256) for i in (3, 5))
     behind = dataclasses.replace(first, projected=0, projection_stride=1)
     whole, rest, end = (op.serves(one, torch.bfloat16, device) for one in (first, behind, last))
-    assert not whole.wins and rest.wins and rest.gain > 40
+    assert whole.wins and "tma_128x128_2s_k128_d256_2c" in whole.why
+    assert rest.wins and 40 < rest.gain < whole.gain
     assert end.wins and end.gain > 50 and "tma_128x256_2s_k128_2c" in end.why
 
 

@@ -22,9 +22,10 @@ from resnet_fused.ops import _cuda_chain_checks as checks
 pytestmark = pytest.mark.emulated
 
 WHOLE = os.environ.get("HYPOTHESIS_PROFILE") == "proof"
-CONFIGURATIONS = 8
-# Places; from SHARING on two blocks share filters, and in RINGS each part of a step has its own.
-PLAIN, PROJECTING, SHARING, ALL, RINGS = 0, 3, 5, 6, 7
+CONFIGURATIONS = 9
+# Places; from SHARING on two blocks share filters, from RINGS on each part of a step has its own
+# ring, and what STRIDED projects may have a stride.
+PLAIN, PROJECTING, SHARING, ALL, RINGS, STRIDED = 0, 3, 5, 6, 7, 8
 every = pytest.mark.parametrize("place", range(CONFIGURATIONS))
 ONE, TWO = ((count, *emulated.H200[1:]) for count in (1, 2))
 """So few multiprocessors that blocks stay for several tiles."""
@@ -59,7 +60,8 @@ def filling(case: ChainCase, place: int) -> ChainCase:
     more = 64 if room(place, "_k") > 64 else 0
     wide = tiles()[index_of(place)]["n"] - 64
     projected = room(place, "_d") - (24 if case.k < 64 else 0) if room(place, "_d") else 0
-    return dataclasses.replace(case, k=case.k + more, m=case.m + wide, projected=projected)
+    case = dataclasses.replace(case, k=case.k + more, m=case.m + wide, projected=projected)
+    return dataclasses.replace(case, projection_stride=2 if place == STRIDED else 1)
 
 
 def sharing(place: int) -> int:
@@ -149,12 +151,15 @@ def test_what_it_costs(place, out_stride):
     assert counted["global_store_sectors"] * 32 == counted["global_store_bytes_asked"]
     # Activations once; filters for each of the two tiles, or for both at once.
     copy, together = "cp.async.bulk.tensor.tile", sharing(place) > 1
-    asked = dict.fromkeys((copy, copy + ".multicast"), 0)
+    walk = "cp.async.bulk.tensor.im2col"
+    asked = dict.fromkeys((copy, copy + ".multicast", walk), 0)
     for name, t in operands._asdict().items():
         if t is not None and t.dim() == 4:
             filters = "weight" in name
             kind = copy + ".multicast" if filters and together else copy
             times = 2 if filters and not together else 1
+            if name == "projected" and place == STRIDED:  # every second row and column
+                kind, t = walk, t[:, :, ::2, ::2]
             asked[kind] += t.numel() * t.element_size() * times
     for kind, wanted in asked.items():
         sites = [site for site in report["sites"] if site["instruction"] == kind]
@@ -201,7 +206,7 @@ def test_nan_and_inf_come_through(name, place):
         assert torch.equal(y.isinf(), expected.isinf())
 
 
-@pytest.mark.parametrize("place", [PLAIN, ALL, RINGS])
+@pytest.mark.parametrize("place", [PLAIN, ALL, RINGS, STRIDED])
 def test_it_may_begin_early(place):
     """Before its wait it reads constants alone, and it lets the next kernel begin."""
     case = filling(MANY, place)
@@ -237,6 +242,11 @@ def test_refusals_say_why():
     assert "264 channels of next, at most 256 fit" in refusal(changed(m=264), place=RINGS)
     assert "136 channels of x, at most 128 fit" in refusal(changed(k=136), place=RINGS)
     assert "it takes no projection" in refusal(strided, place=RINGS)
+    assert "it is made for a projection" in refusal(ODD, place=STRIDED)
+    wide = changed(projected=264, projection_stride=2)
+    assert "264 channels of the projection, at most 256 fit" in refusal(wide, place=STRIDED)
+    apart = refusal(changed(projected=8, projection_stride=9), place=STRIDED)
+    assert "projected: " in apart and "9" in apart
     assert "1032 channels of out, at most 1024 fit" in refusal(changed(c=1032))
     apart = (9 * 11 * 40 + 8, 1, 11 * 40, 40)
     assert "x: its pixels do not lie one behind the other" in refusal(ODD, x_stride=apart)
@@ -258,7 +268,7 @@ def test_the_choice():
         chosen[case.name] = names[made["configuration"]]
         by_tma = chosen[case.name].startswith("tma_")
         fits = case.k <= 128 and case.m <= 256
-        fits = fits and (case.projected <= 64 and case.projection_stride == 1)
+        fits = fits and case.projected <= 256
         assert by_tma == fits
         assert ("no TMA: " in made["why"]) != by_tma
         assert made["blocks"] == 132 or not by_tma
@@ -266,6 +276,7 @@ def test_the_choice():
     assert chosen["layer1_first"] == "tma_128x64_3s_k64_d64_2c"
     assert chosen["layer1_last"] == "tma_128x128_4s_k64_2c"
     assert chosen["layer2"] == "tma_128x128_3s_k128_2c"
+    assert chosen["layer2_first"] == "tma_128x128_2s_k128_d256_2c"
     assert chosen["layer2_last"] == "tma_128x256_2s_k128_2c"
     for gpu in (emulated.A100, emulated.H200[:3]):
         made = plan(dataclasses.replace(RESNET50_CHAINS[1], n=256), gpu=gpu)
@@ -301,6 +312,8 @@ FAULTY = (
     (ALL, dataclasses.replace(THINNED, projected=40)),
     (RINGS, dataclasses.replace(MANY, n=4, k=104, m=232)),
     (RINGS, dataclasses.replace(THINNED, n=4, k=104, m=232)),
+    (STRIDED, dataclasses.replace(MANY, n=4, k=104, m=104, projected=232, projection_stride=2)),
+    (STRIDED, dataclasses.replace(THINNED, n=4, k=104, m=104, projected=232, projection_stride=2)),
 )
 
 

@@ -365,7 +365,8 @@ def test_a_chain_whose_filters_two_blocks_share():
 
 def test_a_chain_whose_parts_of_a_step_have_rings_of_their_own():
     name = CHAIN_TMA.replace(
-        "13ChainTmaShapeILi64ELi128ELi4ELi0ELi2ELi1E", "15ChainRingsShapeILi128ELi256ELi2ELi3E"
+        "13ChainTmaShapeILi64ELi128ELi4ELi0ELi2ELi1E",
+        "15ChainRingsShapeILi128ELi256ELi2ELi2ELi3ELi0E",
     )
     code = {
         "HGMMA_64x64x16_F32_BF16": 8, "HGMMA_64x256x16_F32_BF16": 4, "UTMALDG_2D_MULTICAST": 4,
@@ -381,6 +382,19 @@ def test_a_chain_whose_parts_of_a_step_have_rings_of_their_own():
     assert "7 SYNCS" in said
     (said,) = chain_by_tma(name.replace("Li3E", "Li4E"), **code)
     assert "239776 bytes of shared memory" in said
+    projects = name.replace("Li256ELi2ELi2ELi3ELi0E", "Li128ELi4ELi2ELi1ELi256E")
+    assert rules.short_name(projects) == (
+        "conv_chain_tma<BFloat16, 128 to 128 2 stages projecting 256 shared filters>"
+    )
+    code |= {
+        "HGMMA_64x64x16_F32_BF16": 24, "HGMMA_64x128x16_F32_BF16": 4, "UTMALDG_4D_IM2COL": 4,
+        "LDSM_16_M88_4": 0,
+    }  # fmt: skip
+    assert chain_by_tma(projects, **code) == []
+    (said,) = chain_by_tma(projects, **code | {"UTMALDG_4D_IM2COL": 3})
+    assert "3 UTMALDG" in said
+    (said,) = chain_by_tma(projects.replace("Li1ELi256E", "Li2ELi256E"), **code)
+    assert "bytes of shared memory" in said
 
 
 STEM_WGMMA = (

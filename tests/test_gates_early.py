@@ -167,6 +167,29 @@ def test_filters_come_by_their_map_alone():
         assert any(words in said for said in found), (old, new, found)
 
 
+def test_a_map_whose_place_is_reckoned_in_vector_registers():
+    """Two copies by one map, apart from each other: its address waits where vectors lie."""
+    vectors = TMA.replace(
+        """UIADD3 UR4, UP0, UR4, 0xf0, URZ
+UIADD3.X UR5, URZ, UR5, URZ, UP0, !UPT
+""",
+        """LDC.64 R8, c[0x0][0x198]
+IADD3 R8, P0, R8, 0xf0, RZ
+IMAD.X R9, RZ, RZ, R9, P0
+R2UR UR4, R8
+R2UR UR5, R9
+""",
+    )
+    rule = early.rule_of("_ZN12resnet_fused22conv_bn_act_tma_kernelI")
+    assert vectors.count("IMAD.X") == 1 and failures(vectors, rule) == []
+    for old, new, words in (
+        ("0xf0", "0x70", "of the pointers at 112 before the wait"),
+        ("RZ, RZ, R9", "R3, R3, R9", "of the pointers at 0, 240 before the wait"),
+    ):
+        found = failures(vectors.replace(old, new), rule)
+        assert any(words in said for said in found), (old, new, found)
+
+
 def test_a_cluster_may_meet_before_the_wait():
     assert failures(CODE.replace("\nACQBULK", "\nUCGABAR_WAIT\nCCTL.IVALL\nACQBULK")) == []
 

@@ -76,7 +76,7 @@ def test_the_page_of_the_one_launch_says_the_same(tool):
 
 
 def test_what_the_page_says_of_the_plan_in_words(tool):
-    """One by one the aim is out of reach, with chains not; layer 2's projection stays alone."""
+    """One by one the aim is out of reach, with chains not; all of layer 2's ends are in some."""
     aim = 1e6 * tool.AIMS[256]
     times = [tool.engine(256, allowed).us for _, allowed in tool.STEPS]
     assert times[0] > aim and times[2] > aim > times[3]
@@ -89,7 +89,12 @@ def test_what_the_page_says_of_the_plan_in_words(tool):
     ]
     assert not any(met)
     second = [cut.case for cut in tool.cuts(256, tool.STEPS[-1][1]) if cut.case.k == 128]
-    assert [(case.m, case.projected) for case in second] == [(128, 0)] * 3 + [(256, 0)]
+    assert [(case.m, case.projected) for case in second] == [
+        (128, 256),
+        (128, 0),
+        (128, 0),
+        (256, 0),
+    ]
 
 
 def test_depths_follow_from_one_another(tool):

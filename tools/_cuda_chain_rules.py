@@ -55,17 +55,21 @@ class ChainTmaTile:
 class ChainRingsTile(ChainTmaTile):
     """A configuration of conv_chain in which each part of a step has a ring of its own."""
 
+    making: int
     boxes: int
 
     @property
     def shared(self) -> int:
         """Bytes of a block, as csrc/device/chain_rings.h lays them out."""
         pixels, most = STEP * CONSUMERS, 1024
-        boxes = 2 * self.inner // STEP + self.boxes  # of pixels
-        rows = boxes * pixels + self.stages * (self.inner + self.following)
-        return (
-            ROW_BYTES * rows + 8 * (most + self.following) + 16 * (2 * self.stages + self.boxes + 2)
-        )
+        tiles = 1 if self.projected else 2
+        boxes = tiles * (self.inner + self.projected) // STEP + self.boxes  # of pixels
+        rows = boxes * pixels + self.making * self.inner + self.stages * self.following
+        vectors = most * (2 if self.projected else 1) + self.following
+        parts = 1 + self.projected // self.inner
+        arrivals = 8 * CONSUMERS * parts if self.projected else 16 * 2
+        rings = 16 * (self.making + self.stages + self.boxes)
+        return ROW_BYTES * rows + 8 * vectors + rings + arrivals
 
 
 @functools.cache
@@ -73,9 +77,9 @@ def chain_tma_tile_of(mangled: str) -> ChainTmaTile | None:
     """The configuration in a kernel's mangled name, or None."""
     if shape := re.search(r"ChainTmaShapeI" + 6 * r"Li(\d+)E" + "E", mangled):
         return ChainTmaTile(*map(int, shape.groups()))
-    if shape := re.search(r"ChainRingsShapeI" + 4 * r"Li(\d+)E" + "E", mangled):
-        inner, following, stages, boxes = map(int, shape.groups())
-        return ChainRingsTile(inner, following, stages, 0, 2, 2, boxes)
+    if shape := re.search(r"ChainRingsShapeI" + 6 * r"Li(\d+)E" + "E", mangled):
+        inner, following, making, stages, boxes, projected = map(int, shape.groups())
+        return ChainRingsTile(inner, following, stages, projected, 2, 2, making, boxes)
     return None
 
 
@@ -109,6 +113,8 @@ def chain_by_tma(kernel: Kernel) -> dict[str, bool]:
         "USETMAXREG.*": 2,
         **(_bytes(tile, boxes) if narrow else _halves(tile, boxes)),
     }
+    if isinstance(tile, ChainRingsTile) and tile.projected:  # pixels that lie apart
+        counts[r"UTMALDG\.4D\.IM2COL"] = tile.projected // STEP
     if tile.sharing > 1:  # filters come to both; barriers when it begins and ends
         box = rf"UTMALDG\.{4 if narrow else 2}D\.MULTICAST"
         counts |= {box: 2 * 2, "UCGABAR.ARV": 2, "UCGABAR.WAIT": 2}

@@ -322,7 +322,10 @@ def _write(one: Instruction, state: State, base: int) -> None:
                     origin |= state.get(f"{kind}{int(number) + i}", frozenset())
             if not brings:
                 origin |= _constants(text, base)
-    if any(place >= MAPS for place in origin) and parts[0] in ("UIADD3", "IADD3"):
+    # With a carry and no product a vector register's upper half is added to by IMAD.X as well.
+    adds = parts[0] in ("UIADD3", "IADD3")
+    adds |= parts[:2] == ["IMAD", "X"] and operands[1:3] == ("RZ", "RZ")
+    if any(place >= MAPS for place in origin) and adds:
         # Into the parameters by a number; the upper half of such an address says no more.
         further = sum(int(text, 16) for text in operands if re.fullmatch("0x[0-9a-f]+", text))
         rest = {place for place in origin if place < MAPS}

@@ -71,6 +71,7 @@ WINDOWS_FP8 = (*FP8, "--c", "64", "--k", "64", "--configuration", "tma_win96x64_
 CHAIN_FP8 = ("--op", "conv_chain_fp8", "--quantised")
 FLOAT32 = ("--dtype", "float32")
 BY_64 = ("--c", "64", "--k", "64")
+STRIDED_CHAIN = ("--k", "208", "--next", "128", "--projected", "256", "--stride", "2")
 BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_bn_act", "tma_p128x128_4s", ("--residual", "--stride", "2")),
     ("conv_bn_act", "tma_s128x64_6s_t", ("--residual",)),
@@ -85,6 +86,7 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_chain", "tma_128x64_4s_k64", ("--k", "80")),
     ("conv_chain", "tma_128x128_4s_k64_2c", ("--k", "80", "--next", "128")),
     ("conv_chain", "tma_128x256_2s_k128_2c", ("--k", "208", "--next", "256", "--out-stride", "2")),
+    ("conv_chain", "tma_128x128_2s_k128_d256_2c", STRIDED_CHAIN),
     ("conv_chain", "tma_win128x64_3s_front64", ("--k", "128", "--front", "64")),
     ("conv_dgrad", "tma_p128x64_5s", ("--stride", "2")),
     ("conv_dgrad", "tma_p128x128_4s_2c_2p", ("--c", "136", "--stride", "2")),

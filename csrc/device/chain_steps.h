@@ -4,9 +4,10 @@
 //
 // A reader's way through them:
 //
-//   steps.wait();                // the filters that make `out` are at steps.weight()
+//   steps.wait();                // the filters that make `out`, or a part, are at steps.weight()
 //   ...                          // products
-//   steps.release_weight(lane);  // they have ended
+//   steps.passed();              // they have been asked for; then the next part
+//   steps.release_weight(lane);  // those over the first part in use have ended
 //   steps.wait_box();            // steps.box() is where `out` is made
 //   ...
 //   steps.wait_next();           // the filters that read it are at steps.next_weight()
@@ -28,20 +29,14 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// Asks for the filters that make a step of `out`, of all that a tile reads.
+// Asks for filters that make a step of `out`: so many boxes of a map's, from box `first` on.
 template <class T, class Shape>
-RF_DEVICE void load_making(const ChainTmaArguments& arguments, ptx::SharedAddress to, int step,
-                           ptx::SharedAddress barrier) {
-  using Types = ChainTypes<T>;
-  const int32_t channel = step * kStepElements;
-  for (int i = 0; i < Shape::kInnerBoxes; ++i) {
-    Types::template load_filters<kStepElements, Shape::kSharing>(
-        to + i * Shape::kWeightBytes, &arguments.weight, i * kStepElements, channel, barrier);
-  }
-  to += Shape::kInnerBoxes * Shape::kWeightBytes;
-  for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
-    Types::template load_filters<kStepElements, Shape::kSharing>(
-        to + i * Shape::kWeightBytes, &arguments.projection, i * kStepElements, channel, barrier);
+RF_DEVICE void load_making(ptx::SharedAddress to, const ptx::TensorMap* map, int first, int boxes,
+                           int step, ptx::SharedAddress barrier RF_SITE_PARAMETER) {
+  for (int i = 0; i < boxes; ++i) {
+    ChainTypes<T>::template load_filters<kStepElements, Shape::kSharing>(
+        to + i * Shape::kWeightBytes, map, (first + i) * kStepElements, step * kStepElements,
+        barrier RF_SITE);
   }
 }
 
@@ -65,6 +60,7 @@ class WholeSteps {
 
   RF_DEVICE void wait() const { ring().wait(at_); }
   RF_DEVICE ptx::SharedAddress weight() const { return stage(at_) + Shape::kWeightAt; }
+  RF_DEVICE void passed() const {}
   RF_DEVICE void release_weight(uint32_t /*lane*/) const {}
   RF_DEVICE void wait_box() const {}
   RF_DEVICE ptx::SharedAddress box() const { return stage(at_); }
@@ -79,7 +75,13 @@ class WholeSteps {
   // The producer's: asks for the filters of the next step.
   RF_DEVICE void load_filters(const ChainTmaArguments& arguments, int step) {
     ring().acquire(at_, Shape::kArrivingBytes);
-    load_making<T, Shape>(arguments, stage(at_) + Shape::kWeightAt, step, ring().full(at_));
+    load_making<T, Shape>(weight(), &arguments.weight, 0, Shape::kInnerBoxes, step,
+                          ring().full(at_));
+    if constexpr (Shape::kProjected > 0) {
+      load_making<T, Shape>(weight() + Shape::kInnerBoxes * Shape::kWeightBytes,
+                            &arguments.projection, 0, Shape::kProjectedBoxes, step,
+                            ring().full(at_));
+    }
     load_reading<T, Shape>(arguments, stage(at_) + Shape::kNextWeightAt, step, ring().full(at_));
     at_.next();
   }
@@ -105,11 +107,13 @@ class WholeSteps {
 };
 
 // Each part of a step comes through a ring of its own: filters for all blocks of a cluster, read by
-// products alone, and the block's own boxes.
+// products alone, and the block's own boxes. With a projection nothing comes into the one box.
 template <class T, class Shape>
 class StepsInRings {
-  using Filters = Ring<Shape::kStages, Shape::kSharing>;
+  using Making = Ring<Shape::kMakingStages, Shape::kSharing>;
+  using Reading = Ring<Shape::kStages, Shape::kSharing>;
   using Boxes = Ring<Shape::kBoxStages>;
+  static constexpr bool kArrives = Shape::kProjected == 0;  // the shortcut
 
  public:
   RF_DEVICE explicit StepsInRings(ptx::SharedAddress shared) : shared_(shared) {}
@@ -117,17 +121,21 @@ class StepsInRings {
   RF_DEVICE void init() const {
     making().init(Shape::kReaders);
     reading().init(Shape::kReaders);
-    boxes().init(Shape::kReaders);
+    if constexpr (kArrives) boxes().init(Shape::kReaders);
   }
 
-  RF_DEVICE void wait() const { making().wait(at_); }
+  RF_DEVICE void wait() const { making().wait(making_at_); }
   RF_DEVICE ptx::SharedAddress weight() const {
-    return shared_ + Shape::kMakingAt + at_.stage * Shape::kMakingBytes;
+    return shared_ + Shape::kMakingAt + making_at_.stage * Shape::kMakingBytes;
   }
-  RF_DEVICE void release_weight(uint32_t lane) const {
-    if (lane < Shape::kSharing) making().release(at_);
+  RF_DEVICE void passed() { making_at_.next(); }
+  RF_DEVICE void release_weight(uint32_t lane) {
+    if (lane < Shape::kSharing) making().release(in_use_);
+    in_use_.next();
   }
-  RF_DEVICE void wait_box() const { boxes().wait(box_at_); }
+  RF_DEVICE void wait_box() const {
+    if constexpr (kArrives) boxes().wait(box_at_);
+  }
   RF_DEVICE ptx::SharedAddress box() const {
     return shared_ + Shape::kBoxesAt + box_at_.stage * Shape::kBoxBytes;
   }
@@ -136,8 +144,10 @@ class StepsInRings {
     return shared_ + Shape::kReadingAt + at_.stage * Shape::kReadingBytes;
   }
   RF_DEVICE void release_box(uint32_t lane) {
-    if (lane == 0) boxes().release(box_at_);
-    box_at_.next();
+    if constexpr (kArrives) {
+      if (lane == 0) boxes().release(box_at_);
+      box_at_.next();
+    }
   }
   RF_DEVICE void release(uint32_t lane) {
     if (lane < Shape::kSharing) reading().release(at_);
@@ -146,28 +156,92 @@ class StepsInRings {
 
   // The producer's, as above.
   RF_DEVICE void load_filters(const ChainTmaArguments& arguments, int step) {
-    making().acquire(at_, Shape::kMakingBytes);
-    load_making<T, Shape>(arguments, weight(), step, making().full(at_));
+    making().acquire(making_at_, Shape::kMakingBytes);
+    load_making<T, Shape>(weight(), &arguments.weight, 0, Shape::kInnerBoxes, step,
+                          making().full(making_at_));
+    making_at_.next();
+#pragma unroll
+    for (int part = 1; part < Shape::kParts; ++part) {
+      making().acquire(making_at_, Shape::kMakingBytes);
+      load_making<T, Shape>(weight(), &arguments.projection, (part - 1) * Shape::kInnerBoxes,
+                            Shape::kInnerBoxes, step, making().full(making_at_));
+      making_at_.next();
+    }
     reading().acquire(at_, Shape::kReadingBytes);
     load_reading<T, Shape>(arguments, next_weight(), step, reading().full(at_));
     at_.next();
   }
   // The shortcut comes from memory, and is asked for first.
   RF_DEVICE void load(const ChainTmaArguments& arguments, int step, int32_t pixel, bool asked) {
-    boxes().acquire(box_at_, Shape::kBoxBytes);
-    ptx::tma_load(box(), &arguments.shortcut, {step * kStepElements, pixel}, boxes().full(box_at_));
-    box_at_.next();
+    if constexpr (kArrives) {
+      boxes().acquire(box_at_, Shape::kBoxBytes);
+      ptx::tma_load(box(), &arguments.shortcut, {step * kStepElements, pixel},
+                    boxes().full(box_at_));
+      box_at_.next();
+    }
     if (!asked) load_filters(arguments, step);
   }
 
  private:
-  RF_DEVICE Filters making() const { return {shared_ + Shape::kMakingRingAt}; }
-  RF_DEVICE Filters reading() const { return {shared_ + Shape::kReadingRingAt}; }
+  RF_DEVICE Making making() const { return {shared_ + Shape::kMakingRingAt}; }
+  RF_DEVICE Reading reading() const { return {shared_ + Shape::kReadingRingAt}; }
   RF_DEVICE Boxes boxes() const { return {shared_ + Shape::kBoxRingAt}; }
 
   ptx::SharedAddress shared_;
+  RingPlace<Shape::kMakingStages> making_at_;  // the next part
+  RingPlace<Shape::kMakingStages> in_use_;     // the first one that a reader has not released
   RingPlace<Shape::kStages> at_;
   RingPlace<Shape::kBoxStages> box_at_;
+};
+
+// The rows of a warpgroup's pixels, of one tile at a time, that one thread of it asks for: what the
+// first convolution reads, and the projection's pixels, which may be strided.
+template <class Shape>
+class OwnRows {
+ public:
+  // consumer: which warpgroup; bytes: in front of its half of a box.
+  RF_DEVICE OwnRows(ptx::SharedAddress shared, uint32_t consumer, uint32_t bytes)
+      : rows_(shared + bytes),
+        full_(shared + Shape::kRowsRingAt + consumer * Shape::kParts * kBarrierBytes) {}
+
+  static RF_DEVICE void init(ptx::SharedAddress shared) {
+    for (int i = 0; i < kConsumers * Shape::kParts; ++i) {
+      ptx::mbarrier_init(shared + Shape::kRowsRingAt + i * kBarrierBytes, 1);
+    }
+  }
+
+  RF_DEVICE ptx::SharedAddress rows() const { return rows_; }
+  RF_DEVICE void wait(int part) const { ptx::mbarrier_wait_parity(full(part), parity_); }
+  RF_DEVICE void next() { parity_ ^= 1; }
+
+  // Of the tile whose first of the warpgroup's pixels is `pixel`.
+  RF_DEVICE void load(const ChainTmaArguments& arguments, int32_t pixel) const {
+    ptx::mbarrier_arrive_expect_tx(full(0), kPartBytes);
+    for (int i = 0; i < Shape::kInnerBoxes; ++i) {
+      ptx::tma_load(rows_ + i * Shape::kBoxBytes, &arguments.x, {i * kStepElements, pixel},
+                    full(0));
+    }
+    const Pixel first = pixel_of(pixel, arguments.grid);
+    for (int part = 1; part < Shape::kParts; ++part) {
+      ptx::mbarrier_arrive_expect_tx(full(part), kPartBytes);
+      for (int i = 0; i < Shape::kInnerBoxes; ++i) {
+        const int box = part * Shape::kInnerBoxes + i;
+        ptx::tma_load_im2col(rows_ + box * Shape::kBoxBytes, &arguments.shortcut,
+                             {(box - Shape::kInnerBoxes) * kStepElements,
+                              first.q * arguments.stride, first.p * arguments.stride, first.n},
+                             {uint16_t{0}, uint16_t{0}}, full(part));
+      }
+    }
+  }
+
+ private:
+  static constexpr uint32_t kPartBytes = Shape::kInnerBoxes * Shape::kPartBytes;
+
+  RF_DEVICE ptx::SharedAddress full(int part) const { return full_ + part * kBarrierBytes; }
+
+  ptx::SharedAddress rows_;
+  ptx::SharedAddress full_;
+  uint32_t parity_ = 0;
 };
 
 template <class T, class Shape>

@@ -49,6 +49,9 @@ struct ChainTmaShape : BoxesOf<kElement> {
   static constexpr int kProjected = kProjected_;
   static constexpr int kSharing = kSharing_;
   static constexpr bool kInRings = false;  // a step lies in one stage
+  static constexpr bool kOwnRows = false;  // the producer asks for rows
+  static constexpr int kParts = 1;         // of what makes a step of `out`
+  static constexpr int kEarlySteps = kStages;
   static constexpr int kInnerBoxes = kInner / kStepElements;
   static constexpr int kProjectedBoxes = kProjected / kStepElements;
   static constexpr int kNextBoxes = kNext / kStepElements;
@@ -94,7 +97,7 @@ struct ChainFactors {
 
 struct ChainTmaArguments {
   ptx::TensorMap x;           // {K, pixels}, boxes of 64 by a tile's pixels
-  ptx::TensorMap shortcut;    // likewise: {C, pixels}, or of what is projected {D, pixels}
+  ptx::TensorMap shortcut;    // likewise {C, pixels}; projected {D, pixels}, or im2col
   ptx::TensorMap weight;      // {K, C}, 64 by a block's part of 64
   ptx::TensorMap projection;  // {D, C}, likewise
   ptx::TensorMap next;        // {C, M}, 64 by a block's part of kNext
@@ -110,6 +113,7 @@ struct ChainTmaArguments {
   PixelGrid grid;         // of all pixels
   int32_t channels;       // C
   int32_t next_channels;  // M
+  int32_t stride;         // of a projection whose map is im2col {D, W, H, N}
   int32_t steps;          // of 64 of C
   int32_t tiles;          // as many for each block of a cluster
   ChainFactors factors;   // of e4m3 alone

@@ -11,7 +11,8 @@
 //
 // Where two blocks of a cluster share filters, which they need at the same time, each asks for one
 // half, and TMA brings it to both. Pixels and the shortcut are each block's own. A step comes as
-// the stage of one ring, or in parts, each through a ring of its own: chain_steps.h.
+// the stage of one ring, or in parts, each through a ring of its own; and a warpgroup asks for its
+// pixels itself where there is room for one tile's: chain_steps.h.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +51,7 @@ class ChainConsumer {
     const Ring<2> rows_ring{shared_ + Shape::kRowsRingAt};
     ChainSteps<T, Shape> steps(shared_);
     RingPlace<2> rows_at;
+    OwnRows<Shape> own(shared_, static_cast<uint32_t>(barrier_ - 1), part_.bytes);
     float sums[kBoxSums];
     float projected[kBoxSums];  // not in use without a projection
     float following[kNextSums];
@@ -61,24 +63,18 @@ class ChainConsumer {
     const ChainFactors& factors = arguments_.factors;
     const auto out_act = Types::act(0.0f, factors.residual, factors.out);
     bool held = false;  // the rows of the tile before, from where `next` goes out
+    if constexpr (Shape::kOwnRows) load_rows(own, SharedWalk<Shape>(arguments_));
     for (SharedWalk<Shape> walk(arguments_); !walk.done(); walk.next()) {
       const int32_t pixel = walk.position() + part_.pixels;
-      const ptx::SharedAddress rows = shared_ + rows_at.stage * Shape::kRowsBytes + part_.bytes;
+      const ptx::SharedAddress rows =
+          Shape::kOwnRows ? own.rows() : shared_ + rows_at.stage * Shape::kRowsBytes + part_.bytes;
       const StoredPixels<T> even(arguments_.even, arguments_.grid, pixel, 0, true, part_.thread);
-      rows_ring.wait(rows_at);
+      if constexpr (!Shape::kOwnRows) rows_ring.wait(rows_at);
       if constexpr (kInParts) clear(following);
       for (int step = 0; step < arguments_.steps; ++step) {
-        steps.wait();
-        const ptx::SharedAddress weight = steps.weight();
-        ptx::wgmma_pin(sums);
-        if constexpr (Shape::kProjected > 0) ptx::wgmma_pin(projected);
-        ptx::wgmma_fence();
-        multiply_boxes<0, Shape::kInnerBoxes>(sums, rows, weight);
-        if constexpr (Shape::kProjected > 0) {
-          multiply_boxes<Shape::kInnerBoxes, Shape::kProjectedBoxes>(projected, rows, weight);
-        }
-        ptx::wgmma_commit_group();
+        multiply_out(sums, projected, rows, own, steps);
         steps.wait_box();
+        if constexpr (Shape::kOwnRows) free_box();
         ptx::wgmma_wait_group<0>();
         ptx::wgmma_pin(sums);
         steps.release_weight(part_.lane());
@@ -95,6 +91,10 @@ class ChainConsumer {
           put_box<T, Added::kStored, 0>(made, sums, nullptr, box, vectors, part_.lane(), out_act);
         }
         publish();
+        if constexpr (Shape::kOwnRows) {
+          // All of the warpgroup's products over the rows have ended.
+          if (step + 1 == arguments_.steps) next_rows(own, walk);
+        }
         if (arguments_.thinned) {
           even.store(made_at, step);
         } else if (part_.thread == 0) {
@@ -119,7 +119,7 @@ class ChainConsumer {
         if (part_.thread == 0) {
           // Beside the products: `out` has left its box, and `next` the rows before.
           ptx::bulk_wait_group_read<0>();
-          if (step == 0 && held) rows_ring.release(other(rows_at));
+          if (!Shape::kOwnRows && step == 0 && held) rows_ring.release(other(rows_at));
         }
         ptx::sync_warp();
         steps.release_box(part_.lane());
@@ -134,9 +134,10 @@ class ChainConsumer {
           ptx::wgmma_pin(following);
         }
       }
-      finish<0>(following, rows, pixel);
+      finish<0>(following, Shape::kOwnRows ? steps.box() + part_.bytes : rows, pixel);
       held = true;
       rows_at.next();
+      own.next();
     }
     // Its shared memory has been read.
     if (part_.thread == 0) ptx::bulk_wait_group_read<0>();
@@ -160,27 +161,80 @@ class ChainConsumer {
     for (int i = 0; i < kNextSums; ++i) sums[i] += part[i];
   }
 
-  // Asks for the products of the tile's rows from box kFirst on and their filters.
-  template <int kFirst, int kBoxes>
-  RF_DEVICE void multiply_boxes(float (&sums)[kBoxSums], ptx::SharedAddress rows,
-                                ptx::SharedAddress weight) const {
-    const ptx::SharedAddress left = rows + kFirst * Shape::kBoxBytes;
-    const ptx::SharedAddress right = weight + kFirst * Shape::kWeightBytes;
+  // Asks for the products of a step into `out`. Over all parts of its filters but the last they
+  // have ended when it returns.
+  RF_DEVICE void multiply_out(float (&sums)[kBoxSums], float (&projected)[kBoxSums],
+                              ptx::SharedAddress rows, const OwnRows<Shape>& own,
+                              ChainSteps<T, Shape>& steps) const {
+    if constexpr (Shape::kOwnRows) own.wait(0);
+    steps.wait();
+    ptx::wgmma_pin(sums);
+    if constexpr (Shape::kProjected > 0 && Shape::kParts == 1) ptx::wgmma_pin(projected);
+    ptx::wgmma_fence();
+    multiply_boxes<Shape::kInnerBoxes>(sums, rows, steps.weight(), false);
+    constexpr int kRowsOfPart = Shape::kInnerBoxes * Shape::kBoxBytes;
+    if constexpr (Shape::kProjected > 0 && Shape::kParts == 1) {
+      multiply_boxes<Shape::kProjectedBoxes>(
+          projected, rows + kRowsOfPart, steps.weight() + Shape::kInnerBoxes * Shape::kWeightBytes,
+          false);
+    }
+    ptx::wgmma_commit_group();
+    steps.passed();
 #pragma unroll
-    for (int i = 0; i < kBoxes; ++i) {
-      multiply_step<T, Shape::kRowBytes>(sums, left + i * Shape::kBoxBytes,
-                                         right + i * Shape::kWeightBytes, i > 0);
+    for (int i = 1; i < Shape::kParts; ++i) {
+      own.wait(i);
+      steps.wait();
+      if (i == 1) ptx::wgmma_pin(projected);
+      ptx::wgmma_fence();
+      multiply_boxes<Shape::kInnerBoxes>(projected, rows + i * kRowsOfPart, steps.weight(), i > 1);
+      ptx::wgmma_commit_group();
+      steps.passed();
+      ptx::wgmma_wait_group<1>();
+      steps.release_weight(part_.lane());
     }
   }
 
-  // `next` goes out by way of the rows that its tile has read; by the last step's barrier all
-  // products over them have ended. As many boxes at a time as have room, from box kFirst on.
+  // Asks for the products of so many boxes of rows and their filters.
+  template <int kBoxes>
+  RF_DEVICE void multiply_boxes(float (&sums)[kBoxSums], ptx::SharedAddress rows,
+                                ptx::SharedAddress weight, bool more) const {
+#pragma unroll
+    for (int i = 0; i < kBoxes; ++i) {
+      multiply_step<T, Shape::kRowBytes>(sums, rows + i * Shape::kBoxBytes,
+                                         weight + i * Shape::kWeightBytes, more || i > 0);
+    }
+  }
+
+  // One thread asks for the rows of the tile that a walk has come to.
+  RF_DEVICE void load_rows(const OwnRows<Shape>& own, const SharedWalk<Shape>& walk) const {
+    if (part_.thread == 0 && !walk.done()) {
+      own.load(arguments_, walk.position() + part_.pixels);
+    }
+    ptx::sync_warp();
+  }
+
+  // Likewise of the tile behind.
+  RF_DEVICE void next_rows(const OwnRows<Shape>& own, SharedWalk<Shape> walk) const {
+    walk.next();
+    load_rows(own, walk);
+  }
+
+  // What TMA stores by way of a place that is made again has been read.
+  RF_DEVICE void free_box() const {
+    if (part_.thread == 0) ptx::bulk_wait_group_read<0>();
+    ptx::barrier_sync(barrier_, kWarpgroupThreads);
+  }
+
+  // `next` goes out by way of the rows that its tile has read, where all products over them have
+  // ended by the last step's barrier, or by way of `out`'s box. As many boxes at a time as have
+  // room, from box kFirst on.
   template <int kFirst>
   RF_DEVICE void finish(const float (&following)[kNextSums], ptx::SharedAddress rows,
                         int32_t pixel) const {
     constexpr int kEnd = kFirst + Shape::kNextAtOnce < Shape::kNextBoxes
                              ? kFirst + Shape::kNextAtOnce
                              : Shape::kNextBoxes;
+    if constexpr (kFirst > 0 || Shape::kOwnRows) free_box();
     put_next<kFirst, kEnd>(following, rows);
     publish();
     if (part_.thread == 0) {
@@ -192,13 +246,9 @@ class ChainConsumer {
         }
       }
       ptx::bulk_commit_group();
-      if constexpr (kEnd < Shape::kNextBoxes) ptx::bulk_wait_group_read<0>();
     }
     ptx::sync_warp();
-    if constexpr (kEnd < Shape::kNextBoxes) {
-      ptx::barrier_sync(barrier_, kWarpgroupThreads);  // the rows have been read
-      finish<kEnd>(following, rows, pixel);
-    }
+    if constexpr (kEnd < Shape::kNextBoxes) finish<kEnd>(following, rows, pixel);
   }
 
   template <int kFirst, int kEnd, int kBox = kFirst>
@@ -238,7 +288,11 @@ class ChainProducer {
 
   RF_DEVICE void init() const {
     steps_.init();
-    rows_ring().init(kConsumers);
+    if constexpr (Shape::kOwnRows) {
+      OwnRows<Shape>::init(shared_);
+    } else {
+      rows_ring().init(kConsumers);
+    }
     ptx::fence_mbarrier_init();
     ptx::tma_prefetch(&arguments_.weight);
     if constexpr (Shape::kProjected > 0) ptx::tma_prefetch(&arguments_.projection);
@@ -252,7 +306,7 @@ class ChainProducer {
   // The filters of the first steps, before the kernel ahead has ended.
   RF_DEVICE void begin() {
     const int steps = of_block();
-    for (; early_ < Shape::kStages && early_ < steps; ++early_) {
+    for (; early_ < Shape::kEarlySteps && early_ < steps; ++early_) {
       steps_.load_filters(arguments_, early_ % arguments_.steps);
     }
   }
@@ -261,14 +315,16 @@ class ChainProducer {
     RingPlace<2> rows_at;
     for (SharedWalk<Shape> walk(arguments_); !walk.done(); walk.next()) {
       const int32_t pixel = walk.position();
-      rows_ring().acquire(rows_at, Shape::kRowsBytes);
-      for (int i = 0; i < Shape::kInnerBoxes; ++i) {
-        load_rows(rows_at, i, &arguments_.x, i, pixel);
+      if constexpr (!Shape::kOwnRows) {
+        rows_ring().acquire(rows_at, Shape::kRowsBytes);
+        for (int i = 0; i < Shape::kInnerBoxes; ++i) {
+          load_rows(rows_at, i, &arguments_.x, i, pixel);
+        }
+        for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
+          load_rows(rows_at, Shape::kInnerBoxes + i, &arguments_.shortcut, i, pixel);
+        }
+        rows_at.next();
       }
-      for (int i = 0; i < Shape::kProjectedBoxes; ++i) {
-        load_rows(rows_at, Shape::kInnerBoxes + i, &arguments_.shortcut, i, pixel);
-      }
-      rows_at.next();
       for (int step = 0; step < arguments_.steps; ++step) {
         steps_.load(arguments_, step, pixel, early_ > 0);
         if (early_ > 0) --early_;
@@ -278,10 +334,11 @@ class ChainProducer {
 
  private:
   RF_DEVICE Ring<2> rows_ring() const { return {shared_ + Shape::kRowsRingAt}; }
-  // Steps of the block, as far as that many stages need to know.
+  // Steps of the block, as far as those that may be early need to know.
   RF_DEVICE int of_block() const {
     int steps = 0;
-    for (SharedWalk<Shape> walk(arguments_); !walk.done() && steps < Shape::kStages; walk.next()) {
+    for (SharedWalk<Shape> walk(arguments_); !walk.done() && steps < Shape::kEarlySteps;
+         walk.next()) {
       steps += arguments_.steps;
     }
     return steps;

@@ -35,14 +35,15 @@ struct Rows {
   int64_t channels;
   const int64_t (&stride)[4];
   int32_t box;         // pixels
-  bool mapped = true;  // false: threads store it, since its pixels do not follow the tile's
+  bool mapped = true;  // false: its pixels do not follow the tile's, or it has a map of its own
 };
 
-std::array<Rows, 4> rows_of(const RfConvChain& p) {
-  return {Rows{"x", p.x, p.x_size[1], p.x_stride, kChainTmaPixels},
+std::array<Rows, 4> rows_of(const RfConvChain& p, const ChainTmaFacts& tile) {
+  const int32_t read = tile.own_rows ? kWarpgroupRows : kChainTmaPixels;
+  return {Rows{"x", p.x, p.x_size[1], p.x_stride, read},
           p.projects != 0
-              ? Rows{"projected", p.projected, p.projected_channels, p.projected_stride,
-                     kChainTmaPixels}
+              ? Rows{"projected", p.projected, p.projected_channels, p.projected_stride, read,
+                     !tile.own_rows}
               : Rows{"residual", p.residual, p.channels, p.residual_stride, kChainTmaPixels},
           Rows{"out", p.out, p.channels, p.out_strides, kWarpgroupRows, p.out_stride == 1},
           Rows{"next", p.following, p.next_channels, p.following_stride, kWarpgroupRows}};
@@ -58,6 +59,19 @@ std::optional<TensorMapRequest> request_of(const RfConvChain& problem, const Row
   const void* at = moved(rows.data, first * of_image * *step * chain_bytes(problem));
   return rows_request(element_of(problem.dtype), at, rows.channels, images * of_image, *step,
                       rows.box, kStepElements);
+}
+
+// The projection's pixels of a warpgroup, which the op's stride keeps apart.
+TensorMapRequest strided_request(const RfConvChain& p, int64_t first, int64_t images) {
+  const int64_t by = p.projection_stride;
+  const int64_t size[4] = {images, p.projected_channels, (p.x_size[2] - 1) * by + 1,
+                           (p.x_size[3] - 1) * by + 1};
+  const TensorElement element = element_of(p.dtype);
+  const void* from = image_at(element, p.projected, p.x_size[0], p.projected_stride[0], first);
+  TensorMapRequest request = images_request(element, from, size, p.projected_stride);
+  request.pixels = kWarpgroupRows;
+  request.steps = {1, narrowed(by), narrowed(by), 1, 1};
+  return request;
 }
 
 // Filters over `channels`, `stride` apart; boxes of 64 channels of those of a step, `box` of them,
@@ -91,7 +105,7 @@ TensorMapRequest next_weight_request(const RfConvChain& problem, const ChainTmaF
 // What a tile can't do; the kernel for sm_80 serves it.
 std::string shape_fault(const RfConvChain& problem, const ChainTmaFacts& tile) {
   if (problem.front_channels > 0) return "it takes no 3x3 convolution in front";
-  std::string found = projection_fault(problem, tile.projected);
+  std::string found = projection_fault(problem, tile.projected, tile.own_rows);
   if (!found.empty()) return found;
   if (problem.next_channels < 1) return "no next convolution; it takes chains of two";
   if (problem.x_size[1] > tile.inner) return too_many("x", problem.x_size[1], tile.inner);
@@ -110,7 +124,7 @@ TensorMapRequest projection_request(const RfConvChain& problem, int32_t sharing)
                          sharing);
 }
 
-std::string projection_fault(const RfConvChain& problem, int32_t room) {
+std::string projection_fault(const RfConvChain& problem, int32_t room, bool strided) {
   if ((problem.projects != 0) != (room > 0)) {
     return room > 0 ? "it is made for a projection" : "it takes no projection";
   }
@@ -118,7 +132,7 @@ std::string projection_fault(const RfConvChain& problem, int32_t room) {
   if (problem.projected_channels > room) {
     return too_many("the projection", problem.projected_channels, room);
   }
-  if (problem.projection_stride != 1) {
+  if (!strided && problem.projection_stride != 1) {
     return "a projection of stride " + std::to_string(problem.projection_stride) +
            "; it reads every pixel";
   }
@@ -178,7 +192,7 @@ std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& til
   if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
   std::string found = shape_fault(problem, tile);
   if (!found.empty()) return found;
-  for (const Rows& rows : rows_of(problem)) {
+  for (const Rows& rows : rows_of(problem, tile)) {
     if (!rows.mapped) continue;
     const auto request = request_of(problem, rows, 0, images);
     if (!request) return named(rows.name, "its pixels do not lie one behind the other");
@@ -186,6 +200,13 @@ std::string chain_tma_fault(const RfConvChain& problem, const ChainTmaFacts& til
   }
   if (found = tensor_map_fault(weight_request(problem, tile)); !found.empty()) {
     return named("weight", found);
+  }
+  if (tile.own_rows) {
+    if (problem.projected_channels > 1 && problem.projected_stride[1] != 1) {
+      return named("projected", "its channels are not adjacent");
+    }
+    found = tensor_map_fault(strided_request(problem, 0, images));
+    if (!found.empty()) return named("projected", found);
   }
   if (problem.projects != 0) {
     found = tensor_map_fault(projection_request(problem, tile.sharing));
@@ -234,7 +255,10 @@ double chain_tma_cost(const RfConvChain& problem, const ChainTmaFacts& tile, int
   // Of e4m3 threads add up sums in parts.
   const double adds = problem.dtype == kFloat8E4M3 ? steps / 2 * m * tile.next / kInstructions : 0;
   const double waits = steps + tile.rounds - 1;
-  const double alone = matrix / kConsumers + results + adds + waits * kStepWaits;
+  // Its rows come behind its own last products.
+  const double rows = inner * m * row / kConsumers;
+  const double behind = tile.own_rows ? kLatency + rows / kMemoryBytes : 0;
+  const double alone = matrix / kConsumers + results + adds + waits * kStepWaits + behind;
   const double longest = std::max({matrix, shared, cache, alone, moved / kMemoryBytes});
   const double meetings = tile.sharing > 1 ? 2 * kClusterMeeting : 0;
   return each * longest + meetings + 2 * kLatency;
@@ -245,7 +269,7 @@ int chain_tma_arguments(const RfConvChain& problem, const ChainTmaFacts& tile, i
   const int64_t pixels = images * problem.x_size[2] * problem.x_size[3];
   ChainTmaArguments& made = *to;
   made = {};
-  const std::array<Rows, 4> rows = rows_of(problem);
+  const std::array<Rows, 4> rows = rows_of(problem, tile);
   ptx::TensorMap* const maps[] = {&made.x, &made.shortcut, &made.out, &made.following};
   int error = encode_tensor_map(weight_request(problem, tile), &made.weight);
   if (error == 0) error = encode_tensor_map(next_weight_request(problem, tile), &made.next);
@@ -255,6 +279,9 @@ int chain_tma_arguments(const RfConvChain& problem, const ChainTmaFacts& tile, i
   for (size_t i = 0; i < rows.size() && error == 0; ++i) {
     if (!rows[i].mapped) continue;
     error = encode_tensor_map(*request_of(problem, rows[i], first, images), maps[i]);
+  }
+  if (error == 0 && tile.own_rows) {
+    error = encode_tensor_map(strided_request(problem, first, images), &made.shortcut);
   }
   if (error != 0) return error;
   made.scale = static_cast<const float*>(problem.scale);
@@ -269,6 +296,7 @@ int chain_tma_arguments(const RfConvChain& problem, const ChainTmaFacts& tile, i
   made.thinned = problem.out_stride != 1;
   made.channels = narrowed(problem.channels);
   made.next_channels = narrowed(problem.next_channels);
+  made.stride = narrowed(problem.projection_stride);
   made.steps = narrowed(divide_up(problem.channels, kStepElements));
   made.tiles = narrowed(chain_tma_tiles(tile, pixels));
   made.reverse = problem.reverse != 0;

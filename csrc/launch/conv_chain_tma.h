@@ -24,6 +24,7 @@ struct ChainTmaFacts {
   int32_t projected;
   int32_t sharing;  // blocks of a cluster, with neighbouring tiles
   int32_t rounds;   // in which `next` goes out
+  bool own_rows;    // each warpgroup asks for its own, and the projection may have a stride
   int32_t shared_bytes;
 };
 
@@ -33,8 +34,8 @@ ChainTmaFacts chain_tma_tile(int index);
 template <class Shape>
 ChainTmaFacts chain_tma_facts() {
   constexpr int kRounds = (Shape::kNextBoxes + Shape::kNextAtOnce - 1) / Shape::kNextAtOnce;
-  return {Shape::kInner,   Shape::kNext, Shape::kStages,     Shape::kProjected,
-          Shape::kSharing, kRounds,      Shape::kSharedBytes};
+  return {Shape::kInner,   Shape::kNext, Shape::kStages,  Shape::kProjected,
+          Shape::kSharing, kRounds,      Shape::kOwnRows, Shape::kSharedBytes};
 }
 
 // "tma_128x64_4s_k64": pixels and channels of next, stages, channels that it reads; behind it
@@ -74,9 +75,9 @@ ChainResult chain_result(void* data, const int64_t (&size)[4], const int64_t (&s
                          int64_t first, int64_t element = kTmaElementBytes);
 ChainResult chain_out(const RfConvChain& problem, int64_t first);
 
-// What keeps a problem's shortcut from a tile with room for so many projected channels, 0 for none;
-// empty if nothing does.
-std::string projection_fault(const RfConvChain& problem, int32_t room);
+// What keeps a problem's shortcut from a tile with room for so many projected channels, 0 for none,
+// and for strides; empty if nothing does.
+std::string projection_fault(const RfConvChain& problem, int32_t room, bool strided = false);
 
 // The projection's filters, in boxes of what one of so many blocks asks for.
 TensorMapRequest projection_request(const RfConvChain& problem, int32_t sharing = 1);

@@ -64,10 +64,10 @@ def _cases_by_tma(configuration: str) -> tuple[ChainCase, ...]:
             ChainCase("odd", 3, k, 7, 11, 192, room - 24, cut, front=k, out_stride=2),
             ChainCase("many", 3, k, 128, 144, 64, 16, cut, front=k),
         )
-    k = int(inner[1:])
+    k, by = int(inner[1:]), 2 if d > 64 else 1  # where there is room for them pixels may lie apart
     return (
         ChainCase("whole", 3, k, 8, 16, 128, room, d),
-        ChainCase("odd", 3, k - 24, 7, 11, 328, room - 24, cut),
+        ChainCase("odd", 3, k - 24, 7, 11, 328, room - 24, cut, by),
         ChainCase("many", 3, 16, 128, 144, 72, 16, cut),
     )
 
