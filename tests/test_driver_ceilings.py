@@ -160,9 +160,10 @@ def test_planted_faults_are_noticed(ceiling):
     assert quiet <= HARMLESS
 
 
+@pytest.mark.parametrize("ceiling", JUDGED)
 @pytest.mark.parametrize("variant", ["asan", "tsan"])
-def test_sanitizers_are_content(variant):
-    rates("--resident-blocks", 4, variant=variant, timeout=170)
+def test_sanitizers_are_content(variant, ceiling):
+    rates("--resident-blocks", 4, "--ceiling", ceiling, variant=variant, timeout=170)
 
 
 def test_address_sanitizer_names_a_sum_out_of_bounds():

@@ -47,8 +47,7 @@ struct Amount {
 // A set of random words, and for each piece of 16 bytes the number that sums are made of.
 class Set {
  public:
-  Set(int64_t boxes, Random& random)
-      : boxes_(boxes), device_(static_cast<size_t>(boxes * kCeilingBoxBytes)) {
+  Set(int64_t boxes, Random& random) : device_(static_cast<size_t>(boxes * kCeilingBoxBytes)) {
     std::vector<uint32_t> words(static_cast<size_t>(boxes * kBoxWords));
     for (size_t i = 0; i < words.size(); i += 2) {
       const uint64_t bits = random.bits();
@@ -62,7 +61,6 @@ class Set {
     }
   }
 
-  int64_t boxes() const { return boxes_; }
   const void* data() const { return device_.data(); }
 
   // The sums of `threads` threads that share the pieces of `count` boxes of the first `boxes`, from
@@ -78,7 +76,6 @@ class Set {
   }
 
  private:
-  int64_t boxes_;
   Buffer device_;
   std::vector<uint32_t> pieces_;
 };

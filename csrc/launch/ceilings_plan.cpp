@@ -14,7 +14,6 @@ namespace {
 constexpr int64_t kMega = int64_t{1} << 20;
 constexpr int64_t kCached = 16 * kMega;   // what L2 holds, however it is divided
 constexpr int64_t kBeyond = 512 * kMega;  // what it can't hold
-constexpr double kPeak = 2048;            // products of 16 bits a cycle, as documented
 
 struct Entry {
   std::string name;
