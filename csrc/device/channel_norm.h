@@ -1,5 +1,6 @@
 // BatchNorm's arithmetic on one channel's statistics, in double: by bn_finalize and
-// bn_update_stats, and by the blocks that end a convolution's launch, to the same bits.
+// bn_update_stats, and by the blocks that end a convolution's launch, to the same bits. So
+// multiply-adds are spelled out: which ones a compiler fuses may hang on what stands around them.
 #pragma once
 
 #include <cmath>
@@ -18,8 +19,9 @@ RF_DEVICE void finalize_channel(int64_t k, int64_t channels, double mean, double
   double scale = invstd;
   if (gamma.data != nullptr) scale *= load_value(gamma, k);
   // Of the rounded scale, whose error then cancels in scale * (y - mean).
-  double shift = -mean * as_stored(norm, scale);
-  if (beta.data != nullptr) shift += load_value(beta, k);
+  const double stored = as_stored(norm, scale);
+  double shift = -mean * stored;
+  if (beta.data != nullptr) shift = __builtin_fma(-mean, stored, load_value(beta, k));
   store_value(norm, k, scale);
   store_value(norm, channels + k, shift);
   store_value(norm, 2 * channels + k, mean);
@@ -38,8 +40,8 @@ RF_DEVICE RunningPair update_channel(int64_t k, double mean, double m2, double e
   const double variance = m2 / (elements - 1.0);
   const double kept_mean = load_value(running_mean, k);
   const double kept_var = load_value(running_var, k);
-  store_value(running_mean, k, (1.0 - factor) * kept_mean + factor * mean);
-  store_value(running_var, k, (1.0 - factor) * kept_var + factor * variance);
+  store_value(running_mean, k, __builtin_fma(factor, mean, (1.0 - factor) * kept_mean));
+  store_value(running_var, k, __builtin_fma(factor, variance, (1.0 - factor) * kept_var));
   return {kept_mean, kept_var};
 }
 
