@@ -347,8 +347,8 @@ def test_what_no_launch_takes_is_refused(changes, words):
 def test_wishes_that_nobody_can_fulfil_are_refused():
     with pytest.raises(ValueError, match="TF32 is not allowed"):
         planned(LAYER1, torch.float32, allow_tf32=False)
-    with pytest.raises(ValueError, match="there are 0 to 14"):
-        planned(LAYER1, configuration=15)
+    with pytest.raises(ValueError, match="there are 0 to 17"):
+        planned(LAYER1, configuration=18)
     with pytest.raises(ValueError, match="no such parts with work for each"):
         planned(POINTWISE, configuration=1, splits=2000)
     with pytest.raises(ValueError, match="too much shared memory"):
