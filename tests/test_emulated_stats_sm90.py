@@ -20,10 +20,10 @@ from resnet_fused.ops import _cuda_stats_checks
 pytestmark = pytest.mark.emulated
 
 NAMES = ("tma_s256x128_3s", "tma_s192x128_4s", "tma_s192x64_5s_t", "tma_s128x64_6s_t",
-         "tma_s256x128_3s_2c")  # fmt: skip
+         "tma_s256x128_3s_2c", "tma_s256x128_3s_2p", "tma_s192x128_4s_2p")  # fmt: skip
 every = pytest.mark.parametrize("name", NAMES)
 NAMED = {case.name: case for case in CASES}
-TURNS, TOGETHER, SHARED = NAMES[3], NAMES[1], NAMES[4]
+TURNS, TOGETHER, SHARED, PIXELS = NAMES[3], NAMES[1], NAMES[4], NAMES[5]
 
 
 def tiles() -> dict[str, dict]:
@@ -98,7 +98,7 @@ def test_statistics_of_hard_values_over_many_tiles(kind, name):
             require_stats(y, stats, tiles=multiprocessors)
 
 
-@pytest.mark.parametrize("name", [TURNS, SHARED])
+@pytest.mark.parametrize("name", [TURNS, SHARED, PIXELS])
 def test_more_parts_than_a_chunk_and_blocks_of_one_column(name):
     """Parts in two chunks and three, of which the last one is cut; tiles of three columns."""
     case = ConvCase("many", 3, 8, 58, 57, 8)
@@ -116,10 +116,10 @@ def test_more_parts_than_a_chunk_and_blocks_of_one_column(name):
 def test_more_columns_than_multiprocessors():
     case = ConvCase("columns", 1, 8, 12, 11, 200)
     given = drawn(case)
-    for name in (TURNS, SHARED):
+    for name, blocks in ((TURNS, 4), (SHARED, 4), (PIXELS, 2)):
         y, stats, report = run(case, given, name, gpu=FEW, resident_blocks=3)
         require(case, *given, y, stats)
-        assert report["plan"]["blocks"] == {TURNS: 4, SHARED: 4}[name]
+        assert report["plan"]["blocks"] == blocks
 
 
 def test_the_same_bits_whichever_comes_last():

@@ -12,7 +12,8 @@ from conv_by_tma import DTYPES, FEW
 from emulated import Schedule
 from matrix import SPREADS, spread_values
 from test_emulated_stats import call, operands, planned, require, require_stats
-from test_emulated_stats_sm90 import SHARED, name_of, pixels_of_channels
+from test_emulated_stats_sm90 import name_of, pixels_of_channels
+from test_emulated_stats_sm90_norm import NAMES as BRINGING
 
 from resnet_fused import cases, numerics
 from resnet_fused.cases import ConvCase
@@ -207,7 +208,7 @@ def test_it_is_ahead_of_tiles_that_bring_filters():
     other = [
         planned(EXPAND, configuration=i, splits=1)["cycles"]
         for i, tile in enumerate(emulated.load().conv_bn_stats_configurations())
-        if tile["tma"] and not tile["window"] and not tile["name"].startswith(("tma_stay", SHARED))
+        if tile["name"] in BRINGING
     ]
     assert planned(EXPAND)["cycles"] < 0.75 * min(other)
 

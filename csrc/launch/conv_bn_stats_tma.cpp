@@ -27,9 +27,9 @@ int64_t all_pixels(const RfConvBnAct& conv) {
 }
 int64_t group_channels(const RfConvBnAct& conv) { return conv.weight_size[0] / conv.groups; }
 
-// Tiles of channels, of all groups.
+// Tiles of channels as wide as a cluster's, of all groups.
 int64_t columns_of(const RfConvBnAct& conv, const TmaTileFacts& tile) {
-  return divide_up(group_channels(conv), tile.channels) * conv.groups;
+  return divide_up(group_channels(conv), int64_t{tile.channels} * tile.pixel_sharing) * conv.groups;
 }
 
 // The GPU as the plan of a convolution is told it: no more multiprocessors than a launch has
@@ -48,7 +48,7 @@ WalkedParts walked_by(const RfConvBnAct& conv, const TmaTileFacts& tile, int64_t
   const int64_t pixels = all_pixels(conv);
   const int64_t walks = tile.together ? 1 : kConsumers;  // of a block
   return {pixels, narrowed(divide_up(pixels, tile.pixels)), tile.pixels,
-          narrowed(blocks / columns_of(conv, tile) * walks)};
+          narrowed(blocks / (columns_of(conv, tile) * tile.pixel_sharing) * walks)};
 }
 StatsParts parts_of(const RfConvBnAct& conv, const WalkedParts& walked) {
   return stats_parts(walked.count(), conv.weight_size[0], conv.groups);
@@ -63,7 +63,7 @@ TmaTileFacts stats_tma_tile(int index) {
 std::string stats_tma_fault(const RfConvBnStats& problem, const TmaTileFacts& tile) {
   const RfConvBnAct& conv = problem.conv;
   if (problem.normed != 0) {
-    if (tile.sharing > 1) return "norm: not read through by blocks that share filters";
+    if (tile.sharing > 1) return "norm: not read through by blocks that share filters or pixels";
     const std::string found = norm_fault(conv.weight_size[1], problem.norm);
     if (!found.empty()) return found;
   }

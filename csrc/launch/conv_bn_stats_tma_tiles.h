@@ -14,8 +14,11 @@ using StatsTmaTiles = TileList<                       //
     ChannelsLeft<Consumers::kTogether, 192, 128, 4>,  // images of 7x7: they fill whole waves
     // 64 channels; with 256 pixels ptxas spills a register.
     ChannelsLeft<Consumers::kInTurns, 192, 64, 5>,
-    ChannelsLeft<Consumers::kInTurns, 128, 64, 6>,        // small batches
-    ChannelsLeft<Consumers::kTogether, 256, 128, 3, 2>>;  // deep reductions
+    ChannelsLeft<Consumers::kInTurns, 128, 64, 6>,       // small batches
+    ChannelsLeft<Consumers::kTogether, 256, 128, 3, 2>,  // deep reductions
+    // Likewise of several tiles of channels.
+    ChannelsLeft<Consumers::kTogether, 256, 128, 3, 1, 2>,
+    ChannelsLeft<Consumers::kTogether, 192, 128, 4, 1, 2>>;
 
 constexpr int kFirstStatsTma = kFirstImageStats + StatsImageTiles::kSize;
 
