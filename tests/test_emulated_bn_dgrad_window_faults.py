@@ -65,10 +65,10 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
 }  # fmt: skip
 
 
-def trials() -> list[Trial]:
+def trials(ways=TRIALS) -> list[Trial]:
     made = []
     index = {tile["name"]: i for i, tile in enumerate(emulated_shapes.tiles(mutants_bn_dgrad.OP))}
-    for name, case, way, noisy in TRIALS:
+    for name, case, way, noisy in ways:
         gpu = emulated.H200 if case is CHUNKED else ONE  # sums of blocks that meet
         for exact in (True, False) if noisy else (True,):
             dtype = emulated.DTYPES[mutants_bn_dgrad.OP][1 if exact else 2]

@@ -66,3 +66,38 @@ def test_their_names_are_readable():
     assert rules.short_name(STATS) == (
         "conv_bn_stats_stream<BFloat16, windows for 192 pixels in slices, 6 stages transformed>"
     )
+
+
+DGRAD = (
+    "_ZN12resnet_fused27conv_bn_dgrad_stream_kernelINS_8BFloat16ENS_18BnDgradStreamShapeILi192ELi6EE"
+    "EEvNS_22BnDgradWindowArgumentsE"
+)
+DGRAD_CODE = {
+    "HGMMA.64x192x16.F32.BF16": 4, "WARPGROUP.DEPBAR.LE": 2, "UTMALDG.4D": 2,
+    "UTMALDG.4D.IM2COL": 10, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 20, "STSM.16.MT88.4": 48,
+    "LDSM.16.MT88.4": 48, "STG.E.128": 13, "ATOMG.E.ADD.STRONG.GPU": 2, "VOTE.ANY": 8,
+    "FENCE.VIEW.ASYNC.S": 3, "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
+}  # fmt: skip
+
+
+def test_the_gradients_is_held_to_its_own():
+    def said_of(name=DGRAD, arch="90a", registers=168, code=()):
+        counts = DGRAD_CODE | dict(code)
+        return rules.Kernel(name, arch, registers, instructions=counts).failures()
+
+    assert said_of() == []
+    assert rules.short_name(DGRAD) == (
+        "conv_bn_dgrad_stream<BFloat16, windows for 192 pixels in slices, 6 stages>"
+    )
+    for planted, words in (
+        ({"arch": "80"}, "it is built for nothing else"),
+        ({"registers": 160}, "160 registers, expected 168"),
+        ({"name": DGRAD.replace("Li192E", "Li256E")}, "0 HGMMA"),
+        ({"name": DGRAD.replace("Li6E", "Li16E")}, "bytes of shared memory, at most"),
+        ({"name": DGRAD.replace("StreamShape", "Shape")}, "its name spells no configuration"),
+    ):
+        assert any(words in one for one in said_of(**planted)), planted
+    fewer = {"UTMALDG.4D.IM2COL": 3, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 7, "VOTE.ANY": 5}
+    fewer |= {"FENCE.VIEW.ASYNC.S": 1}
+    for opcode, count in DGRAD_CODE.items():
+        assert said_of(code={opcode: fewer.get(opcode, count - 1)}), opcode

@@ -18,6 +18,7 @@ REGISTERS = 168  # a launch gives every thread
 MOST_SHARED = 227 * 1024
 MOST_PART = 256  # rows that a request brings
 WIDTH = 28  # of the rows that it is made for
+MOST_TURNED, PARTS_OF_Y, FIXED = 128, 2, 3 * 1024  # bn_dgrad_window.h
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def stream_of(mangled: str) -> StreamTile | None:
 
 def stream_name(mangled: str) -> str | None:
     """What a readable name says of it, or None."""
+    if turned := dgrad_stream_of(mangled):
+        return f"windows for {turned.pixels} pixels in slices, {turned.stages} stages"
     if (tile := stream_of(mangled)) is None:
         return None
     transformed = " transformed" if TRANSFORMED in mangled else ""
@@ -88,4 +91,71 @@ def measuring_by_stream(kernel: Kernel) -> dict[str, bool]:
     }
 
 
-RULES = {"conv_bn_stats_stream_kernel": measuring_by_stream}
+@dataclass(frozen=True)
+class DgradStream:
+    """A configuration of conv_bn_dgrad, likewise."""
+
+    pixels: int
+    stages: int
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block for rows of 28 pixels: filters, staging tiles, windows, parts of y."""
+        rows = self.pixels + 2 * (WIDTH + 2)
+        least = -(-rows // MOST_TURNED)
+        counts = range(least, least + 4)
+        whole, part = min((count * 8 * -(-rows // (8 * count)), count) for count in counts)
+        rows = CONSUMERS * (self.pixels + whole) + PARTS_OF_Y * whole // part
+        return ROW_BYTES * (self.stages * FILTERS + rows) + FIXED
+
+
+@functools.cache
+def dgrad_stream_of(mangled: str) -> DgradStream | None:
+    """The configuration of conv_bn_dgrad in a kernel's mangled name, or None."""
+    shape = re.search(r"18BnDgradStreamShapeI" + 2 * r"Li(\d+)E" + "E", mangled)
+    return DgradStream(*map(int, shape.groups())) if shape else None
+
+
+def dgrad_by_stream(kernel: Kernel) -> dict[str, bool]:
+    """The gates of conv_bn_dgrad, as sentences."""
+    tile = dgrad_stream_of(kernel.name)
+    if tile is None:
+        return {"its name spells no configuration": False}
+    if kernel.arch != "90a":
+        return {"wgmma is sm_90a's alone: it is built for nothing else": False}
+    exact = {
+        rf"HGMMA\.64x{tile.pixels}x16\.F32.*": STEP_PRODUCTS,  # one tap's, in the loop
+        r"WARPGROUP\.DEPBAR.*": 2,
+        # With and without what is added and raw, each: what is stored, and what is read.
+        r"STSM\b.*": 4 * tile.pixels // 16,
+        r"LDSM\b.*": 4 * tile.pixels // 16,
+    }
+    least = {
+        r"UTMALDG\.4D": 2,  # filters, the first taps' and others
+        r"UTMALDG\.4D\.IM2COL": 4,  # dz, y, what is added, raw
+        "SYNCS.*TRYWAIT": 8,
+        "USETMAXREG.*": 2,
+        "FENCE.VIEW.ASYNC.*": 2,  # of those who turn, and of what is staged
+        "VOTE.ANY.*": tile.pixels // 32,
+        "ATOMG.*": 2,
+    }
+    stored, wanted = kernel.wide("STG"), tile.pixels * ROW_BYTES // 16 // 128 + 1
+    return {
+        f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
+        f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,
+        f"{stored} STG.128, expected {wanted}": stored == wanted,
+        **{
+            f"{kernel.count(pattern)} {pattern}, expected {count}": kernel.count(pattern) == count
+            for pattern, count in exact.items()
+        },
+        **{
+            f"{kernel.count(pattern)} {pattern}, at least {few}": kernel.count(pattern) >= few
+            for pattern, few in least.items()
+        },
+    }
+
+
+RULES = {
+    "conv_bn_stats_stream_kernel": measuring_by_stream,
+    "conv_bn_dgrad_stream_kernel": dgrad_by_stream,
+}

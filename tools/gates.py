@@ -29,7 +29,7 @@ from _cuda_grad1x1_rules import grad1x1_tile_of
 from _cuda_rules import Kernel, short_name, tile_of, tma_tile_of
 from _cuda_stationary import stationary_of
 from _cuda_stem_rules import stem_wgmma_tile_of
-from _cuda_stream_rules import stream_of
+from _cuda_stream_rules import dgrad_stream_of, stream_of
 from _cuda_wgrad_rules import wgrad_of, wgrad_window_of
 from _cuda_window import chain_stream_of, chain_window_of, window_of
 
@@ -97,7 +97,7 @@ def row(kernel: Kernel) -> str:
     tile = tile_of(kernel.name)
     of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, chain_stream_of
     of = *of, stem_wgmma_tile_of, cluster_of, dgrad_of, grad1x1_tile_of, wgrad_of, wgrad_window_of
-    of = *of, dgrad_window_of, stream_of, stationary_of
+    of = *of, dgrad_window_of, stream_of, dgrad_stream_of, stationary_of
     by_wgmma = next((found for find in of if (found := find(kernel.name))), None)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
     if by_wgmma:

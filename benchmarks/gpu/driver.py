@@ -102,6 +102,7 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_bn_dgrad", "tma_p128x64_4s_2p", ("--c", "136", "--affine", "--normed")),
     ("conv_bn_dgrad", "tma_p128x128_3s_2c", (*A_1X1, "--affine", "--normed", "--addend", "1")),
     ("conv_bn_dgrad", "tma_win96x64_2w", ("--affine", "--normed", "--addend", "1")),
+    ("conv_bn_dgrad", "tma_win192x64_2w_6s", ("--k", "192", "--affine", "--normed")),
     ("conv_bn_wgrad", "tma_64x128_6s", ("--affine", "--normed", "--stride", "2")),
     ("conv_bn_wgrad", "tma_128x256_3s_2d_2x", ("--affine", "--k", "136", "--splits", "2")),
     ("conv_bn_wgrad", "tma_win64x576_3s", ("--affine", "--normed", "--splits", "2")),

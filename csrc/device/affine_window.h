@@ -119,32 +119,48 @@ class WindowTurner {
   // thread: of those who transform.
   RF_DEVICE WindowTurner(const BnDgradWindowArguments& arguments, const AffineWindows<Shape>& place,
                          uint32_t thread)
-      : arguments_(arguments), place_(place), units_(thread) {
-    if (arguments.coefficients == nullptr) return;
-    const float* const from = arguments.coefficients + units_.channel();
-    load_channels(rows_.a, from);
-    load_channels(rows_.b, from + kWindowChannels);
-    load_channels(rows_.c, from + 2 * kWindowChannels);
+      : arguments_(arguments), place_(place), units_(thread) {}
+
+  // Windows of 64 channels.
+  RF_DEVICE void run(BlockWalk walk) {
+    fetch(0, kWindowChannels);
+    for (; !walk.done(); walk.next()) turn_window(walk.index());
   }
 
-  RF_DEVICE void run(BlockWalk walk) const {
-    RingPlace<kConsumers> at;
-    typename AffineWindows<Shape>::Part part;
-    for (; !walk.done(); walk.next(), at.next()) {
-      for (int32_t i = 0; i < place_.count; ++i, part.next()) {
-        place_.parts.wait(part);
-        if (arguments_.coefficients != nullptr) {
-          turn(place_.window(at) + i * place_.part_bytes(), place_.y(part),
-               walk.index() * Shape::kPixels + i * place_.part_rows);
-        }
-        ptx::sync_warp();
-        if (threadIdx.x % 32 == 0) place_.parts.release(part);
+  // Of more of them, in slices: a window each.
+  RF_DEVICE void run(BlockWalk walk, int32_t slices) {
+    for (; !walk.done(); walk.next()) {
+      for (int32_t slice = 0; slice < slices; ++slice) {
+        fetch(slice * kWindowChannels, slices * kWindowChannels);
+        turn_window(walk.index());
       }
-      tell_transformed(place_.windows.full(at));
     }
   }
 
  private:
+  // Coefficients of the thread's channels, of 64 from `first` on; channels: of all.
+  RF_DEVICE void fetch(int32_t first, int32_t channels) {
+    if (arguments_.coefficients == nullptr) return;
+    const float* const from = arguments_.coefficients + first + units_.channel();
+    load_channels(rows_.a, from);
+    load_channels(rows_.b, from + channels);
+    load_channels(rows_.c, from + 2 * channels);
+  }
+
+  RF_DEVICE void turn_window(int32_t tile) {
+    for (int32_t i = 0; i < place_.count; ++i, part_.next()) {
+      place_.parts.wait(part_);
+      if (arguments_.coefficients != nullptr) {
+        turn(place_.window(at_) + i * place_.part_bytes(), place_.y(part_),
+             tile * Shape::kPixels + i * place_.part_rows);
+      }
+      ptx::sync_warp();
+      if (threadIdx.x % 32 == 0) place_.parts.release(part_);
+    }
+    tell_transformed(place_.windows.full(at_));
+    at_.next();
+  }
+
   // position: of the input's walk, which begins with a zero before each row and each image.
   RF_DEVICE void turn(ptx::SharedAddress dz, ptx::SharedAddress y, int32_t position) const {
     units_.replace(
@@ -166,6 +182,8 @@ class WindowTurner {
   const BnDgradWindowArguments& arguments_;
   const AffineWindows<Shape>& place_;
   TransformUnits units_;
+  RingPlace<kConsumers> at_;
+  typename AffineWindows<Shape>::Part part_;
   BackwardRows<kUnitChannels> rows_{};
 };
 

@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #include "../ptx/ptx.h"
-#include "../ptx/tma.h"
 #include "../ptx/wgmma.h"
 #include "pipeline.h"
 #include "stream_window.h"
@@ -21,13 +20,14 @@ namespace resnet_fused {
 // Where a block's windows and filters lie, and who waits for them.
 template <class Shape>
 struct StreamedRings {
-  using Filter = RingPlace<Shape::kFilterStages>;
+  static constexpr int kFilterStages = Shape::kFilterStages;
+  using Filter = RingPlace<kFilterStages>;
 
   ptx::SharedAddress shared;
   int32_t window_bytes;
 
   RF_DEVICE RingOf<Shape> windows() const { return {shared + Shape::kRingAt}; }
-  RF_DEVICE Ring<Shape::kFilterStages> filters() const { return {shared + Shape::kFilterRingAt}; }
+  RF_DEVICE Ring<kFilterStages> filters() const { return {shared + Shape::kFilterRingAt}; }
   RF_DEVICE ptx::SharedAddress window(const RingPlace<kConsumers>& at) const {
     return shared + Shape::kWindowsAt + at.stage * window_bytes;
   }
@@ -42,84 +42,112 @@ struct StreamedRings {
   }
 };
 
-// The thread that asks for windows and filters. Walk: tiles of the block.
+// A slice of a tile after the other. Walk: tiles of the block.
+template <class Walk>
+class SliceWalk {
+ public:
+  RF_DEVICE SliceWalk(const Walk& walk, int32_t slices) : walk_(walk), slices_(slices) {}
+
+  RF_DEVICE bool done() const { return walk_.done(); }
+  RF_DEVICE void next() {
+    if (++slice_ < slices_) return;
+    slice_ = 0;
+    walk_.next();
+  }
+  RF_DEVICE int32_t tile() const { return walk_.index(); }
+  // The slice's first channel.
+  RF_DEVICE int32_t channel() const { return slice_ * kWindowChannels; }
+
+ private:
+  Walk walk_;
+  int32_t slices_;
+  int32_t slice_ = 0;
+};
+
+// Asks for windows, each as a whole.
 template <class Shape, class Walk>
+class WholeWindows {
+ public:
+  RF_DEVICE WholeWindows(const ConvWindowArguments& arguments, const StreamedRings<Shape>& rings,
+                         const Walk& walk, int32_t slices)
+      : arguments_(arguments), rings_(rings), walk_(walk, slices) {}
+
+  // The next slice's, of this tile or the next one, if there is one.
+  RF_DEVICE void next() {
+    if (walk_.done()) return;
+    const auto windows = rings_.windows();
+    windows.acquire(at_, static_cast<uint32_t>(rings_.window_bytes));
+    load_window(rings_.window(at_), arguments_, walk_.tile() * Shape::kPixels, windows.full(at_),
+                walk_.channel());
+    at_.next();
+    walk_.next();
+  }
+  RF_DEVICE void more() const {}
+
+ private:
+  const ConvWindowArguments& arguments_;
+  const StreamedRings<Shape>& rings_;
+  SliceWalk<Walk> walk_;
+  RingPlace<kConsumers> at_;
+};
+
+// The thread that asks for filters, and between them for windows: windows.next() for the next one,
+// and windows.more() where some of it may be left. load(to, channel, tap, full) asks for the
+// filters of a tap and of the slice from a channel on.
+template <class Rings, class Walk, class Windows, class Load>
 class StreamProducer {
  public:
-  // channel: the first of the block's 64 filters.
-  RF_DEVICE StreamProducer(const ConvWindowArguments& arguments, const StreamedRings<Shape>& rings,
-                           const Walk& walk, int32_t slices, int32_t channel)
-      : arguments_(arguments),
-        rings_(rings),
-        walk_(walk),
-        windows_(walk),
-        slices_(slices),
-        channel_(channel) {}
+  RF_DEVICE StreamProducer(const Rings& rings, const Walk& walk, int32_t slices,
+                           const Windows& windows, const Load& load)
+      : rings_(rings), walk_(walk, slices), windows_(windows), load_(load) {}
 
   // The first taps' filters, before the kernel ahead has ended.
   RF_DEVICE void begin() {
 #pragma unroll 1
-    for (; early_ < Shape::kFilterStages - 1; ++early_) load_filter(0, early_);
+    for (; tap_ < Rings::kFilterStages - 1; ++tap_) load_filter();
   }
 
   RF_DEVICE void run() {
-    next_window();
-    int tap = early_;
+    windows_.next();
     for (; !walk_.done(); walk_.next()) {
-      for (int32_t slice = 0; slice < slices_; ++slice) {
-        for (; tap < kWindowTaps; ++tap) {
-          // What frees this tap's stage are the products of the slice ahead's last tap, which frees
-          // a window as well.
-          if (tap == Shape::kFilterStages - 1) next_window();
-          load_filter(slice, tap);
+      for (; tap_ < kWindowTaps; ++tap_) {
+        // What frees this tap's stage are the products of the slice ahead's last tap, which free a
+        // window as well.
+        if (tap_ == Rings::kFilterStages - 1) {
+          windows_.next();
+        } else {
+          windows_.more();
         }
-        if (Shape::kFilterStages > kWindowTaps) next_window();
-        tap = 0;
+        load_filter();
       }
+      if (Rings::kFilterStages > kWindowTaps) windows_.next();
+      tap_ = 0;
     }
   }
 
  private:
-  RF_DEVICE void load_filter(int32_t slice, int tap) {
+  RF_DEVICE void load_filter() {
     const auto filters = rings_.filters();
-    filters.acquire(filter_at_, kWindowFilterBytes);
-    ptx::tma_load(rings_.filter(filter_at_), &arguments_.weight,
-                  {slice * kWindowChannels, tap % 3, tap / 3, channel_}, filters.full(filter_at_));
-    filter_at_.next();
+    filters.acquire(at_, kWindowFilterBytes);
+    load_(rings_.filter(at_), walk_.channel(), tap_, filters.full(at_));
+    at_.next();
   }
 
-  // The next slice's, of this tile or the next one, if there is one.
-  RF_DEVICE void next_window() {
-    if (windows_.done()) return;
-    const auto windows = rings_.windows();
-    windows.acquire(window_at_, static_cast<uint32_t>(rings_.window_bytes));
-    load_window(rings_.window(window_at_), arguments_, windows_.index() * Shape::kPixels,
-                windows.full(window_at_), slice_ * kWindowChannels);
-    window_at_.next();
-    if (++slice_ < slices_) return;
-    slice_ = 0;
-    windows_.next();
-  }
-
-  const ConvWindowArguments& arguments_;
-  const StreamedRings<Shape>& rings_;
-  Walk walk_;
-  Walk windows_;  // of tiles some of whose windows have not been asked for
-  typename StreamedRings<Shape>::Filter filter_at_;
-  RingPlace<kConsumers> window_at_;
-  int32_t slices_;
-  int32_t slice_ = 0;  // of the next window
-  int32_t channel_;
-  int early_ = 0;  // taps of the first slice that have been asked for
+  const Rings& rings_;
+  SliceWalk<Walk> walk_;
+  Windows windows_;
+  Load load_;
+  typename Rings::Filter at_;
+  int tap_ = 0;
 };
 
 // One of two consumers: every other tile of the walk.
-template <class Shape, class Walk>
+template <class Shape, class Rings, class Walk>
 class StreamConsumer {
   static constexpr int kSums = Shape::kPixels / 2;
 
  public:
-  RF_DEVICE StreamConsumer(const ConvWindowArguments& arguments, const StreamedRings<Shape>& rings,
+  RF_DEVICE StreamConsumer(const ConvWindowArguments& arguments, const Rings& rings,
                            const Walk& walk, int32_t slices, uint32_t consumer, uint32_t thread)
       : rings_(rings),
         walk_(walk),
@@ -131,18 +159,17 @@ class StreamConsumer {
   }
 
   // multiply(d, filters, window, accumulate) asks for a tap's products: `filters` its own, `window`
-  // from its first position's row on. begin(position) is called while the other one's products run,
-  // finish(d, position) when this one's have ended.
+  // from its first position's row on. begin(tile) is called while the other one's products run,
+  // finish(d, tile) when this one's have ended.
   template <class Multiply, class Begin, class Finish>
   RF_DEVICE void run(const Multiply& multiply, const Begin& begin, const Finish& finish) {
     float d[kSums];
     clear(d);
     while (!walk_.done()) {
-      const int32_t position = walk_.index() * Shape::kPixels;
-      begin(position);
+      begin(walk_.index());
       turns_.wait();
       sum_slices(d, multiply);
-      finish(d, position);
+      finish(d, walk_.index());
       walk_.next();
       skip_tile();
     }
@@ -196,10 +223,10 @@ class StreamConsumer {
     }
   }
 
-  const StreamedRings<Shape>& rings_;
+  const Rings& rings_;
   Walk walk_;
   Turns turns_;
-  typename StreamedRings<Shape>::Filter filter_at_;
+  typename Rings::Filter filter_at_;
   RingPlace<kConsumers> window_at_;
   uint32_t pitch_;
   int32_t slices_;

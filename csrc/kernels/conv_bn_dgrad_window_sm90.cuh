@@ -28,15 +28,14 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// Asks for the products of dy's tap, with the filter's from the last one backwards.
+// Asks for the products of a tap of dy, from its first position's row on, with filters that lie as
+// in memory.
 template <class T, int kRegisters>
-RF_DEVICE void multiply_turned_tap(float (&d)[kRegisters], int tap, ptx::SharedAddress filters,
-                                   ptx::SharedAddress window, uint32_t pitch, bool accumulate) {
+RF_DEVICE void multiply_turned(float (&d)[kRegisters], ptx::SharedAddress filters,
+                               ptx::SharedAddress window, bool accumulate) {
   constexpr int kSliceBytes = kStepElements / kProducts * kStepRowBytes;
-  const auto a =
-      ptx::matrix_descriptor(filters + (kWindowTaps - 1 - tap) * kWindowFilterBytes, kAcrossLayout);
-  const auto b = ptx::matrix_descriptor(window + tap / 3 * pitch + tap % 3 * kStepRowBytes,
-                                        kTileLayout<kStepRowBytes>);
+  const auto a = ptx::matrix_descriptor(filters, kAcrossLayout);
+  const auto b = ptx::matrix_descriptor(window, kTileLayout<kStepRowBytes>);
 #pragma unroll
   for (int i = 0; i < kProducts; ++i) {
     ptx::wgmma<ProductType<T>, ptx::Major::kMn>(d, a + i * kSliceBytes, b + i * kProductBytes,
@@ -67,7 +66,9 @@ RF_DEVICE void consume_turned(const BnDgradWindowArguments& arguments,
     sum_window(
         d,
         [&](float (&sums)[Shape::kPixels / 2], int tap, bool accumulate) {
-          multiply_turned_tap<T>(sums, tap, shared, window, pitch, accumulate);
+          // The filter's taps from the last one backwards.
+          multiply_turned<T>(sums, shared + (kWindowTaps - 1 - tap) * kWindowFilterBytes,
+                             window + tap / 3 * pitch + tap % 3 * kStepRowBytes, accumulate);
         },
         [&] { end.begin(walk.index() * Shape::kPixels); },
         [&] {

@@ -20,6 +20,7 @@
 #include "../device/window_rows.h"
 #include "../device/window_stats.h"
 #include "../ptx/keep.h"
+#include "../ptx/tma.h"
 
 namespace resnet_fused {
 
@@ -49,12 +50,14 @@ RF_DEVICE void consume_streamed(const ConvStatsWindowArguments& arguments,
                    {rings.shared + Shape::kStagingAt + consumer * Shape::kStagingBytes, 0, 0,
                     static_cast<int>(1 + consumer)},
                    thread, channel);
-  StreamConsumer<Shape, RunWalk>(arguments.conv, rings, RunWalk(runs, block), arguments.slices,
-                                 consumer, thread)
+  using Consumer = StreamConsumer<Shape, StreamedRings<Shape>, RunWalk>;
+  Consumer(arguments.conv, rings, RunWalk(runs, block), arguments.slices, consumer, thread)
       .run([](float (&d)[Shape::kPixels / 2], ptx::SharedAddress filters, ptx::SharedAddress window,
               bool accumulate) { multiply_step<T>(d, filters, window, accumulate); },
-           [&](int32_t position) { moments.begin(position); },
-           [&](float (&d)[Shape::kPixels / 2], int32_t position) { moments.finish(d, position); });
+           [&](int32_t tile) { moments.begin(tile * Shape::kPixels); },
+           [&](float (&d)[Shape::kPixels / 2], int32_t tile) {
+             moments.finish(d, tile * Shape::kPixels);
+           });
   const StreamBlock mine = this_block(arguments.conv.columns);
   const int32_t run = mine.block + static_cast<int32_t>(consumer) * (runs.runs / kConsumers);
   if (run >= runs.count()) return;
@@ -104,7 +107,11 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
                                    conv.parts * conv.part_rows * kStepRowBytes};
   const auto [block, channel] = this_block(conv.columns);
   const RunWalk walk(arguments.measured, block);
-  StreamProducer<Shape, RunWalk> producer(conv, rings, walk, arguments.slices, channel);
+  const auto load = [&](ptx::SharedAddress to, int32_t from, int tap, ptx::SharedAddress full) {
+    ptx::tma_load(to, &conv.weight, {from, tap % 3, tap / 3, channel}, full);
+  };
+  StreamProducer producer(rings, walk, arguments.slices,
+                          WholeWindows<Shape, RunWalk>(conv, rings, walk, arguments.slices), load);
   if (threadIdx.x == 0) {
     ptx::tma_prefetch(&conv.weight);
     ptx::tma_prefetch(&conv.x);

@@ -2,10 +2,10 @@
 #include <algorithm>
 
 #include "conv_bn_dgrad_arguments.h"
+#include "conv_bn_dgrad_stream_tiles.h"
 #include "conv_bn_dgrad_tma.h"
 #include "conv_bn_dgrad_tma_tiles.h"
 #include "conv_bn_dgrad_window.h"
-#include "conv_bn_dgrad_window_tiles.h"
 #include "conv_gradient_choice.h"
 #include "tma_request.h"
 #include "window_request.h"
@@ -92,7 +92,7 @@ struct BnDgradChooser : DgradChooser<BnDgradTable> {
 }  // namespace resnet_fused
 
 extern "C" int32_t rf_conv_bn_dgrad_configurations(void) {
-  return resnet_fused::kFirstBnDgradWindow + resnet_fused::BnDgradWindowTiles::kSize;
+  return resnet_fused::kFirstBnDgradStream + resnet_fused::BnDgradStreamTiles::kSize;
 }
 
 extern "C" const RfConvConfiguration* rf_conv_bn_dgrad_configuration(int32_t index) {

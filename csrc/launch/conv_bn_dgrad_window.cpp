@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "conv_bn_dgrad_arguments.h"
-#include "conv_bn_dgrad_window_tiles.h"
+#include "conv_bn_dgrad_stream_tiles.h"
 #include "conv_halo.h"
 #include "conv_plan.h"
 #include "step_transform.h"
@@ -20,14 +20,20 @@ namespace {
 constexpr int64_t kCoefficientBytes = 16;  // that a thread loads at a time
 
 struct Facts {
-  int32_t pixels;       // positions
-  int32_t stages;       // parts of y
-  int32_t fixed_bytes;  // of shared memory, in front of what a launch knows the size of
+  int32_t pixels;             // positions
+  int32_t stages;             // parts of y
+  int32_t fixed_bytes;        // of shared memory, in front of what a launch knows the size of
+  int32_t filter_stages = 0;  // as of WindowTileFacts
 };
 Facts facts_at(int index) {
-  return BnDgradWindowTiles::with(index, []<class Shape>() {
-    return Facts{Shape::kPixels, Shape::kStages, Shape::kStagingAt};
-  });
+  const auto facts = []<class Shape>() {
+    Facts made{Shape::kPixels, Shape::kStages, Shape::kStagingAt};
+    if constexpr (requires { Shape::kFilterStages; }) made.filter_stages = Shape::kFilterStages;
+    return made;
+  };
+  return index < BnDgradWindowTiles::kSize
+             ? BnDgradWindowTiles::with(index, facts)
+             : BnDgradStreamTiles::with(index - BnDgradWindowTiles::kSize, facts);
 }
 
 WindowParts parts_of(const RfConvBnDgrad& problem, const Facts& tile) {
@@ -91,8 +97,10 @@ std::string map_fault(const char* name, const int64_t (&stride)[4],
 const std::vector<BnDgradWindowEntry>& bn_dgrad_window_table() {
   static const std::vector<BnDgradWindowEntry> made = [] {
     std::vector<BnDgradWindowEntry> entries;
-    for (int i = 0; i < BnDgradWindowTiles::kSize; ++i) {
-      const WindowTileFacts tile{facts_at(i).pixels, kStepRowBytes, 1, facts_at(i).fixed_bytes};
+    for (int i = 0; i < BnDgradWindowTiles::kSize + BnDgradStreamTiles::kSize; ++i) {
+      const Facts facts = facts_at(i);
+      const WindowTileFacts tile{facts.pixels, kStepRowBytes, 1, facts.fixed_bytes,
+                                 facts.filter_stages};
       entries.push_back({window_name(tile), window_configuration(tile)});
     }
     return entries;
@@ -104,7 +112,14 @@ std::string bn_dgrad_window_fault(const RfConvBnDgrad& problem, int index, int64
   const Facts tile = facts_at(index);
   const RfConvGradient& conv = problem.conv;
   const RfConvBnAct made = convolution_of(conv);
-  std::string found = window_shape_fault(made);
+  const bool slices = tile.filter_stages > 0;
+  std::string found = window_shape_fault(made, slices);
+  if (slices && conv.groups == 1 && conv.weight_size[0] == kWindowChannels) {
+    // What is said last is what a plan's reader is told: why windows of 64 filters are not taken.
+    const std::string instead =
+        bn_dgrad_window_fault(problem, BnDgradWindowTiles::kSize - 1, images);
+    if (!instead.empty()) return instead;
+  }
   if (found.empty() && !taps_are_one_run(conv)) found = kNoWindows;
   if (found.empty()) {
     found = window_width_fault(ends_of(problem) > 1 ? "addend and raw" : "dz", conv.x_size[3],
@@ -143,8 +158,8 @@ int64_t bn_dgrad_window_blocks(const RfConvBnDgrad& problem, int index, int64_t 
 
 // The busiest multiprocessor's tiles. Of each: what memory, L2, shared memory, the tensor cores and
 // the threads of either role have to do, which runs beside that of other tiles; or a window's own
-// way, of which there is one for each of two warpgroups: it comes, its last part is turned, and it
-// is multiplied.
+// way, of which there are two at a time: it comes, its last part is turned, and it is multiplied.
+// Filters in slices have a window each, and come with it.
 double bn_dgrad_window_cost(const RfConvBnDgrad& problem, int index, const DgradWork& work,
                             int64_t images, const RfGpu& gpu) {
   const Facts tile = facts_at(index);
@@ -159,6 +174,10 @@ double bn_dgrad_window_cost(const RfConvBnDgrad& problem, int index, const Dgrad
   const double row = kStepRowBytes;
   const double pixels = tile.pixels;
   const double area = pixels * kWarpgroupRows;
+  const bool streams = tile.filter_stages > 0;
+  const double slices =
+      streams ? static_cast<double>(problem.conv.weight_size[0]) / kWindowChannels : 1;
+  const double filters = streams ? kWindowFilters : 0;  // of a slice, that come with it
   const double operands = work.reads_y ? 2 : 1;
   const double ended = work.ends - 1;  // tensors that a tile reads at its end
   const double matrix = kWindowTaps * area * kStepElements / kWarpgroupUnit;
@@ -166,17 +185,18 @@ double bn_dgrad_window_cost(const RfConvBnDgrad& problem, int index, const Dgrad
   const double loaded = operands * rows * row;
   const double turned = work.reads_y ? 3 * rows * row : 0;
   const double staged = pixels * row * (2 + 2 * ended);
-  const double shared = (read + loaded + turned + staged) / kSharedBytes;
+  const double shared = (read + loaded + filters + turned + staged / slices) / kSharedBytes;
   const double turning = rows * kStepElements / 2 * work.turning / kTransformInstructionsACycle;
   const double results =
       area / kResults + area * work.finishing / kInstructions + pixels * row / kStoredBytes;
-  const double cache = (loaded + pixels * row * ended) / kCacheBytes;
-  const double memory = pixels * row * (operands + work.ends) / kMemoryBytes;
-  const double own =
-      kLatency + std::max(cache, turning) + turning / static_cast<double>(parts.count) + matrix;
-  const double longest =
-      std::max({matrix, shared, turning, results, cache, memory, own / kConsumers});
-  return each * (longest + kTurn) + results + kWindowFilters / kSameLines + 2 * kLatency;
+  const double cache = (loaded + filters + pixels * row * ended / slices) / kCacheBytes;
+  const double memory = pixels * row * (slices * operands + work.ends) / kMemoryBytes;
+  const double ready =
+      kLatency + std::max(cache, turning) + turning / static_cast<double>(parts.count);
+  const double slice = std::max({matrix, shared, turning, cache, (ready + matrix) / kConsumers});
+  const double longest = std::max({slices * slice, results, memory});
+  const double begun = streams ? ready : kWindowFilters / kSameLines;
+  return each * (longest + kTurn) + results + begun + 2 * kLatency;
 }
 
 int run_conv_bn_dgrad_window(const RfConvBnDgrad& problem, const RfConvPlan& plan, void* workspace,
@@ -205,6 +225,7 @@ int run_conv_bn_dgrad_window(const RfConvBnDgrad& problem, const RfConvPlan& pla
   if (error != 0) return error;
   if (problem.affine != 0) arguments.coefficients = static_cast<const float*>(conv.scale);
   arguments.ends = ends_of(problem);
+  arguments.slices = narrowed(conv.weight_size[0] / kWindowChannels);
   arguments.reduced = problem.reduced != 0;
   if (arguments.reduced) {
     window.scale = static_cast<const float*>(problem.norm);
@@ -217,6 +238,11 @@ int run_conv_bn_dgrad_window(const RfConvBnDgrad& problem, const RfConvPlan& pla
                         narrowed(shared_bytes(problem, tile))};
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
   const bool half = static_cast<DataType>(conv.dtype) == DataType::kFloat16;
+  if (tile.filter_stages > 0) {
+    const auto launch =
+        half ? launch_conv_bn_dgrad_stream_float16 : launch_conv_bn_dgrad_stream_bfloat16;
+    return launch(arguments, counters, index - BnDgradWindowTiles::kSize, grid, stream);
+  }
   const auto launch =
       half ? launch_conv_bn_dgrad_window_float16 : launch_conv_bn_dgrad_window_bfloat16;
   return launch(arguments, counters, index, grid, stream);

@@ -20,7 +20,7 @@ struct BnDgradWindowEntry {
 };
 const std::vector<BnDgradWindowEntry>& bn_dgrad_window_table();
 
-// index, here and below: in BnDgradWindowTiles.
+// index, here and below: in BnDgradWindowTiles, or behind those in BnDgradStreamTiles.
 // What keeps a problem from a tile, with the argument's name; empty if nothing does.
 std::string bn_dgrad_window_fault(const RfConvBnDgrad& problem, int index, int64_t images);
 
@@ -40,6 +40,13 @@ int launch_conv_bn_dgrad_window_bfloat16(const BnDgradWindowArguments& arguments
                                          const ClearedCounters& counters, int index,
                                          const WindowGrid& grid, void* stream);
 int launch_conv_bn_dgrad_window_float16(const BnDgradWindowArguments& arguments,
+                                        const ClearedCounters& counters, int index,
+                                        const WindowGrid& grid, void* stream);
+// Of filters in slices; index: in BnDgradStreamTiles.
+int launch_conv_bn_dgrad_stream_bfloat16(const BnDgradWindowArguments& arguments,
+                                         const ClearedCounters& counters, int index,
+                                         const WindowGrid& grid, void* stream);
+int launch_conv_bn_dgrad_stream_float16(const BnDgradWindowArguments& arguments,
                                         const ClearedCounters& counters, int index,
                                         const WindowGrid& grid, void* stream);
 

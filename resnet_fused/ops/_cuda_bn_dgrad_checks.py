@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cases import ConvCase
 from . import _cuda_bn_dgrad, _cuda_plan
-from ._cuda_checks import DTYPES, _names, by_the_extension
+from ._cuda_checks import DTYPES, WINDOW, _names, by_the_extension
 from ._selfchecks import CONV_CASES, GUARD, channels_last, guarded, require_exact
 from ._training_checks_dgrad import Operands, exact_operands, expected_dgrad
 
@@ -50,7 +50,7 @@ def check(
         )
     index, count = names.index(configuration), 0
     generator = torch.Generator().manual_seed(4)
-    for case in CONV_CASES:
+    for case in (*CONV_CASES, WINDOW) if _cuda_plan.WINDOW in configuration else CONV_CASES:
         for dtype in DTYPES:
             # Without coefficients, an addend or a ReLU below: ways of their own through the kernel.
             for plain in (False, True) if case.name == "3x3" else (False,):
