@@ -46,6 +46,7 @@ FILES = {
     "turned_products.h",
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
+    "turned_ring.h",
     "wgrad_cluster.h",
     "wgrad_parts.h",
     "wgrad_steps.h",

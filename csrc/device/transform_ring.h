@@ -116,8 +116,8 @@ class TransformUnits {
   template <class Known>
   RF_DEVICE uint32_t which(int first, const Known& known) const {
     const bool mine = known(row(first + static_cast<int>(threadIdx.x % kLanes)));
-    const uint32_t all = ptx::ballot(ptx::kWholeWarp, mine) >> (threadIdx.x & 32 - kLanes);
-    return all & (1u << kLanes) - 1;
+    const uint32_t all = ptx::ballot(ptx::kWholeWarp, mine) >> (threadIdx.x & (32 - kLanes));
+    return all & ((1u << kLanes) - 1);
   }
 
   // make(load(at), at) takes the place of each unit, row after row, in `rows` of them from `tile`

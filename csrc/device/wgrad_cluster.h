@@ -1,20 +1,12 @@
 // Blocks of a cluster that share the operands of a weight's gradient: which tile and which boxes
-// are a block's own, and the ring into which all of them copy.
-//
-// x is read by products alone: as in conv_bn_act, relaxed arrivals of the readers of all blocks
-// tell each producer that x's part of a stage is free. dy and y are read by threads, behind which
-// another block's copy has to be ordered. So a block's own producer waits until its readers have
-// taken them, and passes that on, by one release of the cluster's scope for all of them: a fence of
-// the whole GPU, of a thread that computes nothing, and early, for the left side lies in registers
-// before the step's products begin.
+// are a block's own. What they share is ordered by turned_ring.h: dy and y are turned, x is read.
 #pragma once
 
 #include <cstdint>
 
 #include "../ptx/cluster.h"
-#include "../ptx/mbarrier.h"
 #include "gradient_geometry.h"
-#include "pipeline.h"
+#include "turned_ring.h"
 #include "wgrad_tma.h"
 
 namespace resnet_fused {
@@ -67,79 +59,9 @@ RF_DEVICE Tile own_wgrad_tile(const TileGrid& tiles) {
   }
 }
 
-// Of `full`, all bytes of a step; of `empty`, x's readers in all blocks that share it. `taken`:
-// this block's readers have dy and y in registers; `passed`: so have those of the others that share
-// them.
-template <class Shape>
-struct WgradClusterRing : Ring<Shape::kStages, Shape::kRightSharing> {
-  using Base = Ring<Shape::kStages, Shape::kRightSharing>;
-  using typename Base::Place;
-  static constexpr int kOthers = Shape::kLeftSharing - 1;
-
-  RF_DEVICE void init(uint32_t readers) const {
-    Base::init(readers);
-    for (Place at; at.parity == 0; at.next()) {
-      ptx::mbarrier_init(taken_at(at), readers);
-      if constexpr (kOthers > 0) ptx::mbarrier_init(passed_at(at), kOthers);
-    }
-  }
-
-  // Of a warp that reads, behind its loads of dy and y.
-  RF_DEVICE void taken(const Place& at) const {
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(taken_at(at));
-  }
-  // The first kRightSharing lanes of such a warp, behind its products.
-  RF_DEVICE void release(const Place& at) const {
-    if constexpr (Shape::kRightSharing > 1) {
-      const WgradClusterPlace<Shape> place;
-      const uint32_t rank = static_cast<uint32_t>(place.n) + threadIdx.x % 32 * Shape::kLeftSharing;
-      ptx::mbarrier_arrive_relaxed_cluster(ptx::cluster_address(this->empty(at), rank));
-    } else {
-      ptx::mbarrier_arrive(this->empty(at));
-    }
-  }
-
-  // The producer's: waits until its block has taken the stage's dy and y, where it has had any, and
-  // tells the others.
-  RF_DEVICE void pass(const Place& at, bool had_any) const {
-    if (!had_any) return;
-    ptx::mbarrier_wait_parity(taken_at(at), at.parity ^ 1);
-    if constexpr (kOthers > 0) {
-      const auto own = static_cast<uint32_t>(WgradClusterPlace<Shape>().n);
-      const uint32_t first = ptx::cluster_rank() - own;
-#pragma unroll
-      for (uint32_t i = 1; i < Shape::kLeftSharing; ++i) {
-        const uint32_t rank = first + (own + i) % Shape::kLeftSharing;
-        ptx::mbarrier_arrive_cluster(ptx::cluster_address(passed_at(at), rank));
-      }
-    }
-  }
-  // ... until the others have told, too, and expects `bytes` of the whole step.
-  RF_DEVICE void acquire_left(const Place& at, uint32_t bytes) const {
-    if constexpr (kOthers > 0) ptx::mbarrier_wait_parity_cluster(passed_at(at), at.parity ^ 1);
-    ptx::mbarrier_arrive_expect_tx(this->full(at), bytes);
-  }
-  // ... until x's part of the stage has been read in all blocks that share it.
-  RF_DEVICE void acquire_right(const Place& at) const {
-    if constexpr (Shape::kRightSharing > 1) {
-      ptx::mbarrier_wait_parity_relaxed(this->empty(at), at.parity ^ 1);
-    } else {
-      ptx::mbarrier_wait_parity(this->empty(at), at.parity ^ 1);
-    }
-  }
-
- private:
-  RF_DEVICE ptx::SharedAddress taken_at(const Place& at) const {
-    return this->barriers + (2 * Shape::kStages + at.stage) * kBarrierBytes;
-  }
-  RF_DEVICE ptx::SharedAddress passed_at(const Place& at) const {
-    return this->barriers + (3 * Shape::kStages + at.stage) * kBarrierBytes;
-  }
-};
-
 template <class Shape, int kLeftSharing, int kRightSharing>
 struct RingType<SharedWgradShape<Shape, kLeftSharing, kRightSharing>> {
-  using type = WgradClusterRing<SharedWgradShape<Shape, kLeftSharing, kRightSharing>>;
+  using type = TurnedRing<Shape::kStages, kLeftSharing, kRightSharing>;
 };
 
 #endif

@@ -30,6 +30,13 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
+// Blocks of a cluster share dy and y, which are turned, or filters, which are read, or both.
+template <class Shape>
+  requires(Shape::kTurned && Shape::kSharing > 1)
+struct RingType<Shape> {
+  using type = TurnedRing<Shape::kStages, Shape::kPixelSharing, Shape::kFilterSharing>;
+};
+
 // The producer's way through the steps of its block's tiles. The first tap of dy's walk meets the
 // filter's last one.
 template <class T, class Shape>
@@ -177,11 +184,11 @@ RF_DEVICE void produce_gradients(const ConvDgradTmaArguments& arguments, const R
     int unused = Shape::kStages;  // stages ahead of `next` that nothing has been in
     for (; !steps.done(); steps.next()) {
       at = next;
-      ring.acquire_pixels(at, steps.bytes());
+      ring.acquire_turned(at, steps.bytes());
       steps.load_pixels(stage_of(at), ring.full(at));
       next.next();
       if (--unused <= 0) ring.pass(next);
-      ring.acquire_filters(at);
+      ring.acquire_read(at);
       steps.load_filters(stage_of(at), ring.full(at));
     }
   }

@@ -65,15 +65,15 @@ RF_DEVICE void produce_wgrad(const ConvWgradTmaArguments& arguments, const RingO
     RingPlace<Shape::kStages> ahead;
     WgradSteps<Shape> left = steps;
     for (int step = 0; step <= part.steps; ++step) {
-      if (!left.done()) ring.pass(ahead, step >= Shape::kStages);
+      if (!left.done() && step >= Shape::kStages) ring.pass(ahead);
       if (step > 0) {
-        ring.acquire_right(at);
+        ring.acquire_read(at);
         steps.load_right(stage_of(at), ring.full(at));
         steps.next();
         at.next();
       }
       if (left.done()) break;
-      ring.acquire_left(ahead, left.bytes());
+      ring.acquire_turned(ahead, left.bytes());
       left.load_left(stage_of(ahead), ring.full(ahead));
       left.next();
       ahead.next();
