@@ -44,14 +44,8 @@ def test_every_kernel_of_the_step_is_there(tool):
     found = tool.kernels(BATCH)
     of = {op: [one for one in found if one.op == op] for op in {one.op for one in found}}
     counts = [len(of[op]) for op in (*OPS, "bn_add_act", "bn_add_act_backward")]
-    assert counts == [
-        53,
-        41,
-        42,
-        11,
-        16,
-        16,
-    ]  # of 52 layers with both gradients, 11 have one kernel
+    # Of 52 layers with both gradients 8 have one kernel.
+    assert counts == [53, 44, 45, 8, 16, 16]
     assert len(of) == 8  # and the stem's pooling
     for one in found:
         assert one.us >= one.limit == max(one.memory, one.tensor) > 0
@@ -84,10 +78,10 @@ def test_what_is_merged_is_what_the_docs_say(tool):
         for k in n.kernels
         if k.op == "conv_bn_grad1x1"
     }
-    # docs/training.md: all 1x1 layers of the first stage, and the reductions of the second one.
+    # docs/training_cuda.md: all 1x1 layers of the first stage, and the second one's first reduction.
     expansions = {(f"layer1.{block}.conv3", True) for block in range(3)}
     reductions = {(f"layer1.{block}.conv1", False) for block in range(3)}
-    reductions |= {(f"layer2.{block}.conv1", False) for block in range(4)}
+    reductions |= {("layer2.0.conv1", False)}
     assert merged == expansions | reductions | {("layer1.0.downsample.0", False)}
 
 
@@ -121,7 +115,7 @@ def test_the_forward_convolutions_are_those_of_the_other_prediction(tool):
     other = sum(stats.row(nodes, *kind)[1] for kind in kinds)
     found = [one for one in tool.kernels(BATCH) if one.op == "conv_bn_stats"]
     # Here no kernel is faster than memory, which plans by wgmma do not ask of 1x1 layers.
-    assert other <= total(found, "us") / 1e3 < 1.05 * other
+    assert other <= total(found, "us") / 1e3 < 1.08 * other
 
 
 def test_calls_are_the_nodes(tool):
@@ -147,26 +141,25 @@ def test_what_the_page_says_in_words(tool):
     found = tool.kernels(BATCH)
     convolutions = [one for one in found if one.op in OPS]
     lost = total(found, "lost")
-    assert 0.33 < lost / total(found, "limit") < 0.42
+    assert 0.20 < lost / total(found, "limit") < 0.24
     of = {
         kind: {op: total([o for o in found if (o.op, o.kind) == (op, kind)], "lost") for op in OPS}
         for kind in ("1x1", "3x3")
     }
-    assert lost * 0.20 < of["1x1"]["conv_bn_dgrad"] < lost * 0.28
-    assert of["1x1"]["conv_bn_dgrad"] == max(one for kind in of.values() for one in kind.values())
-    assert lost * 0.5 < sum(of["1x1"].values())
+    assert lost * 0.5 < sum(of["3x3"].values())
+    alike = [of["3x3"][op] for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad")]
+    assert max(alike) < 1.3 * min(alike)
+    assert sum(of["1x1"].values()) == pytest.approx(1740, abs=10)
     assert all(one.plan.startswith("tma_") for one in convolutions if one.kind == "1x1")
+    by_two = [one for one in convolutions if one.kind == "3x3" and "/2" in one.call]
+    assert len(by_two) == 3 * 3 and total(by_two, "lost") > sum(of["3x3"].values()) / 3
     runs = [one for one in convolutions if one.kind == "3x3" and "/2" not in one.call]
-    windows = {one.plan for one in runs if one.op == "conv_bn_wgrad"}
-    assert all(plan.startswith("tma_win") for plan in windows)
-    others = [one for one in runs if one.op != "conv_bn_wgrad"]
-    for one in others:
-        assert one.plan.startswith("tma_win") == (" 64 to 64 " in one.call), one
-    by_mma = total([one for one in others if one.plan.startswith("halo_")], "lost")
-    assert by_mma > 0.5 * sum(of["3x3"][op] for op in ("conv_bn_stats", "conv_bn_dgrad"))
+    for one in runs:
+        few = one.op == "conv_bn_dgrad" and " 512 to 512 " in one.call
+        assert one.plan.startswith("halo_" if few else "tma_win"), one
     assert total([one for one in runs if one.op == "conv_bn_wgrad"], "us") < 4980 / 2
     plans = {one.op: one.plan for one in convolutions if one.kind == "7x7"}
-    assert plans["conv_bn_stats"].startswith("image_")
+    assert plans["conv_bn_stats"].startswith("tma_image")
     assert plans["conv_bn_wgrad"].startswith("image_")
     reached = total(convolutions, "limit") / total(convolutions, "us")
     assert tool.reached(BATCH) == pytest.approx(reached)
