@@ -35,7 +35,6 @@ FILES = {
     "warpgroup_epilogue.h",
     "warpgroup_tile.h",
     "turned_ring.h",
-    "wgrad_cluster.h",
     "wgrad_parts.h",
     "wgrad_steps.h",
 }
