@@ -18,7 +18,7 @@ from emulated import Schedule
 from test_emulated_conv_window import conv3x3, positions
 from test_emulated_stats import call, planned, require, require_stats
 from test_emulated_stats_sm90 import by_tma, name_of
-from test_emulated_stats_sm90_norm import SHARING
+from test_emulated_stats_sm90_norm import NAMES as BY_TAP
 from test_emulated_stats_window import drawn
 
 from resnet_fused import cases, numerics
@@ -358,7 +358,7 @@ def test_the_page_says_what_the_plan_predicts():
     """Thousands of cycles behind a BatchNorm: by tap, by mma.sync, in windows by each."""
     page = (Path(__file__).resolve().parent.parent / "docs" / "training_cuda.md").read_text()
     halo = [i for i, tile in enumerate(stats_tests.configurations()) if tile["window"]]
-    by_tap = [tile["index"] for name, tile in by_tma(window=False).items() if name not in SHARING]
+    by_tap = [by_tma(window=False)[name]["index"] for name in BY_TAP]
     windows = [tile["index"] for tile in tiles().values()]
     for c, case in LAYERS.items():
         cells = []

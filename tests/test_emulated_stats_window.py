@@ -17,7 +17,7 @@ from emulated import Schedule
 from test_emulated_conv_window import CASES, NAMED, conv3x3, positions
 from test_emulated_stats import call, operands, planned, require, require_stats
 from test_emulated_stats_sm90 import by_tma, name_of
-from test_emulated_stats_sm90_norm import SHARING
+from test_emulated_stats_sm90_norm import NAMES as BY_TAP
 
 from resnet_fused import cases, numerics
 from resnet_fused.ops import _cuda_stats_checks
@@ -367,10 +367,8 @@ def test_the_page_says_what_the_plan_predicts():
     """Thousands of cycles of the first stage: by tap and in windows, each by its best tile."""
     page = (Path(__file__).resolve().parent.parent / "docs" / "training_cuda.md").read_text()
     halo = [i for i, tile in enumerate(stats_tests.configurations()) if tile["window"]]
-    by_tap, windows = (
-        [tile["index"] for name, tile in form.items() if name not in SHARING]
-        for form in (by_tma(window=False), tiles())
-    )
+    by_tap = [by_tma(window=False)[name]["index"] for name in BY_TAP]
+    windows = [tile["index"] for tile in tiles().values()]
     cells = []
     for form in (by_tap, range(3), windows, halo):
         cycles = min(planned(LAYER1, configuration=i)["cycles"] for i in form)

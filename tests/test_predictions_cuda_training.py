@@ -78,7 +78,7 @@ def test_what_is_merged_is_what_the_docs_say(tool):
         for k in n.kernels
         if k.op == "conv_bn_grad1x1"
     }
-    # docs/training_cuda.md: all 1x1 layers of the first stage, and the second one's first reduction.
+    # docs/training_cuda.md: all 1x1 layers of the first stage, the second one's first reduction.
     expansions = {(f"layer1.{block}.conv3", True) for block in range(3)}
     reductions = {(f"layer1.{block}.conv1", False) for block in range(3)}
     reductions |= {("layer2.0.conv1", False)}
