@@ -31,12 +31,12 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def model(digits) -> nn.Module:
-    """cifar_resnet20 after three passes over 1,437 of them."""
+    """cifar_resnet20 after six passes over 1,437 of them."""
     torch.manual_seed(0)
     net = rf.models.cifar_resnet20(in_channels=1)
     images, labels = digits[0][:1437], digits[1][:1437]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(3):
+    for _ in range(6):
         for chosen in torch.randperm(len(images)).split(64)[:-1]:
             loss = functional.cross_entropy(net(images[chosen]), labels[chosen])
             optimizer.zero_grad()
