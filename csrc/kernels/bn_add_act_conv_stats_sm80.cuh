@@ -10,12 +10,13 @@
 
 #include "../device/block_end_loader.h"
 #include "../device/main_loop.h"
+#include "../device/resident_blocks.h"
 #include "../device/stats_finish.h"
 
 namespace resnet_fused {
 
 template <class T, class Shape, bool kProjected>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
     bn_add_act_conv_stats_kernel(const __grid_constant__ BlockEndArguments arguments) {
   const ConvBnStatsArguments& stats = arguments.stats;
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());

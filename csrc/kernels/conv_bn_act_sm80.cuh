@@ -15,12 +15,13 @@
 #include "../device/conv_geometry.h"
 #include "../device/conv_tile.h"
 #include "../device/dependent.h"
+#include "../device/resident_blocks.h"
 #include "../device/split_reduction.h"
 
 namespace resnet_fused {
 
 template <class T, class Shape, LoadWidth kWidth>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
     conv_bn_act_kernel(const __grid_constant__ ConvBnActArguments arguments) {
   const auto block = [&] { return arguments.reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x; };
   const auto ready = [&] {

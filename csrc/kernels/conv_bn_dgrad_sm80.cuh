@@ -19,6 +19,7 @@
 #include "../device/dgrad_product.h"
 #include "../device/gradient_epilogue.h"
 #include "../device/merge_gradients.h"
+#include "../device/resident_blocks.h"
 #include "../device/split_reduction.h"
 
 namespace resnet_fused {
@@ -77,7 +78,7 @@ RF_DEVICE void add_affine_gradients(Sums<Shape>& sums, const ConvDgradArguments&
 }
 
 template <class T, class Shape, LoadWidth kWidth>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
     conv_bn_dgrad_kernel(const __grid_constant__ ConvBnDgradArguments arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
   // The tile is found anew wherever it is needed: from one such place to the next it would take

@@ -14,6 +14,7 @@
 
 #include "../device/image_window.h"
 #include "../device/main_loop.h"
+#include "../device/resident_blocks.h"
 #include "../device/stats_finish.h"
 
 namespace resnet_fused {
@@ -45,7 +46,7 @@ RF_DEVICE void multiply_image_window(Sums<Shape>& sums, const ImageStatsArgument
 
 // Block b: filters of column b % tiles_n, and of the tiles of pixels every walker-th one.
 template <class T, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
     conv_bn_stats_image_kernel(const __grid_constant__ ImageStatsArguments arguments) {
   const ConvBnStatsArguments& stats = arguments.stats;
   const ptx::SharedAddress filters = ptx::shared_address(ptx::dynamic_shared());

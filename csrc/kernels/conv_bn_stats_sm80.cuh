@@ -15,6 +15,7 @@
 #include "../device/main_loop.h"
 #include "../device/normed_halo.h"
 #include "../device/normed_loader.h"
+#include "../device/resident_blocks.h"
 #include "../device/stats_finish.h"
 #include "../device/stats_geometry.h"
 
@@ -59,7 +60,7 @@ RF_DEVICE void add_products(Sums<Shape>& sums, const ConvBnStatsArguments& argum
 }
 
 template <class T, class Shape, LoadWidth kWidth, StatsSource kSource>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
     conv_bn_stats_kernel(const __grid_constant__ ConvBnStatsArguments arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
   Sums<Shape> sums;

@@ -11,12 +11,13 @@
 
 #include "../device/bn_wgrad_loader.h"
 #include "../device/halo_wgrad_loader.h"
+#include "../device/resident_blocks.h"
 #include "../device/wgrad_parts.h"
 
 namespace resnet_fused {
 
 template <class T, class Shape, LoadWidth kWidth>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
     conv_bn_wgrad_kernel(const __grid_constant__ ConvBnWgradArguments arguments) {
   const ConvWgradArguments& product = arguments.product;
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());

@@ -13,12 +13,13 @@
 #include "../device/dgrad_product.h"
 #include "../device/gradient_epilogue.h"
 #include "../device/gradient_geometry.h"
+#include "../device/resident_blocks.h"
 #include "../device/split_reduction.h"
 
 namespace resnet_fused {
 
 template <class T, class Shape, LoadWidth kWidth>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
     conv_dgrad_kernel(const __grid_constant__ ConvDgradArguments arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
   const auto place = Place<Shape>::mine();

@@ -10,13 +10,14 @@
 #include <cstdint>
 
 #include "../device/gradient_epilogue.h"
+#include "../device/resident_blocks.h"
 #include "../device/wgrad_loader.h"
 #include "../device/wgrad_parts.h"
 
 namespace resnet_fused {
 
 template <class T, class Shape, LoadWidth kWidth>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
     conv_wgrad_kernel(const __grid_constant__ ConvWgradArguments arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
   const auto place = Place<Shape>::mine();
