@@ -13,6 +13,7 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.append(str(TOOLS))
 
 import _cuda_rules as rules  # noqa: E402  (it lies in tools/)
+from _cuda_resident import most_registers  # noqa: E402
 
 SHAPE = "NS_9TileShapeILi128ELi64ELi2ELi2ELi4ELi3EEE"
 CONV = f"_ZN12resnet_fused18conv_bn_act_kernelINS_8BFloat16E{SHAPE}LNS_9LoadWidthE0EEEvNS_1AE"
@@ -440,6 +441,16 @@ def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():
     large = CONV.replace("Li4ELi3E", "Li8ELi3E")
     assert conv(name=large, arch="86").failures() == []
     assert len(conv(name=large, arch="80").failures()) == 1
+
+
+def test_registers_are_for_the_blocks_that_find_shared_memory():
+    """Four blocks of 24 KiB fit everywhere, of 32 KiB not in the 100 of sm_86, 89 and 120."""
+    assert (
+        most_registers(128, 4, 24 * 1024, "80") == most_registers(128, 4, 24 * 1024, "120") == 128
+    )
+    assert most_registers(128, 4, 32 * 1024, "80") == 128
+    assert most_registers(128, 4, 32 * 1024, "120") == 65536 // (128 * 3) // 8 * 8
+    assert most_registers(256, 2, 200 * 1024, "89") == 256
 
 
 def test_names_are_readable():

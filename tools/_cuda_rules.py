@@ -17,6 +17,7 @@ from _cuda_cluster import by_cluster, cluster_of, sharing
 from _cuda_dgrad_rules import dgrad_by_tma, dgrad_by_window, dgrad_of, dgrad_window_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_grad1x1_rules import grad1x1_by_tma, grad1x1_tile_of
+from _cuda_resident import FULL_OCCUPANCY, REGISTERS, RESERVED_SHARED, SHARED, most_registers
 from _cuda_stationary import by_stationary, stationary_name
 from _cuda_stats_rules import (
     BLOCK_END,
@@ -43,22 +44,6 @@ from _cuda_wgrad_rules import (
 )
 from _cuda_window import by_window, chain_by_stream, chain_by_window, chain_name, window_name
 
-REGISTERS = 65536  # of a multiprocessor, on every architecture here
-REGISTER_UNIT = 8  # they are given out in such steps a thread
-RESERVED_SHARED = 1024  # bytes that the driver takes of each block's
-# Bytes of shared memory that a block may ask for, and that a multiprocessor has (CUDA C++
-# Programming Guide, Technical Specifications per Compute Capability).
-SHARED = {
-    "80": (163 * 1024, 164 * 1024),
-    "86": (99 * 1024, 100 * 1024),
-    "89": (99 * 1024, 100 * 1024),
-    "90a": (227 * 1024, 228 * 1024),
-    "100": (227 * 1024, 228 * 1024),
-    "120": (99 * 1024, 100 * 1024),
-}
-# Where every block that a configuration's registers leave room for must find shared memory too;
-# elsewhere fewer blocks share a multiprocessor, which the chooser counts with.
-FULL_OCCUPANCY = ("80", "90a", "100")
 STEP_BYTES = 64  # of a row of the reduction in one stage: two matrix instructions deep
 CHAIN_STEP = 32  # channels of out that conv_chain makes at a time
 
@@ -160,10 +145,9 @@ class Tile:
         rows = self.m + self.n + (self.m if self.masked else 0)
         return self.stages * rows * STEP_BYTES
 
-    @property
-    def registers(self) -> int:
+    def registers(self, arch: str) -> int:
         """Of a thread, at most, for the blocks that are to share a multiprocessor."""
-        return REGISTERS // (self.threads * self.blocks) // REGISTER_UNIT * REGISTER_UNIT
+        return most_registers(self.threads, self.blocks, self.shared, arch)
 
     @property
     def matrix_instructions(self) -> int:
@@ -194,11 +178,10 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
     block, multiprocessor = SHARED[kernel.arch]
     fits = tile.shared <= block
     asked = tile.blocks * (tile.shared + RESERVED_SHARED)
+    most = tile.registers(kernel.arch)
     products = kernel.count("HMMA.*")
     checks = {
-        f"{kernel.registers} registers, at most {tile.registers}": (
-            kernel.registers <= min(tile.registers, 255)
-        ),
+        f"{kernel.registers} registers, at most {most}": kernel.registers <= min(most, 255),
         f"{products} HMMA, at least {tile.matrix_instructions}": (
             products >= tile.matrix_instructions
         ),
@@ -341,11 +324,9 @@ def _conv_chain(kernel: Kernel) -> dict[str, bool]:
     wanted += 3 * ahead.matrix_instructions
     products, copies = kernel.count("HMMA.*"), kernel.wide("LDGSTS")
     loads, least = kernel.count(r"LDSM\b.*"), 2 * 2 + following // 16 + 3 * front // 16
-    rows = m // warps // 8
+    rows, most = m // warps // 8, tile.registers(kernel.arch)
     return {
-        f"{kernel.registers} registers, at most {tile.registers}": (
-            kernel.registers <= min(tile.registers, 255)
-        ),
+        f"{kernel.registers} registers, at most {most}": kernel.registers <= min(most, 255),
         f"{products} HMMA, at least {wanted}": products >= wanted,
         f"{copies} LDGSTS.128, at least {rows}": copies >= rows,
         f"{loads} LDSM, at least {least}": loads >= least,

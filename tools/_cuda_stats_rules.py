@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from _cuda_resident import most_registers
+
 # csrc/device/halo_shape.h.
 ZERO_ROWS = 2
 WIDTH = 56  # of the images that they are made for
@@ -55,9 +57,9 @@ def measuring(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
     return _at_least(kernel, least | _copied(tile, 1))
 
 
-REGISTERS = 65536  # of a multiprocessor
 IMAGE_TAP_ROWS, CHUNK_ELEMENTS = 7, 8
 """csrc/device/image_chunk.h: rows of taps, and of each the elements of two pixels."""
+TAP_ROW_BYTES = 64  # of a filter
 
 
 def measuring_by_rows(kernel: Any) -> dict[str, bool]:
@@ -70,7 +72,8 @@ def measuring_by_rows(kernel: Any) -> dict[str, bool]:
     if shape is None:
         return {"its name spells no configuration": False}
     m, n, warps_m, warps_n, blocks = map(int, shape.groups())
-    most = min(255, REGISTERS // (32 * warps_m * warps_n * blocks) // 8 * 8)
+    shared = IMAGE_TAP_ROWS * n * TAP_ROW_BYTES + 2 * m * n
+    most = min(255, most_registers(32 * warps_m * warps_n, blocks, shared, kernel.arch))
     rows, columns = m // warps_m // 16, n // warps_n // 8  # of a warp: instructions
     least = {
         "HMMA.*": 2 * rows * columns,

@@ -199,11 +199,10 @@ def by_image_rows(kernel: Kernel, tile_of: Callable[..., Any]) -> dict[str, bool
     m, warps_m, warps_n, stages, blocks = map(int, shape.groups())
     tile = tile_of(m, IMAGE_COLUMNS, warps_m, warps_n, stages, blocks, masked=True, wide=True)
     products, turned = kernel.count("HMMA.*"), kernel.count(r"LDSM\b.*MT88\.4")
+    most = tile.registers(kernel.arch)
     fragments = 2 * (m // warps_m + IMAGE_COLUMNS // warps_n) // 16
     return {
-        f"{kernel.registers} registers, at most {tile.registers}": (
-            kernel.registers <= min(tile.registers, 255)
-        ),
+        f"{kernel.registers} registers, at most {most}": kernel.registers <= min(most, 255),
         f"{products} HMMA, at least {tile.matrix_instructions}": (
             products >= tile.matrix_instructions
         ),

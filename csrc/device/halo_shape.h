@@ -15,6 +15,16 @@ constexpr int kHaloWindows = 2;  // one in use, one arriving
 constexpr int kHaloRowBytes = 64;
 constexpr int kHaloZeroBytes = 128;  // a line of banks
 
+// Rows of a window: a tile's pixels, and a row of the image and a pixel on either side. Even, as
+// tiles are, so that a window ends with a line of banks.
+RF_HOST_DEVICE constexpr int64_t halo_rows(int64_t pixels, int64_t width) {
+  return pixels + 2 * (width + 1);
+}
+// Of zeros and all windows.
+RF_HOST_DEVICE constexpr int64_t halo_bytes(int64_t pixels, int64_t width, int64_t windows) {
+  return kHaloZeroBytes + windows * halo_rows(pixels, width) * kHaloRowBytes;
+}
+
 // A TileShape whose stages hold filters alone, beside kWindows windows: kHaloWindows, and maybe one
 // of what those in use are turned with. The windows' size is a launch's.
 template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages_, int kBlocks,
@@ -24,6 +34,8 @@ struct HaloShape : TileShape<kM, kN, kWarpsM, kWarpsN, kStages_, kBlocks> {
   static constexpr int kRightAt = 0;
   static constexpr int kStageBytes = kN * kHaloRowBytes;
   static constexpr int kRingBytes = kStages_ * kStageBytes;
+  // Over images of 7 pixels a row, as narrow as those of ResNets become.
+  static constexpr int kLeastShared = kRingBytes + static_cast<int>(halo_bytes(kM, 7, kWindows_));
   static_assert(kHaloRowBytes ==
                 TileShape<kM, kN, kWarpsM, kWarpsN, kStages_, kBlocks>::kStepBytes);
 };
@@ -35,15 +47,6 @@ template <class Shape>
   requires(Shape::kWindows > 0)
 constexpr int kWindowsOf<Shape> = Shape::kWindows;
 
-// Rows of a window: a tile's pixels, and a row of the image and a pixel on either side. Even, as
-// tiles are, so that a window ends with a line of banks.
-RF_HOST_DEVICE constexpr int64_t halo_rows(int64_t pixels, int64_t width) {
-  return pixels + 2 * (width + 1);
-}
-// Of zeros and all windows.
-RF_HOST_DEVICE constexpr int64_t halo_bytes(int64_t pixels, int64_t width, int64_t windows) {
-  return kHaloZeroBytes + windows * halo_rows(pixels, width) * kHaloRowBytes;
-}
 // Of a block that puts its results together in fp32, where filters and windows lay.
 RF_HOST_DEVICE constexpr int64_t halo_staged_bytes(int64_t ring, int64_t pixels, int64_t columns,
                                                    int64_t width, int64_t windows) {

@@ -26,6 +26,7 @@ struct ImageWindowShape : TileShape<kM_, kN_, kWarpsM_, kWarpsN_, kImageTapRows,
   static constexpr int kFilterRowBytes = kN_ * Base::kStepBytes;  // of one row of taps
   static constexpr int kFiltersBytes = kImageTapRows * kFilterRowBytes;
   static constexpr int kRingBytes = kM_ * kN_ * 2;  // of the results
+  static constexpr int kLeastShared = kFiltersBytes + kRingBytes;
 };
 
 // Chunks of a row of taps, of a tile of so many pixels: as many as one needs that begins with the

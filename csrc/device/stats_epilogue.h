@@ -43,10 +43,11 @@ RF_DEVICE float sum_of_column(float value) {
 }
 
 // `rows`: of the tile that exist. Others are left out of the moments by their place: what a filter
-// with a NaN has made of them is not 0.
+// with a NaN has made of them is not 0. `columns`: likewise; of those behind them nothing is left.
 template <class T, class Shape>
 RF_DEVICE void put_measured(const OutputTile<T, Shape>& tile, const BandMoments<Shape>& moments,
-                            const Sums<Shape>& sums, const Place<Shape>& place, int32_t rows) {
+                            const Sums<Shape>& sums, const Place<Shape>& place, int32_t rows,
+                            int32_t columns) {
   constexpr int kRows = 2 * Shape::kBlocksM;  // of a thread
   const uint32_t row0 = place.row + place.lane / 4;
   const int32_t left = rows - static_cast<int32_t>(row0);
@@ -55,6 +56,8 @@ RF_DEVICE void put_measured(const OutputTile<T, Shape>& tile, const BandMoments<
   const float share = count > 0 ? 1.0f / static_cast<float>(count) : 0.0f;
 #pragma unroll
   for (int j = 0; j < 2 * Shape::kBlocksN; ++j) {
+    // Also a branch, over which the compiler takes up no more columns than it has registers for.
+    if (j % 4 == 0 && static_cast<int32_t>(place.column) + j * 8 >= columns) break;
     const uint32_t column = place.column + j * 8 + place.lane % 4 * 2;
     Pair<T> y[kRows];
     float total[2] = {};

@@ -45,7 +45,7 @@ RF_DEVICE void finish_stats(Sums<Shape>& sums, const ConvBnStatsArguments& argum
   const int32_t first_column = tile.n * Shape::kN;
   const int32_t columns = arguments.channels - first_column;
   const int32_t channel = tile.group * arguments.channels + first_column;
-  put_measured(output, bands, sums, place, rows);
+  put_measured(output, bands, sums, place, rows, columns);
   ptx::sync_threads();
   store_rows(output, arguments.wide_y, arguments.pixels_lie_together, place.thread,
              [&](uint32_t row, uint32_t column) -> T* {

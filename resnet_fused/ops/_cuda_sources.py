@@ -90,6 +90,7 @@ _GRADIENTS = (*_ALL_GRADIENTS, "csrc/device/gradient_epilogue.h")
 
 _WGRADS = (
     "csrc/device/masked_channels.h",
+    "csrc/device/resident_blocks.h",
     "csrc/device/turned_products.h",
     "csrc/device/turned_ring.h",
     "csrc/device/wgrad_cluster.h",
@@ -114,6 +115,7 @@ _DGRADS = (
     "csrc/device/dgrad_tma.h",
     "csrc/device/masked_operand.h",
     "csrc/device/phase_place.h",
+    "csrc/device/resident_blocks.h",
     "csrc/device/split_reduction.h",
     "csrc/kernels/conv_dgrad_sm90.cuh",
     "csrc/launch/dgrad_phases.cpp",

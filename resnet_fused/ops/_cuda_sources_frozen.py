@@ -9,6 +9,7 @@ CONV_BN_ACT = (
     "csrc/device/conv_loader.h",
     "csrc/device/conv_tile.h",
     "csrc/device/halo_shape.h",
+    "csrc/device/resident_blocks.h",
     "csrc/device/split_reduction.h",
     "csrc/device/tf32_epilogue.h",
     "csrc/device/tf32_shape.h",

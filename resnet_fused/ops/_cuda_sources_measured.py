@@ -13,6 +13,7 @@ MEASURING = (
     "csrc/device/merge_chunks.h",
     "csrc/device/merge_moments.h",
     "csrc/device/normed_operand.h",
+    "csrc/device/resident_blocks.h",
     "csrc/device/split_reduction.h",
     "csrc/device/stats_epilogue.h",
     "csrc/device/stats_finish.h",
