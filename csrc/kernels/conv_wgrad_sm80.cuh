@@ -20,13 +20,21 @@ template <class T, class Shape, LoadWidth kWidth>
 __global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
     conv_wgrad_kernel(const __grid_constant__ ConvWgradArguments arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
-  const auto place = Place<Shape>::mine();
-  const Tile tile = tile_of(blockIdx.x, arguments.tiles);
-  const WgradPart part = wgrad_part<T, Shape>(arguments, tile);
-  WgradLoader<T, Shape, kWidth> loader(arguments, tile, part.first_pixel, place.thread);
   Sums<Shape> sums;
   sums.clear();
-  add_wgrad_products<T>(sums, loader, part.steps, ring, place);
+  {
+    const auto place = Place<Shape>::mine();
+    const Tile tile = tile_of(blockIdx.x, arguments.tiles);
+    const WgradPart part = wgrad_part<T, Shape>(arguments, tile);
+    WgradLoader<T, Shape, kWidth> loader(arguments, tile, part.first_pixel, place.thread);
+    add_wgrad_products<T>(sums, loader, part.steps, ring, place);
+  }
+  // Found anew: kept through the loop, they would take registers that there are none of.
+  uint32_t block = blockIdx.x, thread = threadIdx.x;
+  ptx::keep(block);
+  ptx::keep(thread);
+  const Tile tile = tile_of(block, arguments.tiles);
+  const auto place = Place<Shape>::of(thread);
   if (arguments.tiles.splits > 1) {
     leave_wgrad_sums(sums, arguments, tile, place.thread);
     return;
