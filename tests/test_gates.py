@@ -444,12 +444,14 @@ def test_a_tile_that_a_small_gpu_refuses_is_no_failure_there():
 
 
 def test_registers_are_for_the_blocks_that_find_shared_memory():
-    """Four blocks of 24 KiB fit everywhere, of 32 KiB not in the 100 of sm_86, 89 and 120."""
+    """Four blocks of 24 KiB fit everywhere, of 32 not in the 100 KiB of sm_86, 89 and 120."""
     assert (
         most_registers(128, 4, 24 * 1024, "80") == most_registers(128, 4, 24 * 1024, "120") == 128
     )
     assert most_registers(128, 4, 32 * 1024, "80") == 128
     assert most_registers(128, 4, 32 * 1024, "120") == 65536 // (128 * 3) // 8 * 8
+    assert most_registers(128, 4, 45 * 1024, "80") == 65536 // (128 * 3) // 8 * 8
+    assert most_registers(128, 4, 45 * 1024, "90a") == 128
     assert most_registers(256, 2, 200 * 1024, "89") == 256
 
 

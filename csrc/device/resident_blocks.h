@@ -5,11 +5,14 @@ namespace resnet_fused {
 
 // Of a multiprocessor, in KiB, and what the system keeps of it for each block (CUDA C++ Programming
 // Guide, Technical Specifications per Compute Capability).
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || \
-                               __CUDA_ARCH__ == 1200 || __CUDA_ARCH__ == 1210)
-constexpr int kMultiprocessorShared = 100;
+#if !defined(__CUDA_ARCH__)
+constexpr int kMultiprocessorShared = 228;  // the host asks for no registers
+#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
+constexpr int kMultiprocessorShared = 164;
+#elif __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+constexpr int kMultiprocessorShared = 228;
 #else
-constexpr int kMultiprocessorShared = 164;  // or more
+constexpr int kMultiprocessorShared = 100;
 #endif
 constexpr int kReservedShared = 1024;
 
