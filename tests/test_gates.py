@@ -450,7 +450,7 @@ def test_registers_are_for_the_blocks_that_find_shared_memory():
     )
     assert most_registers(128, 4, 32 * 1024, "80") == 128
     assert most_registers(128, 4, 32 * 1024, "120") == 65536 // (128 * 3) // 8 * 8
-    assert most_registers(128, 4, 45 * 1024, "80") == 65536 // (128 * 3) // 8 * 8
+    assert most_registers(128, 4, 45 * 1024, "80") == 128
     assert most_registers(128, 4, 45 * 1024, "90a") == 128
     assert most_registers(256, 2, 200 * 1024, "89") == 256
 

@@ -29,6 +29,7 @@ def most_registers(threads: int, blocks: int, shared: int, arch: str) -> int:
         shared: bytes of a block's shared memory.
         arch: such as "90a".
     """
-    _, multiprocessor = SHARED[arch]
-    blocks = min(blocks, max(1, multiprocessor // (shared + RESERVED_SHARED)))
+    if arch not in FULL_OCCUPANCY:
+        _, multiprocessor = SHARED[arch]
+        blocks = min(blocks, max(1, multiprocessor // (shared + RESERVED_SHARED)))
     return REGISTERS // (threads * blocks) // REGISTER_UNIT * REGISTER_UNIT

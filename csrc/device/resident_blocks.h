@@ -5,14 +5,11 @@ namespace resnet_fused {
 
 // Of a multiprocessor, in KiB, and what the system keeps of it for each block (CUDA C++ Programming
 // Guide, Technical Specifications per Compute Capability).
-#if !defined(__CUDA_ARCH__)
-constexpr int kMultiprocessorShared = 228;  // the host asks for no registers
-#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
-constexpr int kMultiprocessorShared = 164;
-#elif __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
-constexpr int kMultiprocessorShared = 228;
-#else
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
 constexpr int kMultiprocessorShared = 100;
+#else
+constexpr int kMultiprocessorShared = 228;  // or 164: there configurations keep what they ask for
 #endif
 constexpr int kReservedShared = 1024;
 

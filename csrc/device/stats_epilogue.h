@@ -57,7 +57,7 @@ RF_DEVICE void put_measured(const OutputTile<T, Shape>& tile, const BandMoments<
 #pragma unroll
   for (int j = 0; j < 2 * Shape::kBlocksN; ++j) {
     // Also a branch, over which the compiler takes up no more columns than it has registers for.
-    if (j % 4 == 0 && static_cast<int32_t>(place.column) + j * 8 >= columns) break;
+    if (j % 2 == 0 && static_cast<int32_t>(place.column) + j * 8 >= columns) break;
     const uint32_t column = place.column + j * 8 + place.lane % 4 * 2;
     Pair<T> y[kRows];
     float total[2] = {};
