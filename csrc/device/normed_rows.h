@@ -12,6 +12,16 @@
 
 namespace resnet_fused {
 
+// One value of each of a unit's channels; zeros of channels that are not `known`.
+RF_DEVICE void load_known(float (&values)[kUnitChannels], const float* from, bool known) {
+#pragma unroll
+  for (int i = 0; i < kUnitChannels; i += kVectorLength<float>) {
+    const auto part = known ? load_vector(from + i) : Vector<float>{};
+#pragma unroll
+    for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
+  }
+}
+
 template <class T, int kRows>
 class NormedRows {
   using Rows = TransformRows<kRows>;
@@ -26,8 +36,8 @@ class NormedRows {
   RF_DEVICE void fetch(int32_t first, int32_t c, int32_t channels) {
     const int32_t mine = c + rows_.channel();
     const auto at = static_cast<uint32_t>(first + mine);  // one product, and no sum to be kept
-    load(scale_, images_.scale + at, mine < channels);
-    load(shift_, images_.shift + at, mine < channels);
+    load_known(scale_, images_.scale + at, mine < channels);
+    load_known(shift_, images_.shift + at, mine < channels);
   }
 
   // Finds which of the rows, output pixels from `first` on, a tap sees inside of their image; by
@@ -61,15 +71,6 @@ class NormedRows {
   }
 
  private:
-  static RF_DEVICE void load(float (&values)[kUnitChannels], const float* from, bool known) {
-#pragma unroll
-    for (int i = 0; i < kUnitChannels; i += kVectorLength<float>) {
-      const auto part = known ? load_vector(from + i) : Vector<float>{};
-#pragma unroll
-      for (int e = 0; e < kVectorLength<float>; ++e) values[i + e] = part.lane[e];
-    }
-  }
-
   const NormedImages& images_;
   Rows rows_;
   uint32_t inside_ = ~0u;

@@ -39,13 +39,15 @@ RF_DEVICE void take_roles(const Produce& produce, const Consume& consume,
 }
 
 // The same behind what may come before the kernel ahead has ended.
-template <bool kTransforms = false, class Produce, class Consume, class Transform = Idle>
+template <bool kTransforms = false,
+          int kFirst = kTransforms ? kTransformRegisters : kProducerRegisters, class Produce,
+          class Consume, class Transform = Idle>
 RF_DEVICE void run_roles(
     bool dependent, const Produce& produce, const Consume& consume,
     const Transform& transform = {} RF_SITE_PARAMETER) {
   ptx::sync_threads(RF_SITE_LAST);
   wait_for_ahead(dependent RF_SITE);
-  take_roles<kTransforms>(produce, consume, transform);
+  take_roles<kTransforms, kFirst>(produce, consume, transform);
 }
 
 #endif

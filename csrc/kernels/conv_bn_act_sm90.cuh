@@ -196,12 +196,20 @@ RF_DEVICE void consume(const ConvTmaArguments& arguments, const RingOf<Shape>& r
   epilogue.end();
 }
 
+// Registers of a thread of the first warpgroup: what the shape says, or what others have.
+template <class Shape>
+constexpr int kFirstRegisters = Shape::kTransforms ? kTransformRegisters : kProducerRegisters;
+template <class Shape>
+  requires(Shape::kTransforms && requires { Shape::kTransformRegisters; })
+constexpr int kFirstRegisters<Shape> = Shape::kTransformRegisters;
+
 // A block, from its barriers to its last tile. consumes: of (ring, shared memory, walk, which of
 // the consumers, thread of it). transforms: of (ring, shared memory, walk, thread), where the shape
-// transforms.
-template <class T, class Shape, class Consume, class Transform = Idle>
+// transforms. Steps: the producer's way, made of (arguments, walk, more).
+template <class T, class Shape, class Steps = ConvSteps<T, Shape>, class Consume,
+          class Transform = Idle, class... More>
 RF_DEVICE void run_convolution(const ConvTmaArguments& arguments, const Consume& consumes,
-                               const Transform& transforms = {}) {
+                               const Transform& transforms = {}, const More&... more) {
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const RingOf<Shape> ring{shared + Shape::kRingAt};
   const auto full_of = [&](const RingPlace<Shape::kStages>& at) { return ring.full(at); };
@@ -214,7 +222,7 @@ RF_DEVICE void run_convolution(const ConvTmaArguments& arguments, const Consume&
                     static_cast<int32_t>(blockIdx.x / Shape::kSharing),
                     static_cast<int32_t>(gridDim.x / Shape::kSharing));
   };
-  ConvSteps<T, Shape> steps(arguments, walk());
+  Steps steps(arguments, walk(), more...);
   RingPlace<Shape::kStages> at;
   int early = 0;  // steps whose filters have been asked for
   if (threadIdx.x == 0) {
@@ -256,7 +264,8 @@ RF_DEVICE void run_convolution(const ConvTmaArguments& arguments, const Consume&
     consumes(ring, shared, walk(), consumer, thread);
   };
   const auto transform = [&](uint32_t thread) { transforms(ring, shared, walk(), thread); };
-  run_roles<Shape::kTransforms>(arguments.dependent, produce, consume, transform);
+  run_roles<Shape::kTransforms, kFirstRegisters<Shape>>(arguments.dependent, produce, consume,
+                                                        transform);
   // None ends while others tell it what they have read.
   if constexpr (Shape::kSharing > 1) ptx::cluster_sync();
 }

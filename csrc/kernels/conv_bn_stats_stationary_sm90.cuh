@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "../device/channel_halves.h"
 #include "../device/stationary_shape.h"
 #include "conv_bn_stats_sm90.cuh"
 
@@ -17,52 +18,34 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// The sums of one tile, of each half of its channels.
-template <class Shape>
-using HalvesSums = float[Shape::kHalves][Shape::kColumns / 2];
+// What a tile's sums are made of where steps bring pixels alone, and warpgroups take turns.
+template <class Shape, class Measured>
+struct StationaryWay {
+  using Place = RingPlace<Shape::kStages>;
 
-// `begin` is called while the first step's products run, `asked` when those of the last one have
-// been asked for.
-template <class T, class Shape, class Begin, class Asked>
-RF_DEVICE void sum_halves(HalvesSums<Shape>& d, const RingOf<Shape>& ring,
-                          RingPlace<Shape::kStages>& at, int steps, bool releases,
-                          const Begin& begin, const Asked& asked) {
-  const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
-  RingPlace<Shape::kStages> before = at;
-#pragma unroll
-  for (auto& half : d) ptx::wgmma_pin(half);
-  for (int step = 0; step < steps; ++step) {
-    ring.wait(at);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int half = 0; half < Shape::kHalves; ++half) {
-      multiply_step<T>(d[half],
-                       shared + Shape::kFiltersAt + step * Shape::kFilterBytes +
-                           half * kWarpgroupRows * kStepRowBytes,
-                       shared + at.stage * Shape::kStageBytes, step > 0);
-    }
-    ptx::wgmma_commit_group();
-    if (step == 0) {
-      begin();
-    } else {
-      ptx::wgmma_wait_group<1>();
-      if (releases) ring.release(before);
-    }
-    before = at;
-    at.next();
+  const RingOf<Shape>& ring;
+  const Turns& turns;
+  const Measured& moments;
+  uint32_t thread;  // of the warpgroup
+
+  static RF_DEVICE ptx::SharedAddress shared() {
+    return ptx::shared_address(ptx::dynamic_shared());
   }
-  asked();
-  ptx::wgmma_wait_group<0>();
-#pragma unroll
-  for (auto& half : d) ptx::wgmma_pin(half);
-  if (releases) ring.release(before);
-}
-
-// The part of a place that a half of the channels has.
-RF_DEVICE OutputPlace half_of(OutputPlace place, int half) {
-  place.channel += half * kWarpgroupRows;
-  return place;
-}
+  RF_DEVICE ptx::SharedAddress filters(int step, const Place&) const {
+    return shared() + Shape::kFiltersAt + step * Shape::kFilterBytes;
+  }
+  RF_DEVICE ptx::SharedAddress pixels(const Place& at) const {
+    return shared() + at.stage * Shape::kStageBytes;
+  }
+  RF_DEVICE void asked(int, const Place&) const {}
+  RF_DEVICE void begin() const { moments.begin(); }
+  RF_DEVICE void ended() const {
+    if (thread % 32 == 0) turns.pass();
+  }
+  RF_DEVICE void release(const Place& at, bool) const {
+    if (thread % 32 == 0) ring.release(at);
+  }
+};
 
 // The tiles of one consumer, and what it leaves of their statistics.
 template <class T, class Shape>
@@ -73,8 +56,8 @@ RF_DEVICE void consume_halves(const ConvStatsTmaArguments& arguments, const Ring
   using Measured = WalkMoments<T, Shape::kColumns>;
   const typename Measured::Own own{shared + Shape::kStagingAt + consumer * Shape::kStagingBytes, 0,
                                    0, static_cast<int>(1 + consumer)};
-  static_assert(Shape::kHalves == 2 && Measured::kStagingBytes == Shape::kStagingBytes);
-  Measured moments[Shape::kHalves] = {{own, thread}, {own, thread}};
+  static_assert(Measured::kStagingBytes == Shape::kStagingBytes);
+  Measured moments[kMostHalves] = {{own, thread}, {own, thread}};
   Turns turns(shared + Shape::kTurnsAt, consumer);
   RingPlace<Shape::kStages> at;
   if (consumer == 1) at.skip(conv.steps);
@@ -85,38 +68,17 @@ RF_DEVICE void consume_halves(const ConvStatsTmaArguments& arguments, const Ring
   HalvesSums<Shape> d;
 #pragma unroll
   for (auto& half : d) clear(half);
+  const StationaryWay<Shape, Measured> way{ring, turns, moments[0], thread};
   while (!walk.done()) {
     const OutputPlace place = place_of<Shape>(walk, consumer);
     turns.wait();
-    sum_halves<T, Shape>(
-        d, ring, at, conv.steps, thread % 32 == 0, [&] { moments[0].begin(); },
-        [&] {
-          if (thread % 32 == 0) turns.pass();
-        });
-    const int32_t left = conv.grid.pixels - place.pixel;
-#pragma unroll
-    for (int half = 0; half < Shape::kHalves; ++half) {
-      const OutputPlace part = half_of(place, half);
-      if (part.channel >= conv.channels) break;
-      // The other half's store reads the staging first.
-      if (half > 0) moments[half].begin();
-      moments[half].finish(d[half], &conv.out, part, conv.channels,
-                           left < Shape::kPixels ? left : Shape::kPixels);
-    }
+    sum_halves<T, Shape>(d, ring, at, conv.steps, way);
+    finish_halves<Shape>(d, moments, conv, place);
     walk.next();
     walk.next();
     at.skip(conv.steps);
   }
-  // A part has the number of its first tile of pixels.
-#pragma unroll
-  for (int half = 0; half < Shape::kHalves; ++half) {
-    const OutputPlace part = half_of(first, half);
-    if (part.channel >= conv.channels) break;
-    const MeasuredColumn where{
-        static_cast<uint32_t>(part.group * arguments.columns + part.channel / kWarpgroupRows),
-        part.group * conv.channels + part.channel, conv.channels - part.channel};
-    moments[half].leave(arguments, where, part.pixel / Shape::kPixels);
-  }
+  leave_halves<Shape>(moments, arguments, first);
 }
 
 // A block's barriers, by one thread, and its filters, which come before the kernel ahead has ended.
@@ -175,8 +137,7 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   };
   ptx::sync_threads();
   wait_for_ahead(conv.dependent);
-  constexpr int kFirst = Shape::kTransforms ? Shape::kTransformRegisters : kProducerRegisters;
-  take_roles<Shape::kTransforms, kFirst>(produce, consume, transform);
+  take_roles<Shape::kTransforms, kFirstRegisters<Shape>>(produce, consume, transform);
 #endif
 }
 

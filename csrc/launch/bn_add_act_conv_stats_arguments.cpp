@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "bn_add_act_conv_stats_tma.h"
 #include "pixel_rows.h"
 
 namespace resnet_fused {
@@ -55,6 +56,9 @@ extern "C" int rf_bn_add_act_conv_stats_cuda(const RfBnAddActConvStats* problem,
   constexpr Launches<BlockEndArguments> kLaunches{launch_bn_add_act_conv_stats_bfloat16,
                                                   launch_bn_add_act_conv_stats_float16,
                                                   launch_bn_add_act_conv_stats_float32};
+  if (plan->launches > 0 && plan->configuration >= kFirstBlockEndTma) {
+    return run_bn_add_act_conv_stats_tma(*problem, *plan, workspace, stream);
+  }
   const RfConvBnAct& conv = problem->stats.conv;
   for (int64_t i = 0; i < plan->launches; ++i) {
     const int64_t first = i * plan->images_a_launch;

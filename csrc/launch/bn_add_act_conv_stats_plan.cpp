@@ -5,9 +5,10 @@
 #include <string>
 
 #include "bn_add_act_conv_stats_arguments.h"
-#include "bn_add_act_conv_stats_tiles.h"
+#include "bn_add_act_conv_stats_tma.h"
 #include "conv_plan.h"
 #include "conv_stats_rates.h"
+#include "tma_request.h"
 
 namespace resnet_fused {
 namespace {
@@ -30,11 +31,17 @@ Entry entry() {
            Shape::kBlocks, Shape::kStepBytes, kStatsSharedBytes<Shape>, kOutputFits<float, Shape>}};
 }
 
-const std::array<Entry, BlockEndTiles::kSize>& table() {
-  static const std::array<Entry, BlockEndTiles::kSize> made = [] {
-    std::array<Entry, BlockEndTiles::kSize> entries;
-    for (int i = 0; i < BlockEndTiles::kSize; ++i) {
+constexpr int32_t kCount = kFirstBlockEndTma + BlockEndTmaTiles::kSize;
+
+const std::array<Entry, kCount>& table() {
+  static const std::array<Entry, kCount> made = [] {
+    std::array<Entry, kCount> entries;
+    for (int i = 0; i < kFirstBlockEndTma; ++i) {
       BlockEndTiles::with(i, [&]<class Shape>() { entries[i] = entry<Shape>(); });
+    }
+    for (int i = kFirstBlockEndTma; i < kCount; ++i) {
+      const TmaTileFacts tile = block_end_tma_tile(i - kFirstBlockEndTma);
+      entries[i] = {tma_name(tile), tma_configuration(tile)};
     }
     return entries;
   }();
@@ -104,14 +111,54 @@ int32_t check(const RfBnAddActConvStats& problem, const Refusal& refuse) {
   return 0;
 }
 
-// What keeps a configuration from a problem; null if nothing.
-const char* unfit(const RfConvConfiguration& tile, const Size& size, const RfGpu& gpu) {
+// What keeps a configuration from a problem, in so many splits; empty if nothing.
+std::string unfit(int index, const RfBnAddActConvStats& problem, const Size& size, const RfGpu& gpu,
+                  int32_t splits) {
+  const RfConvConfiguration& tile = *rf_bn_add_act_conv_stats_configuration(index);
+  if (tile.tma != 0) {
+    if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+    if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+    const std::string fault =
+        block_end_tma_fault(problem, block_end_tma_tile(index - kFirstBlockEndTma));
+    return fault.empty() && splits > 1 ? "splits: only 1 is served by TMA" : fault;
+  }
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
   if (size.projected && tile.n > kBlockEndProjectedColumns) {
     return "too many columns for a projection's values";
   }
   if (size.bytes == 4 && tile.float32 == 0) return "its output tile in float32 does not fit";
-  return nullptr;
+  return "";
+}
+
+// Takes a configuration's splits into `plan` where they are predicted to take less time; what keeps
+// it from the problem, or empty.
+std::string consider(int index, const RfBnAddActConvStats& problem, Size size, const RfGpu& gpu,
+                     int32_t splits, RfConvPlan* plan) {
+  const RfConvBnAct& conv = problem.stats.conv;
+  const RfConvConfiguration& tile = *rf_bn_add_act_conv_stats_configuration(index);
+  const int64_t images = conv.x_size[0];
+  const int64_t together = images_together(conv, size, tile);
+  if (together < 1) return "one image is more than a launch can take";
+  size.pixels = together * conv.x_size[2] * conv.x_size[3];
+  std::string against;
+  for (int64_t parts = 1; parts <= std::max<int64_t>(kMostStatsSplits, splits); ++parts) {
+    if (splits > 0 && parts != splits) continue;
+    if (!has_work(size.steps(tile), parts) || size.tiles(tile) * parts > kMost) {
+      if (splits > 0) against = "its reduction has no such parts with work for each";
+      continue;
+    }
+    const double cycles = cost(size, tile, parts, gpu);
+    if (plan->launches > 0 && cycles >= plan->cycles) continue;
+    const auto cut = static_cast<int32_t>(parts);
+    *plan = RfConvPlan{index,
+                       cut,
+                       stats_layout(problem.stats, tile, cut, together).bytes,
+                       divide_up(images, together),
+                       together,
+                       size.tiles(tile) * parts,
+                       cycles};
+  }
+  return against;
 }
 
 }  // namespace
@@ -119,7 +166,7 @@ const char* unfit(const RfConvConfiguration& tile, const Size& size, const RfGpu
 
 extern "C" {
 
-int32_t rf_bn_add_act_conv_stats_configurations(void) { return resnet_fused::BlockEndTiles::kSize; }
+int32_t rf_bn_add_act_conv_stats_configurations(void) { return resnet_fused::kCount; }
 
 const RfConvConfiguration* rf_bn_add_act_conv_stats_configuration(int32_t index) {
   return resnet_fused::configuration_at<resnet_fused::table>(index);
@@ -130,7 +177,6 @@ int32_t rf_bn_add_act_conv_stats_plan(const RfBnAddActConvStats* problem, const 
                                       char* why, size_t why_bytes) {
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
-  constexpr int32_t kCount = BlockEndTiles::kSize;
   if (check(*problem, refuse) != 0 || check_wish(*gpu, configuration, kCount, refuse) != 0) {
     return 1;
   }
@@ -149,47 +195,38 @@ int32_t rf_bn_add_act_conv_stats_plan(const RfBnAddActConvStats* problem, const 
         "behind the other",
         name);
   }
-  const char* against = nullptr;
+  std::string against, against_tma;
+  bool by_tma = false;
   for (int32_t i = 0; i < kCount; ++i) {
     if (configuration >= 0 && i != configuration) continue;
-    const RfConvConfiguration& tile = *rf_bn_add_act_conv_stats_configuration(i);
-    if (const char* refusal = unfit(tile, size, *gpu)) {
-      against = refusal;
+    const bool tma = i >= kFirstBlockEndTma;
+    const std::string refusal = unfit(i, *problem, size, *gpu, splits);
+    if (!refusal.empty()) {
+      (tma && configuration < 0 ? against_tma : against) = refusal;
       continue;
     }
-    const int64_t together = images_together(conv, size, tile);
-    if (together < 1) {
-      against = "one image is more than a launch can take";
+    if (tma) {
+      by_tma = true;
+      RfConvPlan made =
+          block_end_tma_plan(*problem, block_end_tma_tile(i - kFirstBlockEndTma), *gpu);
+      made.configuration = i;
+      if (plan->launches == 0 || made.cycles < plan->cycles) *plan = made;
       continue;
     }
-    size.pixels = together * of_image;
-    for (int64_t parts = 1; parts <= std::max<int64_t>(kMostStatsSplits, splits); ++parts) {
-      if (splits > 0 && parts != splits) continue;
-      if (!has_work(size.steps(tile), parts) || size.tiles(tile) * parts > kMost) {
-        if (splits > 0) against = "its reduction has no such parts with work for each";
-        continue;
-      }
-      const double cycles = cost(size, tile, parts, *gpu);
-      if (plan->launches > 0 && cycles >= plan->cycles) continue;
-      const auto cut = static_cast<int32_t>(parts);
-      *plan = RfConvPlan{i,
-                         cut,
-                         stats_layout(problem->stats, tile, cut, together).bytes,
-                         divide_up(images, together),
-                         together,
-                         size.tiles(tile) * parts,
-                         cycles};
-    }
+    const std::string found = consider(i, *problem, size, *gpu, splits, plan);
+    if (!found.empty()) against = found;
   }
   if (plan->launches == 0) {
-    if (configuration < 0) return refuse("no configuration serves it: %s", against);
+    if (configuration < 0) return refuse("no configuration serves it: %s", against.c_str());
     return refuse("configuration %d (%s), %d splits: %s", configuration,
-                  table()[configuration].name.c_str(), splits, against);
+                  table()[configuration].name.c_str(), splits, against.c_str());
   }
-  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors",
+  const bool missed = configuration < 0 && !by_tma && gpu->capability == 90;
+  refuse("%s, %d splits: %s, %lld blocks on %d multiprocessors%s%s",
          table()[plan->configuration].name.c_str(), plan->splits,
          configuration < 0 ? "least predicted time" : "as asked for",
-         static_cast<Long>(plan->blocks), gpu->multiprocessors);
+         static_cast<Long>(plan->blocks), gpu->multiprocessors, missed ? "; no TMA: " : "",
+         missed ? against_tma.c_str() : "");
   return 0;
 }
 
