@@ -85,6 +85,16 @@ RULES = {
         True,
         frozenset({0x70 + 128}),
     ),
+    # The same arguments; behind them the maps of the shortcut and of the block's output, then scale
+    # and shift of a projection's BatchNorm.
+    "bn_add_act_conv_stats_tma_kernel": Rule(
+        frozenset(),
+        frozenset(
+            {0x70 + 768, 0x70 + 776, *range(0x70 + 824, 0x70 + 856, 8), 0x70 + 1280, 0x70 + 1288}
+        ),
+        True,
+        frozenset({0x70 + 128}),
+    ),
     # Those of conv_bn_act_window_kernel, and behind them the same as of conv_bn_stats_tma_kernel.
     "conv_bn_stats_window_kernel": Rule(
         frozenset(),

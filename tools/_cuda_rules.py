@@ -12,6 +12,7 @@ import _cuda_fp8_rules
 import _cuda_head_rules
 import _cuda_stream_rules
 import _cuda_tf32_rules
+from _cuda_block_end import block_end_name, by_block_end
 from _cuda_chain_rules import chain_by_tma, chain_tma_tile_of, is_e4m3_chain
 from _cuda_cluster import by_cluster, cluster_of, sharing
 from _cuda_dgrad_rules import dgrad_by_tma, dgrad_by_window, dgrad_of, dgrad_window_of
@@ -360,6 +361,7 @@ RULES = {
     "conv_bn_act_tma_kernel": _convolution_by_tma,
     "conv_bn_stats_image_kernel": measuring_by_rows,
     "conv_bn_stats_stationary_kernel": by_stationary,
+    "bn_add_act_conv_stats_tma_kernel": by_block_end,
     "conv_bn_stats_tma_kernel": _convolution_by_tma,
     "conv_bn_act_window_kernel": by_window,
     "conv_bn_stats_window_kernel": by_window,
@@ -434,7 +436,10 @@ def short_name(mangled: str) -> str:
     elif cluster := cluster_of(mangled):
         parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
     elif named := (
-        window_name(mangled) or _cuda_stream_rules.stream_name(mangled) or stationary_name(mangled)
+        window_name(mangled)
+        or _cuda_stream_rules.stream_name(mangled)
+        or stationary_name(mangled)
+        or block_end_name(mangled)
     ):
         parts.append(named)
     elif by_both := chain_name(mangled):

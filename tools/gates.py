@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import toolchain
+from _cuda_block_end import block_end_of
 from _cuda_chain_rules import chain_tma_tile_of
 from _cuda_cluster import cluster_of
 from _cuda_dgrad_rules import dgrad_of, dgrad_window_of
@@ -97,7 +98,7 @@ def row(kernel: Kernel) -> str:
     tile = tile_of(kernel.name)
     of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, chain_stream_of
     of = *of, stem_wgmma_tile_of, cluster_of, dgrad_of, grad1x1_tile_of, wgrad_of, wgrad_window_of
-    of = *of, dgrad_window_of, stream_of, dgrad_stream_of, stationary_of
+    of = *of, dgrad_window_of, stream_of, dgrad_stream_of, stationary_of, block_end_of
     by_wgmma = next((found for find in of if (found := find(kernel.name))), None)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
     if by_wgmma:

@@ -1,11 +1,10 @@
-// What bn_add_act_conv_stats' kernels are told beside what conv_bn_stats' are. Plain values, which
+// What bn_add_act_conv_stats' kernel is told beside what conv_bn_stats' is. Plain values, which
 // a launch computes on the host.
 #pragma once
 
 #include <cstdint>
 
 #include "stats_geometry.h"
-#include "stats_walk.h"
 
 namespace resnet_fused {
 
@@ -19,15 +18,6 @@ struct BlockEndArguments {
   int64_t raw_pixel;  // elements from one pixel to the next
   int64_t shortcut_pixel;
   int64_t out_pixel;
-};
-
-// The kernel for sm_90a.
-struct BlockEndTmaArguments {
-  ConvStatsTmaArguments stats;  // conv.x is the last raw output, norm its BatchNorm's
-  ptx::TensorMap shortcut;      // {C, pixels}
-  ptx::TensorMap made;          // likewise: the block's output
-  const float* shortcut_scale;  // [C] of a projection's BatchNorm; null: it is added as it is
-  const float* shortcut_shift;  // [C]
 };
 
 }  // namespace resnet_fused

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "../ptx/tma.h"
-#include "block_end_geometry.h"
+#include "block_end_tma.h"
 #include "normed_rows.h"
 #include "tap_steps.h"
 #include "transform_ring.h"

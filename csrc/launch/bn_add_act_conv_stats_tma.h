@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../device/block_end_geometry.h"
+#include "../device/block_end_tma.h"
 #include "bn_add_act_conv_stats.h"
 #include "bn_add_act_conv_stats_tma_tiles.h"
 #include "conv_bn_stats_tma.h"

@@ -10,7 +10,13 @@ from ._cuda_sources_dgrad import BN_DGRAD_WINDOWS
 from ._cuda_sources_fp8 import CONV_CHAIN_FP8
 from ._cuda_sources_frozen import CONV_BN_ACT, CONV_BN_ACT_FP8, CONV_CHAIN, STEM
 from ._cuda_sources_grad1x1 import CONV_BN_GRAD1X1
-from ._cuda_sources_measured import BLOCK_END, CONV_BN_STATS, FINALIZE, MEASURING
+from ._cuda_sources_measured import (
+    BLOCK_END,
+    CONV_BN_STATS,
+    FINALIZE,
+    MEASURING,
+    MEASURING_BY_TMA,
+)
 
 _SHARED = (
     "csrc/bindings/arguments.cpp",
@@ -226,9 +232,16 @@ SOURCES: dict[str, tuple[str, ...]] = {
         *CONV_BN_GRAD1X1,
         "csrc/launch/pixel_rows.h",
     ),
-    "bn_add_act_conv_stats": (*_COMMON, *MEASURING, *BLOCK_END),
-    "conv_bn_stats": (*_COMMON, *_BY_TMA, *MEASURING, *CONV_BN_STATS),
-    "conv_bn_stats_finalize": (*_COMMON, *_BY_TMA, *MEASURING, *CONV_BN_STATS, *FINALIZE),
+    "bn_add_act_conv_stats": (*_COMMON, *_BY_TMA, *MEASURING, *MEASURING_BY_TMA, *BLOCK_END),
+    "conv_bn_stats": (*_COMMON, *_BY_TMA, *MEASURING, *MEASURING_BY_TMA, *CONV_BN_STATS),
+    "conv_bn_stats_finalize": (
+        *_COMMON,
+        *_BY_TMA,
+        *MEASURING,
+        *MEASURING_BY_TMA,
+        *CONV_BN_STATS,
+        *FINALIZE,
+    ),
     "conv_bn_wgrad": (
         *_SHARED,
         *_ALL_GRADIENTS,
