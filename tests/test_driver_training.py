@@ -276,6 +276,20 @@ def test_conv_bn_stats_by_tma_is_right(dtype, options, data):
 @pytest.mark.parametrize(
     "options",
     [
+        ("--configuration", "tma_s64x128_6s", "--c", 72, "--k", 136, "--normed"),
+        ("--configuration", "tma_s128x256_3s", "--k", 200, "--order", "shuffled"),
+    ],
+)
+def test_a_blocks_end_by_tma_is_right(options, data):
+    record = right(*END, "--data", data, *options)
+    assert record["plan"].startswith(f"{options[1]}, 1 splits")
+    assert record["worst"] > (0.005 if data == "integers" else 0.05)  # of the statistics
+
+
+@both
+@pytest.mark.parametrize(
+    "options",
+    [
         ("--configuration", "64x64_4w4s", "--splits", 2, "--normed"),
         ("--configuration", "halo_64x64_4w4s", "--tracked", "int32"),
         ("--configuration", "tma_s128x64_6s_t", "--tracked", "int64", "--cumulative"),

@@ -98,6 +98,8 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_bn_stats", "tma_image64x64_8s", STEM),
     ("conv_bn_stats", "tma_win192x64_2w_6s", ("--c", "192", "--normed")),
     ("conv_bn_stats", "tma_win96x64_2w", ("--finalize", "--tracked", "int64", "--cumulative")),
+    ("bn_add_act_conv_stats", "tma_s64x128_6s", (*A_1X1, "--c", "72", "--k", "136")),
+    ("bn_add_act_conv_stats", "tma_s128x256_3s", (*A_1X1, "--normed", "--k", "200")),
     ("conv_bn_dgrad", "tma_p128x64_4s", ("--affine", "--normed", "--stride", "2")),
     ("conv_bn_dgrad", "tma_p128x64_4s_2p", ("--c", "136", "--affine", "--normed")),
     ("conv_bn_dgrad", "tma_p128x128_3s_2c", (*A_1X1, "--affine", "--normed", "--addend", "1")),
