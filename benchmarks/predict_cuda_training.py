@@ -63,6 +63,7 @@ APART = 3
 ENDING = 1500
 """Cycles that finalizing takes behind the last merge: three divisions and a root in double one
 after the other, two rounds of loads, the columns' counter. By arithmetic, as everything here."""
+DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 WORST = 8
 """Rows of the table of what loses most."""
 
@@ -195,32 +196,44 @@ def merging(case: ConvCase, inner: bool, about: tuple[int, ...] = ABOUT) -> bool
 
 
 @functools.cache
-def step(batch: int, about: tuple[int, ...] = ABOUT) -> tuple[Node, ...]:
-    """ResNet-50's nodes."""
+def step(batch: int, about: tuple[int, ...] = ABOUT, network: str = "resnet50") -> tuple[Node, ...]:
+    """A network's nodes.
+
+    Args:
+        batch: images.
+        about: the GPU that plans and choices are for.
+        network: of `rf.models`.
+    """
     merges = functools.partial(merging, about=about)
-    return tuple(nodes(models.resnet50(), (batch, 3, 224, 224), DTYPE, merging=merges))
+    module = getattr(models, network)()
+    return tuple(nodes(module, (batch, 3, 224, 224), DTYPE, merging=merges))
 
 
 def _projected(block: Node) -> bool:
     return len(block.layers) > block.chain
 
 
-def folding(batch: int, about: tuple[int, ...] = ABOUT) -> list[tuple[Node, Node, bool]]:
+def folding(
+    batch: int, about: tuple[int, ...] = ABOUT, network: str = "resnet50"
+) -> list[tuple[Node, Node, bool]]:
     """Blocks with the one behind them, and whether one CUDA kernel makes the one's end and the
-    other's first convolution: as a node decides on that GPU."""
+    other's first convolution, which has to be a 1x1: as a node decides on that GPU."""
     found = []
-    for block, behind in in_a_row(step(batch, about)):
-        given = DTYPE, behind.cases[0].input_shape, behind.cases[0].k, about
+    for block, behind in in_a_row(step(batch, about, network)):
+        first = behind.cases[0]
+        if first.r > 1:
+            continue
+        given = DTYPE, first.input_shape, first.k, about
         one = _cuda_block_end.choose(*given, projected=_projected(block)).folded
         found.append((block, behind, one))
     return found
 
 
-def _calls(batch: int, about: tuple[int, ...]) -> Iterator[tuple[Node, Kernel]]:
+def _calls(batch: int, about: tuple[int, ...], network: str) -> Iterator[tuple[Node, Kernel]]:
     """The step's kernels; one that makes a block's end is the convolution's node's."""
-    before = {behind.name: block for block, behind, one in folding(batch, about) if one}
+    before = {behind.name: block for block, behind, one in folding(batch, about, network) if one}
     ended = {block.name for block in before.values()}
-    for node in step(batch, about):
+    for node in step(batch, about, network):
         for kernel in node.kernels:
             first = (kernel.op, kernel.layer) == (_cuda_stats.OP, 0)
             if first and node.name in before:
@@ -232,12 +245,15 @@ def _calls(batch: int, about: tuple[int, ...]) -> Iterator[tuple[Node, Kernel]]:
 
 
 @functools.cache
-def kernels(batch: int, about: tuple[int, ...] = ABOUT) -> tuple[Predicted, ...]:
+def kernels(
+    batch: int, about: tuple[int, ...] = ABOUT, network: str = "resnet50"
+) -> tuple[Predicted, ...]:
     """Every kernel of the step that does more than work on vectors.
 
     Args:
         batch: images.
         about: the GPU that plans and choices are for; memory and tensor cores are an H200's.
+        network: of `rf.models`.
 
     Raises:
         RuntimeError: the extension was built without the kernels.
@@ -245,15 +261,15 @@ def kernels(batch: int, about: tuple[int, ...] = ABOUT) -> tuple[Predicted, ...]
     missing = [op for op in PROBLEMS if not _cuda_plan.exists(op)]
     if missing:
         raise RuntimeError(f"the extension holds no CUDA kernel of {missing[0]}: make run")
-    return tuple(_predicted(*call, about) for call in _calls(batch, about))
+    return tuple(_predicted(*call, about) for call in _calls(batch, about, network))
 
 
-def step_us(batch: int) -> tuple[float, float]:
+def step_us(batch: int, network: str = "resnet50") -> tuple[float, float]:
     """The whole step, predicted and at its kernels' limits, launches counted in both.
 
     So is what finalizing takes at a convolution's end: no kernel's plan knows of it.
     """
-    found = kernels(batch)
+    found = kernels(batch, network=network)
     layers = sum(one.op == _cuda_stats.OP for one in found)
     ends = sum(one.op == _cuda_block_end.OP for one in found)
     launches = 1e6 * LAUNCH * (len(found) + SMALL * layers + APART * ends)
@@ -324,6 +340,20 @@ def _worst(batch: int) -> list[str]:
     return [*lines, "", f"Together {first} of {_ms(kernels(batch), 'lost')} ms that are lost."]
 
 
+def _depths() -> list[str]:
+    """ResNets of each depth."""
+    columns = " | ".join(f"batch {batch}: kernels | ms | images/s" for batch in BATCHES)
+    lines = [f"| the whole step | {columns} |", "| --- " * (1 + 3 * len(BATCHES)) + "|"]
+    for network in DEPTHS:
+        cells = []
+        for batch in BATCHES:
+            us, _ = step_us(batch, network)
+            count = str(len(kernels(batch, network=network)))
+            cells += [count, f"{us / 1e3:.2f}", f"{1e6 * batch / us:,.0f}"]
+        lines.append(f"| {network} | {' | '.join(cells)} |")
+    return lines
+
+
 def _ends() -> str:
     """At how many places a block's end is folded."""
     said = []
@@ -348,7 +378,7 @@ def text() -> str:
         "224x224, bfloat16."
     )
     tables = [line for batch in BATCHES for line in _ops(batch)]
-    return "\n".join([assumed, "", *tables, *_worst(BATCHES[-1]), "", _ends()])
+    return "\n".join([assumed, "", *tables, *_worst(BATCHES[-1]), "", _ends(), "", *_depths()])
 
 
 @click.command()

@@ -108,7 +108,9 @@ def test_an_end_is_folded_where_its_plan_is_ahead(tool):
     spared = 2 * sum(math.prod(behind.cases[0].input_shape) for _, behind in folded)
     together = total(tool.kernels(BATCH, tool.A100), "gb") * 1e9
     assert together == pytest.approx(sum(k.cost.bytes for k in apart) - spared, rel=1e-6)
-    made = [k for k in tool._calls(BATCH, tool.A100) if k[1].op == "bn_add_act_conv_stats"]
+    made = [
+        k for k in tool._calls(BATCH, tool.A100, "resnet50") if k[1].op == "bn_add_act_conv_stats"
+    ]
     projected = [len(a.layers) > a.chain for a, _ in folded]
     assert [tool.problem(*call).call[-1] for call in made] == projected
     assert any(projected) and not all(projected)
@@ -124,6 +126,17 @@ def test_the_forward_convolutions_are_those_of_the_other_prediction(tool):
     other -= sum(stats.cycles(case, False, stats.H200) for case in ends) / 1480e3
     # Here no kernel is faster than memory, which plans by wgmma do not ask of 1x1 layers.
     assert other <= total(found, "us") / 1e3 < 1.08 * other
+
+
+def test_deeper_networks_take_longer_and_blocks_of_3x3_fold_no_end(tool):
+    for batch in (32, BATCH):
+        taken = [tool.step_us(batch, name)[0] for name in tool.DEPTHS]
+        assert taken == sorted(taken)
+    for name in tool.DEPTHS[:2]:
+        assert tool.folding(BATCH, network=name) == []
+        assert not [one for one in tool.kernels(BATCH, network=name) if one.op == END]
+    # Of the first stage's three, and of all of the second and third but their first ones.
+    assert sum(one for *_, one in tool.folding(BATCH, network="resnet152")) == 2 + 7 + 35
 
 
 def test_calls_are_the_nodes(tool):
