@@ -73,18 +73,21 @@ def image(dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=last)
 
 
-def convolution(case: ConvCase, dtype: torch.dtype, rates: Rates = BARE) -> Cost:
-    """One convolution at its batch, its tensors all of one dtype."""
+def problem(case: ConvCase, dtype: torch.dtype) -> _cuda_plan.Problem:
+    """What the plan of a convolution is asked, its tensors all of one dtype."""
     out = image(dtype, *case.output_shape)
     residual = out if case.residual else None
     operands = image(dtype, *case.input_shape), image(dtype, *case.weight_shape), residual
     geometry = (case.stride, case.padding, case.dilation, case.groups)
     if dtype is E4M3:
-        made = _cuda_fp8.problem_of(operands, geometry, out, real=False)
-    else:
-        made = _cuda_plan.problem_of("conv_bn_act", operands, geometry, out, real=False)
+        return _cuda_fp8.problem_of(operands, geometry, out, real=False)
+    return _cuda_plan.problem_of("conv_bn_act", operands, geometry, out, real=False)
+
+
+def convolution(case: ConvCase, dtype: torch.dtype, rates: Rates = BARE) -> Cost:
+    """One convolution at its batch."""
     moved = roofline.conv_cost(case, dtype).bytes
-    return timed(_cuda_plan.plan(made, GPU).cycles, moved, rates)
+    return timed(_cuda_plan.plan(problem(case, dtype), GPU).cycles, moved, rates)
 
 
 def timed(cycles: float, moved: float, rates: Rates) -> Cost:

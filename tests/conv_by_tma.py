@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -67,6 +68,12 @@ def windows() -> dict[int, dict]:
 def clusters() -> dict[int, dict]:
     """The configurations by clusters that share a reduction, by index."""
     return {i: tile for i, tile in enumerate(_table()) if tile["cluster"]}
+
+
+def sharing(name: str) -> tuple[int, int]:
+    """Blocks of a cluster that share filters, and that share pixels."""
+    filters, pixels = re.search(r"_(\d)c", name), re.search(r"_(\d)p", name)
+    return int(filters.group(1)) if filters else 1, int(pixels.group(1)) if pixels else 1
 
 
 def _table() -> list[dict]:

@@ -9,6 +9,7 @@ import math
 import emulated
 import pytest
 import torch
+from conv_by_tma import sharing
 from conv_fp8_by_tma import CASES, FEW, OP, TURNS, operands, run, table, tiles, windows, wrong
 from emulated import Schedule
 from emulated_fp8 import OUTS, problem_of
@@ -21,7 +22,7 @@ from resnet_fused.ops._library import overload
 
 pytestmark = pytest.mark.emulated
 
-CONFIGURATIONS = 3
+CONFIGURATIONS = 5
 every = pytest.mark.parametrize("index", range(CONFIGURATIONS))
 NAMED = {case.name: case for case in CASES}
 
@@ -108,6 +109,35 @@ def test_sums_of_128_products_are_added_in_float32(index):
         assert (y.float() == 2).all(), "not added up in parts of 128"
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("tma_s192x128_4s_2c", NAMED["many"]),
+        ("tma_s192x128_4s_2p", ConvCase("wide", 2, 64, 18, 15, 336)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_blocks_that_share_walk_side_by_side(name, case, reverse):
+    """Of three tiles of pixels or channels the last cluster's second block has none, and takes
+    part."""
+    index = next(i for i, tile in enumerate(tiles()) if tile["name"] == name)
+    filters, pixels = sharing(name)
+    wide, high = pixels * tiles()[index]["n"], filters * tiles()[index]["m"]
+    columns = -(-case.k // wide)
+    clusters = -(-540 // high) * columns
+    given = operands(case, E4M3)
+    five = (5, *emulated.H200[1:])  # two clusters, and one multiprocessor alone
+    for gpu, many in ((emulated.H200, clusters), (five, 2), ((1, *five[1:]), 1)):
+        y, report = run(case, given, index, gpu=gpu, reverse=reverse, resident_blocks=4)
+        assert report["plan"]["blocks"] == 2 * many and wrong(case, given, y) is None
+    y, _ = run(case, given, index, gpu=five, reverse=reverse, blocks=(0, 1))
+    there = ~y.float().permute(0, 2, 3, 1).reshape(-1, case.k).isnan()
+    pixel, channel = torch.arange(len(there))[:, None], torch.arange(case.k)[None]
+    tile = pixel // high * columns + channel // wide
+    assert torch.equal(there, (clusters - 1 - tile if reverse else tile) % 2 == 0)
+
+
 def test_the_bound_for_14_bits_is_for_sums_in_parts():
     """What `accumulation="narrow"` allows, of a unit that cuts its sum at each of its products."""
     generator = torch.Generator().manual_seed(0)
@@ -187,6 +217,16 @@ def test_what_it_costs(index, case, out):
     moved += sum(t["unique_bytes_written"] for t in report["tensors"].values())
     assert 0.999 * roof <= moved <= 1.1 * roof, report["tensors"]
     assert report["counters"]["global_store_bytes_asked"] == y.nbytes
+    # Pixels as often as there are taps and tiles of channels, filters for each tile of pixels; what
+    # a cluster shares once for all of its blocks.
+    copies = [s for s in report["sites"] if s["instruction"].startswith("cp.async.bulk.tensor")]
+    loaded = sum(site["counters"]["global_load_bytes_asked"] for site in copies)
+    share_filters, share_pixels = sharing(tiles()[index]["name"])
+    columns = -(-case.k // (tiles()[index]["n"] * share_pixels))
+    rows = -(-case.n * case.p * case.q // (tiles()[index]["m"] * share_filters))
+    pixels = given.x.nbytes * case.r * case.s * columns
+    residual = 0 if given.residual is None else given.residual.nbytes
+    assert 0.8 * pixels <= loaded - given.weight.nbytes * rows - residual <= pixels
 
 
 def planned(case, given, index=-1, splits=0, gpu=emulated.H200, **changes):
@@ -247,7 +287,7 @@ def on_meta(case):
 
 def test_the_layers_of_resnet50_are_served_by_them():
     taken = set()
-    for layer, batch in itertools.product(cases.RESNET50_LAYERS[1:], (1, 32, 256)):
+    for layer, batch in itertools.product(cases.RESNET50_LAYERS[1:], (1, 8, 32, 256)):
         made = on_meta(dataclasses.replace(layer, n=batch))
         found = getattr(emulated.load(), f"{OP}_plan")(made, emulated.H200, -1, 0)
         taken.add(table()[found["configuration"]]["name"])

@@ -25,6 +25,10 @@ WAYS = (
     (TOGETHER, ConvCase("dense", 3, 272, 12, 12, 144, residual=True), (0, 2)),
     (TOGETHER, ConvCase("strided", 2, 48, 15, 13, 144, 3, 3, (2, 2), (1, 1)), (0, 1)),
     (CHANNELS, ConvCase("wide", 2, 144, 14, 15, 144, 3, 1, (1, 1), (1, 0), residual=True), (0, 1)),
+    # Blocks that share filters: five tiles of pixels in three pairs; and those that share pixels.
+    (CHANNELS + "_2c", ConvCase("shared", 6, 48, 12, 12, 80, 3, 3, (1, 1), (1, 1)), (0,)),
+    (CHANNELS + "_2p", ConvCase("pixels", 4, 656, 12, 12, 144), (0,)),
+    (CHANNELS + "_2p", ConvCase("taps", 4, 48, 12, 12, 144, 3, 3, (1, 1), (1, 1)), (0,)),
 )
 # What the maps, the plan and the launch do is the host's; here is what the kernel is made of.
 FILES = {
@@ -41,6 +45,12 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "the warp meets again behind what one of its lanes did; fibers wait for each other at the "
         "next instruction of the warp in any case"
     ),
+    (
+        "pipeline.h",
+        "ptx::mbarrier_arrive_relaxed_cluster(ptx::cluster_address(empty(at), threadIdx.x % 32));",
+        "mapa",
+        "wrong_lane",
+    ): "two lanes tell two blocks: each tells the one that the other would have told",
 }
 
 
@@ -63,6 +73,9 @@ def test_every_file_takes_part_with_what_it_is_made_of():
         ("wgmma.e4m3", "skip"), ("wgmma.e4m3", "stale_accumulator"), ("wgmma.b", "chunk_off"),
         ("wgmma.wait_group", "wait_one_fewer"), ("fence.proxy.async", "no_fence"),
         ("cp.async.bulk.wait_group.read", "skip"), ("bar.sync", "skip"),
+        ("cp.async.bulk.tensor.tile.multicast", "row_off"), ("barrier.cluster.arrive", "skip"),
+        ("cp.async.bulk.tensor.im2col.multicast", "coordinate_off"),
+        ("mbarrier.arrive.relaxed.cluster", "skip"),
     ):  # fmt: skip
         assert wanted in planted
-    assert len(found()) > 80
+    assert len(found()) > 100

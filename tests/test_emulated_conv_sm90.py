@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-import re
 
 import conv_by_tma
 import emulated
@@ -21,6 +20,7 @@ from conv_by_tma import (
     planned,
     problem,
     run,
+    sharing,
     tensors_of,
     tiles,
     windows,
@@ -41,12 +41,6 @@ NAMED = {case.name: case for case in CASES}
 
 def index_of(place: int) -> int:
     return list(tiles())[place]
-
-
-def sharing(name: str) -> tuple[int, int]:
-    """Blocks of a cluster that share filters, and that share pixels."""
-    filters, pixels = re.search(r"_(\d)c", name), re.search(r"_(\d)p", name)
-    return int(filters.group(1)) if filters else 1, int(pixels.group(1)) if pixels else 1
 
 
 def test_each_configuration_has_a_test_and_fits():

@@ -10,7 +10,7 @@ import emulated
 import emulated_shapes
 import pytest
 import torch
-from conv_fp8_by_tma import FEW, OP, operands, run, windows, wrong
+from conv_fp8_by_tma import FEW, OP, operands, run, table, windows, wrong
 from emulated import Schedule
 from emulated_fp8 import OUTS, problem_of
 from emulated_shapes import lay_out
@@ -253,7 +253,7 @@ def test_of_what_cannot_be_stored_16_bytes_at_a_time_the_strides_are_said():
     for dtype, room in ((E4M3, 136), (torch.float16, 132)):
         out = torch.zeros(5, 13, 2, room).to(dtype).permute(0, 3, 1, 2)[:, :128]
         with pytest.raises(ValueError, match=f"out: strides of {room * dtype.itemsize} bytes"):
-            planned_for(case, dataclasses.replace(given, out_dtype=dtype).tuple(), out, 3)
+            planned_for(case, dataclasses.replace(given, out_dtype=dtype).tuple(), out, index_of(0))
 
 
 @pytest.mark.parametrize("gpu", [emulated.A100, emulated.H200[:3], (*emulated.H200[:3], 100)])
@@ -275,7 +275,7 @@ def test_the_first_stage_is_served_by_them():
 def test_they_are_predicted_to_halve_the_products():
     """Of 16 bits' windows, and a third of what steps of 128 bytes take, half of each empty."""
     case = conv3x3("layer1.conv2", 1, 56, 56)
-    cycles = {index: layer(case, 256, index)["cycles"] for index in range(6)}
+    cycles = {index: layer(case, 256, index)["cycles"] for index in range(len(table()))}
     best = min(cycles[index] for index in windows())
     by_steps = min(cycles[index] for index in cycles if index not in windows())
     assert best < by_steps / 3

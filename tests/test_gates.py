@@ -158,6 +158,8 @@ FP8_CODE = {
     "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1,
 }  # fmt: skip
 FP8_WIDE = FP8.replace("10Float8E4M3E", "7Float16E")
+FP8_SHARED = FP8.replace("Li6ELi1E", "Li6ELi2E")
+FP8_SHARED_PIXELS = FP8.replace("Li6ELi1ELi1E", "Li6ELi1ELi2E")
 FP8_TURNS = FP8.replace("OrientationE0", "OrientationE1").replace("ConsumersE0", "ConsumersE1")
 FP8_TURNS = FP8_TURNS.replace("Li128ELi128ELi6E", "Li128ELi64ELi6E")
 
@@ -172,6 +174,10 @@ def test_a_kernel_on_e4m3_is_held_to_its_instructions():
     assert on_e4m3() == []
     assert on_e4m3(FP8_TURNS, LDS_U8=64, STS_U8=128) == []
     assert on_e4m3(FP8_WIDE, UTMASTG_3D=2, STSM_16_M88_4=16) == []
+    meet = {"UCGABAR_ARV": 2, "UCGABAR_WAIT": 2}
+    assert on_e4m3(FP8_SHARED, UTMALDG_4D_MULTICAST=2, **meet) == []
+    moved = {"UTMALDG_2D_MULTICAST": 1, "UTMALDG_4D_IM2COL_MULTICAST": 1, "UTMALDG_4D_IM2COL": 0}
+    assert on_e4m3(FP8_SHARED_PIXELS, **moved, **meet) == []
     for planted, words in (
         ({"QGMMA_64x128x32_F32_E4M3_E4M3": 8}, "8 QGMMA of 128 columns, expected 4"),
         ({"FADD": 63}, "63 FADD.*, at least 64"),
@@ -182,6 +188,9 @@ def test_a_kernel_on_e4m3_is_held_to_its_instructions():
         ({"name": FP8_WIDE}, "1 UTMASTG.*, at least 2"),
         ({"name": FP8_WIDE, "UTMASTG_3D": 2}, "0 STSM"),
         ({"name": FP8.replace("Li6E", "Li7E")}, "264336 bytes of shared memory, at most 232448"),
+        ({"name": FP8_SHARED}, "0 UTMALDG\\.4D\\.MULTICAST, at least 2"),
+        ({"name": FP8_SHARED}, "0 UCGABAR.ARV, at least 2"),
+        ({"name": FP8_SHARED_PIXELS}, "0 UTMALDG\\.4D\\.IM2COL\\.MULTICAST, at least 1"),
     ):
         assert any(words in said for said in on_e4m3(**planted)), (planted, on_e4m3(**planted))
 
@@ -463,6 +472,7 @@ def test_names_are_readable():
     tile = "pixels left 128x128 6 stages"
     assert rules.short_name(FP8) == f"conv_bn_act_tma<E4M3 to E4M3, {tile}>"
     assert rules.short_name(FP8_WIDE) == f"conv_bn_act_tma<E4M3 to Float16, {tile}>"
+    assert rules.short_name(FP8_SHARED) == f"conv_bn_act_tma<E4M3 to E4M3, {tile} shared filters>"
     chain = "64 to 64 3 stages projecting 64"
     assert rules.short_name(CHAIN_PROJECTS) == f"conv_chain_tma<BFloat16, {chain}>"
     assert rules.short_name(BN_ACT) == "bn_act_vector<BFloat16, residual, row>"

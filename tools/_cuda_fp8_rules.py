@@ -30,7 +30,7 @@ def counts(mangled: str, *, pixels_left: bool, columns: int) -> dict[str, int]:
     return {
         # Weights twice, before the wait and behind it; pixels by both ways; the shortcut.
         "UTMALDG.*": 5,
-        r"UTMALDG\.4D\.IM2COL": 1,
+        r"UTMALDG\.4D\.IM2COL.*": 1,
         "UTMASTG.*": stores,
         "FADD.*": columns // 2,  # a step's sums to the tile's
         **epilogue(mangled, pixels_left=pixels_left, columns=columns),

@@ -261,12 +261,12 @@ def _convolution_by_tma(kernel: Kernel) -> dict[str, bool]:
         return {"its name spells no configuration": False}
     if kernel.arch != "90a":
         return {"wgmma is sm_90a's alone: it is built for nothing else": False}
+    shares = sharing(tile.filter_sharing, tile.pixel_sharing)
     if _cuda_fp8_rules.out_of(kernel.name) is not None:
         counts = _cuda_fp8_rules.counts(
             kernel.name, pixels_left=tile.pixels_left, columns=tile.columns
         )
-        return _by_tma(kernel, tile, _cuda_fp8_rules.product(tile.columns), counts)
-    shares = sharing(tile.filter_sharing, tile.pixel_sharing)
+        return _by_tma(kernel, tile, _cuda_fp8_rules.product(tile.columns), counts | shares)
     if _cuda_tf32_rules.is_tf32(kernel.name):
         counts = _cuda_tf32_rules.counts(tile.columns) | shares
         return _by_tma(kernel, tile, _cuda_tf32_rules.product(tile.columns), counts)

@@ -116,6 +116,8 @@ SM90A_CALLS: tuple[tuple[str, ...], ...] = (
     (*WINDOWS_FP8, "--quantised", "--residual"),
     (*FP8, "--residual", "--stride", "2", "--data", "normals"),
     (*FP8, "--quantised", "--r", "1", "--s", "1", "--padding", "0", "--c", "256", "--k", "144"),
+    (*FP8, "--quantised", "--residual", "--configuration", "tma_s192x128_4s_2c"),
+    (*FP8, "--residual", "--k", "144", "--configuration", "tma_s192x128_4s_2p"),
     (*CHAIN_FP8, "--c", "64", "--k", "256", "--next", "64"),
     (*CHAIN_FP8, "--c", "48", "--k", "80", "--next", "48", "--projected", "48"),
     (*CHAIN_FP8, "--c", "128", "--k", "208", "--next", "128", "--data", "normals"),

@@ -9,12 +9,16 @@
 
 namespace resnet_fused {
 
-// Pixels, channels, stages. A thread holds the sums of a tile and those of a step: 192 columns are
-// what its registers have room for.
+// Pixels, channels, stages, blocks that share filters, blocks that share pixels. A thread holds the
+// sums of a tile and those of a step: 192 columns are what its registers have room for.
 using ConvFp8Tiles = TileList<                        //
     PixelsLeft<Consumers::kTogether, 128, 128, 6>,    // 128 channels and more
     ChannelsLeft<Consumers::kTogether, 192, 128, 4>,  // likewise: less is read from shared memory
-    ChannelsLeft<Consumers::kInTurns, 128, 64, 6>>;   // 64 channels, small batches
+    ChannelsLeft<Consumers::kInTurns, 128, 64, 6>,    // 64 channels, small batches
+    // The same where L2 would take 1.6 times as long for a step as its products: blocks share it.
+    // Pixels are the larger part.
+    ChannelsLeft<Consumers::kTogether, 192, 128, 4, 2>,      // up to 128 channels
+    ChannelsLeft<Consumers::kTogether, 192, 128, 4, 1, 2>>;  // 256 and more
 
 // Windows of 3x3 convolutions of 64 channels: positions, bytes of one, passes. Of 56 x 56 images,
 // 3,249 positions each, on 132 multiprocessors 256 are 32.8 rounds of 192; 32 are 4.1 rounds of

@@ -64,6 +64,7 @@ CONV_BN_ACT_FP8 = (
     "csrc/launch/conv_bn_act_fp8_launch.cuh",
     "csrc/launch/conv_bn_act_fp8_plan.cpp",
     "csrc/launch/conv_bn_act_fp8_tiles.h",
+    "csrc/launch/conv_bn_act_tma_launch.cuh",
     "csrc/launch/conv_bn_act_window.cpp",
     "csrc/launch/conv_bn_act_window.h",
     "csrc/launch/conv_bn_act_window_launch.cuh",
