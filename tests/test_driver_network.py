@@ -55,8 +55,8 @@ def test_it_is_as_deep_as_it_is_told():
         ("split_shares.h", "ld.global", "chunk_off", 1),
         ("split_shares.h", "red.release", "no_fence", 3),
         ("split_shares.h", "red.release", "skip", 3),
-        ("network_sm80.cuh", "ld.acquire", "no_fence", 3),
-        ("network_sm80.cuh", "st.global", "skip", 3),  # the next run finds old counts
+        ("network_walk.h", "ld.acquire", "no_fence", 3),
+        ("network_walk.h", "st.global", "skip", 3),  # the next run finds old counts
         ("", "mma", "stale_accumulator", 1),  # both ways err alike: the reference sees it
     ],
 )
@@ -88,7 +88,7 @@ def test_thread_sanitizer_is_content(order):
     [
         ("split_shares.h", "red.release", "no_fence"),
         ("split_shares.h", "bar.sync", "skip"),
-        ("network_sm80.cuh", "ld.acquire", "no_fence"),
+        ("network_walk.h", "ld.acquire", "no_fence"),
     ],
 )
 def test_thread_sanitizer_finds_blocks_that_do_not_wait(file, instruction, name):
