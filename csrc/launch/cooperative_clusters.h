@@ -28,18 +28,29 @@ int launch_cooperative_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 b
 
 #else
 
+// What makes a launch one of clusters. Each block of a cluster has a multiprocessor to itself while
+// there are enough: a layer with fewer parts than blocks keeps all busy.
+struct ClusterAttributes {
+  cudaLaunchAttribute all[3]{};
+
+  explicit ClusterAttributes(dim3 cluster) {
+    all[0].id = cudaLaunchAttributeClusterDimension;
+    all[0].val.clusterDim.x = cluster.x;
+    all[0].val.clusterDim.y = cluster.y;
+    all[0].val.clusterDim.z = cluster.z;
+    all[1].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
+    all[1].val.clusterSchedulingPolicyPreference = cudaClusterSchedulingPolicySpread;
+    all[2].id = cudaLaunchAttributeCooperative;
+    all[2].val.cooperative = 1;
+  }
+};
+
 template <class... Parameters, class... Arguments>
 int launch_cooperative_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster,
                                 uint32_t shared_bytes, cudaStream_t stream,
                                 const Arguments&... arguments) {
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = cluster.x;
-  attributes[0].val.clusterDim.y = cluster.y;
-  attributes[0].val.clusterDim.z = cluster.z;
-  attributes[1].id = cudaLaunchAttributeCooperative;
-  attributes[1].val.cooperative = 1;
-  return launch_with(attributes, kernel, grid, block, shared_bytes, stream, arguments...);
+  ClusterAttributes attributes(cluster);
+  return launch_with(attributes.all, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 // Clusters of a kernel that are on the current device at once: what its GPCs have room for, which
@@ -49,17 +60,13 @@ int most_clusters(void (*kernel)(Parameters...), dim3 block, dim3 cluster, uint3
                   int32_t* clusters) {
   const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[1]{};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = cluster.x;
-  attributes[0].val.clusterDim.y = cluster.y;
-  attributes[0].val.clusterDim.z = cluster.z;
+  ClusterAttributes attributes(cluster);
   cudaLaunchConfig_t config{};
   config.gridDim = cluster;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
-  config.attrs = attributes;
-  config.numAttrs = 1;
+  config.attrs = attributes.all;
+  config.numAttrs = 2;  // how many would fit is no question of whether they wait for one another
   return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
 }
 
