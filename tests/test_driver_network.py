@@ -110,9 +110,10 @@ def test_address_sanitizer_names_the_line_of_a_share_out_of_bounds():
     assert "heap-buffer-overflow" in found.stderr
 
 
+@pytest.mark.parametrize("options", [PARTS, CLUSTERS], ids=["memory", "clusters"])
 @pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
-def test_thread_sanitizer_is_content(order):
-    found = run(*PARTS, "--order", order, variant="tsan", timeout=170)
+def test_thread_sanitizer_is_content(order, options):
+    found = run(*options, "--order", order, variant="tsan", timeout=170)
     assert (found.returncode, found.stderr) == (0, "")
 
 
