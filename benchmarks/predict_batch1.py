@@ -224,7 +224,7 @@ def smaller_tiles() -> tuple[int, float]:
 
 
 def in_one_launch() -> str:
-    """The convolutions by csrc/kernels/network_sm80.cuh, in words."""
+    """The convolutions by csrc/kernels/network_sm90.cuh, in words."""
     phases, work, total = predict_network.predicted()
     return (
         "The convolutions in one persistent launch, which nothing chooses ([network.md]"

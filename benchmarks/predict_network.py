@@ -1,15 +1,15 @@
 """Predicts ResNet-50's convolutions of one image in one launch on an H200, in bfloat16.
 
-The kernel is csrc/kernels/network_sm80.cuh: 264 blocks stay and walk the layers' tiles of 64 x 64,
-which csrc/launch/network_plan.cpp cuts into parts. Predicted is
+The kernels are csrc/kernels/network_sm80.cuh and network_sm90.cuh: blocks stay and walk the layers'
+tiles, which csrc/launch/network_ways.cpp chooses and cuts into parts. Predicted is
 
     phases x (barrier + first pixels) + sum over layers of (rounds x steps x step + ends [+ merge])
 
-with, in cycles of a multiprocessor: a step of 64 bytes of 128 rows at the rate of L2 (the tensor
-cores and the stages' latency are faster), but for the filters of the first steps, which come while
-the blocks meet; ends at the rate of memory; a merge as `Layer.merge` has it. The rates are those of
-csrc/launch/conv_plan.h; the barrier is an assumption. Weights are taken to be in L2 when they are
-wanted. Nothing of it has been measured.
+with, in cycles of a multiprocessor: a step of 64 bytes of a tile's rows at the rate of L2 (the
+tensor cores and the stages' latency are faster), but for the filters of the first steps, which come
+while the blocks meet; ends at the rate of memory; a merge as `Layer.merge` has it. The rates are
+those of csrc/launch/conv_plan.h; the barrier is an assumption. Weights are taken to be in L2 when
+they are wanted. Nothing of it has been measured.
 
     python benchmarks/predict_network.py            # every layer
     python benchmarks/predict_network.py --write    # into docs/network.md
@@ -17,9 +17,10 @@ wanted. Nothing of it has been measured.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -29,20 +30,71 @@ from resnet_fused.triton._tiles import CACHE, LATENCY, MEMORY
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "network.md"
 BEGIN, END = "<!-- predictions: begin -->", "<!-- predictions: end -->"
-MULTIPROCESSORS, RESIDENT = 132, 2
-BLOCKS = MULTIPROCESSORS * RESIDENT
-TILE, STEP_BYTES, STAGES, LEAST_STEPS, MOST_PARTS = 64, 64, 8, 4, 32
-THREADS = 128
-SUMS = TILE * TILE * 4 / CACHE
-"""Cycles in which the sums of a tile pass between L2 and a multiprocessor."""
+RESIDENT, STEP_BYTES, LEAST_STEPS, THREADS = 2, 64, 4, 128
 MATRIX = 4 * 323
 """Products of mma.sync in a cycle of a multiprocessor."""
+SHARED, NEIGHBOURS = 128, 14
+"""Bytes a cycle of a multiprocessor: of its own shared memory, and of others' in a cluster."""
+CLUSTER_MEETING = 250
+"""Cycles of a cluster's barrier."""
 BARRIER = 1.2
 """Microseconds from the last arrival, by a release and an acquire through L2, to the next phase."""
 PHASES, PHASE = 48, BARRIER + 1e6 * LATENCY / CLOCK
 """16 blocks of three: a projection runs beside another layer. Microseconds until a phase begins."""
 
-Way = Literal["shares", "last", "meeting"]
+
+@dataclass(frozen=True)
+class Tile:
+    """Of results; all have as many threads."""
+
+    pixels: int
+    channels: int
+    stages: int
+
+    @property
+    def sums(self) -> int:
+        """Bytes of its sums."""
+        return self.pixels * self.channels * 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the parts of a tile become one.
+
+    Attributes:
+        name: for the page.
+        multiprocessors: that blocks are on, two on each.
+        tiles: of which a layer has one.
+        cuts: parts that a tile may be cut into, 1 among them.
+        cluster: whether they meet in shared memory.
+    """
+
+    name: str
+    multiprocessors: int
+    tiles: tuple[Tile, ...]
+    cuts: tuple[int, ...]
+    cluster: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Of the launch."""
+        return RESIDENT * self.multiprocessors
+
+
+MEMORY_TILES = (Tile(64, 64, 8),)
+CLUSTER_TILES = (Tile(64, 64, 12), Tile(32, 64, 14))
+SHARES = Way("shares", 132, MEMORY_TILES, tuple(range(1, 33)))
+"""Through global memory: the tile's blocks wait for one another, each finishes a share."""
+LAST = Way("last", 132, MEMORY_TILES, tuple(range(1, 33)))
+"""The last block of a tile reads all sums."""
+MEETING = Way("meeting", 132, MEMORY_TILES, tuple(range(1, 33)))
+"""All blocks meet once more, and share all tiles."""
+CLUSTERS = Way("clusters", 128, CLUSTER_TILES, (1, 2, 4, 8), cluster=True)
+"""In the shared memory of clusters of 8 blocks: 16 multiprocessors of each of eight GPCs."""
+FOURS = Way("fours", 128, CLUSTER_TILES, (1, 2, 4), cluster=True)
+"""Likewise of 4."""
+TAKEN = CLUSTERS
+"""The way that the plan takes on an H200."""
 
 
 @dataclass(frozen=True)
@@ -66,82 +118,82 @@ class Layer:
     residual: bool
 
     @property
-    def tiles(self) -> int:
-        """Of 64 x 64 results."""
-        return -(-self.pixels // TILE) * -(-self.filters // TILE)
-
-    @property
     def steps(self) -> int:
         """Of the whole reduction."""
         return -(-2 * self.depth // STEP_BYTES)
 
-    @property
-    def parts(self) -> int:
-        """Of each tile's reduction, as csrc/launch/network_plan.cpp cuts it."""
+    def tiles(self, tile: Tile) -> int:
+        """Of a shape, that cover the output."""
+        return -(-self.pixels // tile.pixels) * -(-self.filters // tile.channels)
 
-        return min([1, *self.fit], key=self.cycles)
+    def cuts(self, way: Way) -> Iterator[tuple[Tile, int]]:
+        """Tiles and parts with work for each, for which all blocks have room."""
+        for tile, parts in itertools.product(way.tiles, way.cuts):
+            each = -(-self.steps // parts)
+            room = parts * LEAST_STEPS <= self.steps and parts * self.tiles(tile) <= way.blocks
+            if parts == 1 or (room and -(-self.steps // each) == parts):
+                yield tile, parts
 
-    @property
-    def fit(self) -> list[int]:
-        """Parts with work for each, for which all blocks have room."""
-        most = min(MOST_PARTS, self.steps // LEAST_STEPS, BLOCKS // self.tiles)
-        return [n for n in range(2, most + 1) if -(-self.steps // -(-self.steps // n)) == n]
+    def cut(self, way: Way = TAKEN) -> tuple[Tile, int]:
+        """The tile, and the parts of its reduction, as csrc/launch/network_ways.cpp has them."""
+        return min(self.cuts(way), key=lambda cut: self.cycles(*cut, way))
 
-    def loop(self, parts: int) -> float:
-        """Cycles of a multiprocessor's main loops.
-
-        Args:
-            parts: of each tile's reduction.
-        """
-        step = max(
-            TILE * TILE * STEP_BYTES / 2 / MATRIX,
-            2 * TILE * STEP_BYTES / CACHE,
-            LATENCY / ((STAGES - 1) * min(self.rounds(parts), RESIDENT)),
-        )
-        return self.rounds(parts) * -(-self.steps // parts) * step
-
-    def rounds(self, parts: int) -> int:
+    def rounds(self, tile: Tile, parts: int, way: Way) -> int:
         """Parts of tiles on the busiest multiprocessor."""
-        return -(-self.tiles * parts // MULTIPROCESSORS)
+        return -(-self.tiles(tile) * parts // way.multiprocessors)
 
-    def merge(self, parts: int, way: Way = "shares") -> float:
+    def loop(self, tile: Tile, parts: int, way: Way) -> float:
+        """Cycles of a multiprocessor's main loops."""
+        rounds = self.rounds(tile, parts, way)
+        step = max(
+            tile.pixels * tile.channels * STEP_BYTES / 2 / MATRIX,
+            (tile.pixels + tile.channels) * STEP_BYTES / CACHE,
+            LATENCY / ((tile.stages - 1) * min(rounds, RESIDENT)),
+        )
+        return rounds * -(-self.steps // parts) * step
+
+    def merge(self, tile: Tile, parts: int, way: Way) -> float:
         """Cycles from the sums of the parts to those of the tiles.
 
-        Each block writes its sums, and waits until they have arrived and until the others' are
-        counted. "shares": then it reads its share of all of them, a vector a thread at a time.
-        "last": the last block reads all of them, part by part. "meeting": all blocks meet once
-        more, and share all tiles.
-
-        Args:
-            parts: of each tile's reduction.
-            way: of the merge.
+        Through memory each block writes its sums, and waits until they have arrived and until the
+        others' are counted. "shares": then it reads its share of all of them, a vector a thread at
+        a time. "last": the last block reads all of them, part by part. "meeting": all blocks meet
+        once more, and share all tiles. In clusters each puts its sums down, and behind a barrier
+        reads its share of the others'; a second barrier's time is taken for the way to them.
         """
-        written = self.rounds(parts) * SUMS
+        rounds, passed = self.rounds(tile, parts, way), tile.sums / CACHE
         if parts == 1:
             return 0.0
-        if way == "last":
-            return 2 * LATENCY + written + parts * max(LATENCY, SUMS)
-        if way == "meeting":
-            return written + PHASE * CLOCK / 1e6 + self.tiles * parts * SUMS / MULTIPROCESSORS
-        reads = -(-TILE * TILE // (4 * THREADS * parts))
-        return (2 + reads) * LATENCY + 2 * written
+        if way.cluster:
+            others = (parts - 1) / parts * tile.sums
+            return 2 * CLUSTER_MEETING + rounds * (tile.sums / SHARED + others / NEIGHBOURS)
+        if way is LAST:
+            return 2 * LATENCY + rounds * passed + parts * max(LATENCY, passed)
+        if way is MEETING:
+            read = self.tiles(tile) * parts * passed / way.multiprocessors
+            return rounds * passed + PHASE * CLOCK / 1e6 + read
+        reads = -(-tile.sums // (16 * THREADS * parts))
+        return (2 + reads) * LATENCY + 2 * rounds * passed
 
-    def cycles(self, parts: int, way: Way = "shares") -> float:
-        """Of a multiprocessor, without the ends."""
-        return self.loop(parts) + self.merge(parts, way)
-
-    @property
-    def ahead(self) -> float:
+    def ahead(self, tile: Tile, parts: int, way: Way) -> float:
         """Cycles of loading filters that fall into the meeting: as many as it has room for."""
-        steps = min(STAGES - 1, -(-self.steps // self.parts))
-        filters = min(self.rounds(self.parts), RESIDENT) * steps * TILE * STEP_BYTES
-        return min(filters / CACHE, BARRIER * CLOCK / 1e6)
+        steps = min(tile.stages - 1, -(-self.steps // parts))
+        beside = min(self.rounds(tile, parts, way), RESIDENT)
+        return min(beside * steps * tile.channels * STEP_BYTES / CACHE, BARRIER * CLOCK / 1e6)
 
-    def work(self, way: Way = "shares") -> float:
-        """Microseconds without the barrier, in the parts that are best for a way of merging."""
-        moved = TILE * TILE * 2 * (2 if self.residual else 1)
-        cycles = min(self.cycles(parts, way) for parts in (1, *self.fit))
-        return 1e6 * (cycles - self.ahead + moved / MEMORY) / CLOCK
+    def ends(self, tile: Tile, parts: int, way: Way) -> float:
+        """Cycles of the results' way to memory, and of the shortcut's from there."""
+        moved = tile.pixels * tile.channels * 2 * (2 if self.residual else 1)
+        return self.rounds(tile, parts, way) * moved / MEMORY / (1 if way is LAST else parts)
+
+    def cycles(self, tile: Tile, parts: int, way: Way) -> float:
+        """Of a multiprocessor, without the barrier."""
+        cut = (tile, parts, way)
+        return self.loop(*cut) - self.ahead(*cut) + self.merge(*cut) + self.ends(*cut)
+
+    def work(self, way: Way = TAKEN) -> float:
+        """Microseconds without the barrier, in the tile and the parts that are best for a way."""
+        return 1e6 * self.cycles(*self.cut(way), way) / CLOCK
 
 
 def layers() -> list[Layer]:
@@ -160,38 +212,48 @@ def layers() -> list[Layer]:
     ]
 
 
-def predicted(way: Way = "shares") -> tuple[int, float, float]:
+def predicted(way: Way = TAKEN) -> tuple[int, float, float]:
     """Phases, microseconds of work, and of everything between the stem and the head."""
     work = sum(one.count * one.work(way) for one in layers())
     return PHASES, work, work + PHASES * PHASE
 
 
-def merges() -> tuple[int, float]:
+def merges(way: Way = TAKEN) -> tuple[int, float]:
     """Split layers, and microseconds of what they spend on adding up their parts."""
-    split = [one for one in layers() if one.parts > 1]
-    cycles = sum(one.count * one.merge(one.parts) for one in split)
-    return sum(one.count for one in split), 1e6 * cycles / CLOCK
+    split = [(one, one.cut(way)) for one in layers() if one.cut(way)[1] > 1]
+    cycles = sum(one.count * one.merge(*cut, way) for one, cut in split)
+    return sum(one.count for one, _ in split), 1e6 * cycles / CLOCK
+
+
+def row(one: Layer) -> str:
+    """A layer by clusters and through memory."""
+    (tile, parts), (whole, shares) = one.cut(), one.cut(SHARES)
+    return (
+        f"| {one.name} | {one.count} | {one.tiles(tile)} of {tile.pixels} x {tile.channels} | "
+        f"{parts} | {one.work():.1f} | {one.tiles(whole)} | {shares} | {one.work(SHARES):.1f} |"
+    )
 
 
 def table() -> str:
     """Every layer, and the ways of merging, as Markdown."""
     phases, work, total = predicted()
     split, added = merges()
+    more, before = merges(SHARES)
     lines = [
-        "| convolution | of them | tiles | parts | us of each |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            f"| {one.name} | {one.count} | {one.tiles} | {one.parts} | {one.work():.1f} |"
-            for one in layers()
-        ),
+        "| convolution | of them | by clusters: tiles | parts | us of each "
+        "| through memory: tiles | parts | us of each |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(row(one) for one in layers()),
         "",
         f"{phases} phases of {PHASE:.2f} us until the first pixels have come, {phases * PHASE:.0f} "
-        f"us, and {work:.0f} us of work: **{total:.0f} us** beside the stem and the head. "
-        f"{split} layers are cut; {added:.0f} us of the work are their merges.",
+        f"us, and {work:.0f} us of work: **{total:.0f} us** by clusters beside the stem and the "
+        f"head. {split} layers are cut; {added:.0f} us of the work are their merges. Through "
+        f"memory it is {predicted(SHARES)[2]:.0f} us, with {before:.0f} us of merges in {more} "
+        "layers.",
         "",
-        f"Were a tile's sums added up by the last of its blocks, it would be "
-        f"{predicted('last')[2]:.0f} us; by all blocks behind a meeting more, "
-        f"{predicted('meeting')[2]:.0f} us.",
+        f"In clusters of 4 blocks it would be {predicted(FOURS)[2]:.0f} us. Through memory, were a "
+        f"tile's sums added up by the last of its blocks, {predicted(LAST)[2]:.0f} us; by all "
+        f"blocks behind a meeting more, {predicted(MEETING)[2]:.0f} us.",
     ]
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from resnet_fused.ops._library import overload
 
 DTYPES = (torch.bfloat16, torch.float16)
 TILE = 4
-"""Of conv_bn_act's configurations, the one that the network's kernel has for all of its layers."""
+"""Of conv_bn_act's configurations, the one that with as many splits gives the network's bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,19 @@ def stage(dtype: torch.dtype, *, exact: bool, images: int = 2) -> tuple[Tensor, 
     return x, [layer(generator, dtype, *both, exact=exact) for both in sizes.items()]
 
 
+def shares(dtype: torch.dtype) -> tuple[Tensor, list[Layer]]:
+    """Three layers of one tile, two of them of 12 filters, which are not moved 16 bytes at a time.
+
+    Args:
+        dtype: of activations and weights.
+    """
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(1, 200, 5, 5, generator=generator).round().to(dtype)
+    x = x.to(memory_format=torch.channels_last)
+    sizes = {"200 12 1 1": "x r'", "200 12 3 1": "x y r", "200 16 3 1": "x z'"}
+    return x, [layer(generator, dtype, *both, exact=True) for both in sizes.items()]
+
+
 def one_by_one(x: Tensor, layers: Sequence[Layer], splits: Sequence[int]) -> dict[str, Tensor]:
     """What conv_bn_act's kernel makes of the layers, in the network's configuration.
 
@@ -220,6 +233,7 @@ class Network:
         splits: Sequence[int] = (),
         blocks: int = 0,
         gpu: tuple[int, ...] = emulated.H200,
+        **wish: Any,
     ) -> dict[str, Any]:
         """What would be launched.
 
@@ -227,14 +241,15 @@ class Network:
             splits: of each layer, 0 for the plan's choice; or none.
             blocks: of the grid; 0 for the plan's choice.
             gpu: as `emulated.Run` has it.
+            **wish: `pixels` of each layer's tiles, blocks of a `cluster` or 1; 0 likewise.
 
         Raises:
             ValueError: nothing can be.
         """
-        return emulated.load().network_plan(self.problems, gpu, list(splits), blocks)
+        return emulated.load().network_plan(self.problems, gpu, list(splits), blocks, **wish)
 
     def run(
-        self, splits: Sequence[int] = (), blocks: int = 0, times: int = 1
+        self, splits: Sequence[int] = (), blocks: int = 0, times: int = 1, **wish: Any
     ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """Runs it, under the settings of `emulated.using`.
 
@@ -242,6 +257,7 @@ class Network:
             splits: as `plan` takes them.
             blocks: likewise.
             times: runs with one workspace.
+            **wish: as `plan` takes it.
 
         Returns:
             The activations by name, and the reports.
@@ -249,7 +265,7 @@ class Network:
         Raises:
             AssertionError: memory beside an output has been written, or counters are not zeros.
         """
-        plan = self.plan(splits, blocks)
+        plan = self.plan(splits, blocks, **wish)
         memory = emulated.Guarded(torch.empty(plan["workspace_bytes"] // 4 + 64))
         workspace = memory.tensor[-memory.tensor.data_ptr() % 256 // 4 :]
         counters = workspace[: plan["counter_bytes"] // 4].view(torch.int32)
@@ -270,6 +286,7 @@ class Network:
                     list(splits),
                     blocks,
                     workspace.data_ptr(),
+                    **wish,
                 )
             )
             assert not counters.any(), "counters are not zeros again"

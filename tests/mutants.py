@@ -412,7 +412,7 @@ TRIALS = {
 
 
 # Of kernels that are made of others' parts, the files that are their own.
-OWN = {"network": ("network_sm80.cuh", "grid_barrier.h", "split_shares.h")}
+OWN = {"network": ("network_walk.h", "grid_barrier.h", "split_shares.h", "quad_epilogue.h")}
 
 
 @functools.cache

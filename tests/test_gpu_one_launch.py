@@ -23,7 +23,9 @@ def test_one_launch_stands_beside_the_graph_and_the_engine(
     found = one_launch.compare("cpu", made)
     assert found["ok"] and found["gain"] == 2.0
     assert one_launch.line(found).startswith("one_launch 250 us, one_launch_cold 300 us")
-    assert one_launch.line(found).endswith("frozen 199 us")
+    assert one_launch.line(found).endswith(
+        "through_memory 250 us, through_memory_cold 300 us, frozen 199 us"
+    )
     assert one_launch.check("cpu", made)["calls"][3]["differing"] == 0
 
 

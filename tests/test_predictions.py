@@ -105,11 +105,24 @@ def test_the_page_of_the_network_is_up_to_date():
 
 def test_sharing_a_merge_beats_the_last_block():
     network = loaded("predict_network")
-    _, _, shares = network.predicted()
-    assert shares < 0.85 * network.predicted("last")[2]
-    assert shares < 1.02 * network.predicted("meeting")[2]
-    split, merging = network.merges()
+    _, _, shares = network.predicted(network.SHARES)
+    assert shares < 0.85 * network.predicted(network.LAST)[2]
+    assert shares < 1.02 * network.predicted(network.MEETING)[2]
+    split, merging = network.merges(network.SHARES)
     assert split > 10 and 0 < merging < shares
+
+
+def test_clusters_merge_for_less_than_half():
+    network = loaded("predict_network")
+    _, _, clusters = network.predicted()
+    assert network.TAKEN is network.CLUSTERS
+    assert clusters < network.predicted(network.FOURS)[2] < network.predicted(network.SHARES)[2]
+    split, merging = network.merges()
+    more, through_memory = network.merges(network.SHARES)
+    assert split > more and merging < 0.5 * through_memory
     for one in network.layers():
-        assert one.merge(1) == 0 < one.merge(2)
-        assert 0 <= one.ahead < one.loop(one.parts)
+        for way in (network.CLUSTERS, network.SHARES):
+            for tile, parts in one.cuts(way):
+                assert (one.merge(tile, parts, way) > 0) == (parts > 1)
+                assert 0 <= one.ahead(tile, parts, way) < one.loop(tile, parts, way)
+                assert one.cycles(*one.cut(way), way) <= one.cycles(tile, parts, way)

@@ -18,6 +18,7 @@ from _cuda_cluster import by_cluster, cluster_of, sharing
 from _cuda_dgrad_rules import dgrad_by_tma, dgrad_by_window, dgrad_of, dgrad_window_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
 from _cuda_grad1x1_rules import grad1x1_by_tma, grad1x1_tile_of
+from _cuda_network import MEETS, at_least, by_network_clusters, network_of
 from _cuda_resident import FULL_OCCUPANCY, REGISTERS, RESERVED_SHARED, SHARED, most_registers
 from _cuda_stationary import by_stationary, stationary_name
 from _cuda_stats_rules import (
@@ -164,8 +165,9 @@ def tile_of(mangled: str) -> Tile | None:
     width = re.search(r"LoadWidthE([01])E", mangled)
     if along := along_of(mangled):
         return Tile(*along, masked=True, wide=True, window=1)
-    # Kernels of a block's end read 16 bytes at a time, whatever they are made for.
-    if shape is None or (width is None and BLOCK_END not in mangled):
+    # Kernels of a block's end read 16 bytes at a time, whatever they are made for. One of clusters
+    # has several tiles.
+    if network_of(mangled) or shape is None or (width is None and BLOCK_END not in mangled):
         return None
     masked, *sizes, windows_of = shape.groups()
     wide, window = width is None or width.group(1) == "0", int(windows_of or 0)
@@ -203,12 +205,7 @@ def _convolution(kernel: Kernel) -> dict[str, bool]:
 
 
 def _network(kernel: Kernel) -> dict[str, bool]:
-    # Blocks meet: an arrival that releases, a wait that acquires, pauses in between.
-    meets = {"RED.*STRONG.GPU": 1, "LDG.*STRONG.GPU": 1, "NANOSLEEP.*": 1, r"CCTL\..*PF2.*": 1}
-    return _convolution(kernel) | {
-        f"{kernel.count(pattern)} {pattern}, at least {least}": kernel.count(pattern) >= least
-        for pattern, least in meets.items()
-    }
+    return _convolution(kernel) | at_least(kernel, MEETS)
 
 
 # The kernels for sm_90a: threads of a block, which all have as many registers when it begins, and
@@ -367,6 +364,7 @@ RULES = {
     "conv_bn_stats_window_kernel": by_window,
     "conv_bn_act_cluster_kernel": by_cluster,
     "network_kernel": _network,
+    "network_cluster_kernel": by_network_clusters,
     "conv_bn_stats_kernel": lambda kernel: _convolution(kernel) | measuring(kernel, tile_of),
     BLOCK_END: lambda kernel: _convolution(kernel) | ending(kernel, tile_of),
     "conv_bn_dgrad_kernel": lambda kernel: _convolution(kernel) | summing(kernel, tile_of),
@@ -433,6 +431,8 @@ def short_name(mangled: str) -> str:
         parts.append(f"windows for {turned.pixels} pixels")
     elif by_wgrad := wgrad_name(mangled):
         parts.append(by_wgrad)
+    elif network := network_of(mangled):
+        parts.append(network.short)
     elif cluster := cluster_of(mangled):
         parts.append(f"{cluster.pixels}x64 {cluster.stages} stages, clusters of {cluster.blocks}")
     elif named := (

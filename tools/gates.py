@@ -27,6 +27,7 @@ from _cuda_cluster import cluster_of
 from _cuda_dgrad_rules import dgrad_of, dgrad_window_of
 from _cuda_early import PARAMETERS, Instruction, instruction, read, rule_of
 from _cuda_grad1x1_rules import grad1x1_tile_of
+from _cuda_network import network_of
 from _cuda_rules import Kernel, short_name, tile_of, tma_tile_of
 from _cuda_stationary import stationary_of
 from _cuda_stem_rules import stem_wgmma_tile_of
@@ -98,11 +99,12 @@ def row(kernel: Kernel) -> str:
     tile = tile_of(kernel.name)
     of = tma_tile_of, chain_tma_tile_of, window_of, chain_window_of, chain_stream_of
     of = *of, stem_wgmma_tile_of, cluster_of, dgrad_of, grad1x1_tile_of, wgrad_of, wgrad_window_of
-    of = *of, dgrad_window_of, stream_of, dgrad_stream_of, stationary_of, block_end_of
+    of = *of, dgrad_window_of, stream_of, dgrad_stream_of, stationary_of, block_end_of, network_of
     by_wgmma = next((found for find in of if (found := find(kernel.name))), None)
     shared, blocks = (tile.shared, tile.blocks) if tile else (0, 0)
     if by_wgmma:
-        shared, blocks = by_wgmma.shared, 2 if cluster_of(kernel.name) else 1
+        twice = cluster_of(kernel.name) or network_of(kernel.name)
+        shared, blocks = by_wgmma.shared, 2 if twice else 1
     return (
         f"{kernel.arch:>5} {kernel.registers:>4} {kernel.stack:>5} {kernel.local:>5} "
         f"{shared:>7} {blocks:>6} "

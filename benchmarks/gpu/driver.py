@@ -50,6 +50,7 @@ TRAINING: tuple[tuple[str, ...], ...] = (
     ("--op", "bn_backward_finalize", "--dtype", "float64", "--residual"),
 )
 """Those of training with batch statistics."""
+NETWORK = ("--op", "network", "--c", "64", "--k", "64", "--depths", "1", "--splits", "2")
 CALLS: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_act", "--residual"),
     ("--op", "conv_bn_act", "--splits", "2", "--c", "128"),
@@ -62,7 +63,7 @@ CALLS: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_wgrad", "--splits", "2"),
     ("--op", "conv_wgrad", "--c", "3", "--r", "7", "--s", "7", "--padding", "3", "--stride", "2"),
     ("--op", "bn_act", "--residual"),
-    ("--op", "network", "--c", "64", "--k", "64", "--depths", "1", "--splits", "2"),
+    (*NETWORK, "--cluster", "1"),
     *TRAINING,
 )
 """Small ones that take every way of loading, splitting and storing."""
@@ -112,6 +113,7 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 SM90A_CALLS: tuple[tuple[str, ...], ...] = (
     *(("--op", op, *BY_64, "--configuration", tile, *more) for op, tile, more in BY_TMA),
+    (*NETWORK, "--cluster", "8", "--blocks", "8", "--h", "5", "--w", "5"),
     (*FP8, "--quantised", "--residual"),
     (*WINDOWS_FP8, "--quantised", "--residual"),
     (*FP8, "--residual", "--stride", "2", "--data", "normals"),

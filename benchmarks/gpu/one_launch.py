@@ -16,6 +16,7 @@ SMALL: tuple[tuple[str, ...], ...] = (
     ("--data", "normals", "--dtype", "float16", "--n", "3", "--h", "15"),
     ("--data", "normals", "--c", "64", "--k", "64", "--splits", "2"),
     ("--data", "normals", "--blocks", "1"),
+    ("--data", "normals", "--c", "64", "--k", "64", "--splits", "2", "--cluster", "1"),
 )
 """Networks that are held to float64, too."""
 RESNET50 = (
@@ -33,6 +34,8 @@ TIMES = {
     "single_kernels_cold": "graph_milliseconds",
 }
 """Names here -> those of the driver. Cold: L2 is overwritten before each run."""
+THROUGH_MEMORY = ("--cluster", "1")
+"""The kernel of GPUs without clusters, which is timed beside the one that the plan takes."""
 
 
 def called(words: Sequence[str], given: str | None, limit: float = LIMIT_S) -> dict[str, Any]:
@@ -65,8 +68,8 @@ def check(device: str, program: str | None = None) -> dict[str, Any]:
 def compare(device: str, program: str | None = None, rounds: int = 11) -> dict[str, Any]:
     """ResNet-50 at one image: one launch, a graph of its layers' kernels, the frozen engine.
 
-    The engine computes the stem and the head besides, and has chains; the other two do the same
-    work. Microseconds; "gain" above 1: the one launch is faster than the graph.
+    The engine computes the stem and the head besides, and has chains; the others do the same work.
+    Microseconds; "gain" above 1: the one launch is faster than the graph.
 
     Args:
         device: where.
@@ -81,6 +84,14 @@ def compare(device: str, program: str | None = None, rounds: int = 11) -> dict[s
         return one
     found: dict[str, Any] = {key: one.get(key) for key in ("plan", "differing", "layers")}
     us = {name: 1e3 * one[key] for name, key in TIMES.items() if key in one}
+    memory = called((*words, *THROUGH_MEMORY), program)
+    if not memory["ok"]:
+        return memory
+    us |= {
+        name.replace("one_launch", "through_memory"): 1e3 * memory[key]
+        for name, key in TIMES.items()
+        if key in memory and name.startswith("one_launch")
+    }
     engine = frozen.inference(device, "resnet50", 1, rounds)
     if not engine["ok"]:
         return {**found, "us": us, "ok": False, "error": f"the engine: {engine['error']}"}

@@ -21,6 +21,7 @@ KERNELS = (
     "conv_bn_", "conv_chain_", "conv_dgrad_", "conv_wgrad_", "bn_act_", "bn_add_act_",
     "bn_backward_", "bn_finalize_", "bn_update_stats_", "stem_kernel", "stem_wgmma_kernel",
     "pack_kernel", "head_kernel", "head_linear_kernel", "mean_kernel", "network_kernel",
+    "network_cluster_kernel",
     "merge_kernel", "merge_chunks_kernel", "merge_moments_kernel", "sums_kernel",
     "ceilings_",
 )  # fmt: skip

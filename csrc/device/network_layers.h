@@ -13,6 +13,7 @@ struct NetworkLayer {
   ConvBnActArguments conv;  // prefetch_bytes: its weights, asked for while the layer ahead runs
   uint32_t parts;           // tiles and their splits
   uint32_t first;           // the block that takes the first of them; the next one takes the next
+  int32_t tile;             // its place in the kernel's list
   bool meets;               // it begins a phase: all blocks have done the layers ahead
 };
 

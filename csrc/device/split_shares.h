@@ -7,11 +7,13 @@
 #include <cstdint>
 
 #include "../ptx/ptx.h"
-#include "bn_act.h"
 #include "conv_epilogue.h"
 #include "conv_geometry.h"
+#include "conv_tile.h"
 #include "grid_barrier.h"
 #include "main_loop.h"
+#include "network_layers.h"
+#include "quad_epilogue.h"
 #include "vector.h"
 
 namespace resnet_fused {
@@ -43,12 +45,6 @@ RF_DEVICE void leave_sums(const Sums<Shape>& sums, const ConvBnActArguments& arg
   count_block(arguments.workspace.arrivals + tile.index);
 }
 
-// Four neighbouring channels of a pixel.
-template <class T>
-struct alignas(4 * sizeof(T)) Quad {
-  T lane[4];
-};
-
 // Vector i of a tile's sums. The loads of many parts are under way at a time.
 template <class Shape>
 RF_DEVICE Vector<float> sum_of_parts(const float* sums, int splits, int i) {
@@ -73,70 +69,6 @@ RF_DEVICE Vector<float> sum_of_parts(const float* sums, int splits, int i) {
   return sum;
 }
 
-// What becomes of the sums of four channels of a pixel, the first of them `column` of the tile's.
-// All that it needs beside the sums is asked for first, so that it comes together with them.
-template <class T, class Shape>
-class QuadEpilogue {
- public:
-  RF_DEVICE QuadEpilogue(const ConvBnActArguments& arguments, const Tile& tile, int m, int column)
-      : output_(arguments.output), left_(output_.channels - tile.n * Shape::kN - column) {
-    const int channel = tile.group * output_.channels + tile.n * Shape::kN + column;
-    const Pixel pixel = pixel_of(m, arguments.operands.grid);
-    out_ = static_cast<T*>(output_.out) + offset_of(pixel, output_.out_strides) +
-           channel * output_.out_strides.k;
-    if (output_.residual != nullptr) {
-      load_residual(static_cast<const T*>(output_.residual) +
-                    offset_of(pixel, output_.residual_strides) +
-                    channel * output_.residual_strides.k);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int at = channel + (e < left_ ? e : 0);
-      scale_[e] = ptx::load_global_read_only(output_.scale + at);
-      shift_[e] = ptx::load_global_read_only(output_.shift + at);
-    }
-  }
-
-  RF_DEVICE void finish(const Vector<float>& sum) const {
-    const BnAct<float> op{output_.floor};
-    Quad<T> result;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float y = output_.residual == nullptr
-                          ? op(sum.lane[e], scale_[e], shift_[e])
-                          : op(sum.lane[e], scale_[e], shift_[e], widen(added_.lane[e]));
-      result.lane[e] = narrow<T>(y);
-    }
-    if (output_.wide_out) {
-      ptx::store_global(reinterpret_cast<Quad<T>*>(out_), result);
-      return;
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (e < left_) ptx::store_global(out_ + e * output_.out_strides.k, result.lane[e]);
-    }
-  }
-
- private:
-  RF_DEVICE void load_residual(const T* from) {
-    if (output_.wide_residual) {
-      added_ = ptx::load_global(reinterpret_cast<const Quad<T>*>(from));
-      return;
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (e < left_) added_.lane[e] = ptx::load_global(from + e * output_.residual_strides.k);
-    }
-  }
-
-  const ConvOutput& output_;
-  int left_;  // channels that there are, from the first one on
-  T* out_;
-  Quad<T> added_{};
-  float scale_[4];
-  float shift_[4];
-};
-
 // Waits for all parts of the tile of `part`, and finishes the rows that are this part's share.
 // Every thread of the block comes.
 template <class T, class Shape>
@@ -157,9 +89,46 @@ RF_DEVICE void finish_share(const ConvBnActArguments& arguments, uint32_t part) 
         tile.n * Shape::kN + column >= arguments.output.channels) {
       continue;
     }
-    const QuadEpilogue<T, Shape> epilogue(arguments, tile, m, column);
-    epilogue.finish(sum_of_parts<Shape>(sums, splits, i));
+    QuadChannels channels;
+    QuadPixel<T> pixel;
+    channels.load(arguments.output, tile, Shape::kN, column);
+    pixel.load(arguments.output, arguments.operands.grid, channels, m);
+    pixel.finish(arguments.output, arguments.operands.grid, channels, m,
+                 sum_of_parts<Shape>(sums, splits, i));
   }
 }
+
+// How a network's kernel merges through global memory.
+class MergeByMemory {
+ public:
+  RF_DEVICE explicit MergeByMemory(ptx::SharedAddress /*room*/) {}
+
+  // This block's parts of a layer: `turn`, and every gridDim.x-th behind it. `used`: whether
+  // shared memory has been, since all threads of the block have last met. ready(): as compute_tile
+  // has it.
+  template <class T, class Shape, LoadWidth kWidth, class Ready>
+  RF_DEVICE void walk(const NetworkLayer& layer, uint32_t turn, bool& used, const Ready& ready) {
+#pragma unroll 1
+    for (uint32_t part = turn; part < layer.parts; part += gridDim.x) {
+      if (used) ptx::sync_threads();
+      used = true;
+      compute_tile<T, Shape, kWidth>(
+          layer.conv, [&] { return part; }, ready,
+          [&](const Sums<Shape>& sums, const Tile& tile, const Place<Shape>& place) {
+            leave_sums(sums, layer.conv, tile, place);
+            return false;
+          });
+    }
+    if (layer.conv.tiles.splits == 1) return;
+    // Behind all of the block's own parts: whoever waits has left nobody waiting for it.
+#pragma unroll 1
+    for (uint32_t part = turn; part < layer.parts; part += gridDim.x) {
+      finish_share<T, Shape>(layer.conv, part);
+    }
+  }
+
+  // Before the block ends.
+  RF_DEVICE void leave() {}
+};
 
 }  // namespace resnet_fused

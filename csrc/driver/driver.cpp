@@ -114,6 +114,8 @@ std::vector<Option> options() {
       {"reverse", "", "walk over the batch from its end; chains alone", true},
       {"depths", "1,1", "blocks of each stage; network alone"},
       {"blocks", "0", "of the launch; 0 leaves them to the plan; network alone"},
+      {"pixels", "0", "of each tile; likewise"},
+      {"cluster", "0", "blocks of a cluster, 1 for none; likewise"},
       {"ceiling", "all", "all, or how those begin that are measured; ceilings alone"},
       {"act", "relu", "relu or none; of gradients: whether a mask is applied"},
   };

@@ -150,6 +150,36 @@ class Single {
   Buffer counters_{0};
 };
 
+int32_t number_of(const Arguments& arguments, const char* name) {
+  return static_cast<int32_t>(
+      std::min<int64_t>(arguments.integer(name, 0), std::numeric_limits<int32_t>::max()));
+}
+
+// In clusters no more blocks than this very GPU's GPCs have room for.
+RfNetworkPlan planned(const RfNetwork& network, const RfGpu& gpu, int32_t blocks, Json& json) {
+  RfNetworkPlan plan;
+  char why[512] = "";
+  const auto make = [&] {
+    if (rf_network_plan(&network, &gpu, blocks, &plan, why, sizeof why) != 0) {
+      throw UsageError(std::string("no plan: ") + why);
+    }
+  };
+  make();
+#if !defined(RF_EMULATED) && defined(RF_WITH_SM90A)
+  if (plan.cluster > 1) {
+    int32_t clusters = 0;
+    check(rf_network_clusters(plan.cluster, &clusters), "clusters at once");
+    json.add("clusters_at_once", static_cast<int64_t>(clusters));
+    if (clusters > 0 && clusters * plan.cluster < plan.blocks) {
+      blocks = clusters * plan.cluster;
+      make();
+    }
+  }
+#endif
+  json.add("plan", why);
+  return plan;
+}
+
 template <class T>
 class Network {
  public:
@@ -164,19 +194,11 @@ class Network {
 
   bool run(const Arguments& arguments, Json& json) {
     const RfGpu gpu = this_gpu();
-    const auto asked = static_cast<int32_t>(
-        std::min<int64_t>(arguments.integer("splits", 0), std::numeric_limits<int32_t>::max()));
-    const auto blocks = static_cast<int32_t>(
-        std::min<int64_t>(arguments.integer("blocks", 0), std::numeric_limits<int32_t>::max()));
-    const std::vector<int32_t> wish(layers_.size(), asked);
+    const std::vector<int32_t> splits(layers_.size(), number_of(arguments, "splits"));
+    const std::vector<int32_t> pixels(layers_.size(), number_of(arguments, "pixels"));
     const RfNetwork network{together_.problems.data(), static_cast<int32_t>(layers_.size()),
-                            wish.data()};
-    RfNetworkPlan plan;
-    char why[512] = "";
-    if (rf_network_plan(&network, &gpu, blocks, &plan, why, sizeof why) != 0) {
-      throw UsageError(std::string("no plan: ") + why);
-    }
-    json.add("plan", why);
+                            splits.data(), pixels.data(), number_of(arguments, "cluster")};
+    const RfNetworkPlan plan = planned(network, gpu, number_of(arguments, "blocks"), json);
     Buffer workspace(static_cast<size_t>(plan.workspace_bytes));
     // NaN, but for the counters.
     std::vector<uint8_t> state(static_cast<size_t>(plan.workspace_bytes), 0xFF);
@@ -192,9 +214,9 @@ class Network {
                                    [](uint8_t byte) { return byte == 0; });
     json.add("counters_are_zeros", zeros);
     for (size_t i = 0; i < layers_.size(); ++i) {
-      int32_t splits = 0, meets = 0;
-      rf_network_layer(&network, &plan, static_cast<int32_t>(i), &splits, &meets);
-      Single(single_.problems[i], gpu, rf_network_configuration(), splits).launch(nullptr);
+      RfNetworkLayer of;
+      rf_network_layer(&network, &plan, static_cast<int32_t>(i), &of);
+      Single(single_.problems[i], gpu, rf_network_configuration(), of.splits).launch(nullptr);
     }
     const bool right = judged(json) && zeros;
     time(gpu, launch, json);

@@ -19,8 +19,6 @@ static_assert(offsetof(ConvClusterArguments, out) == 776);
 
 namespace {
 
-constexpr double kClusterBytes = 14;  // a cycle, from other blocks' shared memory: half of L2's
-
 int64_t cluster_steps(const RfConvBnAct& problem) {
   const int64_t (&size)[4] = problem.weight_size;
   return divide_up(size[1], kStepElements) * size[2] * size[3];

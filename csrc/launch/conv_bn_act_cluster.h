@@ -10,6 +10,8 @@
 
 namespace resnet_fused {
 
+constexpr double kClusterBytes = 14;  // a cycle, from other blocks' shared memory: half of L2's
+
 // index: in ConvClusterTiles.
 TmaTileFacts cluster_tile(int index);
 

@@ -24,10 +24,13 @@ struct RfNetwork {
   const RfConvBnAct* layers;  // [count], of one dtype of 16 bits, all read 16 bytes at a time
   int32_t count;
   const int32_t* splits;  // [count], of each reduction; null, or 0 for one: the plan's choice
+  const int32_t* pixels;  // [count], of each layer's tiles; likewise
+  int32_t cluster;        // blocks of a cluster; 1: none, 0: the plan's choice
 };
 
 struct RfNetworkPlan {
   int32_t blocks;           // of every launch; all are on the GPU at once
+  int32_t cluster;          // of them, that merge in shared memory; 1: they do in global memory
   int32_t launches;         // of 64 layers at most
   int32_t meetings;         // of all blocks, in all launches
   int64_t workspace_bytes;  // aligned to 256 bytes
@@ -39,18 +42,26 @@ struct RfNetworkPlan {
 int32_t rf_network_plan(const RfNetwork* network, const RfGpu* gpu, int32_t blocks,
                         RfNetworkPlan* plan, char* why, size_t why_bytes);
 
-// What the plan makes of one layer, in `splits` its parts and in `meets` whether all blocks meet
-// before it.
+// What the plan makes of one layer.
+struct RfNetworkLayer {
+  int32_t splits;  // parts of its reduction
+  int32_t pixels;  // of its tiles, which have 64 channels
+  int32_t meets;   // whether all blocks meet before it
+};
 void rf_network_layer(const RfNetwork* network, const RfNetworkPlan* plan, int32_t index,
-                      int32_t* splits, int32_t* meets);
+                      RfNetworkLayer* layer);
 
-// Of conv_bn_act's configurations, the one whose tile all layers have: with as many splits it gives
-// the same bits.
+// Of conv_bn_act's configurations, the one that with as many splits gives the same bits.
 int32_t rf_network_configuration(void);
 
 // Runs it on the current device and the given cudaStream_t; 0, or a cudaError_t. No other call may
 // use the workspace meanwhile.
 int rf_network_cuda(const RfNetwork* network, const RfNetworkPlan* plan, void* workspace,
                     void* stream);
+
+// Clusters of so many blocks that the current device has room for at once; 0, or a cudaError_t. The
+// plan counts with GPCs of 16 multiprocessors, which a GPU may have fewer of. Absent where the
+// kernels are emulated, and for sm_90a alone.
+int rf_network_clusters(int32_t cluster, int32_t* clusters);
 
 }  // extern "C"

@@ -10,13 +10,10 @@
 #include "conv_plan.h"
 #include "network.h"
 #include "network_arguments.h"
+#include "network_ways.h"
 
 namespace resnet_fused {
 namespace {
-
-// A part of a reduction has so many steps at least: fewer are all latency.
-constexpr int64_t kLeastSteps = 4;
-constexpr int64_t kMostParts = 32;
 
 // Memory from the first to behind the last byte of a tensor.
 struct Span {
@@ -84,68 +81,26 @@ int32_t writer_of_constants(const RfNetwork& network) {
 
 // What becomes of a layer.
 struct Step {
-  int32_t splits;
+  NetworkCut cut;
   bool meets;       // all blocks before it
   bool launches;    // it is the first of a launch
-  int64_t tiles;    // without their splits
-  int64_t parts;    // with them
-  int64_t ahead;    // parts of the layers ahead of it in its phase
+  int64_t parts;    // tiles with their splits
+  int64_t ahead;    // parts of the layers ahead of it in its phase, in whole clusters
   int64_t counter;  // first of its tiles' counters, of which a launch uses none twice
   int64_t partial;  // likewise of its partial sums, in tiles' parts
+
+  // Whether it needs them.
+  bool leaves_sums(const NetworkWay& way) const { return cut.splits > 1 && way.cluster == 1; }
 };
 
-int64_t steps_of(const RfConvBnAct& layer) {
-  const int64_t depth = layer.weight_size[1] * layer.weight_size[2] * layer.weight_size[3];
-  return divide_up(depth * bytes_of(layer.dtype), NetworkShape::kStepBytes);
-}
-
-int64_t tiles_of(const RfConvBnAct& layer) {
-  const OutputSize size = output_size(layer);
-  return divide_up(layer.x_size[0] * size.p * size.q, NetworkShape::kM) *
-         divide_up(layer.weight_size[0] / layer.groups, NetworkShape::kN) * layer.groups;
-}
-
-// Cycles of a layer, predicted: the rounds of the busiest multiprocessor, each step at the rate of
-// L2 or at its latency, and the merge. There each block writes a tile's sums and reads as many. It
-// waits until its own have arrived, until the others' are counted, and for them, a vector a thread
-// at a time.
-double cycles_of(int64_t tiles, int64_t steps, int64_t parts, int64_t multiprocessors) {
-  constexpr double kArea = NetworkShape::kM * NetworkShape::kN;
-  constexpr int64_t kVectors = NetworkShape::kM * NetworkShape::kN / 4 / NetworkShape::kThreads;
-  const auto rounds = static_cast<double>(divide_up(tiles * parts, multiprocessors));
-  const double beside = std::min(rounds, static_cast<double>(kResident));
-  const double step = std::max({kArea * NetworkShape::kStepBytes / 2 / kMatrixUnit,
-                                NetworkShape::kStageBytes / kCacheBytes,
-                                kLatency / ((NetworkShape::kStages - 1) * beside)});
-  const double loop = rounds * static_cast<double>(divide_up(steps, parts)) * step;
-  const double moved = 2 * rounds * kArea * 4 / kCacheBytes;
-  const auto reads = static_cast<double>(divide_up(kVectors, parts));
-  return parts == 1 ? loop : loop + (2 + reads) * kLatency + moved;
-}
-
-// The parts that take the least predicted time.
-int32_t parts_for(int64_t tiles, int64_t steps, int64_t blocks) {
-  const int64_t multiprocessors = std::max<int64_t>(1, blocks / kResident);
-  int64_t best = 1;
-  for (int64_t parts = 2; parts <= std::min(kMostParts, steps / kLeastSteps); ++parts) {
-    if (tiles * parts > blocks || !has_work(steps, parts)) continue;
-    const double cycles = cycles_of(tiles, steps, parts, multiprocessors);
-    if (cycles < cycles_of(tiles, steps, best, multiprocessors)) best = parts;
-  }
-  return static_cast<int32_t>(best);
-}
-
-std::vector<Step> steps_of(const RfNetwork& network, int32_t blocks) {
+std::vector<Step> steps_of(const RfNetwork& network, const NetworkWay& way, int32_t blocks) {
   std::vector<Step> steps;
   std::vector<Touched> phase;
   for (int32_t i = 0; i < network.count; ++i) {
-    const RfConvBnAct& layer = network.layers[i];
-    const Touched touched = touched_by(layer);
+    const Touched touched = touched_by(network.layers[i]);
     Step step{};
-    step.tiles = tiles_of(layer);
-    const int32_t wish = network.splits == nullptr ? 0 : network.splits[i];
-    step.splits = wish > 0 ? wish : parts_for(step.tiles, steps_of(layer), blocks);
-    step.parts = step.tiles * step.splits;
+    step.cut = cut_of(way, network, i, blocks);
+    step.parts = step.cut.tiles * step.cut.splits;
     step.launches = i % kMostLayers == 0;
     const bool beside = !step.launches && std::all_of(phase.begin(), phase.end(), [&](auto& other) {
       return independent(touched, other);
@@ -154,9 +109,9 @@ std::vector<Step> steps_of(const RfNetwork& network, int32_t blocks) {
     step.meets = !beside && !step.launches;
     if (!step.launches) {
       const Step& last = steps.back();
-      const bool split = last.splits > 1;
-      step.counter = last.counter + (split ? last.tiles : 0);
-      if (beside) step.ahead = last.ahead + last.parts;
+      const bool split = last.leaves_sums(way);
+      step.counter = last.counter + (split ? last.cut.tiles : 0);
+      if (beside) step.ahead = divide_up(last.ahead + last.parts, way.cluster) * way.cluster;
       if (beside) step.partial = last.partial + (split ? last.parts : 0);
     }
     if (!beside) phase.clear();
@@ -169,18 +124,18 @@ std::vector<Step> steps_of(const RfNetwork& network, int32_t blocks) {
 constexpr int64_t kBarrierBytes = kWorkspaceAlignment;  // its counter, alone in its lines
 constexpr int64_t kPartBytes = int64_t{NetworkShape::kM} * NetworkShape::kN * 4;
 
-int64_t counter_bytes(const std::vector<Step>& steps) {
+int64_t counter_bytes(const std::vector<Step>& steps, const NetworkWay& way) {
   int64_t most = 0;
   for (const Step& step : steps) {
-    if (step.splits > 1) most = std::max(most, step.counter + step.tiles);
+    if (step.leaves_sums(way)) most = std::max(most, step.counter + step.cut.tiles);
   }
   return kBarrierBytes + arrival_bytes(most);
 }
 
-int64_t partial_bytes(const std::vector<Step>& steps) {
+int64_t partial_bytes(const std::vector<Step>& steps, const NetworkWay& way) {
   int64_t most = 0;
   for (const Step& step : steps) {
-    if (step.splits > 1) most = std::max(most, step.partial + step.parts);
+    if (step.leaves_sums(way)) most = std::max(most, step.partial + step.parts);
   }
   return most * kPartBytes;
 }
@@ -201,22 +156,72 @@ std::string unfit(const RfNetwork& network, int32_t index, const RfGpu& gpu) {
   return "";
 }
 
-NetworkLayer network_layer(const RfConvBnAct& layer, const Step& step, int32_t blocks,
-                           void* counters, void* partial) {
+NetworkLayer network_layer(const RfConvBnAct& layer, const Step& step, const NetworkWay& way,
+                           int32_t blocks, void* counters, void* partial) {
   NetworkLayer made{};
   RfConvPlan plan{};
   plan.configuration = kNetworkTile;
-  plan.splits = step.splits;
+  plan.splits = step.cut.splits;
   plan.images_a_launch = layer.x_size[0];
   made.conv = conv_bn_act_arguments(layer, plan, nullptr, 0, layer.x_size[0]);
+  const int64_t pixels = made.conv.operands.grid.pixels;
+  made.conv.tiles.tiles_m = narrowed(divide_up(pixels, way.tiles[step.cut.tile].pixels));
   made.conv.workspace = {static_cast<float*>(moved(partial, step.partial * kPartBytes)),
                          static_cast<uint32_t*>(moved(counters, step.counter * 4)), true};
   made.conv.prefetch_bytes =
       dense_bytes(layer.weight_size, layer.weight_stride, bytes_of(layer.dtype));
   made.parts = static_cast<uint32_t>(step.parts);
   made.first = static_cast<uint32_t>(step.ahead % blocks);
+  made.tile = step.cut.tile;
   made.meets = step.meets;
   return made;
+}
+
+const NetworkWay& way_of(int32_t cluster) {
+  const auto& ways = network_ways();
+  return *std::find_if(ways.begin(), ways.end(),
+                       [&](const NetworkWay& way) { return way.cluster == cluster; });
+}
+
+// The way that takes the least predicted time, of those that can serve; null, and in `why` what
+// stands against the first of those that were allowed.
+const NetworkWay* choose_way(const RfNetwork& network, const RfGpu& gpu, int32_t blocks,
+                             std::string& why) {
+  const NetworkWay* best = nullptr;
+  double least = 0;
+  for (const NetworkWay& way : network_ways()) {
+    if (network.cluster != 0 && network.cluster != way.cluster) continue;
+    const std::string against = way_fault(way, network, gpu, blocks);
+    if (!against.empty()) {
+      if (why.empty()) why = against;
+      continue;
+    }
+    const auto all = blocks > 0 ? blocks : narrowed(most_blocks(way, gpu));
+    double cycles = 0;
+    for (int32_t i = 0; i < network.count; ++i) cycles += cut_of(way, network, i, all).cycles;
+    if (best != nullptr && cycles >= least) continue;
+    best = &way;
+    least = cycles;
+  }
+  if (why.empty())
+    why = "clusters of " + std::to_string(network.cluster) +
+          " blocks; 4 and 8 are built, 1 is without";
+  return best;
+}
+
+int launch(const NetworkArguments& arguments, const RfNetworkPlan& plan, bool bfloat16,
+           void* stream) {
+  if (plan.cluster == 1) {
+    return bfloat16 ? launch_network_bfloat16(arguments, plan.blocks, stream)
+                    : launch_network_float16(arguments, plan.blocks, stream);
+  }
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+  return bfloat16 ? launch_network_cluster_bfloat16(arguments, plan.blocks, plan.cluster, stream)
+                  : launch_network_cluster_float16(arguments, plan.blocks, plan.cluster, stream);
+#else
+  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
+  return kNoKernelImage;
+#endif
 }
 
 }  // namespace
@@ -228,17 +233,6 @@ extern "C" int32_t rf_network_plan(const RfNetwork* network, const RfGpu* gpu, i
   const Refusal refuse{why, why_bytes};
   if (gpu->multiprocessors < 1) return refuse("a GPU of %d multiprocessors", gpu->multiprocessors);
   if (network->count < 1) return refuse("a network of %d layers", network->count);
-  const int64_t beside = std::min<int64_t>(
-      NetworkShape::kBlocks, gpu->shared_per_multiprocessor / (NetworkShape::kRingBytes + 1024));
-  const int64_t most = beside * gpu->multiprocessors;
-  if (most < 1 || NetworkShape::kRingBytes > gpu->shared_per_block) {
-    return refuse("a block takes %d bytes of shared memory, more than this GPU gives it",
-                  NetworkShape::kRingBytes);
-  }
-  if (blocks < 0 || blocks > most) {
-    return refuse("%d blocks; from 1 to %lld are on this GPU at once", blocks,
-                  static_cast<Long>(most));
-  }
   for (int32_t i = 0; i < network->count; ++i) {
     const std::string against = unfit(*network, i, *gpu);
     if (!against.empty()) return refuse("layer %d: %s", i, against.c_str());
@@ -247,27 +241,35 @@ extern "C" int32_t rf_network_plan(const RfNetwork* network, const RfGpu* gpu, i
   if (writer >= 0) {
     return refuse("layer %d: it writes where weights, scales or shifts of a layer lie", writer);
   }
-  const int64_t chosen = std::min(kResident * gpu->multiprocessors, most);
-  plan->blocks = blocks > 0 ? blocks : narrowed(chosen);
-  const std::vector<Step> steps = steps_of(*network, plan->blocks);
+  std::string against;
+  const NetworkWay* way = choose_way(*network, *gpu, blocks, against);
+  if (way == nullptr) return refuse("%s", against.c_str());
+  plan->cluster = way->cluster;
+  plan->blocks = blocks > 0 ? blocks : narrowed(most_blocks(*way, *gpu));
+  const std::vector<Step> steps = steps_of(*network, *way, plan->blocks);
   const auto count = [&](bool Step::* which) {
     return static_cast<int32_t>(
         std::count_if(steps.begin(), steps.end(), [&](const Step& step) { return step.*which; }));
   };
   plan->launches = count(&Step::launches);
   plan->meetings = count(&Step::meets);
-  plan->counter_bytes = counter_bytes(steps);
-  plan->workspace_bytes = plan->counter_bytes + partial_bytes(steps);
-  std::snprintf(why, why_bytes, "%d layers, %d meetings of %d blocks in %d launches",
-                network->count, plan->meetings, plan->blocks, plan->launches);
+  plan->counter_bytes = counter_bytes(steps, *way);
+  plan->workspace_bytes = plan->counter_bytes + partial_bytes(steps, *way);
+  const std::string clusters =
+      way->cluster > 1 ? " in clusters of " + std::to_string(way->cluster) : "";
+  std::snprintf(why, why_bytes, "%d layers, %d meetings of %d blocks%s in %d launches",
+                network->count, plan->meetings, plan->blocks, clusters.c_str(), plan->launches);
   return 0;
 }
 
 extern "C" void rf_network_layer(const RfNetwork* network, const RfNetworkPlan* plan, int32_t index,
-                                 int32_t* splits, int32_t* meets) {
-  const auto step = resnet_fused::steps_of(*network, plan->blocks).at(index);
-  *splits = step.splits;
-  *meets = step.meets;
+                                 RfNetworkLayer* layer) {
+  using namespace resnet_fused;
+  const NetworkWay& way = way_of(plan->cluster);
+  const Step step = steps_of(*network, way, plan->blocks).at(index);
+  layer->splits = step.cut.splits;
+  layer->pixels = narrowed(way.tiles[step.cut.tile].pixels);
+  layer->meets = step.meets;
 }
 
 extern "C" int32_t rf_network_configuration() { return resnet_fused::kNetworkTile; }
@@ -275,9 +277,10 @@ extern "C" int32_t rf_network_configuration() { return resnet_fused::kNetworkTil
 extern "C" int rf_network_cuda(const RfNetwork* network, const RfNetworkPlan* plan, void* workspace,
                                void* stream) {
   using namespace resnet_fused;
-  const std::vector<Step> steps = steps_of(*network, plan->blocks);
+  const NetworkWay& way = way_of(plan->cluster);
+  const std::vector<Step> steps = steps_of(*network, way, plan->blocks);
   const bool bfloat16 = static_cast<DataType>(network->layers[0].dtype) == DataType::kBFloat16;
-  const int64_t counters = counter_bytes(steps);
+  const int64_t counters = counter_bytes(steps, way);
   void* partial = moved(workspace, counters);
   for (int32_t first = 0; first < network->count; first += kMostLayers) {
     NetworkArguments arguments{};
@@ -285,11 +288,10 @@ extern "C" int rf_network_cuda(const RfNetwork* network, const RfNetworkPlan* pl
     arguments.counter_bytes = narrowed(counters);
     arguments.count = std::min(kMostLayers, network->count - first);
     for (int32_t i = 0; i < arguments.count; ++i) {
-      arguments.layer[i] = network_layer(network->layers[first + i], steps[first + i], plan->blocks,
-                                         moved(workspace, kBarrierBytes), partial);
+      arguments.layer[i] = network_layer(network->layers[first + i], steps[first + i], way,
+                                         plan->blocks, moved(workspace, kBarrierBytes), partial);
     }
-    const int error = bfloat16 ? launch_network_bfloat16(arguments, plan->blocks, stream)
-                               : launch_network_float16(arguments, plan->blocks, stream);
+    const int error = launch(arguments, *plan, bfloat16, stream);
     if (error != 0) return error;
   }
   return 0;
