@@ -45,7 +45,7 @@ def by_emulator(*arguments, wish=None, **flow):
 @needs_kernel
 def test_configurations_have_names_of_their_own():
     names = _cuda_plan.configurations(OP)
-    assert len(set(names)) == len(names) == 8
+    assert len(set(names)) == len(names) == 11
     assert all(name.startswith(_cuda_plan.TMA) for name in names)
     kernel = next(k for k in admission.kernels() if (k.op, k.implementation) == (OP, "cuda"))
     assert kernel.list_configurations() == names == checks.conv_bn_act_fp8_configurations()

@@ -18,6 +18,7 @@ CHUNKS = 4
 ONE = (1, *emulated.H200[1:])
 """One block takes all tiles, so that every place of the ring is used again."""
 TOGETHER, CHANNELS, TURNS = "tma_p128x128_6s", "tma_s192x128_4s", "tma_s128x64_6s_t"
+BOTH = "tma_s64x64_12s_t_2c_2p"
 # (configuration, case, places of the result's types): more steps than stages, three tiles and more;
 # with the two ways to come by pixels, with and without a shortcut, of either width of the result.
 WAYS = (
@@ -25,6 +26,8 @@ WAYS = (
     (TOGETHER, ConvCase("dense", 3, 272, 12, 12, 144, residual=True), (0, 2)),
     (TOGETHER, ConvCase("strided", 2, 48, 15, 13, 144, 3, 3, (2, 2), (1, 1)), (0, 1)),
     (CHANNELS, ConvCase("wide", 2, 144, 14, 15, 144, 3, 1, (1, 1), (1, 0), residual=True), (0, 1)),
+    # Four that share both: one tile of a cluster's four has neither pixels nor channels.
+    (BOTH, ConvCase("both", 1, 48, 12, 12, 80, 3, 3, (1, 1), (1, 1), residual=True), (0,)),
     # Blocks that share filters: five tiles of pixels in three pairs; and those that share pixels.
     (CHANNELS + "_2c", ConvCase("shared", 6, 48, 12, 12, 80, 3, 3, (1, 1), (1, 1)), (0,)),
     (CHANNELS + "_2p", ConvCase("pixels", 4, 656, 12, 12, 144), (0,)),

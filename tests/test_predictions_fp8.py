@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -30,6 +32,17 @@ def tool():
 def test_the_page_is_up_to_date(tool):
     page = tool.PAGE.read_text(encoding="utf-8")
     assert f"{tool.BEGIN}\n{tool.text()}\n{tool.END}" in page, f"run python {tool.__file__} --write"
+
+
+def test_what_it_gains_by_batch(tool):
+    begin, end = tool.GAINS
+    said = tool.gains()
+    assert f"{begin}\n{said}\n{end}" in tool.PAGE.read_text(encoding="utf-8"), "run it --write"
+    rows = [line.strip("| ").split(" | ") for line in said.splitlines()[2:]]
+    assert [int(row[0]) for row in rows] == [1, 8, 32, 256]
+    gains = [(float(row[-2]), float(row[-1])) for row in rows]
+    assert all(now > before for now, before in gains[:-1]) and len(set(gains[-1])) == 1
+    assert gains[0][0] < 1 < gains[1][0] and gains == sorted(gains)
 
 
 def test_each_stage_has_its_own_layers(tool):
@@ -99,3 +112,45 @@ def test_what_two_blocks_save(tool):
         assert f"{CLUSTERS[case.name]} {us[0]:.0f} | {us[1]:.0f} | {sides[by]} |" in page, us
         found += 1
     assert found == len(CLUSTERS)
+
+
+FOUR = ("tma_s128x128_6s_2c_2p", "tma_s64x128_8s_2c_2p", "tma_s64x64_12s_t_2c_2p")
+
+
+def test_what_four_blocks_take(tool):
+    """A step's cycles follow from the tiles and the plan's rates; the batches from the plans."""
+    page = " ".join(tool.PAGE.read_text(encoding="utf-8").split())
+    text = (ROOT / "csrc" / "launch" / "conv_plan.h").read_text(encoding="utf-8")
+    rate = {
+        name: math.prod(map(float, value.split("*")))
+        for name, value in re.findall(r"double (k\w+) = ([\d.* ]+);", text)
+    }
+    names = _cuda_plan.configurations("conv_bn_act_fp8")
+    batches = {name: [] for name in FOUR}
+    for batch in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        plans = [_cuda_plan.plan(tool.problem(case, tool.E4M3), tool.GPU)
+                 for case in tool.layers("", batch)]  # fmt: skip
+        for name in {names[plan.configuration] for plan in plans} & set(FOUR):
+            batches[name].append(batch)
+    assert {name for name in names if name.endswith(tool.FOUR)} == set(FOUR)
+    for name in FOUR:
+        pixels, channels = map(int, re.search(r"s(\d+)x(\d+)", name).groups())
+        asked = 128 * (pixels + channels)
+        read = 128 * channels + channels / 64 * pixels * 128
+        columns = [asked / rate["kCacheBytes"], asked / 2 / rate["kCacheBytes"],
+                   (asked + read) / rate["kSharedBytes"],
+                   pixels * channels * 64 / rate["kWarpgroupUnit"]]  # fmt: skip
+        taken = " to ".join(str(batches[name][i]) for i in (0, -1))
+        said = " | ".join(f"{cycles:,.0f}" for cycles in columns)
+        assert re.search(rf"\| `{name}` \| {re.escape(said)}[^|]* \| (batch )?{taken} \|", page), (
+            said, taken)  # fmt: skip
+
+
+def test_one_image_shares_reductions_in_bfloat16_alone(tool):
+    (case,) = (case for case in tool.layers("", 1) if case.name == "3x3_512_512_at7")
+    wide = _cuda_plan.plan(tool.problem(case, tool.BF16), tool.GPU)
+    assert _cuda_plan.configurations("conv_bn_act")[wide.configuration].startswith("tma_cluster")
+    us = [tool.convolution(case, dtype, tool.ENGINE).us for dtype in (tool.BF16, tool.E4M3)]
+    page = " ".join(tool.PAGE.read_text(encoding="utf-8").split())
+    said = f"up to {wide.splits} blocks of a cluster, which e4m3 has no kernel for: a 3x3 of 512 "
+    assert f"{said}channels takes {us[0]:.0f} us so, {us[1]:.0f} in e4m3" in page

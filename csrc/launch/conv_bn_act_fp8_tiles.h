@@ -17,8 +17,12 @@ using ConvFp8Tiles = TileList<                        //
     ChannelsLeft<Consumers::kInTurns, 128, 64, 6>,    // 64 channels, small batches
     // The same where L2 would take 1.6 times as long for a step as its products: blocks share it.
     // Pixels are the larger part.
-    ChannelsLeft<Consumers::kTogether, 192, 128, 4, 2>,      // up to 128 channels
-    ChannelsLeft<Consumers::kTogether, 192, 128, 4, 1, 2>>;  // 256 and more
+    ChannelsLeft<Consumers::kTogether, 192, 128, 4, 2>,     // up to 128 channels
+    ChannelsLeft<Consumers::kTogether, 192, 128, 4, 1, 2>,  // 256 and more
+    // Both sides for four blocks: fewer images, whose tiles are small to be as many as the blocks.
+    ChannelsLeft<Consumers::kTogether, 128, 128, 6, 2, 2>,  // 4 to 64
+    ChannelsLeft<Consumers::kTogether, 64, 128, 8, 2, 2>,   // 2 to 32
+    ChannelsLeft<Consumers::kInTurns, 64, 64, 12, 2, 2>>;   // 16 and less
 
 // Windows of 3x3 convolutions of 64 channels: positions, bytes of one, passes. Of 56 x 56 images,
 // 3,249 positions each, on 132 multiprocessors 256 are 32.8 rounds of 192; 32 are 4.1 rounds of
