@@ -82,7 +82,7 @@ def test_every_file_takes_part_with_what_it_is_made_of():
     assert set(HARMLESS) <= {mutant.key for mutant in found()}
     planted = {(mutant.instruction, mutant.fault) for mutant in found() if mutant.key[0] == STEPS}
     for wanted in (
-        ("cp.async.bulk.tensor.store", "coordinate_off"), ("ld.shared", "skip"),
+        ("cp.async.bulk.tensor.store", "coordinate_off"), ("ld.shared", "row_off"),
         ("cp.async.bulk.commit_group", "skip"), ("cp.async.bulk.wait_group.read", "skip"),
         ("cp.async.bulk.wait_group.read", "wait_one_fewer"),
     ):  # fmt: skip
