@@ -1,5 +1,5 @@
-// What bn_add_act_conv_stats' kernel is told beside what conv_bn_stats' is. Plain values, which
-// a launch computes on the host.
+// What bn_add_act_conv_stats' kernel is told beside what conv_bn_stats' is. Plain values, which a
+// launch computes on the host.
 #pragma once
 
 #include <cstdint>

@@ -32,7 +32,7 @@ struct BlockEndShape {
 
   // From a multiple of 1024: the stages, each filters, pixels of the raw output, in whose place the
   // block's end is made, and those of the shortcut; a staging tile for each consumer, one half of
-  // its channels at a time; barriers, of which those of residual and turns are not used.
+  // its channels at a time; barriers, of which those of a residual are not used.
   static constexpr int kFilterBytes = kChannels * kStepRowBytes;
   static constexpr int kPixelBytes = kPixels * kStepRowBytes;
   static constexpr int kFiltersAt = 0;

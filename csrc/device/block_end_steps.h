@@ -14,9 +14,9 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-// A transforming thread's way: in the place of y's pixels it makes rnd(relu(scale * y + shift +
-// r)). Channels behind the last one become zeros; of pixels behind the last one something is made
-// that nobody stores or measures. kProjected: r is the shortcut behind a BatchNorm of its own.
+// A transforming thread's way: it puts rnd(relu(scale * y + shift + r)) where y's pixels lie.
+// Channels behind the last one become zeros; of pixels behind the last one something is made that
+// nobody stores or measures. kProjected: r is the shortcut behind a BatchNorm of its own.
 template <class T, class Shape, bool kProjected>
 class BlockEndRows : public TapSteps<T, Shape> {
   struct Units {
@@ -97,7 +97,7 @@ class BlockEndStore {
   RF_DEVICE BlockEndStore(const BlockEndTmaArguments& arguments, uint32_t consumer, uint32_t thread)
       : arguments_(arguments), mine_(consumer == 0 && thread == kThread) {}
 
-  // To the tile's pixels, from `pixel` on, in the column's share.
+  // To a tile: its pixels, and its column's share of the steps.
   RF_DEVICE void enter(const TmaTile& tile) {
     pixel_ = tile.pixels * Shape::kPixels;
     column_ = tile.channels;
