@@ -250,14 +250,15 @@ def test_one_value_a_channel_is_the_next_block_s_to_report():
 
 
 def test_only_the_very_tensor_is_taken():
-    row, out, made = _training_block.Row(), torch.ones(1), object()
+    row, out, made, end = _training_block.Row(), torch.ones(1), object(), object()
     way = _block_end.Way(True, "because")
+    nothing = (None, _training_route.NO_WAY, None)
     for x, dtype, found in (
-        (out, out.dtype, (made, way)),
-        (out.clone(), out.dtype, (None, _training_route.NO_WAY)),
-        (out, torch.float64, (None, _training_route.NO_WAY)),
+        (out, out.dtype, (made, way, end)),
+        (out.clone(), out.dtype, nothing),
+        (out, torch.float64, nothing),
     ):
-        row.leave(out, made, way)
+        row.leave(out, made, way, end)
         assert row.take(x, dtype) == found
         assert row.take(x, dtype)[0] is None  # once
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
-from ..ops import _block_end, _finalize, _grad1x1, _results, _training, _training_cpu
+from ..ops import _block_end, _end_gradient, _finalize, _grad1x1, _results, _training, _training_cpu
 from ..ops.bn_finalize import merge_stats
 from . import _prepared
+from ._training_junction import End, Junction, is_watched
 from ._training_plan import Layer, Made, Neighbours, Norm, Plan, Taken
 
 __all__ = ["Layer", "Neighbours", "Plan", "finish", "later", "run"]
@@ -215,6 +216,9 @@ class _Forward:
             self.neighbours.left = Made(weight, *rest)
         else:
             out = self.op("bn_add_act", y, rows, added, added_norm, offset, plan.act)
+        if self.neighbours.leads:
+            projected = None if added_norm is None else added
+            self.neighbours.end = End(y, rows, projected, added_norm, Junction())
         return out
 
     def update(self) -> None:
@@ -249,6 +253,9 @@ class _Backward:
         saved = list(ctx.saved_tensors)
         self.x, self.out, self.taps = saved[:3]
         parts = [saved[3 + count * part : 3 + count * (part + 1)] for part in range(5)]
+        self.before: list[Tensor] = [] if is_watched(self.x) else saved[3 + count * 5 :]
+        self.gives: Junction | None = ctx.gives
+        self.gets: Junction | None = ctx.gets
         self.raw, self.rows, self.totals, cast, self.given = parts
         self.weights = [
             given if w is None else w for w, given in zip(cast, self.given, strict=True)
@@ -322,7 +329,9 @@ class _Backward:
         weight = self.weights[index]
         read = self.x if below is None else below
         layout = _results.wants_channels_last(read, weight)
-        if needs_dx and needs_dw and self.ops.is_body("conv_bn_wgrad"):
+        ends = index == 0 and needs_dx and bool(self.before)
+        both_here = needs_dx and needs_dw and not ends
+        if both_here and self.ops.is_body("conv_bn_wgrad"):
             both = _training_cpu.gradients(
                 dz, read, rows, weight, self.given[index], addend, addend_stride, layout,
                 *layer.geometry,
@@ -330,7 +339,7 @@ class _Backward:
             if both is not None:
                 dx, sums, self.grads[PARAMETERS * index] = both
                 return dx, sums
-        if needs_dx and needs_dw and self.merges(layer, weight, read, inner):
+        if both_here and self.merges(layer, weight, read, inner):
             dx, sums, self.grads[PARAMETERS * index] = self.op(
                 "conv_bn_grad1x1", dz, y, affine, read, rows, weight, addend, self.given[index],
                 layout, addend_stride,
@@ -347,6 +356,11 @@ class _Backward:
             del read
         if not needs_dx:
             return None, None
+        if ends:
+            return self.op(
+                _end_gradient.OP, dz, y, affine, weight, addend, self.x, *self.before,
+                addend_stride, *layer.geometry,
+            )  # fmt: skip
         return self.op(
             "conv_bn_dgrad", dz, y, affine, weight, addend, below, rows, size, layout,
             addend_stride, *layer.geometry,
@@ -361,13 +375,17 @@ class _Backward:
             yd, rows_d = self.raw[last + 1], self.rows[last + 1]
         if plan.window is not None:
             dz, sums = self.op("bn_act_pool_backward", dout, self.taps, y, rows, *plan.window)
+        elif self.gets is not None and (left := self.gets.take(dout)) is not None:
+            dz, sums = dout, left
         else:
             out = self.out
             dz, sums = self.op("bn_add_act_backward", dout, out, y, rows, yd, rows_d, plan.act)
         every = _reduced(sums, plan.layers[last])
         shortcut, stride = self.through_shortcut(dz, sums, every)
         given = dz if plan.shortcut == "given" and self.wants[1] else None
-        dead = given is None and (shortcut is None or plan.projection is not None)
+        # What autograd has brought may be others' too: it is not written.
+        ours = dz is not dout and given is None
+        dead = ours and (shortcut is None or plan.projection is not None)
         for index in reversed(range(last + 1)):
             layer = plan.layers[index]
             if index < last:
@@ -376,10 +394,12 @@ class _Backward:
             if index > 0:
                 dz, sums = self.convolution(layer, index, dz, coefficients, dead=dead)
             else:
-                dz, _ = self.convolution(
+                dz, sums = self.convolution(
                     layer, index, dz, coefficients, dead=dead, addend=shortcut,
                     addend_stride=stride,
                 )  # fmt: skip
+                if self.gives is not None and self.before and dz is not None:
+                    self.gives.leave(dz, sums)
             dead = True
         return (dz, given, *self.grads)
 
@@ -430,7 +450,10 @@ class _Node(torch.autograd.Function):
                 for weight, given in zip(state.weights, parameters[::PARAMETERS], strict=True)
             ),
             *parameters[::PARAMETERS],
+            *(() if neighbours.before is None else neighbours.before.tensors),
         )
+        ctx.gives = None if neighbours.before is None else neighbours.before.junction
+        ctx.gets = None if neighbours.end is None else neighbours.end.junction
         ctx.plan = plan
         ctx.counts = [norm.count for norm in state.norms]
         ctx.dtypes = [None if t is None else t.dtype for t in parameters]

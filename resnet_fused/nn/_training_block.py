@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..ops import _autocast, _block_end, _finalize
+from ..ops import _autocast, _block_end, _end_gradient, _finalize
 from . import _training as node
 from . import _training_route as route
 from ._modules import has_hooks
+from ._training_junction import End, packs
 from .shortcuts import PaddedShortcut
 
 
@@ -79,17 +80,41 @@ class Row:
         self._out: Tensor | None = None
         self._made: node.Made | None = None
         self._way = route.NO_WAY
+        self._end: End | None = None
 
-    def take(self, x: Tensor, dtype: torch.dtype) -> tuple[node.Made | None, _block_end.Way]:
-        """What the block before has made of this one's first convolution, and why or why not."""
-        fits = self._out is x and x.dtype is dtype
-        found = (self._made if fits else None), (self._way if fits else route.NO_WAY)
-        self._out = self._made = None
-        return found
+    def take(
+        self, x: Tensor, dtype: torch.dtype
+    ) -> tuple[node.Made | None, _block_end.Way, End | None]:
+        """What the block before has made of this one's first convolution, why or why not; its end.
 
-    def leave(self, out: Tensor, made: node.Made | None, way: _block_end.Way) -> None:
-        """Keeps what a block has made of the first convolution of the one behind it."""
-        self._out, self._made, self._way = out, made, way
+        The end is there where `leads` has said so.
+        """
+        out, made, way, end = self._out, self._made, self._way, self._end
+        self._out = self._made = self._end = None
+        return (made, way, end) if out is x and x.dtype is dtype else (None, route.NO_WAY, None)
+
+    def leave(
+        self,
+        out: Tensor,
+        made: node.Made | None,
+        way: _block_end.Way,
+        end: End | None = None,
+    ) -> None:
+        """Keeps what a block has made of the first convolution of the one behind it; its end."""
+        self._out, self._made, self._way, self._end = out, made, way, end
+
+    def leads(self, plan: node.Plan) -> bool:
+        """Whether the block behind this one may make the gradient behind this one's last ReLU.
+
+        Args:
+            plan: what this block computes.
+        """
+        if not torch.is_grad_enabled() or not _end_gradient.possible(plan.folds):
+            return False
+        ends = (plan.layers[-1], plan.projection)
+        # Sums that go to other processes are left to the node whose they are.
+        shared = any(layer is not None and layer.group is not None for layer in ends)
+        return not shared and self.following() is not None
 
     def ahead(
         self, x: Tensor, shape: torch.Size, dtype: torch.dtype, plan: node.Plan
@@ -148,7 +173,7 @@ def run_block(x: Tensor, block: Block, row: Row | None = None) -> tuple[Tensor |
         return None, route.UNFIT
     route._forget(every)
     row = row or Row()
-    made, before = row.take(x, dtype)
+    made, before, end = row.take(x, dtype)
     folds = choice.implementation.name in backends.GPU_BACKENDS
     residual, waiting = None, []
     downsample = block.downsample
@@ -165,15 +190,41 @@ def run_block(x: Tensor, block: Block, row: Row | None = None) -> tuple[Tensor |
     finalizes = _finalize.way(choice, x.device, dtype).merged
     plan = node.Plan(layers, shortcut, projection, stride, offset, folds=folds, finalizes=finalizes)
     weight, way = row.ahead(x, shape, dtype, plan)
+    end, gradient = _ending(x, end, plan, pairs[0].conv)
     if block.projection is not None:
         route._record([every[-1]], [None], choice, None, x, dtype)
     acts: list[nn.Module | None] = [act for _, _, act in block.steps]
-    route._record(pairs, acts, choice, len(pairs) - 1 if block.adds else None, x, dtype, before)
-    neighbours = node.Neighbours(made, weight)
+    route._record(
+        pairs, acts, choice, len(pairs) - 1 if block.adds else None, x, dtype, before, gradient
+    )
+    neighbours = node.Neighbours(made, weight, before=end, leads=row.leads(plan))
     y = node.run(plan, x.to(dtype), residual, route._parameters(every), neighbours)
     node.finish(waiting)
-    row.leave(y, neighbours.left, way)
+    row.leave(y, neighbours.left, way, neighbours.end)
     return y, ""
+
+
+def _ending(
+    x: Tensor, end: End | None, plan: node.Plan, conv: nn.Module
+) -> tuple[End | None, _end_gradient.Way]:
+    """The end of the block before, if this one makes the gradient behind it; why or why not.
+
+    Args:
+        x: what lies between.
+        end: of the block before, where there is one that leads.
+        plan: what this block computes.
+        conv: its first convolution.
+    """
+    # All of the gradient of x must come from this node, and be of all its pixels and channels.
+    whole = plan.shortcut in ("identity", "projection", "none")
+    if end is None or not x.requires_grad or not whole or packs():
+        return None, route.NO_GRADIENT
+    place = _end_gradient.Place(
+        x.device, x.dtype, tuple(x.shape), tuple(conv._parameters["weight"].shape),
+        plan.layers[0].geometry, end.residual is not None, plan.shortcut != "none",
+    )  # fmt: skip
+    way = _end_gradient.way(place, folds=plan.folds)
+    return (end if way.ended else None), way
 
 
 def _is_padded(downsample: nn.Module | None) -> bool:

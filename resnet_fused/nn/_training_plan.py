@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ._training_junction import End
+
 Geometry = tuple[list[int], list[int], list[int], int]
 
 
@@ -78,11 +80,17 @@ class Neighbours:
         made: its own first convolution, if the node before has made it.
         weight: of the first convolution of the node behind it, if this one is to make that.
         left: what it has made of that.
+        before: the end of the node before, if this one makes the gradient behind its ReLU.
+        leads: whether the node behind this one may make that of this one's.
+        end: then, its own.
     """
 
     made: Made | None = None
     weight: Tensor | None = None
     left: Made | None = None
+    before: End | None = None
+    leads: bool = False
+    end: End | None = None
 
 
 class Norm(NamedTuple):

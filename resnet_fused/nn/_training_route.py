@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
-from ..ops import _autocast, _block_end, _finalize, _grad1x1, _triton
+from ..ops import _autocast, _block_end, _end_gradient, _finalize, _grad1x1, _triton
 from . import _prepared
 from . import _training as node
 from ._modules import call_reason, has_hooks, is_frozen_type, pattern_of, structure
@@ -30,6 +30,8 @@ OPS = (
 )
 NO_WAY = _block_end.Way(False, "")
 """Of a block's end that no convolution could be folded into."""
+NO_GRADIENT = _end_gradient.Way(False, "")
+"""Likewise of the gradient behind it."""
 POOL_OPS = ("bn_act_pool", "bn_act_pool_backward")
 FEWEST_ELEMENTS = 196_608
 """Of a layer's output, on average, for a node on the CPU where nobody asks for one by name.
@@ -223,6 +225,7 @@ def _record(
     x: Tensor,
     dtype: torch.dtype,
     before: _block_end.Way = NO_WAY,
+    gradient: _end_gradient.Way = NO_GRADIENT,
 ) -> None:
     """Notes what each layer took.
 
@@ -234,14 +237,20 @@ def _record(
         x: what the first one reads.
         dtype: of the arithmetic.
         before: how the end of the block before, which the first one reads, is made.
+        gradient: how the gradient behind that end is made.
     """
     if not backends.is_recording():
         return
     shape = x.shape
     for index, (pair, act) in enumerate(zip(pairs, acts, strict=True)):
         why = f"training, one autograd node: {choice.why}"
-        how = _gradients(pair.conv, shape, x, dtype, choice, index > 0)
+        ended = index == 0 and gradient.ended
+        how = "" if ended else _gradients(pair.conv, shape, x, dtype, choice, index > 0)
         more = [how] if how else []
+        if index == 0 and gradient.why:
+            more.append(
+                f"gradient of the end of the block before it by {gradient.how}: {gradient.why}"
+            )
         if index == 0 and before.why:
             more.append(f"with the end of the block before it by {before.how}: {before.why}")
         if said := _finalizing(pair, choice, x.device, dtype, index == 0 and before.folded):

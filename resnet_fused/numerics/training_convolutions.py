@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -252,6 +253,61 @@ def _either_way(raw: Tensor, norm: Tensor, size: Tensor) -> Tensor:
     scale, shift, *_ = rows_of(norm)
     z = (scale * raw + shift).abs()
     return torch.where((z <= error) & (error > 0), size, 0.0)
+
+
+def conv_bn_dgrad_end_oracle(
+    dz: Tensor,
+    y: Tensor | None,
+    coefficients: Tensor | None,
+    weight: Tensor,
+    addend: Tensor | None,
+    out: Tensor,
+    **options: Any,
+) -> Tensor:
+    """`conv_bn_dgrad_oracle` where a block's output passed its ReLU, else 0: [N, C, H, W].
+
+    The sums that go with it are `reductions_oracle` of what the op stored.
+
+    Args:
+        dz: as there, as are y, coefficients, weight and addend.
+        y: see dz.
+        coefficients: see dz.
+        weight: see dz.
+        addend: see dz.
+        out: the block's output [N, C, H, W] as it was stored.
+        options: the geometry and addend_stride, as there.
+    """
+    operands = (dz, y, coefficients, weight, addend, None, None)
+    return masked(conv_bn_dgrad_oracle(*operands, input_size=out.shape, **options), out)
+
+
+def conv_bn_dgrad_end_bound(
+    dz: Tensor,
+    y: Tensor | None,
+    coefficients: Tensor | None,
+    weight: Tensor,
+    addend: Tensor | None,
+    out: Tensor,
+    oracle: Tensor,
+    **options: Any,
+) -> Tensor:
+    """How far each element may be from `conv_bn_dgrad_end_oracle`: `conv_bn_dgrad_bound`, or 0.
+
+    The mask is read off a stored tensor, and so the same in all implementations.
+
+    Args:
+        dz: as `conv_bn_dgrad_end_oracle`, as are the other operands.
+        y: see dz.
+        coefficients: see dz.
+        weight: see dz.
+        addend: see dz.
+        out: see dz.
+        oracle: what it returned.
+        options: as `conv_bn_dgrad_bound` takes them.
+    """
+    operands = (dz, y, coefficients, weight, addend, None, None)
+    bound = conv_bn_dgrad_bound(*operands, oracle, **options)
+    return bound.masked_fill(out <= 0, 0.0)
 
 
 def conv_bn_wgrad_oracle(

@@ -12,6 +12,7 @@ from .bn_finalize import bn_finalize, bn_update_stats
 from .conv_bn_act import conv_bn_act
 from .conv_bn_act_fp8 import conv_bn_act_fp8
 from .conv_bn_dgrad import conv_bn_dgrad
+from .conv_bn_dgrad_end import conv_bn_dgrad_end
 from .conv_bn_grad1x1 import conv_bn_grad1x1
 from .conv_bn_stats import conv_bn_stats
 from .conv_bn_stats_finalize import conv_bn_stats_finalize
@@ -36,6 +37,7 @@ __all__ = [
     "conv_bn_act",
     "conv_bn_act_fp8",
     "conv_bn_dgrad",
+    "conv_bn_dgrad_end",
     "conv_bn_grad1x1",
     "conv_bn_stats",
     "conv_bn_stats_finalize",

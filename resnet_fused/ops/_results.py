@@ -117,6 +117,11 @@ def _of_conv_bn_dgrad(dz: Tensor, *rest: Any) -> Any:
     return dx, _rows(dz, 0 if raw is None else 2, input_size[1])
 
 
+def _of_conv_bn_dgrad_end(*rest: Any) -> Any:
+    raw, residual = rest[6], rest[8]
+    return torch.empty_like(raw), _rows(raw, 2 if residual is None else 3, raw.shape[1])
+
+
 def _of_conv_bn_wgrad(*rest: Any) -> Tensor:
     return torch.empty_like(rest[5])
 
@@ -243,6 +248,22 @@ FORMS = {
         {"dz": 0, "y": 1, "coefficients": 2, "weight": 3, "addend": 4, "raw": 5, "norm": 6},
         9,
         _of_conv_bn_dgrad,
+    ),
+    "conv_bn_dgrad_end": Form(
+        {
+            "dz": 0,
+            "y": 1,
+            "coefficients": 2,
+            "weight": 3,
+            "addend": 4,
+            "out": 5,
+            "raw": 6,
+            "norm": 7,
+            "residual": 8,
+            "residual_norm": 9,
+        },
+        10,
+        _of_conv_bn_dgrad_end,
     ),
     "conv_bn_wgrad": Form(
         {"dz": 0, "y": 1, "coefficients": 2, "x": 3, "norm": 4}, 6, _of_conv_bn_wgrad

@@ -78,6 +78,30 @@ def conv_bn_dgrad_cost(
     return Cost(_conv_flops(case), moved * dtype.itemsize + vectors * _vector(dtype))
 
 
+def conv_bn_dgrad_end_cost(
+    case: ConvShape,
+    dtype: torch.dtype,
+    *,
+    affine: bool = True,
+    addend: int = 0,
+    projected: bool = False,
+) -> Cost:
+    """The work of one ``conv_bn_dgrad_end``: the gradient between two blocks stays in registers.
+
+    Args:
+        case: sizes of the forward call of the next block's first convolution.
+        dtype: of all tensors but per-channel values.
+        affine: whether BatchNorm's backward is applied as it reads: y is read beside dz.
+        addend: elements of what is added.
+        projected: whether a projection's reductions are taken too.
+    """
+    x, weight, y = (_elements(s) for s in (case.input_shape, case.weight_shape, case.output_shape))
+    moved = y * (2 if affine else 1) + weight + addend + x * (3 + projected)
+    vectors = 3 * case.output_shape[1] if affine else 0
+    vectors += case.input_shape[1] * (3 + 2 * projected)
+    return Cost(_conv_flops(case), moved * dtype.itemsize + vectors * _vector(dtype))
+
+
 def conv_bn_wgrad_cost(
     case: ConvShape,
     dtype: torch.dtype,

@@ -1,0 +1,141 @@
+"""Which way the gradient between two blocks in a row takes: one op, or two.
+
+Two blocks in a row ask here in their forward pass, and `explain` with them. What they agree upon
+there is kept to in backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .. import backends
+from ..triton import _grad1x1
+from ._words import Word
+
+OP = "conv_bn_dgrad_end"
+ENVIRONMENT = "RESNET_FUSED_BLOCK_END_GRADIENT"
+
+
+class Place(NamedTuple):
+    """Where two blocks in a row meet.
+
+    Attributes:
+        device: of the tensors.
+        dtype: of the activations.
+        between: shape of the output of the block before, [N, C, H, W].
+        weight: of the weights of the convolution behind it, [K, C / groups, R, S].
+        geometry: that one's stride, padding, dilation, groups.
+        projected: whether the block before has a projection, whose reductions are taken too.
+        added: whether a shortcut's gradient is added.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    between: tuple[int, ...]
+    weight: tuple[int, ...]
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int]
+    projected: bool
+    added: bool
+
+
+class Kernel(NamedTuple):
+    """A kernel of `OP`, as `way` asks about it.
+
+    Attributes:
+        refusal: why no admitted configuration takes a place, or None.
+        verdict: whether it is the better way by arithmetic, and why.
+    """
+
+    refusal: Callable[[Place], str | None]
+    verdict: Callable[[Place], tuple[bool, str]]
+
+
+ENDING: dict[str, Kernel] = {}
+"""Implementations of `OP` in one kernel, by name: empty as long as there is the reference alone."""
+
+
+class Way(NamedTuple):
+    """How the gradient behind the ReLU of a block's end is made.
+
+    Attributes:
+        ended: whether with the gradient of the next block's first convolution, by `OP`.
+        why: one clause; "" where there is nothing to say.
+    """
+
+    ended: bool
+    why: str
+
+    @property
+    def how(self) -> str:
+        """For `explain`."""
+        return f"one op ({OP})" if self.ended else "two ops"
+
+
+_word = Word(ENVIRONMENT)
+preferring = _word.preferring
+
+
+def less_bytes(place: Place, *, merged: bool) -> int:
+    """Bytes that one op moves less than those in its place: what kernels' verdicts start from.
+
+    The gradient between the blocks is neither written nor read. But where one kernel would make
+    both gradients of the convolution (`conv_bn_grad1x1`), two read its operands now.
+
+    Args:
+        place: the place.
+        merged: whether one kernel would.
+    """
+    size = place.dtype.itemsize
+    saved = 2 * math.prod(place.between) * size
+    if not merged:
+        return saved
+    n, channels, height, width = place.between
+    return saved - _grad1x1.again_bytes(
+        n * height * width, place.weight[0], channels, size, affine=True, masked=False
+    )
+
+
+def possible(folds: bool) -> bool:
+    """Whether `way` says yes to any place, by kernels that apply BatchNorm as they read or not."""
+    wanted = backends.requested()[0]
+    if wanted == "reference":
+        return True
+    return folds and bool(ENDING) and (wanted == "auto" or wanted in ENDING)
+
+
+def way(place: Place, *, folds: bool) -> Way:
+    """Which way two blocks in a row take in backward.
+
+    The user's word comes first (`ENVIRONMENT`), then the kernel's own arithmetic. Who asks for the
+    reference by name gets that of the one op.
+
+    Args:
+        place: where they meet.
+        folds: whether the blocks' kernels apply BatchNorm as they read.
+
+    Raises:
+        ValueError: the environment variable holds no word that is accepted.
+    """
+    if not possible(folds):
+        return Way(False, "")
+    if backends.requested()[0] == "reference":
+        return Way(True, "the reference is asked for by name")
+    word = _word()
+    if word == "never":
+        return Way(False, f"{ENVIRONMENT} is {word}")
+    device = place.device
+    choice = backends.choose(backends.Call(OP, device.type, place.dtype, index=device.index))
+    kernel = ENDING.get(choice.implementation.name)
+    if kernel is None:
+        reasons = [reason for name, reason in choice.refused if name in ENDING]
+        return Way(False, "; ".join(dict.fromkeys(reasons)) or choice.why)
+    reason = kernel.refusal(place)
+    if reason is not None:
+        return Way(False, reason)
+    if word == "always":
+        return Way(True, f"{ENVIRONMENT} is {word}")
+    return Way(*kernel.verdict(place))
