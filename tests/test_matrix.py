@@ -57,6 +57,7 @@ for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", *MERGED):
 for op in MERGED:
     EXPECTED[op, "reference"] = set(DTYPES)
     EXPECTED[op, "triton"] = set()
+EXPECTED["conv_bn_dgrad_end", "reference"] = set(DTYPES)
 for name in ("cuda", "cuda_emulated", "parts", "reference"):
     EXPECTED["conv_bn_stats_finalize", name] = set() if name.startswith("cuda") else set(DTYPES)
 EXPECTED["conv_chain", "cuda"] = EXPECTED["conv_chain", "cuda_emulated"] = set()

@@ -42,6 +42,10 @@ def raw_calls(dtype=torch.float32, layout="nhwc"):
             *pair, layer.weight, layer.addend, layer.x, layer.norm, list(layer.x.shape),
             layout == "nhwc", 2, *geometry,
         ),
+        "conv_bn_dgrad_end": (
+            *pair, layer.weight, layer.addend, layer.x, layer.x, layer.norm, layer.x, layer.norm, 2,
+            *geometry,
+        ),
         "conv_bn_wgrad": (*pair, layer.x, layer.norm, layer.weight, *geometry),
         "bn_act_pool": (y, norm, *window),
         "bn_act_pool_backward": (lay_out(out, layout), taps, y, norm, *window),
@@ -118,6 +122,10 @@ def good_calls():
             "dz": t, "y": t, "coefficients": rows, "input_size": (2, 8, 5, 5), "addend": t,
             "raw": t, "norm": norm, **conv,
         },
+        "conv_bn_dgrad_end": {
+            "dz": t, "y": t, "coefficients": rows, "out": t, "addend": t, "raw": t, "norm": norm,
+            "residual": t, "residual_norm": norm, **conv,
+        },
         "conv_bn_wgrad": {"dz": t, "y": t, "coefficients": rows, "x": t, "norm": norm, **conv},
         "bn_act_pool": {"y": t, "norm": norm},
     }  # fmt: skip
@@ -129,6 +137,7 @@ ACTIVATIONS = {
     "bn_add_act_backward": ("y", "dout", "out", "residual"),
     "bn_backward_apply": ("dz", "y"),
     "conv_bn_dgrad": ("dz", "y", "weight", "addend", "raw"),
+    "conv_bn_dgrad_end": ("dz", "y", "weight", "addend", "out", "raw", "residual"),
     "conv_bn_wgrad": ("dz", "x", "weight", "y"),
     "bn_act_pool": ("y",),
 }
@@ -141,6 +150,7 @@ VECTORS = {
     "bn_backward_finalize": ("sums", "norm"),
     "bn_backward_apply": ("coefficients",),
     "conv_bn_dgrad": ("coefficients", "norm"),
+    "conv_bn_dgrad_end": ("coefficients", "norm", "residual_norm"),
     "conv_bn_wgrad": ("coefficients", "norm"),
     "bn_act_pool": ("norm",),
 }
@@ -187,6 +197,13 @@ BAD = [
     ("conv_bn_dgrad", {"addend_stride": 2}, "addend has shape"),
     ("conv_bn_dgrad", {"y": None}, "y and coefficients are given together"),
     ("conv_bn_dgrad", {"norm": None}, "raw and norm are given together"),
+    ("conv_bn_dgrad_end", {"out": T(2, 8, 6, 6)}, "dz has shape"),
+    ("conv_bn_dgrad_end", {"out": T(2, 7, 5, 5)}, "x has 7 channels"),
+    ("conv_bn_dgrad_end", {"addend_stride": 0}, "addend_stride is 0"),
+    ("conv_bn_dgrad_end", {"addend_stride": 2}, "addend has shape"),
+    ("conv_bn_dgrad_end", {"coefficients": None}, "y and coefficients are given together"),
+    ("conv_bn_dgrad_end", {"residual": None}, "residual and residual_norm are given together"),
+    ("conv_bn_dgrad_end", {"residual_norm": None}, "residual and residual_norm are given"),
     ("conv_bn_wgrad", {"coefficients": None}, "y and coefficients are given together"),
     ("conv_bn_wgrad", {"weight": T(8, 8, 3, 3).half()}, "weight has dtype torch.float16"),
     ("conv_bn_wgrad", {"stride": 2}, "dz has shape"),
@@ -234,13 +251,19 @@ def test_bad_tensors_are_named(op):
             refused(op, {name: bad}, name)
         for bad in (t.to("meta"), t[..., :3]):
             refused(op, {name: bad}, "(on|shape|needed)" if first else name)
-    if op not in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "bn_add_act"):
+    if op not in (
+        "conv_bn_stats",
+        "conv_bn_dgrad",
+        "conv_bn_dgrad_end",
+        "conv_bn_wgrad",
+        "bn_add_act",
+    ):
         for name in {"norm", "stats", "sums", "coefficients"} & call.keys():
             refused(op, {name: None}, name)
 
 
 @pytest.mark.parametrize("op", ["bn_add_act_backward", "bn_backward_finalize", "bn_backward_apply",
-                                "conv_bn_dgrad", "conv_bn_wgrad"])  # fmt: skip
+                                "conv_bn_dgrad", "conv_bn_dgrad_end", "conv_bn_wgrad"])  # fmt: skip
 def test_gradients_have_no_derivative_of_their_own(op):
     call = good_calls()[op]
     name = next(iter(call))
