@@ -448,6 +448,7 @@ def test_an_input_that_needs_no_gradient():
             out.backward(gradient_like(out))
         results.append([p.grad for p in model.parameters()])
         assert counts(ran) == ((1, 1) if call is None else (0, 2))
+        assert between(model(x)).grad_fn.gives is None, "nothing is kept for nobody"
     assert same(*results)
 
 
