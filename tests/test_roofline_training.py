@@ -102,3 +102,22 @@ def test_float32_parameters_take_unrounded_gradients():
     wide = roofline.conv_bn_wgrad_cost(case, torch.bfloat16, parameter=torch.float32)
     assert wide.bytes - narrow.bytes == 2 * WIDTH * WIDTH
     assert wide.flops == 2 * N * SIDE * SIDE * WIDTH * WIDTH
+
+
+def test_passes_of_a_bottleneck_with_the_gradients_between_blocks():
+    """Its own end's pass (16) is gone; its first layer reads out and raw beside what it did (8)."""
+    alone, weights = bottleneck(shortcut="identity")
+    within, _ = bottleneck(shortcut="identity", ended=True, before=False)
+    projected, _ = bottleneck(shortcut="identity", ended=True, before=True, merged=(0,))
+    assert passes(alone, True, weights) - passes(within, True, weights) == pytest.approx(
+        8, rel=1e-2
+    )
+    assert passes(projected, True, weights) - passes(within, True, weights) == pytest.approx(
+        4, rel=1e-2
+    )
+    assert [kernel.op for kernel in projected if kernel.backward] == [
+        "conv_bn_wgrad", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_dgrad", "conv_bn_wgrad",
+        "conv_bn_dgrad_end",
+    ]  # fmt: skip
+    first, _ = bottleneck(shortcut="identity", before=False, input_gradient=False)
+    assert "conv_bn_dgrad_end" not in [kernel.op for kernel in first]

@@ -25,10 +25,12 @@ from training_nets import step as plain_step
 
 import resnet_fused as rf
 from resnet_fused import backends, cases, roofline
+from resnet_fused.bench.nodes import by_triton, nodes, traffic
 from resnet_fused.nn import _training as node
 from resnet_fused.nn import _training_junction as junctions
 from resnet_fused.nn import _training_route
 from resnet_fused.ops import _end_gradient, _training
+from resnet_fused.triton import _tiles
 
 OP = _end_gradient.OP
 PASS = "bn_add_act_backward"
@@ -650,3 +652,22 @@ def test_what_it_saves_is_the_gradient_between(merged, projected):
     again = 4 * 3 * 64 if merged else 0
     assert less + again - vectors == _end_gradient.less_bytes(place, merged=merged)
     assert one.flops == wgrad.flops
+
+
+def test_traffic_is_at_most_half_of_eagers():
+    """472.5 MB an image: the passes of eager PyTorch, added up in `predict_training.py`.
+
+    With the ends of blocks that go to the next convolution in forward, 7.2 MB less to read
+    (`predict_block_end.py`).
+    """
+    limits, batch = _tiles.Limits(132, 232448, 90), 256
+    model, shape, dtype = rf.models.resnet50(), (batch, 3, 224, 224), torch.bfloat16
+    merging = by_triton(dtype, limits)
+    before, after = (
+        nodes(model, shape, dtype, merging=merging, ending=ending) for ending in (False, True)
+    )
+    moved = [sum(traffic(found)) / batch / 1e6 for found in (before, after)]
+    assert moved == pytest.approx([252.8, 239.5], abs=0.1)
+    assert (moved[1] - 7.2) / 472.5 <= 0.5
+    kernels = [kernel.op for found in after for kernel in found.kernels]
+    assert kernels.count(OP) == 12 and kernels.count(PASS) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from resnet_fused.bench.subject import walk
 from resnet_fused.cases import ConvCase
 from resnet_fused.convert import fuse
 from resnet_fused.nn import PaddedShortcut
-from resnet_fused.nn._blocks import FusedBlock, FusedStem, projection_of
+from resnet_fused.nn._blocks import FusedBlock, FusedSequential, FusedStem, projection_of
 from resnet_fused.ops import _grad1x1
 from resnet_fused.roofline import Kernel, node_kernels
 from resnet_fused.triton import _grad1x1 as _rule
@@ -55,6 +56,7 @@ def nodes(
     folds: bool = True,
     parameter: torch.dtype | None = None,
     merging: Merging | None = None,
+    ending: bool = False,
 ) -> list[Node]:
     """The nodes of a training step, in order of execution.
 
@@ -66,6 +68,8 @@ def nodes(
         parameter: dtype of the weights; that of the activations by default.
         merging: which 1x1 convolutions of stride 1 have both gradients made by one kernel. None: no
             one has.
+        ending: whether blocks in a row have the gradient between them made behind the earlier one's
+            ReLU.
     """
     cases = {layer.name: layer for layer in walk(module, shape)}
     fused = fuse(module)
@@ -89,8 +93,10 @@ def nodes(
         sizes = tuple(cases[conv].case for conv in every)
         found[convs[0]] = Node(name, tuple(every), sizes, tuple(kernels), len(convs))
 
+    ends = _ends(fused) if ending else {}
     for name, child in fused.named_modules():
         if isinstance(child, FusedBlock):
+            options = ends.get(name, {})
             convs = [f"{name}.{step.conv}".lstrip(".") for step in child.steps]
             downsample = child._modules.get("downsample")
             pair = None if downsample is None else projection_of(downsample)
@@ -99,7 +105,8 @@ def nodes(
                 shortcut = "padded"
             if not child.residual:
                 shortcut = "none"
-            add(name, convs, None if pair is None else names[id(pair[0])], shortcut=shortcut)
+            projection = None if pair is None else names[id(pair[0])]
+            add(name, convs, projection, shortcut=shortcut, **options)
         elif isinstance(child, FusedStem):
             pool = child._modules.get("maxpool")
             stem = f"{name}.{child.stem.conv}".lstrip(".")
@@ -111,6 +118,29 @@ def nodes(
         if name not in taken:
             add(name, [name], None)
     return [found[name] for name in cases if name in found]
+
+
+def _ends(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """By block: what `node_kernels` is to know of the gradients behind its end and the one before.
+
+    The block behind must be the next one in the same `Sequential`, and add all of its input, by
+    itself or through a projection, or nothing.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, row in model.named_modules():
+        if not isinstance(row, FusedSequential):
+            continue
+        for (first, one), (second, other) in itertools.pairwise(row.named_children()):
+            if not isinstance(one, FusedBlock) or not isinstance(other, FusedBlock):
+                continue
+            shortcut = other._modules.get("downsample")
+            if shortcut is None or projection_of(shortcut) is not None:
+                prefix = f"{name}." if name else ""
+                projected = one._modules.get("downsample")
+                has = projected is not None and projection_of(projected) is not None
+                found.setdefault(prefix + first, {})["ended"] = True
+                found.setdefault(prefix + second, {})["before"] = has
+    return found
 
 
 def merges(case: ConvCase, merging: Merging, *, inner: bool) -> bool:

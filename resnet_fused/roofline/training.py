@@ -232,6 +232,8 @@ def node_kernels(
     input_gradient: bool = True,
     parameter: torch.dtype | None = None,
     merged: Collection[int] = (),
+    ended: bool = False,
+    before: bool | None = None,
 ) -> list[Kernel]:
     """The kernels of a training step of one layer, residual block or stem.
 
@@ -247,6 +249,9 @@ def node_kernels(
         parameter: dtype of the weights' gradients.
         merged: places of the convolutions whose two gradients one kernel makes, the projection's
             behind the last.
+        ended: whether the node behind this one makes the gradient behind its end.
+        before: whether the node before, the gradient behind whose end this one makes, has a
+            projection; None: it makes none.
 
     Returns:
         In order: forward, then backward.
@@ -280,11 +285,16 @@ def node_kernels(
         forward = bn_add_act_cost(final, dtype, residual=added, projected=projected)
         add(last, "bn_add_act", forward, False)
         backward = bn_add_act_backward_cost(final, dtype, out=added > 0, projected=projected)
-        add(last, "bn_add_act_backward", backward)
+        if not ended:
+            add(last, "bn_add_act_backward", backward)
 
     def gradients(index: int, case: ConvShape, inner: bool, addend: int) -> None:
         wanted = inner or input_gradient
-        costs = _gradients(case, dtype, inner, addend, folds, wanted, parameter, index in merged)
+        ends = index == 0 and wanted and before is not None
+        one = index in merged and not ends
+        costs = _gradients(case, dtype, inner, addend, folds, wanted, parameter, one)
+        if ends:
+            costs[-1] = _end(case, dtype, folds, addend, bool(before))
         for op, cost in costs:
             add(index, op, cost)
 
@@ -294,6 +304,14 @@ def node_kernels(
     for index in reversed(range(last + 1)):
         gradients(index, layers[index], index > 0, added if index == 0 else 0)
     return found
+
+
+def _end(
+    case: ConvShape, dtype: torch.dtype, folds: bool, addend: int, projected: bool
+) -> tuple[str, Cost]:
+    """The kernel that stands in the place of a first convolution's `conv_bn_dgrad`."""
+    cost = conv_bn_dgrad_end_cost(case, dtype, affine=folds, addend=addend, projected=projected)
+    return "conv_bn_dgrad_end", cost
 
 
 def _gradients(
