@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import gc
 import threading
@@ -16,113 +15,21 @@ import weakref
 
 import pytest
 import torch
+from end_gradient import OP, ROWS, build, called, check, counts, step
 from test_training_row import images, one_by_one, row, same, watched
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from training_nets import assert_same, gradient_like, kept_bytes, norms, padded, projection, steps
+from training_nets import assert_same, gradient_like, kept_bytes, norms, steps
 from training_nets import step as plain_step
 
 import resnet_fused as rf
-from resnet_fused import backends, cases, roofline
-from resnet_fused.bench.nodes import by_triton, nodes, traffic
+from resnet_fused import backends
 from resnet_fused.nn import _training as node
 from resnet_fused.nn import _training_junction as junctions
 from resnet_fused.nn import _training_route
-from resnet_fused.ops import _end_gradient, _training
-from resnet_fused.triton import _tiles
-
-OP = _end_gradient.OP
-PASS = "bn_add_act_backward"
-F64 = torch.float64
-
-
-def step(model, x, call=None, backward=None, *, autocast=False):
-    """Gradients and buffers of a step of a copy by the references, and the ops of backward."""
-    model, x = copy.deepcopy(model), x.clone().requires_grad_()
-    with rf.backend("reference"), watched() as ran:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            out = model(x) if call is None else call(model, x)
-        ran.clear()
-        if backward is None:
-            out.backward(gradient_like(out))
-        else:
-            backward(out)
-    return [x.grad, *(p.grad for p in model.parameters()), *model.buffers()], list(ran)
-
-
-def counts(ran):
-    return ran.count(OP), ran.count(PASS)
-
-
-def check(model, x, ended, passes=None, call=None, backward=None, **options):
-    """The bits of the blocks one by one; so many gradients from one op, and passes of their own."""
-    alone = functools.partial(called, call)
-    ours, ran = step(model, x, call, backward, **options)
-    theirs, plain = step(model, x, alone, backward, **options)
-    assert same(ours, theirs)
-    blocks = len(model)
-    assert counts(plain) == (0, blocks)
-    assert counts(ran) == (ended, blocks - ended if passes is None else passes)
-
-
-def called(call, model, x):
-    """What `call` does, with blocks that are called one by one."""
-    return one_by_one(model, x) if call is None else call(functools.partial(one_by_one, model), x)
-
+from resnet_fused.ops import _training
 
 # Numbers
-
-
-def basic(count=3):
-    blocks = [BasicBlock(6, 8, 2, projection(6, 8, 2)), *(BasicBlock(8, 8) for _ in range(2))]
-    return nn.Sequential(*blocks[:count]), (3, 6, 7, 6)
-
-
-def bottlenecks():
-    blocks = [Bottleneck(8, 4, 2, projection(8, 16, 2)), Bottleneck(16, 4), Bottleneck(16, 4)]
-    return nn.Sequential(*blocks), (3, 8, 7, 6)
-
-
-def projected_within():
-    """Two projections: what the later one's adds, and what the earlier one's reduces."""
-    blocks = [
-        Bottleneck(8, 4, 1, projection(8, 16)), Bottleneck(16, 2, 2, projection(16, 8, 2)),
-        Bottleneck(8, 2),
-    ]  # fmt: skip
-    return nn.Sequential(*blocks), (2, 8, 6, 7)
-
-
-def padded_first():
-    return nn.Sequential(padded(2, 2), rf.nn.BasicBlock(10, 10)), (3, 6, 7, 5)
-
-
-def plain_network():
-    blocks = [rf.nn.BasicBlock(6, 9, 2, residual=False), rf.nn.BasicBlock(9, 9, residual=False)]
-    return nn.Sequential(*blocks), (3, 6, 7, 5)
-
-
-def grouped():
-    return nn.Sequential(Bottleneck(16, 4, groups=4, base_width=64), Bottleneck(16, 4)), (
-        2, 16, 5, 5,
-    )  # fmt: skip
-
-
-ROWS = {
-    "basic": basic, "bottlenecks": bottlenecks, "projected within": projected_within,
-    "padded first": padded_first, "plain": plain_network, "grouped": grouped,
-}  # fmt: skip
-
-
-def build(name, dtype=F64):
-    torch.manual_seed(4)
-    model, shape = ROWS[name]()
-    model = rf.unfuse(model).to(dtype).train()
-    for bn in norms(model):
-        with torch.no_grad():
-            bn.weight.uniform_(0.5, 1.5)
-            bn.bias.normal_(0, 0.2)
-    return model, torch.randn(shape, dtype=dtype)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -154,7 +61,7 @@ def test_a_wrong_result_of_it_is_seen(monkeypatch, place):
     backends.forget_choices()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_a_row_has_the_bits_of_its_blocks(dtype):
     check(row().to(dtype), images(dtype), 2)
 
@@ -546,128 +453,3 @@ def test_the_cpu_s_own_way_and_evaluation_have_none():
         plain_step(rf.fuse(copy.deepcopy(model)), x, "cpu")
         plain_step(rf.fuse(copy.deepcopy(model)).eval(), x, "reference")
     assert OP not in ran
-
-
-# By whose word
-
-
-def test_explain_says_so():
-    model = row()
-    with rf.backend("reference"), backends.recording() as routes:
-        model(images())
-    said = {route.conv: route.why for route in routes if "gradient of the end" in route.why}
-    assert set(said) == {model[1].conv1, model[2].conv1}
-    text = f"gradient of the end of the block before it by one op ({OP}): the reference is asked"
-    assert all(text in why and "both gradients" not in why for why in said.values())
-
-
-PLACE = _end_gradient.Place(
-    torch.device("cpu"), torch.bfloat16, (64, 256, 56, 56), (64, 256, 1, 1),
-    ([1, 1], [0, 0], [1, 1], 1), False, True,
-)  # fmt: skip
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """way() with a pretended Triton kernel, which takes even numbers of filters, at best 128."""
-
-    def choose(call):
-        known = {entry.name: entry for entry in backends.implementations(call.op)}
-        return backends.Choice(dataclasses.replace(known["reference"], name="triton"), "pretended")
-
-    def refusal(place):
-        return None if place.weight[0] % 2 == 0 else "odd"
-
-    def verdict(place):
-        return place.weight[0] <= 128, f"{place.weight[0]} filters"
-
-    monkeypatch.setattr(backends, "choose", choose)
-    monkeypatch.setitem(_end_gradient.ENDING, "triton", _end_gradient.Kernel(refusal, verdict))
-
-    def ask(filters=64, folds=True):
-        place = PLACE._replace(weight=(filters, 256, 1, 1))
-        return _end_gradient.way(place, folds=folds)
-
-    _end_gradient._word.cache_clear()
-    yield ask
-    _end_gradient._word.cache_clear()
-
-
-def test_what_a_kernel_is_predicted_to_win_is_taken(asked):
-    assert asked() == (True, "64 filters") and asked().how == f"one op ({OP})"
-    assert asked(256) == (False, "256 filters") and asked(256).how == "two ops"
-    assert asked(63) == (False, "odd")
-    assert asked(folds=False) == (False, "")
-    for word, ways in (("reference", True), ("cuda", False), ("cpu", False), ("triton", True)):
-        with rf.backend(word):
-            assert asked().ended is ways, word
-
-
-def test_the_environment_s_word_comes_first(asked, monkeypatch):
-    for word, taken in (("never", (False, False)), ("always", (True, True)), ("", (True, False))):
-        monkeypatch.setenv(_end_gradient.ENVIRONMENT, word)
-        _end_gradient._word.cache_clear()
-        assert (asked().ended, asked(256).ended) == taken, word
-    with _end_gradient.preferring("never"):
-        assert not asked().ended
-    monkeypatch.setenv(_end_gradient.ENVIRONMENT, "always")
-    _end_gradient._word.cache_clear()
-    assert not asked(63).ended  # no word makes it fit
-    monkeypatch.setenv(_end_gradient.ENVIRONMENT, "yes")
-    _end_gradient._word.cache_clear()
-    text = "RESNET_FUSED_BLOCK_END_GRADIENT is 'yes'; accepted are auto, never"
-    with pytest.raises(ValueError, match=text):
-        asked()
-
-
-def test_a_refused_kernel_leaves_it_to_two(asked, monkeypatch):
-    entry = next(e for e in backends.implementations(OP) if e.name == "reference")
-    refused = backends.Choice(entry, "?", (("triton", "not admitted: because"), ("cuda", "no")))
-    monkeypatch.setattr(backends, "choose", lambda call: refused)
-    assert asked() == (False, "not admitted: because")
-
-
-def test_without_a_kernel_nothing_is_said():
-    assert not _end_gradient.ENDING
-    assert _end_gradient.way(PLACE, folds=True) == _training_route.NO_GRADIENT
-
-
-@pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("projected", [False, True])
-def test_what_it_saves_is_the_gradient_between(merged, projected):
-    """By the roofline: against the ops in its place, both gradients from one kernel or not."""
-    case = cases.ConvCase("c", 4, 256, 14, 14, 64)
-    dtype, added = torch.bfloat16, 4 * 256 * 196
-    shape = case.input_shape
-    wgrad = roofline.conv_bn_wgrad_cost(case, dtype)
-    one = roofline.conv_bn_dgrad_end_cost(case, dtype, addend=added, projected=projected)
-    two = roofline.bn_add_act_backward_cost(shape, dtype, projected=projected)
-    if merged:
-        before = roofline.conv_bn_grad1x1_cost(case, dtype, addend=added).bytes
-    else:
-        before = roofline.conv_bn_dgrad_cost(case, dtype, addend=added).bytes + wgrad.bytes
-    place = PLACE._replace(between=shape, projected=projected)
-    less = before + two.bytes - one.bytes - wgrad.bytes
-    vectors = 4 * (5 + 2 * projected - 3 - 2 * projected) * 256
-    again = 4 * 3 * 64 if merged else 0
-    assert less + again - vectors == _end_gradient.less_bytes(place, merged=merged)
-    assert one.flops == wgrad.flops
-
-
-def test_traffic_is_at_most_half_of_eagers():
-    """472.5 MB an image: the passes of eager PyTorch, added up in `predict_training.py`.
-
-    With the ends of blocks that go to the next convolution in forward, 7.2 MB less to read
-    (`predict_block_end.py`).
-    """
-    limits, batch = _tiles.Limits(132, 232448, 90), 256
-    model, shape, dtype = rf.models.resnet50(), (batch, 3, 224, 224), torch.bfloat16
-    merging = by_triton(dtype, limits)
-    before, after = (
-        nodes(model, shape, dtype, merging=merging, ending=ending) for ending in (False, True)
-    )
-    moved = [sum(traffic(found)) / batch / 1e6 for found in (before, after)]
-    assert moved == pytest.approx([252.8, 239.5], abs=0.1)
-    assert (moved[1] - 7.2) / 472.5 <= 0.5
-    kernels = [kernel.op for found in after for kernel in found.kernels]
-    assert kernels.count(OP) == 12 and kernels.count(PASS) == 4

@@ -121,14 +121,30 @@ def conv_bn_dgrad_end(
         TypeError: an argument has another type or dtype.
         ValueError: shapes, devices or options do not fit.
     """
+    geometry = _training.geometry_of(_end_gradient.OP, stride, padding, dilation, groups)
+    given = (dz, y, coefficients, weight, addend, out, raw, norm, residual, residual_norm)
+    operands = _checked(given, addend_stride, geometry)
+    if served := _serving(operands, geometry):
+        return overload(_end_gradient.OP, served)(*operands, addend_stride, *geometry)
+    dz, *_, out, raw = operands[:7]
+    layout = _results.is_channels_last(raw)
+    dout, _ = _training.run(
+        "conv_bn_dgrad", dz, *operands[:5], None, None, list(out.shape), layout, addend_stride,
+        *geometry,
+    )  # fmt: skip
+    return _training.run("bn_add_act_backward", raw, dout, *operands[5:], "relu")
+
+
+def _checked(given: Sequence[Any], addend_stride: Any, geometry: Any) -> tuple[Any, ...]:
+    """The op's tensors, in the order of its schema, as kernels take them."""
     op = _end_gradient.OP
+    dz, y, coefficients, weight, addend, out, raw, norm, residual, residual_norm = given
     dz, weight, y, addend, out, raw, residual = _autocast.cast(
         dz, weight, y, addend, out, raw, residual
     )
     dz = _checks.check_activation_tensor(op, "dz", dz)
     weight = _checks.check_like(op, "weight", weight, dz, None)
     out = _checks.check_like(op, "out", out, dz, None)
-    geometry = _training.geometry_of(op, stride, padding, dilation, groups)
     shape = _checks.conv_output_shape(op, out, weight, *geometry)
     dz = _checks.check_like(op, "dz", dz, dz, shape)
     y, coefficients = check_affine(op, dz, y, coefficients)
@@ -145,33 +161,20 @@ def conv_bn_dgrad_end(
         residual = _checks.check_like(op, "residual", residual, dz, out.shape)
         residual_norm = _training.check_norm(op, "residual_norm", residual_norm, dz, out.shape[1])
     _checks.no_derivative(op, dz, weight, out, raw, norm)
-    arguments = (
-        dz, y, coefficients, weight, addend, out, raw, norm, residual, residual_norm, addend_stride,
-        *geometry,
-    )  # fmt: skip
-    if served := _serving(dz, weight, out, geometry, residual is not None, addend is not None):
-        return overload(op, served)(*arguments)
-    layout = _results.is_channels_last(raw)
-    dout, _ = _training.run(
-        "conv_bn_dgrad", dz, dz, y, coefficients, weight, addend, None, None, list(out.shape),
-        layout, addend_stride, *geometry,
-    )  # fmt: skip
-    return _training.run(
-        "bn_add_act_backward", raw, dout, out, raw, norm, residual, residual_norm, "relu"
-    )
+    return dz, y, coefficients, weight, addend, out, raw, norm, residual, residual_norm
 
 
-def _serving(
-    dz: Tensor, weight: Tensor, out: Tensor, geometry: Any, projected: bool, added: bool
-) -> str | None:
+def _serving(operands: Sequence[Any], geometry: Any) -> str | None:
     """The kernel that takes a call, or None: two ops do."""
     if torch.compiler.is_compiling() or not _end_gradient.ENDING:
         return None
+    dz, _, _, weight, addend, out, _, _, residual, _ = operands
     chosen = _training.choice(_end_gradient.OP, dz).implementation.name
     kernel = _end_gradient.ENDING.get(chosen)
     if kernel is None:
         return None
     place = _end_gradient.Place(
-        dz.device, dz.dtype, tuple(out.shape), tuple(weight.shape), geometry, projected, added
-    )
+        dz.device, dz.dtype, tuple(out.shape), tuple(weight.shape), geometry,
+        residual is not None, addend is not None,
+    )  # fmt: skip
     return chosen if kernel.refusal(place) is None else None

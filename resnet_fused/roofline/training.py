@@ -256,19 +256,13 @@ def node_kernels(
     Returns:
         In order: forward, then backward.
     """
-    found: list[Kernel] = []
+    found = _convolutions(layers, dtype, folds)
     last = len(layers) - 1
     final = layers[-1].output_shape
 
     def add(layer: int, op: str, cost: Cost, backward: bool = True) -> None:
         found.append(Kernel(layer, op, cost, backward))
 
-    for index, case in enumerate(layers):
-        if index and not folds:
-            add(index, "bn_add_act", bn_add_act_cost(case.input_shape, dtype), False)
-        prologue = folds and index > 0
-        cost = conv_bn_stats_cost(case, dtype, prologue=prologue)
-        add(index, "conv_bn_stats", cost, False)
     added = 0
     if projection is not None:
         add(last + 1, "conv_bn_stats", conv_bn_stats_cost(projection, dtype), False)
@@ -289,13 +283,11 @@ def node_kernels(
             add(last, "bn_add_act_backward", backward)
 
     def gradients(index: int, case: ConvShape, inner: bool, addend: int) -> None:
-        wanted = inner or input_gradient
-        ends = index == 0 and wanted and before is not None
-        one = index in merged and not ends
-        costs = _gradients(case, dtype, inner, addend, folds, wanted, parameter, one)
-        if ends:
-            costs[-1] = _end(case, dtype, folds, addend, bool(before))
-        for op, cost in costs:
+        wanted, below = inner or input_gradient, before if index == 0 else None
+        one = index in merged
+        for op, cost in _gradients(
+            case, dtype, inner, addend, folds, wanted, parameter, one, below
+        ):
             add(index, op, cost)
 
     if projection is not None:
@@ -306,12 +298,16 @@ def node_kernels(
     return found
 
 
-def _end(
-    case: ConvShape, dtype: torch.dtype, folds: bool, addend: int, projected: bool
-) -> tuple[str, Cost]:
-    """The kernel that stands in the place of a first convolution's `conv_bn_dgrad`."""
-    cost = conv_bn_dgrad_end_cost(case, dtype, affine=folds, addend=addend, projected=projected)
-    return "conv_bn_dgrad_end", cost
+def _convolutions(layers: Sequence[ConvShape], dtype: torch.dtype, folds: bool) -> list[Kernel]:
+    """The kernels of convolutions in a row, forward; see `node_kernels`."""
+    found = []
+    for index, case in enumerate(layers):
+        if index and not folds:
+            between = bn_add_act_cost(case.input_shape, dtype)
+            found.append(Kernel(index, "bn_add_act", between, False))
+        cost = conv_bn_stats_cost(case, dtype, prologue=folds and index > 0)
+        found.append(Kernel(index, "conv_bn_stats", cost, False))
+    return found
 
 
 def _gradients(
@@ -323,10 +319,12 @@ def _gradients(
     of_input: bool,
     parameter: torch.dtype | None,
     merged: bool,
+    before: bool | None,
 ) -> list[tuple[str, Cost]]:
     """The kernels of one convolution's gradients; see `node_kernels`."""
     options: dict[str, Any] = {"affine": folds, "addend": addend, "masked": inner}
-    if merged:
+    ends = of_input and before is not None
+    if merged and not ends:
         both = conv_bn_grad1x1_cost(case, dtype, parameter=parameter, **options)
         return [("conv_bn_grad1x1", both)]
     found = []
@@ -337,6 +335,9 @@ def _gradients(
     prologue = folds and inner
     weight = conv_bn_wgrad_cost(case, dtype, affine=folds, prologue=prologue, parameter=parameter)
     found.append(("conv_bn_wgrad", weight))
-    if of_input:
+    if ends:
+        options = {"affine": folds, "addend": addend, "projected": before}
+        found.append(("conv_bn_dgrad_end", conv_bn_dgrad_end_cost(case, dtype, **options)))
+    elif of_input:
         found.append(("conv_bn_dgrad", conv_bn_dgrad_cost(case, dtype, **options)))
     return found
