@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 import torch
+from end_gradient import build
 from test_training_row import images, row
+from training_nets import assert_same, step
 
 import resnet_fused as rf
 from resnet_fused import backends, cases, roofline
 from resnet_fused.bench.nodes import by_triton, nodes, traffic
 from resnet_fused.nn import _training_route
-from resnet_fused.ops import _end_gradient
+from resnet_fused.ops import _block_end, _end_gradient, _grad1x1, _training
 from resnet_fused.triton import _tiles
 
 OP = _end_gradient.OP
@@ -93,6 +96,38 @@ def test_a_refused_kernel_leaves_it_to_two(asked, monkeypatch):
     refused = backends.Choice(entry, "?", (("triton", "not admitted: because"), ("cuda", "no")))
     monkeypatch.setattr(backends, "choose", lambda call: refused)
     assert asked() == (False, "not admitted: because")
+
+
+def test_nodes_of_kernels_that_apply_batchnorm_as_they_read(asked, monkeypatch):
+    """Pretended: all ops are Triton's by name, and the references' by what they do."""
+    ran, real = [], _training.overload
+
+    def overload(op, name):
+        def run(*arguments):
+            ran.append((op, arguments))
+            return real(op, "reference")(*arguments)
+
+        return run
+
+    monkeypatch.setattr(_training, "overload", overload)
+    monkeypatch.setattr(_training_route, "call_reason", lambda *arguments: None)
+    model, x = build("projected within")
+    backends.forget_choices()
+    with _block_end.preferring("never"), _grad1x1.preferring("never"):
+        ours = step(rf.fuse(copy.deepcopy(model)), x)
+        said = {}
+        for word in ("auto", "never"):
+            with _end_gradient.preferring(word), backends.recording() as routes:
+                rf.fuse(copy.deepcopy(model))(x.clone().requires_grad_())
+            said[word] = [r.why for r in routes if "gradient of the end" in r.why]
+    backends.forget_choices()
+    assert_same(ours, step(copy.deepcopy(model), x, "auto"), 1e-11)
+    ends = [arguments for op, arguments in ran if op == OP]
+    assert len(ends) == 2 and all(t is not None for one in ends for t in one[:8])
+    assert all(one[8] is not None for one in ends), "both blocks in front have a projection"
+    for word, how in (("auto", f"one op ({OP})"), ("never", "two ops")):
+        assert len(said[word]) == 2 and all(f"before it by {how}: " in why for why in said[word])
+    assert PASS in {op for op, _ in ran} and "bn_backward_apply" not in {op for op, _ in ran}
 
 
 def test_without_a_kernel_nothing_is_said():
