@@ -8,6 +8,7 @@ import re
 import emulated
 import emulated_block_end  # noqa: F401  (likewise)
 import emulated_bn_dgrad  # noqa: F401  (it enters itself)
+import emulated_bn_dgrad_end  # noqa: F401  (likewise)
 import emulated_finalize  # noqa: F401  (likewise)
 import emulated_fp8  # noqa: F401
 import emulated_grad1x1  # noqa: F401  (likewise)

@@ -1,5 +1,6 @@
-// The epilogue of conv_bn_dgrad: what comes through the shortcut is added, the gradient rounded
-// once, masked by the ReLU below, stored, and summed as it was stored.
+// The epilogue of conv_bn_dgrad and of conv_bn_dgrad_end: what comes through the shortcut is added,
+// the gradient rounded once, masked by the ReLU below, stored, and summed as it was stored. The
+// ReLU's sign is that of what BatchNorm makes of raw again, or that of a block's output.
 //
 // Sums are put together in shared memory in fp32, since what is added comes before the rounding. A
 // thread then keeps to one unit of channels, 16 bytes of them or one, and goes down the rows: raw,
@@ -34,23 +35,26 @@ template <class Shape>
 using TotalsTile =
     OutputTile<float, std::conditional_t<(kWindowsOf<Shape> > 0), RingAndWindows<Shape>, Shape>>;
 
-template <class T, class Shape, int kUnit>
+template <class T, class Shape, int kUnit, class Arguments = ConvBnDgradArguments>
 class BnDgradEpilogue {
+  static constexpr bool kEnd = std::is_same_v<Arguments, ConvBnDgradEndArguments>;
+  static constexpr int kSums = kEnd ? 3 : 2;  // of a channel; the third one's need not be taken
   using Totals = TotalsTile<Shape>;
   using Stored = Unit<T, kUnit>;
   static constexpr int kUnits = Shape::kN / kUnit;         // of a row
   static constexpr int kLanes = Shape::kThreads / kUnits;  // threads of a unit's column
   static constexpr int kRows = Shape::kM / kLanes;         // of a thread
-  static constexpr int kAhead = kRows < 4 ? kRows : 4;     // rows under way
-  static constexpr int kPiece = kUnit < 4 ? kUnit : 4;     // floats that move together
+  // Rows under way: beside more blocks an end's have no registers for four.
+  static constexpr int kMostAhead = kEnd && Shape::kBlocks > 2 ? 2 : 4;
+  static constexpr int kAhead = kRows < kMostAhead ? kRows : kMostAhead;
+  static constexpr int kPiece = kUnit < 4 ? kUnit : 4;  // floats that move together
   static constexpr int kPieces = kUnit / kPiece;
   static_assert(Shape::kThreads % kUnits == 0 && Shape::kM % kLanes == 0 && kRows % kAhead == 0);
-  static_assert(2 * Shape::kThreads * kUnit * 4 <= Shape::kRingBytes - kScratchBytes);
+  static_assert(kSums * Shape::kThreads * kUnit * 4 <= Shape::kRingBytes - kScratchBytes);
 
  public:
   // Neighbouring threads take neighbouring channels; of pixels that lie together, rows.
-  RF_DEVICE BnDgradEpilogue(const ConvBnDgradArguments& arguments, const DgradPlace& where,
-                            uint32_t thread)
+  RF_DEVICE BnDgradEpilogue(const Arguments& arguments, const DgradPlace& where, uint32_t thread)
       : arguments_(arguments),
         where_(where),
         swapped_(thread / 4 % 2 != 0),
@@ -63,7 +67,7 @@ class BnDgradEpilogue {
   }
 
   RF_DEVICE void finish(const Totals& totals) {
-    if (arguments_.raw != nullptr) load_vectors();
+    if (reduced()) load_vectors();
 #pragma unroll 1
     for (int first = 0; first < kRows; first += kAhead) {
       Row rows[kAhead];
@@ -77,7 +81,8 @@ class BnDgradEpilogue {
   // This thread's sums to `scratch`, where `sums_of_column` finds them behind a barrier.
   RF_DEVICE void put_sums(ptx::SharedAddress scratch) const {
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
+    for (int s = 0; s < kSums; ++s) {
+      if (s == 2 && !projected()) break;
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) {
         Unit<float, kPiece> piece;
@@ -96,17 +101,17 @@ class BnDgradEpilogue {
     return static_cast<int32_t>(unit * kUnit + piece * kPiece + thread % kPiece);
   }
   static RF_DEVICE GradientSums sums_of_column(ptx::SharedAddress scratch, uint32_t thread) {
-    double total[2] = {};
+    return {sum_of_column(0, scratch, thread), sum_of_column(1, scratch, thread)};
+  }
+  static RF_DEVICE float sum_of_column(int sum, ptx::SharedAddress scratch, uint32_t thread) {
+    double total = 0;
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-#pragma unroll
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const uint32_t piece = place_of(s, lane, thread / (kUnits * kPiece));
-        const uint32_t at = piece * (kUnits * kPiece) + thread % (kUnits * kPiece);
-        total[s] += static_cast<double>(ptx::load_shared<float>(scratch + at * 4));
-      }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint32_t piece = place_of(sum, lane, thread / (kUnits * kPiece));
+      const uint32_t at = piece * (kUnits * kPiece) + thread % (kUnits * kPiece);
+      total += static_cast<double>(ptx::load_shared<float>(scratch + at * 4));
     }
-    return {static_cast<float>(total[0]), static_cast<float>(total[1])};
+    return static_cast<float>(total);
   }
 
  private:
@@ -117,12 +122,23 @@ class BnDgradEpilogue {
   }
 
   // What is known of a row before its gradient is finished.
-  struct Row {
+  struct CommonRow {
     T* to;  // null: there is no such pixel
     bool added;
     Stored addend;
     Stored raw;
   };
+  struct EndRow : CommonRow {
+    Stored out;
+    Stored residual;
+  };
+  using Row = std::conditional_t<kEnd, EndRow, CommonRow>;
+
+  RF_DEVICE bool reduced() const { return kEnd || arguments_.raw != nullptr; }
+  RF_DEVICE bool projected() const {
+    if constexpr (kEnd) return arguments_.residual != nullptr;
+    return false;
+  }
 
   RF_DEVICE Row read(uint32_t row) const {
     const ConvDgradArguments& conv = arguments_.conv;
@@ -134,8 +150,15 @@ class BnDgradEpilogue {
     pixel.q = pixel.q * conv.w.stride + where_.w.index;
     if (pixel.p >= conv.h.size || pixel.q >= conv.w.size) return found;
     found.to = static_cast<T*>(conv.dx) + element(pixel, conv.dx_strides);
-    if (arguments_.raw != nullptr) {
+    if (reduced()) {
       found.raw = load(static_cast<const T*>(arguments_.raw), pixel, arguments_.raw_strides);
+    }
+    if constexpr (kEnd) {
+      found.out = load(static_cast<const T*>(arguments_.out), pixel, arguments_.out_strides);
+      if (projected()) {
+        found.residual =
+            load(static_cast<const T*>(arguments_.residual), pixel, arguments_.residual_strides);
+      }
     }
     if (arguments_.addend != nullptr) {
       found.added = to_addend(pixel, arguments_.addend_step);
@@ -157,19 +180,37 @@ class BnDgradEpilogue {
       const float more = widen(found.addend.value[i]);
       dx.value[i] = narrow<T>(found.added ? total[i] + more : total[i]);
     }
-    if (arguments_.raw != nullptr) {
+    if (reduced()) {
 #pragma unroll
       for (int i = 0; i < kUnit; ++i) {
         const float raw = widen(found.raw.value[i]);
-        // As forward made it. Not (h > 0): where it is NaN, the gradient passes.
-        const float h = widen(narrow<T>(__builtin_fmaf(scale_[i], raw, shift_[i])));
-        if (h <= 0.0f) dx.value[i] = T{};
+        // Not (sign > 0): where it is NaN, the gradient passes.
+        if (sign_of(found, i) <= 0.0f) dx.value[i] = T{};
         const float passed = widen(dx.value[i]);
         sum_[0][i] += passed;
         sum_[1][i] = __builtin_fmaf(passed, raw - mean_[i], sum_[1][i]);
       }
     }
+    if constexpr (kEnd) {
+      if (projected()) {
+#pragma unroll
+        for (int i = 0; i < kUnit; ++i) {
+          const float off = widen(found.residual.value[i]) - residual_mean_[i];
+          sum_[2][i] = __builtin_fmaf(widen(dx.value[i]), off, sum_[2][i]);
+        }
+      }
+    }
     ptx::store_global(reinterpret_cast<Stored*>(found.to), dx);
+  }
+
+  // What the ReLU below was given, or gave: a block's output, or what forward made of raw.
+  RF_DEVICE float sign_of(const Row& found, int i) const {
+    if constexpr (kEnd) {
+      return widen(found.out.value[i]);
+    } else {
+      const float raw = widen(found.raw.value[i]);
+      return widen(narrow<T>(__builtin_fmaf(scale_[i], raw, shift_[i])));
+    }
   }
 
   RF_DEVICE int64_t element(const Pixel& pixel, const PixelStrides& strides) const {
@@ -200,22 +241,26 @@ class BnDgradEpilogue {
 
   RF_DEVICE void load_vectors() {
     const int64_t channels = int64_t{arguments_.conv.channels_in} * arguments_.conv.tiles.groups;
-    const auto load_row = [&](float (&values)[kUnit], int row) {
+    const auto load_row = [&](float (&values)[kUnit], const float* row) {
 #pragma unroll
       for (int i = 0; i < kUnit; i += kPiece) {
         using Piece = Unit<float, kPiece>;
-        const auto piece = ptx::load_global_read_only(
-            reinterpret_cast<const Piece*>(arguments_.norm + row * channels + channel_ + i));
+        const auto piece =
+            ptx::load_global_read_only(reinterpret_cast<const Piece*>(row + channel_ + i));
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) values[i + e] = piece.value[e];
       }
     };
-    load_row(scale_, 0);
-    load_row(shift_, 1);
-    load_row(mean_, 2);
+    if constexpr (kEnd) {
+      if (projected()) load_row(residual_mean_, arguments_.residual_mean);
+    } else {
+      load_row(scale_, arguments_.norm);
+      load_row(shift_, arguments_.norm + channels);
+    }
+    load_row(mean_, arguments_.norm + 2 * channels);
   }
 
-  const ConvBnDgradArguments& arguments_;
+  const Arguments& arguments_;
   const DgradPlace& where_;
   bool swapped_;
   bool by_rows_;
@@ -223,10 +268,12 @@ class BnDgradEpilogue {
   uint32_t unit_;
   bool known_;       // whether there are such channels
   int64_t channel_;  // the first one of the unit, over all groups
+  // Of an end none but the means.
   float scale_[kUnit];
   float shift_[kUnit];
   float mean_[kUnit];
-  float sum_[2][kUnit] = {};
+  float residual_mean_[kUnit];
+  float sum_[kSums][kUnit] = {};
 };
 
 }  // namespace resnet_fused

@@ -1,5 +1,6 @@
-// What conv_bn_dgrad's kernel is told beside the product: what is added to the gradient, the
-// BatchNorm and ReLU below, and where their reductions meet. Plain values, which a launch computes.
+// What the kernels of conv_bn_dgrad and conv_bn_dgrad_end are told beside the product: what is
+// added to the gradient, the BatchNorm and ReLU below, and where their reductions meet. Plain
+// values, which a launch computes.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,12 @@ struct GradientReduction {
   uint32_t* arrivals;     // [group][column of tiles][chunks + 1], zero before the first launch
   GradientSums* partial;  // [row of tiles][C]
   ColumnSums* merged;     // [chunk][C]; unused where there is one chunk
-  float* sums;            // [2, C]
+  float* sums;            // [2, C], or, with a third row, [3, C]
+};
+// Where a third sum of each channel meets, beside the two; both null where there is none.
+struct ThirdSums {
+  float* partial;      // [row of tiles][C]
+  ColumnSums* merged;  // [chunk][C], of which the first is used; unused where there is one chunk
 };
 
 struct ConvBnDgradArguments {
@@ -41,6 +47,16 @@ struct ConvBnDgradArguments {
   GradientReduction reduction;
   void* counters;  // of the splits and of the reductions: for the launch's clearing
   int64_t cleared_bytes;
+};
+
+// Behind the ReLU of a block's end: of norm the mean is read, and raw is never null.
+struct ConvBnDgradEndArguments : ConvBnDgradArguments {
+  const void* out;  // [N, C, H, W], which says what passed the ReLU
+  PixelStrides out_strides;
+  const void* residual;  // [N, C, H, W], of a projection; null: none
+  PixelStrides residual_strides;
+  const float* residual_mean;  // [C]
+  ThirdSums third;             // of the projection
 };
 
 }  // namespace resnet_fused

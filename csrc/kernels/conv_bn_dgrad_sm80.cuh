@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../device/affine_dgrad_loader.h"
 #include "../device/affine_halo.h"
@@ -25,10 +26,11 @@
 namespace resnet_fused {
 
 // Finishes the tile whose sums lie in the ring; kUnit: channels that move together.
-template <class T, class Shape, int kUnit>
-RF_DEVICE void finish_gradients(const ConvBnDgradArguments& arguments, const Tile& tile,
+template <class T, class Shape, int kUnit, class Arguments>
+RF_DEVICE void finish_gradients(const Arguments& arguments, const Tile& tile,
                                 ptx::SharedAddress ring, uint32_t thread) {
-  using Epilogue = BnDgradEpilogue<T, Shape, kUnit>;
+  constexpr bool kEnd = std::is_same_v<Arguments, ConvBnDgradEndArguments>;
+  using Epilogue = BnDgradEpilogue<T, Shape, kUnit, Arguments>;
   const auto where = DgradPlace::of<Shape>(tile, arguments.conv);
   Epilogue epilogue(arguments, where, thread);
   epilogue.finish({ring, 0});
@@ -42,13 +44,23 @@ RF_DEVICE void finish_gradients(const ConvBnDgradArguments& arguments, const Til
   const int32_t row = reduction.first_row + tile.m;
   const int32_t column = Epilogue::column_of_thread(thread);
   if (thread < Shape::kN && column < columns) {
-    ptx::store_global(reduction.partial + row * reduction.channels + channel + column,
-                      Epilogue::sums_of_column(ring, thread));
+    const int64_t at = row * reduction.channels + channel + column;
+    ptx::store_global(reduction.partial + at, Epilogue::sums_of_column(ring, thread));
+    if constexpr (kEnd) {
+      if (arguments.third.partial != nullptr) {
+        ptx::store_global(arguments.third.partial + at, Epilogue::sum_of_column(2, ring, thread));
+      }
+    }
   }
-  merge_gradient_sums<Shape>(
-      reduction,
-      {static_cast<uint32_t>(tile.group * arguments.conv.tiles.tiles_n + tile.n), channel, columns},
-      row, ring, ring + Shape::kRingBytes - kScratchBytes, thread);
+  const MeasuredColumn where_summed{
+      static_cast<uint32_t>(tile.group * arguments.conv.tiles.tiles_n + tile.n), channel, columns};
+  const ptx::SharedAddress scratch = ring + Shape::kRingBytes - kScratchBytes;
+  if constexpr (kEnd) {
+    merge_gradient_sums<Shape>(reduction, where_summed, row, ring, scratch, thread,
+                               arguments.third);
+  } else {
+    merge_gradient_sums<Shape>(reduction, where_summed, row, ring, scratch, thread);
+  }
 }
 
 // Adds this block's part of the reduction to `sums`: tap by tap, or slice by slice of the channels
@@ -77,9 +89,9 @@ RF_DEVICE void add_affine_gradients(Sums<Shape>& sums, const ConvDgradArguments&
   }
 }
 
-template <class T, class Shape, LoadWidth kWidth>
-__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
-    conv_bn_dgrad_kernel(const __grid_constant__ ConvBnDgradArguments arguments) {
+// A block of conv_bn_dgrad, or of conv_bn_dgrad_end.
+template <class T, class Shape, LoadWidth kWidth, class Arguments>
+RF_DEVICE void make_bn_gradients(const Arguments& arguments) {
   const ptx::SharedAddress ring = ptx::shared_address(ptx::dynamic_shared());
   // The tile is found anew wherever it is needed: from one such place to the next it would take
   // registers that there are none of.
@@ -108,6 +120,12 @@ __global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
   } else {
     finish_gradients<T, Shape, 1>(arguments, find_tile(), ring, thread);
   }
+}
+
+template <class T, class Shape, LoadWidth kWidth>
+__global__ void __launch_bounds__(Shape::kThreads, kResidentBlocks<Shape>)
+    conv_bn_dgrad_kernel(const __grid_constant__ ConvBnDgradArguments arguments) {
+  make_bn_gradients<T, Shape, kWidth>(arguments);
 }
 
 }  // namespace resnet_fused

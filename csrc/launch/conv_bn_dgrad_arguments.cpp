@@ -1,8 +1,6 @@
 // The workspace, strides and divisors of conv_bn_dgrad, and the launch of each part of the batch.
 #include "conv_bn_dgrad_arguments.h"
 
-#include <algorithm>
-
 #include "../device/warpgroup_shape.h"
 #include "conv_bn_dgrad_tma.h"
 #include "conv_bn_dgrad_window.h"
@@ -12,7 +10,7 @@
 namespace resnet_fused {
 
 BnDgradLayout bn_dgrad_layout(const RfConvBnDgrad& problem, const RfConvConfiguration& tile,
-                              int32_t splits, int64_t images_a_launch) {
+                              int32_t splits, int64_t images_a_launch, int sum_rows) {
   const RfConvGradient& conv = problem.conv;
   const PhaseSize phase = phase_size(conv);
   const int64_t phases = tile.tma != 0 ? static_cast<int64_t>(phases_of(conv).size())
@@ -47,8 +45,15 @@ BnDgradLayout bn_dgrad_layout(const RfConvBnDgrad& problem, const RfConvConfigur
     layout.sums = layout.counted;
     layout.merged =
         layout.sums + aligned(layout.all.tiles * channels * int64_t{sizeof(GradientSums)});
-    layout.partial =
-        layout.merged + (chunks > 1 ? aligned(chunks * channels * int64_t{sizeof(ColumnSums)}) : 0);
+    const int64_t of_chunks =
+        chunks > 1 ? aligned(chunks * channels * int64_t{sizeof(ColumnSums)}) : 0;
+    layout.partial = layout.merged + of_chunks;
+    if (sum_rows == kProjectedSumRows) {
+      layout.third = layout.partial;
+      layout.thirds_merged =
+          layout.third + aligned(layout.all.tiles * channels * int64_t{sizeof(float)});
+      layout.partial = layout.thirds_merged + of_chunks;
+    }
   }
   layout.bytes = layout.partial + (splits > 1 ? tiles * splits * tile.m * tile.n * 4 : 0);
   return layout;
@@ -65,13 +70,18 @@ GradientReduction gradient_reduction(const RfConvBnDgrad& problem, const BnDgrad
           static_cast<float*>(problem.sums)};
 }
 
+ThirdSums third_sums(const BnDgradLayout& layout, void* workspace) {
+  return {static_cast<float*>(moved(workspace, layout.third)),
+          static_cast<ColumnSums*>(moved(workspace, layout.thirds_merged))};
+}
+
 ConvBnDgradArguments conv_bn_dgrad_arguments(const RfConvBnDgrad& problem, const RfConvPlan& plan,
-                                             void* workspace, int64_t first, int64_t images) {
-  const RfConvConfiguration& tile = *rf_conv_bn_dgrad_configuration(plan.configuration);
+                                             const RfConvConfiguration& tile,
+                                             const BnDgradLayout& layout, void* workspace,
+                                             int64_t first, int64_t images) {
   const RfConvGradient& conv = problem.conv;
   const int64_t bytes = bytes_of(conv.dtype);
   const int64_t channels = conv.weight_size[1];
-  const BnDgradLayout layout = bn_dgrad_layout(problem, tile, plan.splits, plan.images_a_launch);
 
   ConvBnDgradArguments arguments{};
   arguments.conv = conv_dgrad_arguments(conv, plan, tile, workspace, first, images);
@@ -109,21 +119,17 @@ extern "C" int rf_conv_bn_dgrad_cuda(const RfConvBnDgrad* problem, const RfConvP
   using namespace resnet_fused;
   constexpr Launches<ConvBnDgradArguments> kLaunches{
       launch_conv_bn_dgrad_bfloat16, launch_conv_bn_dgrad_float16, launch_conv_bn_dgrad_float32};
-  const int64_t images = problem->conv.x_size[0];
-  for (int64_t i = 0; i < plan->launches; ++i) {
-    const int64_t first = i * plan->images_a_launch;
-    const int64_t count = std::min(plan->images_a_launch, images - first);
-    const RfConvConfiguration& tile = *rf_conv_bn_dgrad_configuration(plan->configuration);
+  const RfConvConfiguration& tile = *rf_conv_bn_dgrad_configuration(plan->configuration);
+  return launch_parts(*plan, problem->conv.x_size[0], [&](int64_t first, int64_t count) {
     if (tile.tma != 0) {
       const auto run = tile.window != 0 ? run_conv_bn_dgrad_window : run_conv_bn_dgrad_tma;
-      const int error = run(*problem, *plan, workspace, first, count, stream);
-      if (error != 0) return error;
-      continue;
+      return run(*problem, *plan, workspace, first, count, stream);
     }
-    const int error = kLaunches(problem->conv.dtype,
-                                conv_bn_dgrad_arguments(*problem, *plan, workspace, first, count),
-                                plan->configuration, stream);
-    if (error != 0) return error;
-  }
-  return 0;
+    const BnDgradLayout layout =
+        bn_dgrad_layout(*problem, tile, plan->splits, plan->images_a_launch);
+    return kLaunches(
+        problem->conv.dtype,
+        conv_bn_dgrad_arguments(*problem, *plan, tile, layout, workspace, first, count),
+        plan->configuration, stream);
+  });
 }

@@ -1,12 +1,11 @@
 // The table of conv_bn_dgrad's configurations, and the pure function that picks one and its splits.
 #include <algorithm>
 
-#include "conv_bn_dgrad_arguments.h"
+#include "conv_bn_dgrad_choice.h"
 #include "conv_bn_dgrad_stream_tiles.h"
 #include "conv_bn_dgrad_tma.h"
 #include "conv_bn_dgrad_tma_tiles.h"
 #include "conv_bn_dgrad_window.h"
-#include "conv_gradient_choice.h"
 #include "tma_request.h"
 #include "window_request.h"
 
@@ -16,12 +15,8 @@ namespace {
 using BnDgradTable =
     GradientTable<BnDgradWideTiles, BnDgradNarrowTiles, true, kBnDgradFloatColumns>;
 
-// By wgmma, of two elements of dz, with what loads them and a step's coefficients, and asks for its
-// products (counted in what ptxas 13.0 makes: 290 of a warp, that has 16 pairs a thread). Those
-// coefficients are 24 loads.
-constexpr double kTurnPairInstructions = 18;
-constexpr double kCoefficientLoads = 24;
-// The same in a window, with the bits that say what lies beside an image.
+// By wgmma in a window, of two elements of dz: what turns them, with the bits that say what lies
+// beside an image.
 constexpr double kWindowPairInstructions = 15;
 
 const std::vector<DgradTmaEntry>& tma_table() { return dgrad_tma_table<BnDgradTmaTiles>(); }
@@ -32,9 +27,7 @@ TmaTileFacts tma_tile_at(int32_t index) {
 bool by_windows(const RfConvConfiguration& tile) { return tile.tma != 0 && tile.window != 0; }
 
 // By mma.sync, behind those by wgmma, and behind those by wgmma in windows.
-struct BnDgradChooser : DgradChooser<BnDgradTable> {
-  const RfConvBnDgrad& whole;
-
+struct BnDgradChooser : BnDgradProducts<BnDgradTable> {
   static const RfConvConfiguration* tile(int32_t index) {
     return rf_conv_bn_dgrad_configuration(index);
   }
@@ -73,13 +66,8 @@ struct BnDgradChooser : DgradChooser<BnDgradTable> {
     if (by_windows(tile)) {  // a launch counts positions, too
       *images = std::min(*images, kMost / ((size[2] + 1) * (size[3] + 1)));
     }
-    GradientProduct product = DgradChooser::product(tile, images);
+    GradientProduct product = BnDgradProducts::product(tile, images);
     if (by_windows(tile)) product.rows = walk_positions(*images, size[2], size[3]);
-    const auto step = static_cast<double>(whole.addend_step);
-    product.turning = reads_y ? kBackwardInstructions : 0;
-    product.finishing = kEndInstructions + (whole.reduced != 0 ? kReduceInstructions : 0);
-    product.ends += whole.reduced != 0 ? 1 : 0;
-    product.ends += whole.added != 0 ? 1 / (step * step) : 0;
     return product;
   }
   int64_t workspace(const RfConvConfiguration& tile, int64_t /*tiles*/, int64_t splits,
@@ -107,10 +95,7 @@ extern "C" int32_t rf_conv_bn_dgrad_plan(const RfConvBnDgrad* problem, const RfG
                                          char* why, size_t why_bytes) {
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
-  constexpr int64_t kMostStep = int64_t{1} << 30;
-  if (problem->added != 0 && (problem->addend_step < 1 || problem->addend_step > kMostStep)) {
-    return refuse("an addend at every %lld-th pixel", static_cast<Long>(problem->addend_step));
-  }
-  const BnDgradChooser chooser{{{problem->conv, *gpu, problem->affine != 0}}, *problem};
+  if (check_addend(*problem, refuse) != 0) return 1;
+  const BnDgradChooser chooser{{{{problem->conv, *gpu, problem->affine != 0}}, *problem}};
   return choose(chooser, configuration, splits, plan, refuse);
 }

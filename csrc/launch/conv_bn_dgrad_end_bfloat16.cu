@@ -1,0 +1,6 @@
+#include "conv_bn_dgrad_end_launch.cuh"
+
+int resnet_fused::launch_conv_bn_dgrad_end_bfloat16(const ConvBnDgradEndArguments& arguments,
+                                                    int configuration, void* stream) {
+  return launch_conv_bn_dgrad_end<BFloat16>(arguments, configuration, stream);
+}
