@@ -2,7 +2,8 @@
 
 A call's form names the operands that it has beside those that each call has: "norm", "affine"
 (y and coefficients), "addend", "below" (raw and norm), "projected" (residual and residual_norm),
-"float32" (the parameter's dtype) of the convolutions; "plain", "norm", "part" (fewer channels), "out", "total" and so on of the others.
+"float32" (the parameter's dtype) of the convolutions; "plain", "norm", "part" (fewer channels),
+"out", "total" and so on of the others.
 """
 
 from __future__ import annotations

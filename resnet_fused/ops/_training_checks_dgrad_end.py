@@ -128,9 +128,7 @@ def _check(
         ]
         buffer, gradient = guarded(case.input_shape, dtype, device)
         reduced = torch.empty(2 + projected, case.c, device=device)
-        product = kernel.product_of(
-            gradient, operands.weight, case.stride, case.groups, affine=affine, projected=projected
-        )
+        product = kernel.product_of(gradient, operands.weight, case.stride, case.groups, affine)
         for splits in (1, 2) if case.name == "3x3" else (1,):
             chosen = plan(product, configuration, device, splits)
             if chosen is None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from . import _tiles
 from . import conv_bn_dgrad as plain
 from ._dgrad import tile_sums
+from ._end_gradient import MOST
 from ._gemm import finish, halves, pixel_of
 from ._launch import (
     MERGE_TILE,
@@ -312,13 +313,7 @@ def bn_dgrad_end_merge_kernel(
 
 
 def product_of(
-    dx: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    groups: int,
-    *,
-    affine: bool,
-    projected: bool,
+    dx: Tensor, weight: Tensor, stride: Sequence[int], groups: int, affine: bool
 ) -> _tiles.Product:
     """The sizes from which the configuration is chosen; as of `conv_bn_dgrad`.
 
@@ -328,10 +323,9 @@ def product_of(
         stride: (vertical, horizontal).
         groups: of channels.
         affine: whether the gradient is made as it is read, of two tensors.
-        projected: whether there is a projection's raw output.
     """
     product = plain.product_of(dx, weight, stride, groups, affine)
-    return dataclasses.replace(product, most=min(64, product.most))
+    return dataclasses.replace(product, most=MOST)
 
 
 def launch(
@@ -384,8 +378,7 @@ def launch(
     if dx.numel() == 0:
         sums.zero_()
         return
-    form = {"affine": y is not None, "projected": residual is not None}
-    product = product_of(dx, weight, stride, groups, **form)
+    product = product_of(dx, weight, stride, groups, y is not None)
     call = call_of("conv_bn_dgrad_end", dx, weight, y, stride, padding, dilation, groups)
     plan = plan or plan_of(product, dx.device, allowed, call)
     dz, weight, target = readable(dz), readable(weight), writable(dx)
