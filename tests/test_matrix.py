@@ -54,10 +54,9 @@ for op in TRAINING:
 MERGED = ("bn_add_act_conv_stats", "conv_bn_grad1x1")
 for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", *MERGED):
     EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
-for op in MERGED:
+for op in (*MERGED, "conv_bn_dgrad_end"):
     EXPECTED[op, "reference"] = set(DTYPES)
     EXPECTED[op, "triton"] = set()
-EXPECTED["conv_bn_dgrad_end", "reference"] = set(DTYPES)
 for name in ("cuda", "cuda_emulated", "parts", "reference"):
     EXPECTED["conv_bn_stats_finalize", name] = set() if name.startswith("cuda") else set(DTYPES)
 EXPECTED["conv_chain", "cuda"] = EXPECTED["conv_chain", "cuda_emulated"] = set()
@@ -98,7 +97,8 @@ def test_matrix_is_whole():
 @pytest.mark.interpreter
 @pytest.mark.op_matrix
 @pytest.mark.parametrize(
-    "op", ["bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad", *MERGED, *TRAINING]
+    "op",
+    ["bn_act", "conv_bn_act", "conv_dgrad", "conv_wgrad", "conv_bn_dgrad_end", *MERGED, *TRAINING],
 )
 def test_the_interpreter_takes_part(op):
     """In float32 and float16 (its bfloat16 is wrong), and only when it is asked for by name."""

@@ -108,6 +108,11 @@ RULES = {
         strides=(*_CHANNELS, *_strides("dz", "y"), *_WEIGHT, *_strides("addend", "raw", "dx")),
     ),
     "bn_dgrad_merge_kernel": Rule(False),
+    "conv_bn_dgrad_end_kernel": Rule(
+        True, more={"AFFINE": (1, 3)}, stores=24, transposed=True,
+        strides=(*_CHANNELS, *_strides("dz", "y"), *_WEIGHT, *_strides("addend", "end", "dx")),
+    ),
+    "bn_dgrad_end_merge_kernel": Rule(False),
     "sums_kernel": Rule(False),
     "conv_bn_wgrad_kernel": Rule(
         True, more={"AFFINE": (1, 0)}, transposed=True,

@@ -1,8 +1,9 @@
 """Calls of training's Triton kernels for the gates: which there are, and how each op is launched.
 
 A call's form names the operands that it has beside those that each call has: "norm", "affine"
-(y and coefficients), "addend", "below" (raw and norm), "float32" (the parameter's dtype) of the
-convolutions; "plain", "norm", "part" (fewer channels), "out", "total" and so on of the others.
+(y and coefficients), "addend", "below" (raw and norm), "projected" (residual and residual_norm),
+"float32" (the parameter's dtype) of the convolutions; "plain", "norm", "part" (fewer channels),
+"out", "total" and so on of the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from resnet_fused.triton import _block_end, _tiles
 FORMS = {
     "conv_bn_stats": ("norm", ""),
     "conv_bn_dgrad": ("affine addend below", "affine", "below", ""),
+    "conv_bn_dgrad_end": ("affine addend projected", "affine addend", "affine", "addend"),
     "conv_bn_wgrad": ("affine norm", "affine", "norm", "", "affine norm float32"),
 }
 """Of each convolution: the fullest one first, which every configuration is compiled for."""
@@ -208,6 +210,10 @@ def _convolution(call: Any, has: set[str]) -> tuple[Any, ...]:
     addend = call.tensor(*shape.input_shape) if "addend" in has else None
     if call.op == GRAD1X1:
         return *affine, below, normed, weight, addend, x, sums, weight, 1
+    if call.op == "conv_bn_dgrad_end":
+        own = (below, norm) if "projected" in has else (None, None)
+        sums = _rows(2 + ("projected" in has), shape.c)
+        return *affine, weight, addend, below, below, norm, *own, x, sums, 1, *where
     raw = below if "below" in has else None
     return *affine, weight, addend, raw, normed, x, sums, 1, *where
 

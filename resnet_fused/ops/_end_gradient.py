@@ -13,7 +13,10 @@ from typing import NamedTuple
 import torch
 
 from .. import backends
-from ..triton import _grad1x1
+from ..triton import _end_gradient, _limits
+from ..triton import _grad1x1 as _merged
+from ..triton._launch import precision
+from . import _grad1x1, _triton
 from ._words import Word
 
 OP = "conv_bn_dgrad_end"
@@ -54,8 +57,31 @@ class Kernel(NamedTuple):
     verdict: Callable[[Place], tuple[bool, str]]
 
 
-ENDING: dict[str, Kernel] = {}
-"""Implementations of `OP` in one kernel, by name: empty as long as there is the reference alone."""
+def _refusal(place: Place) -> str | None:
+    """Why no admitted configuration of the Triton kernel takes a place, or None."""
+    case = _end_gradient.case_of(place.between, place.weight, place.geometry)
+    product = _end_gradient.product_of(case, place.dtype.itemsize, precision(place.dtype))
+    limits, names = _limits.limits(place.device), _triton.allowed(OP, place.device)
+    return _end_gradient.unfit(product, limits, names)
+
+
+def _verdict(place: Place) -> tuple[bool, str]:
+    """Whether the Triton kernel is the better way by arithmetic, and why."""
+    case = _end_gradient.case_of(place.between, place.weight, place.geometry)
+    merged = _grad1x1.way(
+        place.device, place.dtype, place.between, place.weight, place.geometry, folds=True,
+        masked=False,
+    ).merged  # fmt: skip
+    limits, names = _limits.limits(place.device), _triton.allowed(OP, place.device)
+    return _end_gradient.choose(
+        case, place.dtype.itemsize, limits, names, precision=precision(place.dtype),
+        projected=place.projected, added=math.prod(place.between) * place.added,
+        less=less_bytes(place, merged=merged), merged=merged,
+    )  # fmt: skip
+
+
+ENDING: dict[str, Kernel] = {"triton": Kernel(_refusal, _verdict)}
+"""Implementations of `OP` in one kernel, by name."""
 
 
 class Way(NamedTuple):
@@ -94,7 +120,7 @@ def less_bytes(place: Place, *, merged: bool) -> int:
     if not merged:
         return saved
     n, channels, height, width = place.between
-    return saved - _grad1x1.again_bytes(
+    return saved - _merged.again_bytes(
         n * height * width, place.weight[0], channels, size, affine=True, masked=False
     )
 

@@ -40,7 +40,15 @@ WITHOUT_TILES = frozenset(
 )
 """Ops whose kernels have one configuration, no table of tiles."""
 WITH_REASONS = frozenset(
-    {"bn_add_act_conv_stats", "conv_bn_act", "conv_bn_grad1x1", "conv_chain", "stem", *FP8}
+    {
+        "bn_add_act_conv_stats",
+        "conv_bn_act",
+        "conv_bn_dgrad_end",
+        "conv_bn_grad1x1",
+        "conv_chain",
+        "stem",
+        *FP8,
+    }
 )
 """Ops that ask their kernel about each call's sizes, and go another way where it can't take it."""
 ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem", *FP8})
@@ -63,10 +71,17 @@ SOURCES = (
 BESIDE = {
     "bn_add_act_conv_stats": ("triton/_block_end.py", "triton/conv_bn_stats.py"),
     "conv_bn_act_fp8": ("triton/conv_bn_act.py",),
-    "conv_bn_dgrad": ("triton/conv_dgrad.py",),
+    "conv_bn_dgrad": ("triton/_traffic.py", "triton/conv_dgrad.py"),
+    "conv_bn_dgrad_end": (
+        "triton/_end_gradient.py",
+        "triton/_traffic.py",
+        "triton/conv_bn_dgrad.py",
+        "triton/conv_dgrad.py",
+    ),
     "conv_bn_grad1x1": ("triton/_grad1x1.py",),
     "conv_bn_wgrad": ("triton/conv_wgrad.py",),
     "conv_chain": ("triton/_chain_tiles.py",),
+    "conv_dgrad": ("triton/_traffic.py",),
     "stem": ("triton/_stem_pack.py", "triton/_stem_tiles.py"),
 }
 """Ops whose kernels take sizes from another file than their own."""

@@ -65,6 +65,7 @@ _training.enter(
     SCHEMA,
     _reference,
     "implicit GEMM, BN's backward as it reads, a block's mask and reductions in its epilogue",
+    triton="_training_checks_dgrad_end",
 )
 
 

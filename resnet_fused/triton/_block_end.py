@@ -131,9 +131,9 @@ def choose(
     out = product.rows * product.depth * product.itemsize
     rest = (product.rows + product.depth) * product.columns * product.itemsize
     asked, before = asked_bytes(product, plan, READ) + out, asked_bytes(two, apart, 1)
-    one_lasts = _cycles(product, plan, 3 * out + rest, asked, limits)
+    one_lasts = cycles(product, plan, 3 * out + rest, asked, limits)
     two_last = 3 * out / (_tiles.MEMORY * limits.multiprocessors) + _tiles.MERGE
-    two_last += _cycles(two, apart, out + rest, before, limits)
+    two_last += cycles(two, apart, out + rest, before, limits)
     text = (
         f"{out / 1e6:.1f} MB less through memory, "
         f"{(asked - before - 3 * out) / 1e6:+.1f} MB asked of the caches"
@@ -157,16 +157,25 @@ def unfit(
     return None
 
 
-def _cycles(
+def cycles(
     product: _tiles.Product, plan: _tiles.Plan, memory: int, asked: int, limits: _tiles.Limits
 ) -> float:
-    """Cycles of a convolution: its slowest part, the last wave of tiles as long as the others."""
+    """Cycles of a convolution: its slowest part, the last wave of tiles as long as the others.
+
+    Args:
+        product: its sizes.
+        plan: tile and splits.
+        memory: bytes that it moves through memory.
+        asked: bytes that it asks of the caches.
+        limits: the GPU's.
+    """
     tile = plan.tile
-    tiles = _tiles.cdiv(product.rows, tile.m) * _tiles.cdiv(product.columns, tile.n) * plan.splits
+    tiles = _tiles.cdiv(product.rows, tile.m) * _tiles.cdiv(product.columns, tile.n)
+    tiles *= product.copies * plan.splits
     waves = _tiles.cdiv(tiles, limits.multiprocessors)
     feed = min(1.0, tile.m * tile.n / (tile.m + tile.n) / (128 * 256 / 384))
     slower = {"ieee": 1, "tf32": 2, "tf32x3": 6}[product.precision]
-    depth = product.depth / plan.splits
+    depth = product.taps * product.depth / plan.splits
     tensor = waves * 2 * tile.m * tile.n * depth * slower / (_tiles.TENSOR * feed)
     cache = asked / tiles * waves / _tiles.CACHE
     through = memory / (_tiles.MEMORY * limits.multiprocessors)

@@ -8,6 +8,7 @@ the whole lines that a GPU moves for a few bytes, is for the reader of the numbe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -316,5 +317,30 @@ def product_of(case: ConvShape, itemsize: int, precision: str = "ieee") -> Produ
         side=side,
         precision=precision,
         narrow=narrow,
+        ragged=is_ragged(itemsize, case.c, case.k),
+    )
+
+
+def dgrad_product_of(case: ConvShape, itemsize: int, precision: str = "ieee") -> Product:
+    """The product of a `conv_dgrad`, likewise; rows are those of one phase of the stride.
+
+    Args:
+        case: sizes of the forward call.
+        itemsize: bytes of an element.
+        precision: of float32 products, see `_tiles.Product`.
+    """
+    # In float32 a second tile of sums, for what a NaN spoils, would not fit into registers.
+    side = side_by_side(case.c // case.groups, case.groups) if itemsize == 2 else 1
+    return Product(
+        rows=case.n * cdiv(case.h, case.stride[0]) * cdiv(case.w, case.stride[1]),
+        columns=side * (case.c // case.groups),
+        copies=cdiv(case.groups, side) * math.prod(case.stride),
+        depth=side * (case.k // case.groups),
+        taps=cdiv(case.r, case.stride[0]) * cdiv(case.s, case.stride[1]),
+        itemsize=itemsize,
+        side=side,
+        precision=precision,
+        runtime_taps=True,
+        gathered=2,
         ragged=is_ragged(itemsize, case.c, case.k),
     )

@@ -6,15 +6,16 @@ tiles' sums of a channel afterwards reads some bytes a tile and channel and is l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ._launch import MERGE_TILE
 from ._tiles import Plan, Product, cdiv, is_narrow
 from ._traffic import SUM, ConvShape, _Sum, dgrad_issued_bytes, issued_bytes, wgrad_issued_bytes
 
-AFFINE, BELOW, MASK = 3, 2, 3
+AFFINE, BELOW, MASK, MEAN = 3, 2, 3, 1
 """Vectors of a channel: BatchNorm's backward (A, B, C); the BatchNorm that is read through (scale,
-shift); the one that a gradient is masked by and reduced for (scale, shift, mean)."""
+shift); the one that a gradient is masked by and reduced for (scale, shift, mean), or reduced for
+alone (mean)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class TrainingIssued(_Sum):
         columns: loads of the second factor: the weights, in `conv_bn_wgrad` the input.
         vectors: loads of values a channel.
         addend: loads of the shortcut's gradient.
-        below: loads of the raw output that a gradient of the input is masked by.
+        below: loads of what a gradient of the input is masked by and reduced for: the raw output
+            below, or a block's output and one or two raw outputs.
         result: stores of y, dx or dweight.
         sums: stores of each tile's sums of a channel.
         partial_stored: stores of partial products; 0 without splits.
@@ -99,11 +101,7 @@ def bn_dgrad_issued_bytes(
         addend: elements of the shortcut's gradient.
         masked: whether a BatchNorm and ReLU stand below, whose mask and sums are made at the end.
     """
-    base = dgrad_issued_bytes(case, product, plan)
-    if plan.splits > 1:
-        ends = _finished(case.n * case.h * case.w, plan)
-    else:
-        ends = _finished(product.rows, plan) * case.stride[0] * case.stride[1]
+    base, ends = dgrad_issued_bytes(case, product, plan), _ends(case, product, plan)
     vectors = AFFINE * base.scale if affine else 0
     return TrainingIssued(
         rows=base.dy,
@@ -116,6 +114,43 @@ def bn_dgrad_issued_bytes(
         sums=ends * 2 * case.c * SUM if masked else 0,
         partial_stored=base.partial_stored,
         partial_loaded=base.partial_loaded,
+    )
+
+
+def _ends(case: ConvShape, product: Product, plan: Plan) -> int:
+    """How many rows of tiles finish pixels of an input, over all phases of the stride."""
+    if plan.splits > 1:
+        return _finished(case.n * case.h * case.w, plan)
+    return _finished(product.rows, plan) * case.stride[0] * case.stride[1]
+
+
+def bn_dgrad_end_issued_bytes(
+    case: ConvShape,
+    product: Product,
+    plan: Plan,
+    *,
+    affine: bool,
+    addend: int = 0,
+    projected: bool = False,
+) -> TrainingIssued:
+    """What `conv_bn_dgrad_end` asks of L1 and L2: as `conv_bn_dgrad`, but for what it ends with.
+
+    Args:
+        case: sizes and geometry.
+        product: as `conv_bn_dgrad_end.product_of` gives it.
+        plan: tile and splits.
+        affine: whether dz is read through BatchNorm's backward.
+        addend: elements of the shortcut's gradient.
+        projected: whether a projection's raw output is read for its reductions.
+    """
+    bare = bn_dgrad_issued_bytes(case, product, plan, affine=affine, addend=addend)
+    raws = 1 + projected
+    each = _ends(case, product, plan) * case.c * SUM
+    return replace(
+        bare,
+        vectors=bare.vectors + MEAN * raws * each,
+        below=(1 + raws) * bare.result,
+        sums=(1 + raws) * each,
     )
 
 

@@ -253,7 +253,7 @@ def launch(
     filters, group_in, r, s = weight.shape
     tile, split = plan.tile, plan.splits > 1
     tiles_m = _tiles.cdiv(product.rows, tile.m)
-    partial, workspace = workspaces(dx, tiles_m * math.prod(stride), plan, raw is not None, sums)
+    partial, workspace = workspaces(dx, tiles_m * math.prod(stride), plan, len(sums), unused=sums)
     vectors, norms = (sums if t is None else t.contiguous() for t in (coefficients, norm))
     epilogue = {"HAS_ADDEND": addend is not None, "REDUCED": raw is not None}
     wide = not fits_32_bits(dz, result, weight, more, below, target)
@@ -284,15 +284,15 @@ def launch(
 
 
 def workspaces(
-    dx: Tensor, rows: int, plan: _tiles.Plan, reduced: bool, unused: Tensor
+    dx: Tensor, rows: int, plan: _tiles.Plan, kinds: int, *, unused: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The splits' products [splits, N H W, C], and each tile's sums [rows of tiles, 2, C].
+    """The splits' products [splits, N H W, C], and each tile's sums [rows of tiles, kinds, C].
 
     Args:
         dx: the result.
         rows: of tiles of all phases, where the reduction is not split.
         plan: how it runs.
-        reduced: whether there are sums.
+        kinds: of sums that there are; may be none.
         unused: stands for what is not needed.
     """
     n, channels, h, w = dx.shape
@@ -301,13 +301,13 @@ def workspaces(
         shape = (plan.splits, n * h * w, channels)
         partial = torch.empty(shape, dtype=torch.float32, device=dx.device)
         rows = _tiles.cdiv(n * h * w, MERGE_TILE[0])
-    if reduced:
-        workspace = torch.empty((rows, 2, channels), dtype=torch.float32, device=dx.device)
+    if kinds:
+        workspace = torch.empty((rows, kinds, channels), dtype=torch.float32, device=dx.device)
     return partial, workspace
 
 
 def add_rows(workspace: Tensor, sums: Tensor, dx: Tensor) -> None:
-    """Launches `sums_kernel` [rows, 2, C] -> [2, C], for the result `dx`."""
+    """Launches `sums_kernel` [rows, kinds, C] -> [kinds, C], for the result `dx`."""
     rows, columns = SUMS_TILE
     values = sums.numel()
     traceable(sums_kernel, dx)[(_tiles.cdiv(values, columns),)](

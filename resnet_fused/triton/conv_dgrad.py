@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..cases import ConvCase
 from . import _tiles
 from ._dgrad import tile_sums
 from ._gemm import finish, merge_kernel
@@ -31,6 +32,7 @@ from ._launch import (
     traceable,
     writable,
 )
+from ._traffic import dgrad_product_of
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
@@ -110,24 +112,9 @@ def conv_dgrad_kernel(
 
 def product_of(dx: Tensor, weight: Tensor, stride: Sequence[int], groups: int) -> _tiles.Product:
     """The sizes from which the configuration is chosen; rows are those of one phase."""
-    n, channels, h, w = dx.shape
-    filters, group_in, r, s = weight.shape
-    # In float32 a second tile of sums, for what a NaN spoils, would not fit into registers.
-    side = _tiles.side_by_side(group_in, groups) if dx.element_size() == 2 else 1
-    phases = stride[0] * stride[1]
-    return _tiles.Product(
-        rows=n * _tiles.cdiv(h, stride[0]) * _tiles.cdiv(w, stride[1]),
-        columns=side * group_in,
-        copies=_tiles.cdiv(groups, side) * phases,
-        depth=side * (filters // groups),
-        taps=_tiles.cdiv(r, stride[0]) * _tiles.cdiv(s, stride[1]),
-        itemsize=dx.element_size(),
-        side=side,
-        precision=precision(dx.dtype),
-        runtime_taps=True,
-        gathered=2,
-        ragged=_tiles.is_ragged(dx.element_size(), channels, filters),
-    )
+    filters, _, *taps = weight.shape
+    case = ConvCase("", *dx.shape, filters, *taps, stride=(stride[0], stride[1]), groups=groups)
+    return dgrad_product_of(case, dx.element_size(), precision(dx.dtype))
 
 
 def launch(

@@ -1,0 +1,129 @@
+"""Which gradients between two blocks are made behind the earlier one's ReLU, and what that saves.
+
+Pure functions of sizes and limits: no GPU, no Triton. The layers that run, `explain` and the
+predictions ask the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..cases import ConvCase
+from . import _tiles
+from ._block_end import cycles
+from ._traffic import dgrad_product_of
+from ._training_traffic import bn_dgrad_end_issued_bytes, bn_dgrad_issued_bytes
+
+MOST = 64
+"""Sums that a thread may keep, found by compiling: beside them stand two operands that are made in
+registers, as in `conv_bn_dgrad`."""
+
+
+def product_of(
+    case: ConvCase, itemsize: int, precision: str = "ieee", *, affine: bool = True
+) -> _tiles.Product:
+    """The product of a call; rows are those of one phase of the stride.
+
+    Args:
+        case: sizes of the forward call.
+        itemsize: bytes of an element.
+        precision: of float32 products, see `_tiles.Product`.
+        affine: whether the gradient is made as it is read, of two tensors.
+    """
+    product = dgrad_product_of(case, itemsize, precision)
+    return dataclasses.replace(product, gathered=2 if affine else 0, most=MOST)
+
+
+class Verdict(NamedTuple):
+    """How the gradient between two blocks is made.
+
+    Attributes:
+        ended: whether by one kernel; else by two.
+        why: one clause.
+    """
+
+    ended: bool
+    why: str
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(
+    case: ConvCase,
+    itemsize: int,
+    limits: _tiles.Limits,
+    allowed: frozenset[str] | None = None,
+    *,
+    precision: str = "ieee",
+    projected: bool = False,
+    added: int = 0,
+    less: int = 0,
+    merged: bool = False,
+) -> Verdict:
+    """Whether one kernel should make the gradient between two blocks behind the earlier one's ReLU.
+
+    It neither writes nor reads that gradient, and spares the launch of the pass that would. But
+    where both gradients of the convolution would come from one kernel, two read its operands again,
+    and no launch is spared. Each kernel is taken to last as long as the slowest of memory, caches
+    and tensor cores, at the rates of `_tiles`; the kernel of both gradients, as long as two without
+    what it reads once. The rule is arithmetic, not measured.
+
+    Args:
+        case: sizes of the forward call of the convolution behind the block.
+        itemsize: bytes of an element.
+        limits: the GPU's.
+        allowed: names of the configurations to choose among; None for all.
+        precision: of float32 products, see `_tiles.Product`.
+        projected: whether the block has a projection, whose reductions are taken too.
+        added: elements of the shortcut's gradient.
+        less: bytes that one op moves less through memory, `_end_gradient.less_bytes` of the ops.
+        merged: whether both gradients of the convolution would come from one kernel.
+    """
+    product = product_of(case, itemsize, precision)
+    reason = unfit(product, limits, allowed)
+    if reason is not None or not product.rows:
+        return Verdict(False, reason or "an empty batch")
+    one = _tiles.choose(product, limits, allowed)
+    two = _tiles.choose(product, limits)
+    between = case.n * case.c * case.h * case.w * itemsize
+    outputs = case.n * case.k * case.p * case.q * itemsize
+    weights = case.k * (case.c // case.groups) * case.r * case.s * itemsize
+    bare = 2 * outputs + weights + added * itemsize + between
+    passing = (4 + projected) * between  # dout, out, raw [and residual] in, dz out
+    asked = bn_dgrad_end_issued_bytes(
+        case, product, one, affine=True, addend=added, projected=projected
+    ).total
+    before = bn_dgrad_issued_bytes(case, product, two, affine=True, addend=added).total
+    rate = _tiles.MEMORY * limits.multiprocessors
+    again = 2 * between - less  # what one kernel for both gradients would read once
+    one_lasts = cycles(product, one, bare + passing - 2 * between, asked, limits) + again / rate
+    two_last = cycles(product, two, bare, before, limits) + passing / rate
+    two_last += 0 if merged else _tiles.MERGE
+    text = f"{abs(less) / 1e6:.1f} MB {'less' if less > 0 else 'more'} through memory"
+    return Verdict(less > 0 and one_lasts < two_last, text)
+
+
+def unfit(
+    product: _tiles.Product, limits: _tiles.Limits, allowed: frozenset[str] | None = None
+) -> str | None:
+    """Why no configuration takes a product on a GPU, or None; arguments as of `choose`."""
+    if not any(
+        _tiles.fits(product, tile, limits)
+        for tile in _tiles.TILES
+        if allowed is None or tile.name in allowed
+    ):
+        return "none of its configurations is left on this GPU"
+    return None
+
+
+def case_of(
+    between: Sequence[int],
+    weight: Sequence[int],
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
+) -> ConvCase:
+    """The forward call of a convolution, of shapes of its input and weights and its geometry."""
+    pairs = [(pair[0], pair[1]) for pair in geometry[:3]]
+    n, c, h, w = between
+    return ConvCase("", n, c, h, w, weight[0], *weight[2:], *pairs, geometry[3])
