@@ -1,13 +1,10 @@
 // conv_bn_dgrad_out, conv_bn_dgrad_plan, conv_bn_dgrad_configurations: checks, then the plan, then
 // the CUDA launch.
-#include "../launch/conv_bn_dgrad.h"
+#include "conv_bn_dgrad.h"
 
 #include <optional>
 #include <string>
 #include <vector>
-
-#include "conv.h"
-#include "conv_gradients.h"
 
 namespace resnet_fused {
 namespace {
@@ -18,43 +15,22 @@ constexpr ConvKernel<RfConvBnDgrad> kConvBnDgrad = {
     "conv_bn_dgrad", rf_conv_bn_dgrad_configurations, rf_conv_bn_dgrad_configuration,
     rf_conv_bn_dgrad_plan, rf_conv_bn_dgrad_cuda};
 constexpr int64_t kCoefficientRows = 3;  // A, B, C
-constexpr int64_t kNormRows = 4;         // scale, shift, mean, invstd
 constexpr int64_t kSumRows = 2;
 
 void check_pair(const char* one, bool has_one, const char* other, bool has_other) {
   if (has_one != has_other) fail(one, ": expected with ", other, ", or neither of them");
 }
 
-// What is read, in the order of the schema.
-struct Operands {
-  const Tensor& dz;
-  const std::optional<Tensor>& y;
-  const std::optional<Tensor>& coefficients;
-  const Tensor& weight;
-  const std::optional<Tensor>& addend;
-  const std::optional<Tensor>& raw;
-  const std::optional<Tensor>& norm;
+}  // namespace
 
-  // visit(name, tensor) for each that there is, but dz.
-  template <class Visit>
-  void others(const Visit& visit) const {
-    if (y) visit("y", *y);
-    if (coefficients) visit("coefficients", *coefficients);
-    visit("weight", weight);
-    if (addend) visit("addend", *addend);
-    if (raw) visit("raw", *raw);
-    if (norm) visit("norm", *norm);
-  }
-};
-
-// Everything but the sums and the devices, which no plan depends on.
-RfConvBnDgrad problem_of(const Operands& given, int64_t addend_stride, const Pair& stride,
-                         const Pair& padding, const Pair& dilation, int64_t groups, bool allow_tf32,
-                         const Tensor& out) {
+RfConvBnDgrad bn_dgrad_problem(const BnDgradOperands& given, int64_t addend_stride,
+                               const Pair& stride, const Pair& padding, const Pair& dilation,
+                               int64_t groups, bool allow_tf32, const NamedTensor& result) {
+  const Tensor& out = result.tensor;
   const Tensor& dz = given.dz;
   RfConvBnDgrad problem{};
-  problem.conv = gradient_problem({"dz", dz}, given.y, {"out", out}, {"weight", given.weight},
-                                  stride, padding, dilation, groups, allow_tf32);
+  problem.conv = gradient_problem({"dz", dz}, given.y, result, {"weight", given.weight}, stride,
+                                  padding, dilation, groups, allow_tf32);
   check_dtype("weight", given.weight, "dz", dz);
   check_pair("y", given.y.has_value(), "coefficients", given.coefficients.has_value());
   check_pair("raw", given.raw.has_value(), "norm", given.norm.has_value());
@@ -72,15 +48,15 @@ RfConvBnDgrad problem_of(const Operands& given, int64_t addend_stride, const Pai
   if (given.addend) {
     const auto each = [&](int d) { return (shape[d] + addend_stride - 1) / addend_stride; };
     check_dtype("addend", *given.addend, "dz", dz);
-    check_shape("addend", *given.addend, "every addend_stride-th pixel of out",
-                {shape[0], shape[1], each(2), each(3)});
+    const std::string what = std::string("every addend_stride-th pixel of ") + result.name;
+    check_shape("addend", *given.addend, what.c_str(), {shape[0], shape[1], each(2), each(3)});
     problem.addend = given.addend->const_data_ptr();
     copy_strides(*given.addend, problem.addend_stride);
     problem.added = 1;
   }
   if (given.raw) {
     check_dtype("raw", *given.raw, "dz", dz);
-    check_shape("raw", *given.raw, "out's shape", shape);
+    check_shape("raw", *given.raw, (result.name + std::string("'s shape")).c_str(), shape);
     check_rows("norm", *given.norm, kNormRows, shape[1]);
     problem.raw = given.raw->const_data_ptr();
     problem.norm = given.norm->const_data_ptr();
@@ -90,6 +66,8 @@ RfConvBnDgrad problem_of(const Operands& given, int64_t addend_stride, const Pai
   return problem;
 }
 
+namespace {
+
 PlanResult conv_bn_dgrad_plan(Tensor dz, std::optional<Tensor> y,
                               std::optional<Tensor> coefficients, Tensor weight,
                               std::optional<Tensor> addend, std::optional<Tensor> raw,
@@ -98,8 +76,8 @@ PlanResult conv_bn_dgrad_plan(Tensor dz, std::optional<Tensor> y,
                               Tensor out, std::vector<int64_t> gpu, int64_t configuration,
                               int64_t splits) {
   const RfConvBnDgrad problem =
-      problem_of({dz, y, coefficients, weight, addend, raw, norm}, addend_stride, stride, padding,
-                 dilation, groups, allow_tf32, out);
+      bn_dgrad_problem({dz, y, coefficients, weight, addend, raw, norm}, addend_stride, stride,
+                       padding, dilation, groups, allow_tf32, {"out", out});
   return plan_conv(kConvBnDgrad, problem, gpu_of(gpu), configuration, splits);
 }
 
@@ -112,27 +90,12 @@ void conv_bn_dgrad_out(Tensor dz, std::optional<Tensor> y, std::optional<Tensor>
                        std::optional<Tensor> norm, int64_t addend_stride, Pair stride, Pair padding,
                        Pair dilation, int64_t groups, bool allow_tf32, int64_t configuration,
                        int64_t splits, Tensor out, Tensor sums) {
-  const Operands given{dz, y, coefficients, weight, addend, raw, norm};
+  const BnDgradOperands given{dz, y, coefficients, weight, addend, raw, norm};
+  const NamedTensor result{"out", out};
   RfConvBnDgrad problem =
-      problem_of(given, addend_stride, stride, padding, dilation, groups, allow_tf32, out);
+      bn_dgrad_problem(given, addend_stride, stride, padding, dilation, groups, allow_tf32, result);
   check_rows("sums", sums, raw ? kSumRows : 0, out.size(1));
-  const OutputMemory memory(out);
-  const OutputMemory summed(sums, "sums");
-  memory.apart_from("dz", dz);
-  memory.apart_from("sums", sums);
-  summed.apart_from("dz", dz);
-  check_device("out", out, "dz", dz);
-  check_device("sums", sums, "dz", dz);
-  given.others([&](const char* name, const Tensor& tensor) {
-    check_device(name, tensor, "dz", dz);
-    memory.apart_from(name, tensor);
-    summed.apart_from(name, tensor);
-  });
-  if (out.is_cuda() && dz.numel() == 0 && out.numel() > 0) {
-    fail("dz: it is empty, and there is no product to add up");
-  }
-  problem.sums = sums.mutable_data_ptr();
-  if (out.is_cuda() && out.numel() == 0) torch::stable::zero_(sums);
+  add_sums(problem, dz, [&](const auto& visit) { given.others(visit); }, result, sums);
   run_conv(kConvBnDgrad, problem, configuration, splits, out);
 }
 
