@@ -327,10 +327,9 @@ def _run_planned(
 ARRIVALS = 4096
 """Counters that a caller of conv_bn_act keeps."""
 
-COUNTED = (
-    "bn_add_act_conv_stats", "conv_bn_act", "conv_bn_dgrad", "conv_bn_dgrad_end", "conv_bn_stats",
-    "conv_dgrad",
-)  # fmt: skip
+COUNTED = {
+    "bn_add_act_conv_stats", "conv_bn_act", "conv_bn_dgrad", "conv_bn_stats", "conv_dgrad",
+}  # fmt: skip
 """Convolutions whose splits meet by counters, which they leave as they found them."""
 
 OUTPUTS = {"conv_bn_act": "out", "conv_dgrad": "x", "conv_wgrad": "weight"}

@@ -54,4 +54,5 @@ def conv_bn_dgrad_end(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 emulated.DTYPES[OP] = DTYPES
+emulated.COUNTED.add(OP)
 emulated._register(OP, conv_bn_dgrad_end)

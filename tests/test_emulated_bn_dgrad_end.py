@@ -19,12 +19,13 @@ from test_emulated_bn_dgrad import (
     STRIDED,
     conflicts,
     fits,
+    plan_index,
     served,
 )
 from test_emulated_bn_dgrad import planned as planned_alone
 
 from resnet_fused import cases, numerics, roofline
-from resnet_fused.ops import _results
+from resnet_fused.ops import _cuda_bn_dgrad_end_checks, _results
 from resnet_fused.ops import _training_checks_dgrad_end as checks
 from resnet_fused.ops._library import overload
 
@@ -440,3 +441,43 @@ def test_every_layer_of_resnet50_has_a_plan_that_fits(gpu):
             made = planned(layer, dtype, gpu=gpu)
             assert table()[made["configuration"]]["shared_bytes"] <= gpu[1]
             assert made["blocks"] > 0
+
+
+# The self-check.
+
+
+def launch(*arguments, wish, wrong=None):
+    """As `_cuda_bn_dgrad_end.launch`, by the emulated kernel; `wrong` changes what it wrote."""
+    given, (dx, sums, step, *geometry) = arguments[:10], arguments[10:]
+    with emulated.using(configuration=wish[0], splits=wish[1]):
+        found = overload(OP, emulated.NAME)(*given, step, *geometry)
+    for to, result in zip((dx, sums), found, strict=True):
+        to.copy_(result)
+    if wrong is not None:
+        wrong(dx, sums)
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_the_self_check_passes(index):
+    names = [tile["name"] for tile in configurations()]
+    _cuda_bn_dgrad_end_checks.check(names[index], "cpu", launch, plan_index, names)
+    with pytest.raises(ValueError, match="accepted are"):
+        _cuda_bn_dgrad_end_checks.check("no", "cpu", launch, plan_index, names)
+    with pytest.raises(ArithmeticError, match="no case"):
+        _cuda_bn_dgrad_end_checks.check(names[index], "cpu", launch, lambda *_: -1, names)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_self_check_fails_on_a_wrong_result(which):
+    names = [tile["name"] for tile in configurations()]
+
+    def broken(*arguments, wish):
+        def change(*results):
+            results[which][(-1,) * results[which].dim()] += 1
+
+        launch(*arguments, wish=wish, wrong=change)
+
+    with pytest.raises(ArithmeticError):
+        _cuda_bn_dgrad_end_checks.check(
+            names[NARROW], "cpu", broken, lambda made, index, splits: index, names
+        )

@@ -52,7 +52,7 @@ for op in TRAINING:
     if not op.startswith("conv"):
         EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
 MERGED = ("bn_add_act_conv_stats", "conv_bn_grad1x1")
-for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", *MERGED):
+for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_dgrad_end", *MERGED):
     EXPECTED[op, "cuda"] = EXPECTED[op, "cuda_emulated"] = set()
 for op in (*MERGED, "conv_bn_dgrad_end"):
     EXPECTED[op, "reference"] = set(DTYPES)

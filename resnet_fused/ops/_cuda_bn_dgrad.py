@@ -98,19 +98,34 @@ def launch(
         return
     operands = (dz, y, coefficients, weight, addend, raw, norm)
     made = problem_of(operands, dx, addend_stride, geometry)
-    usual = max(weight.shape[2:]) <= _cuda_plan.MOST_TAPS and dz.numel() > 0
-    usual = usual and _cuda_plan.ordinary(dz, weight, dx, geometry=geometry)
-    if wish is None and not usual:
-        found = _cuda_plan.plan(made, _cuda_plan.gpu(dx.device))
-        if found.configuration < 0 or not dz.numel():
-            warnings.warn(f"{OP}.cuda: {found.why}; plain PyTorch computes it", stacklevel=2)
-            channels_last = _results.is_channels_last(dx)
-            results = overload(OP, "reference")(
-                *operands, list(dx.shape), channels_last, addend_stride, *geometry
-            )
-            for to, result in zip((dx, sums), results, strict=True):
-                to.copy_(result)
-            return
+    why = None if wish else unserved(made, dz, weight, geometry)
+    if why is not None:
+        warnings.warn(f"{OP}.cuda: {why}; plain PyTorch computes it", stacklevel=2)
+        channels_last = _results.is_channels_last(dx)
+        results = overload(OP, "reference")(
+            *operands, list(dx.shape), channels_last, addend_stride, *geometry
+        )
+        for to, result in zip((dx, sums), results, strict=True):
+            to.copy_(result)
+        return
     _cuda_plan.raw(OP, "out")(
         *made.operands, *made.geometry, *(wish or _cuda_plan.wanted(made)), dx, sums
     )
+
+
+def unserved(
+    made: _cuda_plan.Problem, dz: Tensor, weight: Tensor, geometry: Sequence[Any]
+) -> str | None:
+    """Why no configuration at all takes a gradient of an input, or None.
+
+    Args:
+        made: its problem.
+        dz: as it was given.
+        weight: likewise.
+        geometry: stride, padding, dilation, groups.
+    """
+    usual = max(weight.shape[2:]) <= _cuda_plan.MOST_TAPS and dz.numel() > 0
+    if usual and _cuda_plan.ordinary(dz, weight, made.out, geometry=geometry):
+        return None
+    found = _cuda_plan.plan(made, _cuda_plan.gpu(made.out.device))
+    return found.why if found.configuration < 0 or not dz.numel() else None

@@ -219,6 +219,21 @@ def choose(
     return Verdict(found.cycles < WORTH * apart, said)
 
 
+def beyond_weights(
+    dtype: torch.dtype, x: Sequence[int], filters: int, about: Sequence[int]
+) -> float:
+    """Cycles that both gradients take beyond those of the weights' alone, at a block's beginning.
+
+    Args:
+        dtype: of the activations.
+        x: [N, C, H, W] of what the convolution read.
+        filters: K.
+        about: the GPU's numbers, as of `_cuda_plan.gpu`.
+    """
+    merged, (_, weights) = _problem(dtype, x, filters, False)
+    return _cuda_plan.predicted(merged, about) - _cuda_plan.predicted(weights, about)
+
+
 def fits(index: int, x: Sequence[int], filters: int, about: Sequence[int]) -> bool:
     """Whether a configuration takes bfloat16 activations of these sizes on a GPU.
 

@@ -6,7 +6,7 @@ A test compares them with what the launches and the bindings include.
 from __future__ import annotations
 
 from ._cuda_pass_sources import of_pass, of_vectors
-from ._cuda_sources_dgrad import BN_DGRAD_WINDOWS
+from ._cuda_sources_dgrad import BN_DGRAD_END, BN_DGRAD_WINDOWS
 from ._cuda_sources_fp8 import CONV_CHAIN_FP8
 from ._cuda_sources_frozen import CONV_BN_ACT, CONV_BN_ACT_FP8, CONV_CHAIN, STEM
 from ._cuda_sources_grad1x1 import CONV_BN_GRAD1X1
@@ -192,6 +192,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         *_DGRADS,
         *BN_DGRAD_WINDOWS,
         "csrc/bindings/conv_bn_dgrad.cpp",
+        "csrc/bindings/conv_bn_dgrad.h",
         "csrc/device/addend_pixel.h",
         "csrc/device/affine_dgrad_loader.h",
         "csrc/device/affine_halo.h",
@@ -213,6 +214,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_dgrad_arguments.cpp",
         "csrc/launch/conv_bn_dgrad_arguments.h",
         "csrc/launch/conv_bn_dgrad_bfloat16.cu",
+        "csrc/launch/conv_bn_dgrad_choice.h",
         "csrc/launch/conv_bn_dgrad_float16.cu",
         "csrc/launch/conv_bn_dgrad_float32.cu",
         "csrc/launch/conv_bn_dgrad_launch.cuh",
@@ -225,6 +227,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_dgrad_tma_launch.cuh",
         "csrc/launch/conv_bn_dgrad_tma_tiles.h",
     ),
+    "conv_bn_dgrad_end": (*_COMMON, *_GRADIENTS, *BN_DGRAD_END),
     "conv_bn_grad1x1": (
         *_COMMON,
         *_OF_GRADIENTS,

@@ -16,7 +16,7 @@ from .. import backends
 from ..triton import _end_gradient, _limits
 from ..triton import _grad1x1 as _merged
 from ..triton._launch import precision
-from . import _grad1x1, _triton
+from . import _cuda_bn_dgrad_end, _grad1x1, _triton
 from ._words import Word
 
 OP = "conv_bn_dgrad_end"
@@ -65,13 +65,18 @@ def _refusal(place: Place) -> str | None:
     return _end_gradient.unfit(product, limits, names)
 
 
-def _verdict(place: Place) -> tuple[bool, str]:
-    """Whether the Triton kernel is the better way by arithmetic, and why."""
-    case = _end_gradient.case_of(place.between, place.weight, place.geometry)
-    merged = _grad1x1.way(
+def _merges(place: Place) -> bool:
+    """Whether one kernel would make both gradients of the convolution."""
+    return _grad1x1.way(
         place.device, place.dtype, place.between, place.weight, place.geometry, folds=True,
         masked=False,
     ).merged  # fmt: skip
+
+
+def _verdict(place: Place) -> tuple[bool, str]:
+    """Whether the Triton kernel is the better way by arithmetic, and why."""
+    case = _end_gradient.case_of(place.between, place.weight, place.geometry)
+    merged = _merges(place)
     limits, names = _limits.limits(place.device), _triton.allowed(OP, place.device)
     return _end_gradient.choose(
         case, place.dtype.itemsize, limits, names, precision=precision(place.dtype),
@@ -80,7 +85,20 @@ def _verdict(place: Place) -> tuple[bool, str]:
     )  # fmt: skip
 
 
-ENDING: dict[str, Kernel] = {"triton": Kernel(_refusal, _verdict)}
+def _cuda_refusal(place: Place) -> str | None:
+    """Why no admitted configuration of the CUDA kernel takes a place, or None."""
+    return _cuda_bn_dgrad_end.refusal(*place)
+
+
+def _cuda_verdict(place: Place) -> tuple[bool, str]:
+    """Whether the CUDA kernel is predicted to take fewer cycles, and why."""
+    return _cuda_bn_dgrad_end.verdict(*place, merged=_merges(place))
+
+
+ENDING: dict[str, Kernel] = {
+    "triton": Kernel(_refusal, _verdict),
+    "cuda": Kernel(_cuda_refusal, _cuda_verdict),
+}
 """Implementations of `OP` in one kernel, by name."""
 
 

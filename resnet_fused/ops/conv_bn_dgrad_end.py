@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _checks, _end_gradient, _results, _training
+from . import _autocast, _checks, _cuda_bn_dgrad_end, _end_gradient, _results, _training
 from ._library import overload
 from .bn_add_act_backward import reductions
 from .conv_bn_dgrad import _reference as dgrad_reference
@@ -66,6 +66,9 @@ _training.enter(
     _reference,
     "implicit GEMM, BN's backward as it reads, a block's mask and reductions in its epilogue",
     triton="_training_checks_dgrad_end",
+    cuda=True,
+    cuda_launch=_cuda_bn_dgrad_end.launch,
+    cuda_checks=_cuda_bn_dgrad_end.CHECKS,
 )
 
 
