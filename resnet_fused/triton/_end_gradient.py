@@ -124,6 +124,6 @@ def case_of(
     geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
 ) -> ConvCase:
     """The forward call of a convolution, of shapes of its input and weights and its geometry."""
-    pairs = [(pair[0], pair[1]) for pair in geometry[:3]]
-    n, c, h, w = between
-    return ConvCase("", n, c, h, w, weight[0], *weight[2:], *pairs, geometry[3])
+    stride, padding, dilation = ((pair[0], pair[1]) for pair in geometry[:3])
+    (n, c, h, w), (k, _, r, s) = between, weight
+    return ConvCase("", n, c, h, w, k, r, s, stride, padding, dilation, geometry[3])
