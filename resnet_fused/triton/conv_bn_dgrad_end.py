@@ -25,7 +25,6 @@ from torch import Tensor
 from . import _tiles
 from . import conv_bn_dgrad as plain
 from ._dgrad import tile_sums
-from ._end_gradient import MOST
 from ._gemm import finish, halves, pixel_of
 from ._launch import (
     MERGE_TILE,
@@ -322,7 +321,7 @@ def product_of(
         affine: whether the gradient is made as it is read, of two tensors.
     """
     product = plain.product_of(dx, weight, stride, groups, affine)
-    return dataclasses.replace(product, most=MOST)
+    return dataclasses.replace(product, most=_tiles.MOST_MADE)
 
 
 def launch(
