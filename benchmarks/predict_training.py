@@ -2,8 +2,9 @@
 
 Each kernel takes as long as its bytes through memory, what its loads ask of L2, or its products on
 the tensor cores, whichever is most, and a launch. The rates are those of `predict_triton.py`. The
-blocks' ends are passes of their own, and each block is a node of its own. Both gradients of a 1x1
-convolution come from one kernel where the node would take it.
+blocks' ends are passes of their own in both directions (what else they may be:
+`predict_block_end.py`, `predict_end_gradient.py`), and each block is a node of its own. Both
+gradients of a 1x1 convolution come from one kernel where the node would take it.
 
     python benchmarks/predict_training.py            # the table
     python benchmarks/predict_training.py --write    # into docs/measured_facts.md
@@ -27,8 +28,9 @@ from predict_triton import CACHE, H200, LAUNCH, MEMORY, PAGE, TENSOR, efficiency
 from resnet_fused import models
 from resnet_fused.bench.nodes import Node, by_triton, nodes, saved_bytes, traffic
 from resnet_fused.cases import ConvCase
-from resnet_fused.roofline import Kernel, conv_bn_grad1x1_cost
-from resnet_fused.triton import _grad1x1, _tiles, _traffic
+from resnet_fused.roofline import Kernel, conv_bn_dgrad_end_cost, conv_bn_grad1x1_cost
+from resnet_fused.triton import _end_gradient, _grad1x1, _tiles, _traffic
+from resnet_fused.triton._training_traffic import bn_dgrad_end_issued_bytes
 
 BEGIN, END = "<!-- training: begin -->", "<!-- training: end -->"
 BATCHES = (32, 256)
@@ -94,6 +96,12 @@ def _issued(case: ConvCase, op: str, kernel: Kernel) -> tuple[float, float]:
         )  # fmt: skip
         plan = _tiles.choose(product, H200)
         issued = _traffic.dgrad_issued_bytes(masked, product, plan).total
+    elif op == "conv_bn_dgrad_end":
+        product = _end_gradient.product_of(case, 2)
+        plan = _tiles.choose(product, H200)
+        issued = bn_dgrad_end_issued_bytes(case, product, plan, affine=True).total
+        # What the shortcut adds, and a projection's raw output: once each.
+        issued += kernel.cost.bytes - conv_bn_dgrad_end_cost(case, torch.bfloat16).bytes
     else:
         plan = _tiles.choose(product, H200)
         issued = _traffic.issued_bytes(masked, product, plan).total

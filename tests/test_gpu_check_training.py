@@ -23,6 +23,7 @@ from gpu import driver, plan, sanitizer, training, training_driver  # noqa: E402
 CALLS = [
     ("conv_bn_stats", "3x3_16_16_at5"),
     ("conv_bn_dgrad", "3x3_16_16_at5"),
+    ("conv_bn_dgrad_end", "3x3_16_16_at5_add_noact"),
     ("conv_bn_wgrad", "1x1_16_32_at5_noact"),
     ("bn_add_act_backward", "32_at4_add"),
 ]

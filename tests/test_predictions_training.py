@@ -42,6 +42,20 @@ def test_the_page_has_the_block_ends(tool):
         assert one.before - one.after <= most * 1.001 or one.bound == "L2"
 
 
+def test_the_page_has_the_gradients_between_blocks(tool):
+    ends = importlib.import_module("predict_end_gradient")
+    page = ends.PAGE.read_text(encoding="utf-8")
+    assert f"{ends.BEGIN}\n{ends.table()}\n{ends.END}" in page, "predict_end_gradient.py --write"
+    found = ends.endings(256)
+    assert len(found) == 12 and all(one.taken for one in found)
+    assert sum(one.merged for one in found) == 5
+    for one in found:
+        # A tensor is neither written nor read, and at most a launch and L2's share are spared.
+        least = one.less / tool.MEMORY
+        assert one.before - one.after <= least + tool.LAUNCH + 1e-9 or one.bound == "L2"
+        assert one.after < one.before
+
+
 def test_what_the_docs_say_of_it(tool):
     """Bytes an image at batch 256, their part of eager's, and those by two kernels each."""
     shape = (256, 3, 224, 224)

@@ -21,7 +21,7 @@ from resnet_fused import _tuned, backends, models, roofline
 from resnet_fused.bench.nodes import by_triton, nodes, traffic
 from resnet_fused.cases import ConvCase
 from resnet_fused.nn import _training_route
-from resnet_fused.ops import _grad1x1, _training
+from resnet_fused.ops import _end_gradient, _grad1x1, _training
 from resnet_fused.triton import _grad1x1 as rule
 from resnet_fused.triton import _limits, _tiles
 
@@ -96,25 +96,30 @@ def meta_step(model, shape, dtype=BF16):
 # What the prediction says
 
 
+@pytest.mark.parametrize("ending", [False, True])
 @pytest.mark.parametrize(
     ("batch", "limits", "merged", "ended"),
-    [(256, H200, 11, 9), (8, H200, 8, 12), (1, H200, 0, 12), (256, A100, 0, 2)],
+    [(256, H200, (11, 6), 9), (8, H200, (8, 6), 12), (1, H200, (0, 0), 12), (256, A100, (0, 0), 2)],
 )
-def test_a_node_takes_what_the_prediction_counts(pretend, batch, limits, merged, ended):
+def test_a_node_takes_what_the_prediction_counts(pretend, batch, limits, merged, ended, ending):
     """ResNet-50 at its full size: the same ops on the same shapes, the merged one among them.
 
-    A block's end made with the next convolution is counted as the two ops that it stands for.
+    A block's end made with the next convolution is counted as the two ops that it stands for. The
+    gradient between two blocks is made behind the earlier one's ReLU at all places, or at none.
     """
     ran = pretend(limits)
     shape = (batch, 3, 224, 224)
-    meta_step(models.resnet50, shape)
-    found = nodes(resnet50(), shape, BF16, merging=by_triton(BF16, limits))
+    with _end_gradient.preferring("auto" if ending else "never"):
+        meta_step(models.resnet50, shape)
+    merging = by_triton(BF16, limits)
+    found = nodes(resnet50(), shape, BF16, merging=merging, ending=ending)
     counted = collections.Counter(
         (kernel.op, node.cases[kernel.layer].weight_shape if "conv" in kernel.op else None)
         for node in found
         for kernel in node.kernels
     )
     places = {"conv_bn_stats": 2, "conv_bn_wgrad": 5, "conv_bn_dgrad": 3, OP: 5}
+    places[_end_gradient.OP] = 3
     seen = collections.Counter(
         (op, tuple(arguments[places[op]].shape) if op in places else None)
         for op, _, arguments in ran
@@ -124,7 +129,9 @@ def test_a_node_takes_what_the_prediction_counts(pretend, batch, limits, merged,
     seen.update(("conv_bn_stats", tuple(shape)) for shape in ends)
     seen["bn_add_act", None] += len(ends)
     assert seen == counted and len(ends) == ended
-    assert sum(count for (op, _), count in seen.items() if op == OP) == merged
+    assert sum(count for (op, _), count in seen.items() if op == OP) == merged[ending]
+    every = sum(count for (op, _), count in seen.items() if op == _end_gradient.OP)
+    assert every == (12 if ending else 0)
 
 
 def test_explain_says_which_way(pretend):
@@ -138,12 +145,16 @@ def test_explain_says_which_way(pretend):
     )
     assert "by two ops: 512 filters and 128 channels of 2 bytes do not fit" in why["layer2.1.conv3"]
     said = {name for name, text in why.items() if "both gradients" in text}
+    # The others' gradient of the input is that behind the block before.
+    behind = f"gradient of the end of the block before it by one op ({_end_gradient.OP}): "
+    ended = {name for name, text in why.items() if behind in text}
+    assert len(ended) == 12 and f"{behind}154.1 MB less through memory" in why["layer1.1.conv1"]
     ones = {
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride == (1, 1)
     }
-    assert said == ones
+    assert said == ones - ended and ended <= ones
 
 
 def test_the_traffic_of_a_step_is_at_most_055_of_eagers():

@@ -26,10 +26,12 @@ CASES = (
 )
 """Taps, long reductions, strides, groups side by side, a filter's row at once; none fits a tile."""
 TILES = ("32x64_4w4s", "64x64_4w4s")
-FIRST = {"conv_bn_stats": "x", "conv_bn_dgrad": "dz", "conv_bn_wgrad": "dz"}
-SECOND = {"conv_bn_stats": "weight", "conv_bn_dgrad": "weight", "conv_bn_wgrad": "x"}
-RESULT = {"conv_bn_stats": "out", "conv_bn_dgrad": "dx", "conv_bn_wgrad": "dweight"}
-SUMS = {"conv_bn_stats": "moments", "conv_bn_dgrad": "workspace"}
+DGRAD, END = "conv_bn_dgrad", "conv_bn_dgrad_end"
+FIRST = {"conv_bn_stats": "x", DGRAD: "dz", END: "dz", "conv_bn_wgrad": "dz"}
+SECOND = {"conv_bn_stats": "weight", DGRAD: "weight", END: "weight", "conv_bn_wgrad": "x"}
+RESULT = {"conv_bn_stats": "out", DGRAD: "dx", END: "dx", "conv_bn_wgrad": "dweight"}
+SUMS = {"conv_bn_stats": "moments", DGRAD: "workspace", END: "workspace"}
+BELOW = {"conv_bn_stats": (), DGRAD: ("raw",), END: ("out", "raw"), "conv_bn_wgrad": ()}
 MERGES = ("merge_moments_kernel", "merge_chunks_kernel", "sums_kernel")
 """What is left out: kernels over the tiles' sums."""
 
@@ -37,7 +39,7 @@ MERGES = ("merge_moments_kernel", "merge_chunks_kernel", "sums_kernel")
 def cells():
     for op in FIRST:
         for index, name in enumerate(CASES):
-            if op == "conv_bn_dgrad" and name.startswith("7x7"):
+            if op in (DGRAD, END) and name.startswith("7x7"):
                 continue  # nobody needs the images' gradient
             for splits in (1, 2):
                 yield op, name, TILES[(index + splits) % 2], splits
@@ -50,6 +52,8 @@ def predicted(op, case, product, plan, given):
     if op == "conv_bn_wgrad":
         return traffic.bn_wgrad_issued_bytes(case, product, plan, affine=affine, prologue=below)
     addend = 0 if given.addend is None else given.addend.numel()
+    if op == END:
+        return traffic.bn_dgrad_end_issued_bytes(case, product, plan, affine=affine, addend=addend)
     return traffic.bn_dgrad_issued_bytes(
         case, product, plan, affine=affine, addend=addend, masked=below
     )
@@ -85,7 +89,7 @@ def test_every_access_is_predicted(op, name, tile, splits):
     vectors = ("norm", "coefficients") if given.norm is not None else ("coefficients",)
     assert loaded(*vectors) == expected.vectors
     assert (loaded("addend") if given.addend is not None else 0) == expected.addend
-    assert (loaded("raw") if given.norm is not None else 0) == expected.below
+    assert (loaded(*BELOW[op]) if given.norm is not None else 0) == expected.below
     assert stored(RESULT[op]) == expected.result
     assert (stored(SUMS[op]) if op in SUMS and expected.sums else 0) == expected.sums
     assert (stored("partial") if splits > 1 else 0) == expected.partial_stored

@@ -23,6 +23,8 @@ CELLS = [
     ("conv_bn_dgrad", "3x3_64_64_at14"),
     ("conv_bn_dgrad", "1x1_128_64_at14_add_noact"),
     ("conv_bn_dgrad", "3x3s2_64_64_at14"),
+    ("conv_bn_dgrad_end", "3x3_64_64_at14_add_noact"),
+    ("conv_bn_dgrad_end", "1x1_128_64_at14_add_noact"),
     ("conv_bn_wgrad", "3x3_64_64_at14"),
     ("conv_bn_wgrad", "1x1_64_128_at14"),
     ("conv_bn_grad1x1", "1x1_64_256_at14"),

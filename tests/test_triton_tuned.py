@@ -20,6 +20,7 @@ CASES = {
     "conv_wgrad": "1x1_16_32_at6",
     "conv_bn_stats": "3x3_16_32_at6",
     "conv_bn_dgrad": "3x3s2_16_32_at6",
+    "conv_bn_dgrad_end": "3x3_16_32_at6_add_noact",
     "conv_bn_wgrad": "1x1_16_32_at6_noact",
 }
 

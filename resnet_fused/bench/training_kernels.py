@@ -1,16 +1,15 @@
 """The ops of training with batch statistics as subjects: see `kinds`.
 
 In a case, `act="relu"` says that a BatchNorm and ReLU stand below the convolution (it reads through
-them, and its gradient is masked), `residual` that a shortcut's gradient is added. Eager's way is
+them, and its gradient is masked), `residual` that a shortcut's gradient is added. That of
+`conv_bn_dgrad_end` always is, and the block before it has no projection. Eager's way is
 the calls of PyTorch that give the same results.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,153 +24,29 @@ from resnet_fused.bench.kinds import (
     each,
     elements,
     tensor_pass,
-    weight,
+)
+from resnet_fused.bench.training_operands import (
+    EPS,
+    INVSTD,
+    MEAN,
+    SCALE,
+    SHIFT,
+    TrainingOperands,
+    behind_case,
+    both_gradients_case,
+    end_case,
+    following_case,
+    forward_case,
+    input_gradient_case,
+    make_behind,
+    make_end,
+    make_finalized,
+    make_following,
+    make_forward,
+    make_gradient,
 )
 from resnet_fused.cases import BnActCase, ConvCase
-from resnet_fused.ops import _grad1x1
 from resnet_fused.roofline import Cost
-
-if TYPE_CHECKING:
-    from resnet_fused.bench.subject import Layer
-
-EPS = 1e-5
-SCALE, SHIFT, MEAN, INVSTD = range(4)
-
-
-@dataclass(frozen=True)
-class TrainingOperands:
-    """Tensors of one call; None where the op takes none.
-
-    Attributes:
-        weight: [K, C / groups, R, S].
-        x: [N, C, H, W], what the convolution reads, or the raw output that it reads through `norm`.
-        norm: [4, C] of the BatchNorm below.
-        h: relu(scale * x + shift), which eager has stored; x itself without `norm`.
-        dz: [N, K, P, Q], gradient behind the convolution's BatchNorm.
-        y: [N, K, P, Q], raw output.
-        own: [4, K] of its BatchNorm.
-        gamma: [K] of it.
-        coefficients: [3, K].
-        dy: [N, K, P, Q], A dz + B y + C.
-        addend: [N, C, H, W].
-        residual: [N, K, P, Q].
-        out: [N, K, P, Q], the block's output.
-    """
-
-    weight: Tensor | None = None
-    x: Tensor | None = None
-    norm: Tensor | None = None
-    h: Tensor | None = None
-    dz: Tensor | None = None
-    y: Tensor | None = None
-    own: Tensor | None = None
-    gamma: Tensor | None = None
-    coefficients: Tensor | None = None
-    dy: Tensor | None = None
-    addend: Tensor | None = None
-    residual: Tensor | None = None
-    out: Tensor | None = None
-
-
-def _inner(layer: Layer) -> bool:
-    """Whether a layer reads another one of its block."""
-    return re.search(r"\.conv[2-9]$", layer.name) is not None
-
-
-def _forward_case(layer: Layer) -> ConvCase:
-    act = "relu" if _inner(layer) else "none"
-    return dataclasses.replace(layer.case, act=act, residual=False, name="")
-
-
-def _input_gradient_case(layer: Layer) -> ConvCase | None:
-    if layer.first:
-        return None
-    first = layer.name.endswith(".conv1")
-    return dataclasses.replace(_forward_case(layer), residual=first)
-
-
-def _both_gradients_case(layer: Layer) -> ConvCase | None:
-    case = _input_gradient_case(layer)
-    if case is None:
-        return None
-    plain = _grad1x1.fits_geometry(case.weight_shape, case.stride, case.padding, case.groups)
-    return case if plain else None
-
-
-def _end_case(layer: Layer) -> BnActCase | None:
-    if not layer.case.residual:
-        return None
-    _, k, p, q = layer.case.output_shape
-    return BnActCase("", layer.case.n, k, p, q, True, "relu")
-
-
-def _following_case(layer: Layer) -> ConvCase | None:
-    """Of a 1x1 convolution behind another block of its stage."""
-    case = layer.case
-    behind = layer.name.endswith(".conv1") and not layer.name.endswith(".0.conv1")
-    plain = _grad1x1.fits_geometry(case.weight_shape, case.stride, case.padding, case.groups)
-    return (
-        dataclasses.replace(case, act="none", residual=False, name="") if behind and plain else None
-    )
-
-
-def _norm_of(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """[4, K] of a raw output's own statistics."""
-    variance, mean = torch.var_mean(y.float(), (0, 2, 3), correction=0)
-    count = y.numel() // y.shape[1]
-    return ops.bn_finalize(torch.stack((mean, variance * count)), count, gamma, beta, eps=EPS)
-
-
-def _below(make: Any, case: ConvCase) -> dict[str, Tensor]:
-    x = make.image(*case.input_shape)
-    if case.act != "relu":
-        return {"x": x, "h": x}
-    norm = _norm_of(x, *make.affine(case.c))
-    return {"x": x, "norm": norm, "h": ops.bn_add_act(x, norm)}
-
-
-def _above(make: Any, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    dz, y = make.image(*shape), make.image(*shape)
-    gamma, beta = make.affine(shape[1])
-    own = _norm_of(y, gamma, beta)
-    _, sums = ops.bn_add_act_backward(dz, None, y, own, act="none")
-    coefficients, _, _ = ops.bn_backward_finalize(sums, own, dz.numel() // shape[1])
-    dy = ops.bn_backward_apply(dz, y, coefficients)
-    return {
-        "dz": dz, "y": y, "own": own, "gamma": gamma, "coefficients": coefficients, "dy": dy,
-    }  # fmt: skip
-
-
-def _make_forward(make: Any, case: ConvCase) -> TrainingOperands:
-    return TrainingOperands(weight(make, case), **_below(make, case))
-
-
-def _make_finalized(make: Any, case: ConvCase) -> TrainingOperands:
-    """Rows 2 and 3 of `own` are the running statistics, which each call updates."""
-    gamma, beta = make.affine(case.k)
-    own = torch.stack((gamma, beta, torch.zeros_like(gamma), torch.ones_like(gamma)))
-    return dataclasses.replace(_make_forward(make, case), gamma=gamma, own=own)
-
-
-def _make_gradient(make: Any, case: ConvCase) -> TrainingOperands:
-    given = {**_below(make, case), **_above(make, case.output_shape)}
-    if case.residual:
-        given["addend"] = make.image(*case.input_shape)
-    return TrainingOperands(weight(make, case), **given)
-
-
-def _make_end(make: Any, case: BnActCase) -> TrainingOperands:
-    given = _above(make, case.shape)
-    residual = make.image(*case.shape)
-    out = ops.bn_add_act(given["y"], given["own"], residual)
-    return TrainingOperands(**given, residual=residual, out=out)
-
-
-def _make_following(make: Any, case: ConvCase) -> TrainingOperands:
-    y, residual = make.image(*case.input_shape), make.image(*case.input_shape)
-    own = _norm_of(y, *make.affine(case.c))
-    out = ops.bn_add_act(y, own, residual)
-    return TrainingOperands(weight(make, case), y=y, own=own, residual=residual, out=out)
 
 
 def _apply(x: Tensor, norm: Tensor) -> Tensor:
@@ -286,6 +161,29 @@ def _eager_end_backward(_case: BnActCase, _like: Any) -> Function:
     return run
 
 
+def _eager_behind(case: ConvCase, _like: Any) -> Function:
+    gradient = _eager_gradient(case, True, False)
+
+    def run(o: TrainingOperands) -> Tensor:
+        assert o.norm is not None
+        dz = gradient(o)
+        # gamma's place: its shape alone counts for the gradients of gamma and beta.
+        torch.ops.aten.native_batch_norm_backward(
+            dz, o.x, o.norm[SCALE], None, None, o.norm[MEAN], o.norm[INVSTD], True, EPS,
+            [False, True, True],
+        )  # fmt: skip
+        return dz
+
+    return run
+
+
+def _ours_behind(case: ConvCase) -> Function:
+    return lambda o: ops.conv_bn_dgrad_end(
+        o.dz, o.weight, o.y, o.coefficients, out=o.h, raw=o.x, norm=o.norm, addend=o.addend,
+        **case.geometry,
+    )  # fmt: skip
+
+
 def _ours_dgrad(case: ConvCase) -> Function:
     size = case.input_shape
     return lambda o: ops.conv_bn_dgrad(
@@ -316,6 +214,12 @@ def _bound_dgrad(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
     size = (o.dz.shape[0], *case.input_shape[1:])
     oracle = numerics.conv_bn_dgrad_oracle(*given, input_size=size, **case.geometry)
     return oracle, numerics.conv_bn_dgrad_bound(*given, oracle, **case.geometry, **sums)
+
+
+def _bound_behind(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
+    given = (o.dz, o.y, o.coefficients, o.weight, o.addend, o.h)
+    oracle = numerics.conv_bn_dgrad_end_oracle(*given, **case.geometry)
+    return oracle, numerics.conv_bn_dgrad_end_bound(*given, oracle, **case.geometry, **sums)
 
 
 def _bound_wgrad(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
@@ -388,11 +292,17 @@ def _gradient_passes(
     return tuple(found)
 
 
+def _behind_passes(case: ConvCase, dtype: torch.dtype) -> tuple[Cost, ...]:
+    masked = dataclasses.replace(case, act="relu")
+    sums = tensor_pass(case.input_shape, dtype, 2)
+    return (*_gradient_passes(masked, dtype, True, False), sums)
+
+
 KINDS: dict[str, Kind] = {
     "conv_bn_stats": Kind(
         ConvCase,
-        each(_forward_case),
-        _make_forward,
+        each(forward_case),
+        make_forward,
         lambda case: lambda o: ops.conv_bn_stats(o.x, o.weight, o.norm, **case.geometry),
         _eager_forward,
         (Result("y", _bound_forward), Result("stats", follows=_stats_of)),
@@ -403,8 +313,8 @@ KINDS: dict[str, Kind] = {
     ),
     "conv_bn_stats_finalize": Kind(
         ConvCase,
-        each(_forward_case),
-        _make_finalized,
+        each(forward_case),
+        make_finalized,
         _ours_finalized,
         _eager_forward,
         (Result("y", _bound_forward), Result("stats", follows=_stats_of)),
@@ -415,8 +325,8 @@ KINDS: dict[str, Kind] = {
     ),
     "conv_bn_dgrad": Kind(
         ConvCase,
-        each(_input_gradient_case),
-        _make_gradient,
+        each(input_gradient_case),
+        make_gradient,
         _ours_dgrad,
         lambda case, _: _eager_gradient(case, True, False),
         (Result("dz", _bound_dgrad), Result("sums", follows=_sums_below)),
@@ -426,10 +336,22 @@ KINDS: dict[str, Kind] = {
         ),
         lambda case, dtype: _gradient_passes(case, dtype, True, False),
     ),
+    "conv_bn_dgrad_end": Kind(
+        ConvCase,
+        each(behind_case),
+        make_behind,
+        _ours_behind,
+        _eager_behind,
+        (Result("dz", _bound_behind), Result("sums", follows=_sums_below)),
+        lambda case, dtype: roofline.conv_bn_dgrad_end_cost(
+            case, dtype, addend=elements(case.input_shape)
+        ),
+        _behind_passes,
+    ),
     "conv_bn_wgrad": Kind(
         ConvCase,
-        each(_forward_case),
-        _make_gradient,
+        each(forward_case),
+        make_gradient,
         lambda case: lambda o: ops.conv_bn_wgrad(
             o.dz, o.x, o.weight, o.y, o.coefficients, o.norm, **case.geometry
         ),
@@ -442,8 +364,8 @@ KINDS: dict[str, Kind] = {
     ),
     "conv_bn_grad1x1": Kind(
         ConvCase,
-        each(_both_gradients_case),
-        _make_gradient,
+        each(both_gradients_case),
+        make_gradient,
         _ours_both,
         lambda case, _: _eager_gradient(case, True, True),
         (
@@ -459,8 +381,8 @@ KINDS: dict[str, Kind] = {
     ),
     "bn_add_act": Kind(
         BnActCase,
-        each(_end_case),
-        _make_end,
+        each(end_case),
+        make_end,
         lambda case: lambda o: ops.bn_add_act(o.y, o.own, o.residual),
         _eager_end,
         (Result("out", _bound_end),),
@@ -471,8 +393,8 @@ KINDS: dict[str, Kind] = {
     ),
     "bn_add_act_conv_stats": Kind(
         ConvCase,
-        each(_following_case),
-        _make_following,
+        each(following_case),
+        make_following,
         _ours_following,
         _eager_following,
         (
@@ -485,8 +407,8 @@ KINDS: dict[str, Kind] = {
     ),
     "bn_add_act_backward": Kind(
         BnActCase,
-        each(_end_case),
-        _make_end,
+        each(end_case),
+        make_end,
         lambda case: lambda o: ops.bn_add_act_backward(o.dz, o.out, o.y, o.own),
         _eager_end_backward,
         (Result("dz", _bound_end_backward), Result("sums", follows=_sums_of_end)),

@@ -78,6 +78,16 @@ OPS: dict[str, Op] = {
         ),
         lambda o: o.y,
     ),
+    "conv_bn_dgrad_end": Op(
+        lambda o, case: (case.input_shape, (2, case.c)),
+        lambda o, outs: (
+            o.dz, o.y, o.coefficients, o.weight, o.addend, o.h, o.x, o.norm, None, None, *outs, 1,
+        ),
+        lambda module, o, case: module.product_of(
+            _like(o.dz, case.input_shape), o.weight, case.stride, case.groups, o.y is not None
+        ),
+        lambda o: o.y,
+    ),
     "conv_bn_wgrad": Op(
         lambda o, case: (case.weight_shape,),
         lambda o, outs: (o.dz, o.y, o.coefficients, o.x, o.norm, *outs),

@@ -124,6 +124,7 @@ _OPS = {
     "conv_bn_stats": FORWARD,
     "conv_bn_stats_finalize": FORWARD,
     "conv_bn_dgrad": DGRAD,
+    "conv_bn_dgrad_end": DGRAD,
     "conv_bn_wgrad": WGRAD,
     "conv_bn_grad1x1": BOTH,
     "bn_act_pool": POOL,

@@ -41,6 +41,7 @@ OPS = (
     "conv_bn_stats",
     "conv_bn_stats_finalize",
     "conv_bn_dgrad",
+    "conv_bn_dgrad_end",
     "conv_bn_wgrad",
     "conv_bn_grad1x1",
     "bn_add_act",

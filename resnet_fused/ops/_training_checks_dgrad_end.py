@@ -6,7 +6,7 @@ On the integers and powers of two of `_training_checks_dgrad`: every bit is know
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ def _check(
             case, dtype, generator, affine=affine, addend=step, projected=projected
         )
         dx, sums = expected_end(operands, case, step)
-        given = [
+        given: list[Any] = [
             None if t is None else t.to(device) if t.dim() == 2 else channels_last(t, device)
             for t in operands
         ]
@@ -136,7 +136,8 @@ def _check(
             gradient.fill_(math.nan)
             reduced.fill_(math.nan)
             geometry = (case.stride, case.padding, case.dilation, case.groups)
-            kernel.launch(*given, gradient, reduced, step, *geometry, plan=chosen)
+            arguments = [*given, gradient, reduced, step, *geometry]
+            kernel.launch(*arguments, plan=chosen)
             what = f"{case.name}, {dtype}, {chosen.name}"
             require_exact(what, buffer, gradient, dx)
             wrong = (reduced.cpu() != sums).sum().item()

@@ -73,7 +73,6 @@ BESIDE = {
     "conv_bn_act_fp8": ("triton/conv_bn_act.py",),
     "conv_bn_dgrad": ("triton/_traffic.py", "triton/conv_dgrad.py"),
     "conv_bn_dgrad_end": (
-        "triton/_end_gradient.py",
         "triton/_traffic.py",
         "triton/conv_bn_dgrad.py",
         "triton/conv_dgrad.py",

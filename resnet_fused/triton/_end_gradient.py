@@ -17,10 +17,6 @@ from ._block_end import cycles
 from ._traffic import dgrad_product_of
 from ._training_traffic import bn_dgrad_end_issued_bytes, bn_dgrad_issued_bytes
 
-MOST = 64
-"""Sums that a thread may keep, found by compiling: beside them stand two operands that are made in
-registers, as in `conv_bn_dgrad`."""
-
 
 def product_of(
     case: ConvCase, itemsize: int, precision: str = "ieee", *, affine: bool = True
@@ -34,7 +30,7 @@ def product_of(
         affine: whether the gradient is made as it is read, of two tensors.
     """
     product = dgrad_product_of(case, itemsize, precision)
-    return dataclasses.replace(product, gathered=2 if affine else 0, most=MOST)
+    return dataclasses.replace(product, gathered=2 if affine else 0, most=_tiles.MOST_MADE)
 
 
 class Verdict(NamedTuple):
@@ -124,6 +120,6 @@ def case_of(
     geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
 ) -> ConvCase:
     """The forward call of a convolution, of shapes of its input and weights and its geometry."""
-    pairs = [(pair[0], pair[1]) for pair in geometry[:3]]
-    n, c, h, w = between
-    return ConvCase("", n, c, h, w, weight[0], *weight[2:], *pairs, geometry[3])
+    stride, padding, dilation = ((pair[0], pair[1]) for pair in geometry[:3])
+    (n, c, h, w), (k, _, r, s) = between, weight
+    return ConvCase("", n, c, h, w, k, r, s, stride, padding, dilation, geometry[3])

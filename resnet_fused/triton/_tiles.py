@@ -31,6 +31,9 @@ MIN_STEPS = 4
 MAX_UNROLLED_TAPS = 9
 """Unrolling copies the loop once a tap: 49 copies of it, for the stem, take minutes to compile."""
 
+MOST_MADE = 64
+"""Sums that a thread of training's gradients of an input may keep, found by compiling: beside two
+operands that are made in registers, and places of the shortcut's and the raw outputs."""
 
 E4M3_CAPABILITY = 89
 """The first compute capability, times ten, whose tensor cores multiply e4m3."""

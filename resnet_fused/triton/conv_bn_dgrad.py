@@ -196,9 +196,7 @@ def product_of(
     product = conv_dgrad.product_of(dx, weight, stride, groups)
     if not affine:
         return dataclasses.replace(product, gathered=0)
-    # Two operands made in registers, the shortcut's and the raw output's places: beside 128 sums a
-    # thread they spill.
-    return dataclasses.replace(product, most=64)
+    return dataclasses.replace(product, most=_tiles.MOST_MADE)
 
 
 def launch(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -24,7 +25,6 @@ from torch import Tensor
 from . import _tiles
 from . import conv_bn_dgrad as plain
 from ._dgrad import tile_sums
-from ._end_gradient import MOST
 from ._gemm import finish, halves, pixel_of
 from ._launch import (
     MERGE_TILE,
@@ -36,10 +36,6 @@ from ._launch import (
     traceable,
     writable,
 )
-
-SLICE = 32
-"""Values a thread finishes at a time, beside each its addend, `out`, and one or two raw outputs:
-found by compiling."""
 
 
 @triton.jit
@@ -325,7 +321,7 @@ def product_of(
         affine: whether the gradient is made as it is read, of two tensors.
     """
     product = plain.product_of(dx, weight, stride, groups, affine)
-    return dataclasses.replace(product, most=MOST)
+    return dataclasses.replace(product, most=_tiles.MOST_MADE)
 
 
 def launch(
@@ -354,8 +350,7 @@ def launch(
 
     Args:
         dz: gradient behind the BatchNorm of the convolution [N, K, P, Q], float32, bfloat16 or
-            float16. Operands that are not `readable` are copied to channels_last first, and so are
-            out, raw and residual where they do not lie alike; `dx` likewise, afterwards.
+            float16. What is not `readable` is copied first, or out, raw and residual not `alike`.
         y: the convolution's raw output [N, K, P, Q], or None: dz is the gradient of that itself.
         coefficients: [3, K] float32; given with y.
         weight: [K, C / groups, R, S].
@@ -365,8 +360,8 @@ def launch(
         norm: [4, C] float32 of its BatchNorm.
         residual: the raw output of its projection [N, C, H, W], or None.
         residual_norm: [4, C] float32; given with residual.
-        dx: [N, C, H, W], any layout without overlaps; overwritten.
-        sums: [2, C] float32, with residual [3, C], contiguous; overwritten.
+        dx: [N, C, H, W], any layout without overlaps; overwritten, as is sums.
+        sums: [2, C] float32, with residual [3, C], contiguous.
         addend_stride: the addend belongs to every addend_stride-th row and column.
         stride: (vertical, horizontal), as padding and dilation.
         padding: see stride.
@@ -384,37 +379,28 @@ def launch(
     dz, weight, target = readable(dz), readable(weight), writable(dx)
     result, more = (dz if t is None else readable(t) for t in (y, addend))
     out, raw, other = alike(out, raw, raw if residual is None else residual)
-    n, channels, h, w = dx.shape
-    filters, group_in, r, s = weight.shape
-    tile, split = plan.tile, plan.splits > 1
-    tiles_m = _tiles.cdiv(product.rows, tile.m)
-    partial, workspace = plain.workspaces(
-        dx, tiles_m * math.prod(stride), plan, len(sums), unused=sums
-    )
+    (n, channels, h, w), (filters, group_in) = dx.shape, weight.shape[:2]
+    tiles_m, split = _tiles.cdiv(product.rows, plan.tile.m), plan.splits > 1
+    phases = math.prod(stride)
+    partial, workspace = plain.workspaces(dx, tiles_m * phases, plan, len(sums), unused=sums)
     vectors, own = (sums if t is None else t.contiguous() for t in (coefficients, residual_norm))
     ends = (more, out, raw, norm.contiguous(), other, own, target, workspace)
     wide = not fits_32_bits(dz, result, weight, more, out, raw, other, target)
-    sizes = {"SPLITS": plan.splits, "WIDE": wide}
+    sizes: dict[str, Any] = {"SPLITS": plan.splits, "WIDE": wide}
     epilogue = {"HAS_ADDEND": addend is not None, "PROJECTED": residual is not None}
     tail = (addend_stride, *plain.steps(more), *plain.steps(out), *plain.steps(target))
-    tiles = tiles_m * _tiles.cdiv(product.columns, tile.n) * product.copies
+    tiles = tiles_m * _tiles.cdiv(product.columns, plan.tile.n) * product.copies
     with on_device(dx):
         traceable(conv_bn_dgrad_end_kernel, dx)[(tiles * plan.splits,)](
             dz, result, vectors, weight, *ends, partial, product.rows, h, w, dz.shape[2],
             dz.shape[3], channels, filters, group_in, filters // groups, stride[0], stride[1],
             padding[0], padding[1], dilation[0], dilation[1], *plain.steps(dz),
             *plain.steps(result), *plain.steps(weight), *tail, n,
-            STEP_R=stride[0] // math.gcd(stride[0], dilation[0]),
-            STEP_S=stride[1] // math.gcd(stride[1], dilation[1]), R=r, S=s, AFFINE=y is not None,
-            **blocks(product, plan), **sizes,
-            **{name: flag and not split for name, flag in epilogue.items()},
+            AFFINE=y is not None, **taps(weight, stride, dilation), **plain.blocks(product, plan),
+            **sizes, **{name: flag and not split for name, flag in epilogue.items()},
         )  # fmt: skip
         if split:
-            grid = (_tiles.cdiv(n * h * w, MERGE_TILE[0]), _tiles.cdiv(channels, MERGE_TILE[1]))
-            traceable(bn_dgrad_end_merge_kernel, dx)[grid](
-                partial, *ends, n * h * w, h, w, channels, *tail,
-                BLOCK_M=MERGE_TILE[0], BLOCK_N=MERGE_TILE[1], **sizes, **epilogue,
-            )  # fmt: skip
+            merge(dx, partial, ends, tail, **sizes, **epilogue)
         plain.add_rows(workspace, sums, dx)
         if target is not dx:
             dx.copy_(target)
@@ -433,9 +419,20 @@ def _taken_steps(t: Tensor) -> tuple[int, ...]:
     return tuple(step if size > 1 else 0 for size, step in zip(t.shape, t.stride(), strict=True))
 
 
-def blocks(product: _tiles.Product, plan: _tiles.Plan) -> dict[str, object]:
-    """What a configuration fixes at compile time; as of `conv_bn_dgrad`, in slices of its own."""
-    found = plain.blocks(product, plan)
-    if plan.splits == 1:
-        found["SLICES"] = max(1, plan.tile.sums // SLICE)
-    return found
+def taps(weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> dict[str, int]:
+    """The filter's sides, and how far apart the taps of one phase are."""
+    apart = [step // math.gcd(step, dil) for step, dil in zip(stride, dilation, strict=True)]
+    return {"R": weight.shape[2], "S": weight.shape[3], "STEP_R": apart[0], "STEP_S": apart[1]}
+
+
+def merge(
+    dx: Tensor, partial: Tensor, ends: Sequence[Tensor], tail: Sequence[int], **constants: Any
+) -> None:
+    """Launches `bn_dgrad_end_merge_kernel` for the result `dx`; its arguments as there."""
+    n, channels, h, w = dx.shape
+    rows, columns = MERGE_TILE
+    grid = (_tiles.cdiv(n * h * w, rows), _tiles.cdiv(channels, columns))
+    traceable(bn_dgrad_end_merge_kernel, dx)[grid](
+        partial, *ends, n * h * w, h, w, channels, *tail, BLOCK_M=rows, BLOCK_N=columns,
+        **constants,
+    )  # fmt: skip

@@ -112,8 +112,9 @@ def conv_dgrad_kernel(
 
 def product_of(dx: Tensor, weight: Tensor, stride: Sequence[int], groups: int) -> _tiles.Product:
     """The sizes from which the configuration is chosen; rows are those of one phase."""
-    filters, _, *taps = weight.shape
-    case = ConvCase("", *dx.shape, filters, *taps, stride=(stride[0], stride[1]), groups=groups)
+    (n, channels, h, w), (filters, _, r, s) = dx.shape, weight.shape
+    strides = stride[0], stride[1]
+    case = ConvCase("", n, channels, h, w, filters, r, s, stride=strides, groups=groups)
     return dgrad_product_of(case, dx.element_size(), precision(dx.dtype))
 
 

@@ -1,0 +1,198 @@
+"""The gradient between two blocks by Triton's kernel: when it is taken, and what nodes hand to it.
+
+The kernel's own numbers are held in `test_triton_bn_dgrad_end`; here are rows of blocks whose
+backward takes it, beside the same by two ops and by eager PyTorch, all against float64.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+
+import pytest
+import torch
+from end_gradient import build
+from test_triton_training_nodes import check_gradients
+from torch import nn
+from training_nets import Step, gradient_like
+from triton_trace import needs_interpreter, watch
+
+import resnet_fused as rf
+from resnet_fused import backends, cases
+from resnet_fused.bench.nodes import by_triton, nodes
+from resnet_fused.ops import _end_gradient, _grad1x1
+from resnet_fused.triton import _end_gradient as rule
+from resnet_fused.triton import _grad1x1 as merged
+from resnet_fused.triton import _tiles
+
+OP = _end_gradient.OP
+KERNEL, PASS, IMAGE = f"{OP}_kernel", "bn_add_act_backward_kernel", "conv_bn_dgrad_kernel"
+H200, A100 = _tiles.Limits(132, 232448, 90), _tiles.Limits(108, 166912, 80)
+CONSUMER = _tiles.Limits(170, 101376, 120)
+BF16 = torch.bfloat16
+
+
+def place_of(case, *, projected=False, added=True, dtype=BF16):
+    geometry = (list(case.stride), list(case.padding), list(case.dilation), case.groups)
+    return _end_gradient.Place(
+        torch.device("cpu"), dtype, case.input_shape, case.weight_shape, geometry, projected, added
+    )
+
+
+def ask(case, limits, *, projected=False, added=True):
+    """The rule's verdict on a place, and whether both gradients would come from one kernel."""
+    sizes = case.n * case.h * case.w, case.k, case.c, 2
+    plain = (case.r, case.s, *case.stride) == (1, 1, 1, 1)
+    one = plain and merged.choose(*sizes, limits).config is not None
+    place = place_of(case, projected=projected, added=added)
+    found = rule.choose(
+        case, 2, limits, projected=projected, merged=one,
+        less=_end_gradient.less_bytes(place, merged=one),
+        added=case.n * case.c * case.h * case.w * added,
+    )  # fmt: skip
+    return found, one
+
+
+class TestRule:
+    """When it is taken: arithmetic, no kernel runs."""
+
+    @pytest.mark.parametrize("limits", [H200, A100, CONSUMER], ids=lambda one: one.capability)
+    @pytest.mark.parametrize("batch", [32, 256])
+    def test_all_places_of_resnet50_take_it(self, batch, limits):
+        merging = by_triton(BF16, limits)
+        found = nodes(
+            rf.models.resnet50(), (batch, 3, 224, 224), BF16, merging=merging, ending=True
+        )
+        layers = [(node, k.layer) for node in found for k in node.kernels if k.op == OP]
+        verdicts = [ask(node.cases[layer], limits) for node, layer in layers]
+        assert len(verdicts) == 12 and all(one.ended for one, _ in verdicts)
+        # Where both gradients came from one kernel, less is won, but something is.
+        assert sum(one for _, one in verdicts) == (5 if limits is H200 else 0)
+
+    def test_what_is_read_again_may_be_more_than_what_is_saved(self):
+        """64 channels into 256 filters: dz and y are four times the gradient that is spared."""
+        case = cases.ConvCase("wide", 32, 64, 56, 56, 256)
+        verdict, one = ask(case, H200)
+        assert one and not verdict.ended
+        assert verdict.why == "77.1 MB more through memory"
+        verdict, one = ask(case, A100)
+        assert not one and verdict == (True, "25.7 MB less through memory")
+
+    def test_no_pixels_and_no_configuration(self):
+        case = cases.ConvCase("none", 0, 64, 56, 56, 64)
+        assert ask(case, H200)[0] == (False, "an empty batch")
+        product = rule.product_of(cases.ConvCase("c", 2, 64, 8, 8, 64), 2)
+        assert rule.unfit(product, H200) is None
+        left = rule.unfit(product, H200, frozenset({"256x128_8w3s"}))
+        assert left == "none of its configurations is left on this GPU"
+        verdict = rule.choose(cases.ConvCase("c", 2, 64, 8, 8, 64), 2, H200, frozenset(), less=1)
+        assert verdict == (False, left)
+
+    def test_a_place_asks_the_rule(self, monkeypatch):
+        """The kernel's entry, on the interpreter's pretended GPU, with the merged kernel or not."""
+        case = cases.ConvCase("c", 32, 64, 56, 56, 256)
+        entry, place = _end_gradient.ENDING["triton"], place_of(case)
+        assert entry.refusal(place) is None
+        for one in (True, False):
+            way = _grad1x1.Way(one, "?")
+            monkeypatch.setattr(_grad1x1, "way", lambda *_, way=way, **__: way)
+            assert entry.verdict(place).ended is not one
+        monkeypatch.setattr(_end_gradient._triton, "allowed", lambda *_: frozenset())
+        assert entry.refusal(place) == "none of its configurations is left on this GPU"
+
+
+def half(name):
+    """Blocks and images in float16, with what the oracle sees of them."""
+    model, x = build(name, torch.float32)
+    with torch.no_grad():
+        for t in (*model.parameters(), *model.buffers(), x):
+            if t.is_floating_point():
+                t.copy_(t.half())
+    return model, x.half().contiguous(memory_format=torch.channels_last)
+
+
+def step(model, x, word=None):
+    """A step of a row; with a word by the Triton kernels, whose launches are counted."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    names, said = [], []
+    if word is None:
+        out = model(x)
+        out.backward(gradient_like(out))
+    else:
+        model = rf.fuse(model)
+        with (
+            rf.backend("triton"), _end_gradient.preferring(word), _grad1x1.preferring("never"),
+            backends.recording() as routes, watch() as launches,
+        ):  # fmt: skip
+            out = model(x)
+            out.backward(gradient_like(out))
+        names = [launch.name for launch in launches]
+        said = [route.why for route in routes if "gradient of the end" in route.why]
+    grads = {"x": x.grad, **{name: p.grad for name, p in model.named_parameters()}}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    return Step(out.detach(), grads, buffers), collections.Counter(names), said
+
+
+ROWS = ("basic", "bottlenecks", "projected within")
+
+
+@functools.cache
+def made(name, word):
+    model, x = half(name)
+    if word is None:
+        return step(model.double(), x.double())
+    return step(model.half(), x, word)
+
+
+INTERPRETED = [
+    *needs_interpreter, pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning"),
+]  # fmt: skip
+
+
+class TestRows:
+    """Steps of rows of blocks by the kernels."""
+
+    pytestmark = INTERPRETED
+
+    @pytest.mark.parametrize("name", ROWS)
+    def test_a_row_s_gradients(self, name):
+        (one, names, said), (two, others, told) = made(name, "always"), made(name, "never")
+        oracle, _, _ = made(name, None)
+        blocks = sum(isinstance(child, nn.Module) for child in half(name)[0])
+        assert (names[KERNEL], names[PASS]) == (blocks - 1, 1)
+        assert (others[KERNEL], others[PASS]) == (0, blocks)
+        assert others[IMAGE] - names[IMAGE] == blocks - 1
+        assert torch.equal(one.out, two.out)
+        check_gradients(one, two, oracle)
+        for texts, how in ((said, f"one op ({OP})"), (told, "two ops")):
+            assert len(texts) == blocks - 1
+            assert all(f"before it by {how}: " in why for why in texts)
+
+    def test_the_rule_decides_by_itself(self):
+        model, x = half("bottlenecks")
+        _, names, said = step(model.half(), x, "auto")
+        assert (names[KERNEL], names[PASS]) == (2, 1)
+        assert all("MB less through memory" in why for why in said)
+
+    @pytest.mark.parametrize("name", ["1.conv3.weight", "0.bn3.weight", "0.downsample.1.weight"])
+    def test_a_fault_of_the_kernel_is_seen(self, name, monkeypatch):
+        """Of the gradient, of either BatchNorm's reductions."""
+        from resnet_fused.triton import conv_bn_dgrad_end as kernel
+
+        right = kernel.launch
+
+        def wrong(*arguments, **options):
+            right(*arguments, **options)
+            residual, dx, sums = arguments[8], arguments[10], arguments[11]
+            if name == "1.conv3.weight":
+                dx[:, 3] *= 1.5
+            elif residual is not None:
+                sums[1 + ("downsample" in name)] *= 1.5
+
+        model, x = half("bottlenecks")
+        monkeypatch.setattr(kernel, "launch", wrong)
+        one, _, _ = step(copy.deepcopy(model).half(), x, "always")
+        (two, _, _), (oracle, _, _) = made("bottlenecks", "never"), made("bottlenecks", None)
+        with pytest.raises(AssertionError, match=name.replace(".", r"\.") + ": "):
+            check_gradients(one, two, oracle)
