@@ -3,8 +3,7 @@
 // was stored.
 //
 // Shortcut and raw come by TMA into staging tiles while the products run. Results take the
-// shortcut's place, from where TMA stores them; beside that the threads go down the rows of both
-// tiles, each with eight channels, so that a channel's sums take no shuffles.
+// shortcut's place, from where TMA stores them; beside that they are summed (gradient_rows.h).
 #pragma once
 
 #include <cstdint>
@@ -14,10 +13,9 @@
 #include "../ptx/tma.h"
 #include "bn_dgrad_tma.h"
 #include "channel_lanes.h"
-#include "gradient_mask.h"
+#include "gradient_rows.h"
 #include "merge_gradients.h"
 #include "phase_place.h"
-#include "tile_shape.h"
 #include "warpgroup_epilogue.h"
 
 namespace resnet_fused {
@@ -30,13 +28,7 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
   using Staged = StagedTile<Orientation::kPixelsLeft, Shape::kColumns>;
   using Base = StagedEpilogue<Staged, Orientation::kPixelsLeft, Shape::kColumns>;
   static constexpr int kColumns = Shape::kColumns;
-  static constexpr int kUnit = kChunkBytes / static_cast<int>(sizeof(T));  // channels of a thread
-  static constexpr int kUnits = kColumns / kUnit;                          // of a row
-  static constexpr int kLanes = kWarpgroupThreads / kUnits;  // threads of a unit's column
-  static constexpr int kPiece = 4;                           // floats that move together
-  using Stored = Unit<T, kUnit>;
-  using Piece = Unit<float, kPiece>;
-  static_assert(kUnit == 2 * kPiece && kUnits >= 8);
+  using Rows = GradientRows<T, kColumns>;
 
  public:
   // shared: of the block; consumer: which of its warpgroups.
@@ -49,15 +41,8 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
         arguments_(arguments),
         raw_(shared + Shape::kRawAt + consumer * Shape::kStagingBytes, thread),
         thread_sums_(shared + Shape::kThreadSumsAt + consumer * Shape::kThreadSumsBytes),
+        rows_(thread_sums_, thread),
         consumer_(static_cast<int32_t>(consumer)) {}
-
-  static RF_DEVICE void init(ptx::SharedAddress shared) {
-    for (int i = 0; i < kConsumers; ++i) {
-      for (int j = 0; j < 2; ++j) {
-        ptx::mbarrier_init(shared + Shape::kOwnAt + i * Shape::kOwnBytes + j * kBarrierBytes, 1);
-      }
-    }
-  }
 
   // While the products run: fetches scale and shift, asks for the shortcut and for raw.
   RF_DEVICE void begin(int32_t phase, const PhasePlace& place) {
@@ -136,37 +121,22 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
     }
   }
 
-  // A thread's unit of a row of a staging tile.
-  RF_DEVICE Stored load(const Staged& tile, uint32_t row) const {
-    const uint32_t unit = this->thread_ % kUnits;
-    return ptx::load_shared<Stored>(tile.box(unit / 8) + row * kStepRowBytes +
-                                    (unit % 8 ^ row % 8) * kChunkBytes);
-  }
-  // Where a lane's pieces of a sum lie, one of each unit side by side.
-  static RF_DEVICE uint32_t place_of(int sum, uint32_t lane, uint32_t piece) {
-    return ((sum * kLanes + lane) * 2 + piece) * kUnits;
-  }
-
   // The sums of this tile's channels, of what has been stored of them, and the meeting with other
   // tiles'.
   RF_DEVICE void measure(int32_t phase, const TmaTile& tile, const PhasePlace& place) {
     const ConvTmaArguments& conv = of(phase);
     const GradientReduction& reduction = arguments_.reduction;
-    const uint32_t unit = this->thread_ % kUnits, lane = this->thread_ / kUnits;
-    const int32_t first = place.in_all;
-    const int32_t columns = conv.channels - place.channel;
-    put_sums(first + static_cast<int32_t>(unit * kUnit),
-             columns - static_cast<int32_t>(unit * kUnit), conv.grid.pixels - place.pixel, unit,
-             lane);
+    const int32_t first = place.in_all, columns = conv.channels - place.channel;
+    const float* const mean = arguments_.norm + 2 * reduction.channels + first;
+    float sums[2][Rows::kUnit];
+    rows_.take(sums, this->staged_, raw_, {mean, columns, conv.grid.pixels - place.pixel});
+    rows_.leave(sums);
     this->meet();  // and both tiles have been read
-    const uint32_t piece = this->thread_ / (kUnits * kPiece);
-    const auto column = static_cast<int32_t>(this->thread_ / kPiece % kUnits * kUnit +
-                                             piece * kPiece + this->thread_ % kPiece);
     const int32_t row = reduction.first_row +
                         (tile.pixels * arguments_.dgrad.count + phase) * kConsumers + consumer_;
-    if (this->thread_ < kColumns && column < columns) {
-      ptx::store_global(reduction.partial + row * reduction.channels + first + column,
-                        sums_of_column(piece));
+    if (this->thread_ < kColumns && rows_.column() < columns) {
+      ptx::store_global(reduction.partial + row * reduction.channels + first + rows_.column(),
+                        GradientSums{rows_.total(0), rows_.total(1)});
     }
     const int32_t of_group = (conv.channels + Shape::kChannels - 1) / Shape::kChannels;
     merge_gradient_sums<MergingWarpgroup<kColumns>>(
@@ -174,54 +144,10 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
         row, thread_sums_, this->own_.residual + 2 * kBarrierBytes, this->thread_);
   }
 
-  // known: channels from this thread's first one on; rows: of the tile.
-  RF_DEVICE void put_sums(int32_t channel, int32_t known, int32_t rows, uint32_t unit,
-                          uint32_t lane) const {
-    const float* const mean = arguments_.norm + 2 * arguments_.reduction.channels + channel;
-    float means[kUnit], sums[2][kUnit] = {};
-#pragma unroll
-    for (int i = 0; i < kUnit; ++i) {
-      means[i] = i < known ? ptx::load_global_read_only(mean + i) : 0.0f;
-    }
-#pragma unroll 4
-    for (uint32_t row = lane; row < kWarpgroupRows; row += kLanes) {
-      if (static_cast<int32_t>(row) >= rows) break;
-      const Stored dx = load(this->staged_, row), raw = load(raw_, row);
-#pragma unroll
-      for (int i = 0; i < kUnit; ++i) {
-        const float passed = widen(dx.value[i]);
-        sums[0][i] += passed;
-        sums[1][i] = __builtin_fmaf(passed, widen(raw.value[i]) - means[i], sums[1][i]);
-      }
-    }
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        Piece piece;
-#pragma unroll
-        for (int e = 0; e < kPiece; ++e) piece.value[e] = sums[s][p * kPiece + e];
-        ptx::store_shared(thread_sums_ + (place_of(s, lane, p) + unit) * sizeof(Piece), piece);
-      }
-    }
-  }
-
-  RF_DEVICE GradientSums sums_of_column(uint32_t piece) const {
-    double total[2] = {};
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-#pragma unroll
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const uint32_t at = place_of(s, lane, piece) * kPiece + this->thread_ % (kUnits * kPiece);
-        total[s] += static_cast<double>(ptx::load_shared<float>(thread_sums_ + at * 4));
-      }
-    }
-    return {static_cast<float>(total[0]), static_cast<float>(total[1])};
-  }
-
   const ConvBnDgradTmaArguments& arguments_;
   Staged raw_;
   ptx::SharedAddress thread_sums_;
+  Rows rows_;
   int32_t consumer_;
   uint32_t raw_parity_ = 0;
 };

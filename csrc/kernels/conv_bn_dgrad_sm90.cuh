@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
       if (conv.has_residual) ptx::tma_prefetch(&conv.residual);
       if (arguments.reduced) ptx::tma_prefetch(&arguments.raw[i]);
     }
-    BnDgradStore<T, Shape>::init(shared);
+    init_tile_barriers<Shape>(shared);
   };
   run_gradients<T, Shape>(
       arguments.dgrad, shared, prepare,

@@ -10,10 +10,10 @@
 namespace resnet_fused {
 
 std::string bn_dgrad_tma_fault(const RfConvBnDgrad& problem, const TmaTileFacts& tile,
-                               int64_t images) {
-  constexpr DgradNames kNames{"dz", "coefficients"};
+                               int64_t images, const char* result) {
+  const DgradNames names{"dz", "coefficients", result};
   const RfConvGradient& conv = problem.conv;
-  std::string found = dgrad_tma_fault(conv, tile, kNames, problem.affine != 0, images);
+  std::string found = dgrad_tma_fault(conv, tile, names, problem.affine != 0, images);
   if (!found.empty()) return found;
   if (problem.added != 0) {
     const int64_t step = problem.addend_step;
@@ -30,15 +30,11 @@ std::string bn_dgrad_tma_fault(const RfConvBnDgrad& problem, const TmaTileFacts&
   return dgrad_tma_output_fault("raw", conv, tile, {problem.raw, problem.raw_stride}, images);
 }
 
-int run_conv_bn_dgrad_tma(const RfConvBnDgrad& problem, const RfConvPlan& plan, void* workspace,
-                          int64_t first, int64_t images, void* stream) {
-  const int index = plan.configuration - kFirstBnDgradTma;
-  const TmaTileFacts tile = dgrad_tma_tile<BnDgradTmaTiles>(index);
+int bn_dgrad_tma_arguments(const RfConvBnDgrad& problem, const TmaTileFacts& tile,
+                           const BnDgradLayout& layout, const RfConvPlan& plan, void* workspace,
+                           int64_t first, int64_t images, ConvBnDgradTmaArguments* made) {
   const RfConvGradient& conv = problem.conv;
-  const BnDgradLayout layout =
-      bn_dgrad_layout(problem, *rf_conv_bn_dgrad_configuration(plan.configuration), plan.splits,
-                      plan.images_a_launch);
-  ConvBnDgradTmaArguments arguments{};
+  ConvBnDgradTmaArguments& arguments = *made;
   int error = dgrad_tma_arguments(conv, tile, problem.affine != 0, first, images, plan.blocks,
                                   &arguments.dgrad);
   const std::vector<DgradPhaseFacts> phases = phases_of(conv);
@@ -68,10 +64,24 @@ int run_conv_bn_dgrad_tma(const RfConvBnDgrad& problem, const RfConvPlan& plan, 
   const PhaseSize phase = phase_size(conv);
   arguments.tiles_that_meet = narrowed(divide_up(images * phase.rows * phase.columns, tile.pixels));
   arguments.reduction = gradient_reduction(problem, layout, plan, workspace, first);
+  return 0;
+}
+
+int run_conv_bn_dgrad_tma(const RfConvBnDgrad& problem, const RfConvPlan& plan, void* workspace,
+                          int64_t first, int64_t images, void* stream) {
+  const int index = plan.configuration - kFirstBnDgradTma;
+  const TmaTileFacts tile = dgrad_tma_tile<BnDgradTmaTiles>(index);
+  const BnDgradLayout layout =
+      bn_dgrad_layout(problem, *rf_conv_bn_dgrad_configuration(plan.configuration), plan.splits,
+                      plan.images_a_launch);
+  ConvBnDgradTmaArguments arguments{};
+  const int error = bn_dgrad_tma_arguments(problem, tile, layout, plan, workspace, first, images,
+                                           &arguments);
+  if (error != 0) return error;
   const ClearedCounters counters{workspace, first == 0 ? layout.counted : 0};
   const int32_t blocks = dgrad_tma_grid(arguments.dgrad, tile, plan);
 #if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
-  const bool half = static_cast<DataType>(conv.dtype) == DataType::kFloat16;
+  const bool half = static_cast<DataType>(problem.conv.dtype) == DataType::kFloat16;
   const auto launch = half ? launch_conv_bn_dgrad_tma_float16 : launch_conv_bn_dgrad_tma_bfloat16;
   return launch(arguments, counters, index, blocks, stream);
 #else

@@ -6,13 +6,21 @@
 
 #include "../device/bn_dgrad_tma.h"
 #include "conv_bn_dgrad.h"
+#include "conv_bn_dgrad_arguments.h"
 #include "dgrad_tma.h"
 
 namespace resnet_fused {
 
-// What keeps a problem from a tile, with the argument's name; empty if nothing does.
+// What keeps a problem from a tile, with the argument's name; empty if nothing does. result: what
+// x is called.
 std::string bn_dgrad_tma_fault(const RfConvBnDgrad& problem, const TmaTileFacts& tile,
-                               int64_t images);
+                               int64_t images, const char* result = "out");
+
+// The arguments of a launch of images [first, first + images), of which bn_dgrad_tma_fault finds
+// nothing, by a plan and its layout; 0 or a cudaError_t.
+int bn_dgrad_tma_arguments(const RfConvBnDgrad& problem, const TmaTileFacts& tile,
+                           const BnDgradLayout& layout, const RfConvPlan& plan, void* workspace,
+                           int64_t first, int64_t images, ConvBnDgradTmaArguments* made);
 
 // Launches images [first, first + images), of which bn_dgrad_tma_fault finds nothing; 0 or a
 // cudaError_t.

@@ -128,7 +128,8 @@ std::string dgrad_tma_fault(const RfConvGradient& problem, const TmaTileFacts& t
   found = walk_fault(names.dy, dy);
   if (found.empty()) found = tma_weight_fault(made, element_of(problem.dtype), tile);
   if (found.empty()) {
-    found = dgrad_tma_output_fault("out", problem, tile, {problem.x, problem.x_stride}, images);
+    found =
+        dgrad_tma_output_fault(names.result, problem, tile, {problem.x, problem.x_stride}, images);
   }
   if (!found.empty()) return found;
   // Per-channel values come two at a time.

@@ -57,10 +57,11 @@ struct DgradWork {
   double ends;       // elements that a tile reads and writes at its end, for each of the result's
   double loads = 0;  // of channels' values, that a warp makes a step by wgmma
 };
-// What an op calls dy, and what it is multiplied by.
+// What an op calls dy, what it is multiplied by, and dx.
 struct DgradNames {
   const char* dy;
   const char* vectors;
+  const char* result = "out";
 };
 
 // What keeps a problem from a tile, with the argument's name; empty if nothing does.
