@@ -121,6 +121,7 @@ class BnDgradEndStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLef
     // them among those that meet.
     if constexpr (Shape::kSharing > 1) {
       if (tile.pixels >= arguments_.image.tiles_that_meet || place.channel >= conv.channels) {
+        this->meet();  // all have seen raw come, or the barrier would be two phases further
         ask_next();
         return;
       }

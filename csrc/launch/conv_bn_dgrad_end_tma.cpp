@@ -15,19 +15,21 @@ std::string bn_dgrad_end_tma_fault(const RfConvBnDgradEnd& problem, const TmaTil
   if (!found.empty()) return found;
   found = dgrad_tma_output_fault("out", conv, tile, {problem.out, problem.out_stride}, images);
   if (!found.empty() || problem.projected == 0) return found;
-  return dgrad_tma_output_fault("residual", conv, tile,
-                                {problem.residual, problem.residual_stride}, images);
+  return dgrad_tma_output_fault("residual", conv, tile, {problem.residual, problem.residual_stride},
+                                images);
 }
 
 int run_conv_bn_dgrad_end_tma(const RfConvBnDgradEnd& problem, const RfConvPlan& plan,
                               void* workspace, int64_t first, int64_t images, void* stream) {
   const int index = plan.configuration - kFirstBnDgradEndTma;
   const TmaTileFacts tile = dgrad_tma_tile<BnDgradEndTmaTiles>(index);
-  const BnDgradLayout layout = bn_dgrad_end_layout(problem, plan);
+  const BnDgradLayout layout =
+      bn_dgrad_end_layout(problem, *rf_conv_bn_dgrad_end_configuration(plan.configuration),
+                          plan.splits, plan.images_a_launch);
   ConvBnDgradEndTmaArguments arguments{};
   ConvBnDgradTmaArguments& image = arguments.image;
-  int error = bn_dgrad_tma_arguments(problem.image, tile, layout, plan, workspace, first, images,
-                                     &image);
+  int error =
+      bn_dgrad_tma_arguments(problem.image, tile, layout, plan, workspace, first, images, &image);
   const RfConvGradient& conv = problem.image.conv;
   const std::vector<DgradPhaseFacts> phases = phases_of(conv);
   for (int i = 0; i < image.dgrad.count && error == 0; ++i) {
@@ -40,8 +42,7 @@ int run_conv_bn_dgrad_end_tma(const RfConvBnDgradEnd& problem, const RfConvPlan&
   if (error != 0) return error;
   if (problem.projected != 0) {
     arguments.projected = true;
-    arguments.residual_mean =
-        static_cast<const float*>(problem.residual_norm) + 2 * conv.x_size[1];
+    arguments.residual_mean = static_cast<const float*>(problem.residual_norm) + 2 * conv.x_size[1];
     arguments.third = third_sums(layout, workspace);
   }
   const ClearedCounters counters{workspace, first == 0 ? layout.counted : 0};

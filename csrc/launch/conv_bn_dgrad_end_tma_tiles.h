@@ -1,6 +1,7 @@
-// The tiles of conv_bn_dgrad_end for sm_90a.
+// The tiles of conv_bn_dgrad_end for sm_90a. Their indices follow those for sm_80.
 #pragma once
 
+#include "conv_bn_dgrad_end_tiles.h"
 #include "conv_bn_dgrad_tma_tiles.h"
 
 namespace resnet_fused {

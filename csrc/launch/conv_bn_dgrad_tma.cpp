@@ -75,8 +75,8 @@ int run_conv_bn_dgrad_tma(const RfConvBnDgrad& problem, const RfConvPlan& plan, 
       bn_dgrad_layout(problem, *rf_conv_bn_dgrad_configuration(plan.configuration), plan.splits,
                       plan.images_a_launch);
   ConvBnDgradTmaArguments arguments{};
-  const int error = bn_dgrad_tma_arguments(problem, tile, layout, plan, workspace, first, images,
-                                           &arguments);
+  const int error =
+      bn_dgrad_tma_arguments(problem, tile, layout, plan, workspace, first, images, &arguments);
   if (error != 0) return error;
   const ClearedCounters counters{workspace, first == 0 ? layout.counted : 0};
   const int32_t blocks = dgrad_tma_grid(arguments.dgrad, tile, plan);
