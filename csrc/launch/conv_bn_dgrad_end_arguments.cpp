@@ -1,6 +1,7 @@
 // What conv_bn_dgrad_end is told beside conv_bn_dgrad's, and its launch.
 #include "conv_bn_dgrad_end_arguments.h"
 
+#include "conv_bn_dgrad_end_tma.h"
 #include "conv_strides.h"
 
 namespace resnet_fused {
@@ -52,6 +53,9 @@ extern "C" int rf_conv_bn_dgrad_end_cuda(const RfConvBnDgradEnd* problem, const 
   const RfConvGradient& conv = problem->image.conv;
   const RfConvConfiguration& tile = *rf_conv_bn_dgrad_end_configuration(plan->configuration);
   return launch_parts(*plan, conv.x_size[0], [&](int64_t first, int64_t count) {
+    if (tile.tma != 0) {
+      return run_conv_bn_dgrad_end_tma(*problem, *plan, workspace, first, count, stream);
+    }
     return kLaunches(conv.dtype,
                      conv_bn_dgrad_end_arguments(*problem, *plan, tile, workspace, first, count),
                      plan->configuration, stream);

@@ -3,6 +3,9 @@
 #include "conv_bn_dgrad_choice.h"
 #include "conv_bn_dgrad_end_arguments.h"
 #include "conv_bn_dgrad_end_tiles.h"
+#include "conv_bn_dgrad_end_tma.h"
+#include "conv_bn_dgrad_end_tma_tiles.h"
+#include "tma_request.h"
 
 namespace resnet_fused {
 namespace {
@@ -14,8 +17,18 @@ using BnDgradEndTable =
 // block's output, and summed; a projection's sum.
 constexpr double kMaskAndSumInstructions = 6;
 constexpr double kThirdSumInstructions = 3;
+// By wgmma all of them beside the four of kResults (counted in what ptxas 13.0 makes: a thread of
+// 64 elements has 80 for the mask's bits, 310 to add, round, mask and store, 630 to sum, 250 to
+// meet); and 520 of the third sum.
+constexpr double kTmaEndInstructions = 16;
+constexpr double kTmaThirdSumInstructions = 8;
 
-// By mma.sync.
+const std::vector<DgradTmaEntry>& tma_table() { return dgrad_tma_table<BnDgradEndTmaTiles>(); }
+TmaTileFacts tma_tile_at(int32_t index) {
+  return dgrad_tma_tile<BnDgradEndTmaTiles>(index - kFirstBnDgradEndTma);
+}
+
+// By mma.sync, behind those by wgmma.
 struct BnDgradEndChooser : BnDgradProducts<BnDgradEndTable> {
   const RfConvBnDgradEnd& ended;
 
@@ -23,6 +36,29 @@ struct BnDgradEndChooser : BnDgradProducts<BnDgradEndTable> {
     return rf_conv_bn_dgrad_end_configuration(index);
   }
   static int32_t tiles() { return rf_conv_bn_dgrad_end_configurations(); }
+
+  std::string unfit(const RfConvConfiguration& tile, const GradientProduct& product, int32_t index,
+                    int64_t images) const {
+    if (tile.tma == 0) return DgradChooser::unfit(tile, product, index, images);
+    if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+    if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+    return bn_dgrad_end_tma_fault(ended, tma_tile_at(index), images);
+  }
+  double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                int32_t index, int64_t images) const {
+    if (tile.tma == 0) return DgradChooser::cycles(tile, product, splits, index, images);
+    const double finishing =
+        kTmaEndInstructions + (ended.projected != 0 ? kTmaThirdSumInstructions : 0);
+    // All but dx is read.
+    const DgradWork work{reads_y,      reads_y ? kTurnPairInstructions : 0, finishing,
+                         product.ends, reads_y ? kCoefficientLoads : 0,     product.ends - 1};
+    return dgrad_tma_cost(problem, tma_tile_at(index), work, images, gpu);
+  }
+  int64_t blocks(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
+                 int32_t index, int64_t images) const {
+    if (tile.tma == 0) return DgradChooser::blocks(tile, product, splits, index, images);
+    return dgrad_tma_blocks(problem, tma_tile_at(index), images, gpu);
+  }
 
   GradientProduct product(const RfConvConfiguration& tile, int64_t* images) const {
     const bool projected = ended.projected != 0;
@@ -42,11 +78,13 @@ struct BnDgradEndChooser : BnDgradProducts<BnDgradEndTable> {
 }  // namespace resnet_fused
 
 extern "C" int32_t rf_conv_bn_dgrad_end_configurations(void) {
-  return resnet_fused::kFirstBnDgradEndTma;
+  return resnet_fused::kFirstBnDgradEndTma + resnet_fused::BnDgradEndTmaTiles::kSize;
 }
 
 extern "C" const RfConvConfiguration* rf_conv_bn_dgrad_end_configuration(int32_t index) {
-  return resnet_fused::BnDgradEndTable::at(index);
+  using namespace resnet_fused;
+  if (index < kFirstBnDgradEndTma) return BnDgradEndTable::at(index);
+  return configuration_at<tma_table>(index - kFirstBnDgradEndTma);
 }
 
 extern "C" int32_t rf_conv_bn_dgrad_end_plan(const RfConvBnDgradEnd* problem, const RfGpu* gpu,

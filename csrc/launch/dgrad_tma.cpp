@@ -172,7 +172,7 @@ double dgrad_tma_cost(const RfConvGradient& problem, const TmaTileFacts& tile,
   for (const DgradPhaseFacts& phase : phases_of(problem)) {
     const auto steps = static_cast<double>(of_tap * phase.taps());
     const double multiply = steps * std::max({matrix, shared, turning});
-    const double load = steps * asked / kCacheBytes;
+    const double load = (steps * asked + area * work.asked * kTmaElementBytes) / kCacheBytes;
     const int64_t tiles = divide_up(ahead + each, clusters) - divide_up(ahead, clusters);
     cycles += static_cast<double>(tiles) * std::max({multiply + results, load, ends});
     ahead += each;
