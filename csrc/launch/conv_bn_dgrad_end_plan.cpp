@@ -22,6 +22,9 @@ constexpr double kThirdSumInstructions = 3;
 // meet); and 520 of the third sum.
 constexpr double kTmaEndInstructions = 16;
 constexpr double kTmaThirdSumInstructions = 8;
+// A warpgroup's own way through a tile's end waits so often: while the sums meet (a fence and an
+// atomic) `out` comes, then raw; and for what the projection made.
+constexpr double kTmaWaits = 3;
 
 const std::vector<DgradTmaEntry>& tma_table() { return dgrad_tma_table<BnDgradEndTmaTiles>(); }
 TmaTileFacts tma_tile_at(int32_t index) {
@@ -47,11 +50,15 @@ struct BnDgradEndChooser : BnDgradProducts<BnDgradEndTable> {
   double cycles(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,
                 int32_t index, int64_t images) const {
     if (tile.tma == 0) return DgradChooser::cycles(tile, product, splits, index, images);
-    const double finishing =
-        kTmaEndInstructions + (ended.projected != 0 ? kTmaThirdSumInstructions : 0);
-    // All but dx is read.
-    const DgradWork work{reads_y,      reads_y ? kTurnPairInstructions : 0, finishing,
-                         product.ends, reads_y ? kCoefficientLoads : 0,     product.ends - 1};
+    const bool projected = ended.projected != 0;
+    DgradWork work{reads_y, 0, kTmaEndInstructions, product.ends};
+    if (reads_y) {
+      work.turning = kTurnPairInstructions;
+      work.loads = kCoefficientLoads;
+    }
+    if (projected) work.finishing += kTmaThirdSumInstructions;
+    work.waits = (kTmaWaits + (projected ? 1 : 0)) * kLatency;
+    work.asked = product.ends - 1;  // all but dx
     return dgrad_tma_cost(problem, tma_tile_at(index), work, images, gpu);
   }
   int64_t blocks(const RfConvConfiguration& tile, const GradientProduct& product, int64_t splits,

@@ -171,7 +171,7 @@ double dgrad_tma_cost(const RfConvGradient& problem, const TmaTileFacts& tile,
   int64_t ahead = 0;
   for (const DgradPhaseFacts& phase : phases_of(problem)) {
     const auto steps = static_cast<double>(of_tap * phase.taps());
-    const double multiply = steps * std::max({matrix, shared, turning});
+    const double multiply = std::max(steps * std::max({matrix, shared, turning}), work.waits);
     const double load = (steps * asked + area * work.asked * kTmaElementBytes) / kCacheBytes;
     const int64_t tiles = divide_up(ahead + each, clusters) - divide_up(ahead, clusters);
     cycles += static_cast<double>(tiles) * std::max({multiply + results, load, ends});

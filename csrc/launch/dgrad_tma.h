@@ -56,8 +56,8 @@ struct DgradWork {
   double finishing;  // that an element of the result takes beside its rounding
   double ends;       // elements that a tile reads and writes at its end, for each of the result's
   double loads = 0;  // of channels' values, that a warp makes a step by wgmma
-  double asked =
-      0;  // of `ends` those that L2 is asked for beside the steps; 0: they are not counted
+  double waits = 0;  // cycles that a warpgroup waits for its tile's end, its products beside
+  double asked = 0;  // of `ends` those that L2 is asked for, where they are counted
 };
 // What an op calls dy, what it is multiplied by, and dx.
 struct DgradNames {
