@@ -110,9 +110,7 @@ def require(case: ConvCase, given: Operands, dx: Tensor, sums: Tensor, step: int
     assert found is None, found
 
 
-def wrong(
-    case: ConvCase, given: Operands, dx: Tensor, sums: Tensor, step: int = 1
-) -> str | None:
+def wrong(case: ConvCase, given: Operands, dx: Tensor, sums: Tensor, step: int = 1) -> str | None:
     """What is wrong with exact results, or None."""
     whole, _ = checks.expected_dgrad(checks.Operands(*given[:5], None, None), case, step)
     below = torch.where(given.out <= 0, torch.zeros_like(whole), whole)

@@ -106,9 +106,7 @@ def trials() -> list[Trial]:
                 **{n: None if t is None else torch.nan_to_num(t) for n, t in norms.items()}
             )
             geometry = (case.stride, case.padding, case.dilation, case.groups)
-            call = functools.partial(
-                overload(OP, emulated.NAME), *given, case.stride[0], *geometry
-            )
+            call = functools.partial(overload(OP, emulated.NAME), *given, case.stride[0], *geometry)
             for schedule in HOSTILE if exact else HOSTILE[-1:]:
                 settings = {
                     "schedule": schedule, "configuration": index[name], "splits": 1, "gpu": gpu,

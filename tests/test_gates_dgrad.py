@@ -129,6 +129,47 @@ def test_blocks_that_share_are_held_to_it(planted, words):
     )
 
 
+ENDING = (
+    "_ZN12resnet_fused28conv_bn_dgrad_end_tma_kernelINS_8BFloat16ENS_15BnDgradTmaShapeILi128ELi3ELi1ELi1EEEEE"
+    "vNS_26ConvBnDgradEndTmaArgumentsE"
+)
+OF_ENDS = CODE | {
+    "UTMALDG.3D": 8, "UTMALDG.4D.IM2COL": 10, "LDSM.16.M88.4": 40, "LDG.E.64.CONSTANT": 48,
+    "SYNCS.PHASECHK.TRANS64.TRYWAIT": 8, "STSM.16.M88.4": 16, "ATOMG.E.ADD.STRONG.GPU": 2,
+    "HSET2.BF16_V2.GTU.AND": 64, "MEMBAR.ALL.GPU": 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("planted", "words"),
+    [
+        ({"UTMALDG_3D": 7}, r"7 UTMALDG\.3D, at least 8"),
+        ({"UTMALDG_4D_IM2COL": 9}, r"9 UTMALDG\.4D\.IM2COL, at least 10"),
+        ({"LDSM_16_M88_4": 39}, "39 LDSM"),
+        ({"STSM_16_M88_4": 8}, "8 STSM"),
+        ({"HSET2.BF16_V2.GTU.AND": 32}, "32 HSET2"),
+        ({"SYNCS.PHASECHK.TRANS64.TRYWAIT": 7}, "7 SYNCS"),
+        ({"ATOMG_E_ADD_STRONG_GPU": 1}, "1 ATOMG"),
+        ({"MEMBAR_ALL_GPU": 7}, "7 MEMBAR.ALL.GPU, at most 6"),
+        ({"LDL": 1}, "1 LDL or STL"),
+    ],
+    ids=str,
+)
+def test_behind_a_blocks_end_it_masks_by_words(planted, words):
+    def failed(**code):
+        counts = OF_ENDS | {
+            key if "." in key else key.replace("_", "."): count for key, count in code.items()
+        }
+        return rules.Kernel(ENDING, "90a", 168, instructions=counts).failures()
+
+    assert failed() == []
+    found = failed(**planted)
+    assert any(words in sentence for sentence in found), found
+    tile = dgrad_of(ENDING)
+    assert tile is not None and tile.shared == 231536 and tile.ends
+    assert rules.short_name(ENDING) == "conv_bn_dgrad_end_tma<BFloat16, 128x128 3 stages>"
+
+
 WINDOWS = (
     "_ZN12resnet_fused27conv_bn_dgrad_window_kernelINS_8BFloat16ENS_18BnDgradWindowShapeILi192EEEEE"
     "vNS_22BnDgradWindowArgumentsE"

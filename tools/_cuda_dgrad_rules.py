@@ -29,6 +29,7 @@ class DgradTile:
     reduces: bool = False  # between two BatchNorms
     filters: int = 1  # blocks that share filters
     pixels: int = 1  # likewise
+    ends: bool = False  # behind a block's end
 
     @property
     def shared(self) -> int:
@@ -119,7 +120,8 @@ def dgrad_of(mangled: str) -> DgradTile | None:
     if shape is None:
         return None
     channels, stages, filters, pixels = map(int, shape.groups()[1:])
-    return DgradTile(channels, stages, shape.group(1) is not None, filters, pixels)
+    ends = "conv_bn_dgrad_end_tma_kernel" in mangled
+    return DgradTile(channels, stages, shape.group(1) is not None, filters, pixels, ends)
 
 
 def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
@@ -150,7 +152,23 @@ def dgrad_by_tma(kernel: Kernel) -> dict[str, bool]:
         r"LDG\.E\.64.*": STEPS * 2 * STEP_PRODUCTS,
         r"STSM\b.*": 4 * boxes,
     }
-    if tile.reduces:
+    if tile.ends:
+        exact |= {
+            # The mask of two elements a word, in a tile with steps and in one without.
+            r"HSET2\b.*\.GTU\..*": 2 * tile.channels // 4,
+        }
+        least |= {
+            # The shortcut, `out`, raw and the projection's, likewise.
+            r"UTMALDG\.3D": 4 * boxes,
+            r"UTMALDG\.4D\.IM2COL": alone + 4 * boxes,
+            "SYNCS.*TRYWAIT": 8,
+            # `out` twice, as above, and the shortcut.
+            r"LDSM\b.*": STEPS * 2 * STEP_PRODUCTS + 4 * boxes * 3,
+            r"LDG\.E\.64.*": STEPS * 2 * STEP_PRODUCTS * 3,
+            r"STSM\b.*": 2 * 4 * boxes,  # with and without the shortcut
+            "ATOMG.*": 2,
+        }
+    elif tile.reduces:
         least |= {
             # The shortcut and raw, likewise.
             r"UTMALDG\.3D": 2 * boxes,

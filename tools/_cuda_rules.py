@@ -371,6 +371,7 @@ RULES = {
     "conv_dgrad_kernel": _convolution,
     "conv_dgrad_tma_kernel": dgrad_by_tma,
     "conv_bn_dgrad_tma_kernel": dgrad_by_tma,
+    "conv_bn_dgrad_end_tma_kernel": dgrad_by_tma,
     "conv_bn_dgrad_window_kernel": dgrad_by_window,
     "conv_wgrad_kernel": _convolution,
     "conv_wgrad_tma_kernel": wgrad_by_tma,
