@@ -40,6 +40,7 @@ FILES = {
     "bn_dgrad_store.h",
     "channel_lanes.h",
     "conv_dgrad_sm90.cuh",
+    "gradient_rows.h",
     "merge_chunks.h",
     "merge_gradients.h",
     "phase_place.h",

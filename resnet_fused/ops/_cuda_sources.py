@@ -228,7 +228,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/conv_bn_dgrad_tma_launch.cuh",
         "csrc/launch/conv_bn_dgrad_tma_tiles.h",
     ),
-    "conv_bn_dgrad_end": (*_COMMON, *_GRADIENTS, *BN_DGRAD_END),
+    "conv_bn_dgrad_end": (*_COMMON, *_BY_TMA, *_GRADIENTS, *_DGRADS, *BN_DGRAD_END),
     "conv_bn_grad1x1": (
         *_COMMON,
         *_OF_GRADIENTS,
