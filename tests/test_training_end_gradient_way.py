@@ -69,7 +69,7 @@ def test_what_a_kernel_is_predicted_to_win_is_taken(asked):
     assert asked(256) == (False, "256 filters") and asked(256).how == "two ops"
     assert asked(63) == (False, "odd")
     assert asked(folds=False) == (False, "")
-    for word, ways in (("reference", True), ("cuda", False), ("cpu", False), ("triton", True)):
+    for word, ways in (("reference", True), ("cuda", True), ("cpu", False), ("triton", True)):
         with rf.backend(word):
             assert asked().ended is ways, word
 
