@@ -90,3 +90,17 @@ class TestInterpreted:
         assert [route.implementation for route in routes] == ["triton", "triton"]
         said = f"conv_bn_dgrad {others[0].configuration}/1: tuned on this GPU: 1.25x"
         assert all(route.why.endswith(said) for route in routes)
+
+    def test_explain_says_it_of_the_gradient_between_two_blocks(self):
+        """At the convolution that makes it, and at no other."""
+        op = "conv_bn_dgrad_end"
+        work = build(Subject("kernel", op, "3x3_16_16_at6_add_noact", 2, "float32", "cpu"))
+        _, others = TritonKernel().options(work)
+        keep(work, others[0].configuration)
+        row = torch.nn.Sequential(rf.nn.BasicBlock(16, 16), rf.nn.BasicBlock(16, 16))
+        row = rf.fuse(rf.unfuse(row).to(memory_format=torch.channels_last).train())
+        x = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last)
+        with backends.backend("triton"), backends.recording() as routes:
+            row(x.requires_grad_())
+        said = f"{op} {others[0].configuration}/1: tuned on this GPU: 1.25x"
+        assert [said in route.why for route in routes] == [False, False, True, False]

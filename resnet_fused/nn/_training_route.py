@@ -256,7 +256,8 @@ def _record(
         if said := _finalizing(pair, choice, x.device, dtype, index == 0 and before.folded):
             more.append(said)
         if choice.implementation.name == "triton":
-            more += _tuned(pair.conv, shape, x.device, dtype, index > 0)
+            image = _end_gradient.OP if ended else "conv_bn_dgrad"
+            more += _tuned(pair.conv, shape, x.device, dtype, index > 0, image)
         backends.record(
             backends.Route(
                 pair.conv,
@@ -274,15 +275,20 @@ def _record(
 
 
 def _tuned(
-    conv: nn.Module, shape: torch.Size, device: torch.device, dtype: torch.dtype, inner: bool
+    conv: nn.Module,
+    shape: torch.Size,
+    device: torch.device,
+    dtype: torch.dtype,
+    inner: bool,
+    image: str,
 ) -> list[str]:
-    """Which configurations of a convolution and its gradients tuning chose."""
+    """Which configurations of a convolution and its gradients, `image` among them, tuning chose."""
     geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
     call = device, dtype, shape, conv._parameters["weight"].shape, geometry
     said = (
         (op, _triton.tuned(op, *call, third))
         for op, third in (
-            ("conv_bn_stats", inner), ("conv_bn_dgrad", True), ("conv_bn_wgrad", True)
+            ("conv_bn_stats", inner), (image, True), ("conv_bn_wgrad", True)
         )
     )  # fmt: skip
     return [f"{op} {why}" for op, why in said if why]
