@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from resnet_fused.nn import PaddedShortcut
 from resnet_fused.nn._blocks import FusedBlock, FusedStem, projection_of
 from resnet_fused.ops import _grad1x1
 from resnet_fused.roofline import Kernel, node_kernels
+from resnet_fused.roofline.training import thins
 from resnet_fused.triton import _grad1x1 as _rule
 from resnet_fused.triton import _tiles
 
@@ -45,6 +47,21 @@ class Node:
     def inner(self, layer: int) -> bool:
         """Whether a convolution reads another one of the node."""
         return 0 < layer < self.chain
+
+    def case_of(self, kernel: Kernel) -> ConvCase:
+        """The sizes of a convolution as a kernel is called with them.
+
+        Of a projection's input a node wants the gradient of the pixels alone that it reads.
+        """
+        case = self.cases[kernel.layer]
+        if kernel.op == "conv_bn_dgrad" and kernel.layer >= self.chain and thins(case):
+            return dataclasses.replace(case, h=case.p, w=case.q, stride=(1, 1))
+        return case
+
+    @property
+    def addend_stride(self) -> int:
+        """Of how many rows and columns of the input one has a gradient through a projection."""
+        return next((case.stride[0] for case in self.cases[self.chain :] if thins(case)), 1)
 
 
 def nodes(
