@@ -92,9 +92,8 @@ def _alone(node: Node, kernel: Kernel) -> float:
 
 
 def in_a_row(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
-    """Bottlenecks with the one of the same stage behind: ends that a 1x1 convolution follows."""
-    pairs = itertools.pairwise(node for node in nodes if len(node.layers) > 1)
-    return [pair for pair in pairs if len({node.name.split(".")[0] for node in pair}) == 1]
+    """Bottlenecks with the one behind: ends that a 1x1 convolution follows."""
+    return list(itertools.pairwise(node for node in nodes if len(node.layers) > 1))
 
 
 def folds(batch: int) -> list[Fold]:

@@ -112,34 +112,38 @@ def _vectors(rows: int, channels: int) -> Tensor:
     return torch.empty(rows, channels, device="meta")
 
 
-def _stats(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+def _stats(case: ConvCase, geometry: Any, inner: bool, added: int) -> _cuda_plan.Problem:
     norm = _vectors(4, case.c) if inner else None
     operands = _image(*case.input_shape), norm, _image(*case.weight_shape)
     return _cuda_stats.problem_of(*operands, _image(*case.output_shape), geometry, real=False)
 
 
-def _dgrad(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+def _addend(case: ConvCase, step: int) -> Tensor | None:
+    return _image(case.n, case.c, -(-case.h // step), -(-case.w // step)) if step else None
+
+
+def _dgrad(case: ConvCase, geometry: Any, inner: bool, added: int) -> _cuda_plan.Problem:
     dz, x = _image(*case.output_shape), _image(*case.input_shape)
     below = (x, _vectors(4, case.c)) if inner else (None, None)
-    weight, addend = _image(*case.weight_shape), x if added else None
+    weight, addend = _image(*case.weight_shape), _addend(case, added)
     operands = dz, dz, _vectors(3, case.k), weight, addend, *below
-    return _cuda_bn_dgrad.problem_of(operands, x, 1, geometry, real=False)
+    return _cuda_bn_dgrad.problem_of(operands, x, max(1, added), geometry, real=False)
 
 
-def _wgrad(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+def _wgrad(case: ConvCase, geometry: Any, inner: bool, added: int) -> _cuda_plan.Problem:
     dz, norm = _image(*case.output_shape), _vectors(4, case.c) if inner else None
     operands = dz, dz, _vectors(3, case.k), _image(*case.input_shape), norm
     return _cuda_wgrad.problem_of(*operands, _image(*case.weight_shape), geometry, real=False)
 
 
-def _grad1x1(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+def _grad1x1(case: ConvCase, geometry: Any, inner: bool, added: int) -> _cuda_plan.Problem:
     dz, x = _image(*case.output_shape), _image(*case.input_shape)
-    norm, addend = _vectors(4, case.c) if inner else None, x if added else None
+    norm, addend = _vectors(4, case.c) if inner else None, _addend(case, added)
     operands = dz, dz, _vectors(3, case.k), x, norm, _image(*case.weight_shape), addend
-    return _cuda_grad1x1.problem_of(operands, x, 1, real=False)
+    return _cuda_grad1x1.problem_of(operands, x, max(1, added), real=False)
 
 
-def _end(case: ConvCase, geometry: Any, inner: bool, added: bool) -> _cuda_plan.Problem:
+def _end(case: ConvCase, geometry: Any, inner: bool, added: int) -> _cuda_plan.Problem:
     y, z, norm = _image(*case.input_shape), _image(*case.output_shape), _vectors(4, case.c)
     operands = y, norm, y, norm if added else None, _image(*case.weight_shape), y, z
     return _cuda_block_end.problem_of(*operands, real=False)
@@ -167,16 +171,16 @@ def problem(node: Node, kernel: Kernel) -> _cuda_plan.Problem:
         node: with the layer's sizes.
         kernel: one of its convolutions.
     """
-    case, inner = node.cases[kernel.layer], node.inner(kernel.layer)
+    case, inner = node.case_of(kernel), node.inner(kernel.layer)
     geometry = (case.stride, case.padding, case.dilation, case.groups)
     # The shortcut's gradient, or the projection, where the roofline counts it.
     alone = ALONE.get(kernel.op)
     added = alone is not None and kernel.cost.bytes > alone(case, DTYPE, masked=inner).bytes
-    return PROBLEMS[kernel.op](case, geometry, inner, added)
+    return PROBLEMS[kernel.op](case, geometry, inner, node.addend_stride if added else 0)
 
 
 def _predicted(node: Node, kernel: Kernel, about: tuple[int, ...]) -> Predicted:
-    case = node.cases[kernel.layer]
+    case = node.case_of(kernel)
     memory, tensor = 1e6 * kernel.cost.bytes / MEMORY, 1e6 * kernel.cost.flops / TENSOR
     us, kind, plan = max(memory, tensor), "", ""
     name = f"{case.k} at {case.p}"

@@ -110,7 +110,7 @@ def _issued(case: ConvCase, op: str, kernel: Kernel) -> tuple[float, float]:
 
 def seconds(node: Node, kernel: Kernel) -> tuple[float, float, float]:
     """Of one kernel: memory, L2, tensor cores."""
-    memory, case = kernel.cost.bytes / MEMORY, node.cases[kernel.layer]
+    memory, case = kernel.cost.bytes / MEMORY, node.case_of(kernel)
     if not kernel.op.startswith("conv"):
         return memory, 0.0, 0.0
     if kernel.op == "conv_bn_grad1x1":

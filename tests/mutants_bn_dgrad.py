@@ -75,11 +75,16 @@ def trials() -> Iterator[Trial]:
 
 
 def _operands(
-    case: cases.ConvCase, dtype: torch.dtype, exact: bool, full: bool, layout: str
+    case: cases.ConvCase,
+    dtype: torch.dtype,
+    exact: bool,
+    full: bool,
+    layout: str,
+    step: int | None = None,
 ) -> checks.Operands:
-    """All of the op's operands, or none of what may be left out."""
+    """All of the op's operands, or none of what may be left out; `step`: the addend's."""
     generator = torch.Generator().manual_seed(5)
-    step = case.stride[1] if full else 0
+    step = (step or case.stride[1]) if full else 0
     made = checks.exact_operands(case, dtype, generator, affine=full, addend=step, below=full)
     if made.norm is not None:
         made.norm[3] = 0  # not NaN, which no comparison finds unchanged
@@ -91,10 +96,10 @@ def _operands(
 
 
 def _judged(
-    case: cases.ConvCase, given: checks.Operands, exact: bool
+    case: cases.ConvCase, given: checks.Operands, exact: bool, step: int | None = None
 ) -> Callable[[tuple[Tensor, Tensor]], str | None]:
     """What is wrong with a gradient and its sums."""
-    step = case.stride[1]
+    step = step or case.stride[1]
     options = {"addend_stride": step, **case.geometry}
     oracle = numerics.conv_bn_dgrad_oracle(*given, input_size=case.input_shape, **options)
     tf32 = given.dz.dtype == torch.float32

@@ -192,6 +192,35 @@ def test_an_addend_of_one_phase(place, name):
 
 
 @every
+@pytest.mark.parametrize("name", ["1x1", "many", "groups", "pixel"])
+def test_an_addend_of_fewer_pixels_is_gathered(place, name):
+    """At every second or third pixel of all, as a projection leaves it beside a stride of 1."""
+    case = NAMED[name]
+    for dtype, way, step in zip(DTYPES, ("all", "addend"), (2, 3), strict=True):
+        given = operands(case, dtype, **(WAYS[way] | {"addend": step}))
+        # Asked for late, it must not be missed; nor may the last tile's store lose its rows.
+        for schedule in (Schedule("lazy", "reverse"), Schedule("random", "shuffled", seed=place)):
+            found = call(
+                case, given, step, configuration=index_of(place), splits=1, schedule=schedule,
+                gpu=FEW, resident_blocks=4,
+            )  # fmt: skip
+            require(case, given, *found[:2], step)
+
+
+@every
+def test_what_is_gathered_is_read_once(place):
+    case = ConvCase("layer", 1, 256, 16, 16, 64)
+    given = operands(case, torch.bfloat16, addend=2)
+    dx, sums, report = call(case, given, 2, configuration=index_of(place), splits=1, counting=True)
+    require(case, given, dx, sums, 2)
+    assert report["counters"]["bank_conflicts"] == 0
+    assert report["tensors"]["addend"]["unique_bytes_read"] == given.addend.nbytes
+    asked = [s for s in report["sites"] if s["file"].endswith("gathered_addend.h")]
+    read = sum(site["counters"]["global_load_bytes_asked"] for site in asked)
+    assert read == given.addend.nbytes == dx.nbytes // 4
+
+
+@every
 def test_chunks_of_rows_are_merged(place):
     given = operands(CHUNKS, torch.bfloat16)
     pixels = CHUNKS.n * CHUNKS.h * CHUNKS.w
@@ -306,7 +335,8 @@ SIMPLE = ConvCase("simple", 1, 64, 7, 7, 64, 3, 3, (1, 1), (1, 1))
     [
         ({"dtype": torch.float32}, "dtype: float32 is not served"),
         ({"stride": (3, 3)}, "stride: 3 x 3; up to 2 x 2 is accepted"),
-        ({"addend_step": 2}, "addend: every 2-th pixel; every one is accepted, or those of the s"),
+        ({"addend_step": 2, "addend": 4100}, "addend: its channels do not lie in whole chunks"),
+        ({"stride": (2, 2), "addend_step": 3}, "addend: every 3-th pixel; every one is accepted,"),
         ({"dz": 4098}, "dz: address is "),
         ({"y": 4098}, "y: address is "),
         ({"addend": 4098}, "addend: address is "),

@@ -20,6 +20,8 @@ CHUNKS = 4
 ONE = (1, *emulated.H200[1:])
 """One block takes all tiles, so that every place of the ring is used again."""
 CHUNKED = ConvCase("chunks", 1, 8, 66, 67, 8)
+# Three tiles, to which threads bring what is added: at every second pixel.
+GATHERED = ConvCase("gathered", 3, 72, 12, 11, 72)
 # (configuration, case, all of the op or nothing that may be left out, on noise too): more steps
 # than stages, three tiles and more; with the two ways to come by pixels, and to go; one chunk more
 # than one.
@@ -29,6 +31,7 @@ WAYS = (
     ("tma_p128x64_4s", ConvCase("plain", 3, 72, 12, 11, 72), False, False),
     ("tma_p128x64_4s", ConvCase("by_2", 2, 72, 13, 12, 40, 3, 3, (2, 2), (1, 1)), True, True),
     ("tma_p128x64_4s", CHUNKED, True, False),
+    ("tma_p128x64_4s", GATHERED, True, False),
     # Blocks of a cluster share pixels, three tiles of channels in two pairs, or filters, five tiles
     # of pixels in three.
     ("tma_p128x64_4s_2p", ConvCase("pixels", 2, 136, 9, 9, 72, 3, 3, (1, 1), (1, 1)), True, False),
@@ -40,6 +43,7 @@ FILES = {
     "bn_dgrad_store.h",
     "channel_lanes.h",
     "conv_dgrad_sm90.cuh",
+    "gathered_addend.h",
     "gradient_rows.h",
     "merge_chunks.h",
     "merge_gradients.h",
@@ -77,17 +81,18 @@ def trials() -> list[Trial]:
         gpu = emulated.H200 if case is CHUNKED else ONE  # sums of blocks that meet
         for exact in (True, False) if noisy else (True,):
             dtype = emulated.DTYPES[mutants_bn_dgrad.OP][1 if exact else 2]
-            given = mutants_bn_dgrad._operands(case, dtype, exact, full, "nhwc")
+            step = 2 if case is GATHERED else case.stride[1]
+            given = mutants_bn_dgrad._operands(case, dtype, exact, full, "nhwc", step)
             call = functools.partial(
                 overload(mutants_bn_dgrad.OP, emulated.NAME), *given, list(case.input_shape), True,
-                case.stride[1], *emulated_shapes.geometry_args(case)[:4],
+                step, *emulated_shapes.geometry_args(case)[:4],
             )  # fmt: skip
             for schedule in HOSTILE if exact else HOSTILE[-1:]:
                 settings = {
                     "schedule": schedule, "configuration": index[name], "splits": 1, "gpu": gpu,
                     "resident_blocks": 2,
                 }  # fmt: skip
-                judged = mutants_bn_dgrad._judged(case, given, exact)
+                judged = mutants_bn_dgrad._judged(case, given, exact, step)
                 label = f"{name} {case.name} exact={exact} {schedule}"
                 made.append(Trial(label, call, tuple(given), judged, settings))
     return made

@@ -13,6 +13,8 @@
 #include "../ptx/tma.h"
 #include "bn_dgrad_tma.h"
 #include "channel_lanes.h"
+#include "gathered_addend.h"
+#include "gradient_mask.h"
 #include "gradient_rows.h"
 #include "merge_gradients.h"
 #include "phase_place.h"
@@ -50,7 +52,7 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
     const float* const norm = arguments_.norm + place.group * conv.channels;
     Base::begin(
         {norm, norm + arguments_.reduction.channels, arguments_.reduced ? conv.channels : 0},
-        conv.has_residual ? &conv.residual : nullptr, place);
+        conv.has_residual && !gathers() ? &conv.residual : nullptr, place);
     if (arguments_.reduced && this->thread_ == 0) {
       ptx::mbarrier_arrive_expect_tx(raw_barrier(), Staged::kBytes);
       for (int i = 0; i < Staged::kBoxes; ++i) {
@@ -59,13 +61,18 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
       }
     }
     ptx::sync_warp();
+    if (gathers()) {
+      this->meet();  // the last store has read the staging
+      gather_addend<T, kColumns>(arguments_.gathered, conv, place, this->staged_, this->thread_);
+    }
   }
 
   RF_DEVICE void finish(const float (&d)[kColumns / 2], int32_t phase, const TmaTile& tile,
                         const PhasePlace& place) {
     const ConvTmaArguments& conv = of(phase);
-    this->wait_for_vectors();
-    if (conv.has_residual) this->wait_for_residual();
+    if (gathers()) ptx::cp_async_wait_group<0>();
+    this->wait_for_vectors();  // and for what the others have gathered
+    if (conv.has_residual && !gathers()) this->wait_for_residual();
     if (arguments_.reduced) {
       ptx::mbarrier_wait_parity(raw_barrier(), raw_parity_);
       raw_parity_ ^= 1;
@@ -87,6 +94,7 @@ class BnDgradStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, 
   RF_DEVICE const ConvTmaArguments& of(int32_t phase) const {
     return arguments_.dgrad.phases[phase].conv;
   }
+  RF_DEVICE bool gathers() const { return arguments_.gathered.first != nullptr; }
   RF_DEVICE ptx::SharedAddress raw_barrier() const { return this->own_.residual + kBarrierBytes; }
 
   static RF_DEVICE float half_of(uint32_t word, int half) {

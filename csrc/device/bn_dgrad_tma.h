@@ -9,10 +9,18 @@
 
 namespace resnet_fused {
 
+// What is added to every step-th row and column of a stride of 1: no map leaves out the others.
+struct GatheredAddend {
+  const void* first;  // null: it comes by TMA
+  PixelStrides strides;
+  Divisor step;
+};
+
 struct ConvBnDgradTmaArguments {
   // dy is dz; scale is [3, K] A, B, C, and y is read with them; residual is what is added, mapped
-  // as dx is.
+  // as dx is, unless it is gathered.
   ConvDgradTmaArguments dgrad;
+  GatheredAddend gathered;
   ptx::TensorMap raw[kMostPhases];  // likewise
   const float* norm;                // [4, C]: scale, shift, mean
   bool reduced;                     // raw and norm are read, and sums are taken

@@ -53,7 +53,9 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   const auto prepare = [&] {
     for (int i = 0; i < arguments.dgrad.count; ++i) {
       const ConvTmaArguments& conv = arguments.dgrad.phases[i].conv;
-      if (conv.has_residual) ptx::tma_prefetch(&conv.residual);
+      if (conv.has_residual && arguments.gathered.first == nullptr) {
+        ptx::tma_prefetch(&conv.residual);
+      }
       if (arguments.reduced) ptx::tma_prefetch(&arguments.raw[i]);
     }
     init_tile_barriers<Shape>(shared);

@@ -9,6 +9,39 @@
 
 namespace resnet_fused {
 
+namespace {
+
+// Whether threads bring the addend: of a stride of 1 no map leaves out pixels.
+bool gathers(const RfConvBnDgrad& problem) {
+  const int64_t (&stride)[2] = problem.conv.stride;
+  return problem.added != 0 && problem.addend_step != 1 && stride[0] == 1 && stride[1] == 1;
+}
+
+Strides addend_strides(const RfConvBnDgrad& problem) {
+  const int64_t (&x)[4] = problem.conv.x_size, step = problem.addend_step;
+  const int64_t size[4] = {x[0], x[1], divide_up(x[2], step), divide_up(x[3], step)};
+  return used(size, problem.addend_stride);
+}
+
+// What keeps an addend of its own step from a tile.
+std::string addend_fault(const RfConvBnDgrad& problem, const TmaTileFacts& tile, int64_t images) {
+  const RfConvGradient& conv = problem.conv;
+  const int64_t step = problem.addend_step;
+  if (gathers(problem)) {
+    const bool wide =
+        is_wide(problem.addend, addend_strides(problem), conv.weight_size[1], bytes_of(conv.dtype));
+    return wide ? "" : "addend: its channels do not lie in whole chunks of 16 bytes";
+  }
+  if (step != 1 && (step != conv.stride[0] || step != conv.stride[1])) {
+    return "addend: every " + std::to_string(step) +
+           "-th pixel; every one is accepted, those of the stride, or any by a stride of 1";
+  }
+  return dgrad_tma_output_fault("addend", conv, tile, {problem.addend, problem.addend_stride},
+                                images, step);
+}
+
+}  // namespace
+
 std::string bn_dgrad_tma_fault(const RfConvBnDgrad& problem, const TmaTileFacts& tile,
                                int64_t images, const char* result) {
   const DgradNames names{"dz", "coefficients", result};
@@ -16,14 +49,7 @@ std::string bn_dgrad_tma_fault(const RfConvBnDgrad& problem, const TmaTileFacts&
   std::string found = dgrad_tma_fault(conv, tile, names, problem.affine != 0, images);
   if (!found.empty()) return found;
   if (problem.added != 0) {
-    const int64_t step = problem.addend_step;
-    const bool of_a_phase = step == conv.stride[0] && step == conv.stride[1];
-    if (step != 1 && !of_a_phase) {
-      return "addend: every " + std::to_string(step) +
-             "-th pixel; every one is accepted, or those of the stride";
-    }
-    found = dgrad_tma_output_fault("addend", conv, tile, {problem.addend, problem.addend_stride},
-                                   images, step);
+    found = addend_fault(problem, tile, images);
     if (!found.empty()) return found;
   }
   if (problem.reduced == 0) return "";
@@ -38,14 +64,19 @@ int bn_dgrad_tma_arguments(const RfConvBnDgrad& problem, const TmaTileFacts& til
   int error = dgrad_tma_arguments(conv, tile, problem.affine != 0, first, images, plan.blocks,
                                   &arguments.dgrad);
   const std::vector<DgradPhaseFacts> phases = phases_of(conv);
-  const int64_t step = problem.addend_step;
+  const int64_t step = gathers(problem) ? 1 : problem.addend_step;
+  if (gathers(problem)) {
+    const Strides addend = addend_strides(problem);
+    arguments.gathered = {moved(problem.addend, first * addend.n * bytes_of(conv.dtype)),
+                          addend.of_pixels(), make_divisor(narrowed(problem.addend_step))};
+  }
   for (int i = 0; i < arguments.dgrad.count && error == 0; ++i) {
     const DgradPhaseFacts& phase = phases[i];
     ConvTmaArguments& told = arguments.dgrad.phases[i].conv;
     // Of every other pixel one phase has all.
     told.has_residual =
         problem.added != 0 && phase.h.index % step == 0 && phase.w.index % step == 0;
-    if (told.has_residual) {
+    if (told.has_residual && !gathers(problem)) {
       error = encode_dgrad_output(conv, phase, tile, {problem.addend, problem.addend_stride}, first,
                                   images, &told.residual, step);
     }

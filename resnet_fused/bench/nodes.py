@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from resnet_fused.nn import PaddedShortcut
 from resnet_fused.nn._blocks import FusedBlock, FusedSequential, FusedStem, projection_of
 from resnet_fused.ops import _grad1x1
 from resnet_fused.roofline import Kernel, node_kernels
+from resnet_fused.roofline.training import thins
 from resnet_fused.triton import _grad1x1 as _rule
 from resnet_fused.triton import _tiles
 
@@ -46,6 +48,21 @@ class Node:
     def inner(self, layer: int) -> bool:
         """Whether a convolution reads another one of the node."""
         return 0 < layer < self.chain
+
+    def case_of(self, kernel: Kernel) -> ConvCase:
+        """The sizes of a convolution as a kernel is called with them.
+
+        Of a projection's input a node wants the gradient of the pixels alone that it reads.
+        """
+        case = self.cases[kernel.layer]
+        if kernel.op == "conv_bn_dgrad" and kernel.layer >= self.chain and thins(case):
+            return dataclasses.replace(case, h=case.p, w=case.q, stride=(1, 1))
+        return case
+
+    @property
+    def addend_stride(self) -> int:
+        """Of how many rows and columns of the input one has a gradient through a projection."""
+        return next((case.stride[0] for case in self.cases[self.chain :] if thins(case)), 1)
 
 
 def nodes(
@@ -123,24 +140,39 @@ def nodes(
 def _ends(model: nn.Module) -> dict[str, dict[str, Any]]:
     """By block: what `node_kernels` is to know of the gradients behind its end and the one before.
 
-    The block behind must be the next one in the same `Sequential`, and add all of its input, by
-    itself or through a projection, or nothing.
+    The block behind must be the next one, of the same stage or of the next, and add all of its
+    input, by itself or through a projection, or nothing.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name, row in model.named_modules():
-        if not isinstance(row, FusedSequential):
-            continue
-        for (first, one), (second, other) in itertools.pairwise(row.named_children()):
+    for row in _rows(model):
+        for (first, one), (second, other) in itertools.pairwise(row):
             if not isinstance(one, FusedBlock) or not isinstance(other, FusedBlock):
                 continue
             shortcut = other._modules.get("downsample")
             if shortcut is None or projection_of(shortcut) is not None:
-                prefix = f"{name}." if name else ""
                 projected = one._modules.get("downsample")
                 has = projected is not None and projection_of(projected) is not None
-                found.setdefault(prefix + first, {})["ended"] = True
-                found.setdefault(prefix + second, {})["before"] = has
+                found.setdefault(first, {})["ended"] = True
+                found.setdefault(second, {})["before"] = has
     return found
+
+
+def _rows(model: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
+    """Modules that run one behind the other, by name: a network's stages together."""
+    names = {module: f"{name}." if name else "" for name, module in model.named_modules()}
+    joined: set[nn.Module] = set()
+    for module in names:
+        stages = [module] if isinstance(module, FusedSequential) else []
+        if isinstance(module, FusedStem):
+            parts = (module._modules.get(name) for name in module.stages)
+            stages = [part for part in parts if isinstance(part, FusedSequential)]
+        if joined.isdisjoint(stages):
+            joined.update(stages)
+            yield [
+                (names[stage] + name, child)
+                for stage in stages
+                for name, child in stage.named_children()
+            ]
 
 
 def merges(case: ConvCase, merging: Merging, *, inner: bool) -> bool:

@@ -99,7 +99,7 @@ class CifarResNet(FusedStem, PlainCifarResNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores [N, num_classes] (logits) of images [N, in_channels, H, W]."""
-        return PlainCifarResNet.forward(self._stem_view(x), x)  # type: ignore[arg-type]
+        return PlainCifarResNet.forward(self._stem_view(x, joined=True), x)  # type: ignore[arg-type]
 
 
 CLASSES = (CifarResNet,)

@@ -179,7 +179,7 @@ class ResNet(FusedStem, PlainResNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores [N, num_classes] (logits) of images [N, 3, H, W]."""
-        return PlainResNet.forward(self._stem_view(x), x)  # type: ignore[arg-type]
+        return PlainResNet.forward(self._stem_view(x, joined=True), x)  # type: ignore[arg-type]
 
 
 CLASSES = (ResNet,)  # what `rf.fuse` makes of the plain classes of this module

@@ -7,6 +7,7 @@ children, their names and the state_dict are the same (`convert.py` does it for 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -215,6 +216,8 @@ def run_in_order(
     needed: frozenset[str] = frozenset(),
     *,
     private: bool = False,
+    row: _training_block.Row | None = None,
+    behind: Iterable[tuple[str, nn.Module]] = (),
 ) -> Iterator[tuple[str, Any]]:
     """Runs modules one after the other, each conv-BN(-ReLU) in a row as one layer.
 
@@ -224,6 +227,8 @@ def run_in_order(
         needed: names whose own outputs are wanted, so that nothing is fused past them.
         private: the caller keeps the last output alone, so that a block may overwrite the one
             before it, and in training make the next one's first convolution with its own end.
+        row: of blocks that the modules' own go on with, where there are some before them.
+        behind: modules that the caller runs next, on the last output and with the same row.
 
     Yields:
         (name of the last module of a layer, its output).
@@ -232,7 +237,7 @@ def run_in_order(
     index = 0
     bound = None  # on the magnitude of x, carried from block to block
     ours = False  # whether x was made here, by layers that nobody watches
-    row = _training_block.Row()
+    row = row or _training_block.Row()
     ready_blocks: dict[int, Prepared] = {}
     if isinstance(x, Tensor) and nothing_special(x):
         # All blocks at once: their modules are looked at while this code is in the cache.
@@ -265,7 +270,8 @@ def run_in_order(
             x, bound = module.run(x, bound, ready_blocks[index], private and ours and unwatched)
             ours = unwatched
         elif private and isinstance(x, Tensor) and _runs_bare(module):
-            row.following = functools.partial(_parts_of, items[index + 1 : index + 2])
+            following = items[index + 1 : index + 2] or list(behind)[:1]
+            row.following = functools.partial(_parts_of, following)
             x, bound, ours = module.run(x, row=row)[0], None, False
         else:
             x, bound, ours = module(x), None, False
@@ -341,13 +347,34 @@ class FusedStem(Fused):
     """Mixin for networks whose own forward calls conv1, bn1 and an activation in a row.
 
     The plain class's method runs on a view of the network in which `conv1` does the work of all
-    three and the other two do nothing: its code stays whatever it is in the installed version.
+    three and the other two do nothing: its code stays whatever it is in the installed version. So
+    it is with the stages: each hands on to the next what a block hands on to the block behind it.
     """
 
     stem: ClassVar[Step]
+    stages: ClassVar[tuple[str, ...]] = ("layer1", "layer2", "layer3", "layer4")
 
-    def _stem_view(self, x: Any) -> nn.Module:
-        """The view, or the network itself where the stem must stay as it is."""
+    def _stage_views(self, x: Any) -> dict[str, Any]:
+        """Stages by name as calls that share a row, where nobody is told of what lies between."""
+        if FusedSequential.must_be_plain(x) or has_global_hooks():
+            return {}
+        stages = [(name, self._modules.get(name)) for name in self.stages]
+        row = _training_block.Row()
+        found = {}
+        for (name, stage), (_, after) in itertools.pairwise([*stages, ("", None)]):
+            if not _in_a_row(stage):
+                continue
+            behind = after._modules.items() if _in_a_row(after) else ()
+            found[name] = functools.partial(_run_stage, stage, row, behind)
+        return found
+
+    def _stem_view(self, x: Any, *, joined: bool = False) -> nn.Module:
+        """The view, or the network itself where the stem must stay as it is.
+
+        Args:
+            x: the network's input.
+            joined: the method calls the stages one behind the other and shows none's output.
+        """
         conv, bn, act = (getattr(self, name) for name in self.stem)
         untouched = (
             torch.compiler.is_compiling()
@@ -370,4 +397,18 @@ class FusedStem(Fused):
                 swapped[self.stem.conv] = lambda y: stem(y, conv, bn, act, pool)
                 swapped["maxpool"] = _NOTHING
             view.__dict__["_modules"] = {**self._modules, **swapped}
+        if joined and (stages := self._stage_views(x)):
+            view.__dict__["_modules"] = {**view._modules, **stages}
         return view
+
+
+def _in_a_row(stage: Any) -> bool:
+    """Whether calling a stage is to run its blocks and nothing more."""
+    return type(stage) is Sequential and not has_hooks(stage)
+
+
+def _run_stage(stage: nn.Module, row: _training_block.Row, behind: Any, x: Any) -> Any:
+    y = x
+    for _, y in run_in_order(stage._modules.items(), x, private=True, row=row, behind=behind):  # noqa: B007
+        pass
+    return y

@@ -41,7 +41,8 @@ class ResNet(FusedStem, resnet.ResNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The feature map in front of the head."""
-        return resnet.ResNet.forward_features(self._stem_view(x), x)
+        joined = not self.grad_checkpointing  # which calls the stages itself
+        return resnet.ResNet.forward_features(self._stem_view(x, joined=joined), x)
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Feature maps of the stages, as in timm."""

@@ -38,7 +38,7 @@ class ResNet(FusedStem, resnet.ResNet):
     stem = Step("conv1", "bn1", "relu")
 
     def _forward_impl(self, x: Tensor) -> Tensor:
-        return resnet.ResNet._forward_impl(self._stem_view(x), x)
+        return resnet.ResNet._forward_impl(self._stem_view(x, joined=True), x)
 
 
 class Conv2dNormActivation(FusedSequential, PlainConvNormActivation):

@@ -22,7 +22,7 @@ from ..ops import _block_end, _end_gradient, _finalize, _grad1x1, _results, _tra
 from ..ops.bn_finalize import merge_stats
 from . import _prepared
 from ._training_junction import End, Junction, is_watched
-from ._training_plan import Layer, Made, Neighbours, Norm, Plan, Taken
+from ._training_plan import Layer, Made, Neighbours, Norm, Plan, Taken, thin, thinning
 
 __all__ = ["Layer", "Neighbours", "Plan", "finish", "later", "run"]
 
@@ -312,10 +312,13 @@ class _Backward:
         dead: bool = False,
         addend: Tensor | None = None,
         addend_stride: int = 1,
+        thinned: int = 1,
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of layer `index`'s weight and input: (dz below, its sums).
 
         Where `dz` is dead, nobody reads it behind this layer: its memory may be used again.
+        `thinned` is the stride of a 1x1, of whose input's gradient only the pixels that it read are
+        wanted; all others' is zero.
         """
         y: Tensor | None = self.raw[index]
         affine: Tensor | None = coefficients
@@ -329,12 +332,13 @@ class _Backward:
         weight = self.weights[index]
         read = self.x if below is None else below
         layout = _results.wants_channels_last(read, weight)
+        geometry = layer.geometry if thinned == 1 else thin(layer.geometry)
         ends = index == 0 and needs_dx and bool(self.before)
         both_here = needs_dx and needs_dw and not ends
         if both_here and self.ops.is_body("conv_bn_wgrad"):
             both = _training_cpu.gradients(
-                dz, read, rows, weight, self.given[index], addend, addend_stride, layout,
-                *layer.geometry,
+                dz, read[:, :, ::thinned, ::thinned], rows, weight, self.given[index], addend,
+                addend_stride, layout, *geometry,
             )  # fmt: skip
             if both is not None:
                 dx, sums, self.grads[PARAMETERS * index] = both
@@ -345,7 +349,7 @@ class _Backward:
                 layout, addend_stride,
             )  # fmt: skip
             return dx, sums
-        size = list(read.shape)
+        size = [*read.shape[:2], *(-(-side // thinned) for side in read.shape[2:])]
         if needs_dw:
             read_rows = rows
             if inner and not self.plan.folds:
@@ -363,7 +367,7 @@ class _Backward:
             )  # fmt: skip
         return self.op(
             "conv_bn_dgrad", dz, y, affine, weight, addend, below, rows, size, layout,
-            addend_stride, *layer.geometry,
+            addend_stride, *geometry,
         )  # fmt: skip
 
     def run(self, dout: Tensor) -> tuple[Tensor | None, ...]:
@@ -413,8 +417,9 @@ class _Backward:
             if plan.projection.group is not plan.layers[-1].group:
                 every = _reduced(sums, plan.projection)
             coefficients = self.normalise(plan.projection, index, sums, every, 2)
-            dx, _ = self.convolution(plan.projection, index, ds, coefficients)
-            return dx, 1
+            stride = thinning(plan.projection.geometry, self.weights[index])
+            dx, _ = self.convolution(plan.projection, index, ds, coefficients, thinned=stride)
+            return dx, stride
         if not self.wants[0]:
             return None, 1
         if plan.shortcut == "identity":

@@ -12,6 +12,27 @@ from ._training_junction import End
 Geometry = tuple[list[int], list[int], list[int], int]
 
 
+def thinning(geometry: Geometry, weight: Tensor) -> int:
+    """Of how many rows and columns a projection reads one, if a 1x1 of its stride does just that.
+
+    Args:
+        geometry: of the projection.
+        weight: [K, C / groups, R, S].
+
+    Returns:
+        The stride; 1 where the gradient of the whole input is to be computed.
+    """
+    (high, wide), padding, _, _ = geometry
+    alike = high == wide and not any(padding) and tuple(weight.shape[2:]) == (1, 1)
+    return high if alike else 1
+
+
+def thin(geometry: Geometry) -> Geometry:
+    """A 1x1's geometry over the pixels that it reads."""
+    _, padding, dilation, groups = geometry
+    return [1, 1], padding, dilation, groups
+
+
 @dataclass(frozen=True)
 class Layer:
     """One convolution and its BatchNorm, without their parameters.

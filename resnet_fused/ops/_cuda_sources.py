@@ -202,6 +202,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/device/bn_dgrad_geometry.h",
         "csrc/device/bn_dgrad_store.h",
         "csrc/device/bn_dgrad_tma.h",
+        "csrc/device/gathered_addend.h",
         "csrc/device/gradient_rows.h",
         "csrc/device/halo_loader.h",
         "csrc/device/merge_chunks.h",

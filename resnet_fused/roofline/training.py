@@ -60,6 +60,7 @@ def conv_bn_dgrad_cost(
     affine: bool = True,
     addend: int = 0,
     masked: bool = False,
+    thinned: bool = False,
 ) -> Cost:
     """The work of one ``conv_bn_dgrad``.
 
@@ -69,8 +70,11 @@ def conv_bn_dgrad_cost(
         affine: whether BatchNorm's backward is applied as it reads: y is read beside dz.
         addend: elements of what is added.
         masked: whether ReLU's mask is made of the raw output below, and reductions are taken.
+        thinned: whether the gradient is that of the pixels alone which a strided 1x1 reads.
     """
     x, weight, y = (_elements(s) for s in (case.input_shape, case.weight_shape, case.output_shape))
+    if thinned:
+        x = _read_by(case)
     moved = y * (2 if affine else 1) + weight + addend + x * (2 if masked else 1)
     vectors = (3 * case.output_shape[1] if affine else 0) + (
         5 * case.input_shape[1] if masked else 0
@@ -102,6 +106,22 @@ def conv_bn_dgrad_end_cost(
     return Cost(_conv_flops(case), moved * dtype.itemsize + vectors * _vector(dtype))
 
 
+def _read_by(case: ConvShape) -> int:
+    return _touched(case.input_shape, case.weight_shape, case.output_shape, case.stride)
+
+
+def thins(case: ConvShape) -> bool:
+    """Whether a projection's gradient is computed for the pixels alone that it reads.
+
+    Args:
+        case: its sizes.
+    """
+    (high, wide), shape = case.stride, case.input_shape
+    read = tuple(-(-side // high) for side in shape[2:])
+    one = tuple(case.weight_shape[2:]) == (1, 1) and high == wide
+    return one and tuple(case.output_shape[2:]) == read
+
+
 def conv_bn_wgrad_cost(
     case: ConvShape,
     dtype: torch.dtype,
@@ -120,8 +140,7 @@ def conv_bn_wgrad_cost(
         parameter: dtype of the gradient; that of the activations by default.
     """
     weight, y = _elements(case.weight_shape), _elements(case.output_shape)
-    x = _touched(case.input_shape, case.weight_shape, case.output_shape, case.stride)
-    moved = y * (2 if affine else 1) + x
+    moved = y * (2 if affine else 1) + _read_by(case)
     vectors = (3 * case.output_shape[1] if affine else 0) + (
         2 * case.input_shape[1] if prologue else 0
     )
@@ -284,15 +303,15 @@ def node_kernels(
 
     def gradients(index: int, case: ConvShape, inner: bool, addend: int) -> None:
         wanted, below = inner or input_gradient, before if index == 0 else None
-        one = index in merged
+        one, thinned = index in merged, index > last and thins(case)
         for op, cost in _gradients(
-            case, dtype, inner, addend, folds, wanted, parameter, one, below
+            case, dtype, inner, addend, folds, wanted, parameter, one, below, thinned
         ):
             add(index, op, cost)
 
     if projection is not None:
         gradients(last + 1, projection, False, 0)
-        added = _elements(projection.input_shape)
+        added = _read_by(projection) if thins(projection) else _elements(projection.input_shape)
     for index in reversed(range(last + 1)):
         gradients(index, layers[index], index > 0, added if index == 0 else 0)
     return found
@@ -320,6 +339,7 @@ def _gradients(
     parameter: torch.dtype | None,
     merged: bool,
     before: bool | None,
+    thinned: bool,
 ) -> list[tuple[str, Cost]]:
     """The kernels of one convolution's gradients; see `node_kernels`."""
     options: dict[str, Any] = {"affine": folds, "addend": addend, "masked": inner}
@@ -339,5 +359,6 @@ def _gradients(
         options = {"affine": folds, "addend": addend, "projected": before}
         found.append(("conv_bn_dgrad_end", conv_bn_dgrad_end_cost(case, dtype, **options)))
     elif of_input:
-        found.append(("conv_bn_dgrad", conv_bn_dgrad_cost(case, dtype, **options)))
+        cost = conv_bn_dgrad_cost(case, dtype, thinned=thinned, **options)
+        found.append(("conv_bn_dgrad", cost))
     return found
