@@ -16,6 +16,7 @@
 #include "../ptx/tma.h"
 #include "bn_dgrad_end_tma.h"
 #include "channel_lanes.h"
+#include "gathered_addend.h"
 #include "gradient_rows.h"
 #include "merge_gradients.h"
 #include "pair.h"
@@ -75,10 +76,17 @@ class BnDgradEndStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLef
     const ConvTmaArguments& conv = of(phase);
     if (this->thread_ == 0) {
       ptx::bulk_wait_group_read<0>();
-      if (conv.has_residual) load_tile(this->staged_, &conv.residual, place, this->own_.residual);
+      if (conv.has_residual && !gathers()) {
+        load_tile(this->staged_, &conv.residual, place, this->own_.residual);
+      }
       load_tile(other_, &arguments_.out[phase], place, other_barrier());
     }
     ptx::sync_warp();
+    if (gathers()) {
+      this->meet();  // the last store has read the staging
+      gather_addend<T, kColumns>(arguments_.image.gathered, conv, place, this->staged_,
+                                 this->thread_);
+    }
   }
 
   // While the products run: keeps what `out` says, and asks for raw.
@@ -97,7 +105,8 @@ class BnDgradEndStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLef
         }
       }
     }
-    this->meet();  // all have read
+    if (gathers()) ptx::cp_async_wait_group<0>();
+    this->meet();  // all have read, and what they gather is there
     if (this->thread_ == 0) {
       load_tile(other_, &arguments_.image.raw[phase], place, other_barrier());
     }
@@ -110,7 +119,7 @@ class BnDgradEndStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLef
                         const PhasePlace& place, const AskNext& ask_next) {
     const ConvTmaArguments& conv = of(phase);
     if (conv.has_residual) {
-      this->wait_for_residual();
+      if (!gathers()) this->wait_for_residual();
       put<true>(d);
     } else {
       put<false>(d);
@@ -133,6 +142,7 @@ class BnDgradEndStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLef
   RF_DEVICE const ConvTmaArguments& of(int32_t phase) const {
     return arguments_.image.dgrad.phases[phase].conv;
   }
+  RF_DEVICE bool gathers() const { return arguments_.image.gathered.first != nullptr; }
   RF_DEVICE ptx::SharedAddress other_barrier() const { return this->own_.residual + kBarrierBytes; }
   RF_DEVICE void wait_for_other() {
     ptx::mbarrier_wait_parity(other_barrier(), other_parity_);

@@ -60,7 +60,9 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
   const auto prepare = [&] {
     for (int i = 0; i < image.dgrad.count; ++i) {
       const ConvTmaArguments& conv = image.dgrad.phases[i].conv;
-      if (conv.has_residual) ptx::tma_prefetch(&conv.residual);
+      if (conv.has_residual && image.gathered.first == nullptr) {
+        ptx::tma_prefetch(&conv.residual);
+      }
       ptx::tma_prefetch(&arguments.out[i]);
       ptx::tma_prefetch(&image.raw[i]);
       if (arguments.projected) ptx::tma_prefetch(&arguments.residual[i]);
