@@ -1,0 +1,490 @@
+"""Layers of an engine in one launch: which, by whose word, and what happens where it goes wrong.
+
+The launches are stand-ins; plans are the extension's own, for the memory that the layers have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import cuda_standins
+import network_standin
+import pytest
+import torch
+from nets import images, stir
+from test_freeze_gpu import StandIn
+from torch import nn
+
+import resnet_fused as rf
+from resnet_fused import backends
+from resnet_fused.freeze import _chains, _gpu, _kernels, _one_launch, _rules
+from resnet_fused.ops import _cuda, _cuda_network, _cuda_plan
+
+pytestmark = pytest.mark.skipif(
+    not _cuda_plan.exists(_cuda_network.OP),
+    reason="the extension was built without nvcc, or is an older one",
+)
+
+HALF = torch.bfloat16
+H200 = (132, 232448, 233472, 90)
+
+
+class Gpu:
+    """What the stand-ins were asked, and what they say."""
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+        self.single: list[tuple[str, bool]] = []
+        self.wishes: list[tuple[int, int]] = []
+        self.given: list[tuple] = []
+        self.refusal: str | None = None
+        self.asked = 0
+        self.fails: Exception | None = None
+        self.wrong = 0.0
+
+    def refused(self, device, dtype):
+        self.asked += 1
+        return self.refusal
+
+    def launch(self, layers, made, memory):
+        assert memory.dtype is torch.int32 and not memory.any()
+        assert memory.numel() * 4 >= made.workspace_bytes
+        if self.fails is not None:
+            raise self.fails
+        self.runs.append(len(layers))
+        self.given.append((layers, made))
+        for one in layers:
+            compute(*one[:5], one.out, *one[5:10])
+            one.out.add_(self.wrong)
+
+    def alone(self, *given, wish=None, dependent=False, follows=False, **more):
+        self.single.append(("wish" if wish else "own", follows))
+        if wish is not None:
+            self.wishes.append(wish)
+        compute(*given)
+
+
+def compute(x, weight, scale, shift, residual, out, *options):
+    y = torch.ops.resnet_fused.conv_bn_act.reference(x, weight, scale, shift, residual, *options)
+    out.copy_(y)
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> Gpu:
+    """conv_bn_act served by "cuda" on the CPU, whose launches are stand-ins."""
+    made = Gpu()
+    choose = _kernels.KINDS["conv_bn_act"].choose
+
+    def chosen(step, args):
+        with backends.backend("reference"):
+            found = choose(step, args)
+        if step.name.startswith("other"):
+            return found
+        cuda = dataclasses.replace(found.implementation, name="cuda")
+        return dataclasses.replace(found, implementation=cuda, why="by CUDA")
+
+    kind = _kernels.KINDS["conv_bn_act"]._replace(choose=chosen)
+    monkeypatch.setitem(_kernels.KINDS, "conv_bn_act", kind)
+    monkeypatch.setattr(_one_launch, "DEVICE", "cpu")
+    monkeypatch.setattr(_cuda_plan, "gpu", lambda device: H200)
+    monkeypatch.setattr(_cuda_network, "clusters", lambda device, cluster: 256 // cluster)
+    monkeypatch.setattr(_cuda_network, "refusal", made.refused)
+    monkeypatch.setattr(_cuda_network, "launch", made.launch)
+    monkeypatch.setattr(_cuda, "launch_conv_bn_act", made.alone)
+    return made
+
+
+def engine_of(model, x, word="always", apart=None, graph=None):
+    """An engine whose program is a GPU's, and the driver that captured it."""
+    engine, driver = rf.freeze(model, x), StandIn()
+    engine._programs.clear()
+    graph = _gpu.laid_out(graph or engine._graph)
+    engine._builder = _gpu.Builder(graph, driver, engine._free, apart)
+    with _one_launch.preferring(word):
+        engine._programs[engine._first], _ = engine._built([x], True)
+    return engine, driver
+
+
+def run(model, x):
+    with torch.inference_mode():
+        return model(x)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def whys(engine):
+    return {row.layer: (row.implementation, row.why) for row in engine.report().rows}
+
+
+LAYERS = 11  # of the three bottlenecks
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+
+    def projection(c, k, stride):
+        return nn.Sequential(nn.Conv2d(c, k, 1, stride, bias=False), nn.BatchNorm2d(k))
+
+    body = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        rf.nn.Bottleneck(16, 8, 1, projection(16, 32, 1)), rf.nn.Bottleneck(32, 8),
+        rf.nn.Bottleneck(32, 16, 2, projection(32, 64, 2)), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(64, 5),
+    )  # fmt: skip
+    return stir(body).eval().to(HALF)
+
+
+# ---- What goes together
+
+
+def test_all_layers_of_the_kernel_are_one_launch(gpu, model):
+    engine, driver = engine_of(model, images(1, dtype=HALF))
+    assert set(gpu.runs) == {LAYERS} and driver.captured == 1
+    said = whys(engine)
+    name, first = said.pop("0")
+    assert name == "cuda" and "not in one launch: layer 0: " in first
+    del said["8"]
+    assert len(said) == LAYERS
+    for name, why in said.values():
+        assert name == "cuda"
+        assert why.startswith("in one launch with 10 others: RESNET_FUSED_ONE_LAUNCH is always; ")
+        assert "11 layers, " in why and " meetings of 256 blocks in clusters of 8" in why
+    assert "in one launch with 10 others" in str(rf.explain(engine, images(1, dtype=HALF)))
+    before = len(gpu.runs)
+    for _ in range(2):
+        x = images(1, dtype=HALF)
+        close(run(engine, x), run(model, x))
+    assert gpu.runs[before:] == [LAYERS, LAYERS]
+
+
+def test_it_is_compared_with_kernels_of_the_same_bits(gpu, model):
+    engine_of(model, images(1, dtype=HALF))
+    (*_, (_, made)) = gpu.given
+    assert gpu.wishes == [_cuda_network.alone(made, index) for index in range(LAYERS)]
+    assert {configuration for configuration, _ in gpu.wishes} == {4}
+
+
+def between() -> nn.Module:
+    """Two runs: what stands between is no layer; then one that stands alone."""
+    torch.manual_seed(0)
+
+    def conv(c, k, taps=1, **options):
+        return nn.Conv2d(c, k, taps, padding=taps // 2, bias=False, **options), nn.BatchNorm2d(k)
+
+    return stir(
+        nn.Sequential(
+            *conv(16, 32), nn.ReLU(), *conv(32, 32, 3), nn.MaxPool2d(2), *conv(32, 64), nn.ReLU(),
+            *conv(64, 64, 3), nn.ReLU(), *conv(64, 24, 3), nn.MaxPool2d(2), *conv(24, 40),
+        )
+    ).eval()  # fmt: skip
+
+
+def activations(dtype=HALF):
+    return torch.randn(2, 16, 12, 12).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def test_what_stands_between_ends_a_run(gpu):
+    net, x = between().to(HALF), activations()
+    engine, _ = engine_of(net, x)
+    assert gpu.runs == [2, 3] * (len(gpu.runs) // 2) and gpu.runs
+    said = [row.why for row in engine.report().rows if row.implementation == "cuda"]
+    others = [why.partition(":")[0] for why in said]
+    assert others == ["in one launch with 1 other"] * 2 + ["in one launch with 2 others"] * 3 + [
+        others[-1]
+    ]
+    assert said[-1].endswith("not in one launch: no such layer stands beside it")
+    close(run(engine, x), run(net, x))
+
+
+def test_narrow_layers_and_those_that_walk_backwards_stay_apart(gpu):
+    net, x = between().to(HALF), activations()
+    graph = rf.freeze(net, x)._graph
+    convs = [at for at, step in enumerate(graph.steps) if step.kind == "conv_bn_act"]
+    steps = list(graph.steps)
+    back = steps[convs[3]]
+    steps[convs[3]] = dataclasses.replace(back, options={**back.options, "reverse": True})
+    turned = dataclasses.replace(graph, steps=tuple(steps))
+    engine, _ = engine_of(net, x, graph=turned)
+    assert set(gpu.runs) == {2}
+    program = next(iter(engine._programs.values()))
+    assert "it walks the batch backwards" in program.served[convs[3]][1]
+    single = net.float()
+    gpu.runs.clear()
+    engine, _ = engine_of(single, activations(torch.float32))
+    assert gpu.runs == []
+    said = [row.why for row in engine.report().rows if row.implementation == "cuda"]
+    assert all("not in one launch: layer 0: its dtype" in why for why in said)
+
+
+def test_the_kernel_behind_a_launch_does_not_begin_early(gpu, monkeypatch):
+    begin = _kernels.Kernel.__init__
+
+    def early(self, step, values):
+        begin(self, step, values)
+        self.late = None
+
+    monkeypatch.setattr(_kernels.Kernel, "__init__", early)
+    torch.manual_seed(0)
+    # Runs of two, a kernel alone behind them for its 12 channels, and one that follows that.
+    parts = [
+        layer
+        for c, k in ((16, 32), (32, 12), (12, 12), (12, 16))
+        for layer in (nn.Conv2d(c, k, 1, bias=False), nn.BatchNorm2d(k))
+    ]
+    net = stir(nn.Sequential(*parts)).eval().to(HALF)
+    engine, _ = engine_of(net, activations())
+    assert set(gpu.runs) == {2}
+    gpu.single.clear()
+    run(engine, activations())
+    assert gpu.single == [("own", False), ("own", True)]
+
+
+# ---- Memory
+
+
+def spans(layer):
+    def span(t):
+        first = t.data_ptr()
+        return first, first + t.numel() * t.element_size()
+
+    reads = [span(t) for t in (layer.x, layer.residual) if t is not None]
+    return reads, span(layer.out)
+
+
+def meet(a, b):
+    return a[0] < b[1] and b[0] < a[1]
+
+
+def test_memory_serves_again_within_a_launch_only_behind_a_meeting(gpu, model):
+    """What a layer overwrites nobody of its phase reads or writes: reuse is right in one launch."""
+    engine_of(model, images(1, dtype=HALF))
+    (*_, (layers, made)) = gpu.given
+    phases = list(itertools.accumulate(made.meets))
+    reused = 0
+    for (i, one), (j, two) in itertools.combinations(enumerate(layers), 2):
+        reads, writes = spans(one)
+        later, over = spans(two)
+        reused += meet(writes, over) or any(meet(read, over) for read in reads)
+        if phases[i] == phases[j]:
+            assert not meet(writes, over)
+            assert not any(meet(read, over) for read in reads)
+            assert not any(meet(read, writes) for read in later)
+    assert reused > 4
+    # Each projection runs beside its block's second layer: the arena leaves their memory apart.
+    assert [at for at, meets in enumerate(made.meets) if not meets] == [0, 2, 9]
+
+
+# ---- By whose word
+
+
+def test_never_leaves_every_layer_a_launch(gpu, model):
+    engine, driver = engine_of(model, images(1, dtype=HALF), "never")
+    assert gpu.runs == [] and gpu.asked == 0 and driver.captured == 1
+    assert "one launch" not in str(engine.report())
+
+
+def test_auto_takes_what_is_predicted_to_win_and_admitted(gpu, model, monkeypatch):
+    x = images(1, dtype=HALF)
+    engine, _ = engine_of(model, x, "auto")
+    assert set(gpu.runs) == {LAYERS}
+    assert "in one launch with 10 others: predicted " in str(engine.report())
+    assert "0: conv+bn+relu by cuda (by CUDA" in str(engine.report())
+    assert "not in one launch" not in str(engine.report())  # of what can't be nobody asked
+    gpu.runs.clear()
+    gpu.refusal = "not admitted: it failed its self-check"
+    engine, _ = engine_of(model, x, "auto")
+    assert gpu.runs == []
+    assert "not in one launch: not admitted: it failed its self-check" in str(engine.report())
+    # No self-check for what loses.
+    gpu.asked = 0
+    monkeypatch.setattr(_one_launch, "CLOCK", 1e3)
+    monkeypatch.setattr(_one_launch, "_alone", lambda *given: 2.0)
+    engine, _ = engine_of(model, x, "auto")
+    assert gpu.runs == [] and gpu.asked == 0
+    assert "not in one launch: predicted " in str(engine.report())
+    gpu.refusal = None
+    engine_of(model, x, "always")
+    assert set(gpu.runs) == {LAYERS}
+
+
+def test_auto_leaves_large_batches_to_single_kernels(gpu):
+    net = between().to(HALF)
+    x = torch.randn(128, 16, 56, 56).to(HALF).contiguous(memory_format=torch.channels_last)
+    engine, _ = engine_of(net, x, "auto")
+    assert gpu.runs == [] and gpu.asked == 0
+    assert "not in one launch: predicted " in str(engine.report())
+
+
+def test_tritons_layers_are_taken_by_the_users_word_alone(gpu, model, monkeypatch):
+    x = images(1, dtype=HALF)
+    begin = _kernels.Kernel.__init__
+
+    def renamed(self, step, values):
+        begin(self, step, values)
+        self.name = "triton" if self.name == "cuda" else self.name
+
+    monkeypatch.setattr(_kernels.Kernel, "__init__", renamed)
+    monkeypatch.setitem(_kernels.ORDERS, "triton", _cuda)
+    monkeypatch.setitem(_kernels._LAUNCHES, "triton", _cuda._launch)
+    engine_of(model, x, "auto")
+    assert gpu.runs == []
+    engine, _ = engine_of(model, x, "always")
+    assert set(gpu.runs) == {LAYERS}
+    assert whys(engine)["3.conv1"][0] == "cuda"
+
+
+def test_a_backend_asked_for_by_name_keeps_its_kernels(gpu, model):
+    with backends.backend("triton"):
+        engine, _ = engine_of(model, images(1, dtype=HALF))
+    assert gpu.runs == [] and gpu.asked == 0
+    assert "not in one launch: rf.backend asks for triton" in str(engine.report())
+
+
+def test_a_word_that_is_none_is_refused(gpu, model, monkeypatch):
+    monkeypatch.setenv(_one_launch.ENVIRONMENT, "sometimes")
+    _one_launch.word.cache_clear()
+    with pytest.raises(ValueError, match="RESNET_FUSED_ONE_LAUNCH is 'sometimes'; accepted are"):
+        _one_launch.asked(torch.device("cpu"))
+    monkeypatch.delenv(_one_launch.ENVIRONMENT)
+    assert _one_launch.word() == "auto"
+
+
+def test_on_other_devices_nobody_looks(model):
+    assert not _one_launch.asked(torch.device("cpu"))
+
+
+# ---- What goes wrong
+
+
+def test_another_result_than_the_layers_alone_separates_them(gpu, model, caplog):
+    gpu.wrong = 1.0
+    engine, driver = engine_of(model, images(1, dtype=HALF))
+    assert driver.captured == 2 and _one_launch.OTHER in caplog.text
+    said = whys(engine)["3.conv1"]
+    assert said[0] == "cuda" and said[1].endswith(f"not in one launch: {_one_launch.OTHER}")
+    assert "in one launch with" not in str(engine.report())
+    count = len(gpu.runs)
+    x = images(1, dtype=HALF)
+    close(run(engine, x), run(model, x))
+    assert len(gpu.runs) == count
+
+
+@pytest.mark.parametrize("where", ["launch", "capture"])
+def test_what_the_gpu_refuses_is_launched_apart(gpu, model, caplog, where):
+    error = RuntimeError("network_out: the CUDA launch failed: too many blocks\nmore")
+    x = images(1, dtype=HALF)
+    engine, driver = rf.freeze(model, x), StandIn()
+    engine._programs.clear()
+    if where == "launch":
+        gpu.fails = error
+    else:
+        driver.failures = [error]
+    engine._builder = _gpu.Builder(_gpu.laid_out(engine._graph), driver, engine._free)
+    with _one_launch.preferring("always"):
+        engine._programs[engine._first], _ = engine._built([x], True)
+    assert driver.captured == 1 and "too many blocks: each layer is a launch" in caplog.text
+    assert "not in one launch: network_out: the CUDA launch failed" in str(engine.report())
+    assert "more" not in whys(engine)["3.conv1"][1].split("failed")[1]
+    close(run(engine, x), run(model, x))
+
+
+def test_out_of_memory_is_no_fault_of_the_launch(gpu, model):
+    x = images(1, dtype=HALF)
+    engine, driver = rf.freeze(model, x), StandIn()
+    engine._programs.clear()
+    driver.failures = [torch.OutOfMemoryError("CUDA out of memory")]
+    engine._builder = _gpu.Builder(_gpu.laid_out(engine._graph), driver, engine._free)
+    with _one_launch.preferring("always"):
+        program, _ = engine._builder.build([x], True)
+    assert program.arena and "release" in driver.log
+    assert "in one launch with 10 others" in program.served[2][1]
+    # Step by step nothing is.
+    driver.failures = [torch.OutOfMemoryError("CUDA out of memory")] * 2
+    with _one_launch.preferring("always"):
+        program, _ = engine._builder.build([x], True)
+    assert not program.arena and "not in one launch: no graph: " in program.served[2][1]
+
+
+# ---- Chains
+
+
+@pytest.fixture
+def chained(model, monkeypatch):
+    """The engine's graph with a chain for every block's end, as where chains win."""
+    answer = type("Answer", (), {"reason": None, "wins": True, "gain": 1.0, "why": "it wins"})
+    monkeypatch.setattr(_chains, "serves", lambda case, dtype, device: answer)
+    x = images(1, dtype=HALF)
+    graph = rf.freeze(model, x)._graph
+    made, _ = _chains.chained(graph, [x], HALF, torch.device("cpu"))
+    assert sum(step.kind == "conv_chain" for step in made.steps) == 3
+    return x, made, _gpu.laid_out(graph)
+
+
+def test_the_users_word_takes_chains_apart(gpu, model, chained):
+    x, graph, apart = chained
+    engine, _ = engine_of(model, x, "always", apart, graph)
+    assert gpu.runs[-1] == LAYERS
+    assert "3.conv2" in whys(engine)  # the rows are the program's own steps
+    y = images(1, dtype=HALF)
+    close(run(engine, y), run(model, y))
+    engine, _ = engine_of(model, x, "never", apart, graph)
+    assert "3.conv2" not in whys(engine)
+
+
+def test_auto_takes_chains_apart_where_the_whole_is_predicted_faster(
+    gpu, model, chained, monkeypatch
+):
+    x, graph, apart = chained
+    engine, _ = engine_of(model, x, "auto", apart, graph)
+    assert "3.conv2" not in whys(engine)  # chains by parts: what they take is not known
+    known = {True: 100.0, False: 50.0}
+    find = _one_launch.find
+
+    def timed(steps, *more):
+        chains = any(step.kind == "conv_chain" for step in steps)
+        return find(steps, *more)._replace(us=known[chains])
+
+    monkeypatch.setattr(_one_launch, "find", timed)
+    engine, _ = engine_of(model, x, "auto", apart, graph)
+    assert "3.conv2" in whys(engine)
+    known[False] = 150.0
+    engine, _ = engine_of(model, x, "auto", apart, graph)
+    assert "3.conv2" not in whys(engine)
+
+
+def test_the_rules_without_chains_are_the_others():
+    assert [rule.name for rule in _rules.APART] == ["stem", "head", "batch_order"]
+
+
+# ---- By the emulator's kernels
+
+
+@pytest.mark.emulated
+def test_the_kernels_bits_are_those_of_its_layers_alone(gpu, monkeypatch):
+    """No stand-in's arithmetic: the first replay agrees bit for bit with single kernels."""
+    agreed = []
+    agrees = _gpu.Captured._agrees
+
+    def noted(self):
+        agreed.append(agrees(self))
+        return agreed[-1]
+
+    monkeypatch.setattr(_gpu.Captured, "_agrees", noted)
+    monkeypatch.setattr(_cuda_network, "launch", network_standin.launch)
+
+    def alone(*given, wish=None, **more):
+        cuda_standins.forward(*given, wish=wish)
+
+    monkeypatch.setattr(_cuda, "launch_conv_bn_act", alone)
+    clusters = _cuda_network.clusters
+    monkeypatch.setattr(
+        _cuda_network, "clusters", lambda device, cluster: clusters(device, cluster) // 16
+    )
+    net, x = between().to(torch.float16), activations(torch.float16)
+    engine, driver = engine_of(net, x)
+    assert agreed == [True] and driver.captured == 1
+    assert "in one launch with 2 others" in str(engine.report())
