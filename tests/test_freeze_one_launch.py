@@ -18,7 +18,8 @@ from torch import nn
 
 import resnet_fused as rf
 from resnet_fused import backends
-from resnet_fused.freeze import _chains, _gpu, _kernels, _one_launch, _rules
+from resnet_fused.freeze import _chains, _gpu, _kernels, _memory, _one_launch, _rules
+from resnet_fused.freeze._ir import Graph, Ref, Step
 from resnet_fused.ops import _cuda, _cuda_network, _cuda_plan
 
 pytestmark = pytest.mark.skipif(
@@ -276,6 +277,26 @@ def test_memory_serves_again_within_a_launch_only_behind_a_meeting(gpu, model):
     assert reused > 4
     # Each projection runs beside its block's second layer: the arena leaves their memory apart.
     assert [at for at, meets in enumerate(made.meets) if not meets] == [0, 2, 9]
+
+
+def test_what_may_run_side_by_side_has_its_memory_apart():
+    """Of a, b(a), c(x), d(b, c): c may run beside b, and is not to lie where a was."""
+
+    def step(name, kind, inputs, output):
+        return Step(kind, name, inputs, (output,))
+
+    conv = "conv_bn_act"
+    steps = (
+        step("a", conv, (0,), 1), step("b", conv, (1,), 2), step("c", conv, (0,), 3),
+        step("d", conv, (2, 3), 4), step("e", "relu", (4,), 5),
+    )  # fmt: skip
+    graph = Graph(steps, (0,), Ref(5))
+    found = _memory.lives(graph, dict.fromkeys(range(1, 6), (256, HALF)), {})
+    assert [life.last for life in found] == [1, 3, 3, 4, 5]
+    beside = _memory.beside(graph, found, conv)
+    assert [life.last for life in beside] == [2, 3, 3, 4, 5]
+    before, after = _memory.plan(found).offsets, _memory.plan(beside).offsets
+    assert before[3] == before[1] and after[3] != after[1]
 
 
 # ---- By whose word

@@ -140,7 +140,7 @@ def find(steps: Sequence[Step], kernels: Kernels, seen: Seen, device: torch.devi
             continue
         plan, why = found
         runs.append(Run(positions, layers, plan, why))
-        gained += sum(us[at] or 0.0 for at in positions) - _together(plan)
+        gained += sum(us[at] or 0.0 for at in positions) - together(plan)
     alone = [us.get(at) for at, step in enumerate(steps) if step.kind in PREDICTED]
     known = [one for one in alone if one is not None]
     return Found(tuple(runs), refused, sum(known) - gained if len(known) == len(alone) else None)
@@ -199,17 +199,17 @@ def _served(
 
 def _loses(made: _cuda_network.Plan, us: Sequence[float | None], wish: str) -> str | None:
     """Why a launch is not taken for its predicted time, or None."""
-    if wish == "always" or _together(made) < sum(one or 0.0 for one in us):
+    if wish == "always" or together(made) < sum(one or 0.0 for one in us):
         return None
     return _compared(made, us)
 
 
 def _compared(made: _cuda_network.Plan, us: Sequence[float | None]) -> str:
     alone = sum(one or 0.0 for one in us)
-    return f"predicted {_together(made):.0f} us in one launch, {alone:.0f} us one by one"
+    return f"predicted {together(made):.0f} us in one launch, {alone:.0f} us one by one"
 
 
-def _together(made: _cuda_network.Plan) -> float:
+def together(made: _cuda_network.Plan) -> float:
     """Predicted microseconds; what follows does not begin early."""
     return 1e6 * made.cycles / CLOCK + made.launches * ORDINARY + (ORDINARY - EARLY)
 
