@@ -113,7 +113,7 @@ BAD = [
     ({"pixels": [64, -1]}, "pixels: expected 0 to"),
     ({"workspace": torch.zeros(64)}, "workspace: expected contiguous int32"),
     ({"workspace": torch.zeros(200, dtype=torch.int32)[1:]}, "workspace: expected an address"),
-    ({"workspace": None}, "out of layer 1: it shares memory with workspace"),
+    ({"workspace": None}, "workspace: it shares memory with out of layer 1"),
     ({}, "network_out: expected CUDA tensors, got others"),
 ]
 

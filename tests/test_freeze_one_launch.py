@@ -1,4 +1,4 @@
-"""Layers of an engine in one launch: which, by whose word, and what happens where it goes wrong.
+"""Layers of an engine in one launch: which, and by whose word.
 
 The launches are stand-ins; plans are the extension's own, for the memory that the layers have.
 """
@@ -13,130 +13,37 @@ import network_standin
 import pytest
 import torch
 from nets import images, stir
-from test_freeze_gpu import StandIn
+from one_launch_standins import (
+    HALF,
+    LAYERS,
+    Gpu,
+    bottlenecks,
+    close,
+    engine_of,
+    install,
+    needs_kernel,
+    run,
+    whys,
+)
 from torch import nn
 
 import resnet_fused as rf
 from resnet_fused import backends
-from resnet_fused.freeze import _chains, _gpu, _kernels, _memory, _one_launch, _rules
+from resnet_fused.freeze import _gpu, _kernels, _memory, _one_launch
 from resnet_fused.freeze._ir import Graph, Ref, Step
-from resnet_fused.ops import _cuda, _cuda_network, _cuda_plan
+from resnet_fused.ops import _cuda, _cuda_network
 
-pytestmark = pytest.mark.skipif(
-    not _cuda_plan.exists(_cuda_network.OP),
-    reason="the extension was built without nvcc, or is an older one",
-)
-
-HALF = torch.bfloat16
-H200 = (132, 232448, 233472, 90)
-
-
-class Gpu:
-    """What the stand-ins were asked, and what they say."""
-
-    def __init__(self) -> None:
-        self.runs: list[int] = []
-        self.single: list[tuple[str, bool]] = []
-        self.wishes: list[tuple[int, int]] = []
-        self.given: list[tuple] = []
-        self.refusal: str | None = None
-        self.asked = 0
-        self.fails: Exception | None = None
-        self.wrong = 0.0
-
-    def refused(self, device, dtype):
-        self.asked += 1
-        return self.refusal
-
-    def launch(self, layers, made, memory):
-        assert memory.dtype is torch.int32 and not memory.any()
-        assert memory.numel() * 4 >= made.workspace_bytes
-        if self.fails is not None:
-            raise self.fails
-        self.runs.append(len(layers))
-        self.given.append((layers, made))
-        for one in layers:
-            compute(*one[:5], one.out, *one[5:10])
-            one.out.add_(self.wrong)
-
-    def alone(self, *given, wish=None, dependent=False, follows=False, **more):
-        self.single.append(("wish" if wish else "own", follows))
-        if wish is not None:
-            self.wishes.append(wish)
-        compute(*given)
-
-
-def compute(x, weight, scale, shift, residual, out, *options):
-    y = torch.ops.resnet_fused.conv_bn_act.reference(x, weight, scale, shift, residual, *options)
-    out.copy_(y)
+pytestmark = needs_kernel
 
 
 @pytest.fixture
 def gpu(monkeypatch) -> Gpu:
-    """conv_bn_act served by "cuda" on the CPU, whose launches are stand-ins."""
-    made = Gpu()
-    choose = _kernels.KINDS["conv_bn_act"].choose
-
-    def chosen(step, args):
-        with backends.backend("reference"):
-            found = choose(step, args)
-        if step.name.startswith("other"):
-            return found
-        cuda = dataclasses.replace(found.implementation, name="cuda")
-        return dataclasses.replace(found, implementation=cuda, why="by CUDA")
-
-    kind = _kernels.KINDS["conv_bn_act"]._replace(choose=chosen)
-    monkeypatch.setitem(_kernels.KINDS, "conv_bn_act", kind)
-    monkeypatch.setattr(_one_launch, "DEVICE", "cpu")
-    monkeypatch.setattr(_cuda_plan, "gpu", lambda device: H200)
-    monkeypatch.setattr(_cuda_network, "clusters", lambda device, cluster: 256 // cluster)
-    monkeypatch.setattr(_cuda_network, "refusal", made.refused)
-    monkeypatch.setattr(_cuda_network, "launch", made.launch)
-    monkeypatch.setattr(_cuda, "launch_conv_bn_act", made.alone)
-    return made
-
-
-def engine_of(model, x, word="always", apart=None, graph=None):
-    """An engine whose program is a GPU's, and the driver that captured it."""
-    engine, driver = rf.freeze(model, x), StandIn()
-    engine._programs.clear()
-    graph = _gpu.laid_out(graph or engine._graph)
-    engine._builder = _gpu.Builder(graph, driver, engine._free, apart)
-    with _one_launch.preferring(word):
-        engine._programs[engine._first], _ = engine._built([x], True)
-    return engine, driver
-
-
-def run(model, x):
-    with torch.inference_mode():
-        return model(x)
-
-
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
-
-
-def whys(engine):
-    return {row.layer: (row.implementation, row.why) for row in engine.report().rows}
-
-
-LAYERS = 11  # of the three bottlenecks
+    return install(monkeypatch)
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-
-    def projection(c, k, stride):
-        return nn.Sequential(nn.Conv2d(c, k, 1, stride, bias=False), nn.BatchNorm2d(k))
-
-    body = nn.Sequential(
-        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        rf.nn.Bottleneck(16, 8, 1, projection(16, 32, 1)), rf.nn.Bottleneck(32, 8),
-        rf.nn.Bottleneck(32, 16, 2, projection(32, 64, 2)), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(64, 5),
-    )  # fmt: skip
-    return stir(body).eval().to(HALF)
+    return bottlenecks()
 
 
 # ---- What goes together
@@ -376,109 +283,6 @@ def test_a_word_that_is_none_is_refused(gpu, model, monkeypatch):
 
 def test_on_other_devices_nobody_looks(model):
     assert not _one_launch.asked(torch.device("cpu"))
-
-
-# ---- What goes wrong
-
-
-def test_another_result_than_the_layers_alone_separates_them(gpu, model, caplog):
-    gpu.wrong = 1.0
-    engine, driver = engine_of(model, images(1, dtype=HALF))
-    assert driver.captured == 2 and _one_launch.OTHER in caplog.text
-    said = whys(engine)["3.conv1"]
-    assert said[0] == "cuda" and said[1].endswith(f"not in one launch: {_one_launch.OTHER}")
-    assert "in one launch with" not in str(engine.report())
-    count = len(gpu.runs)
-    x = images(1, dtype=HALF)
-    close(run(engine, x), run(model, x))
-    assert len(gpu.runs) == count
-
-
-@pytest.mark.parametrize("where", ["launch", "capture"])
-def test_what_the_gpu_refuses_is_launched_apart(gpu, model, caplog, where):
-    error = RuntimeError("network_out: the CUDA launch failed: too many blocks\nmore")
-    x = images(1, dtype=HALF)
-    engine, driver = rf.freeze(model, x), StandIn()
-    engine._programs.clear()
-    if where == "launch":
-        gpu.fails = error
-    else:
-        driver.failures = [error]
-    engine._builder = _gpu.Builder(_gpu.laid_out(engine._graph), driver, engine._free)
-    with _one_launch.preferring("always"):
-        engine._programs[engine._first], _ = engine._built([x], True)
-    assert driver.captured == 1 and "too many blocks: each layer is a launch" in caplog.text
-    assert "not in one launch: network_out: the CUDA launch failed" in str(engine.report())
-    assert "more" not in whys(engine)["3.conv1"][1].split("failed")[1]
-    close(run(engine, x), run(model, x))
-
-
-def test_out_of_memory_is_no_fault_of_the_launch(gpu, model):
-    x = images(1, dtype=HALF)
-    engine, driver = rf.freeze(model, x), StandIn()
-    engine._programs.clear()
-    driver.failures = [torch.OutOfMemoryError("CUDA out of memory")]
-    engine._builder = _gpu.Builder(_gpu.laid_out(engine._graph), driver, engine._free)
-    with _one_launch.preferring("always"):
-        program, _ = engine._builder.build([x], True)
-    assert program.arena and "release" in driver.log
-    assert "in one launch with 10 others" in program.served[2][1]
-    # Step by step nothing is.
-    driver.failures = [torch.OutOfMemoryError("CUDA out of memory")] * 2
-    with _one_launch.preferring("always"):
-        program, _ = engine._builder.build([x], True)
-    assert not program.arena and "not in one launch: no graph: " in program.served[2][1]
-
-
-# ---- Chains
-
-
-@pytest.fixture
-def chained(model, monkeypatch):
-    """The engine's graph with a chain for every block's end, as where chains win."""
-    answer = type("Answer", (), {"reason": None, "wins": True, "gain": 1.0, "why": "it wins"})
-    monkeypatch.setattr(_chains, "serves", lambda case, dtype, device: answer)
-    x = images(1, dtype=HALF)
-    graph = rf.freeze(model, x)._graph
-    made, _ = _chains.chained(graph, [x], HALF, torch.device("cpu"))
-    assert sum(step.kind == "conv_chain" for step in made.steps) == 3
-    return x, made, _gpu.laid_out(graph)
-
-
-def test_the_users_word_takes_chains_apart(gpu, model, chained):
-    x, graph, apart = chained
-    engine, _ = engine_of(model, x, "always", apart, graph)
-    assert gpu.runs[-1] == LAYERS
-    assert "3.conv2" in whys(engine)  # the rows are the program's own steps
-    y = images(1, dtype=HALF)
-    close(run(engine, y), run(model, y))
-    engine, _ = engine_of(model, x, "never", apart, graph)
-    assert "3.conv2" not in whys(engine)
-
-
-def test_auto_takes_chains_apart_where_the_whole_is_predicted_faster(
-    gpu, model, chained, monkeypatch
-):
-    x, graph, apart = chained
-    engine, _ = engine_of(model, x, "auto", apart, graph)
-    assert "3.conv2" not in whys(engine)  # chains by parts: what they take is not known
-    known = {True: 100.0, False: 50.0}
-    find = _one_launch.find
-
-    def timed(steps, *more):
-        chains = any(step.kind == "conv_chain" for step in steps)
-        return find(steps, *more)._replace(us=known[chains])
-
-    monkeypatch.setattr(_one_launch, "find", timed)
-    engine, _ = engine_of(model, x, "auto", apart, graph)
-    assert "3.conv2" in whys(engine)
-    known[False] = 150.0
-    engine, _ = engine_of(model, x, "auto", apart, graph)
-    assert "3.conv2" not in whys(engine)
-
-
-def test_the_rules_without_chains_are_the_others():
-    assert [rule.name for rule in _rules.APART] == ["stem", "head", "batch_order"]
 
 
 # ---- By the emulator's kernels

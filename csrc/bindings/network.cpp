@@ -170,15 +170,23 @@ void check_workspace(const Tensor& workspace, const Tensor& x) {
   }
 }
 
+void check_apart(const Tensor& workspace, const Operands& all) {
+  const OutputMemory memory(workspace, "workspace");
+  for (size_t i = 0; i < all.x.size(); ++i) {
+    const std::string layer = " of layer " + std::to_string(i);
+    const std::pair<const char*, std::optional<Tensor>> tensors[] = {
+        {"x", all.x[i]},         {"weight", all.weight[i]},     {"scale", all.scale[i]},
+        {"shift", all.shift[i]}, {"residual", all.residual[i]}, {"out", all.out[i]}};
+    for (const auto& [name, one] : tensors) memory.apart_from((name + layer).c_str(), one);
+  }
+}
+
 void network_out(Tensors x, Tensors weight, Tensors scale, Tensors shift, Maybes residual,
                  Integers geometry, Tensors out, Tensor workspace, int64_t blocks, int64_t cluster,
                  Integers splits, Integers pixels) {
   const auto layers = layers_of({x, weight, scale, shift, residual, geometry, out});
   check_workspace(workspace, x[0]);
-  for (size_t i = 0; i < out.size(); ++i) {
-    OutputMemory(out[i], ("out of layer " + std::to_string(i)).c_str())
-        .apart_from("workspace", workspace);
-  }
+  check_apart(workspace, {x, weight, scale, shift, residual, geometry, out});
   const Wish wish = wish_of(blocks, cluster, splits, pixels, layers.size());
   if (!out[0].is_cuda()) fail("network_out: expected CUDA tensors, got others");
   const int device = out[0].get_device_index();

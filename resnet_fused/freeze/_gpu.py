@@ -183,17 +183,19 @@ class Steps:
         """Has runs of layers be one launch in `run_in`, where `_one_launch` finds that right."""
         single = self.plan
         self.plan = _memory.plan(_memory.beside(self.graph, single.lives, _one_launch.KIND))
-        seen: dict[int, tuple[Sequence[Tensor], Sequence[Tensor]]] = {}
-        device = args[0].device
-        self.run_in(args, self.arena(device), seen)
-        found = _one_launch.find(self.graph.steps, self._kernels, seen, device)
-        self._runs, self.us = {at: run for run in found.runs for at in run.positions}, found.us
+        try:
+            seen: dict[int, tuple[Sequence[Tensor], Sequence[Tensor]]] = {}
+            device = args[0].device
+            self.run_in(args, self.arena(device), seen)
+            found = _one_launch.find(self.graph.steps, self._kernels, seen, device)
+            self._runs, self.us = {at: run for run in found.runs for at in run.positions}, found.us
+        finally:
+            if not self.joined:
+                self.plan = single
         for at, run in self._runs.items():
             self.served[at] = "cuda", f"{run}; alone: {self._kernels[at].why}"
         for at, why in found.refused.items():
             self._say_alone(at, why)
-        if not self.joined:
-            self.plan = single
 
     def separate(self, why: str) -> None:
         """Has every layer of `run_in` be a launch of its own."""
@@ -428,6 +430,14 @@ class Builder:
         """The steps with layers in one launch; those without chains where that is better."""
         if not _one_launch.asked(args[0].device):
             return steps
+        try:
+            return self._better(steps, args)
+        except RuntimeError as error:  # such as no memory to look
+            why = str(error).partition("\n")[0]
+            logger.warning("freeze: %s: no layers in one launch: %s", _of(args), why)
+            return steps
+
+    def _better(self, steps: Steps, args: Sequence[Tensor]) -> Steps:
         steps.join(args)
         if self._apart is None:
             return steps
