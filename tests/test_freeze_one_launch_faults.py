@@ -151,5 +151,18 @@ def test_auto_takes_chains_apart_where_the_whole_is_predicted_faster(
     assert "3.conv2" not in whys(engine)
 
 
+def test_what_chains_by_parts_take_is_not_known(gpu, chained):
+    """Steps of other kernels count nothing: the whole would seem too short."""
+    x, graph, apart = chained
+    found = []
+    for one in (graph, apart):
+        with _one_launch.preferring("never"):
+            steps = _gpu.Steps(_gpu.laid_out(one), [x])
+        with _one_launch.preferring("auto"):
+            steps.join([x])
+        found.append(steps.us)
+    assert found[0] is None and found[1] > _one_launch.ORDINARY
+
+
 def test_the_rules_without_chains_are_the_others():
     assert [rule.name for rule in _rules.APART] == ["stem", "head", "batch_order"]
