@@ -372,8 +372,8 @@ def speed_line(one: Mapping[str, Any]) -> str:
 
 def network_line(one: Mapping[str, Any]) -> str:
     """A network's timing in a few words."""
-    if "ratio" not in one:
-        return one_launch.line(one) if "gain" in one else ""
+    if "kept" in one or "ratio" not in one:
+        return one_launch.line(one) if {"gain", "kept"} & one.keys() else ""
     rates = ", ".join(f"{name} {value:.0f}/s" for name, value in one["images_per_s"].items())
     ratio = one["ratio"]
     return f"{ratio['median']:.3f}x ({ratio['low']:.3f} .. {ratio['high']:.3f}); {rates}"

@@ -49,7 +49,7 @@ SHARES = {
     "bounds": 70.0,
     "sanitizer": 50.0,
     "ceilings": 12.0,
-    "one_launch": 25.0,
+    "one_launch": 40.0,
     "tuning": 55.0,
     "bench": 120.0,
     "page": 15.0,

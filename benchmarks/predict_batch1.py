@@ -227,7 +227,7 @@ def in_one_launch() -> str:
     """The convolutions by csrc/kernels/network_sm90.cuh, in words."""
     phases, work, total = predict_network.predicted()
     return (
-        "The convolutions in one persistent launch, which nothing chooses ([network.md]"
+        "The convolutions in one persistent launch ([network.md]"
         f"(network.md)): {phases} phases of {predict_network.PHASE:.1f} us until the first pixels "
         f"have come, and {work:.0f} us of work, {total:.0f} us beside the stem and the head."
     )

@@ -11,6 +11,8 @@ while the blocks meet; ends at the rate of memory; a merge as `Layer.merge` has 
 those of csrc/launch/conv_plan.h; the barrier is an assumption. Weights are taken to be in L2 when
 they are wanted. Nothing of it has been measured.
 
+What `rf.freeze` compares, by the plans of the extension, stands in a table of its own.
+
     python benchmarks/predict_network.py            # every layer
     python benchmarks/predict_network.py --write    # into docs/network.md
 """
@@ -23,13 +25,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import torch
 
 from resnet_fused.cases import RESNET50_LAYERS
+from resnet_fused.freeze import _one_launch
+from resnet_fused.ops import _cuda_network, _cuda_plan
 from resnet_fused.ops._chain_plan import CLOCK
 from resnet_fused.triton._tiles import CACHE, LATENCY, MEMORY
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "network.md"
 BEGIN, END = "<!-- predictions: begin -->", "<!-- predictions: end -->"
+ENGINE = "<!-- engine: begin -->", "<!-- engine: end -->"
+H200 = (132, 232448, 233472, 90)
+IMAGES = (1, 2, 4, 8)
+DTYPE = torch.bfloat16
 RESIDENT, STEP_BYTES, LEAST_STEPS, THREADS = 2, 64, 4, 128
 MATRIX = 4 * 323
 """Products of mma.sync in a cycle of a multiprocessor."""
@@ -258,14 +267,72 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def image(*shape: int) -> torch.Tensor:
+    """Memory at an address, in channels_last; nobody writes it."""
+    return torch.empty(shape, dtype=DTYPE, memory_format=torch.channels_last)
+
+
+def engine_layers(images: int) -> list[_cuda_network.Layer]:
+    """ResNet-50's convolutions behind the stem, in the order in which the engine runs them."""
+    made: list[_cuda_network.Layer] = []
+
+    def layer(
+        x: torch.Tensor, k: int, taps: int = 1, by: int = 1, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        size = -(-x.shape[2] // by)
+        vectors, pad = (torch.empty(k), torch.empty(k)), (taps // 2, taps // 2)
+        geometry = ((by, by), pad, (1, 1), 1, "relu")
+        weight, out = image(k, x.shape[1], taps, taps), image(images, k, size, size)
+        made.append(_cuda_network.Layer(x, weight, *vectors, residual, *geometry, out))
+        return out
+
+    x, width = image(images, 64, 56, 56), 64
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        for block in range(depth):
+            by = 2 if stage and not block else 1
+            inner = layer(layer(x, width), width, 3, by)
+            shortcut = x if block else layer(x, 4 * width, 1, by)
+            x = layer(inner, 4 * width, residual=shortcut)
+        width *= 2
+    return made
+
+
+def engine_us(images: int) -> tuple[float, float]:
+    """Microseconds with launches: of the engine's layers in one launch, and one by one."""
+    layers = engine_layers(images)
+    plan = _cuda_network.plan(layers, H200)
+    assert not isinstance(plan, str), plan
+    alone = 0.0
+    for one in layers:
+        operands, geometry = (one.x, one.weight, one.residual), one[5:9]
+        made = _cuda_plan.problem_of("conv_bn_act", operands, geometry, one.out, real=False)
+        alone += 1e6 * _cuda_plan.predicted(made, H200) / CLOCK + _one_launch.EARLY
+    return _one_launch.together(plan), alone
+
+
+def engine_table() -> str:
+    """What `rf.freeze` compares, as Markdown."""
+    lines = ["| images | in one launch | one by one, without chains |", "| --- | --- | --- |"]
+    for images in IMAGES:
+        one, alone = engine_us(images)
+        lines.append(f"| {images} | {one:.0f} | {alone:.0f} |")
+    return "\n".join(lines)
+
+
 @click.command()
 @click.option("--write", is_flag=True, help="Into docs/network.md.")
 def main(write: bool) -> None:
     """Predict ResNet-50's convolutions of one image in one launch."""
     click.echo(table())
+    found = [(BEGIN, END, table())]
+    if _cuda_plan.exists(_cuda_network.OP):
+        click.echo(engine_table())
+        found.append((*ENGINE, engine_table()))
     if write:
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        text = f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+        text = PAGE.read_text(encoding="utf-8")
+        for begin, end, made in found:
+            before, rest = text.split(begin)
+            text = f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"
         PAGE.write_text(text, encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_gpu_record import CPU, content_of, gpu_record, program
 
-from gpu import driver, frozen, one_launch  # isort: skip
+from gpu import device, driver, frozen, one_launch  # isort: skip
 
 
 def test_one_launch_stands_beside_the_graph_and_the_engine(
@@ -54,5 +54,42 @@ def test_one_launch_is_a_step_that_is_skipped_without_a_driver(
     monkeypatch.setattr(gpu_record, "probe", lambda options, scratch: CPU)
     words = ["--device", "cpu", "--steps", "one_launch", "--output", str(tmp_path)]
     assert gpu_record.main([*words, "--driver", program(tmp_path / "d", "#!/bin/sh\n")]) == 1
-    first, second = content_of(tmp_path)["stages"]["one_launch"]["steps"]
+    first, second, third = content_of(tmp_path)["stages"]["one_launch"]["steps"]
     assert "exit code 0" in first["error"] and second["name"] == "one launch beside frozen@1"
+    assert third["name"] == "one launch in frozen@1" and third["ok"]
+    assert set(third["us"]) == {"engine_auto", "engine_single", "engine_together"}
+
+
+def test_the_rule_is_decided_by_the_interval_against_the_faster_rival() -> None:
+    slow = tuple(200e-6 + k * 1e-7 for k in range(31))
+    timed = {"auto": slow, "single": tuple(1.1 * s for s in slow)}
+    fast = device.Samples({**timed, "together": tuple(s * 0.8 for s in slow)})
+    found = one_launch.judged(fast)
+    assert found["kept"] and found["rival"] == "auto"
+    assert found["ratio"]["low"] == pytest.approx(1.25)
+    assert one_launch.line(found).startswith("engine_auto 202 us, engine_single 222 us")
+    assert one_launch.line(found).endswith("1.250 .. 1.250 of auto: kept")
+    # An interval that touches 1 is not enough.
+    touching = tuple(s * (0.8 if k % 3 else 1.01) for k, s in enumerate(slow))
+    mixed = device.Samples({**timed, "together": tuple(reversed(touching[:4])) + slow[4:]})
+    assert not one_launch.judged(mixed)["kept"]
+    rival = device.Samples({**timed, "single": timed["auto"], "auto": timed["single"],
+                            "together": slow})  # fmt: skip
+    found = one_launch.judged(rival)
+    assert found["rival"] == "single" and not found["kept"]
+    assert one_launch.line(found).endswith("of single: not kept")
+
+
+def test_what_is_not_in_one_launch_says_why() -> None:
+    whys = ["in one launch with 1 other: a; alone: b"] * 2
+    assert one_launch.together([*whys, "c; not in one launch: d"]) == (2, "d")
+    assert one_launch.together(["e; not in one launch: f", "g"]) == (0, "f")
+    assert one_launch.together(["h"]) == (0, "no such layers")
+
+
+def test_gpu_checks_line_holds_the_verdict() -> None:
+    import gpu_check
+
+    found = {"us": {"engine_auto": 2.0}, "rival": "auto", "kept": False}
+    found["ratio"] = {"median": 1.0, "low": 0.9, "high": 1.1, "confidence": 0.95}
+    assert gpu_check.network_line(found) == "engine_auto 2 us, 0.900 .. 1.100 of auto: not kept"

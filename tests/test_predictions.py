@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from resnet_fused.cases import RESNET50_LAYERS
+from resnet_fused.ops import _cuda_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,6 +102,38 @@ def test_the_page_of_the_network_is_up_to_date():
     assert f"{network.BEGIN}\n{network.table()}\n{network.END}" in page, (
         f"run python {network.__file__} --write"
     )
+
+
+needs_network = pytest.mark.skipif(
+    not _cuda_plan.exists("network"), reason="the extension was built without nvcc, or is older"
+)
+
+
+@needs_network
+def test_what_the_engine_compares_is_on_the_page():
+    network = loaded("predict_network")
+    page = network.PAGE.read_text(encoding="utf-8")
+    begin, end = network.ENGINE
+    assert f"{begin}\n{network.engine_table()}\n{end}" in page, (
+        f"run python {network.__file__} --write"
+    )
+    # In the words of the page and of CHANGELOG.md: for one image and for two.
+    wins = [n for n in network.IMAGES if network.engine_us(n)[0] < network.engine_us(n)[1]]
+    assert wins == [1, 2]
+
+
+@needs_network
+def test_the_plan_predicts_what_the_page_of_the_network_has():
+    """One formula, written twice: the launch's own, and the page's."""
+    network = loaded("predict_network")
+    layers = network.engine_layers(1)
+    for way, cluster in ((network.CLUSTERS, 8), (network.FOURS, 4), (network.SHARES, 1)):
+        wish = network._cuda_network.Wish(cluster=cluster)
+        made = network._cuda_network.plan(layers, network.H200, wish)
+        assert made.meetings + made.launches == network.PHASES
+        us = 1e6 * made.cycles / network.CLOCK
+        # The page counts a shortcut for the projections that are alike but for that.
+        assert us == pytest.approx(network.predicted(way)[2], rel=5e-3)
 
 
 def test_sharing_a_merge_beats_the_last_block():

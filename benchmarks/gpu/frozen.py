@@ -17,7 +17,7 @@ from gpu.device import capture, interleaved, is_cuda, same_bits, synchronize
 from gpu.operands import MODES, precise
 from resnet_fused import numerics
 from resnet_fused.calibrate import calibrate_batchnorm
-from resnet_fused.freeze import _gpu
+from resnet_fused.freeze import _gpu, _one_launch
 
 SHAPES = ((1, 224, 224), (3, 224, 224), (2, 97, 131))
 """Images, height, width: a lone one, an odd batch, odd sizes."""
@@ -183,7 +183,8 @@ def threads(device: str, name: str = "resnet18", implementation: str = "triton")
     plain = make(device, name, dtype)
     shapes = SHAPES if is_cuda(device) else TINY
     wrong: list[str] = []
-    with torch.inference_mode(), rf.backend(implementation):
+    # What runs step by step is compared with replays: kernels that give the same bits.
+    with torch.inference_mode(), rf.backend(implementation), _one_launch.preferring("never"):
         engine = engine_of(plain, images(shapes[0], device, dtype, 1))
         # Two shapes, so that programs take turns; each known before the threads begin.
         count = THREADS if is_cuda(device) else 2

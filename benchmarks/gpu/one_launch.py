@@ -1,15 +1,20 @@
 """A network's convolutions in one launch, by the driver, beside graphs of single kernels.
 
-The kernel is an experiment (docs/network.md): what `compare` records decides whether it is kept.
+The kernel is an experiment (docs/network.md): what `engines` records decides whether it is kept.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+import resnet_fused as rf
 from gpu import driver
-from gpu.device import is_cuda
+from gpu.device import Samples, interleaved, is_cuda, synchronize
+from resnet_fused.freeze import _one_launch
 
 SMALL: tuple[tuple[str, ...], ...] = (
     ("--data", "integers", "--depths", "2,1"),
@@ -24,6 +29,8 @@ RESNET50 = (
     "--data", "normals",
 )  # fmt: skip
 """Its convolutions behind the stem, for one image of 224x224."""
+TOGETHER, APART = "in one launch with", "not in one launch: "
+"""What a report's rows say."""
 REPEATS = 50
 LIMIT_S = 40.0
 """Of one call of the driver: blocks that wait for one another in vain would do so for ever."""
@@ -34,6 +41,10 @@ TIMES = {
     "single_kernels_cold": "graph_milliseconds",
 }
 """Names here -> those of the driver. Cold: L2 is overwritten before each run."""
+ENGINES = {
+    "auto": ("auto", "never"), "single": ("cuda", "never"), "together": ("cuda", "always"),
+}  # fmt: skip
+"""Name -> backend and word of a frozen engine. The rival is the faster one of the first two."""
 THROUGH_MEMORY = ("--cluster", "1")
 """The kernel of GPUs without clusters, which is timed beside the one that the plan takes."""
 
@@ -92,7 +103,8 @@ def compare(device: str, program: str | None = None, rounds: int = 11) -> dict[s
         for name, key in TIMES.items()
         if key in memory and name.startswith("one_launch")
     }
-    engine = frozen.inference(device, "resnet50", 1, rounds)
+    with _one_launch.preferring("never"):
+        engine = frozen.inference(device, "resnet50", 1, rounds)
     if not engine["ok"]:
         return {**found, "us": us, "ok": False, "error": f"the engine: {engine['error']}"}
     us["frozen"] = engine["us"]["frozen"]["us"]
@@ -101,6 +113,71 @@ def compare(device: str, program: str | None = None, rounds: int = 11) -> dict[s
     return {"ok": True, **found, "us": us}
 
 
+def engines(
+    device: str, name: str = "resnet50", batch: int = 1, rounds: int = 31
+) -> dict[str, Any]:
+    """The frozen engine with its layers in one launch, and without, in turns.
+
+    "kept" is the rule of docs/network.md: the whole interval of the times' ratios is above 1.
+
+    Args:
+        device: where.
+        name: of the network.
+        batch: images.
+        rounds: samples of each.
+    """
+    from gpu import frozen, network
+
+    dtype = network.dtype_of(device)
+    plain = frozen.make(device, name, dtype)
+    shape = (batch, 224, 224) if is_cuda(device) else frozen.TINY[0]
+    x = frozen.images(shape, device, dtype, 4)
+    made: dict[str, rf.Engine] = {}
+    with torch.inference_mode():
+        for key, (backend, word) in ENGINES.items():
+            with rf.backend(backend), _one_launch.preferring(word):
+                made[key] = frozen.engine_of(plain, x)
+        results = {key: engine(x) for key, engine in made.items()}
+        synchronize(device)
+        count, why = together([row.why for row in made["together"].report().rows])
+        found: dict[str, Any] = {"layers": count}
+        if count == 0 and is_cuda(device):
+            return {**found, "ok": False, "error": why}
+        for key, y in results.items():
+            if wrong := network.unlike(y, results["auto"]):
+                return {**found, "ok": False, "error": f"{key}: {wrong}"}
+        calls = {key: functools.partial(engine, x) for key, engine in made.items()}
+        timed = interleaved(calls, device, rounds)
+    return {"ok": True, **found, **judged(timed)}
+
+
+def together(whys: Sequence[str]) -> tuple[int, str]:
+    """How many layers of a report are in one launch, and what it says of the others.
+
+    Args:
+        whys: of its rows.
+    """
+    apart = {why.partition(APART)[2] for why in whys} - {""}
+    return sum(TOGETHER in why for why in whys), "; ".join(sorted(apart)) or "no such layers"
+
+
+def judged(timed: Samples) -> dict[str, Any]:
+    """The times of `ENGINES`, and what follows from them.
+
+    Args:
+        timed: in turns.
+    """
+    rival = min(("auto", "single"), key=timed.median)
+    ratio = timed.ratio(rival, "together")
+    us = {f"engine_{key}": 1e6 * timed.median(key) for key in ENGINES}
+    return {"us": us, "rival": rival, "ratio": ratio, "kept": ratio["low"] > 1}
+
+
 def line(one: Mapping[str, Any]) -> str:
     """The times in words."""
-    return ", ".join(f"{name} {us:.0f} us" for name, us in one.get("us", {}).items())
+    said = [f"{name} {us:.0f} us" for name, us in one.get("us", {}).items()]
+    if "kept" in one:
+        ratio = one["ratio"]
+        verdict = "kept" if one["kept"] else "not kept"
+        said.append(f"{ratio['low']:.3f} .. {ratio['high']:.3f} of {one['rival']}: {verdict}")
+    return ", ".join(said)

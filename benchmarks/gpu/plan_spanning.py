@@ -138,6 +138,7 @@ def one_launch(program: str | None = None) -> list[Task]:
     return [
         Task("one launch", "gpu.one_launch:check", given, 170),
         Task("one launch beside frozen@1", "gpu.one_launch:compare", given, 150),
+        Task("one launch in frozen@1", "gpu.one_launch:engines", {}, 150),
     ]
 
 

@@ -21,6 +21,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused, library) {
   resnet_fused::define_conv_gradients(library);
   resnet_fused::define_conv_chain(library);
   resnet_fused::define_conv_chain_fp8(library);
+  resnet_fused::define_network(library);
   resnet_fused::define_stem(library);
   resnet_fused::define_head(library);
 #endif

@@ -48,6 +48,7 @@ void define_conv_bn_wgrad(torch::stable::detail::StableLibrary& library);
 void define_conv_gradients(torch::stable::detail::StableLibrary& library);
 void define_conv_chain(torch::stable::detail::StableLibrary& library);
 void define_conv_chain_fp8(torch::stable::detail::StableLibrary& library);
+void define_network(torch::stable::detail::StableLibrary& library);
 void define_stem(torch::stable::detail::StableLibrary& library);
 void define_head(torch::stable::detail::StableLibrary& library);
 

@@ -5,8 +5,8 @@
 //   // workspace: plan.workspace_bytes on the device, the first plan.counter_bytes zeros
 //   int error = rf_network_cuda(&network, &plan, workspace, stream);
 //
-// Nothing chooses it by itself: whether it is faster than a graph of single kernels nobody has
-// measured.
+// The frozen engine takes it where its user asks, or where it is predicted to win: whether it is
+// faster than a graph of single kernels nobody has measured.
 #pragma once
 
 #include <cstddef>
@@ -51,6 +51,9 @@ struct RfNetworkLayer {
 void rf_network_layer(const RfNetwork* network, const RfNetworkPlan* plan, int32_t index,
                       RfNetworkLayer* layer);
 
+// Predicted, from the first block's start to the last one's end; good for comparisons alone.
+double rf_network_cycles(const RfNetwork* network, const RfNetworkPlan* plan);
+
 // Of conv_bn_act's configurations, the one that with as many splits gives the same bits.
 int32_t rf_network_configuration(void);
 
@@ -60,8 +63,8 @@ int rf_network_cuda(const RfNetwork* network, const RfNetworkPlan* plan, void* w
                     void* stream);
 
 // Clusters of so many blocks that the current device has room for at once; 0, or a cudaError_t. The
-// plan counts with GPCs of 16 multiprocessors, which a GPU may have fewer of. Absent where the
-// kernels are emulated, and for sm_90a alone.
+// plan counts with GPCs of 16 multiprocessors, which a GPU may have fewer of. None where the kernel
+// is not built for sm_90a; absent where kernels are emulated.
 int rf_network_clusters(int32_t cluster, int32_t* clusters);
 
 }  // extern "C"

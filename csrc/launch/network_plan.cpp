@@ -272,6 +272,23 @@ extern "C" void rf_network_layer(const RfNetwork* network, const RfNetworkPlan* 
   layer->meets = step.meets;
 }
 
+extern "C" double rf_network_cycles(const RfNetwork* network, const RfNetworkPlan* plan) {
+  using namespace resnet_fused;
+  const NetworkWay& way = way_of(plan->cluster);
+  double cycles = (plan->meetings + plan->launches) * phase_cycles();
+  for (int32_t i = 0; i < network->count; ++i) {
+    cycles += cut_of(way, *network, i, plan->blocks).cycles;
+  }
+  return cycles;
+}
+
+#if !defined(RF_EMULATED) && !defined(RF_WITH_SM90A)
+extern "C" int rf_network_clusters(int32_t /*cluster*/, int32_t* clusters) {
+  *clusters = 0;
+  return 0;
+}
+#endif
+
 extern "C" int32_t rf_network_configuration() { return resnet_fused::kNetworkTile; }
 
 extern "C" int rf_network_cuda(const RfNetwork* network, const RfNetworkPlan* plan, void* workspace,

@@ -107,6 +107,8 @@ const std::vector<NetworkWay>& network_ways() {
   return ways;
 }
 
+double phase_cycles() { return kGridMeeting + kLatency; }
+
 int64_t most_blocks(const NetworkWay& way, const RfGpu& gpu) {
   const int64_t beside =
       std::min<int64_t>(way.beside, gpu.shared_per_multiprocessor / (way.shared_bytes + 1024));

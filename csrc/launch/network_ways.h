@@ -45,4 +45,8 @@ struct NetworkCut {
 // The tile and the parts that take the least predicted time, of those that the network leaves open.
 NetworkCut cut_of(const NetworkWay& way, const RfNetwork& network, int32_t index, int32_t blocks);
 
+// Predicted cycles from the last block's arrival at a meeting until the first pixels of the next
+// phase have come.
+double phase_cycles();
+
 }  // namespace resnet_fused

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from . import _calls, _kernels, _memory
+from . import _calls, _kernels, _memory, _one_launch
 from ._ir import FUSED, Graph, Step, fill
 
 logger = logging.getLogger("resnet_fused")
@@ -90,6 +90,7 @@ class Steps:
         served: position of a step -> (implementation, why).
         plan: the arena for what the kernels write.
         outside: bytes of the values that PyTorch's ops allocate themselves.
+        us: predicted, once `join` has looked, to compare the shape's graphs by; None: unknown.
     """
 
     def __init__(self, graph: Graph, args: Sequence[Tensor]) -> None:
@@ -97,6 +98,8 @@ class Steps:
         self._count = 1 + max([*graph.inputs, *graph.makers()], default=0)
         self._kernels: dict[int, _kernels.Kernel] = {}
         self._forms: dict[int, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+        self._runs: dict[int, _one_launch.Run] = {}  # by the position of each of their steps
+        self.us: float | None = None
         self.served: dict[int, tuple[str, str]] = {}
         last = graph.last_use()
         self._dead = [
@@ -160,6 +163,50 @@ class Steps:
         """The results, each step allocating its own."""
         return self._walk(args, self._again)
 
+    def run_alike(self, args: Sequence[Tensor]) -> Any:
+        """Likewise; layers that `run_in` has in one launch by kernels that give the same bits."""
+
+        def run(at: int, step: Step, values: Sequence[Any]) -> list[Any]:
+            joined = self._runs.get(at)
+            if joined is None:
+                return self._again(at, step, values)
+            return [self._kernels[at].alike(values, joined.alone(at))]
+
+        return self._walk(args, run)
+
+    @property
+    def joined(self) -> bool:
+        """Whether `run_in` has several layers in one launch."""
+        return bool(self._runs)
+
+    def join(self, args: Sequence[Tensor]) -> None:
+        """Has runs of layers be one launch in `run_in`, where `_one_launch` finds that right."""
+        single = self.plan
+        self.plan = _memory.plan(_memory.beside(self.graph, single.lives, _one_launch.KIND))
+        try:
+            seen: dict[int, tuple[Sequence[Tensor], Sequence[Tensor]]] = {}
+            device = args[0].device
+            self.run_in(args, self.arena(device), seen)
+            found = _one_launch.find(self.graph.steps, self._kernels, seen, device)
+            self._runs, self.us = {at: run for run in found.runs for at in run.positions}, found.us
+        finally:
+            if not self.joined:
+                self.plan = single
+        for at, run in self._runs.items():
+            self.served[at] = "cuda", f"{run}; alone: {self._kernels[at].why}"
+        for at, why in found.refused.items():
+            self._say_alone(at, why)
+
+    def separate(self, why: str) -> None:
+        """Has every layer of `run_in` be a launch of its own."""
+        for at in self._runs:
+            self._say_alone(at, why)
+        self._runs = {}
+
+    def _say_alone(self, at: int, why: str) -> None:
+        kernel = self._kernels[at]
+        self.served[at] = kernel.name, f"{kernel.why}; not in one launch: {why}"
+
     def arena(self, device: torch.device) -> dict[str, Tensor]:
         """Fresh memory for `run_in`: bytes by dtype."""
         return {
@@ -188,11 +235,21 @@ class Steps:
                 kernel.late = why
                 self.served[at] = kernel.name, f"{kernel.why}, but not so: {why}"
 
-    def run_in(self, args: Sequence[Tensor], arena: dict[str, Tensor]) -> Any:
+    def run_in(
+        self,
+        args: Sequence[Tensor],
+        arena: dict[str, Tensor],
+        seen: dict[int, tuple[Sequence[Tensor], Sequence[Tensor]]] | None = None,
+    ) -> Any:
         """The results, this package's kernels writing into the arena.
 
         A kernel may begin before the one ahead has ended only where that is this package's too and
-        waited itself: what another library launches is not known.
+        waited itself: what another library launches is not known, and layers in one launch do not.
+
+        Args:
+            args: of the graph.
+            arena: as of `arena`.
+            seen: takes what each of these kernels reads and writes, by the step's position.
         """
         follows = False
 
@@ -203,7 +260,13 @@ class Steps:
                 follows = False
                 return self._again(at, step, values)
             results = [self._place(value, arena) for value in step.outputs]
-            follows = kernel.into(values, results, follows)
+            if seen is not None:
+                seen[at] = values, results
+            if (joined := self._runs.get(at)) is not None:
+                joined.take(at, _one_launch.layer(step, values, results))
+                follows = False
+            else:
+                follows = kernel.into(values, results, follows)
             return results
 
         return self._walk(args, run)
@@ -229,18 +292,40 @@ class Captured:
 
     def __init__(self, steps: Steps, args: Sequence[Tensor], driver: Driver) -> None:
         self.served, self.plan, self.outside = steps.served, steps.plan, steps.outside
+        self.graph = steps.graph
         self._steps, self._driver, self._lock = steps, driver, threading.Lock()
         with driver.active():
             self._inputs = [torch.empty_like(arg).copy_(arg) for arg in args]
             self._memory = steps.arena(args[0].device)
-            if steps.compiles:
-                steps.run_in(self._inputs, self._memory)
-            self._capture()
-            if steps.early and not self._agrees():
-                logger.warning("freeze: %s: %s", _of(args), OTHER)
-                steps.wait_for_each(OTHER)
-                self._capture()
+            if steps.joined and (why := self._not_joined()) is not None:
+                logger.warning("freeze: %s: %s: each layer is a launch", _of(args), why)
+                steps.separate(why)
+            if not steps.joined:
+                self._capture_apart(args)
             self._done = driver.mark()
+
+    def _not_joined(self) -> str | None:
+        """Captures with layers in one launch; why that is not what is replayed, or None."""
+        try:
+            # A launch that the GPU refuses says so here, where no capture is lost with it.
+            self._steps.run_in(self._inputs, self._memory)
+            self._capture()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            return str(error).partition("\n")[0]
+        return None if self._agrees() else _one_launch.OTHER
+
+    def _capture_apart(self, args: Sequence[Tensor]) -> None:
+        """Captures with each layer a launch."""
+        steps = self._steps
+        if steps.compiles:
+            steps.run_in(self._inputs, self._memory)
+        self._capture()
+        if steps.early and not self._agrees():
+            logger.warning("freeze: %s: %s", _of(args), OTHER)
+            steps.wait_for_each(OTHER)
+            self._capture()
 
     def _capture(self) -> None:
         self._replay, self._results = self._driver.capture(
@@ -249,7 +334,7 @@ class Captured:
 
     def _agrees(self) -> bool:
         """Whether a replay gives, bit for bit, what the steps give one after the other."""
-        expected = _pytree.tree_leaves(self._steps.run(self._inputs))
+        expected = _pytree.tree_leaves(self._steps.run_alike(self._inputs))
         self._replay()
         found = _pytree.tree_leaves(self._results)
         return all(
@@ -278,7 +363,9 @@ class Plain:
     arena = False
 
     def __init__(self, steps: Steps, why: str) -> None:
-        self._steps, self.why = steps, why
+        self._steps, self.why, self.graph = steps, why, steps.graph
+        if steps.joined:
+            steps.separate(why)
         self.served, self.plan, self.outside = steps.served, steps.plan, steps.outside
 
     def __call__(self, args: Sequence[Tensor]) -> Any:
@@ -293,10 +380,18 @@ class Builder:
         graph: after all rules.
         driver: of the GPU.
         free: drops the programs that the engine keeps, for their memory.
+        apart: the same network without chains, for layers in one launch; None: it has none, or
+            nobody wants that.
     """
 
-    def __init__(self, graph: Graph, driver: Driver, free: Callable[[], None]) -> None:
-        self.graph, self._driver, self._free = graph, driver, free
+    def __init__(
+        self,
+        graph: Graph,
+        driver: Driver,
+        free: Callable[[], None],
+        apart: Graph | None = None,
+    ) -> None:
+        self.graph, self._driver, self._free, self._apart = graph, driver, free, apart
 
     def constants(self) -> int:
         """Bytes of all weights and vectors."""
@@ -316,6 +411,7 @@ class Builder:
                 return Plain(steps, "the shape came for the first time"), result
             if self._driver.capturing():
                 return Plain(steps, "the caller captures a graph of his own"), result
+            steps = self._joined(steps, args)
             try:
                 return Captured(steps, args, self._driver), result
             except torch.OutOfMemoryError as error:
@@ -329,6 +425,31 @@ class Builder:
                 return Captured(steps, args, self._driver), result
             except RuntimeError as error:
                 return self._step_by_step(steps, args, error), result
+
+    def _joined(self, steps: Steps, args: Sequence[Tensor]) -> Steps:
+        """The steps with layers in one launch; those without chains where that is better."""
+        if not _one_launch.asked(args[0].device):
+            return steps
+        try:
+            return self._better(steps, args)
+        except RuntimeError as error:  # such as no memory to look
+            why = str(error).partition("\n")[0]
+            logger.warning("freeze: %s: no layers in one launch: %s", _of(args), why)
+            return steps
+
+    def _better(self, steps: Steps, args: Sequence[Tensor]) -> Steps:
+        steps.join(args)
+        if self._apart is None:
+            return steps
+        apart = Steps(self._apart, args)
+        apart.result = None
+        apart.join(args)
+        if not apart.joined:
+            return steps
+        if _one_launch.word() == "always":
+            return apart
+        known = apart.us is not None and steps.us is not None
+        return apart if known and apart.us < steps.us else steps
 
     def _step_by_step(self, steps: Steps, args: Sequence[Tensor], error: RuntimeError) -> Plain:
         why = f"no graph: {str(error).partition(chr(10))[0]}"

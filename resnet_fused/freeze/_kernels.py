@@ -182,6 +182,20 @@ class Kernel:
         """The op, allocating its result."""
         return self._run(*self._kind.arguments(self._step, values))
 
+    def alike(self, values: Values, wish: tuple[int, int]) -> Tensor:
+        """The CUDA kernel of `conv_bn_act` in a configuration and splits, allocating its result.
+
+        Args:
+            values: of the step's inputs.
+            wish: the configuration's index, and the splits.
+        """
+        form = _results.FORMS[self._step.kind]
+        arguments = self._kind.arguments(self._step, values)
+        operands = [arguments[place] for place in form.operands.values()]
+        out = form.empty(*arguments)
+        _LAUNCHES["cuda"](self._step.kind, *operands, out, *arguments[form.options :], wish=wish)
+        return out
+
     def into(self, values: Values, results: Sequence[Tensor], follows: bool = False) -> bool:
         """The kernel, writing into given results.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -102,6 +103,25 @@ def lives(
         name = str(dtype).removeprefix("torch.")
         found.append(Life(value, first, last[value], blocks, name))
     return tuple(found)
+
+
+def beside(graph: Graph, found: tuple[Life, ...], kind: str) -> tuple[Life, ...]:
+    """The lives for steps that may run beside the one ahead, where they do not hang together.
+
+    What the one ahead is the last to read lives until both have run: no result of the second one
+    is to lie there.
+
+    Args:
+        graph: the steps.
+        found: the lives for steps one after the other.
+        kind: of the steps.
+    """
+    ahead = {
+        at
+        for at, (one, two) in enumerate(itertools.pairwise(graph.steps))
+        if one.kind == two.kind == kind and not set(one.outputs).intersection(two.inputs)
+    }
+    return tuple(replace(life, last=life.last + (life.last in ahead)) for life in found)
 
 
 def plan(found: tuple[Life, ...]) -> Plan:

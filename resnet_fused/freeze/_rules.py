@@ -294,6 +294,8 @@ DEVICE = (
     Rule("conv_chain", _conv_chain),
     Rule("batch_order", _batch_order),
 )
+APART = tuple(rule for rule in DEVICE if rule.name != "conv_chain")
+"""`DEVICE` with every convolution by itself."""
 
 
 def apply(rules: tuple[Rule, ...], graph: Graph, place: Place) -> Applied:

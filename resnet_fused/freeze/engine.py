@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from ..ops._results import is_channels_last
-from . import _cpu, _file, _gpu, _memory, _rules
+from . import _cpu, _file, _gpu, _memory, _one_launch, _rules
 from ._ir import FUSED, Graph
 
 # Kinds that are worth a row in a report: the rest takes no time.
@@ -123,14 +123,18 @@ class Engine(nn.Module):
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._lock = threading.Lock()
         self._last: Hashable = None
-        self._builder: Builder = self._builder_of(graph)
+        self._builder: Builder = self._builder_of(graph, place)
         key = tuple(x.shape for x in example)
         self._first = key
         self._programs[key], _ = self._built(example, True)
 
-    def _builder_of(self, graph: Graph) -> Builder:
+    def _builder_of(self, graph: Graph, place: _rules.Place) -> Builder:
         if self.device.type == "cuda":
-            return _gpu.Builder(graph, _gpu.Driver(self.device), self._free)
+            chains = any(step.kind == "conv_chain" for step in graph.steps)
+            apart = None
+            if chains and _one_launch.asked(self.device):
+                apart, _ = _rules.apply(_rules.APART, self._plain, place)
+            return _gpu.Builder(graph, _gpu.Driver(self.device), self._free, apart)
         return _cpu.Builder(graph, self.dtype)
 
     def _free(self) -> None:
@@ -324,13 +328,14 @@ class Engine(nn.Module):
                 about the shape that was used last.
         """
         programs = dict(self._programs)
-        served = {}
+        served, graph = {}, self._graph
         if programs:
             key = tuple(x.shape for x in args)
-            served = (programs.get(key) or next(reversed(programs.values()))).served
+            program = programs.get(key) or next(reversed(programs.values()))
+            served, graph = program.served, getattr(program, "graph", graph)
         rows = tuple(
             StepRow(step.name or self._name, step.pattern or step.kind, *served.get(at, ("-", "")))
-            for at, step in enumerate(self._graph.steps)
+            for at, step in enumerate(graph.steps)
             if step.kind in _ROWS
         )
         memory = tuple(self._memory(key, program) for key, program in programs.items())

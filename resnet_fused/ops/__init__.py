@@ -1,5 +1,6 @@
 """The fused ops: functional, with autograd, autocast and fakes; see `rf.backend` for who serves."""
 
+from . import _cuda_network as _cuda_network  # it enters its kernel for admission
 from ._e4m3 import quantize_e4m3, quantize_weight_e4m3
 from .bn_act import bn_act
 from .bn_act_pool import bn_act_pool

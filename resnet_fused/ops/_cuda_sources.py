@@ -17,6 +17,7 @@ from ._cuda_sources_measured import (
     MEASURING,
     MEASURING_BY_TMA,
 )
+from ._cuda_sources_network import NETWORK
 
 _SHARED = (
     "csrc/bindings/arguments.cpp",
@@ -337,6 +338,10 @@ SOURCES: dict[str, tuple[str, ...]] = {
         *_COMMON,
         *_WINDOWS,
         *CONV_CHAIN,
+    ),
+    "network": (
+        *_COMMON,
+        *NETWORK,
     ),
     "stem": (
         *_SHARED,
