@@ -341,7 +341,8 @@ def problem(case, dtype=torch.bfloat16, way="all", address=4096, **changes):
         _, c, h, w = shape
         return (h * w * c, 1, w * c, c)
 
-    there = {"affine": True, "addend": 1, "projected": True} | WAYS[way]
+    takes_part = WAYS[way] if isinstance(way, str) else way
+    there = {"affine": True, "addend": 1, "projected": True} | takes_part
     values = {
         "dtype": emulated.TYPE_NAMES[dtype],
         "allow_tf32": True,

@@ -11,7 +11,7 @@ import ended_by_tma
 import mutants
 import pytest
 import torch
-from ended_by_tma import OP, WAYS, Operands
+from ended_by_tma import OP, WAYS
 from mutants import HOSTILE, Mutant, Trial
 from test_emulated_bn_dgrad_sm90_faults import CHUNKED, ONE
 from test_emulated_bn_dgrad_sm90_faults import HARMLESS as OF_THE_GRADIENT
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from resnet_fused import numerics
 from resnet_fused.cases import ConvCase
+from resnet_fused.ops import _training_checks_dgrad_end as checks
 from resnet_fused.ops._library import overload
 
 pytestmark = pytest.mark.emulated
@@ -67,7 +68,7 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
 
 
 def judged(
-    case: ConvCase, given: Operands, exact: bool
+    case: ConvCase, given: checks.Operands, exact: bool
 ) -> Callable[[tuple[Tensor, Tensor]], str | None]:
     """What is wrong with a gradient and its sums."""
     if exact:
@@ -101,10 +102,7 @@ def trials() -> list[Trial]:
             dtype = torch.bfloat16 if exact else torch.float16
             given = ended_by_tma.operands(case, dtype, exact=exact, **takes_part)
             # Not NaN, which no comparison finds unchanged.
-            norms = {n: getattr(given, n) for n in ("norm", "residual_norm")}
-            given = given._replace(
-                **{n: None if t is None else torch.nan_to_num(t) for n, t in norms.items()}
-            )
+            given = checks.Operands(*(None if t is None else torch.nan_to_num(t) for t in given))
             geometry = (case.stride, case.padding, case.dilation, case.groups)
             call = functools.partial(overload(OP, emulated.NAME), *given, case.stride[0], *geometry)
             for schedule in HOSTILE if exact else HOSTILE[-1:]:
