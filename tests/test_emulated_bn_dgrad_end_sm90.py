@@ -261,7 +261,7 @@ def test_each_byte_of_the_end_is_asked_for_once(place):
     assert loaded == 2 * given.dz.nbytes * columns + given.weight.nbytes * rows + ends
 
 
-@every
+@pytest.mark.parametrize("place", [0, CONFIGURATIONS - 1])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
     "name", ["dz", "y", "coefficients", "addend", "out", "raw", "norm", "residual", "residual_norm"]
