@@ -18,7 +18,7 @@ from resnet_fused.ops import _grad1x1
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from gpu import driver, plan, sanitizer, training, training_driver  # noqa: E402
+from gpu import driver, plan, sanitizer, training, training_driver, training_ends  # noqa: E402
 
 CALLS = [
     ("conv_bn_stats", "3x3_16_16_at5"),
@@ -49,6 +49,14 @@ def test_both_ways_to_the_gradients_are_timed():
     assert {"gradients 1x1_64_256_at56@256", "gradients 1x1_512_128_at28_add_noact@32"} < set(found)
     assert sum(name.startswith("gradients ") for name in found) == 2 * len(training.merging())
     assert len(training.merging()) == 6
+
+
+def test_the_ways_to_the_gradient_between_two_blocks_are_timed():
+    """At every place that a stage of ResNet-50 has, at two batch sizes; a row's step is checked."""
+    found = [t.name for t in plan.timings({"flops": 1.0, "bandwidth": 1.0})]
+    assert {"ends 1x1_256_64_at56_add_noact@256", "ends 1x1_2048_512_at7_add_noact@32"} < set(found)
+    assert sum(name.startswith("ends ") for name in found) == 2 * len(training_ends.ends()) == 8
+    assert "training row" in [task.name for task in plan.training("cuda:0")]
 
 
 def _emulated_driver():
@@ -179,6 +187,42 @@ class TestInterpreted:
         found = training.gradients("cpu", "1x1_16_32_at5", 1)
         assert not found["ok"] and "merged: dweight" in found["error"]
         assert not training.kernel("cpu", _grad1x1.OP, "1x1_16_32_at5", "float16", batch=1)["ok"]
+
+    def test_a_row_takes_the_gradient_between_its_blocks(self, monkeypatch):
+        from resnet_fused.triton import conv_bn_dgrad_end as kernel
+
+        found = training_ends.row("cpu")
+        assert found["ok"] and found["ended"] == 2 and 0 < found["worst"] <= 1
+        right = kernel.launch
+
+        def wrong(*arguments, **options):
+            right(*arguments, **options)
+            arguments[11][1] *= 1.5
+
+        monkeypatch.setattr(kernel, "launch", wrong)
+        found = training_ends.row("cpu")
+        assert not found["ok"] and found["error"].startswith("2 of 2 by one op; x: ")
+
+    def test_the_gradient_between_two_blocks_beside_two_ops(self, monkeypatch):
+        from resnet_fused.triton import conv_bn_dgrad_end as kernel
+
+        for name, ways in (
+            ("3x3_16_16_at5_add_noact", {"one", "two"}),
+            ("1x1_32_16_at5_add_noact", {"one", "two", "merged"}),
+        ):
+            found = training_ends.time("cpu", name, 1)
+            assert found["ok"] and set(found["us"]) == ways
+            assert set(found["ratios"]) == {f"{way}_over_one" for way in ways - {"one"}}
+            assert found["expected"]["ended"]
+        right = kernel.launch
+
+        def wrong(*arguments, **options):
+            right(*arguments, **options)
+            arguments[10].mul_(1.01)
+
+        monkeypatch.setattr(kernel, "launch", wrong)
+        found = training_ends.time("cpu", "1x1_32_16_at5_add_noact", 1)
+        assert not found["ok"] and "one: " in found["error"]
 
     def test_what_needs_a_gpu_says_so(self):
         assert training.captured("cpu")["skipped"]

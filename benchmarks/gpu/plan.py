@@ -131,6 +131,7 @@ def training(device: str) -> list[Task]:
         )
         for name in (training.merging_blocks() if real else ())
     ]  # fmt: skip
+    found.append(Task("training row", "gpu.training_ends:row", about={"op": "conv_bn_dgrad_end"}))
     found.append(Task("training captured", "gpu.training:captured"))
     found += [
         Task(f"{of} driver", "gpu.training_driver:check", {"of": of}, seconds=150) for of in CHECKED
@@ -274,6 +275,7 @@ def timings(rates: Mapping[str, Any], cuda: Sequence[str] = ()) -> list[Task]:
     from gpu.speed import BATCHES, LAYERS
     from gpu.training import merging
     from gpu.training_driver import TIMED
+    from gpu.training_ends import ends
 
     ceilings = {"flops": rates["flops"], "bandwidth": rates["bandwidth"]}
     found = [
@@ -296,6 +298,11 @@ def timings(rates: Mapping[str, Any], cuda: Sequence[str] = ()) -> list[Task]:
         Task(f"gradients {name}@{batch}", "gpu.training:gradients", {"name": name, "batch": batch})
         for batch in BATCHES[:2]
         for name in merging()
+    ]
+    found += [
+        Task(f"ends {name}@{batch}", "gpu.training_ends:time", {"name": name, "batch": batch})
+        for batch in BATCHES[:2]
+        for name in ends()
     ]
     found += [
         Task(
