@@ -4,7 +4,7 @@ Each convolution takes what its own plan predicts for the configuration that it 
 bytes through memory; no kernel is faster than memory or the tensor cores at the rates of
 `predict_triton.py`, which is its limit here, and each has a launch. Both gradients of a 1x1
 convolution come from one kernel where a node would take it; so do a block's end and the first
-convolution of the block behind it. Needs the extension built with nvcc, which holds the plans.
+convolution of the block behind it, and that one's gradient and the pass behind the block's end. Needs the extension built with nvcc, which holds the plans.
 
     python benchmarks/predict_cuda_training.py            # the tables
     python benchmarks/predict_cuda_training.py --write    # into the docs, its calls as JSON
@@ -31,12 +31,13 @@ from predict_training import BATCHES
 from predict_triton import LAUNCH, MEMORY, PAGE, TENSOR, record
 
 from resnet_fused import models
-from resnet_fused.bench.nodes import Node, nodes
+from resnet_fused.bench.nodes import Node, merges, nodes
 from resnet_fused.cases import ConvCase
 from resnet_fused.ops import (
     _chain_plan,
     _cuda_block_end,
     _cuda_bn_dgrad,
+    _cuda_bn_dgrad_end,
     _cuda_grad1x1,
     _cuda_plan,
     _cuda_stats,
@@ -47,6 +48,7 @@ from resnet_fused.roofline import (
     Kernel,
     bn_add_act_conv_stats_cost,
     conv_bn_dgrad_cost,
+    conv_bn_dgrad_end_cost,
     conv_bn_grad1x1_cost,
 )
 
@@ -130,6 +132,14 @@ def _dgrad(case: ConvCase, geometry: Any, inner: bool, added: int) -> _cuda_plan
     return _cuda_bn_dgrad.problem_of(operands, x, max(1, added), geometry, real=False)
 
 
+def _dgrad_end(case: ConvCase, geometry: Any, projected: bool, added: int) -> _cuda_plan.Problem:
+    dz, x, norm = _image(*case.output_shape), _image(*case.input_shape), _vectors(4, case.c)
+    first = dz, dz, _vectors(3, case.k), _image(*case.weight_shape), _addend(case, added)
+    rest = (x, norm) if projected else (None, None)
+    operands = (*first, x, x, norm, *rest)
+    return _cuda_bn_dgrad_end.problem_of(operands, x, max(1, added), geometry, real=False)
+
+
 def _wgrad(case: ConvCase, geometry: Any, inner: bool, added: int) -> _cuda_plan.Problem:
     dz, norm = _image(*case.output_shape), _vectors(4, case.c) if inner else None
     operands = dz, dz, _vectors(3, case.k), _image(*case.input_shape), norm
@@ -153,12 +163,14 @@ PROBLEMS: dict[str, Callable[..., _cuda_plan.Problem]] = {
     _cuda_stats.OP: _stats,
     _cuda_block_end.OP: _end,
     _cuda_bn_dgrad.OP: _dgrad,
+    _cuda_bn_dgrad_end.OP: _dgrad_end,
     _cuda_wgrad.OP: _wgrad,
     _cuda_grad1x1.OP: _grad1x1,
 }
 ALONE: dict[str, Callable[..., Cost]] = {
     _cuda_block_end.OP: lambda case, dtype, masked: bn_add_act_conv_stats_cost(case, dtype),
     _cuda_bn_dgrad.OP: conv_bn_dgrad_cost,
+    _cuda_bn_dgrad_end.OP: lambda case, dtype, masked: conv_bn_dgrad_end_cost(case, dtype),
     _cuda_grad1x1.OP: conv_bn_grad1x1_cost,
 }
 """What an input's gradient moves without a shortcut's, a block's end without a projection."""
@@ -176,7 +188,17 @@ def problem(node: Node, kernel: Kernel) -> _cuda_plan.Problem:
     # The shortcut's gradient, or the projection, where the roofline counts it.
     alone = ALONE.get(kernel.op)
     added = alone is not None and kernel.cost.bytes > alone(case, DTYPE, masked=inner).bytes
-    return PROBLEMS[kernel.op](case, geometry, inner, node.addend_stride if added else 0)
+    step = node.addend_stride if added else 0
+    if kernel.op == _cuda_bn_dgrad_end.OP:
+        # Blocks of ResNets all have a shortcut; what is more is the projection of the one before.
+        shared = (
+            0
+            if not step
+            else math.prod(case.input_shape[:2])
+            * math.prod(-(-side // step) for side in case.input_shape[2:])
+        )
+        inner = kernel.cost.bytes > conv_bn_dgrad_end_cost(case, DTYPE, addend=shared).bytes
+    return PROBLEMS[kernel.op](case, geometry, inner, step)
 
 
 def _predicted(node: Node, kernel: Kernel, about: tuple[int, ...]) -> Predicted:
@@ -199,6 +221,16 @@ def merging(case: ConvCase, inner: bool, about: tuple[int, ...] = ABOUT) -> bool
     return _cuda_grad1x1.choose(*given, masked=inner).merged
 
 
+def ending(case: ConvCase, projected: bool, added: int, about: tuple[int, ...] = ABOUT) -> bool:
+    """Whether the CUDA kernel of the gradient between two blocks is taken, likewise."""
+    geometry = (case.stride, case.padding, case.dilation, case.groups)
+    merged = merges(case, functools.partial(merging, about=about), inner=False)
+    return _cuda_bn_dgrad_end.choose(
+        DTYPE, case.input_shape, case.weight_shape, geometry, about, projected=projected,
+        added=added, merged=merged,
+    ).ended  # fmt: skip
+
+
 @functools.cache
 def step(batch: int, about: tuple[int, ...] = ABOUT, network: str = "resnet50") -> tuple[Node, ...]:
     """A network's nodes.
@@ -208,9 +240,10 @@ def step(batch: int, about: tuple[int, ...] = ABOUT, network: str = "resnet50") 
         about: the GPU that plans and choices are for.
         network: of `rf.models`.
     """
-    merges = functools.partial(merging, about=about)
+    taken = functools.partial(merging, about=about)
+    ends = functools.partial(ending, about=about)
     module = getattr(models, network)()
-    return tuple(nodes(module, (batch, 3, 224, 224), DTYPE, merging=merges))
+    return tuple(nodes(module, (batch, 3, 224, 224), DTYPE, merging=taken, ending=ends))
 
 
 def _projected(block: Node) -> bool:

@@ -102,12 +102,13 @@ def _ending(block: Node, following: Node, ended: Node) -> Ending:
     geometry = (case.stride, case.padding, case.dilation, case.groups)
     projected = len(block.layers) > block.chain
     place = places.Place(
-        torch.device("cpu"), BF16, case.input_shape, case.weight_shape, geometry, projected, True
-    )
+        torch.device("cpu"), BF16, case.input_shape, case.weight_shape, geometry, projected,
+        following.addend_stride,
+    )  # fmt: skip
     less = places.less_bytes(place, merged=merged)
-    n, c, h, w = case.input_shape
+    added = places.added_elements(place)
     verdict = _end_gradient.choose(
-        case, 2, H200, projected=projected, added=n * c * h * w, less=less, merged=merged
+        case, 2, H200, projected=projected, added=added, less=less, merged=merged
     )
     return Ending(
         block.name, f"{case.c} to {case.k}", merged,

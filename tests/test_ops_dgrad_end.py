@@ -256,5 +256,5 @@ def test_a_kernel_takes_what_it_does_not_refuse(ran, monkeypatch):
     assert all(map(torch.equal, first, second))
     assert places[0] == places[1] == _end_gradient.Place(
         torch.device("cpu"), torch.float32, tuple(o.out.shape), tuple(o.layer.weight.shape),
-        conv_arguments(o.case), True, True,
+        conv_arguments(o.case), True, 1,
     )  # fmt: skip

@@ -34,7 +34,7 @@ def test_explain_says_so():
 
 PLACE = _end_gradient.Place(
     torch.device("cpu"), torch.bfloat16, (64, 256, 56, 56), (64, 256, 1, 1),
-    ([1, 1], [0, 0], [1, 1], 1), False, True,
+    ([1, 1], [0, 0], [1, 1], 1), False, 1,
 )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_the_environment_s_word_comes_first(asked, monkeypatch):
 
 def test_a_refused_kernel_leaves_it_to_two(asked, monkeypatch):
     entry = next(e for e in backends.implementations(OP) if e.name == "reference")
-    refused = backends.Choice(entry, "?", (("triton", "not admitted: because"), ("cuda", "no")))
+    refused = backends.Choice(entry, "?", (("triton", "not admitted: because"), ("another", "no")))
     monkeypatch.setattr(backends, "choose", lambda call: refused)
     assert asked() == (False, "not admitted: because")
 
@@ -160,7 +160,7 @@ def test_what_it_saves_is_the_gradient_between(merged, projected):
 def test_traffic_is_at_most_half_of_eagers():
     """472.5 MB an image: the passes of eager PyTorch, added up in `predict_training.py`.
 
-    With the ends of blocks that go to the next convolution in forward, 7.2 MB less to read
+    With the ends of blocks that go to the next convolution in forward, 10.0 MB less to read
     (`predict_block_end.py`).
     """
     limits, batch = _tiles.Limits(132, 232448, 90), 256
@@ -170,7 +170,7 @@ def test_traffic_is_at_most_half_of_eagers():
         nodes(model, shape, dtype, merging=merging, ending=ending) for ending in (False, True)
     )
     moved = [sum(traffic(found)) / batch / 1e6 for found in (before, after)]
-    assert moved == pytest.approx([252.8, 239.5], abs=0.1)
-    assert (moved[1] - 7.2) / 472.5 <= 0.5
+    assert moved == pytest.approx([248.6, 231.3], abs=0.1)
+    assert (moved[1] - 10.0) / 472.5 <= 0.47
     kernels = [kernel.op for found in after for kernel in found.kernels]
-    assert kernels.count(OP) == 12 and kernels.count(PASS) == 4
+    assert kernels.count(OP) == 15 and kernels.count(PASS) == 1

@@ -155,7 +155,7 @@ def time(device: str, name: str, batch: int) -> dict[str, Any]:
         geometry = (case.stride, case.padding, case.dilation, case.groups)
         place = _end_gradient.Place(
             given.h.device, given.h.dtype, case.input_shape, case.weight_shape, geometry,
-            projected=False, added=True,
+            projected=False, added=1,
         )  # fmt: skip
         expected = _end_gradient.way(place, folds=True)
     return {

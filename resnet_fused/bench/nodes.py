@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ from resnet_fused.triton import _tiles
 
 Merging = Callable[[ConvCase, bool], bool]
 """Whether one kernel makes both gradients of a convolution that may read another of its node."""
+Ending = Callable[[ConvCase, bool, int], bool]
+"""Whether a block's first convolution makes the gradient behind the end of the block before: its
+sizes, whether that block has a projection, `Node.addend_stride` of its own."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def nodes(
     folds: bool = True,
     parameter: torch.dtype | None = None,
     merging: Merging | None = None,
-    ending: bool = False,
+    ending: Ending | bool = False,
 ) -> list[Node]:
     """The nodes of a training step, in order of execution.
 
@@ -85,8 +88,8 @@ def nodes(
         parameter: dtype of the weights; that of the activations by default.
         merging: which 1x1 convolutions of stride 1 have both gradients made by one kernel. None: no
             one has.
-        ending: whether blocks in a row have the gradient between them made behind the earlier one's
-            ReLU.
+        ending: which blocks in a row have the gradient between them made behind the earlier one's
+            ReLU; True: all.
     """
     cases = {layer.name: layer for layer in walk(module, shape)}
     fused = fuse(module)
@@ -110,7 +113,7 @@ def nodes(
         sizes = tuple(cases[conv].case for conv in every)
         found[convs[0]] = Node(name, tuple(every), sizes, tuple(kernels), len(convs))
 
-    ends = _ends(fused) if ending else {}
+    ends = _ends(fused, cases, ending) if ending else {}
     for name, child in fused.named_modules():
         if isinstance(child, FusedBlock):
             options = ends.get(name, {})
@@ -137,7 +140,9 @@ def nodes(
     return [found[name] for name in cases if name in found]
 
 
-def _ends(model: nn.Module) -> dict[str, dict[str, Any]]:
+def _ends(
+    model: nn.Module, cases: Mapping[str, Any], ending: Ending | bool
+) -> dict[str, dict[str, Any]]:
     """By block: what `node_kernels` is to know of the gradients behind its end and the one before.
 
     The block behind must be the next one, of the same stage or of the next, and add all of its
@@ -149,9 +154,16 @@ def _ends(model: nn.Module) -> dict[str, dict[str, Any]]:
             if not isinstance(one, FusedBlock) or not isinstance(other, FusedBlock):
                 continue
             shortcut = other._modules.get("downsample")
-            if shortcut is None or projection_of(shortcut) is not None:
-                projected = one._modules.get("downsample")
-                has = projected is not None and projection_of(projected) is not None
+            if shortcut is not None and projection_of(shortcut) is None:
+                continue
+            projected = one._modules.get("downsample")
+            has = projected is not None and projection_of(projected) is not None
+            case = cases[f"{second}.{other.steps[0].conv}"].case
+            step = 1
+            if shortcut is not None:
+                below = cases[f"{second}.downsample.0"].case
+                step = below.stride[0] if thins(below) else 1
+            if ending is True or (callable(ending) and ending(case, has, step)):
                 found.setdefault(first, {})["ended"] = True
                 found.setdefault(second, {})["before"] = has
     return found

@@ -20,6 +20,7 @@ from . import _training as node
 from . import _training_route as route
 from ._modules import has_hooks
 from ._training_junction import End, packs
+from ._training_plan import thinning
 from .shortcuts import PaddedShortcut
 
 
@@ -190,7 +191,7 @@ def run_block(x: Tensor, block: Block, row: Row | None = None) -> tuple[Tensor |
     finalizes = _finalize.way(choice, x.device, dtype).merged
     plan = node.Plan(layers, shortcut, projection, stride, offset, folds=folds, finalizes=finalizes)
     weight, way = row.ahead(x, shape, dtype, plan)
-    end, gradient = _ending(x, end, plan, pairs[0].conv)
+    end, gradient = _ending(x, end, plan, block)
     if block.projection is not None:
         route._record([every[-1]], [None], choice, None, x, dtype)
     acts: list[nn.Module | None] = [act for _, _, act in block.steps]
@@ -205,7 +206,7 @@ def run_block(x: Tensor, block: Block, row: Row | None = None) -> tuple[Tensor |
 
 
 def _ending(
-    x: Tensor, end: End | None, plan: node.Plan, conv: nn.Module
+    x: Tensor, end: End | None, plan: node.Plan, block: Block
 ) -> tuple[End | None, _end_gradient.Way]:
     """The end of the block before, if this one makes the gradient behind it; why or why not.
 
@@ -213,15 +214,18 @@ def _ending(
         x: what lies between.
         end: of the block before, where there is one that leads.
         plan: what this block computes.
-        conv: its first convolution.
+        block: its parts.
     """
     # All of the gradient of x must come from this node, and be of all its pixels and channels.
     whole = plan.shortcut in ("identity", "projection", "none")
     if end is None or not x.requires_grad or not whole or packs():
         return None, route.NO_GRADIENT
+    added = int(plan.shortcut != "none")
+    if block.projection is not None and plan.projection is not None:
+        added = thinning(plan.projection.geometry, block.projection[0]._parameters["weight"])
     place = _end_gradient.Place(
-        x.device, x.dtype, tuple(x.shape), tuple(conv._parameters["weight"].shape),
-        plan.layers[0].geometry, end.residual is not None, plan.shortcut != "none",
+        x.device, x.dtype, tuple(x.shape), tuple(block.pairs[0].conv._parameters["weight"].shape),
+        plan.layers[0].geometry, end.residual is not None, added,
     )  # fmt: skip
     way = _end_gradient.way(place, folds=plan.folds)
     return (end if way.ended else None), way

@@ -125,7 +125,7 @@ def _problems(
     weight: Sequence[int],
     geometry: Geometry,
     projected: bool,
-    added: bool,
+    added: int,
 ) -> tuple[_cuda_plan.Problem, _cuda_plan.Problem]:
     """Of one kernel and of the convolution's alone, of tensors without memory in channels_last."""
 
@@ -143,11 +143,13 @@ def _problems(
     ]
     n, channels, *_ = between
     dz, block = image(n, weight[0], *outputs), image(*between)
-    first = (dz, dz, rows(3, weight[0]), image(*weight), block if added else None)
+    step = max(1, added)
+    addend = image(n, channels, *(-(-side // step) for side in between[2:])) if added else None
+    first = (dz, dz, rows(3, weight[0]), image(*weight), addend)
     norm = rows(4, channels)
     rest = (block, norm) if projected else (None, None)
-    one = problem_of((*first, block, block, norm, *rest), block, 1, geometry, real=False)
-    alone = _cuda_bn_dgrad.problem_of((*first, None, None), block, 1, geometry, real=False)
+    one = problem_of((*first, block, block, norm, *rest), block, step, geometry, real=False)
+    alone = _cuda_bn_dgrad.problem_of((*first, None, None), block, step, geometry, real=False)
     return one, alone
 
 
@@ -161,7 +163,7 @@ def choose(
     names: frozenset[str] | None = None,
     *,
     projected: bool = False,
-    added: bool = True,
+    added: int = 1,
     merged: bool = False,
 ) -> Verdict:
     """Whether one CUDA kernel should make the gradient between two blocks behind their ReLU.
@@ -179,7 +181,7 @@ def choose(
         about: the GPU's numbers, as of `_cuda_plan.gpu`.
         names: configurations to choose among; None for all.
         projected: whether the block has a projection, whose reductions are taken too.
-        added: whether a shortcut's gradient is added.
+        added: of how many rows and columns one has a shortcut's gradient added; 0: none has.
         merged: whether both gradients of the convolution would come from one kernel.
     """
     one, alone = _problems(dtype, between, weight, geometry, projected, added)
@@ -207,7 +209,7 @@ def _refusal(
     weight: tuple[int, ...],
     geometry: Geometry,
     projected: bool,
-    added: bool,
+    added: int,
     about: tuple[int, ...],
     names: frozenset[str] | None,
 ) -> str | None:
@@ -228,7 +230,7 @@ def refusal(
     weight: Sequence[int],
     geometry: Sequence[Any],
     projected: bool,
-    added: bool,
+    added: int,
 ) -> str | None:
     """Why no admitted configuration takes a gradient between two blocks, or None.
 
@@ -239,7 +241,7 @@ def refusal(
         weight: [K, C / groups, R, S] of the convolution behind it.
         geometry: its stride, padding, dilation, groups.
         projected: whether the block has a projection.
-        added: whether a shortcut's gradient is added.
+        added: of how many rows and columns one has a shortcut's gradient added; 0: none has.
     """
     names, about = _admitted.names(OP, "cuda", device), _cuda_plan.gpu(device)
     sizes = tuple(between), tuple(weight), _known(geometry)
@@ -253,7 +255,7 @@ def verdict(
     weight: Sequence[int],
     geometry: Sequence[Any],
     projected: bool,
-    added: bool,
+    added: int,
     *,
     merged: bool,
 ) -> Verdict:

@@ -33,7 +33,7 @@ class Place(NamedTuple):
         weight: of the weights of the convolution behind it, [K, C / groups, R, S].
         geometry: that one's stride, padding, dilation, groups.
         projected: whether the block before has a projection, whose reductions are taken too.
-        added: whether a shortcut's gradient is added.
+        added: of how many rows and columns one has a shortcut's gradient added; 0: none has.
     """
 
     device: torch.device
@@ -42,7 +42,7 @@ class Place(NamedTuple):
     weight: tuple[int, ...]
     geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int]
     projected: bool
-    added: bool
+    added: int
 
 
 class Kernel(NamedTuple):
@@ -80,9 +80,17 @@ def _verdict(place: Place) -> tuple[bool, str]:
     limits, names = _limits.limits(place.device), _triton.allowed(OP, place.device)
     return _end_gradient.choose(
         case, place.dtype.itemsize, limits, names, precision=precision(place.dtype),
-        projected=place.projected, added=math.prod(place.between) * place.added,
+        projected=place.projected, added=added_elements(place),
         less=less_bytes(place, merged=merged), merged=merged,
     )  # fmt: skip
+
+
+def added_elements(place: Place) -> int:
+    """Elements of the shortcut's gradient."""
+    if not place.added:
+        return 0
+    n, channels, *sides = place.between
+    return n * channels * math.prod(-(-side // place.added) for side in sides)
 
 
 def _cuda_refusal(place: Place) -> str | None:

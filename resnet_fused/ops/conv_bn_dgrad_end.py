@@ -128,7 +128,7 @@ def conv_bn_dgrad_end(
     geometry = _training.geometry_of(_end_gradient.OP, stride, padding, dilation, groups)
     given = (dz, y, coefficients, weight, addend, out, raw, norm, residual, residual_norm)
     operands = _checked(given, addend_stride, geometry)
-    if served := _serving(operands, geometry):
+    if served := _serving(operands, addend_stride, geometry):
         return overload(_end_gradient.OP, served)(*operands, addend_stride, *geometry)
     dz, *_, out, raw = operands[:7]
     layout = _results.is_channels_last(raw)
@@ -168,7 +168,7 @@ def _checked(given: Sequence[Any], addend_stride: Any, geometry: Any) -> tuple[A
     return dz, y, coefficients, weight, addend, out, raw, norm, residual, residual_norm
 
 
-def _serving(operands: Sequence[Any], geometry: Any) -> str | None:
+def _serving(operands: Sequence[Any], addend_stride: int, geometry: Any) -> str | None:
     """The kernel that takes a call, or None: two ops do."""
     if torch.compiler.is_compiling() or not _end_gradient.ENDING:
         return None
@@ -179,6 +179,6 @@ def _serving(operands: Sequence[Any], geometry: Any) -> str | None:
         return None
     place = _end_gradient.Place(
         dz.device, dz.dtype, tuple(out.shape), tuple(weight.shape), geometry,
-        residual is not None, addend is not None,
+        residual is not None, 0 if addend is None else addend_stride,
     )  # fmt: skip
     return chosen if kernel.refusal(place) is None else None
