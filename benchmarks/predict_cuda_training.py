@@ -4,7 +4,8 @@ Each convolution takes what its own plan predicts for the configuration that it 
 bytes through memory; no kernel is faster than memory or the tensor cores at the rates of
 `predict_triton.py`, which is its limit here, and each has a launch. Both gradients of a 1x1
 convolution come from one kernel where a node would take it; so do a block's end and the first
-convolution of the block behind it, and that one's gradient and the pass behind the block's end. Needs the extension built with nvcc, which holds the plans.
+convolution of the block behind it, and that one's gradient and the pass behind the block's end.
+Needs the extension built with nvcc, which holds the plans.
 
     python benchmarks/predict_cuda_training.py            # the tables
     python benchmarks/predict_cuda_training.py --write    # into the docs, its calls as JSON
