@@ -18,7 +18,10 @@ POOLS = ("bn_act_pool", "bn_act_pool_backward")
 SUMMED = ("bn_add_act_backward", "bn_act_pool_backward")
 VALUES = ("bn_finalize", "bn_update_stats", "bn_backward_finalize")
 GRADIENTS = ("conv_bn_dgrad", "conv_bn_wgrad")
-CONVOLUTIONS = ("conv_bn_stats", "bn_add_act_conv_stats", *GRADIENTS, "conv_bn_grad1x1")
+BEHIND = ("conv_bn_dgrad", "conv_bn_dgrad_end")
+CONVOLUTIONS = (
+    "conv_bn_stats", "bn_add_act_conv_stats", *GRADIENTS, "conv_bn_dgrad_end", "conv_bn_grad1x1",
+)  # fmt: skip
 FLOATS = ("float32", "float16", "bfloat16")
 both = pytest.mark.parametrize("data", ["integers", "normals"])
 # The faults of the kernel by wgmma are tests/test_emulated_grad1x1_sm90_faults.py's.
@@ -34,6 +37,7 @@ def small(op):
     if op in CONVOLUTIONS:
         added = ("--addend", 1) if op != "conv_bn_wgrad" else ()
         tile = BY_MMA if op == "conv_bn_grad1x1" else ()
+        tile = ("--residual",) if op == "conv_bn_dgrad_end" else tile
         return (*gradient(op), "--affine", "--normed", "--splits", 1, *added, *tile)
     return ("--op", op, *IMAGES, *(("--dtype", "float32") if op in VALUES else ()))
 
@@ -44,6 +48,7 @@ def gradient(op):
     return ("--op", op, "--h", 9, "--w", 9, *taps)
 
 
+WINDOWS = ("--configuration", "halo_64x64_4w4s")
 # conv_bn_wgrad by the configuration whose window goes along the pixels.
 WINDOW = (
     *gradient("conv_bn_wgrad"), "--affine", "--normed", "--splits", 2, "--configuration",
@@ -174,23 +179,19 @@ def test_gradients_are_right(op, dtype, options, data):
         ("--addend", 2, "--affine", "--normed"),
         ("--addend", 2, "--affine", "--r", 1, "--s", 1, "--padding", 0, "--stride", 2),
         ("--addend", 3, "--c", 5, "--layout", "nchw"),
-        (
-            "--addend",
-            1,
-            "--affine",
-            "--normed",
-            "--k",
-            72,
-            "--splits",
-            2,
-            "--configuration",
-            "halo_64x64_4w4s",
-        ),
+        ("--addend", 1, "--affine", "--normed", "--k", 72, "--splits", 2, *WINDOWS),
     ],
 )
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_shortcuts_gradient_is_added(dtype, options, data):
-    right(*gradient("conv_bn_dgrad"), "--dtype", dtype, "--data", data, *options)
+@pytest.mark.parametrize("op", BEHIND)
+def test_a_shortcuts_gradient_is_added(op, dtype, options, data):
+    """In front of a block with a projection, or without one by an addend at every pixel."""
+    projected = op == "conv_bn_dgrad_end" and options != ("--addend", 1)
+    more = ("--residual",) if projected else ()
+    record = right(*gradient(op), "--dtype", dtype, "--data", data, *options, *more)
+    c, side = 5 if "--c" in options else 32, 9
+    if op == "conv_bn_dgrad_end":
+        assert record["elements"] == 2 * c * side**2 + (2 + projected) * c
 
 
 @both
@@ -385,7 +386,11 @@ MERGING = {
     ),
     "conv_bn_dgrad by windows": (
         *gradient("conv_bn_dgrad"), "--c", 8, "--k", 40, "--splits", 2, "--affine", "--normed",
-        "--configuration", "halo_64x64_4w4s",
+        *WINDOWS,
+    ),
+    "conv_bn_dgrad_end": (
+        *gradient("conv_bn_dgrad_end"), "--c", 8, "--k", 8, "--splits", 2, "--affine",
+        "--residual", "--configuration", "64x64_4w3s",
     ),
     "halo": (
         *STATS, "--c", 40, "--k", 8, "--splits", 2, "--configuration", "halo_64x64_4w4s",

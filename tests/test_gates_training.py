@@ -152,6 +152,34 @@ def test_a_gradients_windows_are_held_to_y_and_totals_too():
     assert other is not None and other.shared == 128 * 256 * 4
 
 
+END = (
+    "_ZN12resnet_fused24conv_bn_dgrad_end_kernelINS_8BFloat16ENS_9HaloShapeILi{m}ELi64ELi2ELi2ELi4E"
+    "Li{blocks}ELi3EEELNS_9LoadWidthE0EEEvNS_23ConvBnDgradEndArgumentsE"
+)
+END_CODE = GRADIENT_CODE | {"DADD": 12, "LDG.E.128.CONSTANT": 16}
+
+
+def test_a_gradient_behind_a_block_s_end_is_held_to_what_it_reads_and_sums():
+    name = END.format(m=128, blocks=2)
+    assert rules.Kernel(name, "80", 255, instructions=dict(END_CODE)).failures() == []
+    assert rules.short_name(name) == "conv_bn_dgrad_end<BFloat16, halo 128x64 4 warps 4 stages>"
+    assert rules.tile_of(name).shared == rules.tile_of(GRADIENT.format(n=64)).shared
+    for code, few, said in (
+        ("LDG.E.128.CONSTANT", 15, "at least 16"),
+        ("DADD", 11, "at least 12"),
+        ("STG.E.128", 3, "at least 4"),
+        ("ATOM.E.INC.STRONG.GPU", 4, "at least 5"),
+    ):
+        (failure,) = rules.Kernel(name, "80", 255, instructions=END_CODE | {code: few}).failures()
+        assert said in failure
+    # Beside two other blocks two rows are under way.
+    small = END.format(m=64, blocks=3)
+    half = END_CODE | {"LDG.E.128.CONSTANT": 8, "STG.E.128": 2}
+    assert rules.Kernel(small, "80", 168, instructions=half).failures() == []
+    (failure,) = rules.Kernel(small, "80", 168, instructions=half | {"STG.E.128": 1}).failures()
+    assert "at least 2" in failure
+
+
 WEIGHTS = (
     "_ZN12resnet_fused20conv_bn_wgrad_kernelINS_8BFloat16ENS_14HaloWgradShapeILi64ELi2ELi2ELi3ELi2E"
     "EELNS_9LoadWidthE0EEEvNS_20ConvBnWgradArgumentsE"

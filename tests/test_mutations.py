@@ -8,6 +8,7 @@ import emulated
 import mutants
 import mutants_block_end  # noqa: F401  (it enters itself)
 import mutants_bn_dgrad  # noqa: F401  (likewise)
+import mutants_bn_dgrad_end  # noqa: F401  (likewise)
 import mutants_grad1x1  # noqa: F401  (likewise)
 import mutants_training  # noqa: F401  (likewise)
 import mutants_wgrad  # noqa: F401  (likewise)
@@ -56,7 +57,7 @@ HARMLESS: dict[tuple[str, str, str, str, str], str] = (
     }
     | {
         (op, "merge_chunks.h", FENCE, "fence.acq_rel", "no_fence"): TWICE
-        for op in ("bn_add_act_conv_stats", "conv_bn_dgrad", "conv_bn_stats")
+        for op in ("bn_add_act_conv_stats", "conv_bn_dgrad", "conv_bn_dgrad_end", "conv_bn_stats")
     }
 )
 

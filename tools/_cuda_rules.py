@@ -368,6 +368,7 @@ RULES = {
     "conv_bn_stats_kernel": lambda kernel: _convolution(kernel) | measuring(kernel, tile_of),
     BLOCK_END: lambda kernel: _convolution(kernel) | ending(kernel, tile_of),
     "conv_bn_dgrad_kernel": lambda kernel: _convolution(kernel) | summing(kernel, tile_of),
+    "conv_bn_dgrad_end_kernel": lambda k: _convolution(k) | summing(k, tile_of, end=True),
     "conv_dgrad_kernel": _convolution,
     "conv_dgrad_tma_kernel": dgrad_by_tma,
     "conv_bn_dgrad_tma_kernel": dgrad_by_tma,

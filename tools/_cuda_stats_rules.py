@@ -126,23 +126,25 @@ def _copied(tile: Any, operands: int) -> dict[str, int]:
     return {r"LDGSTS\b.*\.128\b.*": 2 * 4 * tile.n // tile.threads + 3 * operands}
 
 
-def summing(kernel: Any, tile_of: Callable[[str], Any]) -> dict[str, bool]:
-    """The gates of conv_bn_dgrad's reductions, as sentences.
+def summing(kernel: Any, tile_of: Callable[[str], Any], *, end: bool = False) -> dict[str, bool]:
+    """The gates of the reductions of conv_bn_dgrad and conv_bn_dgrad_end, as sentences.
 
     Args:
         kernel: a `_cuda_rules.Kernel`.
         tile_of: the configuration in a mangled name, or None.
+        end: whether out and a projection's output are read beside raw, and three sums are taken.
     """
     tile = tile_of(kernel.name)
     if tile is None:
         return {}
-    # Its end is there twice: for 16 bytes at a time, and for elements. Raw and addend of four rows
-    # are under way in the first one.
+    # Its end is there twice: for 16 bytes at a time, and for elements. What it reads of four rows,
+    # of an end beside more than two blocks of two, is under way in the first one.
+    rows = 2 if end and tile.blocks > 2 else 4
     least = {
         r"ATOM.*STRONG\.GPU.*": 1 + 2 * 2,  # of the splits, of a chunk, of the chunks
-        "DADD.*": 2 * 2 * 2,
-        r"LDG\b.*\.128\b.*": 2 * 4,
-        r"STG\b.*\.128\b.*": 4,
+        "DADD.*": 2 * 2 * (3 if end else 2),
+        r"LDG\b.*\.128\b.*": (4 if end else 2) * rows,
+        r"STG\b.*\.128\b.*": rows,
     }
     return _at_least(kernel, least | _copied(tile, 2))
 

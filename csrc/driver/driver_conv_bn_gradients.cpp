@@ -1,4 +1,5 @@
 #include "../launch/conv_bn_dgrad.h"
+#include "../launch/conv_bn_dgrad_end.h"
 #include "../launch/conv_bn_grad1x1.h"
 #include "../launch/conv_bn_wgrad.h"
 #include "bn_operands.h"
@@ -9,6 +10,9 @@ namespace {
 constexpr Interface<RfConvBnDgrad> kDgrad = {"conv_bn_dgrad", rf_conv_bn_dgrad_configurations,
                                              rf_conv_bn_dgrad_configuration, rf_conv_bn_dgrad_plan,
                                              rf_conv_bn_dgrad_cuda};
+constexpr Interface<RfConvBnDgradEnd> kDgradEnd = {
+    "conv_bn_dgrad_end", rf_conv_bn_dgrad_end_configurations, rf_conv_bn_dgrad_end_configuration,
+    rf_conv_bn_dgrad_end_plan, rf_conv_bn_dgrad_end_cuda};
 constexpr Interface<RfConvBnWgrad> kWgrad = {"conv_bn_wgrad", rf_conv_bn_wgrad_configurations,
                                              rf_conv_bn_wgrad_configuration, rf_conv_bn_wgrad_plan,
                                              rf_conv_bn_wgrad_cuda};
@@ -74,27 +78,47 @@ struct Given {
   Norm norm;
 
   Given(const Convolution& of, const Arguments& arguments, Common& common)
+      : Given(of, arguments, common, arguments.flag("normed")) {}
+  Given(const Convolution& of, const Arguments& arguments, Common& common, bool normed)
       : dy(of, arguments, common),
         x(elements_of(of.x_size()), common.random, common.values),
-        normed(arguments.flag("normed")),
+        normed(normed),
         norm(normed ? of.c : 0, common) {}
+};
+
+// The end of a block that stands below: its output, and with --residual a projection's raw output,
+// behind a BatchNorm of its own.
+template <class T>
+struct BlockEnd {
+  Operand<T> out;
+  bool projected;
+  Operand<T> residual;
+  Norm residual_norm;
+
+  BlockEnd(const Convolution& of, const Arguments& arguments, Common& common)
+      : out(elements_of(of.x_size()), common.random, common.values),
+        projected(arguments.flag("residual")),
+        residual(projected ? elements_of(of.x_size()) : 0, common.random, common.values),
+        residual_norm(projected ? of.c : 0, common) {}
 };
 
 // x's gradient through the convolution, what comes through a shortcut added, masked and reduced.
 template <class T>
 class InputGradient {
  public:
+  // end: null, where a BatchNorm and a ReLU stand below, or nothing does.
   InputGradient(const Convolution& of, const Arguments& arguments, Common& common,
-                const Given<T>& given)
+                const Given<T>& given, const BlockEnd<T>* end = nullptr)
       : of_(of),
         common_(common),
         given_(given),
+        end_(end),
         images_(arguments),
         step_(arguments.integer("addend", 0)),
         weight_(elements_of(of.weight_size()), common.random, common.values),
         addend_(elements_of(addend_size()), common.random, common.values),
         x_(images_.elements()),
-        sums_(given.normed ? 2 * of.c : 0) {}
+        sums_(given.normed ? (end != nullptr && end->projected ? 3 : 2) * of.c : 0) {}
 
   RfConvBnDgrad problem() const {
     RfConvBnDgrad problem{};
@@ -130,17 +154,25 @@ class InputGradient {
     const double error = sum_error<T>(common_, of_.k / of_.groups * of_.r * of_.s);
     for (int64_t i = 0; i < images_.elements(); ++i) {
       const Sum& sum = sums[static_cast<size_t>(i)];
-      if (given_.normed && normalised<T>(given_.norm, images_.channel(i), given_.x.at(i)) <= 0) {
+      if (masks(i)) {
         verdict.equal(x_.at(i), 0);
       } else {
         verdict.rounded<T>(x_.at(i), sum.value, error * sum.magnitude, common_.values);
       }
     }
     if (!given_.normed) return;
-    judge_sums<T>(images_, x_, {{given_.x, given_.norm}}, sums_, common_.values, verdict);
+    std::vector<Branch<T>> branches{{given_.x, given_.norm}};
+    if (end_ != nullptr && end_->projected) {
+      branches.push_back({end_->residual, end_->residual_norm});
+    }
+    judge_sums<T>(images_, x_, branches, sums_, common_.values, verdict);
   }
 
  private:
+  bool masks(int64_t i) const {
+    if (end_ != nullptr) return end_->out.at(i) <= 0;
+    return given_.normed && normalised<T>(given_.norm, images_.channel(i), given_.x.at(i)) <= 0;
+  }
   Size addend_size() const {
     if (step_ == 0) return {};
     const auto every = [&](int64_t size) { return (size + step_ - 1) / step_; };
@@ -163,10 +195,39 @@ class InputGradient {
   const Convolution& of_;
   const Common& common_;
   const Given<T>& given_;
+  const BlockEnd<T>* end_;
   Images images_;
   int64_t step_;  // 0: there is no addend
   Operand<T> weight_, addend_, x_;
   Operand<float> sums_;
+};
+
+// The same behind the ReLU of a block's end.
+template <class T>
+class EndGradient {
+ public:
+  EndGradient(const Convolution& of, const Arguments& arguments, Common& common,
+              const Given<T>& given, const BlockEnd<T>& end)
+      : of_(of), end_(end), input_(of, arguments, common, given, &end) {}
+
+  RfConvBnDgradEnd problem() const {
+    RfConvBnDgradEnd problem{};
+    problem.image = input_.problem();
+    problem.out = end_.out.device.data();
+    problem.projected = end_.projected;
+    problem.residual = end_.residual.device.data();
+    problem.residual_norm = end_.residual_norm.device.data();
+    copy_to(problem.out_stride, of_.x_at().stride);
+    copy_to(problem.residual_stride, of_.x_at().stride);
+    return problem;
+  }
+
+  void judge(bool launched, Verdict& verdict) { input_.judge(launched, verdict); }
+
+ private:
+  const Convolution& of_;
+  const BlockEnd<T>& end_;
+  InputGradient<T> input_;
 };
 
 // W: of the result.
@@ -277,6 +338,16 @@ bool run_conv_bn_dgrad(const Arguments& arguments, Common& common, Json& json) {
   return with_conv_type(kDgrad.name, common.dtype, [&]<class T>() {
     const Given<T> given(of, arguments, common);
     return run(kDgrad, InputGradient<T>(of, arguments, common, given), arguments, common, json);
+  });
+}
+
+bool run_conv_bn_dgrad_end(const Arguments& arguments, Common& common, Json& json) {
+  const Convolution of(arguments);
+  return with_conv_type(kDgradEnd.name, common.dtype, [&]<class T>() {
+    const Given<T> given(of, arguments, common, true);
+    const BlockEnd<T> end(of, arguments, common);
+    return run(kDgradEnd, EndGradient<T>(of, arguments, common, given, end), arguments, common,
+               json);
   });
 }
 

@@ -65,6 +65,8 @@ bool run_bn_add_act_conv_stats(const Arguments& arguments, Common& common, Json&
 // two BatchNorms. As conv_bn_act, but for residual and act, and beside that: dx = conv^T(dy,
 // weight), plus --addend's; with --normed masked, and summed
 bool run_conv_bn_dgrad(const Arguments& arguments, Common& common, Json& json);
+// dx masked by the output of a block, and summed with its raw output; residual: and a projection's
+bool run_conv_bn_dgrad_end(const Arguments& arguments, Common& common, Json& json);
 // dweight = sum over pixels of dy x, or of dy relu(scale x + shift) with --normed; float-weight
 bool run_conv_bn_wgrad(const Arguments& arguments, Common& common, Json& json);
 // Both, of a 1x1 convolution: what these two read, and what they judge.
