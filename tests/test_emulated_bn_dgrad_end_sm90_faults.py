@@ -9,6 +9,7 @@ import emulated
 import emulated_bn_dgrad_end
 import ended_by_tma
 import mutants
+import mutants_bn_dgrad_end
 import pytest
 import torch
 from ended_by_tma import OP, WAYS
@@ -17,7 +18,6 @@ from test_emulated_bn_dgrad_sm90_faults import CHUNKED, ONE
 from test_emulated_bn_dgrad_sm90_faults import HARMLESS as OF_THE_GRADIENT
 from torch import Tensor
 
-from resnet_fused import numerics
 from resnet_fused.cases import ConvCase
 from resnet_fused.ops import _training_checks_dgrad_end as checks
 from resnet_fused.ops._library import overload
@@ -73,21 +73,7 @@ def judged(
     """What is wrong with a gradient and its sums."""
     if exact:
         return lambda got: ended_by_tma.wrong(case, given, *got, case.stride[0])
-    options = {"addend_stride": case.stride[0], **case.geometry}
-    oracle = numerics.conv_bn_dgrad_end_oracle(*given[:6], **options)
-    bound = numerics.conv_bn_dgrad_end_bound(*given[:6], oracle, **options)
-    branches = [(given.raw, given.norm)]
-    if given.residual is not None:
-        branches.append((given.residual, given.residual_norm))
-
-    def wrong(got: tuple[Tensor, Tensor]) -> str | None:
-        reason = mutants._bound(oracle, bound)(got[0])
-        if reason:
-            return reason
-        wanted = numerics.reductions_oracle(got[0], *branches)
-        return mutants._bound(wanted, numerics.reductions_bound(got[0], *branches))(got[1])
-
-    return wrong
+    return mutants_bn_dgrad_end._judged(case, given, exact)
 
 
 def trials() -> list[Trial]:
