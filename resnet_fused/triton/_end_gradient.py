@@ -18,6 +18,7 @@ from ._traffic import dgrad_product_of
 from ._training_traffic import bn_dgrad_end_issued_bytes, bn_dgrad_issued_bytes
 
 
+@functools.lru_cache(maxsize=4096)
 def product_of(
     case: ConvCase, itemsize: int, precision: str = "ieee", *, affine: bool = True
 ) -> _tiles.Product:
@@ -101,6 +102,7 @@ def choose(
     return Verdict(less > 0 and one_lasts < two_last, text)
 
 
+@functools.lru_cache(maxsize=4096)
 def unfit(
     product: _tiles.Product, limits: _tiles.Limits, allowed: frozenset[str] | None = None
 ) -> str | None:
@@ -120,6 +122,18 @@ def case_of(
     geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
 ) -> ConvCase:
     """The forward call of a convolution, of shapes of its input and weights and its geometry."""
-    stride, padding, dilation = ((pair[0], pair[1]) for pair in geometry[:3])
+    pairs = [(pair[0], pair[1]) for pair in geometry[:3]]
+    return _case(tuple(between), tuple(weight), *pairs, groups=geometry[3])
+
+
+@functools.lru_cache(maxsize=4096)
+def _case(
+    between: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> ConvCase:
     (n, c, h, w), (k, _, r, s) = between, weight
-    return ConvCase("", n, c, h, w, k, r, s, stride, padding, dilation, geometry[3])
+    return ConvCase("", n, c, h, w, k, r, s, stride, padding, dilation, groups)
