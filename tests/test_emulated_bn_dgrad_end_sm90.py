@@ -287,7 +287,8 @@ def test_what_is_not_finite_is_where_it_is_in_the_reference(place, name, value):
     [
         ({"dtype": torch.float32}, "dtype: float32 is not served"),
         ({"stride": (3, 3)}, "stride: 3 x 3; up to 2 x 2 is accepted"),
-        ({"addend_step": 2}, "addend: every 2-th pixel; every one is accepted, or those of the s"),
+        ({"addend_step": 2, "addend": 4100}, "addend: its channels do not lie in whole chunks"),
+        ({"stride": (2, 2), "addend_step": 3}, "addend: every 3-th pixel; every one is accepted,"),
         ({"dz": 4098}, "dz: address is "),
         ({"y": 4098}, "y: address is "),
         ({"addend": 4098}, "addend: address is "),

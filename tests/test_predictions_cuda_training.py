@@ -13,10 +13,13 @@ import pytest
 from resnet_fused.ops import _cuda_plan
 
 ROOT = Path(__file__).resolve().parent.parent
-OPS = ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_grad1x1")
+BETWEEN = "conv_bn_dgrad_end"
+OPS = ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_grad1x1", BETWEEN)
 END = "bn_add_act_conv_stats"
 FOLDED = 12
 """Blocks' ends of fifteen that are made with the convolution behind them."""
+ENDS = 15
+"""Blocks' ends behind whose ReLU the next block makes the gradient: all that have a block behind."""
 BATCH = 256
 
 pytestmark = pytest.mark.skipif(
@@ -47,9 +50,9 @@ def test_every_kernel_of_the_step_is_there(tool):
     found = tool.kernels(BATCH)
     of = {op: [one for one in found if one.op == op] for op in {one.op for one in found}}
     counts = [len(of[op]) for op in (*OPS, "bn_add_act", "bn_add_act_backward")]
-    # Of 52 layers with both gradients 8 have one kernel.
-    assert counts == [53 - FOLDED, 44, 45, 8, 16 - FOLDED, 16]
-    assert len(of) == 9 and len(of[END]) == FOLDED  # and the stem's pooling
+    # Of 52 layers with both gradients 5 have one kernel, and 15 go on to a block's end.
+    assert counts == [53 - FOLDED, 32, 48, 5, ENDS, 16 - FOLDED, 16 - ENDS]
+    assert len(of) == 10 and len(of[END]) == FOLDED  # and the stem's pooling
     for one in found:
         assert one.us >= one.limit == max(one.memory, one.tensor) > 0
         planned = one.op in (*OPS, END)
@@ -62,9 +65,10 @@ def test_every_kernel_of_the_step_is_there(tool):
     launches = 2.0 * (len(found) + alone + 3 * FOLDED) + alone * 1500 / 1480
     assert step == pytest.approx(total(found, "us") + launches)
     assert limit == pytest.approx(total(found, "limit") + launches)
-    # docs/training.md: 267.8 by two kernels each, and less by what a merged one reads once, and by
-    # a block's output where the convolution behind it makes it.
+    # docs/training.md: 267.8 by two kernels each, and less by what a merged one reads once, by a
+    # block's output where the convolution behind it makes it, and by its gradient, twice.
     spared = 2 * sum(math.prod(b.cases[0].input_shape) for _, b, one in tool.folding(BATCH) if one)
+    spared += 2 * 2 * sum(math.prod(b.cases[0].input_shape) for _, b, _ in tool.folding(BATCH))
     left = 267.8 - saved(tool, found) - spared / BATCH / 1e6
     assert total(found, "gb") * 1e3 / BATCH == pytest.approx(left, abs=0.1)
 
@@ -87,11 +91,13 @@ def test_what_is_merged_is_what_the_docs_say(tool):
         for k in n.kernels
         if k.op == "conv_bn_grad1x1"
     }
-    # docs/training_cuda.md: all 1x1 layers of the first stage, the second one's first reduction.
+    # docs/training_cuda.md: the 1x1 layers of the first stage, but those behind a block's end.
     expansions = {(f"layer1.{block}.conv3", True) for block in range(3)}
-    reductions = {(f"layer1.{block}.conv1", False) for block in range(3)}
-    reductions |= {("layer2.0.conv1", False)}
-    assert merged == expansions | reductions | {("layer1.0.downsample.0", False)}
+    first = {("layer1.0.conv1", False), ("layer1.0.downsample.0", False)}
+    assert merged == expansions | first
+    reductions = [b.cases[0] for _, b, _ in tool.folding(BATCH)]
+    alone = [case for case in reductions if tool.merging(case, False)]
+    assert [(case.c, case.k) for case in alone] == [(256, 64), (256, 64), (256, 128)]
 
 
 def test_an_end_is_folded_where_its_plan_is_ahead(tool):
@@ -142,9 +148,11 @@ def test_deeper_networks_take_longer_and_blocks_of_3x3_fold_no_end(tool):
 def test_calls_are_the_nodes(tool):
     """Behind a BatchNorm x is read through it, its gradient masked; 16 blocks add a shortcut."""
     read = {"conv_bn_stats": 1, "conv_bn_dgrad": 6, "conv_bn_wgrad": 4, "conv_bn_grad1x1": 4}
-    addend = {"conv_bn_dgrad": 4, "conv_bn_grad1x1": 6}
+    addend = {"conv_bn_dgrad": 4, "conv_bn_grad1x1": 6, BETWEEN: 4}
     found = [(k, tool.problem(n, k)) for n in tool.step(32) for k in n.kernels if k.op in OPS]
-    through = collections.Counter(k.op for k, one in found if one.operands[read[k.op]] is not None)
+    through = collections.Counter(
+        k.op for k, one in found if k.op in read and one.operands[read[k.op]] is not None
+    )
     merged = through["conv_bn_grad1x1"]
     assert through["conv_bn_stats"] == 32 and merged > 0
     assert through["conv_bn_dgrad"] == through["conv_bn_wgrad"] == 32 - merged
