@@ -19,7 +19,7 @@ END = "bn_add_act_conv_stats"
 FOLDED = 12
 """Blocks' ends of fifteen that are made with the convolution behind them."""
 ENDS = 15
-"""Blocks' ends behind whose ReLU the next block makes the gradient: all that have a block behind."""
+"""Blocks' ends behind whose ReLU the next block makes the gradient: all that have one behind."""
 BATCH = 256
 
 pytestmark = pytest.mark.skipif(

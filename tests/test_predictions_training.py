@@ -47,13 +47,13 @@ def test_the_page_has_the_gradients_between_blocks(tool):
     page = ends.PAGE.read_text(encoding="utf-8")
     assert f"{ends.BEGIN}\n{ends.table()}\n{ends.END}" in page, "predict_end_gradient.py --write"
     found = ends.endings(256)
-    assert len(found) == 15 and all(one.taken for one in found)
-    assert sum(one.merged for one in found) == 6
+    assert len(found) == 15 and sum(one.taken for one in found) == 12
+    assert sum(one.merged for one in found) == 6 and all(one.taken or one.merged for one in found)
     for one in found:
         # A tensor is neither written nor read, and at most a launch and L2's share are spared.
         least = one.less / tool.MEMORY
         assert one.before - one.after <= least + tool.LAUNCH + 1e-9 or one.bound == "L2"
-        assert one.after < one.before
+        assert one.after < one.before or not one.taken
 
 
 def test_what_the_docs_say_of_it(tool):

@@ -13,7 +13,7 @@ from training_nets import assert_same, step
 
 import resnet_fused as rf
 from resnet_fused import backends, cases, roofline
-from resnet_fused.bench.nodes import by_triton, nodes, traffic
+from resnet_fused.bench.nodes import by_triton, ends_by_triton, nodes, traffic
 from resnet_fused.nn import _training_route
 from resnet_fused.ops import _block_end, _end_gradient, _grad1x1, _training
 from resnet_fused.triton import _tiles
@@ -167,10 +167,11 @@ def test_traffic_is_at_most_half_of_eagers():
     model, shape, dtype = rf.models.resnet50(), (batch, 3, 224, 224), torch.bfloat16
     merging = by_triton(dtype, limits)
     before, after = (
-        nodes(model, shape, dtype, merging=merging, ending=ending) for ending in (False, True)
+        nodes(model, shape, dtype, merging=merging, ending=ending)
+        for ending in (False, ends_by_triton(dtype, limits))
     )
     moved = [sum(traffic(found)) / batch / 1e6 for found in (before, after)]
-    assert moved == pytest.approx([248.6, 231.3], abs=0.1)
-    assert (moved[1] - 10.0) / 472.5 <= 0.47
+    assert moved == pytest.approx([248.6, 235.3], abs=0.1)
+    assert (moved[1] - 10.0) / 472.5 <= 0.48
     kernels = [kernel.op for found in after for kernel in found.kernels]
-    assert kernels.count(OP) == 15 and kernels.count(PASS) == 1
+    assert kernels.count(OP) == 12 and kernels.count(PASS) == 4

@@ -59,15 +59,18 @@ class TestRule:
 
     @pytest.mark.parametrize("limits", [H200, A100, CONSUMER], ids=lambda one: one.capability)
     @pytest.mark.parametrize("batch", [32, 256])
-    def test_all_places_of_resnet50_take_it(self, batch, limits):
+    def test_where_resnet50_takes_it(self, batch, limits):
         merging = by_triton(BF16, limits)
         found = nodes(
             rf.models.resnet50(), (batch, 3, 224, 224), BF16, merging=merging, ending=True
         )
         layers = [(node, k.layer) for node in found for k in node.kernels if k.op == OP]
         verdicts = [ask(node.cases[layer], limits) for node, layer in layers]
-        assert len(verdicts) == 15 and all(one.ended for one, _ in verdicts)
-        # Where both gradients came from one kernel, less is won, but something is.
+        # All but some of those where both gradients would come from one kernel, which L2 does not
+        # bound as it does the end's.
+        left = [merged for one, merged in verdicts if not one.ended]
+        apart = {32: 1, 256: 4} if limits is H200 else {}
+        assert len(verdicts) == 15 and left == [True] * apart.get(batch, 0)
         assert sum(one for _, one in verdicts) == (6 if limits is H200 else 0)
 
     def test_what_is_read_again_may_be_more_than_what_is_saved(self):

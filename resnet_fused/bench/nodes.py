@@ -17,9 +17,10 @@ from resnet_fused.cases import ConvCase
 from resnet_fused.convert import fuse
 from resnet_fused.nn import PaddedShortcut
 from resnet_fused.nn._blocks import FusedBlock, FusedSequential, FusedStem, projection_of
-from resnet_fused.ops import _grad1x1
+from resnet_fused.ops import _end_gradient, _grad1x1
 from resnet_fused.roofline import Kernel, node_kernels
 from resnet_fused.roofline.training import thins
+from resnet_fused.triton import _end_gradient as _between
 from resnet_fused.triton import _grad1x1 as _rule
 from resnet_fused.triton import _tiles
 
@@ -27,7 +28,8 @@ Merging = Callable[[ConvCase, bool], bool]
 """Whether one kernel makes both gradients of a convolution that may read another of its node."""
 Ending = Callable[[ConvCase, bool, int], bool]
 """Whether a block's first convolution makes the gradient behind the end of the block before: its
-sizes, whether that block has a projection, `Node.addend_stride` of its own."""
+sizes, whether that block has a projection, of how many rows and columns one has a shortcut's
+gradient (0: none)."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _ends(
             projected = one._modules.get("downsample")
             has = projected is not None and projection_of(projected) is not None
             case = cases[f"{second}.{other.steps[0].conv}"].case
-            step = 1
+            step = int(other.residual)
             if shortcut is not None:
                 below = cases[f"{second}.downsample.0"].case
                 step = below.stride[0] if thins(below) else 1
@@ -212,6 +214,31 @@ def by_triton(dtype: torch.dtype, limits: _tiles.Limits) -> Merging:
         return _rule.choose(*sizes, limits, masked=inner).config is not None
 
     return merging
+
+
+def ends_by_triton(dtype: torch.dtype, limits: _tiles.Limits) -> Ending:
+    """Which gradients between blocks Triton's kernels make behind a ReLU on a GPU.
+
+    Args:
+        dtype: of the activations.
+        limits: the GPU's.
+    """
+    merging = by_triton(dtype, limits)
+
+    def ending(case: ConvCase, projected: bool, added: int) -> bool:
+        geometry = (case.stride, case.padding, case.dilation, case.groups)
+        place = _end_gradient.Place(
+            torch.device("meta"), dtype, case.input_shape, case.weight_shape, geometry, projected,
+            added,
+        )  # fmt: skip
+        merged = merges(case, merging, inner=False)
+        return _between.choose(
+            case, dtype.itemsize, limits, projected=projected,
+            added=_end_gradient.added_elements(place), merged=merged,
+            less=_end_gradient.less_bytes(place, merged=merged),
+        ).ended  # fmt: skip
+
+    return ending
 
 
 def _pooled(pool: Any, case: ConvCase) -> tuple[int, ...]:

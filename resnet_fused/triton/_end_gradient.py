@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..cases import ConvCase
-from . import _tiles
+from . import _grad1x1, _tiles
 from ._block_end import cycles
 from ._traffic import dgrad_product_of
-from ._training_traffic import bn_dgrad_end_issued_bytes, bn_dgrad_issued_bytes
+from ._training_traffic import (
+    bn_dgrad_end_issued_bytes,
+    bn_dgrad_issued_bytes,
+    bn_wgrad_issued_bytes,
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -64,8 +68,8 @@ def choose(
     It neither writes nor reads that gradient, and spares the launch of the pass that would. But
     where both gradients of the convolution would come from one kernel, two read its operands again,
     and no launch is spared. Each kernel is taken to last as long as the slowest of memory, caches
-    and tensor cores, at the rates of `_tiles`; the kernel of both gradients, as long as two without
-    what it reads once. The rule is arithmetic, not measured.
+    and tensor cores, at the rates of `_tiles`; the kernels of both gradients, and of the weights'
+    alone, as the slower of memory and caches. The rule is arithmetic, not measured.
 
     Args:
         case: sizes of the forward call of the convolution behind the block.
@@ -94,15 +98,45 @@ def choose(
     ).total
     before = bn_dgrad_issued_bytes(case, product, two, affine=True, addend=added).total
     rate = _tiles.MEMORY * limits.multiprocessors
-    again = 2 * between - less  # what one kernel for both gradients would read once
-    one_lasts = cycles(product, one, bare + passing - 2 * between, asked, limits) + again / rate
-    two_last = cycles(product, two, bare, before, limits) + passing / rate
-    two_last += 0 if merged else _tiles.MERGE
+    one_lasts = cycles(product, one, bare + passing - 2 * between, asked, limits)
+    if merged:
+        one_lasts += _weights_cycles(case, itemsize, limits)
+        two_last = _both_cycles(case, itemsize, limits, added, bare + between + weights)
+    else:
+        two_last = cycles(product, two, bare, before, limits) + _tiles.MERGE
+    two_last += passing / rate
     text = f"{abs(less) / 1e6:.1f} MB {'less' if less > 0 else 'more'} through memory"
     return Verdict(less > 0 and one_lasts < two_last, text)
 
 
 @functools.lru_cache(maxsize=4096)
+def _lasts(memory: int, asked: int, limits: _tiles.Limits) -> float:
+    return max(memory / _tiles.MEMORY, asked / _tiles.CACHE) / limits.multiprocessors
+
+
+def _both_cycles(
+    case: ConvCase, itemsize: int, limits: _tiles.Limits, added: int, memory: int
+) -> float:
+    """Cycles of both gradients by one kernel, of which `memory` bytes move."""
+    sizes = case.n * case.h * case.w, case.k, case.c, itemsize
+    config = _grad1x1.serves(*sizes[1:], limits)
+    if config is None:  # another one's than the Triton kernel
+        return _lasts(memory, 0, limits)
+    asked = _grad1x1.issued_bytes(*sizes, config, limits, addend=added).total
+    return _lasts(memory, asked, limits)
+
+
+def _weights_cycles(case: ConvCase, itemsize: int, limits: _tiles.Limits) -> float:
+    """Cycles of the gradient of a 1x1's weights by a kernel of its own."""
+    pixels, weights = case.n * case.p * case.q, case.k * case.c
+    product = _tiles.Product(
+        rows=case.k, columns=case.c, copies=1, depth=pixels, taps=1, itemsize=itemsize, gathered=2
+    )
+    plan = _tiles.choose(product, limits)
+    asked = bn_wgrad_issued_bytes(case, product, plan, affine=True, prologue=False).total
+    return _lasts((pixels * (2 * case.k + case.c) + weights) * itemsize, asked, limits)
+
+
 def unfit(
     product: _tiles.Product, limits: _tiles.Limits, allowed: frozenset[str] | None = None
 ) -> str | None:
