@@ -170,7 +170,7 @@ def test_what_the_page_says_in_words(tool):
     found = tool.kernels(BATCH)
     convolutions = [one for one in found if one.op in (*OPS, END)]
     lost = total(found, "lost")
-    assert 0.20 < lost / total(found, "limit") < 0.24
+    assert 0.22 < lost / total(found, "limit") < 0.27
     of = {
         kind: {
             op: total([o for o in found if (o.op, o.kind) == (op, kind)], "lost")
@@ -181,7 +181,7 @@ def test_what_the_page_says_in_words(tool):
     assert lost * 0.5 < sum(of["3x3"].values())
     alike = [of["3x3"][op] for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad")]
     assert max(alike) < 1.3 * min(alike)
-    assert sum(of["1x1"].values()) == pytest.approx(1717, abs=10)
+    assert sum(of["1x1"].values()) == pytest.approx(1652, abs=10)
     assert all(one.plan.startswith("tma_") for one in convolutions if one.kind == "1x1")
     by_two = [one for one in convolutions if one.kind == "3x3" and "/2" in one.call]
     assert len(by_two) == 3 * 3 and total(by_two, "lost") > sum(of["3x3"].values()) / 3

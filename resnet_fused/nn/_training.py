@@ -317,8 +317,7 @@ class _Backward:
         """The gradients of layer `index`'s weight and input: (dz below, its sums).
 
         Where `dz` is dead, nobody reads it behind this layer: its memory may be used again.
-        `thinned` is the stride of a 1x1, of whose input's gradient only the pixels that it read are
-        wanted; all others' is zero.
+        Of a 1x1 whose stride is `thinned` the gradient of the pixels is made that it read.
         """
         y: Tensor | None = self.raw[index]
         affine: Tensor | None = coefficients

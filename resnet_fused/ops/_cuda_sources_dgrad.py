@@ -50,6 +50,7 @@ BN_DGRAD_END = (
     "csrc/device/bn_dgrad_epilogue.h",
     "csrc/device/bn_dgrad_geometry.h",
     "csrc/device/bn_dgrad_tma.h",
+    "csrc/device/gathered_addend.h",
     "csrc/device/bn_dgrad_window.h",
     "csrc/device/channel_lanes.h",
     "csrc/device/conv_window.h",
