@@ -112,7 +112,8 @@ def asked(device: torch.device) -> bool:
 
 def layer(step: Step, values: Sequence[Tensor], results: Sequence[Tensor]) -> _cuda_network.Layer:
     """A step of `conv_bn_act` as a layer of the launch."""
-    return _cuda_network.Layer(*_kernels.KINDS[step.kind].arguments(step, values), results[0])
+    given = _kernels.KINDS[step.kind].arguments(step, values)
+    return _cuda_network.Layer._make((*given, results[0]))
 
 
 def find(steps: Sequence[Step], kernels: Kernels, seen: Seen, device: torch.device) -> Found:
