@@ -57,6 +57,7 @@ for op in ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_dgrad_end
 for op in (*MERGED, "conv_bn_dgrad_end"):
     EXPECTED[op, "reference"] = set(DTYPES)
     EXPECTED[op, "triton"] = set()
+EXPECTED["conv_bn_grad1x1_end", "reference"] = set(DTYPES)
 for name in ("cuda", "cuda_emulated", "parts", "reference"):
     EXPECTED["conv_bn_stats_finalize", name] = set() if name.startswith("cuda") else set(DTYPES)
 EXPECTED["conv_chain", "cuda"] = EXPECTED["conv_chain", "cuda_emulated"] = set()

@@ -121,3 +121,14 @@ def test_passes_of_a_bottleneck_with_the_gradients_between_blocks():
     ]  # fmt: skip
     first, _ = bottleneck(shortcut="identity", before=False, input_gradient=False)
     assert "conv_bn_dgrad_end" not in [kernel.op for kernel in first]
+
+
+def test_passes_of_a_bottleneck_with_all_three_gradients_from_one_kernel():
+    """Its first layer reads dz, y (2) and the input (4) once less."""
+    two, weights = bottleneck(shortcut="identity", before=True)
+    one, _ = bottleneck(shortcut="identity", before=True, united=True)
+    assert passes(two, True, weights) - passes(one, True, weights) == pytest.approx(6, rel=1e-2)
+    assert [kernel.op for kernel in one][-1] == "conv_bn_grad1x1_end"
+    assert sum(k.cost.flops for k in two) == sum(k.cost.flops for k in one)
+    apart, _ = bottleneck(shortcut="identity", before=True, united=True, folds=False)
+    assert "conv_bn_grad1x1_end" not in [kernel.op for kernel in apart]

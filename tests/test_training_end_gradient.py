@@ -15,7 +15,7 @@ import weakref
 
 import pytest
 import torch
-from end_gradient import OP, ROWS, build, called, check, counts, step
+from end_gradient import OP, ROWS, UNITED, build, called, check, counts, step
 from test_training_row import images, one_by_one, row, same, watched
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -51,7 +51,7 @@ def test_a_wrong_result_of_it_is_seen(monkeypatch, place):
             found = real(op, name)(*arguments)
             return tuple(t * (1 + 1e-6 * (i == place)) for i, t in enumerate(found))
 
-        return run if op == OP else real(op, name)
+        return run if op in (OP, UNITED) else real(op, name)
 
     model, x = build("bottlenecks")
     monkeypatch.setattr(_training, "overload", wrong)
@@ -64,6 +64,22 @@ def test_a_wrong_result_of_it_is_seen(monkeypatch, place):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_a_row_has_the_bits_of_its_blocks(dtype):
     check(row().to(dtype), images(dtype), 2)
+
+
+def test_a_1x1_has_its_other_gradient_from_the_same_op():
+    """And nothing of it where the weights' gradient is not wanted, or its kernel is wider."""
+    model, x = build("bottlenecks")
+    model = rf.fuse(model)
+    _, ran = step(model, x)
+    assert (ran.count(UNITED), ran.count(OP)) == (2, 0)
+    model[1].conv1.weight.requires_grad_(False)
+    theirs, _ = step(model, x, one_by_one)
+    ours, ran = step(model, x)
+    assert (ran.count(UNITED), ran.count(OP)) == (1, 1)
+    ours, theirs = ([t for t in found if t is not None] for found in (ours, theirs))
+    assert same(ours, theirs) and len(ours) == len(step(model, x)[0]) - 1
+    model, x = build("basic")
+    assert UNITED not in step(rf.fuse(model), x)[1]
 
 
 def test_autocast():
@@ -401,7 +417,7 @@ def test_who_looks_in_between_gets_the_whole_gradient():
             out = model(images()) if call is None else call(model, images())
             between = model[1].seen
             seen.append(torch.autograd.grad(out, between, gradient_like(out))[0])
-        assert OP not in ran
+        assert OP not in ran and UNITED not in ran
     assert torch.equal(*seen) and (seen[0] != 0).all()
 
 
@@ -427,7 +443,7 @@ def test_who_could_see_it_gets_the_whole_gradient(change, ended):
     change(model)
     ours, ran = step(model, x)
     theirs, _ = step(model, x, one_by_one)
-    assert same(ours, theirs) and ran.count(OP) == ended
+    assert same(ours, theirs) and counts(ran)[0] == ended
 
 
 @pytest.mark.parametrize(("name", "ended"), [("bn1", 2), ("bn3", 1), ("downsample.1", 1)])
@@ -439,8 +455,8 @@ def test_sums_of_several_processes_are_left_to_their_node(monkeypatch, name, end
     monkeypatch.setattr(
         _training_route, "_process_group", lambda bn: group if bn is module else real(bn)
     )
-    monkeypatch.setattr(node, "_gathered", lambda stats, count, group: (stats, None))
-    monkeypatch.setattr(node, "_reduced", lambda sums, layer: None)
+    monkeypatch.setattr(node._processes, "gathered", lambda stats, count, group: (stats, None))
+    monkeypatch.setattr(node._processes, "reduced", lambda sums, layer: None)
     shared = copy.deepcopy
     monkeypatch.setattr(copy, "deepcopy", lambda t: t if t is model else shared(t))
     _, ran = step(model, images())

@@ -18,7 +18,7 @@ from resnet_fused.nn import _training_route
 from resnet_fused.ops import _block_end, _end_gradient, _grad1x1, _training
 from resnet_fused.triton import _tiles
 
-OP = _end_gradient.OP
+OP, UNITED = _end_gradient.OP, _end_gradient.UNITED
 PASS = "bn_add_act_backward"
 
 
@@ -28,7 +28,9 @@ def test_explain_says_so():
         model(images())
     said = {route.conv: route.why for route in routes if "gradient of the end" in route.why}
     assert set(said) == {model[1].conv1, model[2].conv1}
-    text = f"gradient of the end of the block before it by one op ({OP}): the reference is asked"
+    text = (
+        f"gradient of the end of the block before it by one op ({UNITED}): the reference is asked"
+    )
     assert all(text in why and "both gradients" not in why for why in said.values())
 
 
@@ -55,9 +57,9 @@ def asked(monkeypatch):
     monkeypatch.setattr(backends, "choose", choose)
     monkeypatch.setitem(_end_gradient.ENDING, "triton", _end_gradient.Kernel(refusal, verdict))
 
-    def ask(filters=64, folds=True):
-        place = PLACE._replace(weight=(filters, 256, 1, 1))
-        return _end_gradient.way(place, folds=folds)
+    def ask(filters=64, folds=True, trained=True, weight=None):
+        place = PLACE._replace(weight=weight or (filters, 256, 1, 1))
+        return _end_gradient.way(place, folds=folds, trained=trained)
 
     _end_gradient._word.cache_clear()
     yield ask
@@ -65,10 +67,10 @@ def asked(monkeypatch):
 
 
 def test_what_a_kernel_is_predicted_to_win_is_taken(asked):
-    assert asked() == (True, "64 filters") and asked().how == f"one op ({OP})"
-    assert asked(256) == (False, "256 filters") and asked(256).how == "two ops"
-    assert asked(63) == (False, "odd")
-    assert asked(folds=False) == (False, "")
+    assert asked() == (True, "64 filters", False) and asked().how == f"one op ({OP})"
+    assert asked(256) == (False, "256 filters", False) and asked(256).how == "two ops"
+    assert asked(63) == (False, "odd", False)
+    assert asked(folds=False) == (False, "", False)
     for word, ways in (("reference", True), ("cuda", True), ("cpu", False), ("triton", True)):
         with rf.backend(word):
             assert asked().ended is ways, word
@@ -95,7 +97,37 @@ def test_a_refused_kernel_leaves_it_to_two(asked, monkeypatch):
     entry = next(e for e in backends.implementations(OP) if e.name == "reference")
     refused = backends.Choice(entry, "?", (("triton", "not admitted: because"), ("another", "no")))
     monkeypatch.setattr(backends, "choose", lambda call: refused)
-    assert asked() == (False, "not admitted: because")
+    assert asked() == (False, "not admitted: because", False)
+
+
+def test_a_kernel_of_all_three_gradients_is_taken_where_it_wins(asked, monkeypatch):
+    """Pretended: it takes multiples of 4 filters, at best 64; by whose word it does not."""
+
+    def refusal(place):
+        return None if place.weight[0] % 4 == 0 else "no fours"
+
+    def verdict(place):
+        return place.weight[0] <= 64, "all three"
+
+    monkeypatch.setitem(_end_gradient.UNITING, "triton", _end_gradient.Kernel(refusal, verdict))
+    assert asked() == (True, "all three", True) and asked().how == f"one op ({UNITED})"
+    assert asked(128) == (True, "128 filters", False) and asked(62).op == OP
+    assert asked(256).op == "conv_bn_dgrad"
+    assert not asked(trained=False).united and asked(trained=False).ended
+    assert not asked(weight=(64, 256, 3, 3)).united
+    for end, both, found in (
+        ("never", "always", (False, False)), ("always", "never", (True, False)),
+        ("always", "auto", (True, False)), ("auto", "always", (True, False)),
+        ("always", "always", (True, True)),
+    ):  # fmt: skip
+        with _end_gradient.preferring(end), _grad1x1.preferring(both):
+            way = asked(128)
+        assert (way.ended, way.united) == found, (end, both)
+    with _end_gradient.preferring("always"), _grad1x1.preferring("always"):
+        assert asked(62) == (True, f"{_end_gradient.ENVIRONMENT} is always", False)
+    with rf.backend("reference"):
+        assert asked(62).united and not asked(weight=(64, 256, 3, 3)).united
+        assert not asked(trained=False).united
 
 
 def test_nodes_of_kernels_that_apply_batchnorm_as_they_read(asked, monkeypatch):

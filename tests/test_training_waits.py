@@ -135,10 +135,10 @@ def test_joined_statistics_bring_their_count_without_a_copy(monkeypatch):
     with FakeTensorMode(), torch.device("cuda"):
         stats = torch.empty(2, 3)
         with Copies() as seen:
-            node._gathered(stats, count, None)
+            node._processes.gathered(stats, count, None)
     assert seen.found == []
     assert "aten::lift_fresh" not in seen.names
-    joined, total = node._gathered(torch.ones(2, 3), count, None)
+    joined, total = node._processes.gathered(torch.ones(2, 3), count, None)
     assert total.item() == 2 * count
     assert joined.shape == (2, 3)
 

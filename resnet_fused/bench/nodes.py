@@ -79,6 +79,7 @@ def nodes(
     parameter: torch.dtype | None = None,
     merging: Merging | None = None,
     ending: Ending | bool = False,
+    uniting: Ending | None = None,
 ) -> list[Node]:
     """The nodes of a training step, in order of execution.
 
@@ -92,6 +93,8 @@ def nodes(
             one has.
         ending: which blocks in a row have the gradient between them made behind the earlier one's
             ReLU; True: all.
+        uniting: of these, where one kernel makes both gradients of the 1x1 convolution as well.
+            None: nowhere.
     """
     cases = {layer.name: layer for layer in walk(module, shape)}
     fused = fuse(module)
@@ -115,7 +118,7 @@ def nodes(
         sizes = tuple(cases[conv].case for conv in every)
         found[convs[0]] = Node(name, tuple(every), sizes, tuple(kernels), len(convs))
 
-    ends = _ends(fused, cases, ending) if ending else {}
+    ends = _ends(fused, cases, ending, uniting if folds else None) if ending else {}
     for name, child in fused.named_modules():
         if isinstance(child, FusedBlock):
             options = ends.get(name, {})
@@ -143,7 +146,7 @@ def nodes(
 
 
 def _ends(
-    model: nn.Module, cases: Mapping[str, Any], ending: Ending | bool
+    model: nn.Module, cases: Mapping[str, Any], ending: Ending | bool, uniting: Ending | None
 ) -> dict[str, dict[str, Any]]:
     """By block: what `node_kernels` is to know of the gradients behind its end and the one before.
 
@@ -167,7 +170,11 @@ def _ends(
                 step = below.stride[0] if thins(below) else 1
             if ending is True or (callable(ending) and ending(case, has, step)):
                 found.setdefault(first, {})["ended"] = True
-                found.setdefault(second, {})["before"] = has
+                plain = _grad1x1.fits_geometry(
+                    case.weight_shape, case.stride, case.padding, case.groups
+                )
+                united = uniting is not None and plain and uniting(case, has, step)
+                found.setdefault(second, {}).update(before=has, united=united)
     return found
 
 

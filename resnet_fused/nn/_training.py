@@ -19,8 +19,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
 from ..ops import _block_end, _end_gradient, _finalize, _grad1x1, _results, _training, _training_cpu
-from ..ops.bn_finalize import merge_stats
 from . import _prepared
+from . import _training_processes as _processes
 from ._training_junction import End, Junction, is_watched
 from ._training_plan import Layer, Made, Neighbours, Norm, Plan, Taken, thin, thinning
 
@@ -66,30 +66,6 @@ def finish(updates: list[Callable[[], None]]) -> None:
 def frozen_rows(bn: nn.Module, like: Tensor) -> Tensor:
     """[4, K] of given statistics: scale, shift, mean, invstd."""
     return torch.stack(_prepared.rows(bn, _training.compute_dtype(like.dtype)))
-
-
-def _gathered(stats: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
-    """The statistics of all processes, joined in the order of their ranks, and the joined count."""
-    from torch.distributed import _functional_collectives as collectives
-
-    # A count is exact in float32 up to 2^24; above, its two halves are.
-    # Filled where they are: a copy from the host could be in no CUDA graph.
-    halves = [stats.new_full((1,), half) for half in (count >> 20, count & 0xFFFFF)]
-    mine = torch.cat((*halves, stats.flatten())).unsqueeze(0)
-    # torch 2.15 has renamed it.
-    gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
-    every = collectives.wait_tensor(gather(mine, 0, group))
-    counts = every[:, 0].double() * 2.0**20 + every[:, 1].double()
-    return merge_stats(counts, every[:, 2:].unflatten(1, (2, -1)))
-
-
-def _reduced(sums: Tensor, layer: Layer) -> Tensor | None:
-    """The sums over all processes, or None where there is one."""
-    if layer.group is None:
-        return None
-    from torch.distributed import _functional_collectives as collectives
-
-    return collectives.wait_tensor(collectives.all_reduce(sums, "sum", layer.group))
 
 
 def _cast(weight: Any, like: Tensor) -> Any:
@@ -173,7 +149,7 @@ class _Forward:
         if layer.live:
             total = None
             if layer.group is not None:
-                stats, total = _gathered(stats, count, layer.group)
+                stats, total = _processes.gathered(stats, count, layer.group)
             rows = self.op("bn_finalize", stats, total, gamma, beta, count, layer.bn.eps)
             self.norms.append(Norm(rows, count, total, stats))
         else:
@@ -254,6 +230,7 @@ class _Backward:
         self.x, self.out, self.taps = saved[:3]
         parts = [saved[3 + count * part : 3 + count * (part + 1)] for part in range(5)]
         self.before: list[Tensor] = [] if is_watched(self.x) else saved[3 + count * 5 :]
+        self.unites: bool = ctx.unites
         self.gives: Junction | None = ctx.gives
         self.gets: Junction | None = ctx.gets
         self.raw, self.rows, self.totals, cast, self.given = parts
@@ -348,6 +325,12 @@ class _Backward:
                 layout, addend_stride,
             )  # fmt: skip
             return dx, sums
+        if ends and needs_dw and self.unites:
+            dx, sums, self.grads[PARAMETERS * index] = self.op(
+                _end_gradient.UNITED, dz, y, affine, weight, addend, self.x, *self.before,
+                self.given[index], addend_stride,
+            )  # fmt: skip
+            return dx, sums
         size = [*read.shape[:2], *(-(-side // thinned) for side in read.shape[2:])]
         if needs_dw:
             read_rows = rows
@@ -383,7 +366,7 @@ class _Backward:
         else:
             out = self.out
             dz, sums = self.op("bn_add_act_backward", dout, out, y, rows, yd, rows_d, plan.act)
-        every = _reduced(sums, plan.layers[last])
+        every = _processes.reduced(sums, plan.layers[last])
         shortcut, stride = self.through_shortcut(dz, sums, every)
         given = dz if plan.shortcut == "given" and self.wants[1] else None
         # What autograd has brought may be others' too: it is not written.
@@ -392,7 +375,7 @@ class _Backward:
         for index in reversed(range(last + 1)):
             layer = plan.layers[index]
             if index < last:
-                every = _reduced(sums, layer)
+                every = _processes.reduced(sums, layer)
             coefficients = self.normalise(layer, index, sums, every, 1)
             if index > 0:
                 dz, sums = self.convolution(layer, index, dz, coefficients, dead=dead)
@@ -414,7 +397,7 @@ class _Backward:
         if plan.projection is not None:
             index = len(plan.layers)
             if plan.projection.group is not plan.layers[-1].group:
-                every = _reduced(sums, plan.projection)
+                every = _processes.reduced(sums, plan.projection)
             coefficients = self.normalise(plan.projection, index, sums, every, 2)
             stride = thinning(plan.projection.geometry, self.weights[index])
             dx, _ = self.convolution(plan.projection, index, ds, coefficients, thinned=stride)
@@ -456,6 +439,7 @@ class _Node(torch.autograd.Function):
             *parameters[::PARAMETERS],
             *(() if neighbours.before is None else neighbours.before.tensors),
         )
+        ctx.unites = neighbours.unites
         ctx.gives = None if neighbours.before is None else neighbours.before.junction
         ctx.gets = None if neighbours.end is None else neighbours.end.junction
         ctx.plan = plan

@@ -198,7 +198,9 @@ def run_block(x: Tensor, block: Block, row: Row | None = None) -> tuple[Tensor |
     route._record(
         pairs, acts, choice, len(pairs) - 1 if block.adds else None, x, dtype, before, gradient
     )
-    neighbours = node.Neighbours(made, weight, before=end, leads=row.leads(plan))
+    neighbours = node.Neighbours(
+        made, weight, before=end, unites=gradient.united, leads=row.leads(plan)
+    )
     y = node.run(plan, x.to(dtype), residual, route._parameters(every), neighbours)
     node.finish(waiting)
     row.leave(y, neighbours.left, way, neighbours.end)
@@ -223,11 +225,12 @@ def _ending(
     added = int(plan.shortcut != "none")
     if block.projection is not None and plan.projection is not None:
         added = thinning(plan.projection.geometry, block.projection[0]._parameters["weight"])
+    weight = block.pairs[0].conv._parameters["weight"]
     place = _end_gradient.Place(
-        x.device, x.dtype, tuple(x.shape), tuple(block.pairs[0].conv._parameters["weight"].shape),
-        plan.layers[0].geometry, end.residual is not None, added,
+        x.device, x.dtype, tuple(x.shape), tuple(weight.shape), plan.layers[0].geometry,
+        end.residual is not None, added,
     )  # fmt: skip
-    way = _end_gradient.way(place, folds=plan.folds)
+    way = _end_gradient.way(place, folds=plan.folds, trained=weight.requires_grad)
     return (end if way.ended else None), way
 
 

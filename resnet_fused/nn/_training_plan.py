@@ -102,6 +102,7 @@ class Neighbours:
         weight: of the first convolution of the node behind it, if this one is to make that.
         left: what it has made of that.
         before: the end of the node before, if this one makes the gradient behind its ReLU.
+        unites: whether, with it, both gradients of its first convolution come from one op.
         leads: whether the node behind this one may make that of this one's.
         end: then, its own.
     """
@@ -110,6 +111,7 @@ class Neighbours:
     weight: Tensor | None = None
     left: Made | None = None
     before: End | None = None
+    unites: bool = False
     leads: bool = False
     end: End | None = None
 

@@ -256,7 +256,7 @@ def _record(
         if said := _finalizing(pair, choice, x.device, dtype, index == 0 and before.folded):
             more.append(said)
         if choice.implementation.name == "triton":
-            image = _end_gradient.OP if ended else "conv_bn_dgrad"
+            image = gradient.op if ended else "conv_bn_dgrad"
             more += _tuned(pair.conv, shape, x.device, dtype, index > 0, image)
         backends.record(
             backends.Route(

@@ -15,6 +15,7 @@ from .conv_bn_act_fp8 import conv_bn_act_fp8
 from .conv_bn_dgrad import conv_bn_dgrad
 from .conv_bn_dgrad_end import conv_bn_dgrad_end
 from .conv_bn_grad1x1 import conv_bn_grad1x1
+from .conv_bn_grad1x1_end import conv_bn_grad1x1_end
 from .conv_bn_stats import conv_bn_stats
 from .conv_bn_stats_finalize import conv_bn_stats_finalize
 from .conv_bn_wgrad import conv_bn_wgrad
@@ -40,6 +41,7 @@ __all__ = [
     "conv_bn_dgrad",
     "conv_bn_dgrad_end",
     "conv_bn_grad1x1",
+    "conv_bn_grad1x1_end",
     "conv_bn_stats",
     "conv_bn_stats_finalize",
     "conv_bn_wgrad",

@@ -1,4 +1,4 @@
-"""Which way the gradient between two blocks in a row takes: one op, or two.
+"""Which way the gradient between two blocks in a row takes: one op, two, or that of all three.
 
 Two blocks in a row ask here in their forward pass, and `explain` with them. What they agree upon
 there is kept to in backward.
@@ -20,6 +20,8 @@ from . import _cuda_bn_dgrad_end, _grad1x1, _triton
 from ._words import Word
 
 OP = "conv_bn_dgrad_end"
+UNITED = "conv_bn_grad1x1_end"
+"""The op that makes the weights' gradient of the convolution as well."""
 ENVIRONMENT = "RESNET_FUSED_BLOCK_END_GRADIENT"
 
 
@@ -110,21 +112,32 @@ ENDING: dict[str, Kernel] = {
 """Implementations of `OP` in one kernel, by name."""
 
 
+UNITING: dict[str, Kernel] = {}
+"""Implementations of `UNITED` in one kernel, by name; `verdict` is against the best other way."""
+
+
 class Way(NamedTuple):
     """How the gradient behind the ReLU of a block's end is made.
 
     Attributes:
         ended: whether with the gradient of the next block's first convolution, by `OP`.
         why: one clause; "" where there is nothing to say.
+        united: whether with both gradients of that convolution, by `UNITED`; then ended, too.
     """
 
     ended: bool
     why: str
+    united: bool = False
+
+    @property
+    def op(self) -> str:
+        """That makes the gradient of the convolution's input."""
+        return UNITED if self.united else OP if self.ended else "conv_bn_dgrad"
 
     @property
     def how(self) -> str:
         """For `explain`."""
-        return f"one op ({OP})" if self.ended else "two ops"
+        return f"one op ({self.op})" if self.ended else "two ops"
 
 
 _word = Word(ENVIRONMENT)
@@ -159,15 +172,39 @@ def possible(folds: bool) -> bool:
     return folds and bool(ENDING) and (wanted == "auto" or wanted in ENDING)
 
 
-def way(place: Place, *, folds: bool) -> Way:
+def _fits_united(place: Place) -> bool:
+    """Whether one op may make all three gradients of a place."""
+    stride, padding, _, groups = place.geometry
+    return _grad1x1.fits_geometry(place.weight, stride, padding, groups)
+
+
+def _united(place: Place) -> Way | None:
+    """Where one kernel is to make all three gradients: the way; else None."""
+    words = _word(), _grad1x1.wanted()
+    if not _fits_united(place) or "never" in words or not UNITING:
+        return None
+    device = place.device
+    choice = backends.choose(backends.Call(UNITED, device.type, place.dtype, index=device.index))
+    kernel = UNITING.get(choice.implementation.name)
+    if kernel is None or kernel.refusal(place) is not None:
+        return None
+    if words == ("always", "always"):
+        return Way(True, f"{ENVIRONMENT} and {_grad1x1.ENVIRONMENT} are always", True)
+    better, why = kernel.verdict(place)
+    return Way(True, why, True) if better else None
+
+
+def way(place: Place, *, folds: bool, trained: bool = True) -> Way:
     """Which way two blocks in a row take in backward.
 
-    The user's word comes first (`ENVIRONMENT`), then the kernel's own arithmetic. Who asks for the
-    reference by name gets that of the one op.
+    The user's word comes first (`ENVIRONMENT`, and for all three gradients from one kernel
+    `_grad1x1.ENVIRONMENT`), then the kernels' own arithmetic. Who asks for the reference by name
+    gets that of the one op.
 
     Args:
         place: where they meet.
         folds: whether the blocks' kernels apply BatchNorm as they read.
+        trained: whether the gradient of the convolution's weights is wanted.
 
     Raises:
         ValueError: the environment variable holds no word that is accepted.
@@ -175,10 +212,12 @@ def way(place: Place, *, folds: bool) -> Way:
     if not possible(folds):
         return Way(False, "")
     if backends.requested()[0] == "reference":
-        return Way(True, "the reference is asked for by name")
+        return Way(True, "the reference is asked for by name", trained and _fits_united(place))
     word = _word()
     if word == "never":
         return Way(False, f"{ENVIRONMENT} is {word}")
+    if trained and (united := _united(place)) is not None:
+        return united
     device = place.device
     choice = backends.choose(backends.Call(OP, device.type, place.dtype, index=device.index))
     kernel = ENDING.get(choice.implementation.name)

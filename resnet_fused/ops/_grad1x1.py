@@ -51,6 +51,8 @@ def fits_geometry(
 
 _word = Word(ENVIRONMENT)
 preferring = _word.preferring
+wanted = _word.__call__
+"""The user's word."""
 
 
 def refusal(

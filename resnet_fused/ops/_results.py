@@ -132,6 +132,10 @@ def _of_conv_bn_grad1x1(*rest: Any) -> Any:
     return dx, _rows(x, 0 if norm is None else 2, x.shape[1]), torch.empty_like(parameter)
 
 
+def _of_conv_bn_grad1x1_end(*rest: Any) -> Any:
+    return *_of_conv_bn_dgrad_end(*rest), torch.empty_like(rest[10])
+
+
 def chain_wants_channels_last(x: Tensor, weight: Tensor, front_weight: Tensor | None) -> bool:
     """Whether the results of a `conv_chain` are: where x or a weight before `out` is."""
     front = front_weight is not None and is_channels_last(front_weight)
@@ -192,6 +196,19 @@ class Form:
     empty: Callable[..., Any]
 
 
+_END = {
+    "dz": 0,
+    "y": 1,
+    "coefficients": 2,
+    "weight": 3,
+    "addend": 4,
+    "out": 5,
+    "raw": 6,
+    "norm": 7,
+    "residual": 8,
+    "residual_norm": 9,
+}
+"""Of both ops that make the gradient behind a block's end."""
 FORMS = {
     "bn_act": Form({"x": 0, "scale": 1, "shift": 2, "residual": 3}, 4, _of_bn_act),
     "conv_bn_act": Form(
@@ -249,22 +266,7 @@ FORMS = {
         9,
         _of_conv_bn_dgrad,
     ),
-    "conv_bn_dgrad_end": Form(
-        {
-            "dz": 0,
-            "y": 1,
-            "coefficients": 2,
-            "weight": 3,
-            "addend": 4,
-            "out": 5,
-            "raw": 6,
-            "norm": 7,
-            "residual": 8,
-            "residual_norm": 9,
-        },
-        10,
-        _of_conv_bn_dgrad_end,
-    ),
+    "conv_bn_dgrad_end": Form(_END, 10, _of_conv_bn_dgrad_end),
     "conv_bn_wgrad": Form(
         {"dz": 0, "y": 1, "coefficients": 2, "x": 3, "norm": 4}, 6, _of_conv_bn_wgrad
     ),
@@ -273,6 +275,7 @@ FORMS = {
         9,
         _of_conv_bn_grad1x1,
     ),
+    "conv_bn_grad1x1_end": Form(_END, 11, _of_conv_bn_grad1x1_end),
     "conv_chain": Form(
         {
             "x": 0,

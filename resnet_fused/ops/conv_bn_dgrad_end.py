@@ -127,7 +127,7 @@ def conv_bn_dgrad_end(
     """
     geometry = _training.geometry_of(_end_gradient.OP, stride, padding, dilation, groups)
     given = (dz, y, coefficients, weight, addend, out, raw, norm, residual, residual_norm)
-    operands = _checked(given, addend_stride, geometry)
+    operands = checked(_end_gradient.OP, given, addend_stride, geometry)
     if served := _serving(operands, addend_stride, geometry):
         return overload(_end_gradient.OP, served)(*operands, addend_stride, *geometry)
     dz, *_, out, raw = operands[:7]
@@ -139,9 +139,15 @@ def conv_bn_dgrad_end(
     return _training.run("bn_add_act_backward", raw, dout, *operands[5:], "relu")
 
 
-def _checked(given: Sequence[Any], addend_stride: Any, geometry: Any) -> tuple[Any, ...]:
-    """The op's tensors, in the order of its schema, as kernels take them."""
-    op = _end_gradient.OP
+def checked(op: str, given: Sequence[Any], addend_stride: Any, geometry: Any) -> tuple[Any, ...]:
+    """An op's tensors, in the order of this one's schema, as kernels take them.
+
+    Args:
+        op: name for the messages.
+        given: as the user gave them.
+        addend_stride: likewise.
+        geometry: stride, padding, dilation, groups.
+    """
     dz, y, coefficients, weight, addend, out, raw, norm, residual, residual_norm = given
     dz, weight, y, addend, out, raw, residual = _autocast.cast(
         dz, weight, y, addend, out, raw, residual
@@ -172,13 +178,18 @@ def _serving(operands: Sequence[Any], addend_stride: int, geometry: Any) -> str 
     """The kernel that takes a call, or None: two ops do."""
     if torch.compiler.is_compiling() or not _end_gradient.ENDING:
         return None
-    dz, _, _, weight, addend, out, _, _, residual, _ = operands
-    chosen = _training.choice(_end_gradient.OP, dz).implementation.name
+    chosen = _training.choice(_end_gradient.OP, operands[0]).implementation.name
     kernel = _end_gradient.ENDING.get(chosen)
     if kernel is None:
         return None
-    place = _end_gradient.Place(
+    refused = kernel.refusal(place_of(operands, addend_stride, geometry))
+    return chosen if refused is None else None
+
+
+def place_of(operands: Sequence[Any], addend_stride: int, geometry: Any) -> _end_gradient.Place:
+    """Where the two blocks of a call meet."""
+    dz, _, _, weight, addend, out, _, _, residual, _ = operands
+    return _end_gradient.Place(
         dz.device, dz.dtype, tuple(out.shape), tuple(weight.shape), geometry,
         residual is not None, 0 if addend is None else addend_stride,
     )  # fmt: skip
-    return chosen if kernel.refusal(place) is None else None

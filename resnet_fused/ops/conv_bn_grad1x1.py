@@ -120,7 +120,7 @@ def conv_bn_grad1x1(
         raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}; [K, C, 1, 1] is accepted")
     shape = _checks.conv_output_shape(op, x, weight, *GEOMETRY)
     dz = _checks.check_like(op, "dz", dz, dz, shape)
-    parameter = _check_parameter(op, parameter, weight)
+    parameter = check_parameter(op, parameter, weight)
     y, coefficients = check_affine(op, dz, y, coefficients)
     if norm is not None:
         norm = _training.check_norm(op, "norm", norm, dz, x.shape[1])
@@ -148,7 +148,8 @@ def conv_bn_grad1x1(
     return dx, sums, dweight
 
 
-def _check_parameter(op: str, parameter: object, weight: Tensor) -> Tensor:
+def check_parameter(op: str, parameter: object, weight: Tensor) -> Tensor:
+    """Checks what gives the weights' gradient its dtype and strides."""
     if not isinstance(parameter, Tensor):
         raise TypeError(f"{op}: parameter must be a Tensor, got {type(parameter).__name__}")
     if parameter.shape != weight.shape:

@@ -176,6 +176,31 @@ def conv_bn_grad1x1_cost(
     return Cost(2 * _conv_flops(case), moved * dtype.itemsize + stored + vectors * _vector(dtype))
 
 
+def conv_bn_grad1x1_end_cost(
+    case: ConvShape,
+    dtype: torch.dtype,
+    *,
+    affine: bool = True,
+    addend: int = 0,
+    projected: bool = False,
+    parameter: torch.dtype | None = None,
+) -> Cost:
+    """The work of one ``conv_bn_grad1x1_end``: what all three gradients read is read once.
+
+    Args:
+        case: as of `conv_bn_grad1x1_cost`, of the next block's first convolution.
+        dtype: of the activations.
+        affine: whether BatchNorm's backward is applied as it reads.
+        addend: elements of what is added.
+        projected: whether a projection's reductions are taken too.
+        parameter: dtype of the weights' gradient; that of the activations by default.
+    """
+    options: dict[str, Any] = {"affine": affine, "addend": addend, "projected": projected}
+    end = conv_bn_dgrad_end_cost(case, dtype, **options)
+    stored = _elements(case.weight_shape) * (parameter or dtype).itemsize
+    return Cost(2 * end.flops, end.bytes + stored)
+
+
 def bn_add_act_cost(
     shape: Shape, dtype: torch.dtype, *, residual: int = 0, projected: bool = False
 ) -> Cost:
@@ -253,6 +278,7 @@ def node_kernels(
     merged: Collection[int] = (),
     ended: bool = False,
     before: bool | None = None,
+    united: bool = False,
 ) -> list[Kernel]:
     """The kernels of a training step of one layer, residual block or stem.
 
@@ -271,6 +297,7 @@ def node_kernels(
         ended: whether the node behind this one makes the gradient behind its end.
         before: whether the node before, the gradient behind whose end this one makes, has a
             projection; None: it makes none.
+        united: whether with it one kernel makes both gradients of the first convolution.
 
     Returns:
         In order: forward, then backward.
@@ -305,7 +332,7 @@ def node_kernels(
         wanted, below = inner or input_gradient, before if index == 0 else None
         one, thinned = index in merged, index > last and thins(case)
         for op, cost in _gradients(
-            case, dtype, inner, addend, folds, wanted, parameter, one, below, thinned
+            case, dtype, inner, addend, folds, wanted, parameter, one, below, thinned, united
         ):
             add(index, op, cost)
 
@@ -340,6 +367,7 @@ def _gradients(
     merged: bool,
     before: bool | None,
     thinned: bool,
+    united: bool,
 ) -> list[tuple[str, Cost]]:
     """The kernels of one convolution's gradients; see `node_kernels`."""
     options: dict[str, Any] = {"affine": folds, "addend": addend, "masked": inner}
@@ -347,6 +375,9 @@ def _gradients(
     if merged and not ends:
         both = conv_bn_grad1x1_cost(case, dtype, parameter=parameter, **options)
         return [("conv_bn_grad1x1", both)]
+    if ends and united and folds:
+        options = {"addend": addend, "projected": before, "parameter": parameter}
+        return [("conv_bn_grad1x1_end", conv_bn_grad1x1_end_cost(case, dtype, **options))]
     found = []
     if not folds:
         found.append(("bn_backward_apply", bn_backward_apply_cost(case.output_shape, dtype)))
