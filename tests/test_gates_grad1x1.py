@@ -15,7 +15,7 @@ from _cuda_grad1x1_rules import grad1x1_tile_of  # noqa: E402  (likewise)
 
 NAME = (
     "_ZN12resnet_fused26conv_bn_grad1x1_tma_kernelINS_8BFloat16ENS_15Grad1x1TmaShapeI"
-    "Li256ELi64ELi32ELi4EEEEEvNS_19Grad1x1TmaArgumentsE"
+    "Li256ELi64ELi32ELi4ELb0EEEEEvNS_19Grad1x1TmaArgumentsE"
 )
 CODE = {
     "HGMMA.64x32x16.F32.BF16": 16, "HGMMA.64x256x16.F32.BF16": 2, "WARPGROUP.DEPBAR.LE": 2,

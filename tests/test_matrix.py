@@ -58,6 +58,7 @@ for op in (*MERGED, "conv_bn_dgrad_end"):
     EXPECTED[op, "reference"] = set(DTYPES)
     EXPECTED[op, "triton"] = set()
 EXPECTED["conv_bn_grad1x1_end", "reference"] = set(DTYPES)
+EXPECTED["conv_bn_grad1x1_end", "cuda"] = EXPECTED["conv_bn_grad1x1_end", "cuda_emulated"] = set()
 for name in ("cuda", "cuda_emulated", "parts", "reference"):
     EXPECTED["conv_bn_stats_finalize", name] = set() if name.startswith("cuda") else set(DTYPES)
 EXPECTED["conv_chain", "cuda"] = EXPECTED["conv_chain", "cuda_emulated"] = set()

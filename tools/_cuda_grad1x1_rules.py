@@ -1,4 +1,4 @@
-"""What the machine code of conv_bn_grad1x1's kernel for sm_90a is held to."""
+"""What the machine code of conv_bn_grad1x1's kernels for sm_90a is held to."""
 
 from __future__ import annotations
 
@@ -25,11 +25,18 @@ class Grad1x1Tile:
     channels: int
     pixels: int
     stages: int
+    ended: bool = False
+
+    @property
+    def inputs(self) -> int:
+        """Tensors of the input's size in a stage: x and the addend; behind an end two more."""
+        return 4 if self.ended else 2
 
     @property
     def shared(self) -> int:
-        """Bytes of a block: stages of dz, y, x and addend, weights, staging tiles, barriers."""
-        boxes = 2 * self.stages * (self.filters + self.channels) + CONSUMERS * self.channels
+        """Bytes of a block: stages of dz, y and inputs, weights, staging tiles, barriers."""
+        stage = 2 * self.filters + self.inputs * self.channels
+        boxes = self.stages * stage + CONSUMERS * self.channels
         weights = self.filters * self.channels * 2
         return boxes // BOX * self.pixels * ROW_BYTES + weights + 16 * self.stages + 8
 
@@ -37,8 +44,11 @@ class Grad1x1Tile:
 @functools.cache
 def grad1x1_tile_of(mangled: str) -> Grad1x1Tile | None:
     """The configuration in a kernel's mangled name, or None."""
-    shape = re.search(r"Grad1x1TmaShapeI" + 4 * r"Li(\d+)E" + "E", mangled)
-    return Grad1x1Tile(*map(int, shape.groups())) if shape else None
+    shape = re.search(r"Grad1x1TmaShapeI" + 4 * r"Li(\d+)E" + r"Lb([01])EE", mangled)
+    if shape is None:
+        return None
+    *sizes, ended = map(int, shape.groups())
+    return Grad1x1Tile(*sizes, ended=bool(ended))
 
 
 def grad1x1_by_tma(kernel: Kernel) -> dict[str, bool]:
@@ -58,17 +68,21 @@ def grad1x1_by_tma(kernel: Kernel) -> dict[str, bool]:
         r"WARPGROUP\.DEPBAR.*": 2 * blocks,
     }
     least = {
-        "UTMALDG.*": 5,  # dz, y, x, the addend, weights
+        "UTMALDG.*": 3 + tile.inputs,  # dz, y, weights, inputs
         "UTMASTG.*": 1,
         "SYNCS.*TRYWAIT": 3,
         "USETMAXREG.*": 2,
-        r"LDSM\b.*\.MT88\.4": 3 * blocks * slices,  # x for h, for mask and sums; the addend
+        # x for h, for mask and sums; the addend, and what an end's sums are against.
+        r"LDSM\b.*\.MT88\.4": (1 + tile.inputs) * blocks * slices,
         r"STSM\b.*\.MT88\.4": blocks * slices,
         r"LDS\b.*\.128\b.*": 2,  # dz and y
         r"STS\b.*\.128\b.*": 1,
         r"LDGSTS\b.*\.128\b.*": 1,
-        r"SHFL\.BFLY.*": 8 * blocks,
+        r"SHFL\.BFLY.*": (12 if tile.ended else 8) * blocks,
     }
+    if tile.ended:
+        # The mask, of two elements at once: of bfloat16 and float16.
+        least[r"HSET2\b.*\.GTU\b.*"] = 4 * blocks * slices
     return {
         f"{kernel.registers} registers, expected {REGISTERS}": kernel.registers == REGISTERS,
         f"{tile.shared} bytes of shared memory, at most {MOST_SHARED}": tile.shared <= MOST_SHARED,

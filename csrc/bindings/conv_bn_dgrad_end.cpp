@@ -1,35 +1,17 @@
 // conv_bn_dgrad_end_out, conv_bn_dgrad_end_plan, conv_bn_dgrad_end_configurations: checks, then the
 // plan, then the CUDA launch.
-#include "../launch/conv_bn_dgrad_end.h"
+#include "conv_bn_dgrad_end.h"
 
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "conv_bn_dgrad.h"
-
 namespace resnet_fused {
-namespace {
 
-using Pair = std::vector<int64_t>;
-
-constexpr ConvKernel<RfConvBnDgradEnd> kConvBnDgradEnd = {
-    "conv_bn_dgrad_end", rf_conv_bn_dgrad_end_configurations, rf_conv_bn_dgrad_end_configuration,
-    rf_conv_bn_dgrad_end_plan, rf_conv_bn_dgrad_end_cuda};
-constexpr int64_t kSumRows = 2;  // and one for a projection
-
-// What is read beside conv_bn_dgrad's operands.
-struct EndOperands {
-  const Tensor& out;
-  const std::optional<Tensor>& residual;
-  const std::optional<Tensor>& residual_norm;
-};
-
-// Everything but the sums and the devices, which no plan depends on.
-RfConvBnDgradEnd problem_of(const BnDgradOperands& image, const EndOperands& end,
-                            int64_t addend_stride, const Pair& stride, const Pair& padding,
-                            const Pair& dilation, int64_t groups, bool allow_tf32,
-                            const Tensor& dx) {
+RfConvBnDgradEnd bn_dgrad_end_problem(const BnDgradOperands& image, const EndOperands& end,
+                                      int64_t addend_stride, const Pair& stride,
+                                      const Pair& padding, const Pair& dilation, int64_t groups,
+                                      bool allow_tf32, const Tensor& dx) {
   RfConvBnDgradEnd problem{};
   problem.image = bn_dgrad_problem(image, addend_stride, stride, padding, dilation, groups,
                                    allow_tf32, {"dx", dx});
@@ -52,6 +34,13 @@ RfConvBnDgradEnd problem_of(const BnDgradOperands& image, const EndOperands& end
   return problem;
 }
 
+namespace {
+
+constexpr ConvKernel<RfConvBnDgradEnd> kConvBnDgradEnd = {
+    "conv_bn_dgrad_end", rf_conv_bn_dgrad_end_configurations, rf_conv_bn_dgrad_end_configuration,
+    rf_conv_bn_dgrad_end_plan, rf_conv_bn_dgrad_end_cuda};
+constexpr int64_t kSumRows = 2;  // and one for a projection
+
 PlanResult conv_bn_dgrad_end_plan(Tensor dz, std::optional<Tensor> y,
                                   std::optional<Tensor> coefficients, Tensor weight,
                                   std::optional<Tensor> addend, Tensor out, Tensor raw, Tensor norm,
@@ -61,7 +50,7 @@ PlanResult conv_bn_dgrad_end_plan(Tensor dz, std::optional<Tensor> y,
                                   bool allow_tf32, Tensor dx, std::vector<int64_t> gpu,
                                   int64_t configuration, int64_t splits) {
   const std::optional<Tensor> below(raw), below_norm(norm);
-  const RfConvBnDgradEnd problem = problem_of(
+  const RfConvBnDgradEnd problem = bn_dgrad_end_problem(
       {dz, y, coefficients, weight, addend, below, below_norm}, {out, residual, residual_norm},
       addend_stride, stride, padding, dilation, groups, allow_tf32, dx);
   return plan_conv(kConvBnDgradEnd, problem, gpu_of(gpu), configuration, splits);
@@ -79,8 +68,9 @@ void conv_bn_dgrad_end_out(Tensor dz, std::optional<Tensor> y, std::optional<Ten
                            int64_t configuration, int64_t splits, Tensor dx, Tensor sums) {
   const std::optional<Tensor> below(raw), below_norm(norm);
   const BnDgradOperands image{dz, y, coefficients, weight, addend, below, below_norm};
-  RfConvBnDgradEnd problem = problem_of(image, {out, residual, residual_norm}, addend_stride,
-                                        stride, padding, dilation, groups, allow_tf32, dx);
+  RfConvBnDgradEnd problem =
+      bn_dgrad_end_problem(image, {out, residual, residual_norm}, addend_stride, stride, padding,
+                           dilation, groups, allow_tf32, dx);
   check_rows("sums", sums, kSumRows + problem.projected, dx.size(1));
   const auto others = [&](const auto& visit) {
     image.others(visit);

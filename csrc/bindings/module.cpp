@@ -15,6 +15,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused, library) {
   resnet_fused::define_conv_bn_dgrad(library);
   resnet_fused::define_conv_bn_dgrad_end(library);
   resnet_fused::define_conv_bn_grad1x1(library);
+  resnet_fused::define_conv_bn_grad1x1_end(library);
   resnet_fused::define_conv_bn_stats(library);
   resnet_fused::define_conv_bn_stats_finalize(library);
   resnet_fused::define_conv_bn_wgrad(library);

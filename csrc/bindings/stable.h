@@ -42,6 +42,7 @@ void define_conv_bn_act_fp8(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_dgrad(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_dgrad_end(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_grad1x1(torch::stable::detail::StableLibrary& library);
+void define_conv_bn_grad1x1_end(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_stats(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_stats_finalize(torch::stable::detail::StableLibrary& library);
 void define_conv_bn_wgrad(torch::stable::detail::StableLibrary& library);

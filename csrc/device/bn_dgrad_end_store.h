@@ -9,7 +9,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "../ptx/mbarrier.h"
 #include "../ptx/ptx.h"
@@ -20,30 +19,13 @@
 #include "gradient_rows.h"
 #include "merge_gradients.h"
 #include "pair.h"
+#include "passed_pair.h"
 #include "phase_place.h"
 #include "warpgroup_epilogue.h"
 
 namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
-
-// All bits of each half of a word that holds what a ReLU has passed: not (value > 0), so that NaN
-// keeps its gradient.
-template <class T>
-RF_DEVICE uint32_t passed_pair(uint32_t word) {
-#if defined(__CUDA_ARCH__)
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    return __hgtu2_mask(same_bits<__nv_bfloat162>(word), same_bits<__nv_bfloat162>(0u));
-  } else {
-    return __hgtu2_mask(same_bits<__half2>(word), same_bits<__half2>(0u));
-  }
-#else
-  const auto half = [](uint32_t bits) -> uint32_t {
-    return widen(T{static_cast<uint16_t>(bits)}) <= 0.0f ? 0u : 0xFFFFu;
-  };
-  return half(word) | half(word >> 16) << 16;
-#endif
-}
 
 template <class T, class Shape>
 class BnDgradEndStore : public StagedEpilogue<StagedTile<Orientation::kPixelsLeft, Shape::kColumns>,

@@ -58,7 +58,7 @@ struct Grad1x1Arguments {
   const void* weight;         // [K][C]
   const void* addend;         // [N, C, ..] at every addend_step-th row and column; null: none
   void* dx;                   // [pixels][C]
-  float* sums;                // [2, C]: of dx, of dx (x - mean); unused without norm
+  float* sums;                // [sum_rows, C]: of dx, of dx (x - mean)
   void* dweight;              // [K, C] in any strides
   PixelStrides addend_strides;
   Divisor addend_step;
@@ -75,9 +75,10 @@ struct Grad1x1Arguments {
   int32_t columns;   // of blocks: C / kChannels, rounded up
   int32_t parts;     // of the pixels; each has one at least
   int32_t steps_each;
+  int32_t sum_rows;  // 2; 0 without norm; behind a block's end 2, and 3 with a projection's
   bool float_dweight;
   float* partial;       // [part][K][C]
-  float* partial_sums;  // [part][2][C]
+  float* partial_sums;  // [part][sum_rows][C]
 };
 
 }  // namespace resnet_fused

@@ -20,14 +20,28 @@ struct Grad1x1TmaArguments {
   bool maps_addend;  // one for each pixel, which lie one behind the other
 };
 
+// conv_bn_grad1x1_end's, which knows no norm: its x is `out`. What its sums are against is mapped
+// as x is.
+struct Grad1x1EndTmaArguments {
+  Grad1x1TmaArguments image;
+  ptx::TensorMap raw;
+  ptx::TensorMap residual;
+  const float* mean;           // [C]
+  const float* residual_mean;  // [C]
+  bool projected;              // residual and its mean are read
+};
+
 // A block keeps the weights of kFilters x kChannels in shared memory, and each of its two consuming
-// warpgroups the sums of their gradient over its steps of kPixels pixels in registers.
-template <int kFilters_, int kChannels_, int kPixels_, int kStages_>
+// warpgroups the sums of their gradient over its steps of kPixels pixels in registers. kEnded: its
+// steps bring what a block's end needs.
+template <int kFilters_, int kChannels_, int kPixels_, int kStages_, bool kEnded_ = false>
 struct Grad1x1TmaShape {
   static constexpr int kFilters = kFilters_;
   static constexpr int kChannels = kChannels_;
   static constexpr int kPixels = kPixels_;
   static constexpr int kStages = kStages_;
+  static constexpr bool kEnded = kEnded_;
+  static constexpr int kSumRows = kEnded ? 3 : 2;
   static constexpr int kBlocks = kChannels / kWarpgroupRows;  // of rows on the products' left side
   static constexpr int kFilterBoxes = kFilters / kStepElements;
   static constexpr int kSums = kBlocks * kFilters / 2;  // of the weights' gradient, in a thread
@@ -35,8 +49,8 @@ struct Grad1x1TmaShape {
   static_assert(kFilters <= 256 && kSums <= 128 && kPixels % 16 == 0);
   static_assert(kStages % kConsumers == 0, "a stage is always the same consumer's");
 
-  // From a multiple of 1024: the stages, each dz, y, x and the addend; the weights; what each
-  // consumer puts together of dx; the ring's barriers, and the weights'.
+  // From a multiple of 1024: the stages, each dz, y, x, the addend and an end's; the weights; what
+  // each consumer puts together of dx; the ring's barriers, and the weights'.
   static constexpr int kBoxBytes = kPixels * kStepRowBytes;
   static constexpr int kGradientBytes = kFilterBoxes * kBoxBytes;
   static constexpr int kInputBytes = kBlocks * kBoxBytes;
@@ -44,7 +58,9 @@ struct Grad1x1TmaShape {
   static constexpr int kMaskAt = kGradientBytes;
   static constexpr int kInputAt = kMaskAt + kGradientBytes;
   static constexpr int kAddendAt = kInputAt + kInputBytes;
-  static constexpr int kStageBytes = kAddendAt + kInputBytes;
+  static constexpr int kRawAt = kAddendAt + kInputBytes;
+  static constexpr int kResidualAt = kRawAt + kInputBytes;
+  static constexpr int kStageBytes = kEnded ? kResidualAt + kInputBytes : kRawAt;
   static constexpr int kWeightsAt = kStages * kStageBytes;
   static constexpr int kWeightBoxBytes = kFilters * kStepRowBytes;
   static constexpr int kWeightBytes = kBlocks * kWeightBoxBytes;
@@ -55,7 +71,7 @@ struct Grad1x1TmaShape {
   static_assert(kBoxBytes % kTileAlignment == 0);
   static_assert(kSharedBytes <= kMostSharedBytes);
   // One consumer hands its sums to the other where the stages were.
-  static constexpr int kHandedSums = kSums + 4 * kBlocks;
+  static constexpr int kHandedSums = kSums + 2 * kSumRows * kBlocks;
   static_assert(kHandedSums * kWarpgroupThreads * 4 <= kWeightsAt);
 };
 

@@ -164,6 +164,7 @@ PYBIND11_MODULE(_emulated, module) {
   emulated::define_conv_bn_dgrad(module);
   emulated::define_conv_bn_dgrad_end(module);
   emulated::define_conv_bn_grad1x1(module);
+  emulated::define_conv_bn_grad1x1_end(module);
   emulated::define_conv_bn_stats(module);
   emulated::define_conv_bn_wgrad(module);
   emulated::define_conv_gradients(module);

@@ -16,7 +16,7 @@ template <class T>
 __global__ void __launch_bounds__(kGrad1x1MergeThreads)
     conv_bn_grad1x1_merge_kernel(const __grid_constant__ Grad1x1Arguments arguments) {
   const int64_t weights = int64_t{arguments.filters} * arguments.channels;
-  const int64_t sums = arguments.norm != nullptr ? 2 * int64_t{arguments.channels} : 0;
+  const int64_t sums = int64_t{arguments.sum_rows} * arguments.channels;
   const int64_t element = int64_t{blockIdx.x} * kGrad1x1MergeThreads + threadIdx.x;
   if (element >= weights + sums) return;
   const bool of_weights = element < weights;

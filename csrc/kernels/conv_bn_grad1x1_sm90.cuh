@@ -15,16 +15,14 @@
 
 #include <cstdint>
 
-#include "../device/bn_act.h"
 #include "../device/bn_backward_operand.h"
 #include "../device/boxed_chunks.h"
+#include "../device/grad1x1_finish.h"
 #include "../device/grad1x1_sums.h"
 #include "../device/grad1x1_tma.h"
-#include "../device/pair.h"
 #include "../device/pipeline.h"
 #include "../device/thinned_addend.h"
 #include "../device/vector.h"
-#include "../device/warpgroup_epilogue.h"
 #include "../device/warpgroup_roles.h"
 #include "../device/warpgroup_tile.h"
 #include "../ptx/mbarrier.h"
@@ -34,10 +32,11 @@ namespace resnet_fused {
 
 #if defined(RF_HAS_WGMMA)
 
-template <class Shape>
+// finish: what a step's end reads beside x and the addend.
+template <class Shape, class Finish>
 RF_DEVICE void produce_grad1x1(const Grad1x1TmaArguments& arguments,
                                const Ring<Shape::kStages>& ring, ptx::SharedAddress shared,
-                               const Grad1x1Part<Shape>& part) {
+                               const Grad1x1Part<Shape>& part, const Finish& finish) {
   const ptx::SharedAddress weights = shared + Shape::kWeightBarrierAt;
   ptx::mbarrier_arrive_expect_tx(weights, Shape::kWeightBytes);
   for (int i = 0; i < Shape::kBlocks; ++i) {
@@ -46,7 +45,7 @@ RF_DEVICE void produce_grad1x1(const Grad1x1TmaArguments& arguments,
   }
   const bool affine = arguments.shared.coefficients != nullptr;
   const uint32_t bytes = Shape::kGradientBytes * (affine ? 2 : 1) +
-                         Shape::kInputBytes * (arguments.maps_addend ? 2 : 1);
+                         Shape::kInputBytes * (arguments.maps_addend ? 2 : 1) + finish.bytes();
   RingPlace<Shape::kStages> at;
   for (int32_t first = part.begin; first < part.end; first += Shape::kPixels, at.next()) {
     ring.acquire(at, bytes);
@@ -65,18 +64,20 @@ RF_DEVICE void produce_grad1x1(const Grad1x1TmaArguments& arguments,
       if (arguments.maps_addend) {
         ptx::tma_load(to + Shape::kAddendAt, &arguments.addend, {channel, first}, full);
       }
+      finish.ask(to, {channel, first}, full);
     }
   }
 }
 
-template <class T, class Shape>
+// Finish: what becomes of x and of dx, such as Grad1x1Finish.
+template <class T, class Shape, class Finish>
 class Grad1x1Consumer {
   static constexpr int kSlices = Shape::kPixels / 16;  // of the reduction over pixels
   using Gradients = BoxedChunks<T, Shape::kPixels, Shape::kFilters>;
   using Inputs = BoxedChunks<T, Shape::kPixels, Shape::kChannels>;
   static constexpr int kUnit = Gradients::kUnit;
   using Chunk = typename Gradients::Chunk;
-  using Staged = StagedTile<Orientation::kChannelsLeft, Shape::kPixels>;
+  using Channels = typename Finish::Channels;
   // 64 channels by all filters, a box as the weights lie; 16 filters further are as many rows.
   static constexpr ptx::MatrixLayout kWeightLayout{ptx::Swizzle::k128Bytes, Shape::kWeightBoxBytes,
                                                    8 * kStepRowBytes};
@@ -87,18 +88,11 @@ class Grad1x1Consumer {
   static constexpr int kSliceBytes = 16 * kStepRowBytes;
   static constexpr int kBothBarrier = 1 + kConsumers;
 
-  // A thread's two channels of a block: rows g and g + 8.
-  struct Channels {
-    float scale[2] = {};
-    float shift[2] = {};
-    float mean[2] = {};
-  };
-
  public:
   // thread: of the warpgroup.
   RF_DEVICE Grad1x1Consumer(const Grad1x1TmaArguments& arguments, const Ring<Shape::kStages>& ring,
                             ptx::SharedAddress shared, const Grad1x1Part<Shape>& part,
-                            uint32_t consumer, uint32_t thread)
+                            uint32_t consumer, uint32_t thread, const Finish& finish)
       : maps_(arguments),
         told_(arguments.shared),
         ring_(ring),
@@ -108,7 +102,8 @@ class Grad1x1Consumer {
         consumer_(consumer),
         thread_(thread),
         gradients_(thread),
-        inputs_(thread) {}
+        inputs_(thread),
+        finish_(finish) {}
 
   RF_DEVICE void run() {
 #pragma unroll
@@ -130,7 +125,6 @@ class Grad1x1Consumer {
   RF_DEVICE void meet() const {
     ptx::barrier_sync(static_cast<int>(1 + consumer_), kWarpgroupThreads);
   }
-  RF_DEVICE bool normed() const { return told_.norm != nullptr; }
 
   // Of this thread's filters, zeros where there are none: then dy is zero, too.
   RF_DEVICE BackwardRows<kUnit> load_coefficients() const {
@@ -208,9 +202,9 @@ class Grad1x1Consumer {
 
   // Both products of 64 channels. dx is finished while the weights' run.
   RF_DEVICE void multiply(int b, ptx::SharedAddress stage, int32_t left) {
-    const Channels channels = load_channels(b);
+    const Channels channels = finish_.load(b);
     uint32_t h[kSlices][4];
-    turn_inputs(h, b, stage, channels, left);
+    finish_.turn(h, b, stage, channels, left);
     float dx[Shape::kPixels / 2];
     clear(dx);
     ptx::wgmma_pin(dx);
@@ -238,109 +232,19 @@ class Grad1x1Consumer {
     ptx::wgmma_commit_group();
     ptx::wgmma_wait_group<1>();
     ptx::wgmma_pin(dx);
-    finish(dx, b, stage, channels, left);
+    finish_.put(dx, sums_, b, stage, staging_, channels, left);
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_pin(sums_.dweight[b]);
-  }
-
-  RF_DEVICE Channels load_channels(int b) const {
-    Channels found;
-    if (!normed()) return found;
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const int32_t c = part_.channel + Grad1x1Sums<Shape>::channel_of(thread_, b, side);
-      if (c >= told_.channels) continue;
-      found.scale[side] = ptx::load_global_read_only(told_.norm + c);
-      found.shift[side] = ptx::load_global_read_only(told_.norm + told_.channels + c);
-      found.mean[side] = ptx::load_global_read_only(told_.norm + 2 * told_.channels + c);
-    }
-    return found;
-  }
-  static RF_DEVICE float half_of(uint32_t word, int half) {
-    return widen(T{static_cast<uint16_t>(word >> (16 * half))});
-  }
-  // Zeros in the place of what lies behind the last pixel, in the words of slice i.
-  RF_DEVICE void cut(uint32_t (&words)[4], int i, int32_t left) const {
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const auto pixel = static_cast<int32_t>(i * 16 + m / 2 * 8 + thread_ % 4 * 2);
-      if (pixel + 1 >= left) words[m] &= 0x0000FFFFu;
-      if (pixel >= left) words[m] = 0;
-    }
-  }
-
-  // h of 64 channels, as the products take their left side.
-  RF_DEVICE void turn_inputs(uint32_t (&h)[kSlices][4], int b, ptx::SharedAddress stage,
-                             const Channels& channels, int32_t left) const {
-    const Staged x(stage + Shape::kInputAt + b * Shape::kBoxBytes, thread_);
-    const BnAct<float> op{0.0f};
-#pragma unroll
-    for (int i = 0; i < kSlices; ++i) {
-      x.load(h[i], i);
-      if (!normed()) continue;
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        const float scale = channels.scale[m % 2], shift = channels.shift[m % 2];
-        h[i][m] = narrow_pair<T>(op(half_of(h[i][m], 0), scale, shift),
-                                 op(half_of(h[i][m], 1), scale, shift));
-      }
-      if (left < Shape::kPixels) cut(h[i], i, left);
-    }
-  }
-
-  // dx of 64 channels: added to, rounded, masked, put into the staging, and summed as it was
-  // rounded.
-  RF_DEVICE void finish(float (&dx)[Shape::kPixels / 2], int b, ptx::SharedAddress stage,
-                        const Channels& channels, int32_t left) {
-    const uint32_t box = b * Shape::kBoxBytes;
-    const Staged x(stage + Shape::kInputAt + box, thread_);
-    const Staged addend(stage + Shape::kAddendAt + box, thread_);
-    const Staged out(staging_ + box, thread_);
-#pragma unroll
-    for (int i = 0; i < kSlices; ++i) {
-      uint32_t words[4], raw[4];
-      if (told_.addend != nullptr) {
-        addend.load(words, i);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) dx[8 * i + e] += half_of(words[e / 2], e % 2);
-      }
-      if (normed()) {
-        x.load(raw, i);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          const int side = e / 2 % 2;
-          // As forward made it. Not (h > 0): where it is NaN, the gradient passes.
-          const float h = widen(narrow<T>(__builtin_fmaf(
-              channels.scale[side], half_of(raw[e / 2], e % 2), channels.shift[side])));
-          if (h <= 0.0f) dx[8 * i + e] = 0.0f;
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        words[m] = narrow_pair<T>(dx[8 * i + 2 * m], dx[8 * i + 2 * m + 1]);
-      }
-      out.store(i, words);
-      if (!normed()) continue;
-      if (left < Shape::kPixels) cut(words, i, left);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const int side = e / 2 % 2;
-        const float passed = half_of(words[e / 2], e % 2);
-        const float off = half_of(raw[e / 2], e % 2) - channels.mean[side];
-        sums_.dx[b][side] += passed;
-        sums_.off_mean[b][side] = __builtin_fmaf(passed, off, sums_.off_mean[b][side]);
-      }
-    }
   }
 
   // The second consumer's sums to the first one's, and these to the workspace.
   RF_DEVICE void leave() {
     ptx::barrier_sync(kBothBarrier, kConsumers * kWarpgroupThreads);  // no stage is read any more
-    if (consumer_ == 1) sums_.hand_over(shared_, thread_, normed());
+    if (consumer_ == 1) sums_.hand_over(shared_, thread_, finish_.summed());
     ptx::barrier_sync(kBothBarrier, kConsumers * kWarpgroupThreads);
     if (consumer_ == 1) return;
-    sums_.take(shared_, thread_, normed());
-    sums_.leave(told_, part_.number, part_.channel, thread_);
+    sums_.take(shared_, thread_, finish_.summed());
+    sums_.leave(told_, part_.number, part_.channel, thread_, finish_.summed());
   }
 
   const Grad1x1TmaArguments& maps_;
@@ -353,16 +257,13 @@ class Grad1x1Consumer {
   uint32_t thread_;
   Gradients gradients_;
   Inputs inputs_;
+  Finish finish_;
   Grad1x1Sums<Shape> sums_;
 };
 
-#endif
-
-// For any other architecture it is empty, and no plan chooses it.
-template <class T, class Shape>
-__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
-    conv_bn_grad1x1_tma_kernel(const __grid_constant__ Grad1x1TmaArguments arguments) {
-#if defined(RF_HAS_WGMMA)
+// A block. prefetch() asks for what maps the finish has of its own.
+template <class T, class Shape, class Finish, class End>
+RF_DEVICE void run_grad1x1(const Grad1x1TmaArguments& arguments, const End& end) {
   const ptx::SharedAddress shared = ptx::shared_address(ptx::dynamic_shared());
   const Ring<Shape::kStages> ring{shared + Shape::kRingAt};
   const Grad1x1Part<Shape> part(arguments.shared, blockIdx.x);
@@ -373,15 +274,29 @@ __global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
     ptx::tma_prefetch(&arguments.dx);
     if (arguments.shared.coefficients != nullptr) ptx::tma_prefetch(&arguments.y);
     if (arguments.maps_addend) ptx::tma_prefetch(&arguments.addend);
+    Finish::prefetch(end);
     ring.init(kWarpgroupWarps);
     ptx::mbarrier_init(shared + Shape::kWeightBarrierAt, 1);
     ptx::fence_mbarrier_init();
   }
   ptx::sync_threads();
-  take_roles([&] { produce_grad1x1(arguments, ring, shared, part); },
+  take_roles([&] { produce_grad1x1(arguments, ring, shared, part, Finish(end, part.channel, 0)); },
              [&](uint32_t consumer, uint32_t thread) {
-               Grad1x1Consumer<T, Shape>(arguments, ring, shared, part, consumer, thread).run();
+               const Finish finish(end, part.channel, thread);
+               Grad1x1Consumer<T, Shape, Finish>(arguments, ring, shared, part, consumer, thread,
+                                                 finish)
+                   .run();
              });
+}
+
+#endif
+
+// For any other architecture it is empty, and no plan chooses it.
+template <class T, class Shape>
+__global__ void __launch_bounds__(kWarpgroupBlockThreads, 1)
+    conv_bn_grad1x1_tma_kernel(const __grid_constant__ Grad1x1TmaArguments arguments) {
+#if defined(RF_HAS_WGMMA)
+  run_grad1x1<T, Shape, Grad1x1Finish<T, Shape>>(arguments, arguments.shared);
 #endif
 }
 

@@ -52,6 +52,10 @@ const char* askew(const RfConvBnGrad1x1& problem) {
   return nullptr;
 }
 
+bool in_pixel_rows(const void* at, const int64_t (&size)[4], const int64_t (&stride)[4]) {
+  return PixelRows{"", at, size, stride}.readable(kBytes);
+}
+
 int64_t grad1x1_workspace(const RfConvBnGrad1x1& problem, int64_t parts) {
   const RfConvGradient& conv = problem.image.conv;
   const int64_t rows = conv.weight_size[0] + (problem.image.reduced != 0 ? 2 : 0);
@@ -59,10 +63,9 @@ int64_t grad1x1_workspace(const RfConvBnGrad1x1& problem, int64_t parts) {
 }
 
 Grad1x1Arguments conv_bn_grad1x1_arguments(const RfConvBnGrad1x1& problem, const RfConvPlan& plan,
-                                           void* workspace) {
+                                           const RfConvConfiguration& tile, void* workspace) {
   const RfConvBnDgrad& image = problem.image;
   const RfConvGradient& conv = image.conv;
-  const RfConvConfiguration& tile = *rf_conv_bn_grad1x1_configuration(plan.configuration);
   const int64_t filters = conv.weight_size[0];
   const int64_t channels = conv.weight_size[1];
   const int64_t pixels = conv.x_size[0] * conv.x_size[2] * conv.x_size[3];
@@ -98,6 +101,7 @@ Grad1x1Arguments conv_bn_grad1x1_arguments(const RfConvBnGrad1x1& problem, const
     arguments.coefficients = static_cast<const float*>(conv.scale);
   }
   if (image.reduced != 0) {
+    arguments.sum_rows = 2;
     arguments.norm = static_cast<const float*>(image.norm);
     arguments.sums = static_cast<float*>(image.sums);
     arguments.partial_sums = arguments.partial + plan.splits * filters * channels;
@@ -124,5 +128,7 @@ extern "C" int rf_conv_bn_grad1x1_cuda(const RfConvBnGrad1x1* problem, const RfC
   const auto launch = static_cast<DataType>(problem->image.conv.dtype) == DataType::kFloat16
                           ? launch_conv_bn_grad1x1_float16
                           : launch_conv_bn_grad1x1_bfloat16;
-  return launch(conv_bn_grad1x1_arguments(*problem, *plan, workspace), plan->configuration, stream);
+  const RfConvConfiguration& tile = *rf_conv_bn_grad1x1_configuration(plan->configuration);
+  return launch(conv_bn_grad1x1_arguments(*problem, *plan, tile, workspace), plan->configuration,
+                stream);
 }

@@ -9,7 +9,7 @@ namespace resnet_fused {
 // T: of the operands.
 template <class T>
 int launch_conv_bn_grad1x1_merge(const Grad1x1Arguments& arguments, void* stream) {
-  const int64_t rows = arguments.filters + (arguments.norm != nullptr ? 2 : 0);
+  const int64_t rows = arguments.filters + arguments.sum_rows;
   const dim3 blocks(static_cast<uint32_t>((rows * arguments.channels + kGrad1x1MergeThreads - 1) /
                                           kGrad1x1MergeThreads));
   const auto merge = [&]<class Result>() -> int {

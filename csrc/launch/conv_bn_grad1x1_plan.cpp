@@ -128,8 +128,21 @@ double cycles_of(const RfConvBnDgrad& image, const Entry& entry, int64_t parts, 
   return busy * block + left_and_merged(tile, blocks, gpu);
 }
 
-// What no configuration takes.
-int32_t check(const RfConvBnGrad1x1& problem, const Refusal& refuse) {
+// What keeps a configuration from a problem; empty if nothing does.
+std::string unfit(int32_t index, const RfConvBnGrad1x1& problem, const Size& size,
+                  const RfGpu& gpu) {
+  const RfConvConfiguration& tile = table()[index].configuration;
+  if (size.filters > tile.m) return "more filters than a block keeps";
+  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  if (tile.tma == 0) return "";
+  if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+  if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+  return grad1x1_tma_fault(problem, index - kFirstGrad1x1Tma);
+}
+
+}  // namespace
+
+int32_t check_grad1x1(const RfConvBnGrad1x1& problem, const Refusal& refuse) {
   const RfConvBnDgrad& image = problem.image;
   const RfConvGradient& conv = image.conv;
   if (check_dtype(conv, refuse) != 0 || check_sizes(conv, refuse) != 0) return 1;
@@ -153,19 +166,6 @@ int32_t check(const RfConvBnGrad1x1& problem, const Refusal& refuse) {
   return 0;
 }
 
-// What keeps a configuration from a problem; empty if nothing does.
-std::string unfit(int32_t index, const RfConvBnGrad1x1& problem, const Size& size,
-                  const RfGpu& gpu) {
-  const RfConvConfiguration& tile = table()[index].configuration;
-  if (size.filters > tile.m) return "more filters than a block keeps";
-  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
-  if (tile.tma == 0) return "";
-  if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
-  if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
-  return grad1x1_tma_fault(problem, index - kFirstGrad1x1Tma);
-}
-
-}  // namespace
 }  // namespace resnet_fused
 
 extern "C" {
@@ -181,7 +181,8 @@ int32_t rf_conv_bn_grad1x1_plan(const RfConvBnGrad1x1* problem, const RfGpu* gpu
                                 size_t why_bytes) {
   using namespace resnet_fused;
   const Refusal refuse{why, why_bytes};
-  if (check(*problem, refuse) != 0 || check_wish(*gpu, configuration, kCount, refuse) != 0) {
+  if (check_grad1x1(*problem, refuse) != 0 ||
+      check_wish(*gpu, configuration, kCount, refuse) != 0) {
     return 1;
   }
   const RfConvBnDgrad& image = problem->image;

@@ -119,7 +119,7 @@ class Verdict(NamedTuple):
     why: str
 
 
-def _problems(
+def problems(
     dtype: torch.dtype,
     between: Sequence[int],
     weight: Sequence[int],
@@ -184,7 +184,7 @@ def choose(
         added: of how many rows and columns one has a shortcut's gradient added; 0: none has.
         merged: whether both gradients of the convolution would come from one kernel.
     """
-    one, alone = _problems(dtype, between, weight, geometry, projected, added)
+    one, alone = problems(dtype, between, weight, geometry, projected, added)
     found = _cuda_plan.choose(one, about, names)
     if found.configuration < 0:
         return Verdict(False, found.why)
@@ -213,7 +213,7 @@ def _refusal(
     about: tuple[int, ...],
     names: frozenset[str] | None,
 ) -> str | None:
-    one, _ = _problems(dtype, between, weight, geometry, projected, added)
+    one, _ = problems(dtype, between, weight, geometry, projected, added)
     found = _cuda_plan.choose(one, about, names)
     return found.why if found.configuration < 0 else None
 

@@ -44,7 +44,7 @@ def in_rows(t: Tensor) -> bool:
     return in_chunks(t)
 
 
-def _like(t: Tensor, real: bool) -> Tensor:
+def like(t: Tensor, real: bool) -> Tensor:
     """Memory for `t` in channels_last; what a plan takes for it if it is not `real`."""
     device = t.device if real else "meta"
     return torch.empty(t.shape, dtype=t.dtype, device=device, memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ def problem_of(
     def readable(t: Tensor | None, whole: bool = True) -> Tensor | None:
         if t is None or (in_rows(t) if whole else in_chunks(t)):
             return t
-        made = _like(t, real)
+        made = like(t, real)
         return made.copy_(t) if real else made
 
     dz, y, coefficients, x, norm, weight, addend = operands
@@ -76,7 +76,7 @@ def problem_of(
         readable(dz), readable(y), coefficients, readable(x), norm, readable(weight),
         readable(addend, whole=False),
     )  # fmt: skip
-    out = dx if in_rows(dx) else _like(dx, real)
+    out = dx if in_rows(dx) else like(dx, real)
     call = (dz.dtype, dx.shape, weight.shape, GEOMETRY, norm is not None)
     return _cuda_plan.Problem(OP, given, (addend_stride,), out, call=call)
 
@@ -156,7 +156,7 @@ class Verdict(NamedTuple):
     why: str
 
 
-def _problem(
+def problems(
     dtype: torch.dtype, x: Sequence[int], filters: int, masked: bool
 ) -> tuple[_cuda_plan.Problem, tuple[_cuda_plan.Problem, _cuda_plan.Problem]]:
     """Of one kernel and of two, of tensors without memory in channels_last."""
@@ -208,7 +208,7 @@ def choose(
         names: configurations to choose among; None for all.
         masked: whether a BatchNorm and ReLU stand below.
     """
-    merged, two = _problem(dtype, x, filters, masked)
+    merged, two = problems(dtype, x, filters, masked)
     found = _cuda_plan.choose(merged, about, names)
     if found.configuration < 0:
         return Verdict(False, found.why)
@@ -230,7 +230,7 @@ def beyond_weights(
         filters: K.
         about: the GPU's numbers, as of `_cuda_plan.gpu`.
     """
-    merged, (_, weights) = _problem(dtype, x, filters, False)
+    merged, (_, weights) = problems(dtype, x, filters, False)
     return _cuda_plan.predicted(merged, about) - _cuda_plan.predicted(weights, about)
 
 
@@ -243,7 +243,7 @@ def fits(index: int, x: Sequence[int], filters: int, about: Sequence[int]) -> bo
         filters: K.
         about: the GPU's numbers, as of `_cuda_plan.gpu`.
     """
-    merged, _ = _problem(torch.bfloat16, x, filters, True)
+    merged, _ = problems(torch.bfloat16, x, filters, True)
     return _cuda_plan.plan(merged, about, index).configuration == index
 
 
@@ -255,7 +255,7 @@ def _refusal(
     about: tuple[int, ...],
     names: frozenset[str] | None,
 ) -> str | None:
-    found = _cuda_plan.choose(_problem(dtype, x, filters, True)[0], about, names)
+    found = _cuda_plan.choose(problems(dtype, x, filters, True)[0], about, names)
     return found.why if found.configuration < 0 else None
 
 

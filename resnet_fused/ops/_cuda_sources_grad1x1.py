@@ -1,4 +1,4 @@
-"""Of `_cuda_sources`: `conv_bn_grad1x1` beside what gradients and convolutions by TMA share."""
+"""Of `_cuda_sources`: `conv_bn_grad1x1`, alone and behind a block's end, beside what is shared."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ CONV_BN_GRAD1X1 = (
     "csrc/device/addend_pixel.h",
     "csrc/device/bn_backward_operand.h",
     "csrc/device/boxed_chunks.h",
+    "csrc/device/grad1x1_finish.h",
     "csrc/device/grad1x1_geometry.h",
     "csrc/device/grad1x1_sums.h",
     "csrc/device/grad1x1_tile.h",
@@ -25,6 +26,7 @@ CONV_BN_GRAD1X1 = (
     "csrc/launch/conv_bn_grad1x1_launch.cuh",
     "csrc/launch/conv_bn_grad1x1_merge.cuh",
     "csrc/launch/conv_bn_grad1x1_plan.cpp",
+    "csrc/launch/conv_bn_grad1x1_requests.h",
     "csrc/launch/conv_bn_grad1x1_tiles.h",
     "csrc/launch/conv_bn_grad1x1_tma.cpp",
     "csrc/launch/conv_bn_grad1x1_tma.h",
@@ -33,3 +35,50 @@ CONV_BN_GRAD1X1 = (
     "csrc/launch/conv_bn_grad1x1_tma_launch.cuh",
     "csrc/launch/conv_bn_grad1x1_tma_tiles.h",
 )
+CONV_BN_GRAD1X1_END = (
+    "csrc/bindings/conv_bn_dgrad.cpp",
+    "csrc/bindings/conv_bn_dgrad.h",
+    "csrc/bindings/conv_bn_dgrad_end.cpp",
+    "csrc/bindings/conv_bn_dgrad_end.h",
+    "csrc/bindings/conv_bn_grad1x1_end.cpp",
+    "csrc/device/addend_pixel.h",
+    "csrc/device/bn_backward_operand.h",
+    "csrc/device/boxed_chunks.h",
+    "csrc/device/grad1x1_end.h",
+    "csrc/device/grad1x1_finish.h",
+    "csrc/device/grad1x1_geometry.h",
+    "csrc/device/grad1x1_sums.h",
+    "csrc/device/grad1x1_tma.h",
+    "csrc/device/passed_pair.h",
+    "csrc/device/thinned_addend.h",
+    "csrc/kernels/conv_bn_grad1x1_end_sm90.cuh",
+    "csrc/kernels/conv_bn_grad1x1_merge_sm80.cuh",
+    "csrc/kernels/conv_bn_grad1x1_sm90.cuh",
+    "csrc/launch/conv_bn_dgrad.h",
+    "csrc/launch/conv_bn_dgrad_end.h",
+    "csrc/launch/conv_bn_grad1x1.h",
+    "csrc/launch/conv_bn_grad1x1_arguments.cpp",
+    "csrc/launch/conv_bn_grad1x1_arguments.h",
+    "csrc/launch/conv_bn_grad1x1_end.cpp",
+    "csrc/launch/conv_bn_grad1x1_end.h",
+    "csrc/launch/conv_bn_grad1x1_end_tiles.h",
+    "csrc/launch/conv_bn_grad1x1_end_tma.h",
+    "csrc/launch/conv_bn_grad1x1_end_tma_bfloat16.cu",
+    "csrc/launch/conv_bn_grad1x1_end_tma_float16.cu",
+    "csrc/launch/conv_bn_grad1x1_end_tma_launch.cuh",
+    "csrc/launch/conv_bn_grad1x1_merge.cuh",
+    "csrc/launch/conv_bn_grad1x1_plan.cpp",
+    "csrc/launch/conv_bn_grad1x1_requests.h",
+    "csrc/launch/conv_bn_grad1x1_tiles.h",
+    "csrc/launch/conv_bn_grad1x1_tma.cpp",
+    "csrc/launch/conv_bn_grad1x1_tma.h",
+    "csrc/launch/conv_bn_grad1x1_tma_tiles.h",
+)
+BY_MMA = (
+    "csrc/device/conv_epilogue.h",
+    "csrc/device/main_loop.h",
+    "csrc/device/matrix_unit.h",
+    "csrc/device/mn_major.h",
+    "csrc/device/operand_tile.h",
+)
+"""Of what gradients share, no part of a kernel by wgmma alone."""

@@ -16,7 +16,7 @@ from .. import backends
 from ..triton import _end_gradient, _limits
 from ..triton import _grad1x1 as _merged
 from ..triton._launch import precision
-from . import _cuda_bn_dgrad_end, _grad1x1, _triton
+from . import _cuda_bn_dgrad_end, _cuda_grad1x1_end, _grad1x1, _triton
 from ._words import Word
 
 OP = "conv_bn_dgrad_end"
@@ -112,7 +112,12 @@ ENDING: dict[str, Kernel] = {
 """Implementations of `OP` in one kernel, by name."""
 
 
-UNITING: dict[str, Kernel] = {}
+UNITING: dict[str, Kernel] = {
+    "cuda": Kernel(
+        lambda place: _cuda_grad1x1_end.refusal(*place),
+        lambda place: _cuda_grad1x1_end.verdict(*place),
+    )
+}
 """Implementations of `UNITED` in one kernel, by name; `verdict` is against the best other way."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _end_gradient, _training
+from . import _cuda_grad1x1_end, _end_gradient, _training
 from ._library import overload
 from .conv_bn_dgrad_end import _reference as end_reference
 from .conv_bn_dgrad_end import checked, conv_bn_dgrad_end, place_of
@@ -55,6 +55,9 @@ _training.enter(
     SCHEMA,
     _reference,
     "both products of a tile of pixels, a block's mask and reductions of one of them",
+    cuda=True,
+    cuda_launch=_cuda_grad1x1_end.launch,
+    cuda_checks=_cuda_grad1x1_end.CHECKS,
 )
 
 

@@ -1,0 +1,226 @@
+// conv_bn_grad1x1_end on the GPU: its configurations, the pure function that picks one and its
+// parts, and the way from a problem to a launch. None of the rates has been measured by this
+// project on a GPU; only their proportions matter.
+#include "conv_bn_grad1x1_end.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "conv_bn_grad1x1_end_tiles.h"
+#include "conv_bn_grad1x1_end_tma.h"
+#include "conv_bn_grad1x1_requests.h"
+#include "conv_gradient_choice.h"
+
+namespace resnet_fused {
+namespace {
+
+constexpr int64_t kBytes = 2;  // of an element
+constexpr int32_t kCount = Grad1x1EndTmaTiles::kSize;
+// Of an element that is summed against a projection's raw output as well.
+constexpr double kThirdInstructions = 3;
+
+struct Entry {
+  std::string name;
+  RfConvConfiguration configuration;
+};
+
+const std::array<Entry, kCount>& table() {
+  static const std::array<Entry, kCount> made = [] {
+    std::array<Entry, kCount> entries{};
+    for (int i = 0; i < kCount; ++i) {
+      Grad1x1EndTmaTiles::with(i, [&]<class Shape>() {
+        entries[i] = {grad1x1_name_of<Shape>(), grad1x1_configuration_of<Shape>()};
+      });
+    }
+    return entries;
+  }();
+  return made;
+}
+
+// The convolution alone: `out` is its input, between which and the products nothing stands.
+RfConvBnGrad1x1 convolution_of(const RfConvBnGrad1x1End& problem) {
+  RfConvBnGrad1x1 plain{problem.end.image, problem.dweight, problem.dweight_dtype, {}};
+  std::copy_n(problem.dweight_stride, 4, plain.dweight_stride);
+  plain.image.raw = problem.end.out;
+  std::copy_n(problem.end.out_stride, 4, plain.image.raw_stride);
+  plain.image.norm = nullptr;
+  plain.image.reduced = 0;
+  return plain;
+}
+
+struct EndRequests {
+  Grad1x1Requests image;
+  TensorMapRequest raw, residual;
+  bool projected;
+};
+
+EndRequests requests_of(const RfConvBnGrad1x1End& problem, const RfConvConfiguration& tile) {
+  const RfConvBnDgradEnd& end = problem.end;
+  const auto pixels = static_cast<int32_t>(tile.step_bytes / kTmaElementBytes);
+  const int64_t channels = end.image.conv.weight_size[1];
+  EndRequests made{grad1x1_requests(convolution_of(problem), tile), {}, {}, end.projected != 0};
+  made.raw =
+      grad1x1_pixels_request(end.image, end.image.raw, channels, end.image.raw_stride, pixels);
+  if (made.projected) {
+    made.residual =
+        grad1x1_pixels_request(end.image, end.residual, channels, end.residual_stride, pixels);
+  }
+  return made;
+}
+
+// The name of an operand that the kernel cannot read or write; null: there is none.
+const char* askew_end(const RfConvBnGrad1x1End& problem, const RfConvBnGrad1x1& plain) {
+  if (const char* name = askew(plain)) return std::string(name) == "x" ? "out" : name;
+  const RfConvBnDgradEnd& end = problem.end;
+  const int64_t (&size)[4] = end.image.conv.x_size;
+  if (!in_pixel_rows(end.image.raw, size, end.image.raw_stride)) return "raw";
+  if (end.projected == 0) return nullptr;
+  return in_pixel_rows(end.residual, size, end.residual_stride) ? nullptr : "residual";
+}
+
+// What keeps a configuration from a problem; empty if nothing does.
+std::string unfit(const RfConvConfiguration& tile, const RfConvBnGrad1x1End& problem,
+                  const RfGpu& gpu) {
+  if (problem.end.image.conv.weight_size[0] > tile.m) return "more filters than a block keeps";
+  if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
+  if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
+  const EndRequests made = requests_of(problem, tile);
+  if (const std::string found = grad1x1_requests_fault(made.image); !found.empty()) return found;
+  if (const std::string found = tensor_map_fault(made.raw); !found.empty()) {
+    return named("raw", found);
+  }
+  const std::string found = made.projected ? tensor_map_fault(made.residual) : "";
+  return found.empty() ? "" : named("residual", found);
+}
+
+double cycles_of(const RfConvBnGrad1x1End& problem, const RfConvConfiguration& tile, int64_t parts,
+                 const RfGpu& gpu) {
+  const double projected = problem.end.projected;
+  // `out` for the product and for the mask, raw, and dx into the staging and out of it.
+  const Grad1x1EndWork end{1 + projected, 5 + projected,
+                           kReduceInstructions + kThirdInstructions * projected};
+  return grad1x1_tma_cycles(problem.end.image, tile, end, parts, gpu);
+}
+
+int64_t workspace_of(const RfConvBnGrad1x1End& problem, int64_t parts) {
+  const RfConvGradient& conv = problem.end.image.conv;
+  const int64_t rows = conv.weight_size[0] + 2 + problem.end.projected;
+  return parts * rows * conv.weight_size[1] * int64_t{sizeof(float)};
+}
+
+}  // namespace
+}  // namespace resnet_fused
+
+extern "C" {
+
+int32_t rf_conv_bn_grad1x1_end_configurations(void) { return resnet_fused::kCount; }
+
+const RfConvConfiguration* rf_conv_bn_grad1x1_end_configuration(int32_t index) {
+  return resnet_fused::configuration_at<resnet_fused::table>(index);
+}
+
+int32_t rf_conv_bn_grad1x1_end_plan(const RfConvBnGrad1x1End* problem, const RfGpu* gpu,
+                                    int32_t configuration, int32_t splits, RfConvPlan* plan,
+                                    char* why, size_t why_bytes) {
+  using namespace resnet_fused;
+  const Refusal refuse{why, why_bytes};
+  const RfConvBnGrad1x1 plain = convolution_of(*problem);
+  if (check_grad1x1(plain, refuse) != 0 || check_wish(*gpu, configuration, kCount, refuse) != 0) {
+    return 1;
+  }
+  const RfConvGradient& conv = plain.image.conv;
+  const int64_t filters = conv.weight_size[0], channels = conv.weight_size[1];
+  const int64_t pixels = conv.x_size[0] * conv.x_size[2] * conv.x_size[3];
+  *plan = RfConvPlan{std::max(configuration, 0), 1, 0, 0, conv.x_size[0], 0, 0};
+  if (pixels == 0 || filters == 0 || channels == 0) {
+    refuse("an empty problem: nothing is launched");
+    return 0;
+  }
+  if (const char* name = askew_end(*problem, plain)) {
+    return refuse(
+        "%s: its channels do not lie side by side in units of 16 bytes, or its pixels not one "
+        "behind the other",
+        name);
+  }
+  if (pixels > kMost || channels > kMost / (filters + 3)) {
+    return refuse("more pixels or weights than a launch can have");
+  }
+  std::string against;
+  for (int32_t i = 0; i < kCount; ++i) {
+    if (configuration >= 0 && i != configuration) continue;
+    const RfConvConfiguration& tile = table()[i].configuration;
+    if (const std::string refusal = unfit(tile, *problem, *gpu); !refusal.empty()) {
+      against = refusal;
+      continue;
+    }
+    const int64_t steps = divide_up(pixels * kBytes, tile.step_bytes);
+    const int64_t columns = divide_up(channels, tile.n);
+    // As many blocks as run at one time: more would keep more sums.
+    const int64_t most = std::max<int64_t>(1, gpu->multiprocessors / columns);
+    for (int64_t parts = 1; parts <= std::max<int64_t>(most, splits); ++parts) {
+      if (splits > 0 && parts != splits) continue;
+      if (!has_work(steps, parts) || parts * columns > kMost) {
+        if (splits > 0) against = "its pixels have no such parts with work for each";
+        continue;
+      }
+      const double cycles = cycles_of(*problem, tile, parts, *gpu);
+      if (plan->launches > 0 && cycles >= plan->cycles) continue;
+      *plan = RfConvPlan{i,
+                         static_cast<int32_t>(parts),
+                         workspace_of(*problem, parts),
+                         1,
+                         conv.x_size[0],
+                         parts * columns,
+                         cycles};
+    }
+  }
+  if (plan->launches == 0) {
+    if (configuration < 0) return refuse("no configuration serves it: %s", against.c_str());
+    return refuse("configuration %d (%s), %d parts: %s", configuration,
+                  table()[configuration].name.c_str(), splits, against.c_str());
+  }
+  refuse("%s, %d parts: %s, %lld blocks on %d multiprocessors",
+         table()[plan->configuration].name.c_str(), plan->splits,
+         configuration < 0 ? "least predicted time" : "as asked for",
+         static_cast<Long>(plan->blocks), gpu->multiprocessors);
+  return 0;
+}
+
+int rf_conv_bn_grad1x1_end_cuda(const RfConvBnGrad1x1End* problem, const RfConvPlan* plan,
+                                void* workspace, void* stream) {
+  using namespace resnet_fused;
+  if (plan->launches == 0) return 0;
+  const RfConvBnDgradEnd& end = problem->end;
+  const RfConvConfiguration& tile = *rf_conv_bn_grad1x1_end_configuration(plan->configuration);
+  const EndRequests made = requests_of(*problem, tile);
+  const int64_t filters = end.image.conv.weight_size[0], channels = end.image.conv.weight_size[1];
+  Grad1x1EndTmaArguments arguments{};
+  Grad1x1Arguments& shared = arguments.image.shared;
+  shared = conv_bn_grad1x1_arguments(convolution_of(*problem), *plan, tile, workspace);
+  shared.sum_rows = 2 + end.projected;
+  shared.sums = static_cast<float*>(end.image.sums);
+  shared.partial_sums = shared.partial + plan->splits * filters * channels;
+  constexpr int kMeanRow = 2;
+  arguments.mean = static_cast<const float*>(end.image.norm) + kMeanRow * channels;
+  arguments.projected = made.projected;
+  int error = encode_grad1x1(made.image, &arguments.image);
+  if (error == 0) error = encode_tensor_map(made.raw, &arguments.raw);
+  if (error == 0 && made.projected) {
+    arguments.residual_mean = static_cast<const float*>(end.residual_norm) + kMeanRow * channels;
+    error = encode_tensor_map(made.residual, &arguments.residual);
+  }
+  if (error != 0) return error;
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+  const bool half = static_cast<DataType>(end.image.conv.dtype) == DataType::kFloat16;
+  const auto launch =
+      half ? launch_conv_bn_grad1x1_end_tma_float16 : launch_conv_bn_grad1x1_end_tma_bfloat16;
+  return launch(arguments, plan->configuration, stream);
+#else
+  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
+  return static_cast<void>(stream), kNoKernelImage;
+#endif
+}
+
+}  // extern "C"
