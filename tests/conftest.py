@@ -12,6 +12,7 @@ import emulated_bn_dgrad_end  # noqa: F401  (likewise)
 import emulated_finalize  # noqa: F401  (likewise)
 import emulated_fp8  # noqa: F401
 import emulated_grad1x1  # noqa: F401  (likewise)
+import emulated_grad1x1_end  # noqa: F401  (likewise)
 import emulated_stats  # noqa: F401
 import emulated_stats_finalize  # noqa: F401
 import emulated_training  # noqa: F401  (likewise)
