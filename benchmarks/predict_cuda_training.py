@@ -40,6 +40,7 @@ from resnet_fused.ops import (
     _cuda_bn_dgrad,
     _cuda_bn_dgrad_end,
     _cuda_grad1x1,
+    _cuda_grad1x1_end,
     _cuda_plan,
     _cuda_stats,
     _cuda_wgrad,
@@ -51,6 +52,7 @@ from resnet_fused.roofline import (
     conv_bn_dgrad_cost,
     conv_bn_dgrad_end_cost,
     conv_bn_grad1x1_cost,
+    conv_bn_grad1x1_end_cost,
 )
 
 BEGIN, END = "<!-- cuda training: begin -->", "<!-- cuda training: end -->"
@@ -141,6 +143,13 @@ def _dgrad_end(case: ConvCase, geometry: Any, projected: bool, added: int) -> _c
     return _cuda_bn_dgrad_end.problem_of(operands, x, max(1, added), geometry, real=False)
 
 
+def _grad1x1_end(
+    case: ConvCase, geometry: Any, projected: bool, added: int
+) -> _cuda_plan.Problem:
+    made = _dgrad_end(case, geometry, projected, added)
+    return _cuda_grad1x1_end.problem_of(made.operands, made.out, max(1, added), real=False)
+
+
 def _wgrad(case: ConvCase, geometry: Any, inner: bool, added: int) -> _cuda_plan.Problem:
     dz, norm = _image(*case.output_shape), _vectors(4, case.c) if inner else None
     operands = dz, dz, _vectors(3, case.k), _image(*case.input_shape), norm
@@ -167,12 +176,18 @@ PROBLEMS: dict[str, Callable[..., _cuda_plan.Problem]] = {
     _cuda_bn_dgrad_end.OP: _dgrad_end,
     _cuda_wgrad.OP: _wgrad,
     _cuda_grad1x1.OP: _grad1x1,
+    _cuda_grad1x1_end.OP: _grad1x1_end,
 }
 ALONE: dict[str, Callable[..., Cost]] = {
     _cuda_block_end.OP: lambda case, dtype, masked: bn_add_act_conv_stats_cost(case, dtype),
     _cuda_bn_dgrad.OP: conv_bn_dgrad_cost,
     _cuda_bn_dgrad_end.OP: lambda case, dtype, masked: conv_bn_dgrad_end_cost(case, dtype),
     _cuda_grad1x1.OP: conv_bn_grad1x1_cost,
+    _cuda_grad1x1_end.OP: lambda case, dtype, masked: conv_bn_grad1x1_end_cost(case, dtype),
+}
+ENDS: dict[str, Callable[..., Cost]] = {
+    _cuda_bn_dgrad_end.OP: conv_bn_dgrad_end_cost,
+    _cuda_grad1x1_end.OP: conv_bn_grad1x1_end_cost,
 }
 """What an input's gradient moves without a shortcut's, a block's end without a projection."""
 
@@ -190,7 +205,7 @@ def problem(node: Node, kernel: Kernel) -> _cuda_plan.Problem:
     alone = ALONE.get(kernel.op)
     added = alone is not None and kernel.cost.bytes > alone(case, DTYPE, masked=inner).bytes
     step = node.addend_stride if added else 0
-    if kernel.op == _cuda_bn_dgrad_end.OP:
+    if (ends := ENDS.get(kernel.op)) is not None:
         # Blocks of ResNets all have a shortcut; what is more is the projection of the one before.
         shared = (
             0
@@ -198,7 +213,7 @@ def problem(node: Node, kernel: Kernel) -> _cuda_plan.Problem:
             else math.prod(case.input_shape[:2])
             * math.prod(-(-side // step) for side in case.input_shape[2:])
         )
-        inner = kernel.cost.bytes > conv_bn_dgrad_end_cost(case, DTYPE, addend=shared).bytes
+        inner = kernel.cost.bytes > ends(case, DTYPE, addend=shared).bytes
     return PROBLEMS[kernel.op](case, geometry, inner, step)
 
 
@@ -222,8 +237,18 @@ def merging(case: ConvCase, inner: bool, about: tuple[int, ...] = ABOUT) -> bool
     return _cuda_grad1x1.choose(*given, masked=inner).merged
 
 
+def uniting(case: ConvCase, projected: bool, added: int, about: tuple[int, ...] = ABOUT) -> bool:
+    """Whether the CUDA kernel of all three gradients is taken where two blocks meet, likewise."""
+    return _cuda_grad1x1_end.choose(
+        DTYPE, case.input_shape, case.weight_shape, about, projected=projected, added=added
+    ).ended
+
+
 def ending(case: ConvCase, projected: bool, added: int, about: tuple[int, ...] = ABOUT) -> bool:
-    """Whether the CUDA kernel of the gradient between two blocks is taken, likewise."""
+    """Whether a CUDA kernel makes the gradient between two blocks behind a ReLU, likewise."""
+    plain = (case.r, case.s, case.stride, case.padding, case.groups) == (1, 1, (1, 1), (0, 0), 1)
+    if plain and uniting(case, projected, added, about):
+        return True
     geometry = (case.stride, case.padding, case.dilation, case.groups)
     merged = merges(case, functools.partial(merging, about=about), inner=False)
     return _cuda_bn_dgrad_end.choose(
@@ -243,8 +268,10 @@ def step(batch: int, about: tuple[int, ...] = ABOUT, network: str = "resnet50") 
     """
     taken = functools.partial(merging, about=about)
     ends = functools.partial(ending, about=about)
+    unites = functools.partial(uniting, about=about)
     module = getattr(models, network)()
-    return tuple(nodes(module, (batch, 3, 224, 224), DTYPE, merging=taken, ending=ends))
+    shape = batch, 3, 224, 224
+    return tuple(nodes(module, shape, DTYPE, merging=taken, ending=ends, uniting=unites))
 
 
 def _projected(block: Node) -> bool:

@@ -1,5 +1,6 @@
-#include "../launch/conv_bn_grad1x1_end.h"
+#include "conv_bn_grad1x1_end.h"
 
+#include "../launch/conv_bn_grad1x1_end.h"
 #include "convolution.h"
 
 namespace resnet_fused::emulated {

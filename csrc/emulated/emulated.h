@@ -64,7 +64,6 @@ void define_conv_bn_act_fp8(py::module_& module);
 void define_conv_bn_dgrad(py::module_& module);
 void define_conv_bn_dgrad_end(py::module_& module);
 void define_conv_bn_grad1x1(py::module_& module);
-void define_conv_bn_grad1x1_end(py::module_& module);
 void define_conv_bn_stats(py::module_& module);
 void define_conv_bn_wgrad(py::module_& module);
 void define_conv_gradients(py::module_& module);

@@ -1,6 +1,7 @@
 #include <filesystem>
 
 #include "../launch/bn_act.h"
+#include "conv_bn_grad1x1_end.h"
 #include "emulated.h"
 
 namespace resnet_fused::emulated {
