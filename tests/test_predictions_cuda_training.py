@@ -13,13 +13,15 @@ import pytest
 from resnet_fused.ops import _cuda_plan
 
 ROOT = Path(__file__).resolve().parent.parent
-BETWEEN = "conv_bn_dgrad_end"
-OPS = ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_grad1x1", BETWEEN)
+BETWEEN, UNITED = "conv_bn_dgrad_end", "conv_bn_grad1x1_end"
+OPS = ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "conv_bn_grad1x1", BETWEEN, UNITED)
 END = "bn_add_act_conv_stats"
 FOLDED = 12
 """Blocks' ends of fifteen that are made with the convolution behind them."""
 ENDS = 15
 """Blocks' ends behind whose ReLU the next block makes the gradient: all that have one behind."""
+ALL_THREE = 6
+"""Of these, where both gradients of the convolution come from the same kernel."""
 BATCH = 256
 
 pytestmark = pytest.mark.skipif(
@@ -51,8 +53,9 @@ def test_every_kernel_of_the_step_is_there(tool):
     of = {op: [one for one in found if one.op == op] for op in {one.op for one in found}}
     counts = [len(of[op]) for op in (*OPS, "bn_add_act", "bn_add_act_backward")]
     # Of 52 layers with both gradients 5 have one kernel, and 15 go on to a block's end.
-    assert counts == [53 - FOLDED, 32, 48, 5, ENDS, 16 - FOLDED, 16 - ENDS]
-    assert len(of) == 10 and len(of[END]) == FOLDED  # and the stem's pooling
+    ends = ENDS - ALL_THREE, ALL_THREE
+    assert counts == [53 - FOLDED, 32, 48 - ALL_THREE, 5, *ends, 16 - FOLDED, 16 - ENDS]
+    assert len(of) == 11 and len(of[END]) == FOLDED  # and the stem's pooling
     for one in found:
         assert one.us >= one.limit == max(one.memory, one.tensor) > 0
         planned = one.op in (*OPS, END)
@@ -69,6 +72,9 @@ def test_every_kernel_of_the_step_is_there(tool):
     # block's output where the convolution behind it makes it, and by its gradient, twice.
     spared = 2 * sum(math.prod(b.cases[0].input_shape) for _, b, one in tool.folding(BATCH) if one)
     spared += 2 * 2 * sum(math.prod(b.cases[0].input_shape) for _, b, _ in tool.folding(BATCH))
+    # And dz, y and the input once more, where all three gradients come from one kernel.
+    once = [n.cases[0] for n in tool.step(BATCH) for k in n.kernels if k.op == UNITED]
+    spared += sum(2 * (2 * math.prod(c.output_shape) + math.prod(c.input_shape)) for c in once)
     left = 267.8 - saved(tool, found) - spared / BATCH / 1e6
     assert total(found, "gb") * 1e3 / BATCH == pytest.approx(left, abs=0.1)
 
@@ -148,7 +154,7 @@ def test_deeper_networks_take_longer_and_blocks_of_3x3_fold_no_end(tool):
 def test_calls_are_the_nodes(tool):
     """Behind a BatchNorm x is read through it, its gradient masked; 16 blocks add a shortcut."""
     read = {"conv_bn_stats": 1, "conv_bn_dgrad": 6, "conv_bn_wgrad": 4, "conv_bn_grad1x1": 4}
-    addend = {"conv_bn_dgrad": 4, "conv_bn_grad1x1": 6, BETWEEN: 4}
+    addend = {"conv_bn_dgrad": 4, "conv_bn_grad1x1": 6, BETWEEN: 4, UNITED: 4}
     found = [(k, tool.problem(n, k)) for n in tool.step(32) for k in n.kernels if k.op in OPS]
     through = collections.Counter(
         k.op for k, one in found if k.op in read and one.operands[read[k.op]] is not None
@@ -162,7 +168,7 @@ def test_calls_are_the_nodes(tool):
     assert added == [0] * 16
     backward = [(k, one) for k, one in found if k.op != "conv_bn_stats"]
     assert all(one.operands[1] is not None for _, one in backward)
-    both = sum(k.op == "conv_bn_grad1x1" for k, _ in backward)
+    both = sum(k.op in ("conv_bn_grad1x1", UNITED) for k, _ in backward)
     assert len(backward) + both == 105
 
 
