@@ -143,9 +143,7 @@ def _dgrad_end(case: ConvCase, geometry: Any, projected: bool, added: int) -> _c
     return _cuda_bn_dgrad_end.problem_of(operands, x, max(1, added), geometry, real=False)
 
 
-def _grad1x1_end(
-    case: ConvCase, geometry: Any, projected: bool, added: int
-) -> _cuda_plan.Problem:
+def _grad1x1_end(case: ConvCase, geometry: Any, projected: bool, added: int) -> _cuda_plan.Problem:
     made = _dgrad_end(case, geometry, projected, added)
     return _cuda_grad1x1_end.problem_of(made.operands, made.out, max(1, added), real=False)
 
