@@ -74,3 +74,42 @@ def test_it_is_held_to_its_instructions(planted, words):
     assert failures() == []
     found = failures(**planted)
     assert any(words in sentence for sentence in found), found
+
+
+ENDED = (
+    "_ZN12resnet_fused30conv_bn_grad1x1_end_tma_kernelINS_8BFloat16ENS_15Grad1x1TmaShapeI"
+    "Li64ELi128ELi32ELi4ELb1EEEEEvNS_22Grad1x1EndTmaArgumentsE"
+)
+BEHIND_AN_END = {
+    "HGMMA.64x32x16.F32.BF16": 8, "HGMMA.64x64x16.F32.BF16": 4, "WARPGROUP.DEPBAR.LE": 4,
+    "UTMALDG.2D": 12, "UTMASTG.2D": 1, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 4,
+    "USETMAXREG.DEALLOC.CTAPOOL": 1, "USETMAXREG.TRY_ALLOC.CTAPOOL": 1, "LDSM.16.MT88.4": 20,
+    "STSM.16.MT88.4": 4, "LDS.128": 8, "STS.128": 4, "LDGSTS.E.BYPASS.128": 4, "SHFL.BFLY": 24,
+    "HSET2.BF16_V2.GTU.AND": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("planted", "words"),
+    [
+        ({"UTMALDG.2D": 6}, "6 UTMALDG"),
+        ({"LDSM.16.MT88.4": 19}, "19 LDSM"),
+        ({"SHFL.BFLY": 23}, "23 SHFL"),
+        ({"HSET2.BF16_V2.GTU.AND": 15}, "15 HSET2"),
+        ({"HGMMA.64x64x16.F32.BF16": 3}, "3 HGMMA"),
+        ({"STL": 1}, "1 LDL or STL"),
+    ],
+    ids=str,
+)
+def test_behind_a_blocks_end_it_reads_masks_and_sums_more(planted, words):
+    def failed(**code):
+        return rules.Kernel(ENDED, "90a", 168, instructions=BEHIND_AN_END | code).failures()
+
+    assert failed() == []
+    found = failed(**planted)
+    assert any(words in sentence for sentence in found), found
+    tile = grad1x1_tile_of(ENDED)
+    # Stages of 2 x 4 KB and 4 x 8 KB, 16 KB of weights, two staging tiles, nine barriers.
+    assert tile is not None and tile.ended
+    assert tile.shared == 4 * 40960 + 16384 + 2 * 8192 + 72
+    assert rules.short_name(ENDED) == "conv_bn_grad1x1_end_tma<BFloat16, 64x128 4 stages>"
