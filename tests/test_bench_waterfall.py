@@ -49,7 +49,7 @@ def step_of(dtype: str = "float32", op: str = "train") -> Subject:
     [
         ("resnet_fused::conv_bn_stats", FORWARD), ("resnet_fused::conv_bn_dgrad", DGRAD),
         ("resnet_fused::conv_bn_dgrad_end", DGRAD), ("resnet_fused::conv_bn_wgrad", WGRAD),
-        ("resnet_fused::conv_bn_grad1x1", BOTH),
+        ("resnet_fused::conv_bn_grad1x1", BOTH), ("resnet_fused::conv_bn_grad1x1_end", BOTH),
         ("resnet_fused::bn_add_act_conv_stats", FORWARD),
         ("resnet_fused::bn_add_act_backward", NORM), ("resnet_fused::bn_update_stats_out", NORM),
         ("resnet_fused::bn_act_pool_backward", POOL), ("aten::convolution_backward", BOTH),

@@ -127,6 +127,7 @@ _OPS = {
     "conv_bn_dgrad_end": DGRAD,
     "conv_bn_wgrad": WGRAD,
     "conv_bn_grad1x1": BOTH,
+    "conv_bn_grad1x1_end": BOTH,
     "bn_act_pool": POOL,
     "bn_act_pool_backward": POOL,
 }
