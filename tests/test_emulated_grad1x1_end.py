@@ -269,6 +269,7 @@ def test_what_is_read_and_summed_costs_more():
         ({"addend_step": 0}, "an addend at every 0-th pixel"),
         ({"x_size": (1 << 20, 256, 56, 56)}, "more pixels or weights than a launch can have"),
         ({"raw_stride": (0, 1, 0, 0)}, "serves it: raw: "),
+        ({"out_stride": (0, 1, 0, 0)}, "serves it: out: "),
         ({"dz_stride": (0, 1, 0, 0), "y_stride": (0, 1, 0, 0)}, "serves it: dz: "),
     ],
 )

@@ -87,7 +87,7 @@ std::string unfit(const RfConvConfiguration& tile, const RfConvBnGrad1x1End& pro
   if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
   if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
   const EndRequests made = requests_of(problem, tile);
-  if (const std::string found = grad1x1_requests_fault(made.image); !found.empty()) return found;
+  if (std::string found = grad1x1_requests_fault(made.image, "out"); !found.empty()) return found;
   if (const std::string found = tensor_map_fault(made.raw); !found.empty()) {
     return named("raw", found);
   }

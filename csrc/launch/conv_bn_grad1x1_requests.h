@@ -41,8 +41,8 @@ struct Grad1x1Requests {
 TensorMapRequest grad1x1_pixels_request(const RfConvBnDgrad& image, const void* at,
                                         int64_t channels, const int64_t (&stride)[4], int32_t box);
 Grad1x1Requests grad1x1_requests(const RfConvBnGrad1x1& problem, const RfConvConfiguration& tile);
-// With the argument's name; empty if nothing keeps them from TMA.
-std::string grad1x1_requests_fault(const Grad1x1Requests& requests);
+// With the argument's name, x's being `input`; empty if nothing keeps them from TMA.
+std::string grad1x1_requests_fault(const Grad1x1Requests& requests, const char* input);
 int encode_grad1x1(const Grad1x1Requests& requests, Grad1x1TmaArguments* arguments);
 
 // What becomes of a step beside its products.

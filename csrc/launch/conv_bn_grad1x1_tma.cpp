@@ -65,14 +65,14 @@ RfConvConfiguration grad1x1_tma_configuration(int index) {
   return of_shape(index, []<class Shape>() { return grad1x1_configuration_of<Shape>(); });
 }
 
-std::string grad1x1_requests_fault(const Grad1x1Requests& made) {
+std::string grad1x1_requests_fault(const Grad1x1Requests& made, const char* input) {
   const struct {
     const char* name;
     const TensorMapRequest& request;
     bool read;
   } all[] = {{"dz", made.dz, true},
              {"y", made.y, made.affine},
-             {"x", made.x, true},
+             {input, made.x, true},
              {"the result", made.dx, true},
              {"weight", made.weight, true}};
   for (const auto& one : all) {
@@ -83,7 +83,7 @@ std::string grad1x1_requests_fault(const Grad1x1Requests& made) {
 }
 
 std::string grad1x1_tma_fault(const RfConvBnGrad1x1& problem, int index) {
-  return grad1x1_requests_fault(grad1x1_requests(problem, grad1x1_tma_configuration(index)));
+  return grad1x1_requests_fault(grad1x1_requests(problem, grad1x1_tma_configuration(index)), "x");
 }
 
 double grad1x1_tma_cost(const RfConvBnGrad1x1& problem, int index, int64_t parts,
