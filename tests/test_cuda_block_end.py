@@ -206,7 +206,7 @@ def test_the_page_s_cycles_are_the_plans(about):
     page = (ROOT / "docs" / "training_cuda.md").read_text()
     row = r"^\| (\d+) to (\d+) at (\d+) \| (.*?) \| (\d+), (\d+) \| (\d+), (\d+) \|$"
     found = re.findall(row, page, re.MULTILINE)
-    assert len(found) == 8
+    assert len(found) == 11
     for channels, filters, side, which, *said in found:
         shape = (256, int(channels), int(side), int(side))
         verdict = chosen(shape, int(filters), about, projected="projection" in which)

@@ -15,7 +15,7 @@ import torch
 from emulated import Schedule
 from ended_by_tma import WAYS
 from mutants import HOSTILE, Mutant, Trial
-from test_emulated_bn_dgrad_end_sm90 import call, index_of, require
+from test_emulated_bn_dgrad_end_sm90 import call, every, index_of, require
 from test_emulated_bn_dgrad_end_sm90_faults import HARMLESS
 
 from resnet_fused.cases import ConvCase
@@ -31,7 +31,6 @@ CASES = (
     ConvCase("groups", 2, 144, 6, 7, 128, groups=2),
     ConvCase("pixel", 1, 8, 1, 1, 16),
 )
-every = pytest.mark.parametrize("place", range(len(ended_by_tma.tiles())))
 # Three tiles of one block: what a tile gathers must wait for the store of the one before.
 TRIED = ConvCase("gathered", 3, 72, 12, 11, 72)
 FILE = "gathered_addend.h"
