@@ -21,6 +21,7 @@ GRADIENTS = ("conv_bn_dgrad", "conv_bn_wgrad")
 BEHIND = ("conv_bn_dgrad", "conv_bn_dgrad_end")
 CONVOLUTIONS = (
     "conv_bn_stats", "bn_add_act_conv_stats", *GRADIENTS, "conv_bn_dgrad_end", "conv_bn_grad1x1",
+    "conv_bn_grad1x1_end",
 )  # fmt: skip
 FLOATS = ("float32", "float16", "bfloat16")
 both = pytest.mark.parametrize("data", ["integers", "normals"])
@@ -37,14 +38,14 @@ def small(op):
     if op in CONVOLUTIONS:
         added = ("--addend", 1) if op != "conv_bn_wgrad" else ()
         tile = BY_MMA if op == "conv_bn_grad1x1" else ()
-        tile = ("--residual",) if op == "conv_bn_dgrad_end" else tile
+        tile = ("--residual",) if op.endswith("_end") else tile
         return (*gradient(op), "--affine", "--normed", "--splits", 1, *added, *tile)
     return ("--op", op, *IMAGES, *(("--dtype", "float32") if op in VALUES else ()))
 
 
 def gradient(op):
     """A call of one gradient of a 3x3, or of both of a 1x1."""
-    taps = A_1X1 if op == "conv_bn_grad1x1" else ()
+    taps = A_1X1 if op.startswith("conv_bn_grad1x1") else ()
     return ("--op", op, "--h", 9, "--w", 9, *taps)
 
 
