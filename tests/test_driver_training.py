@@ -367,8 +367,9 @@ def test_address_sanitizer_names_the_line_of_a_store_out_of_bounds(op):
     options = (*small(op), *(("--c", 40) if op in VALUES else ()))
     right(*options, variant="asan")
     stores = [s for s in sites(*options) if s[2].startswith("st.global") and s[3] == "row_off"]
-    file, line, *_ = stores[0]
-    found = run(*options, "--fault", ":".join(stores[0]), variant="asan")
+    # What lies behind conv_bn_grad1x1_end's first stores is its workspace's, too.
+    file, line, *_ = one = stores[-1 if op == "conv_bn_grad1x1_end" else 0]
+    found = run(*options, "--fault", ":".join(one), variant="asan")
     assert found.returncode == FOUND
     assert "heap-buffer-overflow" in found.stderr and "WRITE of size " in found.stderr
     assert f"{file.rsplit('/', 1)[-1]}:{line}" in with_lines(found.stderr)
