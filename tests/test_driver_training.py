@@ -413,7 +413,10 @@ BY_TMA = (
 BOTH = (
     *gradient("conv_bn_grad1x1"), "--affine", "--normed", "--addend", 1, "--splits", 3, *BY_MMA,
 )  # fmt: skip
-SECOND = {"both": BOTH, "window": (*WINDOW, "--dtype", "bfloat16")}
+UNITED = (
+    *gradient("conv_bn_grad1x1_end"), "--affine", "--residual", "--addend", 2, "--splits", 3,
+)  # fmt: skip
+SECOND = {"both": BOTH, "united": UNITED, "window": (*WINDOW, "--dtype", "bfloat16")}
 
 
 @pytest.mark.parametrize("resident", [1, 2, 4])
