@@ -35,6 +35,7 @@ ODD = ChainCase("odd", 2, 48, 9, 11, 80, 48)
 MANY = ChainCase("many", 3, 64, 13, 11, 144, 48)
 TINY = ChainCase("tiny", 1, 16, 1, 3, 16, 16)
 THINNED = dataclasses.replace(MANY, name="thinned", out_stride=2)
+SHORT = ChainCase("short", 1, 64, 16, 32, 64, 64)  # of `out` a step
 CASES = (EVEN, ODD, MANY, TINY, THINNED)
 
 
@@ -99,6 +100,15 @@ def test_every_bit_is_right(place, case):
     assert not wrong(got, operands, case)
     most = (sharing(place), 2, 132)[number % 3]
     assert report["plan"]["blocks"] == min(most, tiles_of(case, place))
+
+
+@every
+def test_tiles_of_one_step_do_not_meet(place):
+    """Where `out` has no second step, the tile before may still be on its way to memory."""
+    case = filling(SHORT, place)
+    operands = operands_of(case)
+    got, _ = run(place, case, operands, schedule=HOSTILE[0], gpu=ONE, resident_blocks=2)
+    assert not wrong(got, operands, case)
 
 
 @every

@@ -36,6 +36,7 @@ ODD = ChainCase("odd", 2, 40, 9, 11, 88, 40)
 MANY = ChainCase("many", 3, 64, 13, 11, 136, 56)
 TINY = ChainCase("tiny", 1, 8, 1, 3, 8, 8)
 THINNED = dataclasses.replace(MANY, name="thinned", out_stride=2)
+SHORT = ChainCase("short", 1, 64, 16, 32, 64, 64)  # of `out` a step
 CASES = (EVEN, ODD, MANY, TINY, THINNED)
 
 
@@ -103,6 +104,15 @@ def test_every_bit_is_right(place, case):
     assert not wrong(got, operands, case)
     most = (sharing(place), 2, 132)[number % 3]
     assert report["plan"]["blocks"] == min(most, tiles_of(case, place))
+
+
+@every
+def test_tiles_of_one_step_do_not_meet(place):
+    """Where `out` has no second step, the tile before may still be on its way to memory."""
+    case = filling(SHORT, place)
+    operands = operands_of(case, DTYPES[place % 2])
+    got, _ = run(place, case, operands, schedule=HOSTILE[0], gpu=ONE, resident_blocks=2)
+    assert not wrong(got, operands, case)
 
 
 @every

@@ -234,7 +234,13 @@ class ChainConsumer {
     constexpr int kEnd = kFirst + Shape::kNextAtOnce < Shape::kNextBoxes
                              ? kFirst + Shape::kNextAtOnce
                              : Shape::kNextBoxes;
-    if constexpr (kFirst > 0 || Shape::kOwnRows) free_box();
+    if constexpr (kFirst > 0 || Shape::kOwnRows) {
+      free_box();
+    } else if constexpr (Shape::kNextAtOnce > Shape::kInnerBoxes) {
+      // Boxes beside the rows have the tile before's `next`: with one step no barrier stands behind
+      // the wait for its store.
+      if (arguments_.steps == 1) free_box();
+    }
     put_next<kFirst, kEnd>(following, rows);
     publish();
     if (part_.thread == 0) {
