@@ -305,7 +305,7 @@ class Check(driven.Driven):
         self.record.content["clocks_before"] = self._clocks()
         done = self.pool(1).run(timed, until, measured)
         self.record.content["clocks_after"] = self._clocks()
-        self.record.end(None if done == len(timed) else "its time was over")
+        self.record.end(None if done == len(timed) else self.pool().why_cut())
 
     def network(self, until: float) -> None:
         """The whole ResNet-50, one process alone on the GPU."""
@@ -322,7 +322,7 @@ class Check(driven.Driven):
     def _stage(self, name: str, tasks: Sequence[Task], until: float, report: Any) -> None:
         self.record.begin(name, len(tasks))
         done = self.pool().run(tasks, until, report)
-        self.record.end(None if done == len(tasks) else "its time was over")
+        self.record.end(None if done == len(tasks) else self.pool().why_cut())
 
     def _cuda_configurations(self) -> list[str]:
         """Of the CUDA convolution, if it can run here."""

@@ -300,6 +300,49 @@ def test_a_missing_gpu_fails_only_where_it_is_required(
     assert "no GPU" in capsys.readouterr().err
 
 
+PROGRAM = """#!{python}
+import pathlib, sys, time
+names = [("first", 80), ("crashes", 80), ("hangs", 80), ("young", 100), ("last", 90)]
+if "--list" in sys.argv:
+    print("\\n".join(f"{{name}} 4 4 {{sm}}" for name, sm in names))
+    sys.exit(0)
+folder = pathlib.Path(sys.argv[sys.argv.index("--folder") + 1])
+for name, sm in names:
+    given = folder / f"{{name}}.in"
+    if not given.exists() or sm > 90:
+        continue
+    if name == "hangs":
+        time.sleep(60)
+    if name == "crashes":
+        sys.exit("error: cudaMemcpy: an illegal memory access was encountered")
+    (folder / f"{{name}}.out").write_bytes(given.read_bytes())
+"""
+
+
+def test_what_an_instruction_does_to_its_process_costs_that_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(conformance, "HANG_S", 5.0)
+    program = tmp_path / "program"
+    program.write_text(PROGRAM.format(python=sys.executable))
+    program.chmod(0o755)
+    words = np.arange(8, dtype=np.uint32).reshape(2, 4)
+    names = ("last", "hangs", "young", "crashes", "first")
+    cases = [inputs.Cases(name, "any bits", words) for name in names]
+    broken = conformance.Broken(90)
+    for _ in range(2):  # what is known of one is not tried again
+        results = conformance.execute(program, cases, broken=broken)
+        found = {case.instruction: result for case, result in zip(cases, results, strict=True)}
+        assert {name for name, result in found.items() if result.size} == {"first", "last"}
+        assert np.array_equal(found["last"], words)
+    said = {outcome.instruction: outcome for outcome in broken.outcomes()}
+    assert set(said) == {"crashes", "hangs"} and all(outcome.wrong for outcome in said.values())
+    assert "illegal memory access" in said["crashes"].line()
+    assert "no end within 5 s" in said["hangs"].first
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        conformance.execute(program, cases[:1] + cases[3:])
+
+
 def test_wrong_calls_of_the_program_say_what_is_accepted(program: Path, tmp_path: Path) -> None:
     (tmp_path / "shuffle.in").write_bytes(bytes(12))
     calls = {

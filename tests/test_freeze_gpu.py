@@ -134,6 +134,23 @@ def test_replays_with_new_data(launches, block):
     assert {row.implementation for row in engine.report().rows} == {"reference", "torch"}
 
 
+def test_who_calls_in_another_mode_than_it_was_made_in(launches):
+    """A graph's inputs are written by every call: memory of inference mode could not be."""
+    model = tiny_resnet(tv.BasicBlock)
+    with torch.inference_mode():
+        engine, driver = engine_of(model, images())
+        for _ in range(3):  # a shape that is captured here, too
+            engine(images(3))
+    modes = (torch.no_grad, torch.inference_mode, torch.enable_grad)
+    for count in (2, 3):
+        for mode in modes:
+            x = images(count)
+            with mode():
+                found = engine(x)
+            close(found, run(model, x))
+    assert driver.captured == 2 and driver.replayed >= 2 * len(modes)
+
+
 def test_kernels_write_into_one_planned_arena(launches):
     engine, _ = engine_of(tiny_resnet(), images(2, 64))
     launches.places.clear()

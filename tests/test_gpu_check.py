@@ -155,11 +155,20 @@ def test_what_a_step_does_to_its_process_costs_that_step(steps):
         count = workers.run(
             tasks, time.monotonic() + 60, lambda task, one: found.update({task.name: one})
         )
-        # A deadline drops what is under way, and says nothing of it.
+        # A deadline drops what is under way, whose result nobody knows, and says what that was.
         start = time.monotonic()
         late = [pool.Task("hangs", f"{steps}:hangs")] * 3
         assert workers.run(late, start + 1, lambda task, one: pytest.fail(task.name)) == 0
         assert time.monotonic() - start < 10
+        last = [pool.Task("last", f"{steps}:hangs", seconds=600.0)]
+        for _ in range(60):  # until a fresh process is ready to take it
+            workers.run(last, time.monotonic() + 1, lambda task, one: pytest.fail(task.name))
+            if workers.why_cut().startswith("its time was over; under way: last ("):
+                break
+        else:
+            pytest.fail(workers.why_cut())
+        workers.run([], time.monotonic() + 1, lambda task, one: None)
+        assert workers.why_cut() == "its time was over"
     assert count == len(names) == len(found)
     assert found["right0"]["ok"] and found["right6"]["ok"]
     assert "SIGSEGV" in found["crashes1"]["error"] and found["crashes1"]["ok"] is False
@@ -387,6 +396,16 @@ def test_predictions_that_cannot_be_read_cost_a_line(tmp_path, capsys):
 
 
 # The lists of steps.
+
+
+def test_a_kernel_that_hangs_leaves_its_stage_time_for_others(steps):
+    """On integers and on random data; what Triton compiles first may take longer."""
+    kinds = [fake_kernel(steps, "a"), fake_kernel(steps, "b", implementation="cuda")]
+    limits = {task.about["kernel"]["implementation"]: task.seconds for task in plan.exact(kinds)}
+    share = plan.SHARES["exact"] / sum(plan.SHARES.values()) * 60 * gpu_check.DEFAULT_MINUTES
+    assert limits["cuda"] < share / 2 < limits["triton"]
+    judged = {task.about["mode"]: task.seconds for task in plan.cuda_bounds() if task.about}
+    assert set(judged.values()) == {plan.BOUNDS_S["cuda"]}
 
 
 def test_names_of_steps_are_unique_and_functions_exist():

@@ -19,6 +19,11 @@ SHARES = {
 """Stage -> its share of the time. What a stage does not need goes to those behind it."""
 
 OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad")
+LIMITS_S = {"triton": 120.0, "cuda": 30.0}
+"""Of a configuration on integers. Triton's are compiled first; a kernel that hangs holds a worker
+for so long, and a stage has a minute or two."""
+BOUNDS_S = {"triton": 60.0, "cuda": 20.0}
+"""Of a call on random data, likewise."""
 SANITIZED = ("64x64_", "narrow_")
 """How the names of configurations begin that are small enough for every dtype and kind of product,
 so that all cases run; the CUDA kernels have two ways to load."""
@@ -38,7 +43,7 @@ def exact(kernels: Sequence[Mapping[str, Any]]) -> list[Task]:
                 f"{kernel['op']}.{kernel['implementation']} {name}",
                 "gpu.exact:check",
                 {"check": kernel["check"], "configuration": name},
-                120,
+                LIMITS_S[kernel["implementation"]],
                 about={"kernel": kernel, "configuration": name},
             )
             for name in kernel["configurations"]
@@ -165,7 +170,10 @@ def conv(op: str, case: str, mode: str, **more: Any) -> Task:
     rest = [str(value) for key, value in more.items() if key != "implementation"]
     arguments = {"op": op, "case": case, "mode": mode, **more}
     about = {"op": op, "mode": mode, "implementation": implementation}
-    return Task(" ".join([kernel, mode, case, *rest]), "gpu.bounds:conv", arguments, about=about)
+    return Task(
+        " ".join([kernel, mode, case, *rest]), "gpu.bounds:conv", arguments,
+        BOUNDS_S[implementation], about=about,
+    )  # fmt: skip
 
 
 def cuda_bounds() -> list[Task]:

@@ -151,6 +151,7 @@ class Pool:
     ) -> None:
         self._device, self._env = device, environment(extra)
         self._end, self._failed_starts = end, 0
+        self._late: list[str] = []
         self._workers = [self._start() for _ in range(count)]
 
     def __enter__(self) -> Pool:
@@ -175,7 +176,7 @@ class Pool:
     ) -> int:
         """Runs steps, the first ones first, until all are done or the time is over.
 
-        A step that is under way when the time ends is not reported: nothing is known of it.
+        A step that is under way when the time ends is not reported; `why_cut` names it.
 
         Args:
             tasks: the steps.
@@ -210,6 +211,9 @@ class Pool:
                     worker.give(left.popleft())
             for index in self._readable(min(until - now, 0.25)):
                 self._listen(index, answer)
+        now = time.monotonic()
+        busy = [(worker.task.name, worker.since) for worker in self._workers if worker.task]
+        self._late = [f"{name} ({now - since:.0f} s)" for name, since in busy]
         self._drop_busy()
         return done
 
@@ -264,6 +268,10 @@ class Pool:
         for index, worker in enumerate(self._workers):
             if worker.task is not None:
                 self._replace(index)
+
+    def why_cut(self) -> str:
+        """Why the last `run` ended before all was done, and what was under way for how long."""
+        return "; under way: ".join(filter(None, ["its time was over", ", ".join(self._late)]))
 
     @property
     def count(self) -> int:

@@ -126,18 +126,18 @@ int launch_clusters(bool follows, void (*kernel)(Parameters...), dim3 grid, dim3
                      shared_bytes, stream, arguments...);
 }
 
+// What the launch itself says: cudaGetLastError would blame it for what an earlier call has left.
 template <bool kCooperative, class... Parameters, class... Arguments>
 int launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, uint32_t shared_bytes,
                   cudaStream_t stream, const Arguments&... arguments) {
-  const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
-  if (error != cudaSuccess) return error;
   if constexpr (kCooperative) {
+    const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
+    if (error != cudaSuccess) return error;
     const void* addresses[] = {&arguments...};
     return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block,
                                        const_cast<void**>(addresses), shared_bytes, stream);
   } else {
-    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
-    return cudaGetLastError();
+    return launch_with({}, kernel, grid, block, shared_bytes, stream, arguments...);
   }
 }
 

@@ -70,9 +70,7 @@ class Driver:
 
     def mark(self) -> Any:
         """A point on the current stream."""
-        event = torch.cuda.Event()
-        event.record()
-        return event
+        return torch.cuda.current_stream().record_event()
 
     def wait(self, mark: Any) -> None:
         """Lets the current stream wait for a point on another."""
@@ -294,7 +292,8 @@ class Captured:
         self.served, self.plan, self.outside = steps.served, steps.plan, steps.outside
         self.graph = steps.graph
         self._steps, self._driver, self._lock = steps, driver, threading.Lock()
-        with driver.active():
+        # Not of inference mode, even inside of it: outside nobody may write into such a tensor.
+        with torch.inference_mode(False), torch.no_grad(), driver.active():
             self._inputs = [torch.empty_like(arg).copy_(arg) for arg in args]
             self._memory = steps.arena(args[0].device)
             if steps.joined and (why := self._not_joined()) is not None:
