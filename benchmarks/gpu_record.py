@@ -44,7 +44,7 @@ from gpu.worker import EXTENSION  # noqa: E402
 
 SHARES = {
     "environment": 25.0,
-    "conformance": 30.0,
+    "conformance": 45.0,
     "exact": 70.0,
     "bounds": 70.0,
     "sanitizer": 50.0,
