@@ -284,6 +284,15 @@ def gpu() -> tuple[str, str] | None:
     return name, "90a" if number == "90" else number
 
 
+def digest() -> str:
+    """A hash of all that the program is made of."""
+    known = hashlib.sha256()
+    for room in ("driver", "launch", "ptx"):
+        for path in sorted((ROOT / "csrc" / room).iterdir()):
+            known.update(f"{room}/{path.name}\n".encode() + path.read_bytes())
+    return known.hexdigest()
+
+
 def build_for(architecture: str) -> Path:
     """The program built by nvcc, once for each state of the sources.
 
@@ -299,13 +308,14 @@ def build_for(architecture: str) -> Path:
     sources = sorted(ROOT.glob("csrc/driver/conformance*.cu"))
     sources.append(ROOT / "csrc/driver/driver_arguments.cpp")
     sources += [ROOT / "csrc/launch" / name for name in ("tensor_map.cu", "tensor_map_rules.cpp")]
-    key = hashlib.sha256(repr((nvcc, architecture, emulated.digest())).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((nvcc, architecture, digest())).encode()).hexdigest()[:12]
     folder = ROOT / "build" / f"conformance-sm_{architecture}-{key}"
     program = folder / "conformance"
     if program.is_file():
         return program
     folder.mkdir(parents=True, exist_ok=True)
-    flags = ["-std=c++20", "-O2", f"-arch=sm_{architecture}", "-Werror", "all-warnings"]
+    machine = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    flags = ["-std=c++20", "-O2", machine, "-Werror", "all-warnings"]
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.name}.o"
@@ -314,7 +324,7 @@ def build_for(architecture: str) -> Path:
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         objects = list(pool.map(compile_one, sources))
-    _call([nvcc.path, f"-arch=sm_{architecture}", *map(str, objects), "-o", str(program)])
+    _call([nvcc.path, machine, *map(str, objects), "-o", str(program)])
     return program
 
 
