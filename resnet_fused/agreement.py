@@ -139,13 +139,13 @@ def verify_fp8(
         raise ValueError(f"verify_fp8: dtype is {dtype}; accepted are bfloat16 and float16")
     if not 0.0 <= required <= 1.0:
         raise ValueError(f"verify_fp8: required is {required!r}; accepted is 0 to 1")
-    engines: dict[str, Engine] = {}
+    made: dict[str, Engine] = {}
     same, count = dict.fromkeys(PAIRS, 0), 0
     for x in batches:
         if not len(x):
             continue
-        engines = engines or _engines(model, x, calibration, dtype)
-        top = {name: _top(engine, x) for name, engine in engines.items()}
+        made = made or engines(model, x, calibration, dtype)
+        top = {name: _top(engine, x) for name, engine in made.items()}
         for pair in PAIRS:
             same[pair] += int((top[pair[0]] == top[pair[1]]).sum())
         count += len(x)
@@ -160,7 +160,7 @@ def verify_fp8(
         interval = binomtest(both, count).proportion_ci(CONFIDENCE, method="exact")
         pair = names.get(first, first), names.get(second, second)
         found.append(Agreement(*pair, count, both, float(interval.low), float(interval.high)))
-    report = engines["fp8"].report()
+    report = made["fp8"].report()
     rows = [row for row in report.rows if row.pattern.endswith(" in e4m3")]
     served: dict[str, int] = {}
     for row in rows:
@@ -169,9 +169,23 @@ def verify_fp8(
     return Fp8Verification(tuple(found), required, len(rows), wide, served, calibration.images)
 
 
-def _engines(
+def engines(
     model: nn.Module, x: Tensor, calibration: Fp8Calibration, dtype: torch.dtype
 ) -> dict[str, Engine]:
+    """The engines of one model that are compared.
+
+    Args:
+        model: in float32, in evaluation mode.
+        x: images in float32.
+        calibration: of this model.
+        dtype: of what is not e4m3.
+
+    Returns:
+        "fp8", "wide" (all of it in `dtype`) and "float32".
+
+    Raises:
+        ValueError: and what else `rf.freeze` raises.
+    """
     narrow = copy.deepcopy(model).to(dtype)
     return {
         "fp8": freeze(narrow, x.to(dtype), fp8=calibration),

@@ -7,13 +7,17 @@ import json
 import math
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 
+from resnet_fused.bench import runner
 from resnet_fused.bench.load import CpuTimes, Load, LoadMeter, read_cpu_times
 from resnet_fused.bench.peers import NoPeerError, bare_onednn
+from resnet_fused.bench.subject import Subject
 from resnet_fused.bench.timing import Timings, interleaved, median_interval
 
 QUIET = Load(foreign=0.01, own=0.9, cores=2, seconds=10.0)
@@ -221,6 +225,27 @@ def test_verdicts() -> None:
     assert fast.verdict("eager", "fused", 1.4).startswith("fused is not 1.40x")
     noisy = _timings(eager=(0.8, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6), fused=(1.0,) * 7)
     assert noisy.verdict("eager", "fused", 1.2).startswith("undecided at 1.20x")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_on_a_gpu_verdicts_name_everybody_who_is_to_be_beaten(device: str) -> None:
+    seconds = {"eager": 3.0, "fused": 1.2, "fused_again": 1.2, "inductor": 1.1, "cudnn": 1.3}
+
+    def said(**more: float) -> list[str]:
+        timings = _timings(**{name: (value,) * 7 for name, value in (seconds | more).items()})
+        running: Any = SimpleNamespace(
+            variants={name: SimpleNamespace(method="cuda_graph") for name in timings.seconds}
+        )
+        subject = Subject("model", "inference", "resnet18", 2, "bfloat16", device)
+        row = runner.Row(subject, {})
+        runner._conclude(row, timings, running, runner.Settings())
+        return [" ".join(verdict.partition(":")[0].split()) for verdict in row.verdicts]
+
+    first = "fused is at least 1.00x as fast as eager"
+    others = ["fused is not 1.00x as fast as inductor", "fused is at least 1.00x as fast as cudnn"]
+    assert said() == [first, *(others if device == "cuda" else ())]
+    engine = [f"frozen is at least 1.00x as fast as {name}" for name in ("inductor", "cudnn")]
+    assert said(frozen=1.0) == [first, *(engine if device == "cuda" else ())]
 
 
 def test_timings_to_dict_is_json() -> None:

@@ -78,6 +78,8 @@ def test_info() -> None:
     assert about["extension"]["built"] is (about["extension"]["why_not"] is None)
     assert "RESNET_FUSED_BACKEND" in about["backend"]["environment"]
     served = {(row["op"], row["device"], row["dtype"]): row for row in about["ops"]}
+    assert all(row["implementation"] for row in about["ops"] if row["device"] == "cpu")
+    assert ("conv_bn_act_fp8", "cpu", "float8_e4m3fn") in served
     call = rf.backends.Call("conv_bn_act", "cpu", torch.float32)
     expected = rf.backends.choose(call).implementation.name
     assert served["conv_bn_act", "cpu", "float32"]["implementation"] == expected

@@ -400,10 +400,12 @@ def test_subjects_come_the_most_telling_first_and_once() -> None:
     first = {(one.level, one.op, one.batch): place for place, one in reversed([*enumerate(found)])}
     order = [
         ("kernel", "conv_bn_act", 256), ("model", "inference", 256), ("model", "inference", 1),
-        ("kernel", "stem", 256), ("kernel", "conv_chain", 256), ("kernel", "conv_bn_act", 32),
+        ("model", "train", 256), ("kernel", "stem", 256), ("kernel", "conv_chain", 256),
+        ("kernel", "conv_bn_act", 32),
         ("kernel", "conv_bn_act", 1), ("block", "inference", 256),
         ("model", "training_frozen", 256), ("model", "training", 256),
         ("kernel", "conv_dgrad", 256), ("kernel", "bn_act", 256),
+        ("kernel", "conv_bn_stats", 256), ("kernel", "conv_bn_wgrad", 256),
     ]  # fmt: skip
     assert [first[one] for one in order] == sorted(first[one] for one in order)
     assert all(one.dtype == "bfloat16" and one.device == "cuda" for one in found)

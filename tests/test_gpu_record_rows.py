@@ -24,8 +24,8 @@ def test_what_is_tuned_first_holds_some_of_every_op() -> None:
 
 def test_the_engine_is_timed_beside_eager_and_what_compiles() -> None:
     """At every batch, in one row: where the engine joins, eager and Inductor do."""
-    models = [one for one in recorded.subjects("cuda") if (one.level, one.op) == (
-        "model", "inference")]  # fmt: skip
+    models = [one for one in recorded.subjects("cuda") if (one.level, one.op, one.name) == (
+        "model", "inference", "resnet50")]  # fmt: skip
     assert {one.batch for one in models} == {256, 32, 1}
     for asked, batches in (((), {256, 1}), (("inductor_max_autotune", "inductor"), {256, 32, 1})):
         found = {peer.name: peer for peer in recorded.peers("cuda", asked)}
@@ -36,6 +36,37 @@ def test_the_engine_is_timed_beside_eager_and_what_compiles() -> None:
             assert alone is (one.batch not in batches)
     compiled = found["inductor_max_autotune"]
     assert not any("inference alone" in (compiled.why_not(one) or "") for one in models)
+
+
+def test_each_depth_is_timed_and_the_whole_step_with_what_compiles() -> None:
+    found = recorded.subjects("cuda")
+    assert len({one.key for one in found}) == len(found)
+    for op in ("inference", "train"):
+        for batch in (256, 32):
+            names = {one.name for one in found if (one.level, one.op, one.batch) == (
+                "model", op, batch)}  # fmt: skip
+            assert names == {f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
+    steps = [one for one in found if one.op == "train"]
+    assert steps[0].name == "resnet50" and found.index(steps[0]) < 12
+    for asked in ((), ("inductor",)):
+        inductor = next(p for p in recorded.peers("cuda", asked) if p.name == "inductor")
+        for one in steps:
+            alone = "prepares too long" in (inductor.why_not(one) or "")
+            assert alone is (not asked)
+
+
+def test_cudnns_graphs_join_kernels_where_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resnet_fused.bench.peers.cudnn_graph.installed", lambda *_: None)
+    monkeypatch.setattr("resnet_fused.bench.peers.cudnn_graph.for_capability", lambda *_: None)
+    assert "cudnn_graph" not in {peer.name for peer in recorded.peers("cuda")}
+    peer = next(p for p in recorded.peers("cuda", ("cudnn_graph",)) if p.name == "cudnn_graph")
+    taken = {one.op for one in recorded.subjects("cuda")
+             if one.level == "kernel" and peer.why_not(one) is None}  # fmt: skip
+    assert {"conv_bn_act", "conv_dgrad", "conv_wgrad", "conv_bn_stats"} <= taken
+    one = next(one for one in recorded.subjects("cuda") if one.level == "model")
+    assert peer.why_not(one) is not None
 
 
 def test_other_peers_are_asked_for_by_name(

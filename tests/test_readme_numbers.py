@@ -95,6 +95,24 @@ def test_a_record_fills_its_lines(tool: ModuleType, tmp_path: Path) -> None:
     assert lines_of(text, "| inference | 1 | float32")[0].endswith(EMPTY)  # no record of a CPU
 
 
+def test_the_engine_has_lines_of_its_own(tool: ModuleType, tmp_path: Path) -> None:
+    made = write(tmp_path, "new.json", device="cuda")
+    before = tool.block(tmp_path, tmp_path)
+    assert all(row.endswith(EMPTY) for row in lines_of(before, "| inference, frozen |"))
+    row = next(r for r in made["rows"] if r["key"] == "model/inference/resnet50/b256/bfloat16")
+    fused = row["variants"]["fused"]
+    row["variants"]["frozen"] = fused | {
+        "samples_s": [s / 2 for s in fused["samples_s"]], "median_s": fused["median_s"] / 2,
+    }  # fmt: skip
+    (tmp_path / "new.json").write_text(json.dumps(made))
+    text = tool.block(tmp_path, tmp_path)
+    (plain,), (line,) = (lines_of(text, f"| inference{way} | 256 |") for way in ("", ", frozen"))
+    assert plain == lines_of(before, "| inference | 256 |")[0]
+    speeds = [float(one.split("|")[4].replace(",", "")) for one in (plain, line)]
+    assert speeds[1] == pytest.approx(2 * speeds[0], rel=0.01)
+    assert len(lines_of(text, "| training step")) == 2
+
+
 def test_the_newest_record_counts_and_an_older_one_fills_what_it_lacks(
     tool: ModuleType, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import resnet_fused as rf
 from resnet_fused.agreement import Agreement, verify_fp8
+from resnet_fused.cli import _fp8 as _cli
 from resnet_fused.freeze import _fp8
 
 pytestmark = pytest.mark.slow
@@ -138,6 +139,24 @@ def test_the_command(folder):
     assert (first["first"], first["second"], first["images"]) == ("fp8", "bfloat16", 4)
     assert 0 <= first["low"] <= first["share"] <= first["high"] <= 1
     assert len(found["skipped"]) == 1 and "broken.png" in found["skipped"][0]
+    assert found["timing"] is None
+
+
+def test_the_command_times_both_engines(folder, monkeypatch, capsys):
+    monkeypatch.setattr(_cli, "ROUNDS", 2)
+    images = "--images", folder / "0.png", "--images", folder / "1.png"
+    record = as_json("verify", "resnet18", "--fp8", "--time", *images, "--batch", 2)
+    found = record["timing"]
+    assert found["batch"] == 2 and set(found["images_per_s"]) == {"bfloat16", "fp8"}
+    for name, rate in found["images_per_s"].items():
+        assert len(found["seconds"][name]) == 2
+        assert math.isclose(rate, 2 / found["median_s"][name])
+    (ratio,) = found["ratios"]
+    assert (ratio["baseline"], ratio["variant"]) == ("bfloat16", "fp8")
+    assert len(found["verdicts"]) == 1 and "fp8" in found["verdicts"][0]
+    _cli.show(record)
+    said = capsys.readouterr().out
+    assert "batch 2: " in said and " images/s in fp8" in said and found["verdicts"][0] in said
 
 
 @pytest.mark.parametrize(
@@ -145,7 +164,6 @@ def test_the_command(folder):
     [
         (("--fp8",), "--fp8: give the --images to compare on"),
         (("--fp8", "--images", "/no/such"), "no such file: '/no/such'"),
-        (("--fp8", "--time", "--images", "."), "--time: not with --fp8"),
         (("--fp8", "--output", "build", "--images", "."), "--output: not with --fp8"),
     ],
 )

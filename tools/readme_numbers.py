@@ -29,35 +29,58 @@ from resnet_fused.bench.timing import Ratio, Timings
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
-MODEL, SIZE, OURS = "resnet50", 224, "fused"
+MODEL, SIZE, OURS, ENGINE = "resnet50", 224, "fused", "frozen"
 COMPILED = "inductor"  # of all modes of torch.compile the fastest is taken
 KINDS = {"bench": 2, "model": 1}  # the records' kinds and the newest schema of each
 MODES = {
     "inference": "inference",
     "training": "training step",
     "training_frozen": "training step, BatchNorm fixed",
+    "train": "training step with autocast and optimizer",
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: what is to be measured on which kind of device."""
+    """A line of the table: what is to be measured on which kind of device, and which of ours."""
 
     device: str
     op: str
     batch: int
     dtype: str
+    ours: str = OURS
+
+    @property
+    def mode(self) -> str:
+        """The first cell."""
+        return MODES[self.op] + ("" if self.ours == OURS else f", {self.ours}")
 
     def matches(self, subject: Mapping[str, Any]) -> bool:
         """Whether a row's subject is this."""
         wanted = {"level": "model", "name": MODEL, "size": SIZE, **vars(self)}
-        return all(subject.get(name) == value for name, value in wanted.items())
+        return all(subject.get(name) == wanted[name] for name in wanted if name != "ours")
+
+    def usable(self, row: Mapping[str, Any] | None) -> bool:
+        """Whether a row has a time of ours that was taken on a quiet machine."""
+        if row is None or not row["variants"].get(self.ours, {}).get("samples_s"):
+            return False
+        return compare.refusal(row) is None
 
 
 LINES = (
-    *(Line("cpu", "inference", b, d) for d in ("float32", "bfloat16") for b in (1, 8)),
-    *(Line("cuda", "inference", b, "bfloat16") for b in (1, 32, 256)),
+    *(
+        Line("cpu", "inference", b, d, ours)
+        for d in ("float32", "bfloat16")
+        for ours in (OURS, ENGINE)
+        for b in (1, 8)
+    ),
+    *(
+        Line("cuda", "inference", b, "bfloat16", ours)
+        for ours in (OURS, ENGINE)
+        for b in (1, 32, 256)
+    ),
     Line("cuda", "training", 256, "bfloat16"),
+    Line("cuda", "train", 256, "bfloat16"),
 )
 TITLES = {"cpu": "On the CPU", "cuda": "On one GPU"}
 COLUMNS = ("mode", "batch", "dtype", "images/s", "over eager", "over torch.compile",
@@ -121,17 +144,18 @@ def block(folder: Path, base: Path) -> str:
     every = sources(folder)
     parts = [
         "Written by `tools/readme_numbers.py` from the records in `benchmarks/results`. ResNet-50 "
-        "on images of\n224x224, fused, beside others timed in turns with it: median ratios of "
-        "neighbouring runs, with their\ninterval. Empty: not measured yet."
+        "on images of\n224x224, fused, and as the engine of `rf.freeze` (frozen), beside others "
+        "timed in turns with it:\nmedian ratios of neighbouring runs, with their interval. Empty: "
+        "not measured yet."
     ]
     for device, title in TITLES.items():
         lines = [line for line in LINES if line.device == device]
-        holding = [s for s in every if any(_usable(s.row(line)) for line in lines)]
+        holding = [s for s in every if any(line.usable(s.row(line)) for line in lines)]
         machine = holding[0].machine(device) if holding else None
         holding = [s for s in holding if s.machine(device) == machine]
         rows, used = [], []
         for line in lines:
-            taken = next((s for s in holding if _usable(s.row(line))), None)
+            taken = next((s for s in holding if line.usable(s.row(line))), None)
             row = taken.row(line) if taken else None
             rows.append(_cells(line, row))
             if taken and taken not in used:
@@ -144,34 +168,27 @@ def block(folder: Path, base: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _usable(row: Mapping[str, Any] | None) -> bool:
-    """Whether a row has a time of ours that was taken on a quiet machine."""
-    if row is None or not row["variants"].get(OURS, {}).get("samples_s"):
-        return False
-    return compare.refusal(row) is None
-
-
 def _cells(line: Line, row: Mapping[str, Any] | None) -> str:
     """One line of the table, its last cells empty where there is nothing to say."""
-    cells = [MODES[line.op], str(line.batch), line.dtype]
+    cells = [line.mode, str(line.batch), line.dtype]
     if row is None:
         return "| " + " | ".join(cells) + " | | | | |"
-    timings = _timings(row)
-    speed = line.batch / timings.median(OURS)
+    timings = _timings(row, line.ours)
+    speed = line.batch / timings.median(line.ours)
     others = [n for n in timings.seconds if n not in (*compare.OURS, compare.BASELINE)]
     fastest = sorted(others, key=timings.median)
     compiled = [name for name in fastest if name.startswith(COMPILED)]
     cells.append(f"{speed:,.1f}" if speed < 1000 else f"{speed:,.0f}")
     eager = compare.BASELINE if compare.BASELINE in timings.seconds else None
-    cells.append(_ratio(timings, eager))
-    cells.append(_ratio(timings, compiled[0] if compiled else None))
-    cells.append(_ratio(timings, fastest[0] if fastest else None, named=True))
+    cells.append(_ratio(timings, eager, line.ours))
+    cells.append(_ratio(timings, compiled[0] if compiled else None, line.ours))
+    cells.append(_ratio(timings, fastest[0] if fastest else None, line.ours, named=True))
     return " ".join(f"| {cell}" if cell else "|" for cell in cells) + " |"
 
 
-def _timings(row: Mapping[str, Any]) -> Timings:
+def _timings(row: Mapping[str, Any], ours: str) -> Timings:
     """The samples of a row's variants, as many of each as there are pairs with ours."""
-    rounds = len(row["variants"][OURS]["samples_s"])
+    rounds = len(row["variants"][ours]["samples_s"])
     seconds = {
         name: tuple(variant["samples_s"])
         for name, variant in row["variants"].items()
@@ -180,10 +197,10 @@ def _timings(row: Mapping[str, Any]) -> Timings:
     return Timings(seconds, Load(0.0, 0.0, 1, 0.0))  # the load was looked at before
 
 
-def _ratio(timings: Timings, baseline: str | None, *, named: bool = False) -> str:
+def _ratio(timings: Timings, baseline: str | None, ours: str, *, named: bool = False) -> str:
     if baseline is None:
         return ""
-    ratio: Ratio = timings.ratio(baseline, OURS)
+    ratio: Ratio = timings.ratio(baseline, ours)
     text = f"{ratio.median:.2f}x ({ratio.low:.2f} .. {ratio.high:.2f})"
     return f"{text} {baseline}" if named else text
 

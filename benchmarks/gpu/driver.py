@@ -53,6 +53,7 @@ TRAINING: tuple[tuple[str, ...], ...] = (
     ("--op", "bn_backward_finalize", "--dtype", "float64", "--residual"),
 )
 """Those of training with batch statistics."""
+FRONT = ("--front", "64", "--c", "64", "--k", "128")
 NETWORK = ("--op", "network", "--c", "64", "--k", "64", "--depths", "1", "--splits", "2")
 CALLS: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_bn_act", "--residual"),
@@ -66,6 +67,10 @@ CALLS: tuple[tuple[str, ...], ...] = (
     ("--op", "conv_wgrad", "--splits", "2"),
     ("--op", "conv_wgrad", "--c", "3", "--r", "7", "--s", "7", "--padding", "3", "--stride", "2"),
     ("--op", "bn_act", "--residual"),
+    ("--op", "conv_chain", "--k", "80", "--configuration", "64x64_4w3s"),
+    ("--op", "conv_chain", *FRONT, "--configuration", "64x64_4w3s_front64"),
+    ("--op", "stem", *STEM, "--configuration", "28x64_4w"),
+    ("--op", "head", "--c", "200", "--k", "45", "--h", "7", "--w", "7"),
     (*NETWORK, "--cluster", "1"),
     *TRAINING,
 )
@@ -77,6 +82,7 @@ FLOAT32 = ("--dtype", "float32")
 BY_64 = ("--c", "64", "--k", "64")
 GRAD1X1_END = (*A_1X1, "--affine", "--addend")
 STRIDED_CHAIN = ("--k", "208", "--next", "128", "--projected", "256", "--stride", "2")
+WIDE_FRONT = ("--front", "128", "--c", "128", "--k", "256", "--next", "128")
 BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_bn_act", "tma_p128x128_4s", ("--residual", "--stride", "2")),
     ("conv_bn_act", "tma_s128x64_6s_t", ("--residual",)),
@@ -93,6 +99,7 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_chain", "tma_128x256_2s_k128_2c", ("--k", "208", "--next", "256", "--out-stride", "2")),
     ("conv_chain", "tma_128x128_2s_k128_d256_2c", STRIDED_CHAIN),
     ("conv_chain", "tma_win128x64_3s_front64", ("--k", "128", "--front", "64")),
+    ("conv_chain", "tma_win128x128_7s_front128_2c", WIDE_FRONT),
     ("conv_dgrad", "tma_p128x64_5s", ("--stride", "2")),
     ("conv_dgrad", "tma_p128x128_4s_2c_2p", ("--c", "136", "--stride", "2")),
     ("conv_wgrad", "tma_64x128_6s", ()),

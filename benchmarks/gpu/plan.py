@@ -281,6 +281,7 @@ def timings(rates: Mapping[str, Any], cuda: Sequence[str] = ()) -> list[Task]:
         rates: the ceilings.
         cuda: names of the CUDA kernel's configurations, if it can run here.
     """
+    from gpu.chunks import STAGES
     from gpu.speed import BATCHES, LAYERS
     from gpu.training import merging
     from gpu.training_driver import TIMED
@@ -319,6 +320,17 @@ def timings(rates: Mapping[str, Any], cuda: Sequence[str] = ()) -> list[Task]:
             {"op": op, "bandwidth": rates["bandwidth"]}, 90,
         )
         for op in TIMED
+    ]  # fmt: skip
+    found.append(Task("memory", "gpu.chunks:memory"))
+    found += [
+        Task(
+            f"chunks {stage}@{batch} {kind}", "gpu.chunks:blocks",
+            {"stage": stage, "batch": batch, "implementation": kind},
+        )
+        for batch in BATCHES[:2]
+        for stage in STAGES
+        for kind in (("cuda", "triton") if cuda else ("triton",))
+        if batch > STAGES[stage].chunk
     ]  # fmt: skip
     return found + [
         Task(

@@ -20,8 +20,15 @@ ENDING_S = 3.0  # kept for writing
 ROW_S = 75.0  # for one row of the benchmark, preparing included: half of it for a compiler
 LONG_ROW_S = 300.0  # where the user asks for peers that prepare long
 LONG = ("inductor", "tensorrt")
+OF_KERNELS = ("cudnn_graph",)
+"""Peers in processes of their own that join kernels, if they are asked for."""
+STEPS = ("inference", "train")
+"""Of the network, where peers that compile may join; the step only those that are asked for."""
+OTHERS = ("resnet18", "resnet34", "resnet101", "resnet152")
 SPANNING = {"stem": 1, "head": 1, "conv_chain": 4}
 """How many calls are timed of the ops that stand for several layers."""
+MEASURED = ("conv_bn_stats", "conv_bn_dgrad", "conv_bn_wgrad", "bn_add_act_backward")
+"""Ops of training with batch statistics."""
 TINY, TINY_CHAIN = "1x1_8_16_at6_add", "8_16_8_at6"
 
 
@@ -75,7 +82,7 @@ def subjects(device: str) -> list[Any]:
     make = functools.partial(Subject, dtype="bfloat16", device=device)
     ranked = {
         op: sorted(shares, key=lambda name, shares=shares: -shares[name])
-        for op in ("conv_bn_act", *SPANNING, "conv_dgrad", "conv_wgrad", "bn_act")
+        for op in ("conv_bn_act", *SPANNING, "conv_dgrad", "conv_wgrad", "bn_act", *MEASURED)
         for shares in [kernel_names(op, "resnet50")]
     }
 
@@ -89,7 +96,7 @@ def subjects(device: str) -> list[Any]:
     blocks = block_names("resnet50")
     found = [
         *kernels("conv_bn_act", first, forward[:HEAVIEST]),
-        *models("inference", *BATCHES),
+        *models("inference", *BATCHES), *models("train", first),
         *(one for op, most in SPANNING.items() for one in kernels(op, first, ranked[op][:most])),
         *(one for batch in BATCHES[1:]
           for one in kernels("conv_bn_act", batch, forward[: HEAVIEST // 2])),
@@ -97,12 +104,15 @@ def subjects(device: str) -> list[Any]:
           for one in kernels(op, batch, ranked[op][:most])),
         *(make("block", "inference", name, first) for name in blocks[:2]),
         *models("training_frozen", first), *models("training", first),
-        *(one for op in ("conv_dgrad", "conv_wgrad", "bn_act")
+        *(one for op in ("conv_dgrad", "conv_wgrad", "bn_act", *MEASURED)
           for one in kernels(op, first, ranked[op][: HEAVIEST // 2])),
         *(make("block", "training_frozen", name, first) for name in blocks[:2]),
         *(one for op in SPANNING for one in kernels(op, first, ranked[op])),
         *(one for batch in BATCHES for one in kernels("conv_bn_act", batch, forward)),
         *(make("block", "inference", name, first) for name in blocks),
+        *models("train", BATCHES[1]),
+        *(make("model", op, name, batch)
+          for batch in BATCHES[:2] for name in OTHERS for op in STEPS),
     ]  # fmt: skip
     return list({subject.key: subject for subject in found}.values())
 
@@ -112,20 +122,22 @@ class ForModels:
 
     Args:
         peer: the peer.
-        batches: at which it joins.
+        asked: whether somebody has named it: then at every batch, and in the whole step too.
     """
 
-    def __init__(self, peer: Any, batches: Sequence[int] = (BATCHES[0], BATCHES[-1])) -> None:
-        self._peer, self._batches = peer, tuple(batches)
+    def __init__(self, peer: Any, asked: bool = False) -> None:
+        self._peer, self._asked = peer, asked
+        self._batches = BATCHES if asked else (BATCHES[0], BATCHES[-1])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._peer, name)
 
     def why_not(self, subject: Any) -> str | None:
         """What the peer says; left out but for the network's inference at its batches."""
-        place = (subject.level, subject.op)
-        if place != ("model", "inference") or subject.batch not in self._batches:
-            return "it prepares too long for this record: the network in inference alone"
+        ops = STEPS if self._asked else STEPS[:1]
+        if subject.level != "model" or subject.op not in ops or subject.batch not in self._batches:
+            alone = " and the whole step" if self._asked else ""
+            return f"it prepares too long for this record: the network in inference{alone} alone"
         return self._peer.why_not(subject)
 
 
@@ -134,8 +146,8 @@ def peers(device: str, asked: Sequence[str] = ()) -> list[Any]:
 
     Args:
         device: "cuda" or "cpu".
-        asked: names of more that prepare long; they join at every batch, and so do Inductor and
-            TensorRT if they are named.
+        asked: names of more that prepare long; they join at every batch and in the whole step, and
+            so do Inductor and TensorRT if they are named. Those of `OF_KERNELS` join kernels.
     """
     from resnet_fused.bench.peers import PEERS
 
@@ -144,7 +156,7 @@ def peers(device: str, asked: Sequence[str] = ()) -> list[Any]:
     names = dict.fromkeys([*asked, *LONG])
     quick = [peer for peer in PEERS.values() if not peer.isolated and peer.name not in names]
     long = [
-        ForModels(PEERS[name], *([BATCHES] if name in asked else []))
+        PEERS[name] if name in OF_KERNELS else ForModels(PEERS[name], name in asked)
         for name in names
         if name in PEERS
     ]
@@ -172,8 +184,8 @@ def bench(order: dict[str, Any]) -> None:
 
     device, output = order["device"], Path(order["output"])
     chosen, asked = subjects(device), order.get("peers", ())
-    if asked:  # where those join comes first
-        chosen.sort(key=lambda one: (one.level, one.op) != ("model", "inference"))
+    if set(asked) - set(OF_KERNELS):  # where those join comes first
+        chosen.sort(key=lambda one: one.name != "resnet50" or one.op not in STEPS)
     keys = Path(order["keys"])
     write_atomically(keys, {"keys": [subject.key for subject in chosen]})
     seconds = max(1.0, order["seconds"] - ENDING_S)

@@ -38,6 +38,8 @@ ENGINE = "frozen"
 # What eager's own passes move; everybody else is measured by what a fused one moves.
 UNFUSED = ("eager", "eager_nchw", "timm")
 BARE, NEAR_BARE = "onednn", 0.95  # fused is to be within 5% of the bare calls
+RIVALS = ("inductor", "inductor_max_autotune", "cudnn", "cudnn_graph")
+"""Whom on a GPU nothing of ours is to be slower than: the engine where it joins, else fused."""
 LEAST_SUBJECT_S = 2.0  # no subject is begun with less
 TIMING_SHARE = 0.5  # of a subject's time is kept from preparing for timing
 
@@ -373,9 +375,15 @@ def _conclude(row: Row, timings: Timings, running: _Run, settings: Settings) -> 
     if replayed:
         quiet = dataclasses.replace(timings.load, foreign=0.0, seconds=math.inf)
         timings = dataclasses.replace(timings, load=quiet)
-    for baseline, at_least in ((BASELINE, settings.at_least), (BARE, NEAR_BARE)):
-        if baseline in names and OURS in names:
-            row.verdicts.append(timings.verdict(baseline, OURS, at_least))
+    asked = [(BASELINE, OURS, settings.at_least), (BARE, OURS, NEAR_BARE)]
+    if row.subject.device == "cuda":
+        best = ENGINE if ENGINE in names else OURS
+        asked += [(rival, best, 1.0) for rival in RIVALS]
+    row.verdicts += [
+        timings.verdict(baseline, ours, at_least)
+        for baseline, ours, at_least in asked
+        if baseline in names and ours in names
+    ]
 
 
 @contextlib.contextmanager

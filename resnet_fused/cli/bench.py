@@ -112,17 +112,18 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     file = click.Path(path_type=Path)
     options = (
         click.option("--level", "levels", type=ListOf(click.Choice(LEVELS)), default="model",
-                     show_default=True, help="What to time."),
+                     show_default=True, metavar="kernel,block,model", help="What to time."),
         click.option("--op", "ops", type=ListOf(click.Choice(OPS)), default="conv_bn_act",
-                     show_default=True, help="Of level kernel."),
+                     show_default=True, help=f"Of level kernel: {', '.join(OPS)}."),
         click.option("--mode", "modes", type=ListOf(click.Choice(MODES)), default="inference",
-                     show_default=True, help="Of levels block and model; training is a whole "
-                     "step, training_frozen one with fixed BatchNorm; of a "
-                     "model train adds autocast, the loss scale and the optimizer."),
+                     show_default=True, help="Of levels block and model: inference; training, "
+                     "forward and backward; training_frozen, the same with fixed BatchNorm; of a "
+                     "model train, the whole step with autocast, loss scale and optimizer."),
         click.option("--batch", "batches", type=ListOf(click.IntRange(min=1)),
                      help="Numbers of images.  [default: 1,8; on a GPU 1,32,256]"),
         click.option("--dtype", "dtypes", type=ListOf(click.Choice(DTYPES)), default="float32",
-                     show_default=True, help="Of weights and activations."),
+                     show_default=True, metavar=",".join(DTYPES),
+                     help="Of weights and activations."),
         device_option,
         click.option("--peers", metavar="NAME,...|all|none",
                      help="Who is timed beside eager and fused; see --list-peers.  [default: "

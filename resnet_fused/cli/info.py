@@ -72,8 +72,9 @@ def _ops() -> list[dict[str, Any]]:
     names = dict.fromkeys(entry.op for entry in backends.implementations())
     rows = []
     for op in names:
+        wide = (torch.float32, torch.bfloat16, torch.float16)
         for device in devices:
-            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for dtype in (torch.float8_e4m3fn,) if op.endswith("_fp8") else wide:
                 call = backends.Call(op, device, dtype)
                 try:
                     choice = backends.choose(call)
@@ -151,7 +152,7 @@ def _sections(about: dict[str, Any]) -> list[tuple[str, list[str]]]:
         refused = "; ".join(f"not {name}: {why}" for name, why in row["refused"])
         chosen = row["implementation"] or "none"
         ops.append(
-            f"{row['op']:22} {row['device']:5} {row['dtype']:9} {chosen:10} "
+            f"{row['op']:22} {row['device']:5} {row['dtype']:13} {chosen:10} "
             f"{row['why']}{f' ({refused})' if refused else ''}"
         )
     variable, value = next(iter(backend["environment"].items()))
