@@ -180,9 +180,7 @@ SIZES = [(256, 64, 56), (256, 128, 56), (512, 128, 28)]
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("batch", [32, 256])
 @pytest.mark.parametrize(("channels", "filters", "side"), SIZES)
-def test_it_is_taken_where_it_is_predicted_faster(
-    channels, filters, side, batch, projected, about
-):
+def test_it_is_taken_where_it_is_predicted_faster(channels, filters, side, batch, projected, about):
     """By wgmma on an H200, by mma.sync on the others."""
     found = chosen((batch, channels, side, side), filters, about, projected=projected)
     one, more = numbers(found.why)

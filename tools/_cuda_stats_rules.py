@@ -185,11 +185,11 @@ def merged_gradients(kernel: Any, *, ended: bool = False) -> dict[str, bool]:
         r"SHFL\.BFLY.*": 2 * 3,
     }
     if ended:
-        # A thread's pairs of the addend, of raw and of a projection's raw output, and of `out` for
-        # the mask; three sums of two channels for every 64 of a block, eight lanes of each.
+        # A thread's pairs of the addend, of raw and of a projection's raw output, with the means of
+        # these; of `out` for the mask; three sums of its channels, over eight lanes.
         pairs = 32 * channels // 2 // 256
         least |= {
-            r"LDG\.E\.CONSTANT": 3 * pairs,
+            r"LDG\.E\.CONSTANT": 3 * pairs + 2 * channels // 16,
             r"LDS": pairs,
             r"SHFL\.BFLY.*": 3 * 3 * channels // 16,
         }
