@@ -19,6 +19,7 @@ NAMES = {
     "conv_bn_dgrad_end": ("3x3_16_16_at6_add_noact", "1x1_32_16_at6_add_noact"),
     "conv_bn_wgrad": ("3x3s2_16_16_at7", "7x7s2_3_16_at14_noact"),
     "conv_bn_grad1x1": ("1x1_16_32_at6", "1x1_32_16_at6_add_noact"),
+    "conv_bn_grad1x1_end": ("1x1_32_16_at6_add_noact",),
     "bn_add_act": ("32_at5_add",),
     "bn_add_act_conv_stats": ("1x1_32_16_at6_noact",),
     "bn_add_act_backward": ("32_at5_add",),
@@ -116,13 +117,13 @@ def test_every_layer_of_a_network_is_there(op):
         "conv_bn_dgrad": len(network) - 1,  # nobody needs the images' gradient
         "conv_bn_dgrad_end": blocks // 2,  # the second of each stage's two
         "conv_bn_grad1x1": 0,  # the projections have stride 2
-        "bn_add_act_conv_stats": 0,  # basic blocks begin with 3x3
+        "bn_add_act_conv_stats": 0, "conv_bn_grad1x1_end": 0,  # basic blocks begin with 3x3
         "bn_add_act": blocks, "bn_add_act_backward": blocks,
     }  # fmt: skip
     assert len(found) == expected[op]
     keys = [s.key for s in subject.subjects("kernel", "cpu", batches=[1], ops=[op], size=64)]
     # One shape of each of ResNet-50's stages stands behind a block's end.
-    behind = op in ("bn_add_act_conv_stats", "conv_bn_dgrad_end")
+    behind = op in ("bn_add_act_conv_stats", "conv_bn_dgrad_end", "conv_bn_grad1x1_end")
     assert len(keys) == len(set(keys)) >= (4 if behind else 6)
     inner = [case.act == "relu" for case in found if op.startswith("conv")]
     assert not inner or 0 < sum(inner) < len(inner) or op == "conv_bn_dgrad_end"

@@ -33,6 +33,7 @@ RUNS: tuple[trials.Run, ...] = (
 FILES = {
     "conv_bn_grad1x1_merge_sm80.cuh",
     "conv_bn_grad1x1_sm90.cuh",
+    "grad1x1_finish.h",
     "grad1x1_sums.h",
     "pipeline.h",
     "warpgroup_epilogue.h",

@@ -193,6 +193,20 @@ def test_a_kernel_takes_what_it_does_not_refuse(ran, monkeypatch):
     )  # fmt: skip
 
 
+def test_a_backend_without_a_kernel_is_not_warned_about(monkeypatch, caplog):
+    """The ops in its place are as good; what they do not serve is said of them."""
+    monkeypatch.setattr(_end_gradient, "UNITING", {"cuda": _end_gradient.UNITING["cuda"]})
+    backends.forget_choices()
+    said = {}
+    for name in ("triton", "cuda"):
+        caplog.clear()
+        with rf.backend(name):
+            call(Operands(SERVED, torch.float32))
+        said[name] = [record.getMessage().partition(" ")[0] for record in caplog.records]
+    backends.forget_choices()
+    assert OP not in said["triton"] and OP in said["cuda"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

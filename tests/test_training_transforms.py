@@ -24,13 +24,14 @@ OPS = {
     "conv_bn_dgrad": ("3x3_8_8_at5", "dz"),
     "conv_bn_dgrad_end": ("3x3_8_8_at5_add_noact", "dz"),
     "conv_bn_wgrad": ("3x3_8_8_at5", "dz"),
+    "conv_bn_grad1x1_end": ("1x1_16_8_at5_add_noact", "dz"),
     "bn_add_act": ("8_at5_add", "y"),
     "bn_add_act_backward": ("8_at5_add", "dz"),
 }
 """Op -> a call, and the operand that is differentiated."""
 GRADIENTS = (
     "conv_dgrad", "conv_wgrad", "conv_bn_dgrad", "conv_bn_dgrad_end", "conv_bn_wgrad",
-    "bn_add_act_backward",
+    "conv_bn_grad1x1_end", "bn_add_act_backward",
 )  # fmt: skip
 
 

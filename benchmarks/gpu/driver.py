@@ -75,6 +75,7 @@ WINDOWS_FP8 = (*FP8, "--c", "64", "--k", "64", "--configuration", "tma_win96x64_
 CHAIN_FP8 = ("--op", "conv_chain_fp8", "--quantised")
 FLOAT32 = ("--dtype", "float32")
 BY_64 = ("--c", "64", "--k", "64")
+GRAD1X1_END = (*A_1X1, "--affine", "--addend")
 STRIDED_CHAIN = ("--k", "208", "--next", "128", "--projected", "256", "--stride", "2")
 BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_bn_act", "tma_p128x128_4s", ("--residual", "--stride", "2")),
@@ -117,6 +118,8 @@ BY_TMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("conv_bn_wgrad", "tma_128x256_3s_2d_2x", ("--affine", "--k", "136", "--splits", "2")),
     ("conv_bn_wgrad", "tma_win64x576_3s", ("--affine", "--normed", "--splits", "2")),
     ("conv_bn_grad1x1", "tma_64x64_6s", (*A_1X1, "--affine", "--normed", "--addend", "1")),
+    ("conv_bn_grad1x1_end", "tma_64x128_4s", (*GRAD1X1_END, "1", "--c", "136", "--residual")),
+    ("conv_bn_grad1x1_end", "tma_128x128_4s", (*GRAD1X1_END, "2", "--k", "120", "--float-weight")),
 )
 SM90A_CALLS: tuple[tuple[str, ...], ...] = (
     *(("--op", op, *BY_64, "--configuration", tile, *more) for op, tile, more in BY_TMA),

@@ -153,6 +153,7 @@ INTERPRETED = {
     "bn": ("32_at4_add",),
     "bn_add_act_conv_stats": ("1x1_32_16_at5_noact",),
     "conv_bn_grad1x1": ("1x1_16_32_at5", "1x1_32_16_at5_add_noact"),
+    "conv_bn_grad1x1_end": ("1x1_32_16_at5_add_noact",),
 }
 """Calls of training's ops for Triton's interpreter, by the op's name or how it begins."""
 

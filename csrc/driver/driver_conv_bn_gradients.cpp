@@ -1,6 +1,7 @@
 #include "../launch/conv_bn_dgrad.h"
 #include "../launch/conv_bn_dgrad_end.h"
 #include "../launch/conv_bn_grad1x1.h"
+#include "../launch/conv_bn_grad1x1_end.h"
 #include "../launch/conv_bn_wgrad.h"
 #include "bn_operands.h"
 
@@ -19,6 +20,9 @@ constexpr Interface<RfConvBnWgrad> kWgrad = {"conv_bn_wgrad", rf_conv_bn_wgrad_c
 constexpr Interface<RfConvBnGrad1x1> kGrad1x1 = {
     "conv_bn_grad1x1", rf_conv_bn_grad1x1_configurations, rf_conv_bn_grad1x1_configuration,
     rf_conv_bn_grad1x1_plan, rf_conv_bn_grad1x1_cuda};
+constexpr Interface<RfConvBnGrad1x1End> kGrad1x1End = {
+    "conv_bn_grad1x1_end", rf_conv_bn_grad1x1_end_configurations,
+    rf_conv_bn_grad1x1_end_configuration, rf_conv_bn_grad1x1_end_plan, rf_conv_bn_grad1x1_end_cuda};
 
 // dy, the gradient of a convolution's output: dz, or with --affine A dz + (B y + C), rounded to T
 // behind two fused multiply-adds in float32.
@@ -84,6 +88,8 @@ struct Given {
         x(elements_of(of.x_size()), common.random, common.values),
         normed(normed),
         norm(normed ? of.c : 0, common) {}
+
+  const Norm* below() const { return normed ? &norm : nullptr; }
 };
 
 // The end of a block that stands below: its output, and with --residual a projection's raw output,
@@ -235,34 +241,44 @@ template <class T, class W>
 class WeightGradient {
  public:
   WeightGradient(const Convolution& of, const Common& common, const Given<T>& given)
-      : of_(of), common_(common), given_(given), weight_(elements_of(of.weight_size())) {}
-
-  void* data() const { return weight_.device.data(); }
-  int32_t dtype() const {
-    return static_cast<int32_t>(std::is_same_v<W, T> ? common_.dtype : DataType::kFloat32);
-  }
+      : WeightGradient(of, common, given.dy, given.x, given.below()) {}
+  // norm: null, where the convolution read x as it is.
+  WeightGradient(const Convolution& of, const Common& common, const OutputGradient<T>& dy,
+                 const Operand<T>& x, const Norm* norm)
+      : of_(of),
+        common_(common),
+        dy_(dy),
+        x_(x),
+        norm_(norm),
+        weight_(elements_of(of.weight_size())) {}
 
   RfConvBnWgrad problem() const {
     RfConvBnWgrad problem{};
     problem.product = problem_of<RfConvGradient>(of_, common_);
-    given_.dy.place(problem.product);
-    problem.product.x = given_.x.device.data();
-    problem.product.weight = data();
-    problem.coefficients = given_.dy.coefficients();
-    problem.norm = given_.norm.device.data();
-    problem.affine = given_.dy.affine();
-    problem.normed = given_.normed;
+    dy_.place(problem.product);
+    problem.product.x = x_.device.data();
+    problem.product.weight = weight_.device.data();
+    problem.coefficients = dy_.coefficients();
+    problem.norm = norm_ != nullptr ? norm_->device.data() : nullptr;
+    problem.affine = dy_.affine();
+    problem.normed = norm_ != nullptr;
     problem.weight_dtype = dtype();
     return problem;
+  }
+  // As a kernel of both gradients is told of it.
+  template <class Problem>
+  void place(Problem& problem) const {
+    problem.dweight = weight_.device.data();
+    problem.dweight_dtype = dtype();
+    copy_to(problem.dweight_stride, of_.weight_at().stride);
   }
 
   // Where nothing is launched, the zeros are the caller's to write.
   void judge(bool launched, Verdict& verdict) {
     if (!launched) return;
     weight_.fetch();
-    const std::vector<double> dy = given_.dy.values();
-    const Norm* norm = given_.normed ? &given_.norm : nullptr;
-    const NormedRead<T> read(given_.x, norm, of_.x_at().stride[1]);
+    const std::vector<double> dy = dy_.values();
+    const NormedRead<T> read(x_, norm_, of_.x_at().stride[1]);
     std::vector<Sum> sums(weight_.host.size());
     for_each_product(of_, [&](int64_t x, int64_t weight, int64_t out) {
       sums[static_cast<size_t>(weight)].add(dy[static_cast<size_t>(out)] * read.at(x));
@@ -275,26 +291,28 @@ class WeightGradient {
   }
 
  private:
+  int32_t dtype() const {
+    return static_cast<int32_t>(std::is_same_v<W, T> ? common_.dtype : DataType::kFloat32);
+  }
+
   const Convolution& of_;
   const Common& common_;
-  const Given<T>& given_;
+  const OutputGradient<T>& dy_;
+  const Operand<T>& x_;
+  const Norm* norm_;
   Operand<W> weight_;
 };
 
-// Both of a 1x1 convolution, by one kernel.
-template <class T, class W>
+// Both of a 1x1 convolution, by one kernel. kImage: the member of Problem that is the input's.
+template <class Problem, auto kImage, class Input, class Weight>
 class BothGradients {
  public:
-  BothGradients(const Convolution& of, const Arguments& arguments, Common& common,
-                const Given<T>& given)
-      : of_(of), input_(of, arguments, common, given), weight_(of, common, given) {}
+  BothGradients(const Input& input, const Weight& weight) : input_(input), weight_(weight) {}
 
-  RfConvBnGrad1x1 problem() const {
-    RfConvBnGrad1x1 problem{};
-    problem.image = input_.problem();
-    problem.dweight = weight_.data();
-    problem.dweight_dtype = weight_.dtype();
-    copy_to(problem.dweight_stride, of_.weight_at().stride);
+  Problem problem() const {
+    Problem problem{};
+    problem.*kImage = input_.problem();
+    weight_.place(problem);
     return problem;
   }
 
@@ -304,9 +322,8 @@ class BothGradients {
   }
 
  private:
-  const Convolution& of_;
-  InputGradient<T> input_;
-  WeightGradient<T, W> weight_;
+  Input input_;
+  Weight weight_;
 };
 
 template <class Problem, class Gradient>
@@ -365,8 +382,24 @@ bool run_conv_bn_grad1x1(const Arguments& arguments, Common& common, Json& json)
   const Convolution of(arguments);
   return with_weight_type(kGrad1x1.name, arguments, common, [&]<class T, class W>() {
     const Given<T> given(of, arguments, common);
-    return run(kGrad1x1, BothGradients<T, W>(of, arguments, common, given), arguments, common,
-               json);
+    using Input = InputGradient<T>;
+    using Weight = WeightGradient<T, W>;
+    const BothGradients<RfConvBnGrad1x1, &RfConvBnGrad1x1::image, Input, Weight> both(
+        Input(of, arguments, common, given), Weight(of, common, given));
+    return run(kGrad1x1, both, arguments, common, json);
+  });
+}
+
+bool run_conv_bn_grad1x1_end(const Arguments& arguments, Common& common, Json& json) {
+  const Convolution of(arguments);
+  return with_weight_type(kGrad1x1End.name, arguments, common, [&]<class T, class W>() {
+    const Given<T> given(of, arguments, common, true);
+    const BlockEnd<T> end(of, arguments, common);
+    using Input = EndGradient<T>;
+    using Weight = WeightGradient<T, W>;
+    const BothGradients<RfConvBnGrad1x1End, &RfConvBnGrad1x1End::end, Input, Weight> both(
+        Input(of, arguments, common, given, end), Weight(of, common, given.dy, end.out, nullptr));
+    return run(kGrad1x1End, both, arguments, common, json);
   });
 }
 

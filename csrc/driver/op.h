@@ -71,6 +71,7 @@ bool run_conv_bn_dgrad_end(const Arguments& arguments, Common& common, Json& jso
 bool run_conv_bn_wgrad(const Arguments& arguments, Common& common, Json& json);
 // Both, of a 1x1 convolution: what these two read, and what they judge.
 bool run_conv_bn_grad1x1(const Arguments& arguments, Common& common, Json& json);
+bool run_conv_bn_grad1x1_end(const Arguments& arguments, Common& common, Json& json);
 
 // Training's passes over activations of n, c, h, w; see csrc/kernels. They read act, layout and,
 // beside that:

@@ -2,8 +2,8 @@
 
 In a case, `act="relu"` says that a BatchNorm and ReLU stand below the convolution (it reads through
 them, and its gradient is masked), `residual` that a shortcut's gradient is added. That of
-`conv_bn_dgrad_end` always is, and the block before it has no projection. Eager's way is
-the calls of PyTorch that give the same results.
+`conv_bn_dgrad_end` and `conv_bn_grad1x1_end` always is, and the block before has no projection.
+Eager's way is the calls of PyTorch that give the same results.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from resnet_fused.bench.training_operands import (
     make_following,
     make_forward,
     make_gradient,
+    united_case,
 )
 from resnet_fused.cases import BnActCase, ConvCase
 from resnet_fused.roofline import Cost
@@ -161,18 +162,19 @@ def _eager_end_backward(_case: BnActCase, _like: Any) -> Function:
     return run
 
 
-def _eager_behind(case: ConvCase, _like: Any) -> Function:
-    gradient = _eager_gradient(case, True, False)
+def _eager_behind(case: ConvCase, of_weight: bool) -> Function:
+    gradient = _eager_gradient(case, True, of_weight)
 
-    def run(o: TrainingOperands) -> Tensor:
+    def run(o: TrainingOperands) -> Any:
         assert o.norm is not None
-        dz = gradient(o)
+        found = gradient(o)
+        dz = found[0] if of_weight else found
         # gamma's place: its shape alone counts for the gradients of gamma and beta.
         torch.ops.aten.native_batch_norm_backward(
             dz, o.x, o.norm[SCALE], None, None, o.norm[MEAN], o.norm[INVSTD], True, EPS,
             [False, True, True],
         )  # fmt: skip
-        return dz
+        return found
 
     return run
 
@@ -202,6 +204,16 @@ def _ours_both(_case: ConvCase) -> Function:
     return run
 
 
+def _ours_united(_case: ConvCase) -> Function:
+    def run(o: TrainingOperands) -> tuple[Tensor, Tensor, Tensor]:
+        dz, sums, dweight = ops.conv_bn_grad1x1_end(
+            o.dz, o.weight, o.y, o.coefficients, out=o.h, raw=o.x, norm=o.norm, addend=o.addend
+        )
+        return dz, dweight, sums
+
+    return run
+
+
 def _bound_forward(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
     oracle = numerics.conv_bn_stats_oracle(o.x, o.norm, o.weight, **case.geometry)
     bound = numerics.conv_bn_stats_bound(o.x, o.norm, o.weight, oracle, **case.geometry, **sums)
@@ -226,6 +238,10 @@ def _bound_wgrad(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
     given = (o.dz, o.y, o.coefficients, o.x, o.norm, o.weight)
     oracle = numerics.conv_bn_wgrad_oracle(*given, **case.geometry)
     return oracle, numerics.conv_bn_wgrad_bound(*given, oracle, **case.geometry, **sums)
+
+
+def _bound_united_wgrad(case: ConvCase, o: Any, **sums: Any) -> tuple[Tensor, Tensor]:
+    return _bound_wgrad(case, dataclasses.replace(o, x=o.h, norm=None), **sums)
 
 
 def _bound_end(case: BnActCase, o: Any, **_: Any) -> tuple[Tensor, Tensor]:
@@ -292,10 +308,10 @@ def _gradient_passes(
     return tuple(found)
 
 
-def _behind_passes(case: ConvCase, dtype: torch.dtype) -> tuple[Cost, ...]:
+def _behind_passes(case: ConvCase, dtype: torch.dtype, of_weight: bool) -> tuple[Cost, ...]:
     masked = dataclasses.replace(case, act="relu")
     sums = tensor_pass(case.input_shape, dtype, 2)
-    return (*_gradient_passes(masked, dtype, True, False), sums)
+    return (*_gradient_passes(masked, dtype, True, of_weight), sums)
 
 
 KINDS: dict[str, Kind] = {
@@ -341,12 +357,12 @@ KINDS: dict[str, Kind] = {
         each(behind_case),
         make_behind,
         _ours_behind,
-        _eager_behind,
+        lambda case, _: _eager_behind(case, False),
         (Result("dz", _bound_behind), Result("sums", follows=_sums_below)),
         lambda case, dtype: roofline.conv_bn_dgrad_end_cost(
             case, dtype, addend=elements(case.input_shape)
         ),
-        _behind_passes,
+        lambda case, dtype: _behind_passes(case, dtype, False),
     ),
     "conv_bn_wgrad": Kind(
         ConvCase,
@@ -378,6 +394,22 @@ KINDS: dict[str, Kind] = {
             masked=case.act == "relu",
         ),
         lambda case, dtype: _gradient_passes(case, dtype, True, True),
+    ),
+    "conv_bn_grad1x1_end": Kind(
+        ConvCase,
+        each(united_case),
+        make_behind,
+        _ours_united,
+        lambda case, _: _eager_behind(case, True),
+        (
+            Result("dz", _bound_behind),
+            Result("dweight", _bound_united_wgrad, filters=OF_FILTERS),
+            Result("sums", follows=_sums_below),
+        ),
+        lambda case, dtype: roofline.conv_bn_grad1x1_end_cost(
+            case, dtype, addend=elements(case.input_shape)
+        ),
+        lambda case, dtype: _behind_passes(case, dtype, True),
     ),
     "bn_add_act": Kind(
         BnActCase,

@@ -100,12 +100,15 @@ def behind_case(layer: Layer) -> ConvCase | None:
     return input_gradient_case(layer) if behind else None
 
 
+def united_case(layer: Layer) -> ConvCase | None:
+    """Likewise, of one that `conv_bn_grad1x1_end` may be asked of."""
+    return behind_case(layer) if both_gradients_case(layer) is not None else None
+
+
 def following_case(layer: Layer) -> ConvCase | None:
     """Of a 1x1 convolution behind another block of its stage."""
-    case = behind_case(layer)
-    if case is None or both_gradients_case(layer) is None:
-        return None
-    return dataclasses.replace(case, residual=False)
+    case = united_case(layer)
+    return None if case is None else dataclasses.replace(case, residual=False)
 
 
 def norm_of(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ OPS = (
     "conv_bn_dgrad_end",
     "conv_bn_wgrad",
     "conv_bn_grad1x1",
+    "conv_bn_grad1x1_end",
     "bn_add_act",
     "bn_add_act_conv_stats",
     "bn_add_act_backward",

@@ -177,6 +177,11 @@ def possible(folds: bool) -> bool:
     return folds and bool(ENDING) and (wanted == "auto" or wanted in ENDING)
 
 
+def unites() -> bool:
+    """Whether a kernel of `UNITED` may be asked for: a backend without one is not warned about."""
+    return bool(UNITING) and backends.requested()[0] in ("auto", *UNITING)
+
+
 def _fits_united(place: Place) -> bool:
     """Whether one op may make all three gradients of a place."""
     stride, padding, _, groups = place.geometry
@@ -186,7 +191,7 @@ def _fits_united(place: Place) -> bool:
 def _united(place: Place) -> Way | None:
     """Where one kernel is to make all three gradients: the way; else None."""
     words = _word(), _grad1x1.wanted()
-    if not _fits_united(place) or "never" in words or not UNITING:
+    if not _fits_united(place) or "never" in words or not unites():
         return None
     device = place.device
     choice = backends.choose(backends.Call(UNITED, device.type, place.dtype, index=device.index))

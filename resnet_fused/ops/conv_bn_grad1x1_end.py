@@ -130,7 +130,7 @@ def conv_bn_grad1x1_end(
 
 def _serving(operands: Sequence[Any], addend_stride: int) -> str | None:
     """The kernel that takes a call, or None: two ops do."""
-    if torch.compiler.is_compiling() or not _end_gradient.UNITING:
+    if torch.compiler.is_compiling() or not _end_gradient.unites():
         return None
     chosen = _training.choice(OP, operands[0]).implementation.name
     kernel = _end_gradient.UNITING.get(chosen)
