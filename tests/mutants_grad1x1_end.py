@@ -24,8 +24,35 @@ Run = tuple[cases.ConvCase, int, torch.dtype, bool, tuple[bool, bool, int]]
 """Case, configuration, dtype, whether on integers, way."""
 
 
-def trials_of(runs: Iterable[Run]) -> Iterator[mutants.Trial]:
-    """On integers every bit, on noise the bound; a result in the operands' dtype and in float32."""
+# By mma.sync: steps that go round the stages; two tiles of channels, the second one and the filters
+# cut. Sums of one term: no average hides an operand that was cut instead of rounded.
+SMALL = cases.ConvCase("grad1x1_end", 3, 120, 7, 9, 56)
+WIDE = cases.ConvCase("grad1x1_end_wide", 3, 136, 7, 9, 120)
+SHALLOW = cases.ConvCase("grad1x1_end_shallow", 1, 8, 1, 1, 8)
+SMALL_TILE, WIDE_TILE = 2, 3
+
+
+def trials() -> Iterator[mutants.Trial]:
+    """Of the configurations for sm_80, in every way."""
+    runs: list[Run] = [
+        (case, index, dtype, exact, way)
+        for case, index in ((SMALL, SMALL_TILE), (WIDE, WIDE_TILE))
+        for dtype, exact, way in (
+            (torch.bfloat16, True, WHOLE), (torch.float16, False, WHOLE),
+            (torch.float16, True, BARE), (torch.bfloat16, True, THINNED),
+        )
+    ]  # fmt: skip
+    yield from trials_of(runs, 2)
+    yield from trials_of([(SHALLOW, SMALL_TILE, torch.bfloat16, False, WHOLE)])
+
+
+def trials_of(runs: Iterable[Run], parts: int = 1) -> Iterator[mutants.Trial]:
+    """On integers every bit, on noise the bound; a result in the operands' dtype and in float32.
+
+    Args:
+        runs: of the op.
+        parts: of the pixels.
+    """
     for case, index, dtype, exact, way in runs:
         given = _operands(case, dtype, exact, way)
         kept = dtype if way == BARE else torch.float32
@@ -38,7 +65,7 @@ def trials_of(runs: Iterable[Run]) -> Iterator[mutants.Trial]:
                 {
                     "schedule": schedule,
                     "configuration": index,
-                    "splits": 1,
+                    "splits": parts,
                     "resident_blocks": 2,
                 },
             )
@@ -97,3 +124,6 @@ def _judged(
         return next((reason for reason in reasons if reason is not None), None)
 
     return wrong
+
+
+mutants.TRIALS[OP] = trials

@@ -55,16 +55,23 @@ def test_every_op_by_tma_is_among_them():
         assert ("tma_" not in tiles) or op in listed or op.endswith("_fp8"), (op, tiles)
 
 
+WGMMA, MMA = ("--configuration", "tma_64x128_4s"), ("--configuration", "64x64_8w3s")
+WIDE = ("--c", 136, "--k", 120, "--splits", 2)
+
+
 @both
 @pytest.mark.parametrize(
     "options",
     [
         (),
-        ("--affine", "--addend", 1, "--residual"),
-        ("--splits", 3, "--addend", 1, "--asynchrony", "lazy", "--order", "reverse"),
-        ("--affine", "--addend", 2, "--c", 136, "--k", 120, "--splits", 2, "--float-weight"),
+        ("--affine", "--addend", 1, "--residual", *WGMMA),
+        ("--affine", "--addend", 1, "--residual", *MMA),
+        ("--splits", 3, "--addend", 1, "--asynchrony", "lazy", "--order", "reverse", *WGMMA),
+        ("--splits", 3, "--addend", 1, "--asynchrony", "lazy", "--order", "reverse", *MMA),
+        ("--affine", "--addend", 2, *WIDE, "--configuration", "tma_128x128_4s", "--float-weight"),
+        ("--affine", "--addend", 2, *WIDE, "--configuration", "128x128_8w2s", "--float-weight"),
         ("--affine", "--addend", 3, "--residual", "--asynchrony", "random", "--order", "shuffled"),
-        ("--affine", "--residual", "--rounding", "toward_zero"),
+        ("--affine", "--residual", "--rounding", "toward_zero", *MMA),
     ],
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -27,6 +27,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 both = pytest.mark.parametrize("data", ["integers", "normals"])
 # The faults of the kernel by wgmma are tests/test_emulated_grad1x1_sm90_faults.py's.
 BY_MMA = ("--configuration", "64x64_8w3s")
+UNITED_BY_TMA = ("--configuration", "tma_64x128_4s")
 
 
 def small(op):
@@ -39,6 +40,7 @@ def small(op):
         added = ("--addend", 1) if op != "conv_bn_wgrad" else ()
         tile = BY_MMA if op == "conv_bn_grad1x1" else ()
         tile = ("--residual",) if op.endswith("_end") else tile
+        tile = (*tile, *UNITED_BY_TMA) if op == "conv_bn_grad1x1_end" else tile
         return (*gradient(op), "--affine", "--normed", "--splits", 1, *added, *tile)
     return ("--op", op, *IMAGES, *(("--dtype", "float32") if op in VALUES else ()))
 
@@ -416,7 +418,12 @@ BOTH = (
 UNITED = (
     *gradient("conv_bn_grad1x1_end"), "--affine", "--residual", "--addend", 2, "--splits", 3,
 )  # fmt: skip
-SECOND = {"both": BOTH, "united": UNITED, "window": (*WINDOW, "--dtype", "bfloat16")}
+SECOND = {
+    "both": BOTH,
+    "united": (*UNITED, *BY_MMA),
+    "united_by_tma": (*UNITED, *UNITED_BY_TMA),
+    "window": (*WINDOW, "--dtype", "bfloat16"),
+}
 
 
 @pytest.mark.parametrize("resident", [1, 2, 4])

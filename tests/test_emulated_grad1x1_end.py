@@ -20,7 +20,9 @@ from resnet_fused.ops._training_checks_dgrad_end import Operands, exact_operands
 
 pytestmark = pytest.mark.emulated
 
-NAMES = ("tma_64x128_4s", "tma_128x128_4s")
+NAMES = ("tma_64x128_4s", "tma_128x128_4s", "64x64_8w3s", "128x128_8w2s")
+# By wgmma and by mma.sync.
+BOTH = pytest.mark.parametrize("configuration", [0, NAMES.index("64x64_8w3s")])
 # Affine, projected, the addend's stride, parts.
 WAYS = ((True, True, 1, 2), (True, False, 2, 1), (False, True, 0, 3), (False, False, 3, 2))
 ODD = cases.ConvCase("odd", 3, 136, 7, 9, 40)
@@ -139,25 +141,40 @@ def test_any_layout(layout):
     require(ODD, o, got, 2)
 
 
-def test_each_operand_may_lie_otherwise():
+@BOTH
+def test_each_operand_may_lie_otherwise(configuration):
     o = exact(ODD, torch.float16, step=2)
     for name in ("dz", "y", "weight", "addend", "out", "raw", "residual"):
         for layout in ("nchw", "sliced", "unaligned"):
             if name == "weight" and layout == "sliced":
                 continue
             moved = o._replace(**{name: lay_out(getattr(o, name), layout)})
-            require(ODD, o, call(moved, 2, configuration=0, splits=2)[0], 2)
+            require(ODD, o, call(moved, 2, configuration=configuration, splits=2)[0], 2)
 
 
+def test_pixels_that_repeat_need_no_copy():
+    """By mma.sync: no map leads to them."""
+    o = exact(ODD, torch.bfloat16)
+    for name in ("dz", "out", "raw", "residual"):
+        one = getattr(o, name)[:1, :, :1, :1].permute(0, 2, 3, 1)
+        t = one.expand(3, 7, 9, one.shape[-1]).permute(0, 3, 1, 2)
+        moved = o._replace(**{name: t})
+        got, report = call(moved, configuration=-1, splits=0)
+        assert NAMES[report["plan"]["configuration"]] == "64x64_8w3s", name
+        assert f"; no TMA: {name}: " in report["plan"]["why"]
+        require(ODD, moved, got)
+
+
+@BOTH
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "operand", ["dz", "y", "coefficients", "out", "raw", "residual", "norm", "weight", "addend"]
 )
-def test_nan_and_inf_go_where_they_go_in_two_kernels(operand, value):
+def test_nan_and_inf_go_where_they_go_in_two_kernels(operand, value, configuration):
     o = noise(ODD, torch.float16)
     t = getattr(o, operand)
     t[(2 if operand == "norm" else 0, 3) if t.dim() == 2 else (0, 3, 0, 0)] = value
-    got, _ = call(o, configuration=0, splits=2)
+    got, _ = call(o, configuration=configuration, splits=2)
     dx = numerics.conv_bn_dgrad_end_oracle(*o[:6])
     dweight = numerics.conv_bn_wgrad_oracle(o.dz, o.y, o.coefficients, o.out, None, got[2])
     for one, oracle in ((got[0], dx), (got[2], dweight)):
@@ -170,7 +187,8 @@ def test_nan_and_inf_go_where_they_go_in_two_kernels(operand, value):
         assert not finite
 
 
-def test_the_mask_is_the_sign_of_the_output():
+@BOTH
+def test_the_mask_is_the_sign_of_the_output(configuration):
     """NaN passes, both zeros and what is below do not."""
     case = cases.ConvCase("one", 1, 8, 1, 7, 8)
     o = exact(case, torch.bfloat16, affine=False, projected=False, step=0)
@@ -180,22 +198,25 @@ def test_the_mask_is_the_sign_of_the_output():
         out=laid_out([signs.expand(case.input_shape).to(torch.bfloat16)] * 10).out,
         dz=torch.ones_like(o.dz), weight=torch.eye(8).view(8, 8, 1, 1).to(o.weight),
     )  # fmt: skip
-    (dx, _, _), _ = call(o, 0, configuration=0, splits=1)
+    (dx, _, _), _ = call(o, 0, configuration=configuration, splits=1)
     assert torch.equal(dx, torch.tensor([1.0, 1, 1, 0, 0, 0, 0]).to(dx).expand_as(dx))
     assert not dx.signbit().any(), "what did not pass is zero, and never minus zero"
 
 
-def test_pixels_that_do_not_exist_are_zeros_and_not_c():
+@BOTH
+def test_pixels_that_do_not_exist_are_zeros_and_not_c(configuration):
     case = dataclasses.replace(ODD, n=1, h=3, w=3)  # less than a step
     o = exact(case, torch.float16)
     o.coefficients[2] = 3
-    require(case, o, call(o, configuration=0, splits=1)[0])
+    require(case, o, call(o, configuration=configuration, splits=1)[0])
 
 
-def test_the_same_bits_whatever_the_order():
+@BOTH
+def test_the_same_bits_whatever_the_order(configuration):
     o, results = noise(ODD, torch.bfloat16), []
     for order in (Schedule(), Schedule("lazy", "reverse"), Schedule("random", "shuffled", seed=5)):
-        results.append(call(o, schedule=order, configuration=0, splits=3, resident_blocks=3)[0])
+        how = {"configuration": configuration, "splits": 3, "resident_blocks": 3}
+        results.append(call(o, schedule=order, **how)[0])
     for got in results[1:]:
         assert all(map(torch.equal, got, results[0]))
 
@@ -240,15 +261,22 @@ def test_the_plan_follows_the_shape():
             assert (plan["configuration"], plan["splits"], plan["blocks"]) == (index, parts, 132)
             rows = case.k + 2 + projected
             assert plan["workspace_bytes"] == parts * 4 * rows * case.c
+    # By mma.sync two blocks of the smaller tile share a multiprocessor.
+    for gpu in (emulated.A100, emulated.RTX3080, WITHOUT_TMA):
+        for case, name, each in ((FIRST, NAMES[2], 2), (SECOND, NAMES[3], 1)):
+            plan = planned(case, projected=True, gpu=gpu)
+            assert NAMES[plan["configuration"]] == name and "TMA" not in plan["why"]
+            assert (each - 1) * gpu[0] < plan["blocks"] <= each * gpu[0]
+    # As many parts as it has steps; of so few, more columns of channels are more blocks.
     small = planned(dataclasses.replace(FIRST, n=1, h=7, w=7))
-    # As many parts as it has steps, and a part's step is shorter in the second tile.
-    assert (small["configuration"], small["splits"]) == (1, 4)
+    assert (NAMES[small["configuration"]], small["splits"], small["blocks"]) == (NAMES[2], 2, 8)
 
 
 def test_what_is_read_and_summed_costs_more():
-    for case in (FIRST, SECOND):
-        bare = planned(case, addend=0)["cycles"]
-        assert bare < planned(case)["cycles"] < planned(case, projected=True)["cycles"]
+    for case, gpu in itertools.product((FIRST, SECOND), (emulated.H200, emulated.A100)):
+        whole = planned(case, gpu=gpu)["cycles"]
+        bare = planned(case, gpu=gpu, addend=0)["cycles"]
+        assert bare < whole < planned(case, gpu=gpu, projected=True)["cycles"]
 
 
 @pytest.mark.parametrize(
@@ -269,9 +297,6 @@ def test_what_is_read_and_summed_costs_more():
         ({"addend": 4100}, "addend: its"),
         ({"addend_step": 0}, "an addend at every 0-th pixel"),
         ({"x_size": (1 << 20, 256, 56, 56)}, "more pixels or weights than a launch can have"),
-        ({"raw_stride": (0, 1, 0, 0)}, "serves it: raw: "),
-        ({"out_stride": (0, 1, 0, 0)}, "serves it: out: "),
-        ({"dz_stride": (0, 1, 0, 0), "y_stride": (0, 1, 0, 0)}, "serves it: dz: "),
     ],
 )
 def test_what_no_launch_takes_is_refused(changes, words):
@@ -281,17 +306,35 @@ def test_what_no_launch_takes_is_refused(changes, words):
         planned(FIRST, dtype, **changes)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("raw", {"raw_stride": (0, 1, 0, 0)}),
+        ("out", {"out_stride": (0, 1, 0, 0)}),
+        ("dz", {"dz_stride": (0, 1, 0, 0), "y_stride": (0, 1, 0, 0)}),
+    ],
+)
+def test_what_keeps_a_problem_from_tma_is_said(name, changes):
+    plan = planned(FIRST, **changes)
+    assert NAMES[plan["configuration"]] == NAMES[2] and f"; no TMA: {name}: " in plan["why"]
+    with pytest.raises(ValueError, match=rf"\(tma_64x128_4s\), 0 parts: {name}: "):
+        planned(FIRST, configuration=0, **changes)
+
+
 def test_wishes_that_nobody_can_fulfil_are_refused():
-    with pytest.raises(ValueError, match="there are 0 to 1"):
-        planned(FIRST, configuration=2)
+    with pytest.raises(ValueError, match="there are 0 to 3"):
+        planned(FIRST, configuration=4)
     with pytest.raises(ValueError, match="no such parts with work for each"):
         planned(ODD, configuration=0, splits=9)
     with pytest.raises(ValueError, match=r"1 \(tma_64x128_4s\)|more filters than a block keeps"):
         planned(SECOND, configuration=0)
     with pytest.raises(ValueError, match="serves it: more filters"):
         planned(dataclasses.replace(FIRST, k=136))
-    with pytest.raises(ValueError, match="serves it: TMA and wgmma are for GPUs of capability 9.0"):
-        planned(FIRST, gpu=WITHOUT_TMA)
+    with pytest.raises(ValueError, match="TMA and wgmma are for GPUs of capability 9.0"):
+        planned(FIRST, gpu=WITHOUT_TMA, configuration=0)
+    little = (*emulated.RTX3080[:1], 64 * 1024, *emulated.RTX3080[2:])
+    with pytest.raises(ValueError, match="serves it: too much shared memory"):
+        planned(SECOND, gpu=little)
 
 
 def test_nothing_is_launched_for_nothing():

@@ -95,6 +95,25 @@ def test_merged_gradients_are_held_to_both_products():
     assert failure == "its name spells no configuration"
 
 
+def test_behind_a_blocks_end_merged_gradients_read_and_sum_more():
+    name = GRAD1X1.replace("22conv_bn_grad1x1_kernel", "26conv_bn_grad1x1_end_kernel")
+    name = name.replace("Li64ELi256ELi2ELi2ELi1E", "Li64ELi64ELi2ELi3ELi2E")
+    code = {
+        "HMMA.16816.F32.BF16": 12, "LDSM.16.MT88.4": 8, "LDGSTS.E.BYPASS.128": 14, "STG.E.128": 1,
+        "SHFL.BFLY": 36, "LDG.E.CONSTANT": 20, "LDS": 20,
+    }  # fmt: skip
+    assert rules.short_name(name) == "conv_bn_grad1x1_end<BFloat16, 64x64 3 stages>"
+    assert rules.Kernel(name, "80", 118, instructions=dict(code)).failures() == []
+    for planted, said in (
+        ({"LDG.E.CONSTANT": 19}, "19 LDG"), ({"SHFL.BFLY": 35}, "35 SHFL"), ({"LDS": 3}, "3 LDS"),
+        ({"HMMA.16816.F32.BF16": 11}, "11 HMMA.*, at least 12"),
+    ):  # fmt: skip
+        (failure,) = rules.Kernel(name, "80", 118, instructions=code | planted).failures()
+        assert said in failure
+    (failure,) = rules.Kernel(name, "80", 129, instructions=dict(code)).failures()
+    assert failure == "129 registers, at most 128"
+
+
 HALO = (
     "_ZN12resnet_fused20conv_bn_stats_kernelINS_8BFloat16ENS_9HaloShapeILi128ELi64ELi2ELi2ELi4ELi3E"
     "Li2EEELNS_9LoadWidthE0ELNS_11StatsSourceE2EEEvNS_20ConvBnStatsArgumentsE"

@@ -10,6 +10,7 @@ import mutants_block_end  # noqa: F401  (it enters itself)
 import mutants_bn_dgrad  # noqa: F401  (likewise)
 import mutants_bn_dgrad_end  # noqa: F401  (likewise)
 import mutants_grad1x1  # noqa: F401  (likewise)
+import mutants_grad1x1_end  # noqa: F401  (likewise)
 import mutants_training  # noqa: F401  (likewise)
 import mutants_wgrad  # noqa: F401  (likewise)
 import pytest

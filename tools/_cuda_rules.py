@@ -353,6 +353,7 @@ RULES = {
     "conv_wgrad_merge_kernel": functools.partial(_at_most, 64),
     "conv_bn_grad1x1_merge_kernel": functools.partial(_at_most, 64),
     "conv_bn_grad1x1_kernel": merged_gradients,
+    "conv_bn_grad1x1_end_kernel": functools.partial(merged_gradients, ended=True),
     "conv_bn_grad1x1_tma_kernel": grad1x1_by_tma,
     "conv_bn_grad1x1_end_tma_kernel": grad1x1_by_tma,
     "conv_bn_act_kernel": _convolution,

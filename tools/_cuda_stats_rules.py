@@ -162,11 +162,12 @@ def grad1x1_name(mangled: str) -> str | None:
     return None if shape is None else f"{shape[0]}x{shape[1]} {shape[3]} stages"
 
 
-def merged_gradients(kernel: Any) -> dict[str, bool]:
-    """The gates of conv_bn_grad1x1, as sentences.
+def merged_gradients(kernel: Any, *, ended: bool = False) -> dict[str, bool]:
+    """The gates of conv_bn_grad1x1 and conv_bn_grad1x1_end, as sentences.
 
     Args:
         kernel: a `_cuda_rules.Kernel`.
+        ended: whether it is behind a block's end.
     """
     shape = _grad1x1_shape(kernel.name)
     if shape is None:
@@ -183,6 +184,15 @@ def merged_gradients(kernel: Any) -> dict[str, bool]:
         r"STG\b.*\.128\b.*": channels * 32 // 8 // 256,
         r"SHFL\.BFLY.*": 2 * 3,
     }
+    if ended:
+        # A thread's pairs of the addend, of raw and of a projection's raw output, with the means of
+        # these; of `out` for the mask; three sums of its channels, over eight lanes.
+        pairs = 32 * channels // 2 // 256
+        least |= {
+            r"LDG\.E\.CONSTANT": 3 * pairs + 2 * channels // 16,
+            r"LDS": pairs,
+            r"SHFL\.BFLY.*": 3 * 3 * channels // 16,
+        }
     most = min(255, 65536 // (256 * blocks))
     limit = {f"{kernel.registers} registers, at most {most}": kernel.registers <= most}
     return limit | _at_least(kernel, least)

@@ -81,4 +81,15 @@ struct Grad1x1Arguments {
   float* partial_sums;  // [part][sum_rows][C]
 };
 
+// By mma.sync behind a block's end: x is `out`, which is read as it lies and masks; norm is null.
+struct Grad1x1EndArguments {
+  Grad1x1Arguments shared;
+  const void* raw;       // [pixels][C]
+  const void* residual;  // likewise; null: no projection
+  const float* mean;     // [C], of raw
+  const float* residual_mean;
+  int64_t raw_pixel;
+  int64_t residual_pixel;
+};
+
 }  // namespace resnet_fused

@@ -7,8 +7,10 @@
 #include <array>
 #include <string>
 
+#include "conv_bn_grad1x1_end_mma.h"
 #include "conv_bn_grad1x1_end_tiles.h"
 #include "conv_bn_grad1x1_end_tma.h"
+#include "conv_bn_grad1x1_mma.h"
 #include "conv_bn_grad1x1_requests.h"
 #include "conv_gradient_choice.h"
 
@@ -16,22 +18,26 @@ namespace resnet_fused {
 namespace {
 
 constexpr int64_t kBytes = 2;  // of an element
-constexpr int32_t kCount = Grad1x1EndTmaTiles::kSize;
+// Those by mma.sync stand behind those by wgmma.
+constexpr int32_t kFirstMma = Grad1x1EndTmaTiles::kSize;
+constexpr int32_t kCount = kFirstMma + Grad1x1EndTiles::kSize;
 // Of an element that is summed against a projection's raw output as well.
 constexpr double kThirdInstructions = 3;
 
-struct Entry {
-  std::string name;
-  RfConvConfiguration configuration;
-};
+using Entry = Grad1x1MmaEntry;
 
 const std::array<Entry, kCount>& table() {
   static const std::array<Entry, kCount> made = [] {
     std::array<Entry, kCount> entries{};
-    for (int i = 0; i < kCount; ++i) {
+    for (int i = 0; i < kFirstMma; ++i) {
       Grad1x1EndTmaTiles::with(i, [&]<class Shape>() {
-        entries[i] = {grad1x1_name_of<Shape>(), grad1x1_configuration_of<Shape>()};
+        entries[i].name = grad1x1_name_of<Shape>();
+        entries[i].configuration = grad1x1_configuration_of<Shape>();
       });
+    }
+    for (int i = kFirstMma; i < kCount; ++i) {
+      Grad1x1EndTiles::with(i - kFirstMma,
+                            [&]<class Shape>() { entries[i] = grad1x1_mma_entry<Shape>(); });
     }
     return entries;
   }();
@@ -84,6 +90,7 @@ std::string unfit(const RfConvConfiguration& tile, const RfConvBnGrad1x1End& pro
                   const RfGpu& gpu) {
   if (problem.end.image.conv.weight_size[0] > tile.m) return "more filters than a block keeps";
   if (tile.shared_bytes > gpu.shared_per_block) return "too much shared memory for this GPU";
+  if (tile.tma == 0) return "";
   if (gpu.capability != 90) return "TMA and wgmma are for GPUs of capability 9.0";
   if (!kBuiltForSm90a) return "this build holds no machine code for sm_90a";
   const EndRequests made = requests_of(problem, tile);
@@ -95,12 +102,18 @@ std::string unfit(const RfConvConfiguration& tile, const RfConvBnGrad1x1End& pro
   return found.empty() ? "" : named("residual", found);
 }
 
-double cycles_of(const RfConvBnGrad1x1End& problem, const RfConvConfiguration& tile, int64_t parts,
+double cycles_of(const RfConvBnGrad1x1End& problem, const Entry& entry, int64_t parts,
                  const RfGpu& gpu) {
   const double projected = problem.end.projected;
+  const double finishing = kReduceInstructions + kThirdInstructions * projected;
+  const RfConvConfiguration& tile = entry.configuration;
+  if (tile.tma == 0) {
+    // `out` for the mask, dx put together; raw comes past shared memory.
+    const Grad1x1MmaWork work{0, 0, 1 + projected, 3, finishing};
+    return grad1x1_mma_cycles(problem.end.image, entry, work, parts, gpu);
+  }
   // `out` for the product and for the mask, raw, and dx into the staging and out of it.
-  const Grad1x1EndWork end{1 + projected, 5 + projected,
-                           kReduceInstructions + kThirdInstructions * projected};
+  const Grad1x1EndWork end{1 + projected, 5 + projected, finishing};
   return grad1x1_tma_cycles(problem.end.image, tile, end, parts, gpu);
 }
 
@@ -108,6 +121,73 @@ int64_t workspace_of(const RfConvBnGrad1x1End& problem, int64_t parts) {
   const RfConvGradient& conv = problem.end.image.conv;
   const int64_t rows = conv.weight_size[0] + 2 + problem.end.projected;
   return parts * rows * conv.weight_size[1] * int64_t{sizeof(float)};
+}
+
+const float* means_of(const void* norm, int64_t channels) {
+  constexpr int kMeanRow = 2;
+  return norm != nullptr ? static_cast<const float*>(norm) + kMeanRow * channels : nullptr;
+}
+
+// What both kernels are told.
+Grad1x1Arguments arguments_of(const RfConvBnGrad1x1End& problem, const RfConvPlan& plan,
+                              void* workspace) {
+  const RfConvBnDgradEnd& end = problem.end;
+  const RfConvConfiguration& tile = table()[plan.configuration].configuration;
+  Grad1x1Arguments made = conv_bn_grad1x1_arguments(convolution_of(problem), plan, tile, workspace);
+  made.sum_rows = 2 + end.projected;
+  made.sums = static_cast<float*>(end.image.sums);
+  made.partial_sums = made.partial + int64_t{plan.splits} * made.filters * made.channels;
+  return made;
+}
+
+bool is_half(const RfConvBnGrad1x1End& problem) {
+  return static_cast<DataType>(problem.end.image.conv.dtype) == DataType::kFloat16;
+}
+
+int run_tma(const RfConvBnGrad1x1End& problem, const RfConvPlan& plan, void* workspace,
+            void* stream) {
+  const RfConvBnDgradEnd& end = problem.end;
+  const EndRequests made = requests_of(problem, table()[plan.configuration].configuration);
+  Grad1x1EndTmaArguments arguments{};
+  Grad1x1Arguments& shared = arguments.image.shared;
+  shared = arguments_of(problem, plan, workspace);
+  arguments.mean = means_of(end.image.norm, shared.channels);
+  arguments.projected = made.projected;
+  int error = encode_grad1x1(made.image, &arguments.image);
+  if (error == 0) error = encode_tensor_map(made.raw, &arguments.raw);
+  if (error == 0 && made.projected) {
+    arguments.residual_mean = means_of(end.residual_norm, shared.channels);
+    error = encode_tensor_map(made.residual, &arguments.residual);
+  }
+  if (error != 0) return error;
+#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
+  const auto launch = is_half(problem) ? launch_conv_bn_grad1x1_end_tma_float16
+                                       : launch_conv_bn_grad1x1_end_tma_bfloat16;
+  return launch(arguments, plan.configuration, stream);
+#else
+  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
+  return static_cast<void>(stream), kNoKernelImage;
+#endif
+}
+
+int run_mma(const RfConvBnGrad1x1End& problem, const RfConvPlan& plan, void* workspace,
+            void* stream) {
+  const RfConvBnDgradEnd& end = problem.end;
+  const int64_t (&size)[4] = end.image.conv.x_size;
+  Grad1x1EndArguments arguments{};
+  arguments.shared = arguments_of(problem, plan, workspace);
+  const int64_t channels = arguments.shared.channels;
+  arguments.raw = end.image.raw;
+  arguments.raw_pixel = pixel_step(size, end.image.raw_stride).value_or(0);
+  arguments.mean = means_of(end.image.norm, channels);
+  if (end.projected != 0) {
+    arguments.residual = end.residual;
+    arguments.residual_pixel = pixel_step(size, end.residual_stride).value_or(0);
+    arguments.residual_mean = means_of(end.residual_norm, channels);
+  }
+  const auto launch =
+      is_half(problem) ? launch_conv_bn_grad1x1_end_float16 : launch_conv_bn_grad1x1_end_bfloat16;
+  return launch(arguments, plan.configuration - kFirstMma, stream);
 }
 
 }  // namespace
@@ -147,25 +227,31 @@ int32_t rf_conv_bn_grad1x1_end_plan(const RfConvBnGrad1x1End* problem, const RfG
   if (pixels > kMost || channels > kMost / (filters + 3)) {
     return refuse("more pixels or weights than a launch can have");
   }
-  std::string against;
+  std::string against, against_tma;
   for (int32_t i = 0; i < kCount; ++i) {
     if (configuration >= 0 && i != configuration) continue;
-    const RfConvConfiguration& tile = table()[i].configuration;
+    const Entry& entry = table()[i];
+    const RfConvConfiguration& tile = entry.configuration;
+    // Of TMA, what keeps the problem from those that could hold it.
+    const bool other = tile.tma != 0 && configuration < 0;
+    if (other && filters > tile.m) continue;
+    std::string& said = other ? against_tma : against;
     if (const std::string refusal = unfit(tile, *problem, *gpu); !refusal.empty()) {
-      against = refusal;
+      said = refusal;
       continue;
     }
     const int64_t steps = divide_up(pixels * kBytes, tile.step_bytes);
     const int64_t columns = divide_up(channels, tile.n);
     // As many blocks as run at one time: more would keep more sums.
-    const int64_t most = std::max<int64_t>(1, gpu->multiprocessors / columns);
+    const int64_t most =
+        std::max<int64_t>(1, gpu->multiprocessors * grad1x1_resident(tile, *gpu) / columns);
     for (int64_t parts = 1; parts <= std::max<int64_t>(most, splits); ++parts) {
       if (splits > 0 && parts != splits) continue;
       if (!has_work(steps, parts) || parts * columns > kMost) {
-        if (splits > 0) against = "its pixels have no such parts with work for each";
+        if (splits > 0) said = "its pixels have no such parts with work for each";
         continue;
       }
-      const double cycles = cycles_of(*problem, tile, parts, *gpu);
+      const double cycles = cycles_of(*problem, entry, parts, *gpu);
       if (plan->launches > 0 && cycles >= plan->cycles) continue;
       *plan = RfConvPlan{i,
                          static_cast<int32_t>(parts),
@@ -181,10 +267,14 @@ int32_t rf_conv_bn_grad1x1_end_plan(const RfConvBnGrad1x1End* problem, const RfG
     return refuse("configuration %d (%s), %d parts: %s", configuration,
                   table()[configuration].name.c_str(), splits, against.c_str());
   }
-  refuse("%s, %d parts: %s, %lld blocks on %d multiprocessors",
+  // Of a GPU that has no TMA nothing is said.
+  const bool missed =
+      gpu->capability == 90 && plan->configuration >= kFirstMma && !against_tma.empty();
+  refuse("%s, %d parts: %s, %lld blocks on %d multiprocessors%s%s",
          table()[plan->configuration].name.c_str(), plan->splits,
          configuration < 0 ? "least predicted time" : "as asked for",
-         static_cast<Long>(plan->blocks), gpu->multiprocessors);
+         static_cast<Long>(plan->blocks), gpu->multiprocessors, missed ? "; no TMA: " : "",
+         missed ? against_tma.c_str() : "");
   return 0;
 }
 
@@ -192,35 +282,8 @@ int rf_conv_bn_grad1x1_end_cuda(const RfConvBnGrad1x1End* problem, const RfConvP
                                 void* workspace, void* stream) {
   using namespace resnet_fused;
   if (plan->launches == 0) return 0;
-  const RfConvBnDgradEnd& end = problem->end;
-  const RfConvConfiguration& tile = *rf_conv_bn_grad1x1_end_configuration(plan->configuration);
-  const EndRequests made = requests_of(*problem, tile);
-  const int64_t filters = end.image.conv.weight_size[0], channels = end.image.conv.weight_size[1];
-  Grad1x1EndTmaArguments arguments{};
-  Grad1x1Arguments& shared = arguments.image.shared;
-  shared = conv_bn_grad1x1_arguments(convolution_of(*problem), *plan, tile, workspace);
-  shared.sum_rows = 2 + end.projected;
-  shared.sums = static_cast<float*>(end.image.sums);
-  shared.partial_sums = shared.partial + plan->splits * filters * channels;
-  constexpr int kMeanRow = 2;
-  arguments.mean = static_cast<const float*>(end.image.norm) + kMeanRow * channels;
-  arguments.projected = made.projected;
-  int error = encode_grad1x1(made.image, &arguments.image);
-  if (error == 0) error = encode_tensor_map(made.raw, &arguments.raw);
-  if (error == 0 && made.projected) {
-    arguments.residual_mean = static_cast<const float*>(end.residual_norm) + kMeanRow * channels;
-    error = encode_tensor_map(made.residual, &arguments.residual);
-  }
-  if (error != 0) return error;
-#if defined(RF_EMULATED) || defined(RF_WITH_SM90A)
-  const bool half = static_cast<DataType>(end.image.conv.dtype) == DataType::kFloat16;
-  const auto launch =
-      half ? launch_conv_bn_grad1x1_end_tma_float16 : launch_conv_bn_grad1x1_end_tma_bfloat16;
-  return launch(arguments, plan->configuration, stream);
-#else
-  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice; the plan comes first
-  return static_cast<void>(stream), kNoKernelImage;
-#endif
+  const auto run = plan->configuration < kFirstMma ? run_tma : run_mma;
+  return run(*problem, *plan, workspace, stream);
 }
 
 }  // extern "C"

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "conv_bn_grad1x1_arguments.h"
+#include "conv_bn_grad1x1_mma.h"
 #include "conv_bn_grad1x1_tma.h"
 #include "conv_bn_grad1x1_tma_tiles.h"
 #include "conv_gradient_choice.h"
@@ -15,40 +16,7 @@ namespace {
 
 constexpr int32_t kBytes = 2;  // of an element
 
-// A configuration, and the bytes of shared memory that a step of it moves.
-struct Entry {
-  std::string name;
-  RfConvConfiguration configuration;
-  double turned;      // while the operands are turned
-  double multiplied;  // fragments of both products
-  double finished;    // h and x for mask and sums, dx put together
-};
-
-template <class Shape>
-Entry entry() {
-  constexpr int kPixels = Shape::kPixels;
-  constexpr int kWarpsX = Shape::kWarps / Shape::kWarpsP;
-  constexpr int kWarpsC = Shape::kWarps / Shape::kWarpsK;
-  Entry made;
-  made.name = std::to_string(Shape::kFilters) + "x" + std::to_string(Shape::kChannels) + "_" +
-              std::to_string(Shape::kWarps) + "w" + std::to_string(Shape::kStages) + "s";
-  made.configuration = {nullptr,
-                        1,
-                        Shape::kFilters,
-                        Shape::kChannels,
-                        Shape::kWarpsK,
-                        kWarpsC,
-                        Shape::kStages,
-                        Shape::kBlocks,
-                        kPixels * kBytes,
-                        Shape::kSharedBytes,
-                        0};
-  made.turned = 3.0 * Shape::kGradientBytes + 2.0 * Shape::kInputBytes;
-  made.multiplied = 1.0 * kWarpsC * Shape::kGradientBytes + Shape::kWarpsK * Shape::kInputBytes +
-                    kWarpsX * Shape::kGradientBytes + Shape::kWarpsP * Shape::kWeightBytes;
-  made.finished = 4.0 * Shape::kInputBytes;
-  return made;
-}
+using Entry = Grad1x1MmaEntry;
 
 constexpr int32_t kCount = kFirstGrad1x1Tma + Grad1x1TmaTiles::kSize;
 
@@ -57,7 +25,7 @@ const std::array<Entry, kCount>& table() {
   static const std::array<Entry, kCount> made = [] {
     std::array<Entry, kCount> entries{};
     for (int i = 0; i < kFirstGrad1x1Tma; ++i) {
-      Grad1x1Tiles::with(i, [&]<class Shape>() { entries[i] = entry<Shape>(); });
+      Grad1x1Tiles::with(i, [&]<class Shape>() { entries[i] = grad1x1_mma_entry<Shape>(); });
     }
     for (int i = 0; i < Grad1x1TmaTiles::kSize; ++i) {
       Entry& made_by_tma = entries[kFirstGrad1x1Tma + i];
@@ -85,47 +53,12 @@ Size size_of(const RfConvGradient& conv) {
           conv.weight_size[1]};
 }
 
-// Blocks that a multiprocessor runs at one time.
-int64_t resident(const RfConvConfiguration& tile, const RfGpu& gpu) {
-  const int64_t fit = gpu.shared_per_multiprocessor / (tile.shared_bytes + 1024);
-  return std::clamp<int64_t>(fit, 1, tile.blocks);
-}
-
-// Cycles, predicted, as `cost` predicts those of other gradients: each step at its limit, and
-// beside it what keeps a block, not its neighbours, from multiplying. dz and y come from memory
-// once, to all blocks that share them.
+// h and x for mask and sums, dx put together; h beside x.
 double cycles_of(const RfConvBnDgrad& image, const Entry& entry, int64_t parts, const RfGpu& gpu) {
-  const RfConvConfiguration& tile = entry.configuration;
-  const Size size = size_of(image.conv);
-  const double columns = static_cast<double>(size.columns(tile));
-  const double pixels = tile.step_bytes / kBytes;
-  const double blocks = static_cast<double>(parts) * columns;
-  const double busy =
-      static_cast<double>(divide_up(parts * size.columns(tile), int64_t{gpu.multiprocessors}));
-  const double above =
-      static_cast<double>(size.filters) * (image.affine != 0 ? 2 : 1) * tile.step_bytes;
-  const double below = static_cast<double>(size.channels) / columns * tile.step_bytes;
-  const double thinned = static_cast<double>(image.addend_step) * image.addend_step;
-  const double added = image.added != 0 ? below / thinned : 0;
-
-  const double memory = (above / columns + 2 * below + added) / kMemoryBytes;
-  const double cache = (above + below + added) / kCacheBytes;
-  const double matrix = 2.0 * pixels * tile.m * tile.n / kMatrixUnit;
-  const double shared = (entry.multiplied + above + below) / kSharedBytes;
-  const double neighbours = std::min(busy, static_cast<double>(resident(tile, gpu)));
-  const double latency = kLatency / ((tile.stages - 1) * neighbours);
-  const double step = std::max({memory, cache, latency, matrix, shared});
-
-  const double turning = pixels * (tile.m * (image.affine != 0 ? kBackwardInstructions : 0) +
-                                   tile.n * (image.reduced != 0 ? kNormInstructions : 0));
-  const double finishing =
-      pixels * tile.n * (kEndInstructions + (image.reduced != 0 ? kReduceInstructions : 0));
-  const double pause = std::max(turning / kInstructions, entry.turned / kSharedBytes) +
-                       std::max(finishing / kInstructions, entry.finished / kSharedBytes) +
-                       2 * kTurnLatency;
-  const double steps = static_cast<double>(divide_up(size.steps(tile), parts));
-  const double block = steps * (step + pause / neighbours) + 2 * kLatency / neighbours;
-  return busy * block + left_and_merged(tile, blocks, gpu);
+  const bool normed = image.reduced != 0;
+  const Grad1x1MmaWork work{2, normed ? kNormInstructions : 0, 0, 4,
+                            normed ? kReduceInstructions : 0};
+  return grad1x1_mma_cycles(image, entry, work, parts, gpu);
 }
 
 // What keeps a configuration from a problem; empty if nothing does.
@@ -219,7 +152,7 @@ int32_t rf_conv_bn_grad1x1_plan(const RfConvBnGrad1x1* problem, const RfGpu* gpu
     const int64_t columns = size.columns(tile);
     // As many blocks as run at one time: more would keep more sums.
     const int64_t most =
-        std::max<int64_t>(1, gpu->multiprocessors * resident(tile, *gpu) / columns);
+        std::max<int64_t>(1, gpu->multiprocessors * grad1x1_resident(tile, *gpu) / columns);
     for (int64_t parts = 1; parts <= std::max<int64_t>(most, splits); ++parts) {
       if (splits > 0 && parts != splits) continue;
       if (!has_work(steps, parts) || parts * columns > kMost) {

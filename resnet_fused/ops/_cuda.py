@@ -21,8 +21,6 @@ from ._library import define
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = frozenset({_cuda_fp8.OP, _cuda_chain_fp8.OP})
 """Ops whose operands are e4m3, which wgmma alone multiplies here."""
-BY_WGMMA = FP8 | {"conv_bn_grad1x1_end"}
-"""Ops whose kernels all are by wgmma."""
 GRADIENTS = ("conv_dgrad", "conv_wgrad")
 ORDERED = frozenset({"conv_bn_act", "conv_chain", "head", "stem", *FP8})
 """Ops whose kernels may begin before the one ahead has ended: those of a frozen engine."""
@@ -51,7 +49,7 @@ def supports(call: backends.Call) -> str | None:
     if not _cuda_plan.exists(call.op):
         return f"the extension holds no CUDA kernel of {call.op}: build it again"
     device = torch.device("cuda" if call.index is None else f"cuda:{call.index}")
-    if call.op in BY_WGMMA and torch.cuda.is_available():
+    if call.op in FP8 and torch.cuda.is_available():
         capability = _cuda_plan.gpu(device)[3]
         if capability != _cuda_plan.HOPPER:
             return f"wgmma is for GPUs of capability 9.0, this one has {capability / 10}"

@@ -107,7 +107,7 @@ def conv_bn_grad1x1_end(configuration: str, device: str) -> None:
     Nothing runs on a GPU that does not take it: no call comes to it there.
 
     Args:
-        configuration: "tma_64x128_4s".
+        configuration: "tma_64x128_4s", "64x64_8w3s".
         device: "cuda:0".
 
     Raises:

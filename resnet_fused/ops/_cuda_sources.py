@@ -9,7 +9,7 @@ from ._cuda_pass_sources import of_pass, of_vectors
 from ._cuda_sources_dgrad import BN_DGRAD_END, BN_DGRAD_WINDOWS
 from ._cuda_sources_fp8 import CONV_CHAIN_FP8
 from ._cuda_sources_frozen import CONV_BN_ACT, CONV_BN_ACT_FP8, CONV_CHAIN, STEM
-from ._cuda_sources_grad1x1 import BY_MMA, CONV_BN_GRAD1X1, CONV_BN_GRAD1X1_END
+from ._cuda_sources_grad1x1 import CONV_BN_GRAD1X1, CONV_BN_GRAD1X1_END
 from ._cuda_sources_measured import (
     BLOCK_END,
     CONV_BN_STATS,
@@ -239,11 +239,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "csrc/launch/pixel_rows.h",
     ),
     "conv_bn_grad1x1_end": (
-        *(
-            name
-            for name in (*_COMMON, *_OF_GRADIENTS, *_BY_TMA)
-            if name not in {*_OF_TAPS, *BY_MMA}
-        ),
+        *_COMMON,
+        *_OF_GRADIENTS,
+        *(name for name in _BY_TMA if name not in _OF_TAPS),
         *CONV_BN_GRAD1X1_END,
         "csrc/launch/pixel_rows.h",
     ),
