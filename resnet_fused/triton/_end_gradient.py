@@ -86,6 +86,30 @@ def choose(
     reason = unfit(product, limits, allowed)
     if reason is not None or not product.rows:
         return Verdict(False, reason or "an empty batch")
+    one, two = lasts(
+        case, itemsize, limits, allowed, precision=precision, projected=projected, added=added,
+        merged=merged,
+    )  # fmt: skip
+    text = f"{abs(less) / 1e6:.1f} MB {'less' if less > 0 else 'more'} through memory"
+    return Verdict(less > 0 and one < two, text)
+
+
+def lasts(
+    case: ConvCase,
+    itemsize: int,
+    limits: _tiles.Limits,
+    allowed: frozenset[str] | None,
+    *,
+    precision: str = "ieee",
+    projected: bool,
+    added: int,
+    merged: bool,
+) -> tuple[float, float]:
+    """Cycles with the end in the gradient of the input, and with a pass behind that; see `choose`.
+
+    Where `merged`, of both gradients of the convolution; else of that of its input alone.
+    """
+    product = product_of(case, itemsize, precision)
     one = _tiles.choose(product, limits, allowed)
     two = _tiles.choose(product, limits)
     between = case.n * case.c * case.h * case.w * itemsize
@@ -100,13 +124,11 @@ def choose(
     rate = _tiles.MEMORY * limits.multiprocessors
     one_lasts = cycles(product, one, bare + passing - 2 * between, asked, limits)
     if merged:
-        one_lasts += _weights_cycles(case, itemsize, limits)
+        one_lasts += weights_cycles(case, itemsize, limits)
         two_last = _both_cycles(case, itemsize, limits, added, bare + between + weights)
     else:
         two_last = cycles(product, two, bare, before, limits) + _tiles.MERGE
-    two_last += passing / rate
-    text = f"{abs(less) / 1e6:.1f} MB {'less' if less > 0 else 'more'} through memory"
-    return Verdict(less > 0 and one_lasts < two_last, text)
+    return one_lasts, two_last + passing / rate
 
 
 @functools.lru_cache(maxsize=4096)
@@ -126,7 +148,7 @@ def _both_cycles(
     return _lasts(memory, asked, limits)
 
 
-def _weights_cycles(case: ConvCase, itemsize: int, limits: _tiles.Limits) -> float:
+def weights_cycles(case: ConvCase, itemsize: int, limits: _tiles.Limits) -> float:
     """Cycles of the gradient of a 1x1's weights by a kernel of its own."""
     pixels, weights = case.n * case.p * case.q, case.k * case.c
     product = _tiles.Product(

@@ -67,6 +67,7 @@ def serves(
     itemsize: int,
     limits: _tiles.Limits,
     allowed: frozenset[str] | None = None,
+    configs: tuple[Config, ...] = CONFIGS,
 ) -> Config | None:
     """The configuration that takes a 1x1 convolution of stride 1, or None: then two kernels do.
 
@@ -81,10 +82,11 @@ def serves(
         itemsize: bytes of an element.
         limits: the GPU's.
         allowed: names of the configurations to choose among; None for all.
+        configs: all there are, in order.
     """
     if itemsize != 2 or filters % PIECE or channels % PIECE:
         return None
-    for one in CONFIGS:
+    for one in configs:
         if one.filters >= filters:
             few = _tiles.cdiv(channels, one.channels) <= MOST_REREADS
             fits = limits.capability in one.capabilities and one.shared <= limits.shared_memory
