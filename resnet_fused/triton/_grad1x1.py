@@ -87,10 +87,10 @@ def serves(
     if itemsize != 2 or filters % PIECE or channels % PIECE:
         return None
     for one in configs:
-        if one.filters >= filters:
+        if one.filters >= filters and limits.capability in one.capabilities:
             few = _tiles.cdiv(channels, one.channels) <= MOST_REREADS
-            fits = limits.capability in one.capabilities and one.shared <= limits.shared_memory
-            return one if few and fits and (allowed is None or one.name in allowed) else None
+            fits = few and one.shared <= limits.shared_memory
+            return one if fits and (allowed is None or one.name in allowed) else None
     return None
 
 

@@ -15,11 +15,13 @@ from . import _end_gradient, _grad1x1, _tiles
 from ._grad1x1 import PIXELS, SUM, Config
 
 CONFIGS = (
-    Config(64, 128, 2, 80 * 1024, (90,)),
-    Config(128, 128, 2, 128 * 1024, (90,)),
+    Config(64, 128, 2, 80 * 1024, (80, 90, 100)),
+    Config(128, 128, 2, 128 * 1024, (90, 100)),
+    Config(128, 64, 1, 80 * 1024, (80,)),
 )
-"""As of `_grad1x1`. 256 filters stand behind 1024 channels in a ResNet: too many programs would
-read the same dz and y."""
+"""As of `_grad1x1`; of those that an architecture takes, the first that holds all filters serves.
+256 filters stand behind 1024 channels in a ResNet: too many programs would read the same dz and y.
+"""
 
 PIECE = 16
 """Channels that Triton must know rows to be multiples of: beside the raw outputs' places, a pointer
