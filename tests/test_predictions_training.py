@@ -59,6 +59,11 @@ def test_the_page_has_the_gradients_between_blocks(tool):
         assert 0 < one.won <= least + tool.LAUNCH + 1e-9 or one.bound == "L2"
         assert one.after < one.before or one.taken == ends.ALL
         assert one.united is None or one.united < min(one.before, one.after)
+    six = [one for one in found if one.taken == ends.ALL]
+    won = sum(one.won for one in six) * 1e3
+    alone = sum(max(0.0, one.before - one.after) for one in six) * 1e3
+    text = f"win {won:.2f} ms of a step, by the table, where the end alone wins {alone:.2f} at most"
+    assert text in " ".join(page.split())
 
 
 def test_what_the_docs_say_of_it(tool):
