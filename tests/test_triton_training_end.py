@@ -114,11 +114,11 @@ class TestRule:
             ]  # fmt: skip
             assert tuple(taken) == wanted
         case = cases.ConvCase("c", 256, 256, 56, 56, 64)
-        found = united.choose(case, 2, H200, projected=True, added=case.n * case.c * 3136)
+        found = rule.unite(case, 2, H200, projected=True, added=case.n * case.c * 3136)
         assert found == (True, "813 thousand cycles predicted, of more kernels 1113")
-        left = united.choose(case, 2, H200, frozenset())
+        left = rule.unite(case, 2, H200, frozenset())
         assert left == (False, "64 filters and 256 channels of 2 bytes do not fit one kernel")
-        empty = united.choose(cases.ConvCase("none", 0, 64, 56, 56, 64), 2, H200)
+        empty = rule.unite(cases.ConvCase("none", 0, 64, 56, 56, 64), 2, H200)
         assert empty == (False, "an empty batch")
 
     def test_which_shapes_one_kernel_of_all_three_takes(self):
@@ -139,7 +139,7 @@ class TestRule:
         case = cases.ConvCase("c", 32, 256, 56, 56, 64)
         entry, place = _end_gradient.UNITING["triton"], place_of(case, projected=True)
         assert entry.refusal(place) is None
-        assert entry.verdict(place) == united.choose(
+        assert entry.verdict(place) == rule.unite(
             case, 2, _limits.INTERPRETER_LIMITS, projected=True, added=32 * 256 * 3136
         )
         monkeypatch.setattr(_end_gradient._triton, "allowed", lambda *_: frozenset())

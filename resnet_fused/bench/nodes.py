@@ -22,7 +22,6 @@ from resnet_fused.roofline import Kernel, node_kernels
 from resnet_fused.roofline.training import thins
 from resnet_fused.triton import _end_gradient as _between
 from resnet_fused.triton import _grad1x1 as _rule
-from resnet_fused.triton import _grad1x1_end as _united
 from resnet_fused.triton import _tiles
 
 Merging = Callable[[ConvCase, bool], bool]
@@ -261,9 +260,8 @@ def unites_by_triton(dtype: torch.dtype, limits: _tiles.Limits) -> Ending:
         if not _grad1x1.fits_geometry(case.weight_shape, case.stride, case.padding, case.groups):
             return False
         elements = _end_gradient.added_elements(_place(case, dtype, projected, added))
-        return _united.choose(
-            case, dtype.itemsize, limits, projected=projected, added=elements
-        ).united
+        size = dtype.itemsize
+        return _between.unite(case, size, limits, projected=projected, added=elements).ended
 
     return uniting
 

@@ -123,7 +123,7 @@ def _united_refusal(place: Place) -> str | None:
 def _united_verdict(place: Place) -> tuple[bool, str]:
     """Whether that kernel is the better way by arithmetic, and why."""
     case = _end_gradient.case_of(place.between, place.weight, place.geometry)
-    return _grad1x1_end.choose(
+    return _end_gradient.unite(
         case, place.dtype.itemsize, _limits.limits(place.device),
         _triton.allowed(UNITED, place.device), projected=place.projected,
         added=added_elements(place),

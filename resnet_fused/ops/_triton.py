@@ -82,8 +82,11 @@ BESIDE = {
     "conv_bn_grad1x1_end": (
         "triton/_grad1x1.py",
         "triton/_grad1x1_end.py",
+        "triton/_traffic.py",
+        "triton/conv_bn_dgrad.py",
         "triton/conv_bn_dgrad_end.py",
         "triton/conv_bn_grad1x1.py",
+        "triton/conv_dgrad.py",
     ),
     "conv_bn_wgrad": ("triton/conv_wgrad.py",),
     "conv_chain": ("triton/_chain_tiles.py",),

@@ -1,17 +1,14 @@
-"""Where one kernel makes both gradients of a 1x1 and a block's end, and what that saves.
+"""Which places one kernel of both gradients of a 1x1 and a block's end takes, and its cycles.
 
-Pure functions of sizes and limits: no GPU, no Triton. The layers that run, `explain` and the
-predictions ask the same ones.
+Pure functions of sizes and limits: no GPU, no Triton. `_end_gradient` compares it with other ways.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import NamedTuple
 
 from ..cases import ConvCase
-from . import _end_gradient, _grad1x1, _tiles
+from . import _grad1x1, _tiles
 from ._grad1x1 import PIXELS, SUM, Config
 
 CONFIGS = (
@@ -50,61 +47,6 @@ def unfit(filters: int, channels: int, itemsize: int) -> str:
     return _grad1x1.unfit(filters, channels, itemsize)
 
 
-class Verdict(NamedTuple):
-    """Whether one kernel makes all three gradients.
-
-    Attributes:
-        united: whether it does; else more kernels do.
-        why: one clause.
-    """
-
-    united: bool
-    why: str
-
-
-@functools.lru_cache(maxsize=4096)
-def choose(
-    case: ConvCase,
-    itemsize: int,
-    limits: _tiles.Limits,
-    allowed: frozenset[str] | None = None,
-    *,
-    projected: bool = False,
-    added: int = 0,
-) -> Verdict:
-    """Whether one kernel should make both gradients of a 1x1 and the end of the block before it.
-
-    It is compared with the better of two ways: the end with the input's gradient, and the weights'
-    gradient alone; and a pass for the end behind both gradients, from one kernel or two. Each is
-    taken to last as `_end_gradient.lasts` says. The rule is arithmetic, not measured.
-
-    Args:
-        case: sizes of the forward call of the convolution behind the block.
-        itemsize: bytes of an element.
-        limits: the GPU's.
-        allowed: names of the configurations to choose among; None for all.
-        projected: whether the block has a projection, whose reductions are taken too.
-        added: elements of the shortcut's gradient.
-    """
-    pixels = case.n * case.h * case.w
-    config = serves(case.k, case.c, itemsize, limits, allowed)
-    if config is None:
-        return Verdict(False, unfit(case.k, case.c, itemsize))
-    if not pixels:
-        return Verdict(False, "an empty batch")
-    one = cycles(case, itemsize, config, limits, projected=projected, added=added)
-    merged = _grad1x1.choose(pixels, case.k, case.c, itemsize, limits).config is not None
-    apart = min(
-        _end_gradient.lasts(
-            case, itemsize, limits, None, projected=projected, added=added, merged=merged
-        )
-    )
-    if not merged:
-        apart += _end_gradient.weights_cycles(case, itemsize, limits)
-    said = f"{one / 1e3:.0f} thousand cycles predicted, of more kernels {apart / 1e3:.0f}"
-    return Verdict(one < apart, said)
-
-
 def cycles(
     case: ConvCase,
     itemsize: int,
@@ -116,8 +58,15 @@ def cycles(
 ) -> float:
     """Cycles of the one kernel: of memory, caches and tensor cores the slowest.
 
-    The busiest program takes as many tiles of pixels as any other, or one more. Arguments as of
-    `choose`.
+    The busiest program takes as many tiles of pixels as any other, or one more.
+
+    Args:
+        case: sizes of the forward call of the convolution behind the block.
+        itemsize: bytes of an element.
+        config: the configuration.
+        limits: the GPU's.
+        projected: whether the block has a projection, whose reductions are taken too.
+        added: elements of the shortcut's gradient.
     """
     pixels, weights = case.n * case.h * case.w, case.k * case.c
     sizes = pixels, case.k, case.c, itemsize

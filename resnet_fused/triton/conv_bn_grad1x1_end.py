@@ -171,18 +171,14 @@ def launch(
         sums.zero_()
         dweight.zero_()
         return
-    n, channels, height, width = out.shape
-    filters = dz.shape[1]
-    limits = _limits.limits(dz.device)
-    config = config or serves(filters, channels, dz.element_size(), limits, allowed)
-    if config is None:
-        raise LookupError(f"no configuration for {filters} filters and {channels} channels")
+    (n, channels, height, width), filters = out.shape, dz.shape[1]
+    config = config or chosen(dz, channels, allowed)
     dz, weight, target = readable(dz), readable(weight), writable(dx)
     result, more = (dz if t is None else readable(t) for t in (y, addend))
     out, raw, other = alike(out, raw, raw if residual is None else residual)
     vectors, own = (sums if t is None else t.contiguous() for t in (coefficients, residual_norm))
     pixels = n * height * width
-    most, across = programs(pixels, channels, config, limits)
+    most, across = programs(pixels, channels, config, _limits.limits(dz.device))
     parts = parts or most
     empty = functools.partial(torch.empty, dtype=torch.float32, device=dz.device)
     workspace = empty((_tiles.cdiv(pixels, PIXELS), len(sums), channels))
@@ -202,3 +198,16 @@ def launch(
         merge_sums(workspace, sums)
         if target is not dx:
             dx.copy_(target)
+
+
+def chosen(dz: Tensor, channels: int, allowed: frozenset[str] | None) -> Config:
+    """The configuration of a call.
+
+    Raises:
+        LookupError: there is none.
+    """
+    filters = dz.shape[1]
+    config = serves(filters, channels, dz.element_size(), _limits.limits(dz.device), allowed)
+    if config is None:
+        raise LookupError(f"no configuration for {filters} filters and {channels} channels")
+    return config
