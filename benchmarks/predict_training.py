@@ -28,8 +28,13 @@ from predict_triton import CACHE, H200, LAUNCH, MEMORY, PAGE, TENSOR, efficiency
 from resnet_fused import models
 from resnet_fused.bench.nodes import Node, by_triton, nodes, saved_bytes, traffic
 from resnet_fused.cases import ConvCase
-from resnet_fused.roofline import Kernel, conv_bn_dgrad_end_cost, conv_bn_grad1x1_cost
-from resnet_fused.triton import _end_gradient, _grad1x1, _tiles, _traffic
+from resnet_fused.roofline import (
+    Kernel,
+    conv_bn_dgrad_end_cost,
+    conv_bn_grad1x1_cost,
+    conv_bn_grad1x1_end_cost,
+)
+from resnet_fused.triton import _end_gradient, _grad1x1, _grad1x1_end, _tiles, _traffic
 from resnet_fused.triton._training_traffic import bn_dgrad_end_issued_bytes
 
 BEGIN, END = "<!-- training: begin -->", "<!-- training: end -->"
@@ -68,12 +73,27 @@ def _merged(case: ConvCase, kernel: Kernel, inner: bool) -> tuple[float, float]:
     bare = conv_bn_grad1x1_cost(case, torch.bfloat16, masked=inner)
     addend = (kernel.cost.bytes - bare.bytes) // 2
     issued = _grad1x1.issued_bytes(*sizes, config, H200, masked=inner, addend=addend).total
+    return issued, _two_products(kernel, config)
+
+
+def _united(case: ConvCase, kernel: Kernel) -> tuple[float, float]:
+    """Likewise, of both gradients and a block's end in one kernel."""
+    sizes = case.n * case.h * case.w, case.k, case.c, 2
+    config = _grad1x1_end.serves(*sizes[1:], H200)
+    issued = _grad1x1_end.issued_bytes(*sizes, config, H200).total
+    # What the shortcut adds, and a projection's raw output: once each.
+    issued += kernel.cost.bytes - conv_bn_grad1x1_end_cost(case, torch.bfloat16).bytes
+    return issued, _two_products(kernel, config)
+
+
+def _two_products(kernel: Kernel, config: _grad1x1.Config) -> float:
+    """Seconds on the tensor cores of a kernel that multiplies each tile of pixels twice."""
     shared = functools.partial(
         _tiles.Tile, n=config.channels, warps=_grad1x1.WARPS, stages=_grad1x1.STAGES, why=""
     )
     products = shared(m=_grad1x1.PIXELS), shared(m=config.filters)
     each = kernel.cost.flops / 2
-    return issued, sum(each / (TENSOR * efficiency(tile)) for tile in products)
+    return sum(each / (TENSOR * efficiency(tile)) for tile in products)
 
 
 def _issued(case: ConvCase, op: str, kernel: Kernel) -> tuple[float, float]:
@@ -115,6 +135,8 @@ def seconds(node: Node, kernel: Kernel) -> tuple[float, float, float]:
         return memory, 0.0, 0.0
     if kernel.op == "conv_bn_grad1x1":
         issued, tensor = _merged(case, kernel, node.inner(kernel.layer))
+    elif kernel.op == "conv_bn_grad1x1_end":
+        issued, tensor = _united(case, kernel)
     else:
         issued, tensor = _issued(case, kernel.op, kernel)
     return memory, issued / CACHE, tensor

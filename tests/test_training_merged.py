@@ -18,7 +18,7 @@ from training_nets import CASES, assert_same, build, norms, steps
 
 import resnet_fused as rf
 from resnet_fused import _tuned, backends, models, roofline
-from resnet_fused.bench.nodes import by_triton, ends_by_triton, nodes, traffic
+from resnet_fused.bench.nodes import by_triton, ends_by_triton, nodes, traffic, unites_by_triton
 from resnet_fused.cases import ConvCase
 from resnet_fused.nn import _training_route
 from resnet_fused.ops import _end_gradient, _grad1x1, _training
@@ -98,16 +98,16 @@ def meta_step(model, shape, dtype=BF16):
 
 @pytest.mark.parametrize("ending", [False, True])
 @pytest.mark.parametrize(
-    ("batch", "limits", "merged", "ended", "between"),
+    ("batch", "limits", "merged", "ended", "between", "united"),
     [
-        (256, H200, (11, 8), 12, 12),
-        (8, H200, (8, 6), 15, 14),
-        (1, H200, (0, 0), 15, 15),
-        (256, A100, (0, 0), 2, 15),
+        (256, H200, (11, 5), 12, 9, 6),
+        (8, H200, (8, 5), 15, 9, 6),
+        (1, H200, (0, 0), 15, 15, 0),
+        (256, A100, (0, 0), 2, 12, 3),
     ],
 )
 def test_a_node_takes_what_the_prediction_counts(
-    pretend, batch, limits, merged, ended, between, ending
+    pretend, batch, limits, merged, ended, between, united, ending
 ):
     """ResNet-50 at its full size: the same ops on the same shapes, the merged one among them.
 
@@ -120,14 +120,15 @@ def test_a_node_takes_what_the_prediction_counts(
         meta_step(models.resnet50, shape)
     merging = by_triton(BF16, limits)
     ends = ends_by_triton(BF16, limits) if ending else False
-    found = nodes(resnet50(), shape, BF16, merging=merging, ending=ends)
+    unites = unites_by_triton(BF16, limits)
+    found = nodes(resnet50(), shape, BF16, merging=merging, ending=ends, uniting=unites)
     counted = collections.Counter(
         (kernel.op, sizes(node.case_of(kernel), kernel.op) if "conv" in kernel.op else None)
         for node in found
         for kernel in node.kernels
     )
     places = {"conv_bn_stats": 2, "conv_bn_wgrad": 5, "conv_bn_dgrad": 3, OP: 5}
-    places[_end_gradient.OP] = 3
+    places[_end_gradient.OP] = places[_end_gradient.UNITED] = 3
 
     def asked(op, arguments):
         weight = tuple(arguments[places[op]].shape)
@@ -144,8 +145,11 @@ def test_a_node_takes_what_the_prediction_counts(
     seen["bn_add_act", None] += len(ends)
     assert seen == counted and len(ends) == ended
     assert sum(count for (op, _), count in seen.items() if op == OP) == merged[ending]
-    every = sum(count for (op, _), count in seen.items() if op == _end_gradient.OP)
-    assert every == (between if ending else 0)
+    every = [
+        sum(count for (op, _), count in seen.items() if op == one)
+        for one in (_end_gradient.OP, _end_gradient.UNITED)
+    ]
+    assert every == ([between, united] if ending else [0, 0])
 
 
 def sizes(case, op):
@@ -165,13 +169,15 @@ def test_explain_says_which_way(pretend):
     assert "by two ops: 512 filters and 128 channels of 2 bytes do not fit" in why["layer2.1.conv3"]
     said = {name for name, text in why.items() if "both gradients" in text}
     # The others' gradient of the input is that behind the block before.
-    behind = f"gradient of the end of the block before it by one op ({_end_gradient.OP}): "
-    ended = {name for name, text in why.items() if behind in text}
-    assert (
-        len(ended) == 14
-        and "layer2.0.conv1" not in ended
-        and f"{behind}154.1 MB less through memory" in why["layer1.1.conv1"]
-    )
+    behind = "gradient of the end of the block before it by one op "
+    ops = {
+        op: {name for name, text in why.items() if f"{behind}({op}): " in text}
+        for op in (_end_gradient.OP, _end_gradient.UNITED)
+    }
+    ended = set().union(*ops.values())
+    assert [len(names) for names in ops.values()] == [9, 6]
+    assert "102.8 MB less through memory" in why["layer3.0.conv1"]
+    assert f"{behind}({_end_gradient.UNITED}): 176 thousand cycles" in why["layer1.2.conv1"]
     ones = {
         name
         for name, module in model.named_modules()

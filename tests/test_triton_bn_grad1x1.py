@@ -149,6 +149,9 @@ PLANTS = {
     "a tile lost": ("tl.cdiv(pixels, BLOCK_M), parts", "tl.cdiv(pixels, BLOCK_M) - 1, parts"),
 }
 
+PLANTED = ("conv_bn_grad1x1_kernel", "gradient_of_tile")
+"""The functions that are changed."""
+
 
 @pytest.mark.parametrize("name", PLANTS)
 def test_the_exact_cases_bite(name, monkeypatch):
@@ -166,18 +169,20 @@ def test_the_exact_cases_bite(name, monkeypatch):
     wanted = expected(operands, case)
     got = launch(operands, case)
     assert torch.equal(got[2].double(), wanted[2]) and torch.equal(got[0], wanted[0])
-    lines = inspect.getsourcelines
+    lines, found_in = inspect.getsourcelines, set()
 
     def planted(fn):
         found, first = lines(fn)
-        if getattr(fn, "__name__", "") == "conv_bn_grad1x1_kernel":
-            assert any(text in line for line in found)
+        name = getattr(fn, "__name__", "")
+        if name in PLANTED and any(text in line for line in found):
+            found_in.add(name)
             found = [line.replace(text, other) for line in found]
         return found, first
 
     monkeypatch.setattr(inspect, "getsourcelines", planted)
     monkeypatch.setattr(interpreter.InterpretedFunction, "rewritten_fn", {})
     dx, _, dweight = launch(operands, case)
+    assert len(found_in) == 1
     assert not (torch.equal(dweight.double(), wanted[2]) and torch.equal(dx, wanted[0]))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
 import functools
 
 import pytest
@@ -15,18 +16,21 @@ import torch
 from end_gradient import build
 from test_triton_training_nodes import check_gradients
 from torch import nn
-from training_nets import Step, gradient_like
+from torchvision.models.resnet import Bottleneck
+from training_nets import Step, gradient_like, norms, projection
 from triton_trace import needs_interpreter, watch
 
 import resnet_fused as rf
 from resnet_fused import backends, cases
-from resnet_fused.bench.nodes import by_triton, nodes
+from resnet_fused.bench.nodes import by_triton, ends_by_triton, nodes, unites_by_triton
 from resnet_fused.ops import _end_gradient, _grad1x1
 from resnet_fused.triton import _end_gradient as rule
 from resnet_fused.triton import _grad1x1 as merged
-from resnet_fused.triton import _tiles
+from resnet_fused.triton import _grad1x1_end as united
+from resnet_fused.triton import _limits, _tiles
 
 OP = _end_gradient.OP
+UNITED = f"{_end_gradient.UNITED}_kernel"
 KERNEL, PASS, IMAGE = f"{OP}_kernel", "bn_add_act_backward_kernel", "conv_bn_dgrad_kernel"
 H200, A100 = _tiles.Limits(132, 232448, 90), _tiles.Limits(108, 166912, 80)
 CONSUMER = _tiles.Limits(170, 101376, 120)
@@ -92,6 +96,57 @@ class TestRule:
         verdict = rule.choose(cases.ConvCase("c", 2, 64, 8, 8, 64), 2, H200, frozenset(), less=1)
         assert verdict == (False, left)
 
+    def test_where_one_kernel_makes_all_three(self):
+        """By the GPU: its places among ResNet-50's fifteen, and cycles that are said."""
+        shapes = {32: (6, 3, 0), 256: (6, 3, 0), 1: (0, 1, 0)}
+        for batch, wanted in shapes.items():
+            taken = [
+                sum(
+                    kernel.op == _end_gradient.UNITED
+                    for node in nodes(
+                        rf.models.resnet50(), (batch, 3, 224, 224), BF16,
+                        ending=ends_by_triton(BF16, limits),
+                        uniting=unites_by_triton(BF16, limits),
+                    )
+                    for kernel in node.kernels
+                )
+                for limits in (H200, A100, CONSUMER)
+            ]  # fmt: skip
+            assert tuple(taken) == wanted
+        case = cases.ConvCase("c", 256, 256, 56, 56, 64)
+        found = rule.unite(case, 2, H200, projected=True, added=case.n * case.c * 3136)
+        assert found == (True, "813 thousand cycles predicted, of more kernels 1113")
+        left = rule.unite(case, 2, H200, frozenset())
+        assert left == (False, "64 filters and 256 channels of 2 bytes do not fit one kernel")
+        empty = rule.unite(cases.ConvCase("none", 0, 64, 56, 56, 64), 2, H200)
+        assert empty == (False, "an empty batch")
+
+    def test_which_shapes_one_kernel_of_all_three_takes(self):
+        for limits, filters, channels, name in (
+            (H200, 64, 256, "64x128_8w2s"), (H200, 128, 512, "128x128_8w2s"), (H200, 144, 64, None),
+            (H200, 128, 528, None), (A100, 64, 512, "64x128_8w2s"), (A100, 128, 256, "128x64_8w2s"),
+            (A100, 128, 512, None), (H200, 56, 256, None), (H200, 64, 72, None),
+        ):  # fmt: skip
+            found = united.serves(filters, channels, 2, limits)
+            assert (found and found.name) == name
+            assert united.serves(filters, channels, 4, limits) is None
+        assert united.unfit(56, 64, 2) == "56 filters and 64 channels are no multiples of 16"
+        small = dataclasses.replace(H200, shared_memory=64 * 1024)
+        assert united.serves(64, 256, 2, small) is None
+        assert united.serves(64, 256, 2, H200, frozenset({"128x128_8w2s"})) is None
+
+    def test_a_place_asks_the_rule_of_all_three(self, monkeypatch):
+        case = cases.ConvCase("c", 32, 256, 56, 56, 64)
+        entry, place = _end_gradient.UNITING["triton"], place_of(case, projected=True)
+        assert entry.refusal(place) is None
+        assert entry.verdict(place) == rule.unite(
+            case, 2, _limits.INTERPRETER_LIMITS, projected=True, added=32 * 256 * 3136
+        )
+        monkeypatch.setattr(_end_gradient._triton, "allowed", lambda *_: frozenset())
+        assert entry.refusal(place) == (
+            "64 filters and 256 channels of 2 bytes do not fit one kernel"
+        )
+
     def test_a_place_asks_the_rule(self, monkeypatch):
         """The kernel's entry, on the interpreter's pretended GPU, with the merged kernel or not."""
         case = cases.ConvCase("c", 32, 64, 56, 56, 256)
@@ -105,9 +160,23 @@ class TestRule:
         assert entry.refusal(place) == "none of its configurations is left on this GPU"
 
 
+def sixteens():
+    """Between these blocks once a projection's reductions, once an addend of every other pixel."""
+    torch.manual_seed(5)
+    blocks = [
+        Bottleneck(32, 16, 1, projection(32, 64)), Bottleneck(64, 16),
+        Bottleneck(64, 32, 2, projection(64, 128, 2)),
+    ]  # fmt: skip
+    model = nn.Sequential(*blocks)
+    for norm in norms(model):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, 0, 0.1)
+    return model.to(memory_format=torch.channels_last).train(), torch.randn(3, 32, 6, 7)
+
+
 def half(name):
     """Blocks and images in float16, with what the oracle sees of them."""
-    model, x = build(name, torch.float32)
+    model, x = sixteens() if name == SIXTEENS else build(name, torch.float32)
     with torch.no_grad():
         for t in (*model.parameters(), *model.buffers(), x):
             if t.is_floating_point():
@@ -115,7 +184,7 @@ def half(name):
     return model, x.half().contiguous(memory_format=torch.channels_last)
 
 
-def step(model, x, word=None):
+def step(model, x, word=None, both="never"):
     """A step of a row; with a word by the Triton kernels, whose launches are counted."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     names, said = [], []
@@ -125,7 +194,7 @@ def step(model, x, word=None):
     else:
         model = rf.fuse(model)
         with (
-            rf.backend("triton"), _end_gradient.preferring(word), _grad1x1.preferring("never"),
+            rf.backend("triton"), _end_gradient.preferring(word), _grad1x1.preferring(both),
             backends.recording() as routes, watch() as launches,
         ):  # fmt: skip
             out = model(x)
@@ -138,14 +207,16 @@ def step(model, x, word=None):
 
 
 ROWS = ("basic", "bottlenecks", "projected within")
+SIXTEENS = "sixteens"
+"""A row whose channels the kernel of all three gradients takes."""
 
 
 @functools.cache
-def made(name, word):
+def made(name, word, both="never"):
     model, x = half(name)
     if word is None:
         return step(model.double(), x.double())
-    return step(model.half(), x, word)
+    return step(model.half(), x, word, both)
 
 
 INTERPRETED = [
@@ -197,5 +268,58 @@ class TestRows:
         monkeypatch.setattr(kernel, "launch", wrong)
         one, _, _ = step(copy.deepcopy(model).half(), x, "always")
         (two, _, _), (oracle, _, _) = made("bottlenecks", "never"), made("bottlenecks", None)
+        with pytest.raises(AssertionError, match=name.replace(".", r"\.") + ": "):
+            check_gradients(one, two, oracle)
+
+
+class TestUnited:
+    """Rows in which one kernel makes all three gradients between two blocks."""
+
+    pytestmark = INTERPRETED
+
+    def test_a_row_s_gradients(self):
+        (one, names, said), (two, others, _) = (
+            made(SIXTEENS, *words) for words in (("always", "always"), ("never", "never"))
+        )
+        kernels = UNITED, KERNEL, PASS, "conv_bn_grad1x1_kernel"
+        # Both gradients of the other 1x1 convolutions of stride 1 come from one kernel, too.
+        assert [names[kernel] for kernel in kernels[:3]] == [2, 0, 1]
+        assert [others[kernel] for kernel in kernels] == [0, 0, 3, 0] and names[kernels[3]]
+        assert torch.equal(one.out, two.out)
+        check_gradients(one, two, made(SIXTEENS, None)[0])
+        how = f"before it by one op ({_end_gradient.UNITED}): "
+        assert len(said) == 2 and all(how in why for why in said)
+
+    @pytest.mark.parametrize(
+        ("words", "found"),
+        [(("always", "never"), (0, 2)), (("never", "always"), (0, 0)), (("auto", "auto"), (0, 2))],
+    )
+    def test_by_whose_word(self, words, found):
+        """Two tiles of pixels are too few by the rule."""
+        _, names, _ = made(SIXTEENS, *words)
+        assert (names[UNITED], names[KERNEL]) == found
+
+    @pytest.mark.parametrize(
+        ("result", "name"),
+        [(10, "1.conv3.weight"), (11, "0.bn3.weight"), (11, "0.downsample.1.weight"),
+         (12, "1.conv1.weight")],
+    )  # fmt: skip
+    def test_a_fault_of_the_kernel_is_seen(self, result, name, monkeypatch):
+        """Of the gradient, of either BatchNorm's reductions, of the weights'."""
+        from resnet_fused.triton import conv_bn_grad1x1_end as kernel
+
+        right = kernel.launch
+
+        def wrong(*arguments, **options):
+            right(*arguments, **options)
+            target = arguments[result]
+            if result == 11:
+                target = target[1 + ("downsample" in name) :]
+            target *= 1.5
+
+        model, x = half(SIXTEENS)
+        monkeypatch.setattr(kernel, "launch", wrong)
+        one, _, _ = step(copy.deepcopy(model).half(), x, "always", "always")
+        (two, _, _), (oracle, _, _) = made(SIXTEENS, "never"), made(SIXTEENS, None)
         with pytest.raises(AssertionError, match=name.replace(".", r"\.") + ": "):
             check_gradients(one, two, oracle)

@@ -119,6 +119,7 @@ RULES = {
         strides=(*_CHANNELS, *_strides("dz", "y", "x"), *_strides("dweight", dims="krs")),
     ),
     "conv_bn_grad1x1_kernel": Rule(True, planned=False),
+    "conv_bn_grad1x1_end_kernel": Rule(True, planned=False),
     "conv_chain_kernel": Rule(
         True, vectors=2, more={"PROJECTED": (0, 2)}, planned=False,
         strides=(

@@ -28,8 +28,9 @@ FORMS = {
 """Of each convolution: the fullest one first, which every configuration is compiled for."""
 
 GRAD1X1 = "conv_bn_grad1x1"
+GRAD1X1_END = "conv_bn_grad1x1_end"
 END = "bn_add_act_conv_stats"
-CONVOLUTIONS = (*FORMS, GRAD1X1, END)
+CONVOLUTIONS = (*FORMS, GRAD1X1, GRAD1X1_END, END)
 
 ELEMENTWISE = {
     "bn_add_act": ("plain", "norm", "part", ""),
@@ -75,6 +76,12 @@ GRAD1X1_SHAPES = tuple(
     for c, k, size in ((64, 64, 56), (64, 256, 56), (256, 64, 56), (256, 128, 56), (128, 512, 28))
 )
 
+GRAD1X1_END_FORMS = ("affine addend projected", "affine addend", "affine", "addend projected")
+GRAD1X1_END_SHAPES = tuple(
+    ConvCase(f"1x1_{c}_{k}", 32, c, size, size, k)
+    for c, k, size in ((256, 64, 56), (256, 128, 56), (512, 128, 28), (136, 56, 9))
+)
+
 END_SHAPES = tuple(
     ConvCase(f"1x1_{c}_{k}_at{size}", 32, c, size, size, k)
     for c, k, size in ((256, 64, 56), (512, 256, 28), (2048, 512, 7), (208, 80, 9))
@@ -113,6 +120,10 @@ def convolutions(shapes: Sequence[ConvCase], types: Iterable[str]) -> list[Spec]
         for shape in GRAD1X1_SHAPES:
             sample = form == "affine norm addend" and shape.name == "1x1_256_64"
             found.append((GRAD1X1, shape, "bf16", "nhwc", None, sample, form))
+    for form in GRAD1X1_END_FORMS:
+        for shape in GRAD1X1_END_SHAPES:
+            sample = form == GRAD1X1_END_FORMS[0] and shape.name in ("1x1_256_64", "1x1_512_128")
+            found.append((GRAD1X1_END, shape, "bf16", "nhwc", None, sample, form))
     return [*found, *_ends(types)]
 
 
@@ -210,10 +221,11 @@ def _convolution(call: Any, has: set[str]) -> tuple[Any, ...]:
     addend = call.tensor(*shape.input_shape) if "addend" in has else None
     if call.op == GRAD1X1:
         return *affine, below, normed, weight, addend, x, sums, weight, 1
-    if call.op == "conv_bn_dgrad_end":
+    if call.op in ("conv_bn_dgrad_end", GRAD1X1_END):
         own = (below, norm) if "projected" in has else (None, None)
         sums = _rows(2 + ("projected" in has), shape.c)
-        return *affine, weight, addend, below, below, norm, *own, x, sums, 1, *where
+        end = (*affine, weight, addend, below, below, norm, *own, x, sums)
+        return (*end, weight, 1) if call.op == GRAD1X1_END else (*end, 1, *where)
     raw = below if "below" in has else None
     return *affine, weight, addend, raw, normed, x, sums, 1, *where
 

@@ -226,18 +226,18 @@ def by_triton(dtype: torch.dtype, limits: _tiles.Limits) -> Merging:
 def ends_by_triton(dtype: torch.dtype, limits: _tiles.Limits) -> Ending:
     """Which gradients between blocks Triton's kernels make behind a ReLU on a GPU.
 
+    By the kernel of all three gradients too: `unites_by_triton` says where.
+
     Args:
         dtype: of the activations.
         limits: the GPU's.
     """
-    merging = by_triton(dtype, limits)
+    merging, uniting = by_triton(dtype, limits), unites_by_triton(dtype, limits)
 
     def ending(case: ConvCase, projected: bool, added: int) -> bool:
-        geometry = (case.stride, case.padding, case.dilation, case.groups)
-        place = _end_gradient.Place(
-            torch.device("meta"), dtype, case.input_shape, case.weight_shape, geometry, projected,
-            added,
-        )  # fmt: skip
+        if uniting(case, projected, added):
+            return True
+        place = _place(case, dtype, projected, added)
         merged = merges(case, merging, inner=False)
         return _between.choose(
             case, dtype.itemsize, limits, projected=projected,
@@ -246,6 +246,32 @@ def ends_by_triton(dtype: torch.dtype, limits: _tiles.Limits) -> Ending:
         ).ended  # fmt: skip
 
     return ending
+
+
+def unites_by_triton(dtype: torch.dtype, limits: _tiles.Limits) -> Ending:
+    """Where one Triton kernel makes both gradients and the end between two blocks on a GPU.
+
+    Args:
+        dtype: of the activations.
+        limits: the GPU's.
+    """
+
+    def uniting(case: ConvCase, projected: bool, added: int) -> bool:
+        if not _grad1x1.fits_geometry(case.weight_shape, case.stride, case.padding, case.groups):
+            return False
+        elements = _end_gradient.added_elements(_place(case, dtype, projected, added))
+        size = dtype.itemsize
+        return _between.unite(case, size, limits, projected=projected, added=elements).ended
+
+    return uniting
+
+
+def _place(case: ConvCase, dtype: torch.dtype, projected: bool, added: int) -> _end_gradient.Place:
+    geometry = (case.stride, case.padding, case.dilation, case.groups)
+    return _end_gradient.Place(
+        torch.device("meta"), dtype, case.input_shape, case.weight_shape, geometry, projected,
+        added,
+    )  # fmt: skip
 
 
 def _pooled(pool: Any, case: ConvCase) -> tuple[int, ...]:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..cases import ConvCase
 from . import _cuda_grad1x1_end, _cuda_plan
 from . import _training_checks_dgrad_end as end_checks
-from . import _training_checks_wgrad as wgrad_checks
 from ._cuda_checks import _names, place_of
 from ._selfchecks import channels_last, guarded, require_exact
+from ._training_checks_grad1x1_end import expected
 
 DTYPES = (torch.bfloat16, torch.float16)
 WAYS = ((True, True, 1, 2), (True, False, 2, 1), (False, True, 0, 3))
@@ -35,16 +34,6 @@ def cases_of(configuration: str) -> tuple[ConvCase, ...]:
         ConvCase("whole", 3, channels, 8, 8, filters),
         ConvCase("odd", 3, 2 * channels - 8, 7, 9, filters - 8),
     )
-
-
-def expected(
-    operands: end_checks.Operands, case: ConvCase, step: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All three results of `exact_operands`, the weights' gradient in float64."""
-    dx, sums = end_checks.expected_end(operands, case, max(1, step))
-    dz, y, coefficients, _, _, out, *_ = operands
-    factors = wgrad_checks.Operands(dz, y, coefficients, out, None)
-    return dx, sums, wgrad_checks.expected_wgrad(factors, case)
 
 
 def check(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from .. import backends
-from ..triton import _end_gradient, _limits
+from ..triton import _end_gradient, _grad1x1_end, _limits
 from ..triton import _grad1x1 as _merged
 from ..triton._launch import precision
 from . import _cuda_bn_dgrad_end, _cuda_grad1x1_end, _grad1x1, _triton
@@ -112,11 +112,30 @@ ENDING: dict[str, Kernel] = {
 """Implementations of `OP` in one kernel, by name."""
 
 
+def _united_refusal(place: Place) -> str | None:
+    """Why no admitted configuration of the Triton kernel of `UNITED` takes a place, or None."""
+    sizes = place.weight[0], place.between[1], place.dtype.itemsize
+    names = _triton.allowed(UNITED, place.device)
+    served = _grad1x1_end.serves(*sizes, _limits.limits(place.device), names)
+    return _grad1x1_end.unfit(*sizes) if served is None else None
+
+
+def _united_verdict(place: Place) -> tuple[bool, str]:
+    """Whether that kernel is the better way by arithmetic, and why."""
+    case = _end_gradient.case_of(place.between, place.weight, place.geometry)
+    return _end_gradient.unite(
+        case, place.dtype.itemsize, _limits.limits(place.device),
+        _triton.allowed(UNITED, place.device), projected=place.projected,
+        added=added_elements(place),
+    )  # fmt: skip
+
+
 UNITING: dict[str, Kernel] = {
+    "triton": Kernel(_united_refusal, _united_verdict),
     "cuda": Kernel(
         lambda place: _cuda_grad1x1_end.refusal(*place),
         lambda place: _cuda_grad1x1_end.verdict(*place),
-    )
+    ),
 }
 """Implementations of `UNITED` in one kernel, by name; `verdict` is against the best other way."""
 

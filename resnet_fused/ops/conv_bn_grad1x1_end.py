@@ -55,6 +55,7 @@ _training.enter(
     SCHEMA,
     _reference,
     "both products of a tile of pixels, a block's mask and reductions of one of them",
+    triton="_training_checks_grad1x1_end",
     cuda=True,
     cuda_launch=_cuda_grad1x1_end.launch,
     cuda_checks=_cuda_grad1x1_end.CHECKS,

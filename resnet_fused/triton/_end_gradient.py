@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..cases import ConvCase
-from . import _grad1x1, _tiles
+from . import _grad1x1, _grad1x1_end, _tiles
 from ._block_end import cycles
 from ._traffic import dgrad_product_of
 from ._training_traffic import (
@@ -86,6 +86,71 @@ def choose(
     reason = unfit(product, limits, allowed)
     if reason is not None or not product.rows:
         return Verdict(False, reason or "an empty batch")
+    one, two = lasts(
+        case, itemsize, limits, allowed, precision=precision, projected=projected, added=added,
+        merged=merged,
+    )  # fmt: skip
+    text = f"{abs(less) / 1e6:.1f} MB {'less' if less > 0 else 'more'} through memory"
+    return Verdict(less > 0 and one < two, text)
+
+
+@functools.lru_cache(maxsize=4096)
+def unite(
+    case: ConvCase,
+    itemsize: int,
+    limits: _tiles.Limits,
+    allowed: frozenset[str] | None = None,
+    *,
+    projected: bool = False,
+    added: int = 0,
+) -> Verdict:
+    """Whether one kernel should make both gradients of a 1x1 and the end of the block before it.
+
+    It is compared with the better of two ways: the end with the input's gradient, and the weights'
+    gradient alone; and a pass for the end behind both gradients, from one kernel or two. The rule
+    is arithmetic, not measured.
+
+    Args:
+        case: sizes of the forward call of the convolution behind the block.
+        itemsize: bytes of an element.
+        limits: the GPU's.
+        allowed: names of the configurations to choose among; None for all.
+        projected: whether the block has a projection, whose reductions are taken too.
+        added: elements of the shortcut's gradient.
+    """
+    pixels = case.n * case.h * case.w
+    config = _grad1x1_end.serves(case.k, case.c, itemsize, limits, allowed)
+    if config is None:
+        return Verdict(False, _grad1x1_end.unfit(case.k, case.c, itemsize))
+    if not pixels:
+        return Verdict(False, "an empty batch")
+    one = _grad1x1_end.cycles(case, itemsize, config, limits, projected=projected, added=added)
+    merged = _grad1x1.choose(pixels, case.k, case.c, itemsize, limits).config is not None
+    apart = min(
+        lasts(case, itemsize, limits, None, projected=projected, added=added, merged=merged)
+    )
+    if not merged:
+        apart += _weights_cycles(case, itemsize, limits)
+    said = f"{one / 1e3:.0f} thousand cycles predicted, of more kernels {apart / 1e3:.0f}"
+    return Verdict(one < apart, said)
+
+
+def lasts(
+    case: ConvCase,
+    itemsize: int,
+    limits: _tiles.Limits,
+    allowed: frozenset[str] | None,
+    *,
+    precision: str = "ieee",
+    projected: bool,
+    added: int,
+    merged: bool,
+) -> tuple[float, float]:
+    """Cycles with the end in the gradient of the input, and with a pass behind that; see `choose`.
+
+    Where `merged`, of both gradients of the convolution; else of that of its input alone.
+    """
+    product = product_of(case, itemsize, precision)
     one = _tiles.choose(product, limits, allowed)
     two = _tiles.choose(product, limits)
     between = case.n * case.c * case.h * case.w * itemsize
@@ -104,9 +169,7 @@ def choose(
         two_last = _both_cycles(case, itemsize, limits, added, bare + between + weights)
     else:
         two_last = cycles(product, two, bare, before, limits) + _tiles.MERGE
-    two_last += passing / rate
-    text = f"{abs(less) / 1e6:.1f} MB {'less' if less > 0 else 'more'} through memory"
-    return Verdict(less > 0 and one_lasts < two_last, text)
+    return one_lasts, two_last + passing / rate
 
 
 @functools.lru_cache(maxsize=4096)

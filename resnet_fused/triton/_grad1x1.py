@@ -67,6 +67,7 @@ def serves(
     itemsize: int,
     limits: _tiles.Limits,
     allowed: frozenset[str] | None = None,
+    configs: tuple[Config, ...] = CONFIGS,
 ) -> Config | None:
     """The configuration that takes a 1x1 convolution of stride 1, or None: then two kernels do.
 
@@ -81,14 +82,15 @@ def serves(
         itemsize: bytes of an element.
         limits: the GPU's.
         allowed: names of the configurations to choose among; None for all.
+        configs: all there are, in order.
     """
     if itemsize != 2 or filters % PIECE or channels % PIECE:
         return None
-    for one in CONFIGS:
-        if one.filters >= filters:
+    for one in configs:
+        if one.filters >= filters and limits.capability in one.capabilities:
             few = _tiles.cdiv(channels, one.channels) <= MOST_REREADS
-            fits = limits.capability in one.capabilities and one.shared <= limits.shared_memory
-            return one if few and fits and (allowed is None or one.name in allowed) else None
+            fits = few and one.shared <= limits.shared_memory
+            return one if fits and (allowed is None or one.name in allowed) else None
     return None
 
 

@@ -37,6 +37,80 @@ from ._wgrad import MERGE_BLOCK, row_of, wgrad_merge_kernel
 __all__ = ["BY_NAME", "CONFIGS", "Config", "conv_bn_grad1x1_kernel", "launch", "serves"]
 
 
+@triton.jit
+def operands_of_all(
+    weight,  # [K, C, 1, 1], channels adjacent
+    coefficients,  # [3, K] float32 A, B, C; unused without AFFINE
+    channel,  # [BLOCK_N]
+    known,  # [BLOCK_N] which of them exist
+    filters,
+    weight_k,
+    AFFINE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Loads what a program keeps: filters and which exist, their weights, and A, B, C."""
+    k = tl.arange(0, BLOCK_K)
+    there = k < filters
+    place = k.to(tl.int64)[:, None] * weight_k + channel[None, :]
+    weights = tl.load(weight + place, mask=there[:, None] & known[None, :], other=0.0)
+    a1 = row_of(coefficients, k, there, AFFINE)
+    a2 = row_of(coefficients + filters, k, there, AFFINE)
+    a3 = row_of(coefficients + 2 * filters, k, there, AFFINE)
+    return k, there, weights, a1, a2, a3
+
+
+@triton.jit
+def gradient_of_tile(
+    dz,  # [N, K, H, W], channels adjacent
+    y,  # [N, K, H, W], channels adjacent; unused without AFFINE
+    a1,  # [BLOCK_K] A, B, C; unused without AFFINE
+    a2,
+    a3,
+    image,  # [BLOCK_M]
+    p,  # [BLOCK_M]
+    q,  # [BLOCK_M]
+    inside,  # [BLOCK_M] which pixels exist
+    k,  # [BLOCK_K]
+    there,  # [BLOCK_K] which filters exist
+    dz_n,
+    dz_h,
+    dz_w,
+    y_n,
+    y_h,
+    y_w,
+    AFFINE: tl.constexpr,
+):
+    """Makes dy of some pixels and all filters, rounded; 0 where there is no pixel."""
+    row = image * dz_n + p * dz_h + q * dz_w
+    seen = inside[:, None] & there[None, :]
+    z = tl.load(dz + row[:, None] + k[None, :], mask=seen, other=0.0)
+    if AFFINE:
+        row = image * y_n + p * y_h + q * y_w
+        raw = tl.load(y + row[:, None] + k[None, :], mask=seen, other=0.0)
+        z = affine_gradient(z, raw, a1[None, :], a2[None, :], a3[None, :])
+        # Behind the last pixel it would be C.
+        z = tl.where(inside[:, None], z, 0.0).to(dz.dtype.element_ty)
+    return z
+
+
+@triton.jit
+def store_part(
+    acc,  # [BLOCK_K, BLOCK_N] float32
+    partial,  # [parts, K, C] float32
+    part,
+    k,
+    there,
+    channel,
+    known,
+    filters,
+    channels,
+):
+    """Stores a program's sums of dweight."""
+    row = (part.to(tl.int64) * filters + k) * channels
+    stored = there[:, None] & known[None, :]
+    tl.store(partial + row[:, None] + channel[None, :], acc, mask=stored)
+
+
 @triton.jit(do_not_specialize=["pixels", "height", "width", "parts"])
 def conv_bn_grad1x1_kernel(
     dz,  # [N, K, H, W], channels adjacent
@@ -90,13 +164,9 @@ def conv_bn_grad1x1_kernel(
     first = (tl.program_id(0) % tiles_n) * BLOCK_N
     channel = first + tl.arange(0, BLOCK_N)
     known = channel < channels
-    k = tl.arange(0, BLOCK_K)
-    there = k < filters
-    place = k.to(tl.int64)[:, None] * weight_k + channel[None, :]
-    weights = tl.load(weight + place, mask=there[:, None] & known[None, :], other=0.0)
-    a1 = row_of(coefficients, k, there, AFFINE)
-    a2 = row_of(coefficients + filters, k, there, AFFINE)
-    a3 = row_of(coefficients + 2 * filters, k, there, AFFINE)
+    k, there, weights, a1, a2, a3 = operands_of_all(
+        weight, coefficients, channel, known, filters, weight_k, AFFINE, BLOCK_K
+    )
     scale = row_of(norm, channel, known, NORM)
     shift = row_of(norm + channels, channel, known, NORM)
     acc = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
@@ -106,15 +176,10 @@ def conv_bn_grad1x1_kernel(
         pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         inside = pixel < pixels
         image, p, q = pixel_of(tl.minimum(pixel, pixels - 1), height, width)
-        row = image * dz_n + p * dz_h + q * dz_w
-        seen = inside[:, None] & there[None, :]
-        z = tl.load(dz + row[:, None] + k[None, :], mask=seen, other=0.0)
-        if AFFINE:
-            row = image * y_n + p * y_h + q * y_w
-            raw = tl.load(y + row[:, None] + k[None, :], mask=seen, other=0.0)
-            z = affine_gradient(z, raw, a1[None, :], a2[None, :], a3[None, :])
-            # Behind the last pixel it would be C.
-            z = tl.where(inside[:, None], z, 0.0).to(dz.dtype.element_ty)
+        z = gradient_of_tile(
+            dz, y, a1, a2, a3, image, p, q, inside, k, there, dz_n, dz_h, dz_w, y_n, y_h, y_w,
+            AFFINE,
+        )  # fmt: skip
         row = image * x_n + p * x_h + q * x_w
         h = tl.load(
             x + row[:, None] + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
@@ -129,9 +194,7 @@ def conv_bn_grad1x1_kernel(
             channels, channels, addend_stride, addend_n, addend_h, addend_w, x_n, x_h, x_w, dx_n,
             dx_h, dx_w, HAS_ADDEND, NORM, BLOCK_N, SLICES,
         )  # fmt: skip
-    row = (part.to(tl.int64) * filters + k) * channels
-    stored = there[:, None] & known[None, :]
-    tl.store(partial + row[:, None] + channel[None, :], acc, mask=stored)
+    store_part(acc, partial, part, k, there, channel, known, filters, channels)
 
 
 def launch(
@@ -222,10 +285,10 @@ def merge(partial: Tensor, dweight: Tensor) -> None:
 
 
 def merge_sums(workspace: Tensor, sums: Tensor) -> None:
-    """Adds the tiles' sums [tiles, 2, C] in order, in float64."""
-    tiles, _, channels = workspace.shape
-    traceable(sums_kernel, sums)[(_tiles.cdiv(2 * channels, SUMS_TILE[1]),)](
-        workspace, sums, tiles, 2 * channels, BLOCK_M=SUMS_TILE[0], BLOCK_N=SUMS_TILE[1],
+    """Adds the tiles' sums [tiles, 2 or 3, C] in order, in float64."""
+    tiles, rows, channels = workspace.shape
+    traceable(sums_kernel, sums)[(_tiles.cdiv(rows * channels, SUMS_TILE[1]),)](
+        workspace, sums, tiles, rows * channels, BLOCK_M=SUMS_TILE[0], BLOCK_N=SUMS_TILE[1],
         num_warps=8,
     )  # fmt: skip
 
