@@ -120,7 +120,11 @@ def test_the_time_of_a_call_stands_beside_a_copy(tmp_path, monkeypatch):
     moved = 3 * 2 * 32 * 256 * 56 * 56
     assert found["moved"] == moved
     assert found["of_floor"] == pytest.approx(moved / 3e12 / 1e-4)
-    assert training_driver.line(found).startswith("100.0 us, 51% of a copy")
+    assert training_driver.line(found) == "100.0 us, 51% of a copy's rate"
+    # Passes that only move memory have a rate that is asked for.
+    for bandwidth, said in ((3e12, ", BELOW the 90% that are asked for"), (1e12, "rate")):
+        found = training_driver.time("cuda:0", "bn_add_act", bandwidth, program)
+        assert found["asked"] == 0.9 and training_driver.line(found).endswith(said)
 
 
 def test_the_sanitizers_know_the_name_of_every_kernel():
