@@ -8,16 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_driver import run, sites
+from test_driver import run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from gpu.driver import BY_TMA, SM90A_CALLS
 
 pytestmark = pytest.mark.emulated
-
-KERNELS = Path(__file__).resolve().parent.parent / "csrc" / "kernels"
-ADDRESSES = "dynamic_shared|shared_address|tma_prefetch"
 
 
 def named(call):
@@ -52,16 +49,3 @@ def test_every_op_by_tma_is_among_them():
         more = ("--r", 1, "--s", 1, "--padding", 0)
         tiles = run("--op", op, *more, *asked).stderr.partition("accepted are ")[2]
         assert ("tma_" not in tiles) or op in listed or op.endswith("_fp8"), (op, tiles)
-
-
-def test_every_kernel_by_tma_is_among_them():
-    """Of files that are more than a shell around others."""
-    called = {Path(place).name for call in SM90A_CALLS for place, *_ in sites(*call)}
-    instruction = re.compile(rf"ptx::(?!{ADDRESSES})[a-z]\w+(<.+>)?\(")
-    own = {
-        path.name
-        for path in KERNELS.glob("*_sm90.cuh")
-        if instruction.search(path.read_text()) and not path.name.startswith("ceilings_")
-    }
-    assert {"conv_chain_stream_sm90.cuh", "conv_bn_act_sm90.cuh"} < own
-    assert own - called == set()
