@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_driver import run, sites
+from test_driver import run
 from test_driver_training import both, gradient, right
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
@@ -16,9 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from gpu.driver import BY_TMA, SM90A_CALLS
 
 pytestmark = pytest.mark.emulated
-
-KERNELS = Path(__file__).resolve().parent.parent / "csrc" / "kernels"
-ADDRESSES = "dynamic_shared|shared_address|tma_prefetch"
 
 
 def named(call):
@@ -83,16 +80,3 @@ def test_both_gradients_behind_a_blocks_end_are_right(dtype, options, data):
     assert record["elements"] == 2 * c * 81 + sums + k * c
     # The bound is the results' own rounding.
     assert record["worst"] == 0 if data == "integers" else record["worst"] > 0.8
-
-
-def test_every_kernel_by_tma_is_among_them():
-    """Of files that are more than a shell around others."""
-    called = {Path(place).name for call in SM90A_CALLS for place, *_ in sites(*call)}
-    instruction = re.compile(rf"ptx::(?!{ADDRESSES})[a-z]\w+(<.+>)?\(")
-    own = {
-        path.name
-        for path in KERNELS.glob("*_sm90.cuh")
-        if instruction.search(path.read_text()) and not path.name.startswith("ceilings_")
-    }
-    assert {"conv_chain_stream_sm90.cuh", "conv_bn_act_sm90.cuh"} < own
-    assert own - called == set()

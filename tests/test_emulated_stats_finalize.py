@@ -32,6 +32,7 @@ CHUNKS = ConvCase("chunks", 6, 8, 38, 37, 8)
 GROUPS = ConvCase("groups", 2, 48, 7, 6, 96, 3, 3, (2, 1), (1, 2), (1, 2), 6)
 STEM = ConvCase("stem", 2, 3, 23, 29, 72, 7, 7, (2, 2), (3, 3))
 TURNS = ConvCase("turns", 2, 40, 13, 15, 136, 3, 3, (1, 1), (1, 1))
+SLICES = ConvCase("slices", 2, 128, 9, 11, 128, 3, 3, (1, 1), (1, 1))
 # (configuration, case, GPU, splits, whether x is read through a BatchNorm).
 WAYS = (
     ("64x64_4w4s", TILES, emulated.H200, 1, True),
@@ -44,6 +45,9 @@ WAYS = (
     ("tma_s192x128_4s", TURNS, ONE, 1, False),
     ("tma_s128x64_6s_t", ConvCase("parts", 1, 8, 95, 94, 72), (70, *ONE[1:]), 1, False),
     ("tma_win96x64_2w", conv3x3("window", 3, 12, 11, 128), ONE, 1, True),
+    ("tma_win192x64_2w_6s", SLICES, ONE, 1, True),
+    ("tma_stay128x128_4s", ConvCase("stays", 2, 72, 13, 11, 136), FEW, 1, True),
+    ("tma_image64x64_8s", STEM, FEW, 1, False),
 )
 IDS = [f"{name}-{case.name}-{splits}" for name, case, _, splits, _ in WAYS]
 every_way = pytest.mark.parametrize("way", WAYS, ids=IDS)

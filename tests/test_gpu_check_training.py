@@ -14,6 +14,7 @@ from triton_trace import needs_interpreter
 from resnet_fused import ops
 from resnet_fused.bench.training_kernels import KINDS
 from resnet_fused.ops import _grad1x1
+from resnet_fused.train.step import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -120,7 +121,43 @@ def test_the_time_of_a_call_stands_beside_a_copy(tmp_path, monkeypatch):
     moved = 3 * 2 * 32 * 256 * 56 * 56
     assert found["moved"] == moved
     assert found["of_floor"] == pytest.approx(moved / 3e12 / 1e-4)
-    assert training_driver.line(found).startswith("100.0 us, 51% of a copy")
+    assert training_driver.line(found) == "100.0 us, 51% of a copy's rate"
+    # Passes that only move memory have a rate that is asked for.
+    for bandwidth, said in ((3e12, ", BELOW the 90% that are asked for"), (1e12, "rate")):
+        found = training_driver.time("cuda:0", "bn_add_act", bandwidth, program)
+        assert found["asked"] == 0.9 and training_driver.line(found).endswith(said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("faulty", [False, True])
+def test_a_captured_step_stands_beside_ordinary_ones(monkeypatch, faulty):
+    """Some are skipped, since the loss' scale begins too high, and some are taken."""
+
+    class Planted(Step):
+        """Stands in for the captured one: with a weight that is off by its last bit."""
+
+        def __call__(self, images, targets):
+            taken = super().__call__(images, targets)
+            with torch.no_grad():
+                next(self.model.parameters()).mul_(1 + 2.0**-23)
+            return taken
+
+        def explain(self):
+            return "captured"
+
+    if faulty:
+        monkeypatch.setattr(training, "CapturedStep", Planted)
+    monkeypatch.setattr(training, "STEPS", 3 if faulty else 8)
+    found = training.captured_step("cpu", "float16", "reference")
+    assert found["ok"] is not faulty
+    assert ("tensors differ" in found.get("error", "")) is faulty
+    if not faulty:
+        assert found["scales"][:3] == [2.0**19, 2.0**18, 2.0**17] and "on cpu" in found["explain"]
+        assert found["scales"][-1] >= 2.0**12
+    names = [task.name for task in plan.training("cuda:0")]
+    for precision in ("float16", "bfloat16"):
+        for kind in ("triton", "cuda"):
+            assert f"training captured step {precision} {kind}" in names
 
 
 def test_the_sanitizers_know_the_name_of_every_kernel():

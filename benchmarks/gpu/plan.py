@@ -139,6 +139,15 @@ def training(device: str) -> list[Task]:
     found.append(Task("training row", "gpu.training_ends:row", about={"op": "conv_bn_dgrad_end"}))
     found.append(Task("training captured", "gpu.training:captured"))
     found += [
+        Task(
+            f"training captured step {precision} {kind}", "gpu.training:captured_step",
+            {"precision": precision, "implementation": kind}, 150,
+        )
+        for precision in ("float16", "bfloat16")
+        for kind in ("triton", "cuda")
+        if real
+    ]  # fmt: skip
+    found += [
         Task(f"{of} driver", "gpu.training_driver:check", {"of": of}, seconds=150) for of in CHECKED
     ]
     return found + [

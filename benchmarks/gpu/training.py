@@ -12,17 +12,22 @@ from torch import Tensor, nn
 import resnet_fused as rf
 from gpu.device import capture, interleaved, is_cuda, synchronize
 from gpu.network import dtype_of
+from gpu.operands import why_no_cuda
 from resnet_fused import backends
 from resnet_fused.bench import work
 from resnet_fused.bench.subject import Subject, block_names, conv_case, kernel_names
 from resnet_fused.bench.training_kernels import KINDS
 from resnet_fused.ops import _grad1x1
 from resnet_fused.ops.conv_bn_grad1x1 import unfit
+from resnet_fused.train.captured import CapturedStep
+from resnet_fused.train.step import Step
 from resnet_fused.triton._grad1x1 import serves
 from resnet_fused.triton._tiles import Limits
 
 BATCH = 4
 REPEATS = 5
+STEPS = 10
+"""Of which three are taken before the graph."""
 NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 HOPPER = Limits(132, 232448, 90)
@@ -201,6 +206,48 @@ def captured(device: str) -> dict[str, Any]:
     odd = [n for n, t in models[0].state_dict().items() if not torch.equal(t, state[n])]
     ok = same and not odd
     return {"ok": ok} if ok else {"ok": False, "error": f"loss equal: {same}; differ: {odd[:5]}"}
+
+
+def captured_step(device: str, precision: str, implementation: str) -> dict[str, Any]:
+    """`train.CapturedStep` beside ordinary steps, in float16 with the loss scale: the same bits.
+
+    In float16 the scale begins so high that steps are skipped, within the graph too.
+
+    Args:
+        device: where; on the CPU both take ordinary steps.
+        precision: "bfloat16" or "float16", of autocast.
+        implementation: of the layers.
+    """
+    if implementation == "cuda" and (why := why_no_cuda(device)) is not None:
+        return {"ok": None, "skipped": why}
+    dtype, kind = getattr(torch, precision), "cuda" if is_cuda(device) else "cpu"
+    made, scales, said = [], [], ""
+    for step_of in (Step, CapturedStep):
+        torch.manual_seed(0)
+        model = rf.models.cifar_resnet20().to(device, memory_format=torch.channels_last).train()
+        optimizer, scaled = _optimizer(model), dtype is torch.float16
+        scaler = torch.amp.GradScaler(kind, init_scale=2.0**20, growth_interval=3, enabled=scaled)
+        loss = nn.functional.cross_entropy
+        step = step_of(model, loss, optimizer, scaler, autocast=dtype)
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"], device=device)
+        losses, seen = [], []
+        with backends.backend(implementation):
+            for number in range(STEPS):
+                generator = torch.Generator().manual_seed(number)
+                x = torch.randn(BATCH, 3, 32, 32, generator=generator).to(device)
+                labels = torch.randint(10, (BATCH,), generator=generator).to(device)
+                losses.append(step(x.to(memory_format=torch.channels_last), labels).losses)
+                seen.append(scaler.get_scale())
+        made.append([*losses, *(t.detach() for t in model.state_dict().values())])
+        scales.append(seen)
+        said = step.explain() if isinstance(step, CapturedStep) else said
+    odd = sum(not torch.equal(a, b) for a, b in zip(*made, strict=True))
+    errors = [f"{odd} tensors differ"] * bool(odd)
+    errors += [f"scales {scales}"] * (scales[0] != scales[1])
+    errors += [f"not captured: {said}"] * (is_cuda(device) and "captured" not in said)
+    found: dict[str, Any] = {"ok": not errors, "scales": scales[1], "explain": said}
+    return found | ({"error": "; ".join(errors)} if errors else {})
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
