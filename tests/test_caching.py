@@ -214,6 +214,17 @@ def test_vectors_that_a_graph_reads_live_on_and_its_own_are_not_kept(layer, monk
         assert alive() is not None
 
 
+def test_other_streams_find_vectors_that_are_computed(layer, monkeypatch):
+    """Where they are kept: a thread on another stream may be the next to read them."""
+    waited = []
+    monkeypatch.setattr(_prepared, "finish", waited.append)
+    with torch.no_grad():
+        stir(layer).eval()
+        scale, _ = _prepared.vectors(layer.conv, layer.bn, torch.float32)
+        _prepared.vectors(layer.conv, layer.bn, torch.float32)
+    assert len(waited) == 1 and waited[0] is scale
+
+
 def test_a_data_write_is_not_seen_until_refresh(layer):
     x = x4()
     before = check(prepared(layer, x), x)

@@ -154,6 +154,12 @@ def is_captured(t: Tensor) -> bool:
     return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def finish(t: Tensor) -> None:
+    """Waits for what the current stream has to compute: whoever reads it next may be on another."""
+    if t.is_cuda:
+        torch.cuda.current_stream(t.device).synchronize()
+
+
 def before_a_step(conv: nn.Module, weight: Tensor) -> None:
     """Drops the vectors of a layer that a step is likely to follow, which may leave no version.
 
@@ -229,6 +235,7 @@ def vectors(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tenso
         value = affine(conv, bn, compute)
     if captured or cache.trained:
         return value  # in a graph it is computed by each replay, and never before the first
+    finish(value[0])
     cache.entry = Entry(options, snapshot, type(bn), False, value)
     return value
 
