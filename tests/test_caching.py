@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -150,6 +152,77 @@ def test_the_step_of_a_fused_optimiser_shows_with_frozen_batchnorm(layer):
     optimiser.step()
     assert layer.conv.weight._version == version, "torch counts these writes now: drop the rule"
     assert not torch.allclose(check(layer, x), before)
+
+
+def uncounted(layer):
+    """A write that leaves no version, as a fused optimiser's or a replay's."""
+    for t in (*layer.bn.parameters(), *layer.bn.buffers()):
+        t.detach().numpy()[...] += 1
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_scale_and_shift_are_made_anew_behind_a_step(layer, live):
+    """On a GPU they are what is kept; here the reference stands in for its kernels."""
+    x = x4()
+    with rf.backend("reference"):
+        before = check(prepared(layer, x), x)
+        layer.bn.train(live)
+        layer(x4()).square().mean().backward()
+        layer.bn.eval()
+        uncounted(layer)
+        assert not torch.allclose(check(layer, x), before)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_nothing_is_kept_of_a_layer_whose_step_is_in_a_graph(layer, live, monkeypatch):
+    """Replays write its parameters and running statistics, and PyTorch counts none of them."""
+    x = x4()
+    with rf.backend("reference"):
+        prepared(layer, x)
+        with monkeypatch.context() as capturing:
+            capturing.setattr(_prepared, "is_captured", lambda t: True)
+            layer.bn.train(live)
+            layer(x4()).square().mean().backward()
+        layer.bn.eval()
+        for _ in range(2):  # between two epochs
+            before = check(layer, x)
+            uncounted(layer)
+            assert not torch.allclose(check(layer, x), before)
+
+
+def test_vectors_that_a_graph_reads_live_on_and_its_own_are_not_kept(layer, monkeypatch):
+    x = x4()
+
+    def vectors():
+        with torch.no_grad():
+            return _prepared.vectors(layer.conv, layer.bn, torch.float32)
+
+    with rf.backend("reference"):
+        prepared(layer, x)
+        kept = vectors()
+        assert vectors() is kept
+        with monkeypatch.context() as capturing:
+            capturing.setattr(_prepared, "is_captured", lambda t: True)
+            assert vectors() is kept  # its address is in the graph now
+            with torch.no_grad():
+                layer.bn.weight.mul_(2)
+            inside = vectors()
+        alive = weakref.ref(kept[0])
+        del kept
+        assert vectors() is not inside  # whose memory holds nothing before the graph's first replay
+        gc.collect()
+        assert alive() is not None
+
+
+def test_other_streams_find_vectors_that_are_computed(layer, monkeypatch):
+    """Where they are kept: a thread on another stream may be the next to read them."""
+    waited = []
+    monkeypatch.setattr(_prepared, "finish", waited.append)
+    with torch.no_grad():
+        stir(layer).eval()
+        scale, _ = _prepared.vectors(layer.conv, layer.bn, torch.float32)
+        _prepared.vectors(layer.conv, layer.bn, torch.float32)
+    assert len(waited) == 1 and waited[0] is scale
 
 
 def test_a_data_write_is_not_seen_until_refresh(layer):

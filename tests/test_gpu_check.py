@@ -425,6 +425,10 @@ def test_names_of_steps_are_unique_and_functions_exist():
     assert [task.name for task in lists["exact"]] == [
         "standin.triton a", "other.triton a", "standin.triton b",
     ]  # fmt: skip
+    compiled = fake_kernel("m", "64x64", "narrow", "tma_1", "tma_2", "tma_3", implementation="cuda")
+    assert [task.about["configuration"] for task in plan.exact([*kernels, compiled])] == [
+        "a", "a", "tma_1", "tma_2", "tma_3", "64x64", "b", "narrow",
+    ]  # fmt: skip
     assert {task.about.get("mode") for task in lists["bounds"]} >= {"bf16", "fp16", "tf32", "fp32"}
     assert not any("bf16 3x3" in task.name for task in plan.bounds("cpu"))
     assert len(speed.LAYERS) == 10

@@ -1,10 +1,13 @@
-"""What gpu-record times and tunes: the engine's rows, and ops that stand for several layers."""
+"""What gpu-record times and tunes, and in which order: rows, ops of several layers, sanitizers."""
 
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu_record  # noqa: E402
-from gpu import recorded  # noqa: E402
+from gpu import command, driver, recorded  # noqa: E402
 
 
 def test_what_is_tuned_first_holds_some_of_every_op() -> None:
@@ -78,3 +81,28 @@ def test_other_peers_are_asked_for_by_name(
     with pytest.raises(SystemExit):
         gpu_record.parse([*out, "--peers", "tensorflow"])
     assert "got 'tensorflow'; accepted are eager_nchw" in capsys.readouterr().err
+
+
+def test_a_sanitizers_calls_share_the_cores_and_one_that_is_cut_costs_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the new kinds of instructions some are reached as soon as of the old ones, too."""
+    meeting = threading.Barrier(3)
+
+    def run(words: Sequence[str], *where: object) -> command.Ran:
+        meeting.wait(20)
+        cut = "--early" in words
+        text = "" if cut else "{}\n========= ERROR SUMMARY: 0 errors\n"
+        return command.Ran(None if cut else 0, 1.0, text)
+
+    monkeypatch.setattr(driver.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(driver.command, "run", run)
+    found: dict[str, dict[str, Any]] = {}
+    calls = [("--op", "a"), ("--early",), *[("--op", "b")] * 4]
+    driver.run(
+        "tool", tmp_path, lambda: 30.0, found.__setitem__, tmp_path, ("memcheck",), calls=calls
+    )
+    assert found["memcheck"]["ok"] is None
+    assert "5 of 6 calls passed" in found["memcheck"]["skipped"]
+    first = driver.calls_for([9, 0])[:20]
+    assert len(set(first) & set(driver.SM90A_CALLS)) == 10 == len(set(first) & set(driver.CALLS))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -155,8 +158,11 @@ REFUSED = re.compile(r"[Dd]evice not supported|not supported on th(is|e) (device
 
 
 def calls_for(capability: Sequence[int] | None) -> tuple[tuple[str, ...], ...]:
-    """What is run on a GPU of a compute capability, such as [9, 0]."""
-    return CALLS + ((*SM90A_CALLS, CEILINGS) if tuple(capability or ()) == (9, 0) else ())
+    """What is run on a GPU of a compute capability, such as [9, 0]; both kinds in turns."""
+    if tuple(capability or ()) != (9, 0):
+        return CALLS
+    turns = itertools.chain.from_iterable(itertools.zip_longest(CALLS, SM90A_CALLS))
+    return *(call for call in turns if call is not None), CEILINGS
 
 
 def find(given: Path | None) -> Path | None:
@@ -219,7 +225,7 @@ def judge(tool: str, ran: Sequence[command.Ran], calls: int) -> dict[str, Any]:
         if said is not None:
             return {**found, "ok": None, "refused": True, "skipped": f"refused: {said}"}
         if one.code is None:
-            break
+            continue
         seen = sanitizer.parse(tool, one.text)
         # All kernels here are ours, whatever the report calls them.
         seen["ours"] = seen["reports"]
@@ -245,7 +251,8 @@ def run(
     extra: Mapping[str, str] | None = None,
     calls: Sequence[Sequence[str]] = CALLS,
 ) -> None:
-    """Runs every tool over every call, the tools at once, and reports as they end.
+    """Runs every tool over every call, the tools at once and each over as many calls as half of
+    the cores take, and reports as they end.
 
     Args:
         tool_path: compute-sanitizer.
@@ -260,15 +267,21 @@ def run(
     lock = threading.Lock()
 
     def work(tool: str) -> None:
-        ran = []
-        for number, call in enumerate(calls):
-            if until() <= 0:
-                break
-            words = [tool_path, "--tool", tool, "--print-limit", "10000", str(program), *call]
+        stop = threading.Event()
+
+        def one(number: int) -> command.Ran | None:
+            if until() <= 0 or stop.is_set():
+                return None
+            words = [tool_path, "--tool", tool, "--print-limit", "10000", str(program)]
             log = logs / f"{tool}-{number}.log"
-            ran.append(command.run(words, until(), log, extra))
-            if ran[-1].code is None or refused(ran[-1].text):
-                break
+            ran = command.run([*words, *calls[number]], until(), log, extra)
+            if refused(ran.text):
+                stop.set()
+            return ran
+
+        jobs = max(1, (os.cpu_count() or 1) // (2 * len(tools)))
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            ran = [found for found in pool.map(one, range(len(calls))) if found is not None]
         with lock:
             report(tool, judge(tool, ran, len(calls)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,11 @@ SHARES = {
 """Stage -> its share of the time. What a stage does not need goes to those behind it."""
 
 OPS = ("conv_bn_act", "conv_dgrad", "conv_wgrad")
-LIMITS_S = {"triton": 120.0, "cuda": 30.0}
+TMA = "tma_"
+"""How the names of configurations begin that GPUs of capability 9.0 take before any other."""
+PER_TURN = {"triton": 1, "cuda": 4}
+"""Configurations of a kernel on integers before the others' turn: CUDA's need no compiler."""
+LIMITS_S = {"triton": 120.0, "cuda": 20.0}
 """Of a configuration on integers. Triton's are compiled first; a kernel that hangs holds a worker
 for so long, and a stage has a minute or two."""
 BOUNDS_S = {"triton": 60.0, "cuda": 20.0}
@@ -36,7 +41,11 @@ def matching(tasks: Iterable[Task], only: str) -> list[Task]:
 
 
 def exact(kernels: Sequence[Mapping[str, Any]]) -> list[Task]:
-    """Every configuration of every kernel, the ops in turns: the first ones are used the most."""
+    """Every configuration of every kernel, the ops in turns: the first ones are used the most.
+
+    Of a CUDA kernel those by TMA come first. A GPU of another kind than theirs has nothing to do
+    for them.
+    """
     lists = [
         [
             Task(
@@ -46,12 +55,17 @@ def exact(kernels: Sequence[Mapping[str, Any]]) -> list[Task]:
                 LIMITS_S[kernel["implementation"]],
                 about={"kernel": kernel, "configuration": name},
             )
-            for name in kernel["configurations"]
+            for name in sorted(kernel["configurations"], key=lambda n: not n.startswith(TMA))
         ]
         for kernel in kernels
     ]
-    longest = max((len(one) for one in lists), default=0)
-    return [one[index] for index in range(longest) for one in lists if index < len(one)]
+    counts = [PER_TURN[kernel["implementation"]] for kernel in kernels]
+    turns = [
+        [one[first : first + count] for first in range(0, len(one), count)]
+        for one, count in zip(lists, counts, strict=True)
+    ]
+    rounds = itertools.zip_longest(*turns, fillvalue=[])
+    return [task for turn in rounds for part in turn for task in part]
 
 
 def bounds(device: str, kernels: Sequence[Mapping[str, Any]] = ()) -> list[Task]:

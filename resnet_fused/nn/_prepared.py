@@ -84,13 +84,21 @@ class Entry(NamedTuple):
 
 
 class Cache:
-    """The derived values of one convolution; a copy or a pickle of it starts empty."""
+    """The derived values of one convolution; a copy or a pickle of it starts empty.
 
-    __slots__ = ("entry",)
+    Attributes:
+        entry: what is kept. Replaced whole: threads that race build it twice and agree.
+        captured: values whose addresses CUDA graphs hold, which nobody tells when those end.
+        trained: whether a graph was captured that may write what the values are made of: its
+            replays leave no versions behind, so that nothing is kept.
+    """
+
+    __slots__ = ("captured", "entry", "trained")
 
     def __init__(self) -> None:
-        # Replaced whole: threads that race build it twice and agree.
         self.entry: Entry | None = None
+        self.captured: list[Any] = []
+        self.trained = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
         return Cache()
@@ -141,6 +149,31 @@ def drop(module: nn.Module) -> None:
             onednn.forget(parameter)
 
 
+def is_captured(t: Tensor) -> bool:
+    """Whether what is computed on a tensor's device goes into a CUDA graph."""
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def finish(t: Tensor) -> None:
+    """Waits for what the current stream has to compute: whoever reads it next may be on another."""
+    if t.is_cuda:
+        torch.cuda.current_stream(t.device).synchronize()
+
+
+def before_a_step(conv: nn.Module, weight: Tensor) -> None:
+    """Drops the vectors of a layer that a step is likely to follow, which may leave no version.
+
+    Args:
+        conv: the layer's convolution.
+        weight: its weight; where it tells that the step goes into a graph, none are kept any more.
+    """
+    if is_captured(weight):
+        conv.__dict__.setdefault(VECTORS, Cache()).trained = True
+    cache = conv.__dict__.get(VECTORS)
+    if cache is not None:
+        cache.entry = None
+
+
 def affine(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tensor, Tensor]:
     """BatchNorm with given statistics as scale and shift, differentiable in its parameters.
 
@@ -180,24 +213,29 @@ def rows(
 def vectors(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tensor, Tensor]:
     """`affine`, from the cache while its sources hold, unless a gradient flows into them.
 
-    They take seven small kernels, which on a GPU cost more than the layer itself. What an optimiser
-    changes requires a gradient, so a step that leaves no version behind can't be overlooked here.
+    They take seven small kernels, which on a GPU cost more than the layer itself.
     """
     where = places(conv, bn)[1:]
     given = [slots.get(name) for slots, name in where]
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     if grad or any(t is not None and t.is_inference() for t in given):
+        if grad:
+            before_a_step(conv, conv.weight)
         return affine(conv, bn, compute)
     options = (compute, bn.eps, conv.bias is None)
-    cache = conv.__dict__.get(VECTORS)
-    entry = None if cache is None else cache.entry
+    cache = conv.__dict__.setdefault(VECTORS, Cache())
+    entry, captured = cache.entry, is_captured(conv.weight)
     fresh = entry is not None and entry.options == options and entry.norm is type(bn)
-    if fresh and entry.snapshot.holds():
+    if fresh and not cache.trained and entry.snapshot.holds():
+        if captured and all(one is not entry.value for one in cache.captured):
+            cache.captured.append(entry.value)
         return entry.value
     snapshot = Snapshot(where, strides=False)
     with torch.no_grad():
         value = affine(conv, bn, compute)
-    cache = conv.__dict__.setdefault(VECTORS, Cache())
+    if captured or cache.trained:
+        return value  # in a graph it is computed by each replay, and never before the first
+    finish(value[0])
     cache.entry = Entry(options, snapshot, type(bn), False, value)
     return value
 

@@ -164,6 +164,7 @@ def _forget(pairs: list[Pair]) -> None:
     if torch.is_grad_enabled():
         for conv, _ in pairs:
             conv.__dict__.pop(_prepared.ATTRIBUTE, None)
+            _prepared.before_a_step(conv, conv._parameters["weight"])
 
 
 def _process_group(bn: nn.Module) -> Any:
