@@ -8,6 +8,8 @@
 #else
 #include <cuda.h>
 #include <cuda_runtime.h>
+
+#include <atomic>
 #endif
 
 namespace resnet_fused {
@@ -96,10 +98,13 @@ CUtensorMapSwizzle swizzle_of(TensorSwizzle swizzle) {
   return CU_TENSOR_MAP_SWIZZLE_128B;
 }
 
-// A function of the driver, found at run time: programs are not linked with it, so that they load
-// where there is none.
+// A function of the driver, found at run time, once: programs are not linked with it, so that they
+// load where there is none. Each has a type of its own.
 template <class Function>
 cudaError_t driver_function(const char* name, Function** found) {
+  static std::atomic<Function*> known = nullptr;
+  *found = known;
+  if (*found != nullptr) return cudaSuccess;
   void* address = nullptr;
   cudaDriverEntryPointQueryResult result{};
   constexpr unsigned int kSince = 12000;  // both came with CUDA 12.0
@@ -107,8 +112,26 @@ cudaError_t driver_function(const char* name, Function** found) {
       cudaGetDriverEntryPointByVersion(name, &address, kSince, cudaEnableDefault, &result);
   if (error != cudaSuccess) return error;
   if (result != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
-  *found = reinterpret_cast<Function*>(address);
+  known = *found = reinterpret_cast<Function*>(address);
   return cudaSuccess;
+}
+
+// Calls a function of the driver, which wants a context that is current to the thread. Autograd's
+// threads, and others that have launched nothing yet, have none: cudaSetDevice binds the device's.
+template <class Function, class... Arguments>
+int call_driver(const char* name, const Arguments&... arguments) {
+  Function* function = nullptr;
+  cudaError_t error = driver_function(name, &function);
+  if (error != cudaSuccess) return error;
+  CUresult result = function(arguments...);
+  if (result == CUDA_ERROR_INVALID_CONTEXT) {
+    int device = 0;
+    error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaSetDevice(device);
+    if (error != cudaSuccess) return error;
+    result = function(arguments...);
+  }
+  return static_cast<int>(result);  // the driver's codes are the runtime's
 }
 
 }  // namespace
@@ -127,24 +150,17 @@ int encode_tensor_map(const TensorMapRequest& request, ptx::TensorMap* map) {
   const auto rank = static_cast<cuuint32_t>(request.rank);
   const CUtensorMapDataType element = element_of(request.element);
   const CUtensorMapSwizzle swizzle = swizzle_of(request.swizzle);
-  CUresult result;
   if (request.pixels == 0) {
-    decltype(cuTensorMapEncodeTiled)* encode = nullptr;
-    const cudaError_t error = driver_function("cuTensorMapEncodeTiled", &encode);
-    if (error != cudaSuccess) return error;
-    result = encode(to, element, rank, request.address, sizes, strides, box, steps,
-                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  } else {
-    decltype(cuTensorMapEncodeIm2col)* encode = nullptr;
-    const cudaError_t error = driver_function("cuTensorMapEncodeIm2col", &encode);
-    if (error != cudaSuccess) return error;
-    result = encode(to, element, rank, request.address, sizes, strides, request.lower.data(),
-                    request.upper.data(), box[0], static_cast<cuuint32_t>(request.pixels), steps,
-                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return call_driver<decltype(cuTensorMapEncodeTiled)>(
+        "cuTensorMapEncodeTiled", to, element, rank, request.address, sizes, strides, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   }
-  return static_cast<int>(result);  // the driver's codes are the runtime's
+  return call_driver<decltype(cuTensorMapEncodeIm2col)>(
+      "cuTensorMapEncodeIm2col", to, element, rank, request.address, sizes, strides,
+      request.lower.data(), request.upper.data(), box[0], static_cast<cuuint32_t>(request.pixels),
+      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
 #endif
