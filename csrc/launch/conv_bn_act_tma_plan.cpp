@@ -91,10 +91,3 @@ double tma_cost(const RfConvBnAct& problem, const TmaTypes& types, const TmaTile
 }
 
 }  // namespace resnet_fused
-
-#if !defined(RF_EMULATED) && !defined(RF_WITH_SM90A)
-extern "C" int rf_tma_clusters(int32_t /*cluster*/, int32_t* clusters) {
-  *clusters = 0;
-  return 0;
-}
-#endif
