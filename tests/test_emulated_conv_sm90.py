@@ -132,6 +132,20 @@ def test_blocks_that_share_walk_side_by_side(name, case, reverse):
     assert torch.equal(there, (clusters - 1 - tile if reverse else tile) % 2 == 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("tma_s224x64_4s_t_4p", 4), ("tma_s128x64_7s_t_2c_4p", 8)]
+)
+def test_no_cluster_waits_for_another_one(name, blocks):
+    """Where the driver has been asked, there are as many as it says run at once."""
+    index = next(i for i, tile in tiles().items() if tile["name"] == name)
+    made = layer(ConvCase("layer", 1, 512, 28, 28, 1024), 64)
+    room = {4: 31, 8: 15}
+    assert planned(made, index)["blocks"] == 128
+    assert planned(made, index, gpu=(*emulated.H200, 31, 15))["blocks"] == blocks * room[blocks]
+    few = layer(ConvCase("layer", 1, 64, 7, 7, 64), 1)
+    assert planned(few, index, gpu=(*emulated.H200, 31, 15))["blocks"] == blocks
+
+
 @every
 def test_nan_stays_where_torch_has_it(place):
     """NaN and infinity in x, in the shortcut, and in memory beside x that nobody may read."""

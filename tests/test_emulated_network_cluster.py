@@ -85,6 +85,13 @@ def test_a_workspace_serves_again_as_it_is_left():
     assert plan["workspace_bytes"] == plan["counter_bytes"] == 256  # the barrier's counter alone
 
 
+def test_room_for_blocks_that_are_alone_is_not_the_networks():
+    """Two of its blocks share a multiprocessor: `rf_network_clusters` says how many may be."""
+    x, layers = stage(DTYPES[0], exact=False, images=1)
+    asked = Network(x, layers).plan(cluster=8, gpu=(*emulated.H200, 31, 15))
+    assert asked == Network(x, layers).plan(cluster=8)
+
+
 def test_a_long_network_takes_several_launches():
     """Clusters that are cut in the first launch's last layer, and in the next one's first."""
     generator = torch.Generator().manual_seed(2)

@@ -14,13 +14,16 @@
 namespace resnet_fused::emulated {
 
 using Pair = std::array<int64_t, 2>;
-// Multiprocessors, shared memory a block and a multiprocessor may have, in bytes; and 10 times its
-// capability, where that is known.
+// Multiprocessors, shared memory a block and a multiprocessor may have, in bytes; 10 times its
+// capability, and clusters of 4 and of 8 blocks that run at once, where those are known.
 using Gpu = std::vector<int32_t>;
 
 inline RfGpu limits_of(const Gpu& gpu) {
-  if (gpu.size() != 3 && gpu.size() != 4) throw std::invalid_argument("gpu: 3 or 4 integers");
-  return {gpu[0], gpu[1], gpu[2], gpu.size() > 3 ? gpu[3] : 0};
+  if (gpu.size() != 3 && gpu.size() != 4 && gpu.size() != 6) {
+    throw std::invalid_argument("gpu: 3, 4 or 6 integers");
+  }
+  const auto at = [&](size_t i) { return gpu.size() > i ? gpu[i] : 0; };
+  return {gpu[0], gpu[1], gpu[2], at(3), at(4), at(5)};
 }
 
 template <class Source, size_t kCount>

@@ -86,9 +86,12 @@ inline double blocks_cycles(double busy, double resident, double work, double en
 }
 
 // Multiprocessors that clusters of so many blocks can have, one block on each. A cluster lies in
-// one GPC; those of an H200 have 16 or 18.
+// one GPC; where the driver has not been asked, those are taken to have 16 or 18. On a GPU that has
+// one of 14 a cluster that waits for another one to end would double a kernel's time.
 inline int64_t cluster_multiprocessors(int64_t blocks, const RfGpu& gpu) {
   constexpr int64_t kNeighbours = 16;
+  const int64_t asked = blocks == 4 ? gpu.clusters_of_4 : blocks == 8 ? gpu.clusters_of_8 : 0;
+  if (asked > 0) return asked * blocks;
   const int64_t all = gpu.multiprocessors;
   return blocks > 2 && all >= kNeighbours ? all - all % kNeighbours : all;
 }

@@ -287,6 +287,10 @@ extern "C" int rf_network_clusters(int32_t /*cluster*/, int32_t* clusters) {
   *clusters = 0;
   return 0;
 }
+extern "C" int rf_gpu_clusters(int32_t /*cluster*/, int32_t /*shared_bytes*/, int32_t* clusters) {
+  *clusters = 0;
+  return 0;
+}
 #endif
 
 extern "C" int32_t rf_network_configuration() { return resnet_fused::kNetworkTile; }

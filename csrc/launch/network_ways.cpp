@@ -113,7 +113,11 @@ int64_t most_blocks(const NetworkWay& way, const RfGpu& gpu) {
   const int64_t beside =
       std::min<int64_t>(way.beside, gpu.shared_per_multiprocessor / (way.shared_bytes + 1024));
   if (way.cluster == 1) return beside * gpu.multiprocessors;
-  return beside * cluster_multiprocessors(way.cluster, gpu) / way.cluster * way.cluster;
+  // Blocks of one cluster may share a multiprocessor: what there is room for one by one says less
+  // than rf_network_clusters.
+  RfGpu unasked = gpu;
+  unasked.clusters_of_4 = unasked.clusters_of_8 = 0;
+  return beside * cluster_multiprocessors(way.cluster, unasked) / way.cluster * way.cluster;
 }
 
 std::string way_fault(const NetworkWay& way, const RfNetwork& network, const RfGpu& gpu,
