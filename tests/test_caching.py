@@ -214,6 +214,34 @@ def test_vectors_that_a_graph_reads_live_on_and_its_own_are_not_kept(layer, monk
         assert alive() is not None
 
 
+def test_who_counts_what_replays_write_lets_vectors_be_kept(layer, monkeypatch):
+    """As `train.CapturedStep` does: an evaluation between two epochs is as fast as ever."""
+    x = x4()
+    with rf.backend("reference"):
+        prepared(layer, x)
+        with monkeypatch.context() as capturing, _prepared.counted():
+            capturing.setattr(_prepared, "is_captured", lambda t: True)
+            layer.bn.requires_grad_(False)
+            layer(x4()).square().mean().backward()
+        before = check(layer, x)
+        with torch.no_grad():
+            kept = _prepared.vectors(layer.conv, layer.bn, torch.float32)
+            assert _prepared.vectors(layer.conv, layer.bn, torch.float32) is kept
+            uncounted(layer)
+            torch.autograd.graph.increment_version([layer.bn.weight])
+        assert not torch.allclose(check(layer, x), before)
+
+
+def test_a_step_in_a_graph_reads_the_statistics_of_each_replay(layer, monkeypatch):
+    with rf.backend("reference"):
+        prepared(layer, x4())
+        with torch.no_grad():
+            kept = _prepared.vectors(layer.conv, layer.bn, torch.float32)
+        layer.bn.requires_grad_(False)
+        monkeypatch.setattr(_prepared, "is_captured", lambda t: True)
+        assert _prepared.vectors(layer.conv, layer.bn, torch.float32) is not kept
+
+
 def test_other_streams_find_vectors_that_are_computed(layer, monkeypatch):
     """Where they are kept: a thread on another stream may be the next to read them."""
     waited = []

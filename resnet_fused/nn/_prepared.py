@@ -8,6 +8,9 @@ there. A write through `.data` does not: call `rf.refresh(model)` after one.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +21,19 @@ from ..ops import onednn
 
 ATTRIBUTE = "_resnet_fused_cache"
 VECTORS = "_resnet_fused_vectors"
+
+
+_COUNTED: ContextVar[bool] = ContextVar("_COUNTED", default=False)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[None]:
+    """For who captures a step and gives what it writes new versions behind each replay."""
+    token = _COUNTED.set(True)
+    try:
+        yield
+    finally:
+        _COUNTED.reset(token)
 
 
 class Snapshot:
@@ -89,8 +105,8 @@ class Cache:
     Attributes:
         entry: what is kept. Replaced whole: threads that race build it twice and agree.
         captured: values whose addresses CUDA graphs hold, which nobody tells when those end.
-        trained: whether a graph was captured that may write what the values are made of: its
-            replays leave no versions behind, so that nothing is kept.
+        trained: whether a graph was captured that may write what the values are made of and whose
+            replays leave no versions behind (see `counted`): nothing is kept.
     """
 
     __slots__ = ("captured", "entry", "trained")
@@ -167,7 +183,7 @@ def before_a_step(conv: nn.Module, weight: Tensor) -> None:
         conv: the layer's convolution.
         weight: its weight; where it tells that the step goes into a graph, none are kept any more.
     """
-    if is_captured(weight):
+    if is_captured(weight) and not _COUNTED.get():
         conv.__dict__.setdefault(VECTORS, Cache()).trained = True
     cache = conv.__dict__.get(VECTORS)
     if cache is not None:
@@ -226,7 +242,9 @@ def vectors(conv: nn.Conv2d, bn: nn.Module, compute: torch.dtype) -> tuple[Tenso
     cache = conv.__dict__.setdefault(VECTORS, Cache())
     entry, captured = cache.entry, is_captured(conv.weight)
     fresh = entry is not None and entry.options == options and entry.norm is type(bn)
-    if fresh and not cache.trained and entry.snapshot.holds():
+    # A graph of a step reads what is there when it is replayed, as the modules would.
+    anew = cache.trained or (captured and torch.is_grad_enabled())
+    if fresh and not anew and entry.snapshot.holds():
         if captured and all(one is not entry.value for one in cache.captured):
             cache.captured.append(entry.value)
         return entry.value

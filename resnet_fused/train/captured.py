@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from resnet_fused import backends
 from resnet_fused.freeze._gpu import Driver
+from resnet_fused.nn import _prepared
 from resnet_fused.nn._modules import has_global_hooks
 from resnet_fused.train.step import Loss, Phase, Step, Taken
 
@@ -254,7 +255,8 @@ class CapturedStep(Step):
         """The graph of a shape, or None, with the reason in `_failed`."""
         inputs = images.clone(), targets.clone()
         try:
-            with _capturable(self.optimizer):
+            # As `_replay` counts what was written, what is kept of layers is found to be old.
+            with _capturable(self.optimizer), _prepared.counted():
                 made = driver.capture(lambda: self._run(*inputs, contextlib.nullcontext))
         except RuntimeError as error:
             self._failed = f"no graph: {str(error).partition(chr(10))[0]}"
