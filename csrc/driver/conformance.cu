@@ -182,7 +182,7 @@ void run_folder(const std::filesystem::path& folder) {
     const auto input = folder / (std::string(instruction.name) + ".in");
     if (!std::filesystem::exists(input)) continue;
     ++found;
-    if (device_sm() < instruction.oldest_sm) continue;
+    if (!instruction.runs_on(device_sm())) continue;
     write_words(folder / (std::string(instruction.name) + ".out"),
                 run(instruction, read_words(input)));
   }

@@ -19,7 +19,15 @@ struct Instruction {
   int oldest_sm;     // 80, or 90 where the instruction came with it
   // Starts one block a case; 0 or a cudaError_t.
   int (*launch)(int cases, const uint32_t* input, uint32_t* output);
+  bool of_sm90a = false;  // no GPU runs it but those of capability 9.0
+
+  bool runs_on(int sm) const { return of_sm90a ? sm == 90 : sm >= oldest_sm; }
 };
+
+inline Instruction of_sm90a(Instruction instruction) {
+  instruction.of_sm90a = true;
+  return instruction;
+}
 
 std::vector<Instruction> matrix_instructions();
 std::vector<Instruction> warp_instructions();

@@ -372,8 +372,8 @@ std::vector<Instruction> copy_instructions() {
           tensors<Load, true>("tma_load_im2col_tf32"),
           tensors<Store>("tma_store"),
           tensors<Store>("tma_store_im2col"),
-          tensors<Multicast>("tma_load_multicast"),
-          tensors<Multicast>("tma_load_im2col_multicast"),
+          of_sm90a(tensors<Multicast>("tma_load_multicast")),
+          of_sm90a(tensors<Multicast>("tma_load_im2col_multicast")),
           describe<BulkCopy>("bulk_copy"),
           describe<Barrier>("mbarrier")};
 }

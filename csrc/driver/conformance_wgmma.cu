@@ -181,6 +181,7 @@ std::vector<Instruction> wgmma_instructions() {
 #define RF_WIDTH(N, ...) all.push_back(describe<Product<ptx::Bf16, N>>("wgmma_bf16_" #N));
   RF_WGMMA_SHAPES(RF_WIDTH)
 #undef RF_WIDTH
+  for (Instruction& one : all) one.of_sm90a = true;
   return all;
 }
 
