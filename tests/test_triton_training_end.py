@@ -98,7 +98,7 @@ class TestRule:
 
     def test_where_one_kernel_makes_all_three(self):
         """By the GPU: its places among ResNet-50's fifteen, and cycles that are said."""
-        shapes = {32: (6, 3, 0), 256: (6, 3, 0), 1: (0, 1, 0)}
+        shapes = {32: (6, 3, 3), 256: (6, 3, 3), 1: (0, 1, 0)}
         for batch, wanted in shapes.items():
             taken = [
                 sum(
@@ -125,7 +125,8 @@ class TestRule:
         for limits, filters, channels, name in (
             (H200, 64, 256, "64x128_8w2s"), (H200, 128, 512, "128x128_8w2s"), (H200, 144, 64, None),
             (H200, 128, 528, None), (A100, 64, 512, "64x128_8w2s"), (A100, 128, 256, "128x64_8w2s"),
-            (A100, 128, 512, None), (H200, 56, 256, None), (H200, 64, 72, None),
+            (A100, 128, 512, None), (CONSUMER, 64, 256, "128x64_8w2s"), (CONSUMER, 64, 272, None),
+            (H200, 56, 256, None), (H200, 64, 72, None),
         ):  # fmt: skip
             found = united.serves(filters, channels, 2, limits)
             assert (found and found.name) == name

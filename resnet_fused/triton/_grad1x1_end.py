@@ -12,9 +12,9 @@ from . import _grad1x1, _tiles
 from ._grad1x1 import PIXELS, SUM, Config
 
 CONFIGS = (
-    Config(64, 128, 2, 80 * 1024, (80, 90, 100)),
+    Config(64, 128, 2, 80 * 1024, (80, 86, 89, 90, 100)),
     Config(128, 128, 2, 128 * 1024, (90, 100)),
-    Config(128, 64, 1, 80 * 1024, (80,)),
+    Config(128, 64, 1, 80 * 1024, (80, 86, 89, 120)),
 )
 """As of `_grad1x1`; of those that an architecture takes, the first that holds all filters serves.
 256 filters stand behind 1024 channels in a ResNet: too many programs would read the same dz and y.
