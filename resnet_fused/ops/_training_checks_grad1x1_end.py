@@ -82,7 +82,8 @@ def conv_bn_grad1x1_end(configuration: str, device: str) -> None:
                 None if t is None else t.to(device) if t.dim() == 2 else channels_last(t, device)
                 for t in made
             ]
-            kernel.launch(*given, dx, sums, dweight, max(1, step), config=config, parts=2)
+            arguments = [*given, dx, sums, dweight, max(1, step)]
+            kernel.launch(*arguments, config=config, parts=2)
             what = f"{case.name}, {dtype}, {configuration}"
             require_exact(f"{what}, dx", buffer, dx, expected_dx)
             require_exact(f"{what}, dweight", kept, dweight, expected_dw.float())
