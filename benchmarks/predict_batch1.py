@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -28,7 +28,7 @@ import predict_network
 import predict_triton
 
 import resnet_fused as rf
-from resnet_fused.cases import ConvCase
+from resnet_fused.cases import ChainCase, ConvCase
 from resnet_fused.freeze import _chains, _order, _rules, _served
 from resnet_fused.freeze._ir import Graph, Step
 from resnet_fused.ops import _chain_plan
@@ -46,16 +46,21 @@ ORDINARY, EARLY = 2.0, 1.2
 before the one ahead has ended. Both are guesses until they are measured."""
 
 
+Serving = Callable[[ChainCase, torch.dtype, torch.device], Answer]
+"""What is said of a chain, as `ops.conv_chain.serves` does."""
+
+
+def by_triton(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
+    """Triton's kernel on an H200."""
+    found = _chain_plan.predict(case, DTYPE, H200)
+    if isinstance(found, str):
+        return Answer(found, False, found)
+    return Answer(None, found.gain > 0, str(found), found.gain)
+
+
 @contextlib.contextmanager
-def on_h200() -> Iterator[None]:
+def on_h200(serves: Serving = by_triton) -> Iterator[None]:
     """Has the rules decide as on an H200 on which every kernel is admitted."""
-
-    def serves(case, dtype, device) -> Answer:
-        found = _chain_plan.predict(case, DTYPE, H200)
-        if isinstance(found, str):
-            return Answer(found, False, found)
-        return Answer(None, found.gain > 0, str(found), found.gain)
-
     with (
         mock.patch.object(_served, "refusal", return_value=None),
         mock.patch.object(_chains, "serves", serves),
@@ -65,16 +70,19 @@ def on_h200() -> Iterator[None]:
 
 
 @functools.cache
-def graph_of(batch: int, size: int = 224) -> tuple[Graph, _chains.Shapes]:
+def graph_of(
+    batch: int, size: int = 224, serves: Serving = by_triton
+) -> tuple[Graph, _chains.Shapes]:
     """ResNet-50 after all rules, and the shapes of its values.
 
     Args:
         batch: images that the rules are told of.
         size: their height and width.
+        serves: says which chains are taken.
     """
     graph = rf.freeze(rf.models.resnet50().eval(), torch.zeros(1, 3, 32, 32))._plain
     example = torch.empty(batch, 3, size, size, device="meta")
-    with on_h200():
+    with on_h200(serves):
         place = _rules.Place(torch.device("cpu"), DTYPE, (example,))
         graph, _ = _rules.apply(_rules.DEVICE, graph, place)
     return graph, _chains.shapes_of(graph, (example,))

@@ -4,9 +4,10 @@ As `predict_engine.py` does for Triton's: of each block's end the cut that saves
 and chains take what their plans for a GPU of capability 9.0 predict, or what memory takes, and a
 launch; the stem what bounds the kernel on wgmma, the head its bytes. First what the engine takes as
 more chains are allowed, beside what the project aims at, and at batch 1 what it takes where kernels
-begin early; then the rungs of the plan that the kernels were built by; then the launches that lose
-most against memory and tensor cores without any loss, and the other ResNets. Nothing of it has been
-measured. Needs the extension built with nvcc, which holds the models.
+begin early; then the rungs of the plan that the kernels were built by, the last of which takes what
+the batch's order leaves in L2 (`predict_order.py`); then the launches that lose most against memory
+and tensor cores without any loss, and the other ResNets. Nothing of it has been measured. Needs the
+extension built with nvcc, which holds the models.
 
     python benchmarks/predict_cuda_engine.py            # the tables
     python benchmarks/predict_cuda_engine.py --write    # into the docs, its calls as JSON
@@ -15,6 +16,7 @@ measured. Needs the extension built with nvcc, which holds the models.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import predict_network
+import predict_order
 import predict_stem
 import predict_triton as rates
 from predict_batch1 import EARLY, ORDINARY
@@ -37,6 +40,7 @@ from resnet_fused.bench.spanning_kernels import KINDS
 from resnet_fused.bench.subject import Layer, layers
 from resnet_fused.cases import ChainCase, ConvCase
 from resnet_fused.ops import _chain_plan, _cuda_plan
+from resnet_fused.ops.conv_chain import Answer
 
 BEGIN, END = "<!-- cuda engine: begin -->", "<!-- cuda engine: end -->"
 AIMS = {1: 0.15e-3, 32: 32 / 45e3, 256: 256 / 60e3}
@@ -81,6 +85,8 @@ PLANNED = (51.6e3, 59e3, 63e3, None, 67e3)
 2 was one of its rungs."""
 PLANNED_LAST = "the batch's order", 69e3
 """Its last rung, which is not of the plans but of what is left in L2 (predict_order.py)."""
+ORDERS_AT = (32, 256)
+"""Images of the batches whose order is simulated."""
 
 
 def least(cost: roofline.Cost) -> float:
@@ -205,7 +211,55 @@ def rungs() -> Iterable[str]:
         yield f"| {name} | {cells} |"
         before = behind
     name, planned = PLANNED_LAST
-    yield f"| {name} | {planned:,.0f} | {1e6 * PLANNED_AT / planned:,.0f} | | | |"
+    us, meant = ordered(PLANNED_AT).us, 1e6 * PLANNED_AT / planned
+    cells = f"{planned:,.0f} | {meant:,.0f} | {us:,.0f} | {us - meant:.0f} | "
+    yield f"| {name} | {cells}{us - meant - before:.0f} |"
+
+
+def serves(case: ChainCase, dtype: torch.dtype, device: torch.device) -> Answer:
+    """What `rf.freeze`'s rules are told of a chain: as `cuts` takes them."""
+    del dtype, device
+    us, parts = chain_us(case), sum(conv_us(part) for part in case.parts)
+    if us is None:
+        return Answer("no configuration takes it", False, "no configuration takes it")
+    return Answer(None, us < parts, f"{us:.0f} us, by its parts {parts:.0f}", parts - us)
+
+
+class Ordered(NamedTuple):
+    """The engine whose steps turn round by `rf.freeze`'s rule."""
+
+    us: float
+    forwards: int  # bytes through memory where all walk forwards
+    moved: int  # by the rule
+
+
+@functools.cache
+def ordered(batch: int) -> Ordered:
+    """With all chains, if every byte that the order saves were waited for."""
+    walks = predict_order.walks_of(batch, serves)
+    forwards, rule, _ = (
+        predict_order.simulated(walks, order, batch)
+        for order in predict_order.orders_of(walks).values()
+    )
+    saved = 1e6 * (forwards - rule) / rates.MEMORY
+    return Ordered(engine(batch, STEPS[-1][1]).us - saved, forwards, rule)
+
+
+def order() -> str:
+    """What the batch's order is worth at most, in words."""
+    said = []
+    for batch in ORDERS_AT:
+        us, forwards, moved = ordered(batch)
+        said.append(
+            f"{moved / 1e6:,.0f} MB in the place of {forwards / 1e6:,.0f} at batch {batch}, where "
+            f"the engine would take {us:,.0f} us, **{1e6 * batch / us:,.0f} images/s**"
+        )
+    return (
+        "The last rung is the order in which steps walk the batch ([freeze.md](freeze.md#the-order"
+        "-of-the-batch)), simulated for the engine of these kernels: through memory go "
+        f"{', and '.join(said)}. That is the most that it can bring: where tensor cores or L2 "
+        "bound a launch, nobody waits for those bytes."
+    )
 
 
 def one_image() -> str:
@@ -300,7 +354,21 @@ def text() -> str:
     )
     limits = f"{MEMORY / 1e12:.1f} TB/s or {TENSOR / 1e12:.0f} TFLOP/s and no launch"
     said = f"Batch {LOSSES_AT}, all chains allowed; without loss means {limits}:"
-    parts = [*ladder(), "", rung, "", *rungs(), "", one_image(), "", said, "", *losses()]
+    parts = [
+        *ladder(),
+        "",
+        rung,
+        "",
+        *rungs(),
+        "",
+        order(),
+        "",
+        one_image(),
+        "",
+        said,
+        "",
+        *losses(),
+    ]
     parts += ["", "ResNets of each depth, one by one and with all chains allowed:", "", *depths()]
     return "\n".join(parts)
 

@@ -58,9 +58,9 @@ class Walk(NamedTuple):
 
 
 @functools.cache
-def walks_of(batch: int) -> list[Walk]:
+def walks_of(batch: int, serves: predict_batch1.Serving = predict_batch1.by_triton) -> list[Walk]:
     """The steps of ResNet-50's engine over so many images, in the memory that it would have."""
-    graph, shapes = predict_batch1.graph_of(batch)
+    graph, shapes = predict_batch1.graph_of(batch, serves=serves)
     sizes = {value: prod(shape) * SIZE for value, shape in shapes.items()}
     typed = {value: (size, predict_batch1.DTYPE) for value, size in sizes.items()}
     placed = _memory.plan(_memory.lives(graph, typed, {})).offsets

@@ -97,6 +97,20 @@ def test_what_the_page_says_of_the_plan_in_words(tool):
     ]
 
 
+@pytest.mark.parametrize("batch", [32, 256])
+def test_the_order_is_simulated_for_the_engine_that_is_predicted(tool, batch):
+    """Its steps are the launches that are counted, and turning them round moves less."""
+    whole = tool.engine(batch, tool.STEPS[-1][1])
+    walks = tool.predict_order.walks_of(batch, tool.serves)
+    assert len(walks) == whole.kernels - tool.head_kernels(batch) + 1
+    assert walks != tool.predict_order.walks_of(batch)  # Triton's engine is another one
+    found = tool.ordered(batch)
+    assert found.moved < found.forwards
+    assert found.us == pytest.approx(
+        whole.us - 1e6 * (found.forwards - found.moved) / tool.rates.MEMORY
+    )
+
+
 def test_depths_follow_from_one_another(tool):
     """ResNet-50 is the engine above; basic blocks have no chain, a deeper network takes longer."""
     for batch in tool.DEPTHS_AT:
