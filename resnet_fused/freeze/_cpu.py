@@ -79,8 +79,8 @@ class Layer:
     def refused(self, x: Tensor) -> str | None:
         """Why oneDNN can't take this very input [N, C, H, W], or None."""
         weight, geometry = self.step.tensors["weight"], self._geometry
-        if not onednn.window_fits(x, weight, geometry[2]):
-            return "one channel and a filter larger than the image"
+        if not onednn.shape_fits(x, weight, *geometry[:3]):
+            return "a shape of which oneDNN has been seen to err"
         if not self.narrow and not onednn.pytorch_agrees(x, weight, geometry):
             return "PyTorch does not give a convolution this small to oneDNN either"
         return None

@@ -268,8 +268,9 @@ def _unfit(folded: onednn.Folded, x: Tensor, narrow: bool) -> str | None:
     """Why these weights, or this input, are no case for oneDNN, or None."""
     if not folded.tame:
         return "folded weights that are huge or not finite"
-    if not onednn.window_fits(x, folded.weight, folded.geometry[2]):
-        return "one channel and a filter larger than the image, where oneDNN has been seen to err"
+    padding, stride, dilation, _ = folded.geometry
+    if not onednn.shape_fits(x, folded.weight, stride, padding, dilation):
+        return "a shape of which oneDNN has been seen to err"
     if not narrow and not folded.serves(x):
         return "PyTorch does not give a convolution this small to oneDNN either"
     return None

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
-from ..ops import _block_end, _end_gradient, _finalize, _grad1x1, _results, _training, _training_cpu
+from ..ops import (
+    _block_end,
+    _convolution,
+    _end_gradient,
+    _finalize,
+    _grad1x1,
+    _results,
+    _training,
+    _training_cpu,
+)
 from . import _prepared
 from . import _training_processes as _processes
 from ._training_junction import End, Junction, is_watched
@@ -131,7 +140,7 @@ class _Forward:
         weight = _cast(given, h)
         if layer.live or norm is not None:
             return weight, *self.op("conv_bn_stats", h, norm, weight, *layer.geometry)
-        return weight, torch.conv2d(h, weight, None, *layer.geometry), None
+        return weight, _convolution.output(h, weight, *layer.geometry), None
 
     def convolve(self, layer: Layer, index: int, h: Tensor, norm: Tensor | None) -> None:
         given, gamma, beta = self.parameters[PARAMETERS * index :][:PARAMETERS]

@@ -51,7 +51,7 @@ def _in_form(t: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
 
 def conv_bn_stats(x: Tensor, norm: Tensor | None, weight: Tensor, *geometry: Any) -> Any:
     """Body of `conv_bn_stats`."""
-    y = torch.conv2d(_read(x, norm), weight, None, *geometry)
+    y = _convolution.output(_read(x, norm), weight, *geometry)
     y = _in_form(y, x.dtype, _results.wants_channels_last(x, weight))
     stats = _stats(y, 2, y.shape[1])
     passes.bn_stats_out(y, stats)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .. import backends
-from . import _autocast, _checks, _cuda, _cuda_plan, _triton, onednn
+from . import _autocast, _checks, _convolution, _cuda, _cuda_plan, _triton, onednn
 from ._library import define, overload
 from ._results import wants_channels_last
 from .bn_act import channel_sum, masked
@@ -38,7 +38,7 @@ def _reference(
     residual: Tensor | None,
     *geometry: Any,
 ) -> Tensor:
-    raw = torch.conv2d(x, weight, None, *geometry[:4])
+    raw = _convolution.output(x, weight, *geometry[:4])
     return overload("bn_act", "reference")(raw, scale, shift, residual, geometry[4])
 
 
@@ -50,7 +50,7 @@ def _split(
     residual: Tensor | None,
     *geometry: Any,
 ) -> Tensor:
-    raw = torch.conv2d(x, weight, None, *geometry[:4])
+    raw = _convolution.output(x, weight, *geometry[:4])
     return bn_act_forward(raw, scale, shift, residual, geometry[4])
 
 
@@ -63,7 +63,7 @@ def _cpu(
     *geometry: Any,
 ) -> Tensor:
     folded = onednn.fold_once(weight, scale, shift, x.dtype, geometry[:4])
-    if not (folded.tame and onednn.window_fits(x, weight, geometry[2])):
+    if not (folded.tame and onednn.shape_fits(x, weight, *geometry[:3])):
         # Inf * w summed is not scale * (w summed): such weights are not folded.
         return _split(x, weight, scale, shift, residual, *geometry)
     bound = onednn.largest(x) * folded.gain + folded.offset
@@ -85,7 +85,7 @@ def _cpu32(
     folded = onednn.fold_once(weight, scale, shift, torch.float32, geometry[:4])
     if not folded.tame:
         return _split(x, weight, scale, shift, residual, *geometry)
-    if not onednn.window_fits(x, weight, geometry[2]):
+    if not onednn.shape_fits(x, weight, *geometry[:3]):
         wide = None if residual is None else residual.float()
         y = _split(x.float(), weight.float(), scale, shift, wide, *geometry)
         return y.to(x.dtype)
@@ -288,7 +288,7 @@ class _ConvBnAct(torch.autograd.Function):
         if name in backends.GPU_BACKENDS:
             y = overload("conv_bn_act", name)(x, weight, scale, shift, residual, *geometry)
         else:
-            raw = torch.conv2d(x, weight, None, *geometry[:4])
+            raw = _convolution.output(x, weight, *geometry[:4])
             y = bn_act_forward(raw, scale, shift, residual, act)
         # The raw output is needed for the gradient of scale alone, the result for ReLU's mask, and
         # the input for the gradient of the weight.

@@ -44,7 +44,7 @@ def statistics(y: Tensor) -> Tensor:
 
 
 def _reference(x: Tensor, norm: Tensor | None, weight: Tensor, *geometry: Any) -> Any:
-    y = torch.conv2d(read(x, norm), weight, None, *geometry)
+    y = _convolution.output(read(x, norm), weight, *geometry)
     return y, statistics(y)
 
 

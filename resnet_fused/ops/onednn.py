@@ -24,6 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import backends
+from . import _convolution
 
 # Sums below this can't overflow on the way, with room for rounding.
 LARGEST = 1e37
@@ -241,15 +242,23 @@ def pytorch_agrees(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     return picked in _ONEDNN_PICKS
 
 
-def window_fits(x: Tensor, weight: Tensor, dilation: Sequence[int]) -> bool:
-    """False for one channel and a filter that is larger than the image without its padding.
+def shape_fits(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> bool:
+    """False where oneDNN has been seen to err.
 
-    There oneDNN has been seen to err: one channel, 6x2 pixels, a 3x4 filter.
+    With one channel and a filter larger than the image without its padding, such as 6x2 pixels and
+    a 3x4 filter; and of the shapes that `_convolution.errs` names.
     """
-    return x.shape[1] > 1 or all(
+    window = x.shape[1] > 1 or all(
         spread * (taps - 1) < size
         for size, taps, spread in zip(x.shape[2:], weight.shape[2:], dilation, strict=True)
     )
+    return window and not _convolution.errs(x, weight, stride, padding, dilation)
 
 
 class _Kept(NamedTuple):
