@@ -64,5 +64,7 @@ def test_within_the_bound(entry, dtype, case, layout, seed):
     assert y.shape == case.output_shape
     if y.numel():
         form = ACTIVATION[layout]
-        eager = torch.conv2d(operands.x, operands.weight, None, **case.geometry)
+        # In float64: in bfloat16 oneDNN ends the process for some shapes (ops/_convolution.py).
+        x, weight = operands.x.double(), operands.weight.double()
+        eager = torch.conv2d(x, weight, None, **case.geometry)
         assert y.is_contiguous(memory_format=form) == eager.is_contiguous(memory_format=form)

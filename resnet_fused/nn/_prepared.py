@@ -167,12 +167,13 @@ def drop(module: nn.Module) -> None:
 
 def is_captured(t: Tensor) -> bool:
     """Whether what is computed on a tensor's device goes into a CUDA graph."""
-    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+    # Fake tensors may be on a GPU that is not there.
+    return t.is_cuda and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def finish(t: Tensor) -> None:
     """Waits for what the current stream has to compute: whoever reads it next may be on another."""
-    if t.is_cuda:
+    if t.is_cuda and torch.cuda.is_initialized():
         torch.cuda.current_stream(t.device).synchronize()
 
 
