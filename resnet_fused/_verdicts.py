@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import platformdirs
+
 logger = logging.getLogger("resnet_fused")
 
 FOLDER = "RESNET_FUSED_CACHE"
@@ -42,19 +44,14 @@ class Stored(NamedTuple):
 def path() -> Path | None:
     """Where the file lies, or None for a user without a home.
 
-    `RESNET_FUSED_CACHE` names the folder itself; otherwise it is `resnet_fused` in
-    `XDG_CACHE_HOME`, or in `~/.cache`.
+    `RESNET_FUSED_CACHE` names the folder itself; otherwise it is `resnet_fused` in the user's cache
+    folder, which on Linux is `XDG_CACHE_HOME`, or `~/.cache`.
     """
     given = os.environ.get(FOLDER)
     if given:
         return Path(given).expanduser() / FILE
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # the XDG specification: others are ignored
-        return Path(base) / "resnet_fused" / FILE
-    try:
-        return Path.home() / ".cache" / "resnet_fused" / FILE
-    except RuntimeError:
-        return None
+    folder = platformdirs.user_cache_path("resnet_fused", appauthor=False)
+    return folder / FILE if folder.is_absolute() else None  # "~" where nobody has a home
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from command import as_json, run
 from PIL import Image
 
 import resnet_fused as rf
+from resnet_fused import admission
 from resnet_fused.bench import load, record
 from resnet_fused.data import photographs
 
@@ -112,6 +113,23 @@ def test_explain_prints_a_line_a_layer_and_a_summary() -> None:
     assert len(lines) == 1 + 20 + 1
     assert lines[1].startswith("conv1 ")
     assert "20 of 20 convolutions fused" in lines[-1]
+
+
+def test_explain_in_training() -> None:
+    training, inference = (
+        as_json("explain", *SMALL, "--batch", "2", "--mode", mode)
+        for mode in ("training", "inference")
+    )
+    assert (training["mode"], inference["mode"]) == ("training", "inference")
+    assert all(row["why"].startswith("training") for row in training["rows"])
+    assert not any("training" in row["why"] for row in inference["rows"])
+
+
+def test_info_says_once_what_keeps_all_kernels_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "platform_refusal", lambda name, index=0: "no such thing here")
+    text = run("info").stdout
+    assert text.count("no such thing here") == 1
+    assert f"none of {len(admission.kernels())} kernels: no such thing here" in text
 
 
 def test_predict_agrees_with_torchvision(picture: Path, weights: Path) -> None:

@@ -70,6 +70,11 @@ def test_unknown_model(command: str, name: str, hint: str) -> None:
         (["bench", "resnet18", "--batch", "0"], ["--batch", "0"]),
         (["bench", "resnet18", "--rounds", "0"], ["--rounds", "0"]),
         (["explain", "resnet18", "--size", "8"], ["--size", "8"]),
+        (["explain", "resnet18", "--mode", "train"], ["--mode", "train", "inference", "training"]),
+        (
+            ["explain", "resnet18", "--mode", "training", "--size", "32"],
+            ["--batch 1", "--size 32", "more than 1 value per channel"],
+        ),
         (["explain", "resnet18", "--device", "gpu0"], ["--device", "'gpu0'", "cpu, cuda"]),
         (["explain", "resnet18", "--device", "meta"], ["--device", "'meta'", "cpu, cuda"]),
         (["explain", "resnet18", "--device", "cpu:3"], ["--device", "'cpu:3'", "cpu, cuda"]),

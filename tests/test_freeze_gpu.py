@@ -29,6 +29,8 @@ class StandIn:
         self.failures: list[Exception] = []
         self.inside = 0
         self.own_capture = False
+        self.current = 0
+        self.held: list[tuple[int, int]] = []
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -61,6 +63,12 @@ class StandIn:
 
     def wait(self, mark: str) -> None:
         self.log.append(f"wait for {mark}")
+
+    def stream(self) -> int:
+        return self.current
+
+    def hold(self, memory) -> None:
+        self.held += [(self.current, tensor.data_ptr()) for tensor in memory]
 
     def release(self) -> None:
         self.log.append("release")
@@ -249,6 +257,19 @@ def test_a_stream_waits_for_the_one_before_it(launches):
     run(engine, images())
     run(engine, images())
     assert driver.log == ["wait for mark 1", "mark", "wait for mark 1", "mark"]
+
+
+def test_memory_that_another_stream_reads_is_not_the_next_ones_meanwhile(launches):
+    """An engine may drop a program whose replay a second thread's stream has still to run."""
+    engine, driver = engine_of(tiny_resnet(tv.BasicBlock), images())
+    run(engine, images())
+    assert driver.held == [], "the allocator orders what its own stream does"
+    driver.current = 7
+    run(engine, images())
+    (program,) = engine._programs.values()
+    memory = [*program._inputs, *program._memory.values()]
+    assert len(memory) >= 2
+    assert driver.held == [(7, tensor.data_ptr()) for tensor in memory]
 
 
 def test_out_of_memory_drops_the_other_shapes_and_captures_again(launches):

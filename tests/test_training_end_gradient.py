@@ -12,6 +12,7 @@ import functools
 import gc
 import threading
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -214,6 +215,22 @@ def test_a_node_s_hook_that_gives_another_gradient(change):
         out.backward(gradient_like(out))
 
     check(row(), images(), 2, 2, backward=backward)
+
+
+def test_sums_are_kept_for_the_stream_that_takes_them(monkeypatch):
+    class Sums:
+        is_cuda, device = True, torch.device("cuda", 1)
+        kept: ClassVar[list[object]] = []
+
+        def record_stream(self, stream):
+            self.kept.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: ("stream of", str(device)))
+    junction, sums, dz = junctions.Junction(), Sums(), torch.ones(4)
+    junction.leave(dz, sums)
+    assert junction.take(torch.ones(4)) is None and sums.kept == []
+    junction.leave(dz, sums)
+    assert junction.take(dz) is sums and sums.kept == [("stream of", "cuda:1")]
 
 
 def test_only_the_very_tensor_is_taken_and_once():

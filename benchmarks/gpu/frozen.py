@@ -17,7 +17,7 @@ from gpu.device import capture, interleaved, is_cuda, same_bits, synchronize
 from gpu.operands import MODES, precise
 from resnet_fused import numerics
 from resnet_fused.calibrate import calibrate_batchnorm
-from resnet_fused.freeze import _gpu, _one_launch
+from resnet_fused.freeze import _driver, _gpu, _one_launch
 
 SHAPES = ((1, 224, 224), (3, 224, 224), (2, 97, 131))
 """Images, height, width: a lone one, an odd batch, odd sizes."""
@@ -29,7 +29,7 @@ TORCHS = ("torch", "modules")
 """What the report calls steps that are no kernel's."""
 
 
-class Standin(_gpu.Driver):
+class Standin(_driver.Driver):
     """On the CPU: a graph is what runs again into the memory of the first time."""
 
     @contextlib.contextmanager
@@ -55,6 +55,10 @@ class Standin(_gpu.Driver):
 
     def wait(self, mark: Any) -> None:
         """Nobody waits."""
+
+    def stream(self) -> int:
+        """There are none."""
+        return 0
 
     def release(self) -> None:
         """No memory is kept."""

@@ -30,14 +30,21 @@ DataType conv_type(const char* name, const Tensor& tensor) {
 }
 
 RfGpu gpu_of(const std::vector<int64_t>& numbers) {
-  if (numbers.size() != 3 && numbers.size() != 4) {
+  if (numbers.size() != 3 && numbers.size() != 4 && numbers.size() != 6) {
     fail(
-        "gpu: expected 3 or 4 integers (multiprocessors, bytes of shared memory of a block and of ",
-        "a multiprocessor, 10 times the capability), got ", shape_of(numbers));
+        "gpu: expected 3, 4 or 6 integers (multiprocessors, bytes of shared memory of a block and ",
+        "of a multiprocessor, 10 times the capability, clusters of 4 and of 8 blocks that run at ",
+        "once), got ", shape_of(numbers));
   }
-  return RfGpu{narrowed("multiprocessors", numbers[0]), narrowed("shared memory", numbers[1]),
-               narrowed("shared memory", numbers[2]),
-               numbers.size() == 4 ? narrowed("capability", numbers[3]) : 0};
+  RfGpu gpu{narrowed("multiprocessors", numbers[0]), narrowed("shared memory", numbers[1]),
+            narrowed("shared memory", numbers[2])};
+  if (numbers.size() > 3) gpu.capability = narrowed("capability", numbers[3]);
+  if (numbers.size() > 4) {
+    // 0: nobody has asked the driver, or it does not say.
+    if (numbers[4] != 0) gpu.clusters_of_4 = narrowed("clusters of 4", numbers[4]);
+    if (numbers[5] != 0) gpu.clusters_of_8 = narrowed("clusters of 8", numbers[5]);
+  }
+  return gpu;
 }
 
 RfGpu gpu_of(int device) {

@@ -31,8 +31,9 @@ using PlanResult = std::tuple<int64_t, int64_t, int64_t, double, std::string>;
 // The dtype of the tensor called `name`, one of those that the convolutions multiply.
 DataType conv_type(const char* name, const Tensor& tensor);
 
-// Multiprocessors, bytes of shared memory of a block and of a multiprocessor; and 10 times the
-// capability, where that is known: without it no kernel for one of them is planned.
+// Multiprocessors, bytes of shared memory of a block and of a multiprocessor; 10 times the
+// capability, where that is known: without it no kernel for one of them is planned; and how many
+// clusters of 4 and of 8 blocks run at once.
 RfGpu gpu_of(const std::vector<int64_t>& numbers);
 
 // What the driver says of a device; asked once.

@@ -69,6 +69,13 @@ void conv_bn_act_out(Tensor x, Tensor weight, Tensor scale, Tensor shift,
   run_conv(kConvBnAct, problem, configuration, splits, out);
 }
 
+// The six numbers of a plan, as the driver gives them for a device, which is the current one.
+std::vector<int64_t> conv_gpu(int64_t device) {
+  const RfGpu found = gpu_of(static_cast<int>(device));
+  return {found.multiprocessors, found.shared_per_block, found.shared_per_multiprocessor,
+          found.capability,      found.clusters_of_4,    found.clusters_of_8};
+}
+
 }  // namespace
 
 void define_conv_bn_act(torch::stable::detail::StableLibrary& library) {
@@ -82,6 +89,7 @@ void define_conv_bn_act(torch::stable::detail::StableLibrary& library) {
       "int[2] dilation, int groups, bool allow_tf32, Tensor out, int[] gpu, int configuration, "
       "int splits) -> (int configuration, int splits, int workspace_bytes, float cycles, str why)");
   library.def("conv_bn_act_configurations() -> str[]");
+  library.def("conv_gpu(int device) -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, library) {
@@ -97,6 +105,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, library) {
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, library) {
   library.impl("conv_bn_act_plan", TORCH_BOX(&conv_bn_act_plan));
   library.impl("conv_bn_act_configurations", TORCH_BOX(&conv_bn_act_configurations));
+  library.impl("conv_gpu", TORCH_BOX(&conv_gpu));
 }
 
 }  // namespace resnet_fused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from resnet_fused.cli._errors import UserError
 from resnet_fused.cli._options import (
     check_environment,
     device_option,
@@ -15,6 +16,8 @@ from resnet_fused.cli._options import (
 )
 from resnet_fused.cli._output import echo_json, table
 
+MODES = ("inference", "training")
+
 
 @click.command()
 @click.argument("model")
@@ -22,12 +25,24 @@ from resnet_fused.cli._output import echo_json, table
 @size_option
 @dtype_option
 @device_option
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="inference",
+    show_default=True,
+    help="inference: BatchNorm with its kept statistics, without gradients; training: "
+    "with the batch's, and with gradients.",
+)
 @json_option
-def explain(model: str, batch: int, size: int, dtype: str, device: str, as_json: bool) -> None:
+def explain(
+    model: str, batch: int, size: int, dtype: str, device: str, mode: str, as_json: bool
+) -> None:
     """Fuse MODEL and show which implementation serves each layer.
 
-    MODEL is torchvision's name (resnet50), timm:NAME, or rf:NAME (resnet_fused.models).
-    """
+    MODEL is torchvision's name (resnet50), timm:NAME, or rf:NAME (resnet_fused.models). With --mode
+    training it is one forward pass in training mode, whose layers also say what their backward
+    takes.
+    """  # fmt: skip
     check_environment()
     where = torch_device(device)
     import torch
@@ -38,12 +53,20 @@ def explain(model: str, batch: int, size: int, dtype: str, device: str, as_json:
 
     network = _models.load(model)
     fused = rf.fuse(cast(network.model, where, torch_dtype(dtype)))
+    fused.train(mode == "training")
     x = torch.zeros(batch, 3, size, size, device=where, dtype=torch_dtype(dtype))
-    with torch.no_grad():
-        found = rf.explain(fused, x.to(memory_format=torch.channels_last))
+    try:
+        with torch.set_grad_enabled(mode == "training"):
+            found = rf.explain(fused, x.to(memory_format=torch.channels_last))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"--batch {batch} with --size {size}: {error}; accepted are more images, or larger ones"
+        ) from error
     if as_json:
         echo_json({"model": model, "batch": batch, "size": size, "dtype": dtype, "device": device,
-                   **found.to_dict()})  # fmt: skip
+                   "mode": mode, **found.to_dict()})  # fmt: skip
         return
     rows = [[row.layer, row.pattern, row.implementation, row.why] for row in found.rows]
     click.echo(table(["layer", "pattern", "implementation", "why"], rows))

@@ -121,6 +121,9 @@ def _admission() -> dict[str, Any]:
 
 def _admission_lines(about: dict[str, Any]) -> list[str]:
     lines = [f"cache {about['cache'] or 'none: no home folder'}"]
+    reasons = {row["why"] for row in about["kernels"]}
+    if len(reasons) == 1 < len(about["kernels"]) and reasons != {None}:
+        return [*lines, f"none of {len(about['kernels'])} kernels: {reasons.pop()}"]
     for row in about["kernels"]:
         state = row["why"]
         if row["admitted"]:

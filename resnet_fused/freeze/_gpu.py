@@ -5,15 +5,14 @@ When it comes again its steps are captured: inputs and results lie in memory of 
 kernels of this package write into one planned arena. A replay copies the input in, launches the
 graph and copies the result out, so that the caller's tensor is his alone.
 
-`Driver` is what there is to know about CUDA; everything else is the same on any device.
+What there is to know about CUDA is in `_driver`; everything else is the same on any device.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from . import _calls, _kernels, _memory, _one_launch
+from ._driver import Driver
 from ._ir import FUSED, Graph, Step, fill
 
 logger = logging.getLogger("resnet_fused")
@@ -31,54 +31,6 @@ OTHER = (
     "other: each waits"
 )
 Registers = list[Any]
-
-
-class Driver:
-    """Graph capture and the order of streams on one GPU.
-
-    Args:
-        device: the GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Makes the GPU the current one."""
-        with torch.cuda.device(self.device):
-            yield
-
-    def capturing(self) -> bool:
-        """Whether the caller is capturing a graph of his own, into which the steps then go."""
-        return torch.cuda.is_current_stream_capturing()
-
-    def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Captures what `run` launches.
-
-        Returns:
-            What replays it on the current stream, and what `run` returned.
-        """
-        graph = torch.cuda.CUDAGraph()
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        # Only what this thread does may break the capture: others go on with their work.
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            result = run()
-        current.wait_stream(side)
-        return graph.replay, result
-
-    def mark(self) -> Any:
-        """A point on the current stream."""
-        return torch.cuda.current_stream().record_event()
-
-    def wait(self, mark: Any) -> None:
-        """Lets the current stream wait for a point on another."""
-        torch.cuda.current_stream().wait_event(mark)
-
-    def release(self) -> None:
-        """Gives memory that nobody uses back to the GPU."""
-        torch.cuda.empty_cache()
 
 
 class Steps:
@@ -296,6 +248,7 @@ class Captured:
         with torch.inference_mode(False), torch.no_grad(), driver.active():
             self._inputs = [torch.empty_like(arg).copy_(arg) for arg in args]
             self._memory = steps.arena(args[0].device)
+            self._stream = driver.stream()
             if steps.joined and (why := self._not_joined()) is not None:
                 logger.warning("freeze: %s: %s: each layer is a launch", _of(args), why)
                 steps.separate(why)
@@ -353,6 +306,9 @@ class Captured:
             self._replay()
             result = _pytree.tree_map_only(Tensor, torch.clone, self._results)
             self._done = self._driver.mark()
+            if self._driver.stream() != self._stream:
+                # The engine may drop this program while another thread's call of it still runs.
+                self._driver.hold([*self._inputs, *self._memory.values()])
         return result
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from ..ops._results import is_channels_last
-from . import _cpu, _file, _gpu, _memory, _one_launch, _rules
+from . import _cpu, _driver, _file, _gpu, _memory, _one_launch, _rules
 from ._ir import FUSED, Graph
 
 # Kinds that are worth a row in a report: the rest takes no time.
@@ -134,7 +134,7 @@ class Engine(nn.Module):
             apart = None
             if chains and _one_launch.asked(self.device):
                 apart, _ = _rules.apply(_rules.APART, self._plain, place)
-            return _gpu.Builder(graph, _gpu.Driver(self.device), self._free, apart)
+            return _gpu.Builder(graph, _driver.Driver(self.device), self._free, apart)
         return _cpu.Builder(graph, self.dtype)
 
     def _free(self) -> None:

@@ -38,7 +38,11 @@ class Junction:
         if left is None:
             return None
         dz, version, sums = left
-        return sums if dz() is dout and dout._version == version else None
+        if dz() is not dout or dout._version != version:
+            return None
+        if sums.is_cuda:  # autograd does so with `dout`, where the two nodes' streams differ
+            sums.record_stream(torch.cuda.current_stream(sums.device))
+        return sums
 
 
 class End(NamedTuple):

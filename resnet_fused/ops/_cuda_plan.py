@@ -124,6 +124,9 @@ def complete(op: str, device: torch.device) -> bool:
 
 @functools.cache
 def _gpu(index: int) -> tuple[int, ...]:
+    if _extension.available() and hasattr(torch.ops.resnet_fused, "conv_gpu"):
+        with torch.cuda.device(index):  # the launches' own numbers, clusters too
+            return tuple(torch.ops.resnet_fused.conv_gpu(index))
     about = torch.cuda.get_device_properties(index)
     return (
         about.multi_processor_count,
@@ -138,7 +141,8 @@ def gpu(device: torch.device) -> tuple[int, ...]:
 
     Returns:
         Multiprocessors, bytes of shared memory of a block and of a multiprocessor, 10 times the
-        compute capability.
+        compute capability; with the extension's kernels also how many clusters of 4 and of 8 blocks
+        run at once, each block on a multiprocessor of its own, 0 where there are none.
     """
     return _gpu(torch.cuda.current_device() if device.index is None else device.index)
 

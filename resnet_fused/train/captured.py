@@ -21,7 +21,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from resnet_fused import backends
-from resnet_fused.freeze._gpu import Driver
+from resnet_fused.freeze._driver import Driver
 from resnet_fused.nn import _prepared
 from resnet_fused.nn._modules import has_global_hooks
 from resnet_fused.train.step import Loss, Phase, Step, Taken
