@@ -25,7 +25,7 @@ def test_a_plan_takes_as_many_clusters_as_the_driver_says():
         _cuda_plan.plan(made, (*H200, 90, *clusters), index).cycles
         for clusters in ((), (0, 0), (33, 16), (11, 5))
     )
-    assert unasked == none == all_
+    assert all_ <= unasked == none
     assert few > 1.5 * unasked, "a third of the blocks"
     with pytest.raises(RuntimeError, match=r"gpu: expected 3, 4 or 6 integers .* got \[5\]"):
         _cuda_plan.plan(made, (*H200, 90, 33))
@@ -49,9 +49,7 @@ def test_python_takes_what_the_extension_says(monkeypatch):
         return contextlib.nullcontext()
 
     monkeypatch.setattr(torch.cuda, "device", inside)
-    monkeypatch.setattr(
-        torch.ops.resnet_fused, "conv_gpu", lambda index: [*H200, 90, 33, 14 + index]
-    )
+    monkeypatch.setattr(torch.ops.resnet_fused, "conv_gpu", lambda index: [*H200, 90, 33, index])
     _cuda_plan._gpu.cache_clear()
     try:
         assert _cuda_plan.gpu(torch.device("cuda", 1)) == (*H200, 90, 33, 1)
