@@ -27,7 +27,7 @@ def test_a_plan_takes_as_many_clusters_as_the_driver_says():
     )
     assert all_ <= unasked == none
     assert few > 1.5 * unasked, "a third of the blocks"
-    with pytest.raises(RuntimeError, match=r"gpu: expected 3, 4 or 6 integers .* got \[132, .*, 90, 33\]"):
+    with pytest.raises(RuntimeError, match=r"gpu: expected 3, 4 or 6 integers .* 90, 33\]"):
         _cuda_plan.plan(made, (*H200, 90, 33))
     with pytest.raises(RuntimeError, match="clusters of 8: expected a positive 32-bit integer"):
         _cuda_plan.plan(made, (*H200, 90, 33, -1))
