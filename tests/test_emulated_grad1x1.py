@@ -139,6 +139,16 @@ def test_no_bank_conflicts_and_every_byte_once(name):
     assert read + sum(t.nbytes for t in got) <= 1.1 * cost.bytes
 
 
+def test_warps_share_the_parts_of_an_element():
+    """Nobody loads all of them one behind the other; some warps have one more than others."""
+    case = dataclasses.replace(ODD, n=9, h=8, w=8)
+    o = exact(case, torch.bfloat16)
+    parts, columns, elements = 18, 2, (case.k + 2) * case.c
+    got, report = call(o, configuration=0, splits=parts)
+    require(case, o, got)
+    assert report["blocks"] == parts * columns + -(-elements // 32)  # of eight warps
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout(layout):
     """What the kernel cannot read is copied; so is a result that it cannot write."""

@@ -113,3 +113,14 @@ def test_behind_a_blocks_end_it_reads_masks_and_sums_more(planted, words):
     assert tile is not None and tile.ended
     assert tile.shared == 4 * 40960 + 16384 + 2 * 8192 + 72
     assert rules.short_name(ENDED) == "conv_bn_grad1x1_end_tma<BFloat16, 64x128 4 stages>"
+
+
+def test_what_adds_the_parts_shares_them_among_its_warps():
+    def failed(totals, registers=32):
+        name = "_ZN12resnet_fused28conv_bn_grad1x1_merge_kernelIfEEvNS_16Grad1x1ArgumentsE"
+        code = {"LDG.E": 5, "DADD": 12, "LDS.64": totals}
+        return rules.Kernel(name, "80", registers, instructions=code).failures()
+
+    assert failed(7) == []
+    assert any("0 LDS.64, at least 7" in sentence for sentence in failed(0))
+    assert any("65 registers" in sentence for sentence in failed(7, 65))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ROW_BYTES, BOX, CONSUMERS, DEPTH = 128, 64, 2, 16
 REGISTERS = 168  # a launch gives every thread
 MOST_SHARED = 227 * 1024
+MERGING_WARPS = 8  # csrc/kernels/conv_bn_grad1x1_merge_sm80.cuh
 
 
 @dataclass(frozen=True)
@@ -94,4 +95,13 @@ def grad1x1_by_tma(kernel: Kernel) -> dict[str, bool]:
             f"{kernel.count(pattern)} {pattern}, at least {few}": kernel.count(pattern) >= few
             for pattern, few in least.items()
         },
+    }
+
+
+def grad1x1_merging(kernel: Kernel) -> dict[str, bool]:
+    """The rules, as sentences, of what adds the parts: its warps share them."""
+    totals, most = kernel.count(r"LDS\b.*\.64\b.*"), 64
+    return {
+        f"{kernel.registers} registers, at most {most}": kernel.registers <= most,
+        f"{totals} LDS.64, at least {MERGING_WARPS - 1}": totals >= MERGING_WARPS - 1,
     }

@@ -17,7 +17,7 @@ from _cuda_chain_rules import chain_by_tma, chain_tma_tile_of, is_e4m3_chain
 from _cuda_cluster import by_cluster, cluster_of, sharing
 from _cuda_dgrad_rules import dgrad_by_tma, dgrad_by_window, dgrad_of, dgrad_window_of
 from _cuda_early import TRIGGER, WAIT, Early, rule_of
-from _cuda_grad1x1_rules import grad1x1_by_tma, grad1x1_tile_of
+from _cuda_grad1x1_rules import grad1x1_by_tma, grad1x1_merging, grad1x1_tile_of
 from _cuda_network import MEETS, at_least, by_network_clusters, network_of
 from _cuda_resident import FULL_OCCUPANCY, REGISTERS, RESERVED_SHARED, SHARED, most_registers
 from _cuda_stationary import by_stationary, stationary_name
@@ -351,7 +351,7 @@ RULES = {
     "bn_act_vector_kernel": _bn_act_vector,
     "bn_act_strided_kernel": functools.partial(_at_most, 64),
     "conv_wgrad_merge_kernel": functools.partial(_at_most, 64),
-    "conv_bn_grad1x1_merge_kernel": functools.partial(_at_most, 64),
+    "conv_bn_grad1x1_merge_kernel": grad1x1_merging,
     "conv_bn_grad1x1_kernel": merged_gradients,
     "conv_bn_grad1x1_end_kernel": functools.partial(merged_gradients, ended=True),
     "conv_bn_grad1x1_tma_kernel": grad1x1_by_tma,
