@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = gpu_check._Parser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--budget-min", dest="minutes", type=gpu_check._minutes,
                         default=DEFAULT_MINUTES, help="for everything")  # fmt: skip
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / NAME, help="folder")
+    parser.add_argument("--output", type=command.path, default=ROOT / "build" / NAME, help="folder")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
                         help="cpu: the same steps, tiny, with stand-ins")  # fmt: skip
     parser.add_argument("--steps", type=_steps, default=tuple(SHARES),
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--driver", type=Path, help="a resnet_fused_driver that was carried")
     parser.add_argument("--sanitizer", help="the compute-sanitizer to run")
     parser.add_argument("--conformance", help="a program in the place of tools/conformance.py")
-    parser.add_argument("--results", type=Path, help="where GPU/DATE-COMMIT.json goes")
+    parser.add_argument("--results", type=command.path, help="where GPU/DATE-COMMIT.json goes")
     parser.add_argument("--peers", type=recorded.peer_names, default=(), help="that prepare long")
     parser.add_argument("--commit", help="where there is no .git")
     chosen = parser.parse_args(arguments)

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import platformdirs
-
 logger = logging.getLogger("resnet_fused")
 
 FOLDER = "RESNET_FUSED_CACHE"
@@ -50,8 +48,18 @@ def path() -> Path | None:
     given = os.environ.get(FOLDER)
     if given:
         return Path(given).expanduser() / FILE
-    folder = platformdirs.user_cache_path("resnet_fused", appauthor=False)
+    folder = _user_folder()
     return folder / FILE if folder.is_absolute() else None  # "~" where nobody has a home
+
+
+def _user_folder() -> Path:
+    try:
+        import platformdirs
+    except ImportError:  # gpu-check runs a checkout where nothing was installed
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        # The XDG specification: a path that is not absolute is ignored.
+        return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "resnet_fused")
+    return platformdirs.user_cache_path("resnet_fused", appauthor=False)
 
 
 @functools.cache

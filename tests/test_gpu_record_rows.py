@@ -106,3 +106,17 @@ def test_a_sanitizers_calls_share_the_cores_and_one_that_is_cut_costs_itself(
     assert "5 of 6 calls passed" in found["memcheck"]["skipped"]
     first = driver.calls_for([9, 0])[:20]
     assert len(set(first) & set(driver.SM90A_CALLS)) == 10 == len(set(first) & set(driver.CALLS))
+
+
+def test_paths_are_those_of_where_the_command_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its children run in the checkout: a relative path would be another one there.
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "bin" / "driver"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    chosen = gpu_record.parse(["--output", "out", "--results", "kept", "--driver", "bin/driver"])
+    assert (chosen.output, chosen.results) == (tmp_path / "out", tmp_path / "kept")
+    assert driver.find(chosen.driver) == program

@@ -37,6 +37,11 @@ class Ran:
         return self.text[-TAIL:]
 
 
+def path(text: str) -> Path:
+    """A path of the command line: children run in the checkout, wherever this process runs."""
+    return Path(text).absolute()
+
+
 class Child:
     """A command under way.
 

@@ -168,7 +168,8 @@ def calls_for(capability: Sequence[int] | None) -> tuple[tuple[str, ...], ...]:
 def find(given: Path | None) -> Path | None:
     """The driver as given, or the newest one that was built or carried in build/driver-*."""
     if given is not None:
-        return given if shutil.which(given) else None
+        found = shutil.which(given)
+        return command.path(found) if found else None
     built = [path for path in ROOT.glob(f"build/driver-*/{NAME}") if shutil.which(path)]
     return max(built, key=lambda path: path.stat().st_mtime, default=None)
 

@@ -189,6 +189,7 @@ def captured(device: str) -> dict[str, Any]:
         side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         optimizer = _optimizer(models[1])
         state = copy.deepcopy(models[1].state_dict())
+        side.wait_stream(torch.cuda.current_stream())  # state is read there
         with torch.cuda.stream(side):
             _step(models[1], optimizer, x, labels)
         synchronize(device)
