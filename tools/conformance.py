@@ -315,7 +315,8 @@ def build_for(architecture: str) -> Path:
         return program
     folder.mkdir(parents=True, exist_ok=True)
     machine = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    flags = ["-std=c++20", "-O2", machine, "-Werror", "all-warnings"]
+    strict = ["-Xcudafe", "--promote_warnings", "-Xptxas", "--warning-as-error"]
+    flags = ["-std=c++20", "-O2", machine, *strict]
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.name}.o"

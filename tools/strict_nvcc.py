@@ -2,7 +2,7 @@
 
     python tools/strict_nvcc.py nvcc -c kernel.cu ...
 
-ptxas reports these as information, which `-Werror all-warnings` lets through: matrix instructions
+ptxas reports these as information, which `--warning-as-error` lets through: matrix instructions
 that it had to serialize (C7510, C7511), and waits or arrivals that it put in (C7517, C7519, C7520).
 CMake calls it as the compiler's launcher.
 """
