@@ -6,8 +6,9 @@
 Eager (channels_last, autocast) and fused take one step each under Nsight Compute, which counts each
 kernel's reads and writes of memory. Caches are left as the kernel ahead has left them and clocks as
 they are. Kernels run one after the other so: programmatic launches do not overlap, sizes stay. What
-the roofline predicts is benchmarks/predict_cuda_training.py's. Exit code 1: fused moves more than
---at-most times eager's bytes; 2: nothing could be measured.
+the roofline predicts is benchmarks/predict_cuda_training.py's. The extension is the one in place,
+or of a wheel in build/wheel. Exit code 1: fused moves more than --at-most times eager's bytes; 2:
+nothing could be measured, or no kernel of this package served a layer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ VARIANTS = ("eager", "fused")
 WARM_UP = 3
 """Steps ahead: compilers, cuDNN's search, self-checks of kernels."""
 LIMIT_S = 1800.0
+SERVED = "layers served by: "
 OPTIONS = (
     "--profile-from-start", "off", "--cache-control", "none", "--clock-control", "none", "--csv",
     "--print-units", "base", "--metrics", ",".join(METRICS),
@@ -68,13 +71,18 @@ def parse(text: str) -> dict[str, Any]:
     return {"kernels": len(kernels), "read": read, "written": written, "names": names}
 
 
-def step(variant: str, model: str, batch: int, size: int) -> None:
+def step(variant: str, model: str, batch: int, size: int, beside: Path) -> None:
     """Takes a few steps and marks the last one's forward and backward for the profiler."""
     import torch
 
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    from gpu import extension
+
     import resnet_fused as rf
 
+    folder, _ = extension.locate(ROOT, beside)
+    if folder is not None:
+        rf.__path__.append(folder)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     made = rf.unfuse(rf.models.get_model(model)).cuda().to(memory_format=torch.channels_last)
@@ -82,6 +90,8 @@ def step(variant: str, model: str, batch: int, size: int) -> None:
     x = torch.randn(batch, 3, size, size, device="cuda")
     x = x.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (batch,), device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        print(SERVED + json.dumps(rf.explain(net, x).counts()), flush=True)
     for number in range(WARM_UP + 1):
         net.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
@@ -102,14 +112,22 @@ def measure(ncu: str, variant: str, model: str, batch: int, size: int) -> dict[s
     """
     program = [sys.executable, str(Path(__file__).resolve()), "--step", variant]
     words = ["--model", model, "--batch", str(batch), "--size", str(size)]
-    ran = subprocess.run(
-        [ncu, *OPTIONS, *program, *words], capture_output=True, text=True, timeout=LIMIT_S,
-        check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as beside:
+        ran = subprocess.run(
+            [ncu, *OPTIONS, *program, *words, "--beside", beside], capture_output=True, text=True,
+            timeout=LIMIT_S, check=False,
+        )  # fmt: skip
     if ran.returncode != 0:
         said = " ".join((ran.stdout + ran.stderr).split())[-400:]
         raise ValueError(f"{variant}: exit code {ran.returncode}: {said}")
-    return parse(ran.stdout)
+    served = [line for line in ran.stdout.splitlines() if line.startswith(SERVED)]
+    counts = json.loads(served[-1].removeprefix(SERVED)) if served else {}
+    if variant == "fused" and not counts.keys() & {"cuda", "triton"}:
+        raise ValueError(
+            f"fused: no kernel of resnet_fused served a layer ({counts}): `resnet-fused explain "
+            f"rf:{model} --mode training --device cuda --dtype bfloat16` says why"
+        )
+    return {**parse(ran.stdout), "served": counts}
 
 
 def report(found: dict[str, dict[str, Any]], batch: int) -> Iterable[str]:
@@ -120,7 +138,8 @@ def report(found: dict[str, dict[str, Any]], batch: int) -> Iterable[str]:
         read, written = (1e-6 * one[name] / batch for name in ("read", "written"))
         sizes = f"{read:.1f} | {written:.1f} | {read + written:.1f}"
         yield f"| {variant} | {one['kernels']} | {sizes} |"
-    yield ""
+    served = ", ".join(f"{count} by {name}" for name, count in found["fused"]["served"].items())
+    yield f"\nconvolutions of the fused one: {served}\n"
     names = found["fused"]["names"]
     for name in sorted(names, key=lambda name: -names[name][1])[:10]:
         count, moved = names[name]
@@ -139,9 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ncu", default="ncu", help="Nsight Compute's program")
     parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--step", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--beside", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.step:
-        step(chosen.step, chosen.model, chosen.batch, chosen.size)
+        step(chosen.step, chosen.model, chosen.batch, chosen.size, chosen.beside)
         return 0
     ncu = shutil.which(chosen.ncu)
     if ncu is None:

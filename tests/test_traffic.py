@@ -19,6 +19,7 @@ NCU = """#!/bin/sh
 case "$*" in *"--cache-control none"*"--clock-control none"*) ;; *) exit 9;; esac
 case "$*" in *"--step eager"*) each=1,000,000;; *) each={fused};; esac
 echo '==PROF== Connected to process 1'
+echo 'layers served by: {served}'
 echo '{head}'
 for id in 0 1; do
   for metric in dram__bytes_read.sum dram__bytes_write.sum; do
@@ -39,7 +40,7 @@ def stand_in(folder: Path, text: str) -> str:
 def test_the_share_of_eagers_bytes_is_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fused: str, code: int
 ) -> None:
-    ncu = stand_in(tmp_path, NCU.format(fused=fused, head=HEAD))
+    ncu = stand_in(tmp_path, NCU.format(fused=fused, head=HEAD, served='{"cuda": 52, "triton": 1}'))
     file = tmp_path / "traffic.json"
     assert traffic.main(["--ncu", ncu, "--batch", "2", "--output", str(file)]) == code
     said = capsys.readouterr().out
@@ -47,6 +48,7 @@ def test_the_share_of_eagers_bytes_is_judged(
     assert "| eager | 2 | 1.0 | 1.0 | 2.0 |" in said
     assert f"fused moves {share:.3f} of eager's bytes" in said
     assert "in   2 of kernel(int, float)" in said
+    assert "convolutions of the fused one: 52 by cuda, 1 by triton" in said
     found = json.loads(file.read_text())
     assert found["ratio"] == pytest.approx(share) and found["batch"] == 2
     assert found["variants"]["eager"]["names"] == {"kernel(int, float)": [2, 4e6]}
@@ -58,7 +60,14 @@ def test_the_share_of_eagers_bytes_is_judged(
         ("#!/bin/sh\necho ERR_NVGPUCTRPERM; exit 1", "exit code 1: ERR_NVGPUCTRPERM"),
         ("#!/bin/sh\necho '==PROF== nothing'", "it printed no table"),
         (f"#!/bin/sh\necho '{HEAD}'\necho '{OTHER}'", "none of dram__"),
-        (NCU.format(fused="1", head=HEAD).replace('"byte', '"Mbyte'), "is in Mbyte, not in byte"),
+        (
+            NCU.format(fused="1", head=HEAD, served="{}").replace('"byte', '"Mbyte'),
+            "is in Mbyte, not in byte",
+        ),
+        (
+            NCU.format(fused="1", head=HEAD, served='{"modules": 53}'),
+            "no kernel of resnet_fused served a layer ({'modules': 53})",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(
